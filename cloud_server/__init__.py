@@ -1,0 +1,1 @@
+"""What runs in the cloud: teacher, public bank, selection, distillation, rounds and the Flower ServerApp."""
