@@ -1,0 +1,142 @@
+"""The arms of the comparison: what each asks of a device and how it chooses public clips.
+
+The thesis' four (all_distill, + random, + select, + select + cluster), the controls that an honest table needs
+(equal steps, class-prior sampling, oracle classes, prior correction) and ``fedstill``, our combination.
+Every arm that trains further gets the same number of clips and of epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedstill.cloud_server.plan import Plan
+from fedstill.cloud_server.public_bank import PublicBank
+from fedstill.cloud_server.rounds import SelectData
+from fedstill.cloud_server.selection import (
+    Selection,
+    per_prototype,
+    select_by_prior,
+    select_by_transport,
+    select_nearest,
+    select_random,
+)
+from fedstill.cloud_server.settings import DistillationSettings, PrototypeSettings
+from fedstill.protos.messages import PrototypeUpload
+
+SHARED = ("all_distill", "all_distill_equal_steps", "prior_corrected", "teacher")
+"""Arms whose network is the same for every device: trained once per seed. The teacher is no arm of the table, only
+its upper reference."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How one arm works.
+
+    Attributes:
+        upload: what the device uploads each outer epoch; None if the arm needs nothing from it.
+        prior_correction: the device corrects for its own class prior when it decides.
+        own_settings: trains with the experiment's ``[fedstill]`` table instead of ``[distillation]``.
+    """
+
+    name: str
+    upload: str | None = None
+    prior_correction: bool = False
+    own_settings: bool = False
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("all_distill"),
+        Arm("all_distill_random"),
+        Arm("all_distill_select", upload="samples"),
+        Arm("all_distill_select_cluster", upload="prototypes"),
+        Arm("all_distill_equal_steps"),
+        Arm("class_prior_sampling", upload="histogram"),
+        Arm("oracle_classes"),
+        Arm("prior_corrected", prior_correction=True),
+        Arm("teacher"),
+        Arm("fedstill", upload="prototypes", prior_correction=True, own_settings=True),
+    )
+}
+
+
+def distillation_of(arm: Arm, plan: Plan) -> DistillationSettings:
+    """The training settings of an arm."""
+    return plan.ours if arm.own_settings else plan.distillation
+
+
+def budget_of(plan: Plan, public: int) -> int:
+    """Public clips per outer epoch, equal in all arms."""
+    return max(1, round(plan.selection.budget * public))
+
+
+def upload_kind(arm: Arm, prototypes: PrototypeSettings) -> str:
+    """The wire's name for what this arm's devices upload."""
+    assert arm.upload is not None
+    return prototypes.kind if arm.upload == "prototypes" else arm.upload
+
+
+def select_rule(
+    arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.random.Generator
+) -> SelectData:
+    """The arm's SelectData, with its own stream of randomness."""
+    public = len(bank.labels)
+    budget = budget_of(plan, public)
+    settings = plan.selection
+
+    def at_random(_upload: PrototypeUpload | None, _bank: PublicBank) -> Selection:
+        return Selection.uniform(select_random(public, budget, rng))
+
+    def nearest(upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert upload is not None
+        n = per_prototype(budget, len(upload.counts))
+        beliefs = bank.probabilities(settings.temperature)
+        return Selection.uniform(select_nearest(upload.probabilities, beliefs, n))
+
+    def by_prior(upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert upload is not None
+        return Selection.uniform(select_by_prior(bank.labels, upload.probabilities[0], budget, rng))
+
+    def by_true_classes(_upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        prior = np.isin(np.arange(bank.logits.shape[1]), plan.oracle_classes[client]) * bank.class_prior()
+        return Selection.uniform(select_by_prior(bank.labels, prior, budget, rng))
+
+    def by_transport(upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert upload is not None
+        beliefs = bank.probabilities(settings.temperature)
+        return select_by_transport(
+            upload.probabilities, upload.counts, beliefs, budget, sharpness=settings.sharpness
+        )
+
+    rules: dict[str, SelectData] = {
+        "all_distill_random": at_random,
+        "all_distill_select": nearest,
+        "all_distill_select_cluster": nearest,
+        "class_prior_sampling": by_prior,
+        "oracle_classes": by_true_classes,
+        "fedstill": by_transport,
+    }
+    return rules[arm.name]
+
+
+def whole_set_in_turns(public: int, budget: int, rng: np.random.Generator) -> SelectData:
+    """All public clips, ``budget`` at a time and none twice before all had their turn: the equal-steps control."""
+    waiting = np.empty(0, np.int64)
+
+    def next_turn(_upload: PrototypeUpload | None, _bank: PublicBank) -> Selection:
+        nonlocal waiting
+        while len(waiting) < budget:
+            waiting = np.concatenate([waiting, rng.permutation(public)])
+        turn, waiting = waiting[:budget], waiting[budget:]
+        return Selection.uniform(turn)
+
+    return next_turn
+
+
+def with_variant(plan: Plan, sweep: str, value: int) -> Plan:
+    """The plan with one prototype setting swept (Figures 5.12 and 5.13)."""
+    field = {"cluster_samples": "samples_per_prototype", "uploaded_samples": "upload_limit"}[sweep]
+    return replace(plan, prototypes=replace(plan.prototypes, **{field: value}))

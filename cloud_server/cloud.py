@@ -1,0 +1,186 @@
+"""What the cloud owns for one seed: public clips, teacher, public bank and the students shared by all devices.
+
+Everything here is made once and kept in the run directory; a resumed run finds it there.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedstill.cloud_server.arms import budget_of, whole_set_in_turns
+from fedstill.cloud_server.distillation import make_distiller
+from fedstill.cloud_server.metrics import Metrics
+from fedstill.cloud_server.plan import Plan
+from fedstill.cloud_server.public_bank import PublicBank, compute_bank, open_bank, save_bank
+from fedstill.cloud_server.selection import Selection
+from fedstill.cloud_server.teacher import count_correct, teacher_spec, train_teacher
+from fedstill.datasets.store import ClipStore, open_store
+from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
+from fedstill.models.checkpoint import CheckpointMeta, load_checkpoint, network_to_json, save_checkpoint
+from fedstill.models.packing import pack
+from fedstill.protos.messages import Student
+
+
+@dataclass
+class SeedCloud:
+    """The cloud side of one seed."""
+
+    plan: Plan
+    seed: int
+    metrics: Metrics
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.plan.work) / f"seed{self.seed}"
+
+    @cached_property
+    def public(self) -> ClipStore:
+        return open_store(Path(self.plan.public))
+
+    @cached_property
+    def split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(training, held-out) public positions; the held-out share is the only place to tune on."""
+        return hold_out(self.public.speakers, self.plan.holdout, self.seed)
+
+    @cached_property
+    def teacher(self) -> AudioVisualNet:
+        """Trained once per seed (Algorithm 6, lines 1-3)."""
+        stem = self.directory / "teacher"
+        if stem.with_suffix(".json").exists():
+            return load_checkpoint(stem)[0].to(self.plan.compute.torch_device)
+        training, held_out = self.split
+        settings = self.plan.teacher
+
+        def report(epoch: int, loss: float) -> None:
+            self.metrics.loss(
+                "teacher_epoch", f"teacher/seed{self.seed}", epoch, loss, seed=self.seed, epochs=settings.epochs
+            )
+
+        net = train_teacher(
+            self.public, training, settings, self.plan.compute, self._generator("teacher"), report
+        )
+        if len(held_out):
+            correct = count_correct(net, self.public, held_out, self.plan.compute)
+            self.metrics.emit("teacher", seed=self.seed, correct=correct, total=len(held_out))
+        self._save(stem, net, teacher_spec(self.public, settings))
+        return net
+
+    @cached_property
+    def bank(self) -> PublicBank:
+        """The teacher's view of all public clips (Algorithm 7, line 5), computed once."""
+        version = hashlib.sha256(pack(self.teacher.state_dict()).tobytes()).hexdigest()[:16]
+        folder = self.directory / "bank"
+        bank = open_bank(folder, version)
+        if bank is None:
+            save_bank(compute_bank(self.teacher, self.public, self.plan.compute, version), folder)
+            bank = open_bank(folder, version)
+            assert bank is not None
+        return bank
+
+    @cached_property
+    def student_spec(self) -> NetworkSpec:
+        teacher = teacher_spec(self.public, self.plan.teacher)
+        return NetworkSpec(
+            self.plan.student.encoder, teacher.feature_width, teacher.classes, teacher.fusion, teacher.frame_channels
+        )
+
+    @cached_property
+    def all_distill(self) -> AudioVisualNet:
+        """The student distilled on all public clips (Algorithm 6, line 4), under the teacher's head."""
+        stem = self.directory / "all_distill"
+        if stem.with_suffix(".json").exists():
+            return load_checkpoint(stem)[0]
+        student = AudioVisualNet(self.student_spec, self._generator("student"))
+        student.head.load_state_dict(self.teacher.head.state_dict())
+        settings, public = self.plan.student, len(self.public.info)
+        distiller = make_distiller(
+            student, self.public, self.bank, self.plan.distillation, settings.optimiser, self.plan.compute,
+            self._generator("all_distill"), epochs=settings.epochs, clips_per_epoch=public,
+        )
+        everything = Selection.uniform(np.arange(public))
+        for epoch in range(settings.epochs):
+            (loss,) = distiller.run(everything, 1)
+            self.metrics.loss(
+                "all_distill_epoch", f"all_distill/seed{self.seed}", epoch + 1, loss,
+                seed=self.seed, epochs=settings.epochs,
+            )
+        student = distiller.student.cpu().eval()
+        self._save(stem, student, self.student_spec)
+        return student
+
+    @cached_property
+    def equal_steps(self) -> AudioVisualNet:
+        """AllDistill trained on with as many steps as the other arms: what mere further training is worth."""
+        stem = self.directory / "all_distill_equal_steps"
+        if stem.with_suffix(".json").exists():
+            return load_checkpoint(stem)[0]
+        settings, public = self.plan.distillation, len(self.public.info)
+        turns = settings.outer_epochs * settings.inner_epochs
+        budget = budget_of(self.plan, public)
+        distiller = make_distiller(
+            copy.deepcopy(self.all_distill), self.public, self.bank, settings, settings.optimiser,
+            self.plan.compute, self._generator("equal_steps"), epochs=turns, clips_per_epoch=budget,
+        )
+        next_turn = whole_set_in_turns(public, budget, np.random.default_rng(self.seed))
+        for turn in range(turns):
+            (loss,) = distiller.run(next_turn(None, self.bank), 1)
+            self.metrics.emit("equal_steps_epoch", seed=self.seed, epoch=turn + 1, epochs=turns, loss=loss)
+        student = distiller.student.cpu().eval()
+        self._save(stem, student, self.student_spec)
+        return student
+
+    def shared(self, arm: str) -> AudioVisualNet:
+        """The network of an arm that is the same for all devices."""
+        if arm == "teacher":
+            return self.teacher
+        return self.equal_steps if arm == "all_distill_equal_steps" else self.all_distill
+
+    def wire(self, net: AudioVisualNet) -> Student:
+        """A network as the message that carries it."""
+        return Student(pack(net.state_dict()), network_to_json(net.spec), self.public.class_names)
+
+    def save_student(self, name: str, net: AudioVisualNet) -> None:
+        """Keep a personal student beside the seed's other models."""
+        self._save(self.directory / "students" / name, net, self.student_spec)
+
+    def _save(self, stem: Path, net: AudioVisualNet, spec: NetworkSpec) -> None:
+        specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
+        save_checkpoint(stem, net, CheckpointMeta(spec, self.public.class_names, *specs))
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return generator(self.seed, purpose)
+
+
+def hold_out(
+    speakers: tuple[str, ...], share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(training, held-out) positions: whole speakers are held out until they make up ``share`` of the clips.
+
+    A new device is a new speaker, so accuracy on known speakers would promise too much.
+    """
+    names = np.array(speakers)
+    held_out = np.zeros(len(names), dtype=bool)
+    for speaker in np.random.default_rng(seed).permutation(np.unique(names)):
+        if held_out.mean() >= share:
+            break
+        held_out |= names == speaker
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def generator(seed: int, *purpose: object) -> torch.Generator:
+    """A stream of randomness of its own for every purpose, the same on every machine."""
+    return torch.Generator().manual_seed(stream(seed, *purpose))
+
+
+def stream(seed: int, *purpose: object) -> int:
+    """A 63-bit seed derived from the run's seed and a purpose."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

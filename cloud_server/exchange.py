@@ -1,0 +1,98 @@
+"""One question to one device over a Flower grid: an answer in time, or a reason in one line. Never a hang.
+
+Replies are matched by message id, because an error made by the SuperLink carries the SuperLink's node id.
+Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedstill.protos.messages import WireError
+from fedstill.protos.records import decode, encode, payload_bytes
+
+Reply = TypeVar("Reply")
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 30.0
+"""A message lives this much longer than we wait for it, so that a late reply does not become an error."""
+
+
+class DeviceFailed(RuntimeError):
+    """A device did not answer usefully; the text is the reason, one line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A decoded reply's cost on the wire, in bytes."""
+
+    up_bytes: int
+    down_bytes: int
+
+
+@dataclass
+class Exchange:
+    """Asks devices questions; ``timeout`` in seconds per question."""
+
+    grid: Grid
+    timeout: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(self, node: int, action: str, request: object, expect: type[Reply]) -> tuple[Reply, Answer]:
+        """Send ``request`` to ``node`` and decode its reply.
+
+        Raises:
+            DeviceFailed: the device raised, died, stayed silent or sent nonsense.
+        """
+        content = encode(request)
+        reply = self._exchange(node, action, content)
+        try:
+            return decode(expect, reply), Answer(payload_bytes(reply), payload_bytes(content))
+        except WireError as error:
+            raise DeviceFailed(f"sent an unusable {expect.__name__}: {error}") from error
+
+    def _exchange(self, node: int, action: str, content: RecordDict) -> RecordDict:
+        with self.lock:
+            message = Message(content, node, action, ttl=self.timeout + GRACE_SECONDS)
+            message_id = next(iter(self.grid.push_messages([message])), None)
+        if not message_id:
+            raise DeviceFailed("the message could not be delivered")
+        end = time.monotonic() + self.timeout
+        while True:
+            with self.lock:
+                replies = list(self.grid.pull_messages([message_id]))
+            if replies:
+                break
+            if time.monotonic() >= end:
+                raise DeviceFailed(f"no reply within {self.timeout:.0f} s")
+            time.sleep(POLL_SECONDS)
+        if replies[0].has_error():
+            raise DeviceFailed(_reason(replies[0].error.reason))
+        return replies[0].content
+
+
+def wait_for_nodes(grid: Grid, minimum: int, timeout: float) -> list[int]:
+    """Ids of the nodes online, as soon as there are ``minimum``. Raises DeviceFailed after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < minimum:
+        if time.monotonic() >= end:
+            raise DeviceFailed(f"{len(nodes)} of {minimum} devices came online within {timeout:.0f} s")
+        time.sleep(POLL_SECONDS)
+    return nodes
+
+
+def _reason(text: str) -> str:
+    """The last meaningful line of a device's error (a simulated one is a coloured Ray traceback)."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text or "")
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    wrapped = re.fullmatch(r"<class '.*?'>:\s*<['\"](.*)['\"]>", lines[-1]) if lines else None
+    if wrapped:
+        return wrapped.group(1)
+    return re.sub(r"^[\w.]+(Error|Exception|Failed): ", "", lines[-1]) if lines else "failed without a reason"

@@ -1,0 +1,67 @@
+"""The run's diary: one JSON line per event in ``metrics.jsonl``, losses also as TensorBoard scalars.
+
+The launcher follows the file to draw progress, and reads finished jobs from it; after an interruption the
+same file says what need not be done again. A line cut short by a kill is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Append-only and thread-safe."""
+
+    def __init__(self, work: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = work / METRICS_FILE
+        _end_cut_line(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(work / "tensorboard"))
+        self._lock = threading.Lock()
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Append an event; the line is on disk when this returns."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+        with self._lock:
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def loss(self, event: str, curve: str, epoch: int, value: float, **values: Any) -> None:
+        """An epoch's loss, as an event and as a point of the TensorBoard curve ``curve``."""
+        self.emit(event, epoch=epoch, loss=value, **values)
+        with self._lock:
+            self._board.add_scalar(f"loss/{curve}", value, epoch)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_events(work: Path) -> Iterator[dict[str, Any]]:
+    """All complete events of a run directory, oldest first; none if the run has not begun."""
+    path = work / METRICS_FILE
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                event: dict[str, Any] = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            yield event
+
+
+def _end_cut_line(path: Path) -> None:
+    """Finish a half-written last line, so that the next event starts on its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")

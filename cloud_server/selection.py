@@ -1,0 +1,215 @@
+"""Which public clips a device's student is distilled on.
+
+``select_nearest`` is ``SelectData`` of the thesis' Algorithm 7 (lines 12-18): each prototype in turn takes its n most
+similar public clips that nobody took before. Similarity is the cosine of prediction probabilities (Eq. 5.5). It
+gives exactly what the row-by-row loop gives, but scans the public set once per group of prototypes in
+bounded memory. ``select_by_transport`` is the better one: entropic optimal transport assigns public
+clips to all prototypes at once, each prototype weighted by the clips behind it, so neither the order of the rows
+nor the number of prototypes per class decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating]
+Positions = npt.NDArray[np.int64]
+
+GROUP = 32
+"""Prototypes that share one scan of the public set."""
+BLOCK = 1 << 17
+"""Public clips per matrix product: 32 x 131072 float32 similarities are 16 MiB."""
+SAMPLE = 16_384
+"""Public clips looked at to guess a similarity that enough clips exceed."""
+ULP = 2.0**-23
+"""A float32 dot product of c values of unit vectors errs by less than (c + 2) of these."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Public positions (unique, int64) and a weight each (float32, mean 1)."""
+
+    positions: Positions
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def uniform(cls, positions: Positions) -> Selection:
+        return cls(positions, np.ones(len(positions), np.float32))
+
+
+def per_prototype(budget: int, prototypes: int) -> Positions:
+    """The thesis' n for each prototype, int64 (prototypes,): as equal as can be, ``budget`` in all, the first ones
+    get the remainder.
+
+    Raises:
+        ValueError: more prototypes than clips to choose, so that not everyone could get one.
+    """
+    if prototypes > budget:
+        raise ValueError(f"{prototypes} prototypes for {budget} clips: raise selection.budget or upload fewer")
+    n, remainder = divmod(budget, prototypes)
+    return np.full(prototypes, n, np.int64) + (np.arange(prototypes) < remainder)
+
+
+def select_nearest(prototypes: Floats, public: Floats, n: int | Positions) -> Positions:
+    """Algorithm 7's SelectData: rows in order, each the n most similar clips not chosen before.
+
+    Args:
+        prototypes: (k, classes) probabilities.
+        public: (N, classes) probabilities of the public clips.
+        n: clips per prototype, one number or int64 (k,).
+
+    Returns:
+        positions: row 0's clips, best first, then row 1's, ... Equal similarities go to the lower position.
+
+    Raises:
+        ValueError: if fewer than ``sum(n)`` public clips exist.
+    """
+    takes = np.broadcast_to(np.asarray(n, np.int64), len(prototypes))
+    if takes.sum() > len(public):
+        raise ValueError(f"{takes.sum()} clips wanted of {len(public)} public ones: lower the budget")
+    rows, columns = unit_rows(prototypes), unit_rows(public)
+    free = np.ones(len(public), dtype=bool)
+    chosen: list[Positions] = []
+    for start in range(0, len(rows), GROUP):
+        group = slice(start, start + GROUP)
+        bounds, candidates = _scan(rows[group], columns, free, int(takes[group].sum()))
+        for row, bound, near, take in zip(rows[group], bounds, candidates, takes[group], strict=True):
+            best = _best_free(row, columns, free, near, bound, int(take))
+            free[best] = False
+            chosen.append(best)
+    return np.concatenate(chosen)
+
+
+def select_random(public: int, budget: int, rng: np.random.Generator) -> Positions:
+    """``budget`` different public clips, uniformly (the thesis' AllDistill+random)."""
+    return rng.choice(public, size=min(budget, public), replace=False)
+
+
+def select_by_prior(
+    labels: npt.NDArray[np.int64], prior: Floats, budget: int, rng: np.random.Generator
+) -> Positions:
+    """Public clips drawn by label so that classes appear as in ``prior``: all that a K-number histogram can buy.
+
+    Args:
+        labels: (N,) public labels.
+        prior: (classes,) wanted class shares.
+        budget: clips to draw; a class with too few clips passes its remaining share to the others.
+    """
+    supply = np.bincount(labels, minlength=len(prior))
+    wanted = np.asarray(prior, np.float64) / np.sum(prior)
+    take = np.zeros(len(prior), np.int64)
+    while (missing := min(budget, int(supply[wanted > 0].sum())) - take.sum()) > 0:
+        open_classes = np.where(take < supply, wanted, 0.0)
+        step = np.floor(missing * open_classes / open_classes.sum()).astype(np.int64)
+        if step.sum() == 0:
+            step[np.argmax(open_classes)] = 1
+        take = np.minimum(take + step, supply)
+    drawn = [rng.choice(np.flatnonzero(labels == c), take[c], replace=False) for c in range(len(prior))]
+    return np.concatenate(drawn).astype(np.int64)
+
+
+def select_by_transport(
+    prototypes: Floats,
+    counts: npt.NDArray[np.int64],
+    public: Floats,
+    budget: int,
+    *,
+    sharpness: float = 10.0,
+    iterations: int = 50,
+) -> Selection:
+    """Entropic optimal transport from count-weighted prototypes to public clips of capacity 1 / ``budget``.
+
+    Each prototype has mass counts / sum(counts); each public clip can take at most 1 / ``budget`` in all, so
+    the mass spreads over at least ``budget`` clips. Sinkhorn scaling with a capped second marginal
+    (Benamou et al. 2015, partial transport) gives each clip its received mass; the ``budget`` clips with
+    most mass are kept, weighted by it.
+
+    Args:
+        prototypes: (k, classes); counts: (k,); public: (N, classes) probabilities.
+        budget: clips to select, at most N.
+        sharpness: inverse temperature of exp(sharpness * cosine); larger is closer to nearest-neighbour.
+    """
+    budget = min(budget, len(public))
+    mass = np.asarray(counts, np.float64) / np.sum(counts)
+    kernel = np.exp(sharpness * (unit_rows(prototypes) @ unit_rows(public).T - 1.0))
+    capacity = 1.0 / budget
+    column = np.ones(len(public))
+    for _ in range(iterations):
+        row = mass / (kernel @ column)
+        column = np.minimum(1.0, capacity / (row @ kernel))
+    received = (mass / (kernel @ column)) @ kernel * column
+    order = np.lexsort((np.arange(len(public)), -received))[:budget]
+    positions = np.sort(order).astype(np.int64)
+    weights = received[positions] / received[positions].mean()
+    return Selection(positions, weights.astype(np.float32))
+
+
+def unit_rows(values: Floats) -> npt.NDArray[np.float64]:
+    """Rows scaled to length 1, float64; a zero row stays zero."""
+    exact = np.asarray(values, np.float64)
+    length = np.sqrt((exact * exact).sum(axis=1, keepdims=True))
+    return np.divide(exact, length, out=np.zeros_like(exact), where=length > 0)
+
+
+def _scan(
+    rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], free: npt.NDArray[np.bool_], wanted: int
+) -> tuple[npt.NDArray[np.float32], list[Positions]]:
+    """A similarity bound per row, and every free column that may reach it, in ascending order.
+
+    The rows may all want the same columns, so the bound should let through twice what they want together.
+    """
+    rows32, columns32 = rows.astype(np.float32), columns.astype(np.float32)
+    bounds = _similarity_bounds(rows32, columns32, free, 2 * wanted)
+    floor = bounds[:, None] - np.float32((rows.shape[1] + 2) * ULP)
+    found: list[list[Positions]] = [[] for _ in rows]
+    for start in range(0, len(columns), BLOCK):
+        near = rows32 @ columns32[start : start + BLOCK].T >= floor
+        near &= free[start : start + BLOCK]
+        owner, position = np.divmod(np.flatnonzero(near), near.shape[1])
+        parts = np.split(position + start, np.searchsorted(owner, np.arange(1, len(rows))))
+        for row, part in enumerate(parts):
+            found[row].append(part)
+    return bounds, [np.concatenate(parts) for parts in found]
+
+
+def _similarity_bounds(
+    rows: npt.NDArray[np.float32], columns: npt.NDArray[np.float32], free: npt.NDArray[np.bool_], wanted: int
+) -> npt.NDArray[np.float32]:
+    """Per row a similarity that probably about ``wanted`` free columns reach, read off an even sample of them."""
+    available = np.flatnonzero(free)
+    sample = available[:: max(1, len(available) // SAMPLE)]
+    rank = min(len(sample) - 1, -(-wanted * len(sample) // len(available)))
+    similarity = rows @ columns[sample].T
+    bounds: npt.NDArray[np.float32] = -np.partition(-similarity, rank, axis=1)[:, rank]
+    return bounds
+
+
+def _best_free(
+    row: npt.NDArray[np.float64],
+    columns: npt.NDArray[np.float64],
+    free: npt.NDArray[np.bool_],
+    candidates: Positions,
+    bound: np.float32,
+    n: int,
+) -> Positions:
+    """The n free columns most similar to ``row``; looks beyond the candidates only where they cannot decide."""
+    best, similarity = _top(row, columns, candidates[free[candidates]], n)
+    if len(best) == n and similarity[-1] >= bound:
+        return best
+    return _top(row, columns, np.flatnonzero(free), n)[0]
+
+
+def _top(
+    row: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], positions: Positions, n: int
+) -> tuple[Positions, npt.NDArray[np.float64]]:
+    """The up to n most similar of ``positions`` (ascending) with their cosines, best first, ties to the lower."""
+    similarity = (columns[positions] * row).sum(axis=1)
+    if len(positions) > 4 * n:
+        worst = np.partition(similarity, -n)[-n]
+        close = similarity >= worst
+        positions, similarity = positions[close], similarity[close]
+    order = np.argsort(-similarity, kind="stable")[:n]
+    return positions[order].astype(np.int64), similarity[order]

@@ -1,0 +1,81 @@
+"""What the cloud side can be told to do; one frozen dataclass per step, the tables of an experiment file.
+
+Defaults are ``clean`` mode's. Field comments are the reference that docs/reference/experiment.md repeats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedstill.models.encoders import EncoderSpec
+from fedstill.models.fusion import Fusion
+
+Optimiser = Literal["sgd", "adamw"]
+Schedule = Literal["one_cycle", "step"]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserSettings:
+    """How weights are stepped. ``step`` divides the rate by 10 after ``step_epoch`` (thesis: 70 of 150)."""
+
+    kind: Optimiser = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    batch_size: int = 64
+    schedule: Schedule = "one_cycle"
+    step_epoch: int = 70
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """The large model that is trained on the labelled public clips."""
+
+    encoder: EncoderSpec = field(default_factory=lambda: EncoderSpec("resnet18", 32))
+    fusion: Fusion = "concat"
+    feature_width: int = 256
+    epochs: int = 14
+    unimodal_weight: float = 1.0  # share of the two unimodal losses; 0 is the thesis' plain joint training
+    label_smoothing: float = 0.1
+    augment: bool = True
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSettings:
+    """The small model that a device receives, and its first distillation on all public clips."""
+
+    encoder: EncoderSpec = field(default_factory=lambda: EncoderSpec("resnet18", 8))
+    epochs: int = 10
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationSettings:
+    """Feature distillation (Eq. 5.4) and the outer / inner loop of Algorithm 7."""
+
+    outer_epochs: int = 3  # thesis: 15
+    inner_epochs: int = 5  # thesis: 10
+    logit_weight: float = 0.0  # share of the softened-logit loss added to the feature loss; thesis: 0
+    augment: bool = False  # augment what the student sees; the bank's teacher features stay those of the plain clip
+    freeze_batch_norm: bool = False  # keep the AllDistill statistics on a class-skewed selection; thesis: train
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionSettings:
+    """How much of the public set an arm distils on, and how similarity is measured."""
+
+    budget: float = 0.28  # share of the public clips, the same in every arm (thesis: about 5 clips per sample)
+    temperature: float = 1.0  # softens teacher and student probabilities before the cosine; thesis: 1
+    sharpness: float = 10.0  # of the transport kernel (fedstill arm)
+
+
+@dataclass(frozen=True, slots=True)
+class PrototypeSettings:
+    """What devices upload in the ``select_cluster`` arm."""
+
+    kind: Literal["kmeans", "constrained"] = "constrained"  # thesis: kmeans
+    samples_per_prototype: int = 3
+    min_size: int = 8  # constrained only: the smallest cluster that may be uploaded
+    upload_limit: int = 0  # 0 = every query clip takes part

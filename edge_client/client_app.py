@@ -1,0 +1,61 @@
+"""The device's Flower ClientApp: three message handlers over ``device.Device``.
+
+In Flower's deployment every message runs in a fresh process, so the light ``query.hello`` must not pay for torch:
+the heavy imports are inside the heavy handlers, and what must last lives in the device's folder.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedstill.protos.messages import EvaluationRequest, Hello, HelloRequest, PrototypeRequest
+from fedstill.protos.records import decode, encode
+
+if TYPE_CHECKING:
+    from fedstill.edge_client.device import Device
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Who is there, with which software."""
+    decode(HelloRequest, message.content)
+    name = f"device{_partition(context)}"
+    reply = Hello(name, version("fedstill"), _partition(context))
+    return Message(encode(reply), reply_to=message)
+
+
+@app.query("prototypes")
+def prototypes(message: Message, context: Context) -> Message:
+    """Summarise this device's clips under the received student."""
+    request = decode(PrototypeRequest, message.content)
+    return Message(encode(_device(context).prototypes(request)), reply_to=message)
+
+
+@app.evaluate("student")
+def evaluate(message: Message, context: Context) -> Message:
+    """Count how many of this device's own clips the received student gets right."""
+    request = decode(EvaluationRequest, message.content)
+    return Message(encode(_device(context).evaluate(request)), reply_to=message)
+
+
+def _device(context: Context) -> Device:
+    from fedstill.edge_client.device import Device, use_one_thread
+
+    use_one_thread()
+    return Device(device_directory(Path(str(context.run_config["run-dir"])), _partition(context)))
+
+
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def device_directory(run: Path, partition: int) -> Path:
+    """Where a simulated device keeps its clips and its outcomes."""
+    return run / "devices" / str(partition)

@@ -1,0 +1,127 @@
+"""One device: its own clips, its own folder, and the two things that the cloud may ask of it.
+
+It can summarise its clips as probability prototypes, and it can tell how well a student does on its
+labelled test clips. Labels are used for that count alone; the per-clip outcome stays in the device's
+folder (``evaluations/``), where the owner, and a simulation, can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedstill.datasets.partition import query_and_test
+from fedstill.datasets.store import ClipStore, open_store
+from fedstill.edge_client.calibration import correct_posterior, estimate_prior
+from fedstill.edge_client.inference import Inputs, features, probabilities, rebuild
+from fedstill.edge_client.prototypes import DeviceError, summarise
+from fedstill.models.audiovisual import Features
+from fedstill.models.compression import Precision, RungNet, compressed_payload_bytes
+from fedstill.models.packing import load_packed
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    EvaluationResult,
+    Job,
+    PrototypeRequest,
+    PrototypeUpload,
+    Student,
+    require_same_classes,
+)
+
+Positions = npt.NDArray[np.int64]
+
+
+class Device:
+    """Everything a device knows. ``directory`` holds ``data/`` (a clip store) and receives ``evaluations/``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @cached_property
+    def store(self) -> ClipStore:
+        return open_store(self.directory / "data")
+
+    def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
+        """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
+        query, _ = self._roles(request.job)
+        found, head = self._features(request.student, query)
+        beliefs = probabilities(head(found).joint / request.temperature)
+        found = summarise(beliefs, request, seed=_seed_of(request.job))
+        return PrototypeUpload(request.job, found.probabilities, found.counts, self.store.class_names)
+
+    def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
+        """Classify the labelled test clips with this student; two counts go back."""
+        query, test = self._roles(request.job)
+        labelled = test[self.store.labels[test] >= 0]
+        if len(labelled) == 0:
+            raise DeviceError("this device has no labelled clips, so accuracy cannot be measured")
+        started = time.perf_counter()
+        beliefs, size = self._decide(request, labelled)
+        seconds = time.perf_counter() - started
+        if request.prior_correction:
+            known = self._decide(request, query)[0] if request.job.scenario == "latency_sensitive" else beliefs
+            prior = estimate_prior(known, request.training_prior)
+            beliefs = correct_posterior(beliefs, request.training_prior, prior).astype(np.float32)
+        right = beliefs.argmax(axis=1) == self.store.labels[labelled]
+        self._remember(request.job, labelled, right)
+        return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
+
+    def _roles(self, job: Job) -> tuple[Positions, Positions]:
+        """(query, test) positions: the same clips when latency does not matter, disjoint halves when it does."""
+        if len(self.store.info) == 0:
+            raise DeviceError("this device has no clips; record some or check its --data path")
+        if job.scenario == "latency_insensitive":
+            everything = np.arange(len(self.store.info), dtype=np.int64)
+            return everything, everything
+        return query_and_test(self.store.labels, job.seed)
+
+    def _features(self, student: Student, positions: Positions) -> tuple[Features, torch.nn.Module]:
+        require_same_classes(self.store.class_names, student.class_names)
+        net = rebuild(student)
+        return features(net, Inputs(self.store.audio[positions], self.store.frames[positions])), net.head
+
+    def _decide(
+        self, request: EvaluationRequest, positions: Positions
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """(n, classes) probabilities of the path that the request describes, and bytes per clip on its wire."""
+        found, head = self._features(request.student, positions)
+        width = found.audio.shape[1]
+        if not request.rung:
+            return probabilities(head(found).joint), compressed_payload_bytes(width, 1.0, Precision.FP32)
+        rung = json.loads(request.rung)
+        rate, precision = float(rung["rate"]), Precision(rung["precision"])
+        net = RungNet(width, len(self.store.class_names), rate)
+        load_packed(net, request.compressor)
+        return probabilities(net(found, precision)), compressed_payload_bytes(width, rate, precision)
+
+    def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
+        """Keep the per-clip outcome here; it never travels."""
+        folder = self.directory / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = {
+            "scenario": job.scenario,
+            "arm": job.arm,
+            "seed": job.seed,
+            "clip_ids": [self.store.info[position].clip_id for position in positions],
+            "correct": "".join("1" if one else "0" for one in right),
+        }
+        path = folder / f"{job.scenario}.{job.arm}.{job.seed}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(outcome))
+        temporary.replace(path)
+
+
+def use_one_thread() -> None:
+    """Simulated devices share a machine; a real one has little compute. More threads help neither."""
+    torch.set_num_threads(1)
+
+
+def _seed_of(job: Job) -> int:
+    """A clustering seed that differs between seeds and rounds but not between engines."""
+    return job.seed * 1009 + job.round

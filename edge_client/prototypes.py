@@ -1,0 +1,98 @@
+"""From a device's prediction probabilities to the few rows that it uploads (thesis 5.3.4).
+
+``kmeans`` does what the thesis did: k = ceil(n / 3) plain k-means clusters, of which about half hold a
+single clip, which is no privacy. ``constrained`` forbids clusters below a minimum size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.protos.messages import PrototypeRequest
+
+Probabilities = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
+
+
+class DeviceError(ValueError):
+    """Something that this device cannot or will not do; the text is one line and reaches the operator."""
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Rows that sum to 1, float32 (k, classes), and how many clips stand behind each, int64 (k,)."""
+
+    probabilities: Probabilities
+    counts: Counts
+
+
+def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int) -> Prototypes:
+    """What ``request.kind`` asks for, from (n, classes) probabilities of the device's own clips.
+
+    Raises:
+        DeviceError: no clips, or too few for the minimum cluster size.
+    """
+    if len(probabilities) == 0:
+        raise DeviceError("this device has no clips, so there is nothing to summarise")
+    if not np.isfinite(probabilities).all():
+        raise DeviceError("the student gives NaN probabilities on this device; nothing is uploaded")
+    rng = np.random.default_rng(seed)
+    if request.upload_limit and request.upload_limit < len(probabilities):
+        chosen = rng.choice(len(probabilities), request.upload_limit, replace=False)
+        probabilities = probabilities[np.sort(chosen)]
+    if request.kind == "samples":
+        return Prototypes(probabilities, np.ones(len(probabilities), np.int64))
+    if request.kind == "histogram":
+        return _means(probabilities, np.zeros(len(probabilities), np.int64))
+    if request.kind == "kmeans":
+        return kmeans_prototypes(probabilities, request.samples_per_prototype, seed)
+    return constrained_prototypes(
+        probabilities, max(request.samples_per_prototype, request.min_size), request.min_size, seed
+    )
+
+
+def kmeans_prototypes(probabilities: Probabilities, samples_per_prototype: int, seed: int) -> Prototypes:
+    """Plain k-means with k = ceil(n / samples_per_prototype), never more than the distinct rows there are."""
+    from sklearn.cluster import KMeans
+
+    distinct = len(np.unique(probabilities, axis=0))
+    clusters = min(-(-len(probabilities) // samples_per_prototype), distinct)
+    assigned = KMeans(clusters, n_init=1, random_state=seed).fit_predict(probabilities)
+    return _means(probabilities, assigned)
+
+
+def constrained_prototypes(
+    probabilities: Probabilities, samples_per_prototype: int, min_size: int, seed: int
+) -> Prototypes:
+    """k-means whose every cluster holds at least ``min_size`` clips (min-cost flow, Bradley et al. 2000).
+
+    Raises:
+        DeviceError: fewer clips than ``min_size``: even one cluster would say too much about one clip.
+    """
+    if len(probabilities) < min_size:
+        raise DeviceError(
+            f"{len(probabilities)} clips are fewer than the minimum cluster size {min_size}; nothing is uploaded"
+        )
+    clusters = max(1, len(probabilities) // samples_per_prototype)
+    if clusters == 1:
+        return _means(probabilities, np.zeros(len(probabilities), np.int64))
+    from k_means_constrained import KMeansConstrained
+
+    model = KMeansConstrained(
+        clusters, size_min=min_size, size_max=max(2 * samples_per_prototype, min_size), n_init=1,
+        random_state=seed, max_iter=50,
+    )
+    return _means(probabilities, model.fit_predict(probabilities.astype(np.float64)))
+
+
+def _means(probabilities: Probabilities, assigned: npt.NDArray[np.integer]) -> Prototypes:
+    """Cluster means in order of cluster number; empty clusters vanish."""
+    present, index, counts = np.unique(assigned, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(present), probabilities.shape[1]), np.float64)
+    np.add.at(sums, index, probabilities)
+    means = sums / counts[:, None]
+    means /= means.sum(axis=1, keepdims=True)
+    return Prototypes(means.astype(np.float32), counts.astype(np.int64))

@@ -1,0 +1,93 @@
+"""Checkpoints: ``NAME.safetensors`` beside ``NAME.json``; never pickle.
+
+The JSON says what the weights mean (network, class names, audio and frame settings, format version), so
+that weights can never be used with another class order or another spectrogram. This is the one file
+of this room that touches a disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
+from fedstill.models.encoders import EncoderSpec
+from fedstill.models.packing import load_packed, pack
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another kind; one line."""
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What the weights mean. ``audio`` and ``frames`` are the specs of the datasets room, as plain dicts."""
+
+    network: NetworkSpec
+    class_names: tuple[str, ...]
+    audio: dict[str, Any]
+    frames: dict[str, Any]
+
+
+def network_to_json(spec: NetworkSpec) -> str:
+    """A network specification as JSON, for checkpoints and messages."""
+    return json.dumps(asdict(spec), sort_keys=True)
+
+
+def network_from_json(text: str) -> NetworkSpec:
+    """The inverse of :func:`network_to_json`. Raises CheckpointError if the text is no specification."""
+    try:
+        values = json.loads(text)
+        return NetworkSpec(**{**values, "encoder": EncoderSpec(**values["encoder"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"network specification: {error}") from error
+
+
+def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> None:
+    """Write ``stem.safetensors`` and then ``stem.json``, each by rename: a half-written pair is never read."""
+    described = {
+        "format": FORMAT,
+        "network": json.loads(network_to_json(meta.network)),
+        "class_names": list(meta.class_names),
+        "audio": meta.audio,
+        "frames": meta.frames,
+    }
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _write(stem.with_suffix(".safetensors"), pack(net.state_dict()).tobytes())
+    _write(stem.with_suffix(".json"), json.dumps(described, indent=1).encode())
+
+
+def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
+    """Rebuild network and meaning. Raises CheckpointError in one line."""
+    try:
+        described = json.loads(stem.with_suffix(".json").read_text())
+        blob = np.frombuffer(stem.with_suffix(".safetensors").read_bytes(), dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename}: no such checkpoint") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{stem.with_suffix('.json')}: damaged ({error})") from error
+    if described.get("format") != FORMAT:
+        raise CheckpointError(f"{stem}: format {described.get('format')}, this fedstill reads {FORMAT}")
+    network = network_from_json(json.dumps(described["network"]))
+    net = AudioVisualNet(network)
+    try:
+        load_packed(net, blob)
+    except ValueError as error:
+        raise CheckpointError(f"{stem.with_suffix('.safetensors')}: {error}") from error
+    meta = CheckpointMeta(
+        network, tuple(described["class_names"]), described["audio"], described["frames"]
+    )
+    return net, meta
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,196 @@
+"""What travels between cloud and device, as frozen values that refuse to exist when they make no sense.
+
+Nothing here knows Flower or gRPC: ``records.py`` turns these values into Flower records and back. A
+device's replies have no field that could hold a raw clip or a label, and the codec refuses fields that
+are not declared here, so "labels never leave the client" is a property of this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Scenario = Literal["latency_insensitive", "latency_sensitive"]
+PrototypeKind = Literal["samples", "kmeans", "constrained", "histogram"]
+
+PROTOCOL_VERSION = 1
+
+
+class WireError(ValueError):
+    """A message that does not fit; the text starts with the field's name."""
+
+
+@dataclass(frozen=True)
+class HelloRequest:
+    """Cloud -> device: who are you? ``version`` is the cloud's fedstill."""
+
+    version: str
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Device -> cloud: who answers, with which software."""
+
+    name: str
+    version: str
+    partition: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which piece of work a message belongs to; also the key of every result row."""
+
+    scenario: str
+    arm: str
+    seed: int
+    round: int
+
+    def __post_init__(self) -> None:
+        if self.scenario not in ("latency_insensitive", "latency_sensitive"):
+            raise WireError(f"scenario: unknown {self.scenario!r}")
+        if self.round < 0:
+            raise WireError(f"round: {self.round} is negative")
+
+
+@dataclass(frozen=True)
+class Student:
+    """Cloud -> device: a student's weights (safetensors bytes), with the specification to rebuild it.
+
+    Attributes:
+        weights: uint8 (bytes,), a safetensors file.
+        spec: JSON of the network specification.
+        class_names: order of the logits; a device with another order refuses the student.
+    """
+
+    weights: npt.NDArray[np.uint8]
+    spec: str
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_array("weights", self.weights, np.uint8, ndim=1)
+        if not self.class_names:
+            raise WireError("class_names: empty")
+
+
+@dataclass(frozen=True)
+class PrototypeRequest:
+    """Cloud -> device: compute features with this student, summarise your clips' probabilities.
+
+    Attributes:
+        kind: ``samples`` every clip's probabilities (thesis "select"); ``kmeans`` and ``constrained``
+            cluster means ("select+cluster"); ``histogram`` one row, the mean probability.
+        samples_per_prototype: k = ceil(n / this) clusters (thesis: 3).
+        min_size: smallest cluster of ``constrained``; smaller ones are never formed.
+        upload_limit: at most this many randomly chosen clips take part; 0 = all (Figure 5.13).
+        temperature: divides the logits before the softmax, > 0; 1 is the plain probability.
+    """
+
+    job: Job
+    student: Student
+    kind: str
+    samples_per_prototype: int
+    min_size: int
+    upload_limit: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("samples", "kmeans", "constrained", "histogram"):
+            raise WireError(f"kind: unknown {self.kind!r}")
+        for field in ("samples_per_prototype", "min_size"):
+            if getattr(self, field) < 1:
+                raise WireError(f"{field}: {getattr(self, field)} is below 1")
+        if self.upload_limit < 0:
+            raise WireError(f"upload_limit: {self.upload_limit} is negative")
+        if not self.temperature > 0:
+            raise WireError(f"temperature: {self.temperature} is not above 0")
+
+
+@dataclass(frozen=True)
+class PrototypeUpload:
+    """Device -> cloud: prototypes of prediction probabilities.
+
+    Attributes:
+        probabilities: float32 (k, classes), rows sum to 1.
+        counts: int64 (k,), clips behind each row, >= 1.
+    """
+
+    job: Job
+    probabilities: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_array("probabilities", self.probabilities, np.float32, ndim=2)
+        _require_array("counts", self.counts, np.int64, ndim=1)
+        rows, classes = self.probabilities.shape
+        if rows == 0:
+            raise WireError("probabilities: no rows")
+        if classes != len(self.class_names):
+            raise WireError(f"probabilities: {classes} columns for {len(self.class_names)} class names")
+        if not np.isfinite(self.probabilities).all():
+            raise WireError("probabilities: NaN or infinite values")
+        if (self.probabilities < 0).any() or not np.allclose(self.probabilities.sum(axis=1), 1, atol=1e-3):
+            raise WireError("probabilities: every row must be non-negative and sum to 1")
+        if self.counts.shape != (rows,) or (self.counts < 1).any():
+            raise WireError(f"counts: needs {rows} values of at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Cloud -> device: classify your own test clips with this student and tell how many were right.
+
+    Attributes:
+        prior_correction: estimate the device's class prior from its unlabelled predictions and correct
+            for it before deciding (the device's own knowledge; nothing more is uploaded).
+        training_prior: float32 (classes,), class prior that the student's probabilities assume.
+        compressor: safetensors of one ladder rung (compressor and head), or empty for none.
+        rung: JSON of the rung's specification, or empty.
+    """
+
+    job: Job
+    student: Student
+    prior_correction: bool
+    training_prior: npt.NDArray[np.float32]
+    compressor: npt.NDArray[np.uint8]
+    rung: str
+
+    def __post_init__(self) -> None:
+        _require_array("training_prior", self.training_prior, np.float32, ndim=1)
+        _require_array("compressor", self.compressor, np.uint8, ndim=1)
+        if self.training_prior.shape != (len(self.student.class_names),):
+            raise WireError("training_prior: needs one value per class")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Device -> cloud: two counts, no labels, no predictions.
+
+    Attributes:
+        seconds: wall time of inference over the test clips.
+        bytes_per_clip: size of one clip's (compressed) feature payload.
+    """
+
+    job: Job
+    correct: int
+    total: int
+    seconds: float
+    bytes_per_clip: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.total or self.total < 1:
+            raise WireError(f"correct: {self.correct} of {self.total} is impossible")
+
+
+def require_same_classes(expected: tuple[str, ...], received: tuple[str, ...]) -> None:
+    """Raise WireError unless both sides mean the same classes in the same order."""
+    if expected != received:
+        raise WireError(f"class_names: expected {list(expected)}, received {list(received)}")
+
+
+def _require_array(field: str, value: object, dtype: npt.DTypeLike, ndim: int) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype != np.dtype(dtype) or value.ndim != ndim:
+        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise WireError(f"{field}: needs a {np.dtype(dtype).name} array of {ndim} dimension(s), got {got}")

@@ -1,0 +1,95 @@
+"""Plain TOML / JSON values to typed, frozen dataclasses and back; the wrong key is named, with the likely right one."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from difflib import get_close_matches
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+Kind = TypeVar("Kind")
+
+
+class PlainError(ValueError):
+    """A value that does not fit its declared type; starts with the dotted key."""
+
+
+def from_plain(kind: type[Kind], value: object, where: str = "") -> Kind:
+    """Build a ``kind`` from plain values. Absent fields take their defaults, absent fields without one are an error.
+
+    Raises:
+        PlainError: ``select.budgt: unknown key, did you mean budget?`` and the like.
+    """
+    result: Kind = _decode(kind, value, where)
+    return result
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts and lists, ready for JSON."""
+    return asdict(value)
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _record(kind, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise PlainError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_decode(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is UnionType:
+        return None if value is None else _decode(next(a for a in args if a is not NoneType), value, where)
+    if kind is Any:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and issubclass(kind, Enum) and value in {item.value for item in kind}:
+        return kind(value)
+    if kind in (int, float, str, bool) and type(value) is kind:
+        return value
+    wanted = f"a list of {_name(args[0])}" if origin is tuple else _name(kind)
+    raise PlainError(f"{where or 'top level'}: needs {wanted}, got {str(value)[:40]!r}")
+
+
+def _record(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise PlainError(f"{where or 'top level'}: needs a table, got {str(value)[:40]!r}")
+    hints = _hints(kind)
+    for key in value:
+        if key not in hints:
+            raise PlainError(f"{_join(where, key)}: unknown key{_suggestion(key, hints)}")
+    values = {key: _decode(hints[key], item, _join(where, key)) for key, item in value.items()}
+    for field in fields(kind):
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise PlainError(f"{_join(where, field.name)}: missing")
+    try:
+        return kind(**values)
+    except PlainError:
+        raise
+    except ValueError as error:
+        raise PlainError(_join(where, str(error))) from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _suggestion(key: str, known: dict[str, Any]) -> str:
+    close = get_close_matches(key, known, n=1)
+    return f", did you mean {close[0]}?" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind))

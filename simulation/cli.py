@@ -1,0 +1,185 @@
+"""The ``fedstill`` command. A user's mistake ends with exit code 2 and one line that says what to type instead."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin beside simulated devices
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="fedstill",
+    help="Personal audio-visual models for edge devices by selective feature distillation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+console = Console()
+errors = Console(stderr=True)
+
+INTERRUPTED = 130
+FAILED = 1
+MISTAKE = 2
+
+
+class Engine(StrEnum):
+    """What carries the messages between cloud and devices."""
+
+    FLOWER = "flower"
+    INPROCESS = "inprocess"
+
+
+class RawDataset(StrEnum):
+    """Datasets with an official layout to prepare."""
+
+    CREMAD = "cremad"
+    AVE = "ave"
+
+
+@app.command()
+def simulate(
+    experiment: Annotated[str, typer.Argument(help="Shipped experiment or TOML file.")] = "quickstart",
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/NAME-TIME].")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
+    engine: Annotated[Engine, typer.Option(help="flower: real runtime; inprocess: for debugging.")] = Engine.FLOWER,
+) -> None:
+    """Watch a cloud teach personal students to simulated devices, and see what it was worth."""
+    from fedstill.simulation.config import ConfigError, load_experiment
+    from fedstill.simulation.launcher import load_run, simulate
+    from fedstill.simulation.report import console_table
+    from fedstill.simulation.results import read_clips
+
+    with one_line_errors():
+        if resume is not None:
+            if set_ or seeds or out:
+                raise ConfigError("--resume continues a run as it was begun: drop --seeds, --set and --out")
+            run_dir = resume.resolve()
+            plan = load_run(run_dir)
+        else:
+            overrides = [*(set_ or []), *([f"run.seeds={seeds}"] if seeds else [])]
+            plan = load_experiment(experiment, overrides)
+            run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+            if (run_dir / "plan.json").exists():
+                raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
+        try:
+            results = simulate(plan, run_dir, engine.value, console)
+        except KeyboardInterrupt:
+            errors.print(f"interrupted; go on with: fedstill simulate --resume {run_dir}", soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from None
+    console.print(console_table(results, read_clips(run_dir)))
+    console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A finished run.")]) -> None:
+    """Write report.html and the plots of a run again."""
+    from fedstill.simulation.report import write_report
+
+    with one_line_errors():
+        console.print(f"report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def reproduce(
+    target: Annotated[str, typer.Argument(help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13.")],
+    run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
+) -> None:
+    """Render a table or figure of the thesis from a run: its numbers beside ours."""
+    from fedstill.simulation.reproduce import reproduce as render
+    from fedstill.simulation.results import read_clips, read_results
+
+    with one_line_errors():
+        console.print(render(target, read_results(run_dir), read_clips(run_dir), figures=run_dir / "plots"))
+
+
+@app.command()
+def experiments() -> None:
+    """List the shipped experiments."""
+    from fedstill.simulation.config import load_experiment, shipped_experiments
+
+    for name in shipped_experiments():
+        console.print(f"{name:<16} {load_experiment(name).title}", highlight=False)
+
+
+@data.command()
+def prepare(
+    dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
+    root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
+    out: Annotated[Path | None, typer.Option(help="Where the arrays go [default: ROOT/prepared].")] = None,
+    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = os.cpu_count() or 1,
+    size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
+) -> None:
+    """Decode a raw dataset once into compact arrays; run it again to resume."""
+    from rich.progress import Progress
+
+    from fedstill.datasets.prepare import prepare_ave, prepare_cremad
+
+    run = prepare_cremad if dataset is RawDataset.CREMAD else prepare_ave
+    target = out or root / "prepared"
+    with one_line_errors(), Progress(console=console) as bar:
+        task = bar.add_task(f"decoding {dataset.value}", total=None)
+        outcome = run(
+            root, target, size=size, workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(outcome.summary(), highlight=False)
+
+
+@data.command()
+def check(
+    experiment: Annotated[str, typer.Argument(help="Experiment whose dataset is checked.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE")] = None,
+) -> None:
+    """Decode every clip of an experiment's dataset and list what is wrong with it."""
+    from fedstill.datasets.prepare import check_dataset
+    from fedstill.simulation.config import load_experiment
+    from fedstill.simulation.sources import open_source
+
+    with one_line_errors():
+        source = open_source(load_experiment(experiment, set_ or []))
+        problems = check_dataset(source)
+    for problem in problems:
+        console.print(problem, highlight=False)
+    console.print(f"{source.name}: {len(source.index)} clips, {len(problems)} problems", highlight=False)
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A mistake of the user's: one line, exit code 2. A failed run: one line, exit code 1."""
+    from fedstill.datasets.clip import DataError
+    from fedstill.models.checkpoint import CheckpointError
+    from fedstill.simulation.config import ConfigError
+    from fedstill.simulation.flower_engine import EngineError
+    from fedstill.simulation.results import ResultsError
+
+    try:
+        yield
+    except (ConfigError, DataError, CheckpointError, ResultsError) as error:
+        errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(MISTAKE) from None
+    except EngineError as error:
+        errors.print(f"[red]the run failed:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
+
+
+def main() -> None:
+    """Entry point."""
+    app()

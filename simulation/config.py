@@ -1,0 +1,194 @@
+"""An experiment: one TOML file, typed, validated at load, the wrong key named.
+
+A file says only what differs from its mode's defaults (``modes/clean.toml``, ``modes/faithful.toml``), and
+``--set table.key=value`` says what differs from the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from fedstill.cloud_server.compute import Compute
+from fedstill.cloud_server.settings import (
+    DistillationSettings,
+    PrototypeSettings,
+    SelectionSettings,
+    StudentSettings,
+    TeacherSettings,
+)
+from fedstill.datasets.specs import AudioSpec, FrameSpec
+from fedstill.protos.plain import PlainError, from_plain
+from fedstill.simulation.results import ARMS, SCENARIOS, SWEEPS
+
+Values = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot be run as asked; one line that says what to type instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSettings:
+    """Where clips come from. Relative paths are looked up by ``data_path``."""
+
+    kind: Literal["synthetic", "cremad", "ave", "manifest"] = "synthetic"
+    manifest: str = ""  # manifest: the CSV
+    root: str = (
+        ""  # manifest: what its paths are relative to (default: its folder); cremad, ave: prepared folder
+    )
+    classes: tuple[str, ...] = ()  # manifest: class order; default sorted labels
+    seed: int = 0  # synthetic
+    public_per_class: int = 200  # synthetic
+    private_per_class: int = 40  # synthetic
+    difficulty: float = 1.0  # synthetic
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSettings:
+    """How private clips are dealt to devices."""
+
+    kind: Literal["halves", "pathological", "dirichlet", "speaker"] = "halves"
+    clients: int = 2
+    alpha: float = 0.5  # dirichlet
+    classes_per_client: int = 2  # pathological
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clients < 1:
+            raise ValueError(f"clients: {self.clients} is below 1")
+        if self.kind == "halves" and self.clients != 2:
+            raise ValueError("kind: halves is for 2 clients; use pathological, dirichlet or speaker for more")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Which cells of the table are filled."""
+
+    seeds: int = 1
+    first_seed: int = 0
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+    arms: tuple[str, ...] = tuple(ARMS)
+    sweeps: tuple[str, ...] = ()
+    sweep_seeds: int = 1
+    holdout: float = 0.1  # share of public clips kept from the teacher's training, for its own accuracy
+    reply_timeout: float = 300.0  # seconds for one device's reply
+
+    def __post_init__(self) -> None:
+        for key, known in (("scenarios", SCENARIOS), ("arms", ARMS), ("sweeps", SWEEPS)):
+            for name in getattr(self, key):
+                if name not in known:
+                    raise ValueError(f"{key}: {name!r} is not one of {', '.join(known)}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds: {self.seeds} is below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A whole experiment file."""
+
+    name: str
+    title: str = ""
+    mode: Literal["clean", "faithful"] = "clean"
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    audio: AudioSpec = field(default_factory=AudioSpec)
+    frames: FrameSpec = field(default_factory=FrameSpec)
+    partition: PartitionSettings = field(default_factory=PartitionSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    prototypes: PrototypeSettings = field(default_factory=PrototypeSettings)
+    fedstill: DistillationSettings = field(default_factory=DistillationSettings)
+    compute: Compute = field(default_factory=Compute)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def load_experiment(name_or_path: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Read a shipped experiment by name or any TOML file, apply ``key=value`` overrides, validate.
+
+    Raises:
+        ConfigError: in one line, naming the file or key.
+    """
+    values = _read(name_or_path)
+    for override in overrides:
+        _apply(values, override)
+    mode = values.get("mode", "clean")
+    if mode not in ("clean", "faithful"):
+        raise ConfigError(f"mode: {mode!r} is not one of clean, faithful")
+    defaults = tomllib.loads(_shipped().joinpath("modes", f"{mode}.toml").read_text())
+    try:
+        return from_plain(Experiment, _merge(defaults, values))
+    except PlainError as error:
+        raise ConfigError(str(error)) from error
+
+
+def shipped_experiments() -> list[str]:
+    """Names of the experiments that come with fedstill."""
+    return sorted(
+        item.name.removesuffix(".toml") for item in _shipped().iterdir() if item.name.endswith(".toml")
+    )
+
+
+def data_path(text: str) -> Path:
+    """A dataset path: as given, else under $FEDSTILL_DATA, else under ../shared/data.
+
+    Raises:
+        ConfigError: it is in none of them.
+    """
+    places = [Path(), Path(os.environ.get("FEDSTILL_DATA", "../shared/data"))]
+    for place in places:
+        if (place / Path(text).expanduser()).exists():
+            return (place / Path(text).expanduser()).resolve()
+    raise ConfigError(
+        f"{text}: not found here nor under {places[1]} (set FEDSTILL_DATA, or give the path with --set)"
+    )
+
+
+def _read(name_or_path: str) -> Values:
+    shipped = _shipped().joinpath(f"{name_or_path}.toml")
+    try:
+        text = shipped.read_text() if shipped.is_file() else Path(name_or_path).read_text()
+    except OSError as error:
+        known = ", ".join(shipped_experiments())
+        raise ConfigError(
+            f"{name_or_path}: no such experiment (shipped: {known}) and no such file"
+        ) from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name_or_path}: not valid TOML ({error})") from error
+
+
+def _apply(values: Values, override: str) -> None:
+    """``table.key=value`` into nested values; the value is TOML, or else a plain string."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: needs the form table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {table} is no table")
+    values[last] = value
+
+
+def _merge(defaults: Values, values: Values) -> Values:
+    merged = dict(defaults)
+    for key, value in values.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _shipped() -> resources.abc.Traversable:
+    return resources.files("fedstill.simulation").joinpath("experiments")

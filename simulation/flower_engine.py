@@ -1,0 +1,172 @@
+"""Flower's own simulation runtime, started and stopped by the launcher.
+
+One SuperLink on a free loopback port, one Flower run for all arms and seeds, and no daemon left behind: every process
+that was started is ended by its pid, also after Ctrl-C or a crash. Flower's home, Ray's files and the logs live in a
+temporary folder; telemetry, update checks and the per-run ``uv sync`` are off (see the design notes on Flower 1.41).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import psutil
+
+from fedstill.cloud_server.metrics import read_events
+
+CONNECTION = "fedstill"
+START_SECONDS = 60.0
+STATUS_SECONDS = 20.0
+STOP_SECONDS = 10.0
+LOG_FILE = "flower.log"
+
+
+class EngineError(RuntimeError):
+    """Flower could not be started or the run failed; one line that says where to look."""
+
+
+def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
+    """Run the whole plan of ``run_dir`` on Flower's simulation runtime; returns when it has finished.
+
+    Raises:
+        EngineError: Flower did not start, or the run failed.
+    """
+    already = sum(1 for _ in read_events(run_dir))
+    with (
+        tempfile.TemporaryDirectory(prefix="fedstill-flower-") as home,
+        _superlink(run_dir, Path(home)) as link,
+    ):
+        env = _environment(Path(home))
+        cores = max(1, (os.cpu_count() or 1) // concurrent_devices)
+        _flwr(
+            ["run", str(_bundle()), CONNECTION, "--format", "json",
+             "--federation-config", f"num-supernodes={devices} client-resources-num-cpus={cores}",
+             "--run-config", f"run-dir='{run_dir}'"],
+            env,
+        )  # fmt: skip
+        _wait(run_dir, already, link, env)
+
+
+def _wait(run_dir: Path, already: int, link: psutil.Process, env: dict[str, str]) -> None:
+    """Until the diary says that the ServerApp is done; Flower itself is asked now and then, in case it cannot."""
+    asked = time.monotonic()
+    while True:
+        for event in list(read_events(run_dir))[already:]:
+            if event["event"] == "finished":
+                return
+            if event["event"] == "aborted":
+                raise EngineError(str(event["reason"]))
+        if not link.is_running() or link.status() == psutil.STATUS_ZOMBIE:
+            raise EngineError(f"Flower's SuperLink ended unexpectedly; see {run_dir / LOG_FILE}")
+        if time.monotonic() - asked > STATUS_SECONDS:
+            status = json.loads(_flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
+            if status.startswith("finished"):
+                raise EngineError(f"Flower says {status}; see {run_dir / LOG_FILE}")
+            asked = time.monotonic()
+        time.sleep(0.5)
+
+
+@contextmanager
+def _superlink(run_dir: Path, home: Path) -> Iterator[psutil.Process]:
+    port = _free_port()
+    home.joinpath("config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n'
+        f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    with (run_dir / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
+             "--disable-runtime-dependency-installation"],
+            cwd=home, env=_environment(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        link = psutil.Process(process.pid)
+        try:
+            _wait_until_open(port, process, run_dir)
+            yield link
+        finally:
+            _end(link)
+            process.wait(STOP_SECONDS)
+
+
+def _wait_until_open(port: int, process: subprocess.Popen[bytes], run_dir: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise EngineError(f"Flower's SuperLink did not start; see {run_dir / LOG_FILE}")
+
+
+def _end(link: psutil.Process) -> None:
+    """End the SuperLink and everything below it (ServerApp, simulation, Ray), first politely, then surely."""
+    try:
+        family = [*link.children(recursive=True), link]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        _signal(process, "terminate")
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for process in alive:
+        _signal(process, "kill")
+
+
+def _signal(process: psutil.Process, how: str) -> None:
+    try:
+        getattr(process, how)()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _flwr(arguments: list[str], env: dict[str, str]) -> str:
+    done = subprocess.run(
+        [_tool("flwr"), *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise EngineError(f"flwr {arguments[0]} failed: {said[-1]}")
+    return done.stdout
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+
+
+def _tool(name: str) -> str:
+    """A command of this very environment, whatever PATH says."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _bundle() -> Path:
+    with resources.as_file(resources.files("fedstill.simulation").joinpath("flower_app")) as path:
+        return path
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,113 @@
+"""From a run's diary and its devices' folders to ``results.json`` and ``clips.json``.
+
+Only a simulation may do this: it owns the devices too, so it can pair every device's per-clip outcomes over the arms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedstill.cloud_server.metrics import read_events
+from fedstill.simulation.results import (
+    ARMS,
+    AccuracyRow,
+    ClipRow,
+    FailureRow,
+    LossRow,
+    SelectionRow,
+    SweepRow,
+    TeacherRow,
+    TrafficRow,
+)
+
+Event = Mapping[str, Any]
+
+
+def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
+    """The row tables of ``Results`` by field name, each job once, sorted."""
+    jobs: list[Event] = []
+    held_out: dict[int, TeacherRow] = {}
+    for event in read_events(run_dir):
+        if event["event"] == "job":
+            jobs.append(event)
+        elif event["event"] == "teacher":
+            held_out[event["seed"]] = TeacherRow(
+                event["seed"], "public_holdout", None, event["correct"], event["total"]
+            )
+    jobs.sort(key=_order)
+    table = [job for job in jobs if not job["sweep"] and job["arm"] in ARMS]
+    return {
+        "teacher": (*held_out.values(), *(row for job in jobs if job["arm"] == "teacher" for row in _teacher(job))),
+        "rows": tuple(row for job in table for row in _accuracy(job)),
+        "traffic": tuple(row for job in table for row in _traffic(job)),
+        "selection": tuple(
+            SelectionRow(*_where(job), row["round"], tuple(row["class_counts"]))
+            for job in table
+            for row in job["selection"]
+        ),
+        "losses": tuple(
+            LossRow(*_where(job), epoch, loss) for job in table for epoch, loss in enumerate(job["losses"], 1)
+        ),
+        "sweeps": tuple(row for job in jobs if job["sweep"] for row in _sweep(job)),
+        "failures": tuple(
+            FailureRow(*_where(job), row["round"], row["reason"]) for job in table for row in job["failures"]
+        ),
+    }
+
+
+def gather_clips(run_dir: Path, clients: int) -> tuple[ClipRow, ...]:
+    """Per-clip outcomes of every device that kept them, arms side by side."""
+    found: dict[tuple[str, int, int], dict[str, str]] = defaultdict(dict)
+    names: dict[tuple[str, int, int], tuple[str, ...]] = {}
+    for client in range(clients):
+        for path in sorted((run_dir / "devices" / str(client) / "evaluations").glob("*.json")):
+            outcome = json.loads(path.read_text())
+            if outcome["arm"] in ARMS:
+                key = (outcome["scenario"], client, outcome["seed"])
+                names[key] = tuple(outcome["clip_ids"])
+                found[key][outcome["arm"]] = outcome["correct"]
+    return tuple(ClipRow(*key, names[key], found[key]) for key in sorted(found))
+
+
+def _teacher(job: Event) -> Iterable[TeacherRow]:
+    for result in job["evaluations"]:
+        yield TeacherRow(job["seed"], "client", job["client"], result["correct"], result["total"])
+
+
+def _accuracy(job: Event) -> Iterable[AccuracyRow]:
+    for result in job["evaluations"]:
+        yield AccuracyRow(*_where(job), result["correct"], result["total"])
+
+
+def _traffic(job: Event) -> Iterable[TrafficRow]:
+    for row in job["traffic"]:
+        yield TrafficRow(*_where(job), row["round"], row["up_bytes"], row["down_bytes"])
+
+
+def _sweep(job: Event) -> Iterable[SweepRow]:
+    ladder = job["sweep"] == "compression"
+    for result in job["evaluations"]:
+        yield SweepRow(
+            job["sweep"],
+            result["rate"] if ladder else job["value"],
+            result["precision"] if ladder else "fp32",
+            result["bytes_per_clip"] if ladder else None,
+            job["scenario"],
+            job["client"],
+            job["seed"],
+            result["correct"],
+            result["total"],
+        )
+
+
+def _where(job: Event) -> tuple[str, str, int, int]:
+    return job["scenario"], job["arm"], job["client"], job["seed"]
+
+
+def _order(job: Event) -> tuple[object, ...]:
+    arms = [*ARMS, "teacher"]
+    return job["scenario"], arms.index(job["arm"]), job["client"], job["seed"], job["sweep"], job["value"]

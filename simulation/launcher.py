@@ -1,0 +1,200 @@
+"""``fedstill simulate``: from an experiment to a run directory with results, models, plots and a report.
+
+The launcher is the only place that sees cloud and devices at once. It deals the private clips out to one folder
+per device, writes the cloud's plan, starts the engine, follows the diary, and gathers what both sides left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+
+from fedstill.cloud_server.metrics import read_events
+from fedstill.cloud_server.plan import PLAN_FILE, Plan, read_plan, write_plan
+from fedstill.cloud_server.teacher import teacher_spec
+from fedstill.datasets.clip import ClipSource
+from fedstill.datasets.store import ClipStore, build_store, open_store
+from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec, parameter_count
+from fedstill.protos.plain import from_plain, to_plain
+from fedstill.simulation.config import ConfigError, Experiment
+from fedstill.simulation.gather import gather_clips, gather_rows
+from fedstill.simulation.progress import LiveProgress
+from fedstill.simulation.report import write_report
+from fedstill.simulation.results import ClientClasses, Results, write_clips, write_results
+from fedstill.simulation.sources import Positions, deal, open_source, split_positions
+
+Engine = Literal["flower", "inprocess"]
+
+EXPERIMENT_FILE = "experiment.json"
+VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
+CONCURRENT_DEVICES = 2
+"""Simulated devices that answer at the same time."""
+
+
+def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Console) -> Results:
+    """Run an experiment from nothing, or go on with a run directory that was interrupted.
+
+    Raises:
+        ConfigError, DataError: the experiment or its data cannot be used; nothing has been trained.
+        EngineError: Flower failed; what was finished stays, ``--resume`` goes on.
+    """
+    started = time.monotonic()
+    if not (run_dir / PLAN_FILE).exists():
+        prepare_run(experiment, run_dir, console)
+    plan = read_plan(run_dir)
+    prepared = time.monotonic()
+    with LiveProgress(run_dir, console) as progress:
+        _run_engine(engine, run_dir, plan)
+    finished = time.monotonic()
+    seconds = {"prepare": prepared - started, "compute": finished - prepared}
+    results = collect(experiment, run_dir, seconds, progress.peak_memory_mb)
+    write_report(run_dir)
+    return results
+
+
+def load_run(run_dir: Path) -> Experiment:
+    """The experiment of an interrupted run. Raises ConfigError if the folder holds none."""
+    path = run_dir / EXPERIMENT_FILE
+    if not path.exists():
+        raise ConfigError(f"{run_dir}: no run to resume here ({EXPERIMENT_FILE} is missing)")
+    return from_plain(Experiment, json.loads(path.read_text()))
+
+
+def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:
+    """Decode clips into the cloud's folder and one folder per device; the plan is written last."""
+    source = open_source(experiment)
+    public, private = split_positions(source)
+    shares = deal(source, private, experiment.partition)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with console.status(f"decoding {len(source.index)} clips of {source.name}"):
+        _store(experiment, source, public, run_dir / "public")
+        for client, share in enumerate(shares):
+            _store(experiment, source, share, run_dir / "devices" / str(client) / "data")
+    (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
+    write_plan(_plan(experiment, source, shares, run_dir))
+
+
+def collect(experiment: Experiment, run_dir: Path, seconds: dict[str, float], peak_memory_mb: float) -> Results:
+    """Write ``results.json`` and ``clips.json`` from what cloud and devices left behind."""
+    plan = read_plan(run_dir)
+    public = open_store(Path(plan.public))
+    results = Results(
+        experiment=experiment.name,
+        dataset=public.dataset,
+        synthetic=experiment.dataset.kind == "synthetic",
+        mode=experiment.mode,
+        class_names=public.class_names,
+        clients=tuple(_client_classes(run_dir, client) for client in range(plan.clients)),
+        seeds=plan.seeds,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=_hardware(),
+        versions={name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
+        git=_git_revision(),
+        config=to_plain(experiment),
+        seconds={**_stage_seconds(run_dir), **seconds, "total": sum(seconds.values())},
+        peak_memory_mb=peak_memory_mb,
+        parameters=_parameters(plan, public),
+        **gather_rows(run_dir),
+    )
+    write_clips(run_dir, gather_clips(run_dir, plan.clients))
+    write_results(run_dir, results)
+    return results
+
+
+def _run_engine(engine: Engine, run_dir: Path, plan: Plan) -> None:
+    if engine == "inprocess":
+        from fedstill.simulation.inprocess import run_inprocess
+
+        run_inprocess(run_dir, plan.clients)
+    else:
+        from fedstill.simulation.flower_engine import run_flower
+
+        run_flower(run_dir, plan.clients, CONCURRENT_DEVICES)
+
+
+def _store(experiment: Experiment, source: ClipSource, positions: Positions, directory: Path) -> ClipStore:
+    return build_store(source, positions.tolist(), experiment.audio, experiment.frames, directory)
+
+
+def _plan(
+    experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path
+) -> Plan:
+    run = experiment.run
+    held = [{source.index[position].label for position in share} - {None} for share in shares]
+    return Plan(
+        public=str(run_dir / "public"),
+        work=str(run_dir),
+        clients=len(shares),
+        seeds=tuple(range(run.first_seed, run.first_seed + run.seeds)),
+        scenarios=run.scenarios,
+        arms=run.arms,
+        oracle_classes=tuple(tuple(sorted(label for label in labels if label is not None)) for labels in held),
+        teacher=experiment.teacher,
+        student=experiment.student,
+        distillation=experiment.distillation,
+        selection=experiment.selection,
+        prototypes=experiment.prototypes,
+        ours=experiment.fedstill,
+        compute=experiment.compute,
+        sweeps=run.sweeps,
+        sweep_seeds=run.sweep_seeds,
+        holdout=run.holdout,
+        reply_timeout=run.reply_timeout,
+    )
+
+
+def _client_classes(run_dir: Path, client: int) -> ClientClasses:
+    store = open_store(run_dir / "devices" / str(client) / "data")
+    counts = Counter(store.class_names[label] for label in store.labels if label >= 0)
+    return ClientClasses(client, {name: counts[name] for name in store.class_names if counts[name]})
+
+
+def _parameters(plan: Plan, public: ClipStore) -> dict[str, int]:
+    teacher = teacher_spec(public, plan.teacher)
+    student = NetworkSpec(
+        plan.student.encoder, teacher.feature_width, teacher.classes, teacher.fusion, teacher.frame_channels
+    )
+    return {
+        "teacher": parameter_count(AudioVisualNet(teacher)),
+        "student": parameter_count(AudioVisualNet(student)),
+    }
+
+
+def _stage_seconds(run_dir: Path) -> dict[str, float]:
+    """Seconds between a seed's start and its last teacher epoch, summed over seeds."""
+    started: dict[int, float] = {}
+    teacher: dict[int, float] = {}
+    for event in read_events(run_dir):
+        if event["event"] == "seed":
+            started[event["seed"]] = event["time"]
+        elif event["event"] == "teacher_epoch":
+            teacher[event["seed"]] = event["time"] - started[event["seed"]]
+    return {"teacher": float(np.sum(list(teacher.values()) or [0.0]))}
+
+
+def _hardware() -> str:
+    import torch
+
+    cores = os.cpu_count() or 1
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{platform.machine()}, {cores} cores{gpu}"
+
+
+def _git_revision() -> str:
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+

@@ -1,0 +1,84 @@
+"""From an experiment's ``[dataset]`` table to a clip source, and from its ``[partition]`` to devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.clip import EMOTIONS, ClipSource
+from fedstill.datasets.manifest import ManifestSource
+from fedstill.datasets.partition import by_speaker, dirichlet, halves, pathological
+from fedstill.simulation.config import ConfigError, DatasetSettings, Experiment, PartitionSettings, data_path
+
+Positions = npt.NDArray[np.int64]
+
+
+def open_source(experiment: Experiment) -> ClipSource:
+    """The experiment's dataset. Raises ConfigError or DataError in one line."""
+    settings = experiment.dataset
+    if settings.kind == "synthetic":
+        return _synthetic(settings, experiment.frames.size, experiment.frames.count)
+    if settings.kind == "manifest":
+        if not settings.manifest:
+            raise ConfigError("dataset.manifest: not set; add --set dataset.manifest=PATH/manifest.csv")
+        root = data_path(settings.root) if settings.root else None
+        return ManifestSource(
+            data_path(settings.manifest), root, settings.classes or None, frame_count=experiment.frames.count
+        )
+    return _prepared(settings)
+
+
+def split_positions(source: ClipSource) -> tuple[Positions, Positions]:
+    """(public, private) positions of a source. Raises ConfigError if either is empty."""
+    is_public = np.array([info.split == "public" for info in source.index], dtype=bool)
+    public, private = np.flatnonzero(is_public), np.flatnonzero(~is_public)
+    if not len(public) or not len(private):
+        raise ConfigError(
+            f"{source.name}: needs public and private clips, has {len(public)} and {len(private)}"
+        )
+    return public, private
+
+
+def deal(source: ClipSource, private: Positions, settings: PartitionSettings) -> tuple[Positions, ...]:
+    """The private positions of each device."""
+    infos = [source.index[position] for position in private]
+    labels = np.array([-1 if info.label is None else info.label for info in infos], dtype=np.int64)
+    if settings.kind == "speaker":
+        shares = by_speaker(tuple(info.speaker for info in infos), settings.clients, settings.seed)
+    elif (labels < 0).any():
+        raise ConfigError(f"partition.kind: {settings.kind} needs labelled private clips; use speaker")
+    elif settings.kind == "halves":
+        shares = halves(labels, len(source.class_names))
+    elif settings.kind == "pathological":
+        shares = pathological(labels, settings.clients, settings.classes_per_client, settings.seed)
+    else:
+        shares = dirichlet(labels, settings.clients, settings.alpha, settings.seed)
+    return tuple(private[share] for share in shares)
+
+
+def _synthetic(settings: DatasetSettings, size: int, count: int) -> ClipSource:
+    from fedstill.datasets.synthetic import SyntheticSource
+
+    return SyntheticSource(
+        seed=settings.seed,
+        public_per_class=settings.public_per_class,
+        private_per_class=settings.private_per_class,
+        frame_size=size,
+        frame_count=count,
+        difficulty=settings.difficulty,
+    )
+
+
+def _prepared(settings: DatasetSettings) -> ClipSource:
+    from fedstill.datasets.ave import AVE_CLASSES
+    from fedstill.datasets.prepare import PreparedSource
+
+    if not settings.root:
+        raise ConfigError(
+            f"dataset.root: not set; run fedstill data prepare {settings.kind} --root DIR --out PREPARED, "
+            "then add --set dataset.root=PREPARED"
+        )
+    names = EMOTIONS if settings.kind == "cremad" else AVE_CLASSES
+    return PreparedSource(Path(data_path(settings.root)), names, settings.kind)
