@@ -79,36 +79,34 @@ def upload_kind(arm: Arm, prototypes: PrototypeSettings) -> str:
     return prototypes.kind if arm.upload == "prototypes" else arm.upload
 
 
-def select_rule(
-    arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.random.Generator
-) -> SelectData:
+def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.random.Generator) -> SelectData:
     """The arm's SelectData, with its own stream of randomness."""
     public = len(bank.labels)
     budget = budget_of(plan, public)
     settings = plan.selection
 
-    def at_random(_upload: PrototypeUpload | None, _bank: PublicBank) -> Selection:
+    def at_random(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         return Selection.uniform(select_random(public, budget, rng))
 
-    def nearest(upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
-        assert upload is not None
-        n = per_prototype(budget, len(upload.counts))
+    def nearest(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        n = per_prototype(budget, len(prototypes.counts))
         beliefs = bank.probabilities(settings.temperature)
-        return Selection.uniform(select_nearest(upload.probabilities, beliefs, n))
+        return Selection.uniform(select_nearest(prototypes.probabilities, beliefs, n))
 
-    def by_prior(upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
-        assert upload is not None
-        return Selection.uniform(select_by_prior(bank.labels, upload.probabilities[0], budget, rng))
+    def by_prior(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        return Selection.uniform(select_by_prior(bank.labels, prototypes.probabilities[0], budget, rng))
 
-    def by_true_classes(_upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
+    def by_true_classes(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         prior = np.isin(np.arange(bank.logits.shape[1]), plan.oracle_classes[client]) * bank.class_prior()
         return Selection.uniform(select_by_prior(bank.labels, prior, budget, rng))
 
-    def by_transport(upload: PrototypeUpload | None, bank: PublicBank) -> Selection:
-        assert upload is not None
+    def by_transport(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
         beliefs = bank.probabilities(settings.temperature)
         return select_by_transport(
-            upload.probabilities, upload.counts, beliefs, budget, sharpness=settings.sharpness
+            prototypes.probabilities, prototypes.counts, beliefs, budget, sharpness=settings.sharpness
         )
 
     rules: dict[str, SelectData] = {
@@ -126,7 +124,7 @@ def whole_set_in_turns(public: int, budget: int, rng: np.random.Generator) -> Se
     """All public clips, ``budget`` at a time and none twice before all had their turn: the equal-steps control."""
     waiting = np.empty(0, np.int64)
 
-    def next_turn(_upload: PrototypeUpload | None, _bank: PublicBank) -> Selection:
+    def next_turn(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         nonlocal waiting
         while len(waiting) < budget:
             waiting = np.concatenate([waiting, rng.permutation(public)])
@@ -138,5 +136,6 @@ def whole_set_in_turns(public: int, budget: int, rng: np.random.Generator) -> Se
 
 def with_variant(plan: Plan, sweep: str, value: int) -> Plan:
     """The plan with one prototype setting swept (Figures 5.12 and 5.13)."""
-    field = {"cluster_samples": "samples_per_prototype", "uploaded_samples": "upload_limit"}[sweep]
-    return replace(plan, prototypes=replace(plan.prototypes, **{field: value}))
+    if sweep == "cluster_samples":
+        return replace(plan, prototypes=replace(plan.prototypes, samples_per_prototype=value))
+    return replace(plan, prototypes=replace(plan.prototypes, upload_limit=value))

@@ -61,7 +61,12 @@ class SeedCloud:
 
         def report(epoch: int, loss: float) -> None:
             self.metrics.loss(
-                "teacher_epoch", f"teacher/seed{self.seed}", epoch, loss, seed=self.seed, epochs=settings.epochs
+                "teacher_epoch",
+                f"teacher/seed{self.seed}",
+                epoch,
+                loss,
+                seed=self.seed,
+                epochs=settings.epochs,
             )
 
         net = train_teacher(
@@ -89,7 +94,11 @@ class SeedCloud:
     def student_spec(self) -> NetworkSpec:
         teacher = teacher_spec(self.public, self.plan.teacher)
         return NetworkSpec(
-            self.plan.student.encoder, teacher.feature_width, teacher.classes, teacher.fusion, teacher.frame_channels
+            self.plan.student.encoder,
+            teacher.feature_width,
+            teacher.classes,
+            teacher.fusion,
+            teacher.frame_channels,
         )
 
     @cached_property
@@ -102,15 +111,26 @@ class SeedCloud:
         student.head.load_state_dict(self.teacher.head.state_dict())
         settings, public = self.plan.student, len(self.public.info)
         distiller = make_distiller(
-            student, self.public, self.bank, self.plan.distillation, settings.optimiser, self.plan.compute,
-            self._generator("all_distill"), epochs=settings.epochs, clips_per_epoch=public,
+            student,
+            self.public,
+            self.bank,
+            self.plan.distillation,
+            settings.optimiser,
+            self.plan.compute,
+            self._generator("all_distill"),
+            epochs=settings.epochs,
+            clips_per_epoch=public,
         )
         everything = Selection.uniform(np.arange(public))
         for epoch in range(settings.epochs):
             (loss,) = distiller.run(everything, 1)
             self.metrics.loss(
-                "all_distill_epoch", f"all_distill/seed{self.seed}", epoch + 1, loss,
-                seed=self.seed, epochs=settings.epochs,
+                "all_distill_epoch",
+                f"all_distill/seed{self.seed}",
+                epoch + 1,
+                loss,
+                seed=self.seed,
+                epochs=settings.epochs,
             )
         student = distiller.student.cpu().eval()
         self._save(stem, student, self.student_spec)
@@ -126,8 +146,15 @@ class SeedCloud:
         turns = settings.outer_epochs * settings.inner_epochs
         budget = budget_of(self.plan, public)
         distiller = make_distiller(
-            copy.deepcopy(self.all_distill), self.public, self.bank, settings, settings.optimiser,
-            self.plan.compute, self._generator("equal_steps"), epochs=turns, clips_per_epoch=budget,
+            copy.deepcopy(self.all_distill),
+            self.public,
+            self.bank,
+            settings,
+            settings.optimiser,
+            self.plan.compute,
+            self._generator("equal_steps"),
+            epochs=turns,
+            clips_per_epoch=budget,
         )
         next_turn = whole_set_in_turns(public, budget, np.random.default_rng(self.seed))
         for turn in range(turns):

@@ -30,7 +30,9 @@ def train_rung(
         torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
     optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.01)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
+        order = torch.randperm(len(labels), generator=generator)
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
             logits = net(Features(features.audio[rows], features.visual[rows]))
             loss = F.cross_entropy(logits, labels[rows])
             optimiser.zero_grad()

@@ -26,9 +26,7 @@ class Compute:
         return torch.device(name)
 
     def autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(
-            self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def use_threads(count: int) -> None:

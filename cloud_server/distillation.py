@@ -112,7 +112,13 @@ def make_distiller(
     stepper = make_optimiser((p for p in student.parameters() if p.requires_grad), optimiser)
     steps = -(-clips_per_epoch // optimiser.batch_size)
     return Distiller(
-        student, store, bank, settings, compute, generator, stepper,
+        student,
+        store,
+        bank,
+        settings,
+        compute,
+        generator,
+        stepper,
         make_schedule(stepper, optimiser, epochs, steps),
         teacher_features=lambda positions, _audio, _frames: bank.features(positions),
     )

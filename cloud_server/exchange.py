@@ -25,7 +25,7 @@ GRACE_SECONDS = 30.0
 """A message lives this much longer than we wait for it, so that a late reply does not become an error."""
 
 
-class DeviceFailed(RuntimeError):
+class DeviceFailure(RuntimeError):
     """A device did not answer usefully; the text is the reason, one line."""
 
 
@@ -49,21 +49,21 @@ class Exchange:
         """Send ``request`` to ``node`` and decode its reply.
 
         Raises:
-            DeviceFailed: the device raised, died, stayed silent or sent nonsense.
+            DeviceFailure: the device raised, died, stayed silent or sent nonsense.
         """
         content = encode(request)
         reply = self._exchange(node, action, content)
         try:
             return decode(expect, reply), Answer(payload_bytes(reply), payload_bytes(content))
         except WireError as error:
-            raise DeviceFailed(f"sent an unusable {expect.__name__}: {error}") from error
+            raise DeviceFailure(f"sent an unusable {expect.__name__}: {error}") from error
 
     def _exchange(self, node: int, action: str, content: RecordDict) -> RecordDict:
         with self.lock:
             message = Message(content, node, action, ttl=self.timeout + GRACE_SECONDS)
             message_id = next(iter(self.grid.push_messages([message])), None)
         if not message_id:
-            raise DeviceFailed("the message could not be delivered")
+            raise DeviceFailure("the message could not be delivered")
         end = time.monotonic() + self.timeout
         while True:
             with self.lock:
@@ -71,24 +71,24 @@ class Exchange:
             if replies:
                 break
             if time.monotonic() >= end:
-                raise DeviceFailed(f"no reply within {self.timeout:.0f} s")
+                raise DeviceFailure(f"no reply within {self.timeout:.0f} s")
             time.sleep(POLL_SECONDS)
         if replies[0].has_error():
-            raise DeviceFailed(_reason(replies[0].error.reason))
+            raise DeviceFailure(_reason(replies[0].error.reason))
         return replies[0].content
 
 
 def wait_for_nodes(grid: Grid, minimum: int, timeout: float) -> list[int]:
-    """Ids of the nodes online, as soon as there are ``minimum``. Raises DeviceFailed after ``timeout`` seconds."""
+    """Ids of the nodes online, as soon as there are ``minimum``. Raises DeviceFailure after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while len(nodes := sorted(grid.get_node_ids())) < minimum:
         if time.monotonic() >= end:
-            raise DeviceFailed(f"{len(nodes)} of {minimum} devices came online within {timeout:.0f} s")
+            raise DeviceFailure(f"{len(nodes)} of {minimum} devices came online within {timeout:.0f} s")
         time.sleep(POLL_SECONDS)
     return nodes
 
 
-def _reason(text: str) -> str:
+def _reason(text: str | None) -> str:
     """The last meaningful line of a device's error (a simulated one is a coloured Ray traceback)."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text or "")
     lines = [line.strip() for line in plain.splitlines() if line.strip()]

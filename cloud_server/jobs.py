@@ -7,6 +7,8 @@ with all that the report needs. A device that fails is reported and left out of 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -16,16 +18,16 @@ import torch
 from fedstill.cloud_server.arms import (
     ARMS,
     SHARED,
+    budget_of,
     distillation_of,
     select_rule,
-    budget_of,
     upload_kind,
     with_variant,
 )
 from fedstill.cloud_server.cloud import SeedCloud, generator, stream
 from fedstill.cloud_server.compression_training import train_rung
 from fedstill.cloud_server.distillation import make_distiller
-from fedstill.cloud_server.exchange import DeviceFailed, Exchange
+from fedstill.cloud_server.exchange import DeviceFailure, Exchange
 from fedstill.cloud_server.plan import Plan
 from fedstill.cloud_server.public_bank import teacher_outputs
 from fedstill.cloud_server.rounds import personalise
@@ -106,8 +108,13 @@ class PersonalisationJob:
         settings = distillation_of(self.arm, self.plan)
         purpose = (key.scenario, key.arm, key.client)
         distiller = make_distiller(
-            copy.deepcopy(self.cloud.all_distill), self.cloud.public, bank, settings, settings.optimiser,
-            self.plan.compute, generator(key.seed, *purpose),
+            copy.deepcopy(self.cloud.all_distill),
+            self.cloud.public,
+            bank,
+            settings,
+            settings.optimiser,
+            self.plan.compute,
+            generator(key.seed, *purpose),
             epochs=settings.outer_epochs * settings.inner_epochs,
             clips_per_epoch=budget_of(self.plan, len(bank.labels)),
         )
@@ -139,7 +146,7 @@ class PersonalisationJob:
         )
         upload = self._ask("query.prototypes", request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
-            raise DeviceFailed(f"means other classes: {list(upload.class_names)}")
+            raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
         return upload
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None:
@@ -155,7 +162,9 @@ class PersonalisationJob:
 
     def _evaluate_ladder(self, student: AudioVisualNet) -> None:
         """Table 5.3: every rate in both precisions, on the clips that the last outer epoch selected."""
-        assert self.last_selection is not None
+        if self.last_selection is None:
+            self.failed(0, "no selection to train the compression ladder on: every outer epoch was left out")
+            return
         positions = self.last_selection.positions
         outputs = teacher_outputs(student, self.cloud.public, positions, self.plan.compute)
         parts = [found for found, _ in outputs]
@@ -163,15 +172,18 @@ class PersonalisationJob:
         labels = torch.from_numpy(self.cloud.bank.labels[positions])
         for rate in RATES:
             net = train_rung(
-                found, labels, rate, len(self.cloud.public.class_names), generator(self.key.seed, "rung", rate)
+                found,
+                labels,
+                rate,
+                len(self.cloud.public.class_names),
+                generator(self.key.seed, "rung", rate),
             )
             for precision in Precision:
                 rung = {"rate": rate, "precision": precision.value}
-                text = f'{{"rate": {rate}, "precision": "{precision.value}"}}'
-                self._count(student, pack(net.state_dict()), text, rung)
+                self._count(student, pack(net.state_dict()), json.dumps(rung), rung)
 
     def _count(
-        self, student: AudioVisualNet, compressor: np.ndarray, rung: str, about: dict[str, object]
+        self, student: AudioVisualNet, compressor: np.ndarray, rung: str, about: Mapping[str, object]
     ) -> None:
         """Send the student down and keep the two counts that come back."""
         final = distillation_of(self.arm, self.plan).outer_epochs
@@ -185,8 +197,8 @@ class PersonalisationJob:
         )
         try:
             result = self._ask("evaluate.student", request, EvaluationResult, final)
-        except DeviceFailed as failure:
-            self.failed(final, failure)
+        except DeviceFailure as failure:
+            self.failed(final, str(failure))
             return
         counts = {name: getattr(result, name) for name in ("correct", "total", "seconds", "bytes_per_clip")}
         self.record.evaluations.append({**about, **counts})
@@ -201,7 +213,7 @@ class PersonalisationJob:
         variant = f".{self.key.sweep}.{self.key.value:g}" if self.key.sweep else ""
         return Job(self.key.scenario, self.key.arm + variant, self.key.seed, outer_epoch)
 
-    def failed(self, outer_epoch: int, failure: DeviceFailed) -> None:
+    def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of a round."""
-        self.record.failures.append({"round": outer_epoch, "reason": str(failure)})
-        self.cloud.metrics.emit("failure", **asdict(self.key), round=outer_epoch, reason=str(failure))
+        self.record.failures.append({"round": outer_epoch, "reason": reason})
+        self.cloud.metrics.emit("failure", **asdict(self.key), round=outer_epoch, reason=reason)

@@ -20,9 +20,7 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: OptimiserSettin
         return torch.optim.SGD(
             chosen, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, foreach=True
         )
-    return torch.optim.AdamW(
-        chosen, settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
-    )
+    return torch.optim.AdamW(chosen, settings.learning_rate, weight_decay=settings.weight_decay, foreach=True)
 
 
 def make_schedule(

@@ -25,6 +25,7 @@ from fedstill.models.preprocess import to_tensors
 
 Floats = npt.NDArray[np.float32]
 BATCH = 256
+ARRAYS = ("audio", "visual", "logits", "labels")
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,11 @@ class PublicBank:
     def class_prior(self) -> Floats:
         """Share of each class among the public labels, float32 (classes,)."""
         counts = np.bincount(self.labels, minlength=self.logits.shape[1])
-        return (counts / counts.sum()).astype(np.float32)
+        shares: Floats = (counts / counts.sum()).astype(np.float32)
+        return shares
 
 
-def compute_bank(
-    teacher: AudioVisualNet, store: ClipStore, compute: Compute, version: str
-) -> PublicBank:
+def compute_bank(teacher: AudioVisualNet, store: ClipStore, compute: Compute, version: str) -> PublicBank:
     """Run the teacher once over all public clips."""
     audio, visual, logits = [], [], []
     for features, outputs in teacher_outputs(teacher, store, np.arange(len(store.info)), compute):
@@ -78,7 +78,7 @@ def compute_bank(
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def teacher_outputs(
     net: AudioVisualNet, store: ClipStore, positions: npt.NDArray[np.int64], compute: Compute
 ) -> Iterator[tuple[Features, Logits]]:
@@ -97,7 +97,7 @@ def teacher_outputs(
 def save_bank(bank: PublicBank, directory: Path) -> None:
     """Write the arrays and, last, ``bank.json``: a folder without it is unfinished and will be recomputed."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("audio", "visual", "logits", "labels"):
+    for name in ARRAYS:
         np.save(directory / f"{name}.npy", getattr(bank, name), allow_pickle=False)
     (directory / "bank.json").write_text(json.dumps({"version": bank.version}))
 
@@ -109,11 +109,10 @@ def open_bank(directory: Path, version: str) -> PublicBank | None:
             return None
     except FileNotFoundError:
         return None
-    arrays = [
-        np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in ("audio", "visual", "logits", "labels")
-    ]
-    return PublicBank(*arrays, version)
+    audio, visual, logits, labels = (
+        np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
+    )
+    return PublicBank(audio, visual, logits, labels, version)
 
 
 def _floats(tensors: tuple[Tensor, ...]) -> list[Tensor]:

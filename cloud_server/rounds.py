@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from fedstill.cloud_server.distillation import Distiller
-from fedstill.cloud_server.exchange import DeviceFailed
+from fedstill.cloud_server.exchange import DeviceFailure
 from fedstill.cloud_server.public_bank import PublicBank
-from fedstill.cloud_server.selection import Selection
+from fedstill.cloud_server.selection import Selection, SelectionError
 from fedstill.models.audiovisual import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 
@@ -35,7 +35,7 @@ class RoundObserver(Protocol):
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None: ...
 
-    def failed(self, outer_epoch: int, failure: DeviceFailed) -> None: ...
+    def failed(self, outer_epoch: int, reason: str) -> None: ...
 
 
 def personalise(
@@ -51,15 +51,15 @@ def personalise(
 
     Line 5, the teacher's view of the public clips, is the public bank. The returned student is line 11's;
     downloading it (line 10) is the caller's next message to the device. An outer epoch in which the device
-    does not answer is reported and left out.
+    does not answer, or asks for what the public set cannot give, is reported and left out.
     """
     for outer_epoch in range(outer_epochs):  # line 1
         try:
             prototypes = device(distiller.student, outer_epoch)  # lines 2-4
-        except DeviceFailed as failure:
-            observer.failed(outer_epoch, failure)
+            selection = select_data(prototypes, distiller.bank)  # lines 5-6, 12-18
+        except (DeviceFailure, SelectionError) as failure:
+            observer.failed(outer_epoch, str(failure))
             continue
-        selection = select_data(prototypes, distiller.bank)  # lines 5-6, 12-18
         losses = distiller.run(selection, inner_epochs)  # lines 7-9
         observer.trained(outer_epoch, selection, losses)
     return distiller.student  # lines 10-11

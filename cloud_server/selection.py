@@ -28,6 +28,10 @@ ULP = 2.0**-23
 """A float32 dot product of c values of unit vectors errs by less than (c + 2) of these."""
 
 
+class SelectionError(ValueError):
+    """A selection that the public set or the budget does not allow; one line."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Public positions (unique, int64) and a weight each (float32, mean 1)."""
@@ -45,10 +49,12 @@ def per_prototype(budget: int, prototypes: int) -> Positions:
     get the remainder.
 
     Raises:
-        ValueError: more prototypes than clips to choose, so that not everyone could get one.
+        SelectionError: more prototypes than clips to choose, so that not everyone could get one.
     """
     if prototypes > budget:
-        raise ValueError(f"{prototypes} prototypes for {budget} clips: raise selection.budget or upload fewer")
+        raise SelectionError(
+            f"{prototypes} prototypes for {budget} clips: raise selection.budget or upload fewer"
+        )
     n, remainder = divmod(budget, prototypes)
     return np.full(prototypes, n, np.int64) + (np.arange(prototypes) < remainder)
 
@@ -65,11 +71,11 @@ def select_nearest(prototypes: Floats, public: Floats, n: int | Positions) -> Po
         positions: row 0's clips, best first, then row 1's, ... Equal similarities go to the lower position.
 
     Raises:
-        ValueError: if fewer than ``sum(n)`` public clips exist.
+        SelectionError: if fewer than ``sum(n)`` public clips exist.
     """
     takes = np.broadcast_to(np.asarray(n, np.int64), len(prototypes))
     if takes.sum() > len(public):
-        raise ValueError(f"{takes.sum()} clips wanted of {len(public)} public ones: lower the budget")
+        raise SelectionError(f"{takes.sum()} clips wanted of {len(public)} public ones: lower the budget")
     rows, columns = unit_rows(prototypes), unit_rows(public)
     free = np.ones(len(public), dtype=bool)
     chosen: list[Positions] = []
@@ -151,7 +157,9 @@ def unit_rows(values: Floats) -> npt.NDArray[np.float64]:
     """Rows scaled to length 1, float64; a zero row stays zero."""
     exact = np.asarray(values, np.float64)
     length = np.sqrt((exact * exact).sum(axis=1, keepdims=True))
-    return np.divide(exact, length, out=np.zeros_like(exact), where=length > 0)
+    result = np.zeros_like(exact)
+    np.divide(exact, length, out=result, where=length > 0)
+    return result
 
 
 def _scan(

@@ -15,10 +15,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedstill.cloud_server.arms import SHARED
 from fedstill.cloud_server.cloud import SeedCloud
 from fedstill.cloud_server.compute import use_threads
-from fedstill.cloud_server.exchange import DeviceFailed, Exchange, wait_for_nodes
+from fedstill.cloud_server.exchange import DeviceFailure, Exchange, wait_for_nodes
 from fedstill.cloud_server.jobs import JobKey, PersonalisationJob
 from fedstill.cloud_server.metrics import Metrics, read_events
 from fedstill.cloud_server.plan import Plan, read_plan
@@ -65,9 +64,7 @@ def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
             run_seed(SeedCloud(plan, seed, metrics), waiting, nodes, exchange)
 
 
-def run_seed(
-    cloud: SeedCloud, keys: list[JobKey], nodes: Mapping[int, int], exchange: Exchange
-) -> None:
+def run_seed(cloud: SeedCloud, keys: list[JobKey], nodes: Mapping[int, int], exchange: Exchange) -> None:
     """What is shared first, with all cores; then the jobs side by side, one core each."""
     use_threads(os.cpu_count() or 1)
     _ = cloud.bank, cloud.all_distill
@@ -107,7 +104,7 @@ def find_devices(plan: Plan, exchange: Exchange, metrics: Metrics) -> dict[int, 
     """Client number -> node id of the devices that are online and run the same fedstill.
 
     Raises:
-        DeviceFailed: none is usable.
+        DeviceFailure: none is usable.
     """
     ours = version("fedstill")
     nodes: dict[int, int] = {}
@@ -115,17 +112,23 @@ def find_devices(plan: Plan, exchange: Exchange, metrics: Metrics) -> dict[int, 
         try:
             hello, _ = exchange.ask(node, "query.hello", HelloRequest(ours), Hello)
             if hello.version != ours:
-                raise DeviceFailed(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
+                raise DeviceFailure(
+                    f"runs fedstill {hello.version}, the cloud {ours}: install the same version"
+                )
             nodes[hello.partition] = node
-        except DeviceFailed as failure:
+        except DeviceFailure as failure:
             metrics.emit("refused", node=str(node), reason=str(failure))
     if not nodes:
-        raise DeviceFailed("no device is usable; the reasons are in metrics.jsonl")
+        raise DeviceFailure("no device is usable; the reasons are in metrics.jsonl")
     return nodes
 
 
 def _key(event: Mapping[str, object]) -> JobKey:
     return JobKey(
-        str(event["scenario"]), str(event["arm"]), int(str(event["client"])), int(str(event["seed"])),
-        str(event["sweep"]), float(str(event["value"])),
+        str(event["scenario"]),
+        str(event["arm"]),
+        int(str(event["client"])),
+        int(str(event["seed"])),
+        str(event["sweep"]),
+        float(str(event["value"])),
     )

@@ -57,8 +57,12 @@ class DistillationSettings:
     outer_epochs: int = 3  # thesis: 15
     inner_epochs: int = 5  # thesis: 10
     logit_weight: float = 0.0  # share of the softened-logit loss added to the feature loss; thesis: 0
-    augment: bool = False  # augment what the student sees; the bank's teacher features stay those of the plain clip
-    freeze_batch_norm: bool = False  # keep the AllDistill statistics on a class-skewed selection; thesis: train
+    augment: bool = (
+        False  # augment what the student sees; the bank's teacher features stay those of the plain clip
+    )
+    freeze_batch_norm: bool = (
+        False  # keep the AllDistill statistics on a class-skewed selection; thesis: train
+    )
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
 
 
@@ -66,7 +70,9 @@ class DistillationSettings:
 class SelectionSettings:
     """How much of the public set an arm distils on, and how similarity is measured."""
 
-    budget: float = 0.28  # share of the public clips, the same in every arm (thesis: about 5 clips per sample)
+    budget: float = (
+        0.28  # share of the public clips, the same in every arm (thesis: about 5 clips per sample)
+    )
     temperature: float = 1.0  # softens teacher and student probabilities before the cosine; thesis: 1
     sharpness: float = 10.0  # of the transport kernel (fedstill arm)
 

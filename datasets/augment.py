@@ -72,17 +72,18 @@ def move_sound(audio: Tensor, generator: torch.Generator, steps: int, bins: int)
     batch, height, width = audio.shape
     turn = torch.randint(0, steps + 1, (batch, 1), generator=generator, device=generator.device)
     raise_by = torch.randint(-bins, bins + 1, (batch, 1), generator=generator, device=generator.device)
-    columns = (torch.arange(width, device=audio.device) - turn.to(audio.device)) % width
+    columns = (torch.arange(width, device=audio.device) - turn.to(audio.device)).remainder(width)
     rows = (torch.arange(height, device=audio.device) + raise_by.to(audio.device)).clamp(0, height - 1)
     moved = audio.gather(2, columns[:, None, :].expand_as(audio))
-    return moved.gather(1, rows[:, :, None].expand_as(audio))
+    shifted: Tensor = moved.gather(1, rows[:, :, None].expand_as(audio))
+    return shifted
 
 
 def vary_level(audio: Tensor, generator: torch.Generator, spread: float) -> Tensor:
     """Scale each clip by about 1 +- ``spread`` / 2 and offset it by about ``spread``: another microphone and room."""
     shape = (2, len(audio), 1, 1)
-    gain, offset = torch.randn(shape, generator=generator, device=generator.device).to(audio.device)
-    return audio * (1 + spread / 2 * gain) + spread * offset
+    drawn = torch.randn(shape, generator=generator, device=generator.device).to(audio.device)
+    return audio * (1 + spread / 2 * drawn[0]) + spread * drawn[1]
 
 
 def flip_and_shift(frames: Tensor, generator: torch.Generator, shift_pixels: int) -> Tensor:

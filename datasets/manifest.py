@@ -231,7 +231,7 @@ def _zip_places(root: Path, path: PurePosixPath) -> Iterator[tuple[Path, PurePos
 
 
 @lru_cache(maxsize=16)
-def _open_zip(archive: Path, process: int) -> ZipFile:  # noqa: ARG001 - a forked process must not share the handle
+def _open_zip(archive: Path, process: int) -> ZipFile:
     """Threads may share a ZipFile, processes may not: its position in the file would be common to both."""
     try:
         return ZipFile(archive)

@@ -52,8 +52,8 @@ class Device:
         query, _ = self._roles(request.job)
         found, head = self._features(request.student, query)
         beliefs = probabilities(head(found).joint / request.temperature)
-        found = summarise(beliefs, request, seed=_seed_of(request.job))
-        return PrototypeUpload(request.job, found.probabilities, found.counts, self.store.class_names)
+        rows = summarise(beliefs, request, seed=_seed_of(request.job))
+        return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Classify the labelled test clips with this student; two counts go back."""
@@ -65,7 +65,9 @@ class Device:
         beliefs, size = self._decide(request, labelled)
         seconds = time.perf_counter() - started
         if request.prior_correction:
-            known = self._decide(request, query)[0] if request.job.scenario == "latency_sensitive" else beliefs
+            known = (
+                self._decide(request, query)[0] if request.job.scenario == "latency_sensitive" else beliefs
+            )
             prior = estimate_prior(known, request.training_prior)
             beliefs = correct_posterior(beliefs, request.training_prior, prior).astype(np.float32)
         right = beliefs.argmax(axis=1) == self.store.labels[labelled]

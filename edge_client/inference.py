@@ -39,7 +39,7 @@ def rebuild(student: Student) -> AudioVisualNet:
     return net.eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(net: AudioVisualNet, inputs: Inputs) -> Features:
     """float32 features of all clips, each (n, feature_width); fp32 arithmetic, as a device would."""
     parts = []

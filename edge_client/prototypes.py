@@ -82,8 +82,12 @@ def constrained_prototypes(
     from k_means_constrained import KMeansConstrained
 
     model = KMeansConstrained(
-        clusters, size_min=min_size, size_max=max(2 * samples_per_prototype, min_size), n_init=1,
-        random_state=seed, max_iter=50,
+        clusters,
+        size_min=min_size,
+        size_max=max(2 * samples_per_prototype, min_size),
+        n_init=1,
+        random_state=seed,
+        max_iter=50,
     )
     return _means(probabilities, model.fit_predict(probabilities.astype(np.float64)))
 

@@ -81,9 +81,7 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
         load_packed(net, blob)
     except ValueError as error:
         raise CheckpointError(f"{stem.with_suffix('.safetensors')}: {error}") from error
-    meta = CheckpointMeta(
-        network, tuple(described["class_names"]), described["audio"], described["frames"]
-    )
+    meta = CheckpointMeta(network, tuple(described["class_names"]), described["audio"], described["frames"])
     return net, meta
 
 

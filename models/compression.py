@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedstill.models.audiovisual import Features
 
+
 class Precision(StrEnum):
     """Bits per transmitted value."""
 

@@ -83,7 +83,7 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         batch, count = frames.shape[:2]
         features: Tensor = self.encoder(frames.flatten(0, 1))
-        return features.unflatten(0, (batch, count)).mean(dim=1)
+        return features.reshape(batch, count, -1).mean(dim=1)
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

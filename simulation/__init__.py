@@ -1,1 +1,1 @@
-"""The launcher, experiments, statistics, reports and plots: the only room that sees edge and cloud at once."""
+"""The launcher, experiments, statistics, reports and plots: the only room that sees edge and cloud."""

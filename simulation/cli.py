@@ -32,6 +32,7 @@ errors = Console(stderr=True)
 INTERRUPTED = 130
 FAILED = 1
 MISTAKE = 2
+BAD_CLIPS_SHOWN = 20
 
 
 class Engine(StrEnum):
@@ -57,7 +58,9 @@ def simulate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/NAME-TIME].")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
-    engine: Annotated[Engine, typer.Option(help="flower: real runtime; inprocess: for debugging.")] = Engine.FLOWER,
+    engine: Annotated[
+        Engine, typer.Option(help="flower: real runtime; inprocess: for debugging.")
+    ] = Engine.FLOWER,
 ) -> None:
     """Watch a cloud teach personal students to simulated devices, and see what it was worth."""
     from fedstill.simulation.config import ConfigError, load_experiment
@@ -97,7 +100,9 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A finished run.")]) -> 
 
 @app.command()
 def reproduce(
-    target: Annotated[str, typer.Argument(help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13.")],
+    target: Annotated[
+        str, typer.Argument(help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13.")
+    ],
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
 ) -> None:
     """Render a table or figure of the thesis from a run: its numbers beside ours."""
@@ -124,21 +129,42 @@ def prepare(
     out: Annotated[Path | None, typer.Option(help="Where the arrays go [default: ROOT/prepared].")] = None,
     workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = os.cpu_count() or 1,
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
+    split: Annotated[
+        Path | None, typer.Option(help="cremad: clip_id,label,split [default: ROOT/split.csv].")
+    ] = None,
+    checksums: Annotated[
+        Path | None, typer.Option(help="CSV of path,sha256,bytes to verify against.")
+    ] = None,
 ) -> None:
     """Decode a raw dataset once into compact arrays; run it again to resume."""
     from rich.progress import Progress
 
+    from fedstill.datasets.clip import DataError
     from fedstill.datasets.prepare import prepare_ave, prepare_cremad
 
-    run = prepare_cremad if dataset is RawDataset.CREMAD else prepare_ave
     target = out or root / "prepared"
     with one_line_errors(), Progress(console=console) as bar:
         task = bar.add_task(f"decoding {dataset.value}", total=None)
-        outcome = run(
-            root, target, size=size, workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    console.print(outcome.summary(), highlight=False)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if dataset is RawDataset.CREMAD:
+            outcome = prepare_cremad(
+                root, target, split_csv=split, checksums=checksums, size=size, workers=workers, progress=show
+            )
+        elif split is not None:
+            raise DataError("--split is for cremad; AVE's lists lie in its root folder")
+        else:
+            outcome = prepare_ave(
+                root, target, checksums=checksums, size=size, workers=workers, progress=show
+            )
+    for clip in outcome.bad[:BAD_CLIPS_SHOWN]:
+        console.print(f"{clip.clip_id}: {clip.outcome}, {clip.reason}", highlight=False)
+    if len(outcome.bad) > BAD_CLIPS_SHOWN:
+        console.print(f"... {len(outcome.bad) - BAD_CLIPS_SHOWN} more", highlight=False)
+    counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items() if count)
+    console.print(f"{counts}; full list: {target / 'report.json'}", highlight=False, soft_wrap=True)
 
 
 @data.command()

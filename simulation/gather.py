@@ -41,7 +41,10 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
     jobs.sort(key=_order)
     table = [job for job in jobs if not job["sweep"] and job["arm"] in ARMS]
     return {
-        "teacher": (*held_out.values(), *(row for job in jobs if job["arm"] == "teacher" for row in _teacher(job))),
+        "teacher": (
+            *held_out.values(),
+            *(row for job in jobs if job["arm"] == "teacher" for row in _teacher(job)),
+        ),
         "rows": tuple(row for job in table for row in _accuracy(job)),
         "traffic": tuple(row for job in table for row in _traffic(job)),
         "selection": tuple(

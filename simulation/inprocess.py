@@ -81,7 +81,7 @@ class InProcessGrid(Grid):
         self,
         messages: Iterable[Message],
         *,
-        timeout: float | None = None,  # noqa: ARG002 (nodes answer at once or never)
+        timeout: float | None = None,
     ) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 

@@ -85,7 +85,9 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
     write_plan(_plan(experiment, source, shares, run_dir))
 
 
-def collect(experiment: Experiment, run_dir: Path, seconds: dict[str, float], peak_memory_mb: float) -> Results:
+def collect(
+    experiment: Experiment, run_dir: Path, seconds: dict[str, float], peak_memory_mb: float
+) -> Results:
     """Write ``results.json`` and ``clips.json`` from what cloud and devices left behind."""
     plan = read_plan(run_dir)
     public = open_store(Path(plan.public))
@@ -127,9 +129,7 @@ def _store(experiment: Experiment, source: ClipSource, positions: Positions, dir
     return build_store(source, positions.tolist(), experiment.audio, experiment.frames, directory)
 
 
-def _plan(
-    experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path
-) -> Plan:
+def _plan(experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path) -> Plan:
     run = experiment.run
     held = [{source.index[position].label for position in share} - {None} for share in shares]
     return Plan(
@@ -139,7 +139,9 @@ def _plan(
         seeds=tuple(range(run.first_seed, run.first_seed + run.seeds)),
         scenarios=run.scenarios,
         arms=run.arms,
-        oracle_classes=tuple(tuple(sorted(label for label in labels if label is not None)) for labels in held),
+        oracle_classes=tuple(
+            tuple(sorted(label for label in labels if label is not None)) for labels in held
+        ),
         teacher=experiment.teacher,
         student=experiment.student,
         distillation=experiment.distillation,
@@ -197,4 +199,3 @@ def _git_revision() -> str:
         ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
     )
     return done.stdout.strip() if done.returncode == 0 else "unknown"
-

@@ -75,7 +75,11 @@ class LiveProgress:
         elif kind == "job":
             self._advance(f"seed {seed}: device jobs", 0, f"{event['arm']}, client {event['client'] + 1}")
         elif kind in ("failure", "refused"):
-            who = f"client {event['client'] + 1}, {event['arm']}" if kind == "failure" else f"node {event['node']}"
+            who = (
+                f"client {event['client'] + 1}, {event['arm']}"
+                if kind == "failure"
+                else f"node {event['node']}"
+            )
             self._bars.console.print(f"[yellow]left out:[/] {who}: {event['reason']}", highlight=False)
 
     def _task(self, name: str, total: int) -> TaskID:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
@@ -72,7 +70,6 @@ def _synthetic(settings: DatasetSettings, size: int, count: int) -> ClipSource:
 
 
 def _prepared(settings: DatasetSettings) -> ClipSource:
-    from fedstill.datasets.ave import AVE_CLASSES
     from fedstill.datasets.prepare import PreparedSource
 
     if not settings.root:
@@ -80,5 +77,5 @@ def _prepared(settings: DatasetSettings) -> ClipSource:
             f"dataset.root: not set; run fedstill data prepare {settings.kind} --root DIR --out PREPARED, "
             "then add --set dataset.root=PREPARED"
         )
-    names = EMOTIONS if settings.kind == "cremad" else AVE_CLASSES
-    return PreparedSource(Path(data_path(settings.root)), names, settings.kind)
+    names = EMOTIONS if settings.kind == "cremad" else None
+    return PreparedSource(data_path(settings.root), names, settings.kind)
