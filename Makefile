@@ -24,6 +24,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py docs/generate_reference.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/selection.py

@@ -21,11 +21,18 @@ from fedstill.cloud_server.selection import (
     select_by_transport,
     select_nearest,
     select_random,
+    supported_shares,
 )
 from fedstill.cloud_server.settings import DistillationSettings, PrototypeSettings
 from fedstill.protos.messages import PrototypeUpload
 
-SHARED = ("all_distill", "all_distill_equal_steps", "prior_corrected", "teacher")
+SHARED = (
+    "all_distill",
+    "all_distill_equal_steps",
+    "fedstill_without_selection",
+    "prior_corrected",
+    "teacher",
+)
 """Arms whose network is the same for every device: trained once per seed. The teacher is no arm of the table, only
 its upper reference."""
 
@@ -35,13 +42,18 @@ class Arm:
     """How one arm works.
 
     Attributes:
-        upload: what the device uploads each outer epoch; None if the arm needs nothing from it.
+        upload: what the device uploads: every sample's probabilities, prototypes, one histogram; None: nothing.
+        calibrated: the device corrects its probabilities for its own class prior before it summarises them.
+        upload_once: the device is asked under the AllDistill student only. A student that was trained on some
+            classes no longer tells whether the others are there.
         prior_correction: the device corrects for its own class prior when it decides.
         own_settings: trains with the experiment's ``[fedstill]`` table instead of ``[distillation]``.
     """
 
     name: str
     upload: str | None = None
+    calibrated: bool = False
+    upload_once: bool = False
     prior_correction: bool = False
     own_settings: bool = False
 
@@ -57,10 +69,29 @@ ARMS = {
         Arm("class_prior_sampling", upload="histogram"),
         Arm("oracle_classes"),
         Arm("prior_corrected", prior_correction=True),
+        Arm("fedstill_without_selection", own_settings=True),
         Arm("teacher"),
-        Arm("fedstill", upload="prototypes", prior_correction=True, own_settings=True),
     )
 }
+OURS = {
+    "support": Arm(
+        "fedstill",
+        upload="histogram",
+        calibrated=True,
+        upload_once=True,
+        prior_correction=True,
+        own_settings=True,
+    ),
+    "transport": Arm(
+        "fedstill", upload="prototypes", calibrated=True, prior_correction=True, own_settings=True
+    ),
+}
+"""The fedstill arm, by ``selection.rule``."""
+
+
+def arm_of(name: str, plan: Plan) -> Arm:
+    """The arm ``name`` as this plan wants it."""
+    return OURS[plan.selection.rule] if name == "fedstill" else ARMS[name]
 
 
 def distillation_of(arm: Arm, plan: Plan) -> DistillationSettings:
@@ -102,6 +133,11 @@ def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.ran
         prior = np.isin(np.arange(bank.logits.shape[1]), plan.oracle_classes[client]) * bank.class_prior()
         return Selection.uniform(select_by_prior(bank.labels, prior, budget, rng))
 
+    def by_support(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        shares = supported_shares(prototypes.probabilities[0], bank.class_prior(), settings.support)
+        return Selection.uniform(select_by_prior(bank.labels, shares, budget, rng))
+
     def by_transport(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         assert prototypes is not None
         beliefs = bank.probabilities(settings.temperature)
@@ -115,7 +151,7 @@ def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.ran
         "all_distill_select_cluster": nearest,
         "class_prior_sampling": by_prior,
         "oracle_classes": by_true_classes,
-        "fedstill": by_transport,
+        "fedstill": by_support if settings.rule == "support" else by_transport,
     }
     return rules[arm.name]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from fedstill.models.packing import pack
 from fedstill.protos.messages import Student
 
 
+EQUAL_STEPS = ("all_distill_equal_steps", "fedstill_without_selection")
+
+
 @dataclass
 class SeedCloud:
     """The cloud side of one seed."""
@@ -36,6 +39,7 @@ class SeedCloud:
     plan: Plan
     seed: int
     metrics: Metrics
+    _trained_on: dict[str, AudioVisualNet] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -136,13 +140,23 @@ class SeedCloud:
         self._save(stem, student, self.student_spec)
         return student
 
-    @cached_property
-    def equal_steps(self) -> AudioVisualNet:
-        """AllDistill trained on with as many steps as the other arms: what mere further training is worth."""
-        stem = self.directory / "all_distill_equal_steps"
+    def shared(self, arm: str) -> AudioVisualNet:
+        """The network of an arm that is the same for all devices, made when first asked for."""
+        if arm == "teacher":
+            return self.teacher
+        if arm not in EQUAL_STEPS:
+            return self.all_distill
+        if arm not in self._trained_on:
+            self._trained_on[arm] = self._train_on(arm)
+        return self._trained_on[arm]
+
+    def _train_on(self, arm: str) -> AudioVisualNet:
+        """AllDistill trained on with as many steps as the other arms, on all public clips: no selection."""
+        stem = self.directory / arm
         if stem.with_suffix(".json").exists():
             return load_checkpoint(stem)[0]
-        settings, public = self.plan.distillation, len(self.public.info)
+        settings = self.plan.distillation if arm == "all_distill_equal_steps" else self.plan.ours
+        public = len(self.public.info)
         turns = settings.outer_epochs * settings.inner_epochs
         budget = budget_of(self.plan, public)
         distiller = make_distiller(
@@ -152,23 +166,19 @@ class SeedCloud:
             settings,
             settings.optimiser,
             self.plan.compute,
-            self._generator("equal_steps"),
+            self._generator(arm),
             epochs=turns,
             clips_per_epoch=budget,
         )
         next_turn = whole_set_in_turns(public, budget, np.random.default_rng(self.seed))
         for turn in range(turns):
             (loss,) = distiller.run(next_turn(None, self.bank), 1)
-            self.metrics.emit("equal_steps_epoch", seed=self.seed, epoch=turn + 1, epochs=turns, loss=loss)
+            self.metrics.emit(
+                "equal_steps_epoch", seed=self.seed, arm=arm, epoch=turn + 1, epochs=turns, loss=loss
+            )
         student = distiller.student.cpu().eval()
         self._save(stem, student, self.student_spec)
         return student
-
-    def shared(self, arm: str) -> AudioVisualNet:
-        """The network of an arm that is the same for all devices."""
-        if arm == "teacher":
-            return self.teacher
-        return self.equal_steps if arm == "all_distill_equal_steps" else self.all_distill
 
     def wire(self, net: AudioVisualNet) -> Student:
         """A network as the message that carries it."""

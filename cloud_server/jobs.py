@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from fedstill.cloud_server.arms import (
-    ARMS,
     SHARED,
+    arm_of,
     budget_of,
     distillation_of,
     select_rule,
@@ -46,6 +46,7 @@ from fedstill.protos.messages import (
 Reply = TypeVar("Reply")
 
 NOTHING = np.empty(0, np.uint8)
+NO_PRIOR = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ class PersonalisationJob:
 
     def __init__(self, key: JobKey, cloud: SeedCloud, exchange: Exchange, node: int) -> None:
         self.key, self.cloud, self.exchange, self.node = key, cloud, exchange, node
-        self.arm = ARMS[key.arm]
+        self.arm = arm_of(key.arm, cloud.plan)
         self.plan: Plan = cloud.plan
+        self.first_upload: PrototypeUpload | None = None
         if key.sweep in ("cluster_samples", "uploaded_samples"):
             self.plan = with_variant(cloud.plan, key.sweep, int(key.value))
         self.record = JobRecord(key)
@@ -131,8 +133,8 @@ class PersonalisationJob:
 
     def _prototypes(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
         """Lines 2-4 of Algorithm 7 happen on the device; None where the arm asks nothing of it."""
-        if self.arm.upload is None:
-            return None
+        if self.arm.upload is None or (self.arm.upload_once and self.first_upload is not None):
+            return self.first_upload
         settings = self.plan.prototypes
         histogram = self.arm.upload == "histogram"
         request = PrototypeRequest(
@@ -142,11 +144,13 @@ class PersonalisationJob:
             settings.samples_per_prototype,
             settings.min_size,
             settings.upload_limit,
-            1.0 if histogram else self.plan.selection.temperature,
+            1.0 if histogram or self.arm.calibrated else self.plan.selection.temperature,
+            self.cloud.bank.class_prior() if self.arm.calibrated else NO_PRIOR,
         )
         upload = self._ask("query.prototypes", request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
+        self.first_upload = self.first_upload or upload
         return upload
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None:

@@ -51,7 +51,7 @@ class PublicBank:
 
     def probabilities(self, temperature: float = 1.0) -> Floats:
         """Softmax of logits / temperature, float32 (N, classes)."""
-        result: Floats = (torch.from_numpy(np.asarray(self.logits)) / temperature).softmax(dim=1).numpy()
+        result: Floats = (torch.from_numpy(np.array(self.logits)) / temperature).softmax(dim=1).numpy()
         return result
 
     @cached_property

@@ -15,6 +15,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedstill.cloud_server.arms import SHARED
 from fedstill.cloud_server.cloud import SeedCloud
 from fedstill.cloud_server.compute import use_threads
 from fedstill.cloud_server.exchange import DeviceFailure, Exchange, wait_for_nodes
@@ -68,8 +69,8 @@ def run_seed(cloud: SeedCloud, keys: list[JobKey], nodes: Mapping[int, int], exc
     """What is shared first, with all cores; then the jobs side by side, one core each."""
     use_threads(os.cpu_count() or 1)
     _ = cloud.bank, cloud.all_distill
-    if any(key.arm == "all_distill_equal_steps" for key in keys):
-        _ = cloud.equal_steps
+    for arm in {key.arm: None for key in keys if key.arm in SHARED}:
+        cloud.shared(arm)
 
     def work(key: JobKey) -> None:
         use_threads(1)

@@ -70,11 +70,11 @@ class DistillationSettings:
 class SelectionSettings:
     """How much of the public set an arm distils on, and how similarity is measured."""
 
-    budget: float = (
-        0.28  # share of the public clips, the same in every arm (thesis: about 5 clips per sample)
-    )
+    budget: float = 0.28  # share of the public clips, equal in every arm (thesis: about 5 clips per sample)
     temperature: float = 1.0  # softens teacher and student probabilities before the cosine; thesis: 1
-    sharpness: float = 10.0  # of the transport kernel (fedstill arm)
+    rule: Literal["support", "transport"] = "support"  # how the fedstill arm selects
+    support: float = 0.25  # support: a class counts as present from this share of its public prior on
+    sharpness: float = 10.0  # transport: of the kernel
 
 
 @dataclass(frozen=True, slots=True)

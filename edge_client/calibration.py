@@ -41,6 +41,12 @@ def estimate_prior(
     return prior
 
 
+def calibrated(beliefs: Array, known: Array, training_prior: Array) -> npt.NDArray[np.float32]:
+    """``beliefs`` under the class prior that ``known`` shows, float32; both (n, classes) under ``training_prior``."""
+    prior = estimate_prior(known, training_prior)
+    return correct_posterior(beliefs, training_prior, prior).astype(np.float32)
+
+
 def correct_posterior(probabilities: Array, training_prior: Array, prior: Array) -> npt.NDArray[np.float64]:
     """Posteriors under ``prior`` instead of ``training_prior``: multiply by the ratio, normalise. (n, classes)."""
     weighted = np.asarray(probabilities, np.float64) * (np.asarray(prior) / np.asarray(training_prior))

@@ -18,7 +18,7 @@ import torch
 
 from fedstill.datasets.partition import query_and_test
 from fedstill.datasets.store import ClipStore, open_store
-from fedstill.edge_client.calibration import correct_posterior, estimate_prior
+from fedstill.edge_client.calibration import calibrated
 from fedstill.edge_client.inference import Inputs, features, probabilities, rebuild
 from fedstill.edge_client.prototypes import DeviceError, summarise
 from fedstill.models.audiovisual import Features
@@ -52,6 +52,8 @@ class Device:
         query, _ = self._roles(request.job)
         found, head = self._features(request.student, query)
         beliefs = probabilities(head(found).joint / request.temperature)
+        if len(request.training_prior):
+            beliefs = calibrated(beliefs, beliefs, request.training_prior)
         rows = summarise(beliefs, request, seed=_seed_of(request.job))
         return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
 
@@ -68,8 +70,7 @@ class Device:
             known = (
                 self._decide(request, query)[0] if request.job.scenario == "latency_sensitive" else beliefs
             )
-            prior = estimate_prior(known, request.training_prior)
-            beliefs = correct_posterior(beliefs, request.training_prior, prior).astype(np.float32)
+            beliefs = calibrated(beliefs, known, request.training_prior)
         right = beliefs.argmax(axis=1) == self.store.labels[labelled]
         self._remember(request.job, labelled, right)
         return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)

@@ -86,6 +86,8 @@ class PrototypeRequest:
         min_size: smallest cluster of ``constrained``; smaller ones are never formed.
         upload_limit: at most this many randomly chosen clips take part; 0 = all (Figure 5.13).
         temperature: divides the logits before the softmax, > 0; 1 is the plain probability.
+        training_prior: float32 (classes,), the class prior that the student's probabilities assume: the device
+            then estimates its own prior and corrects for it before it summarises. Empty: no correction.
     """
 
     job: Job
@@ -95,6 +97,7 @@ class PrototypeRequest:
     min_size: int
     upload_limit: int
     temperature: float
+    training_prior: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
         if self.kind not in ("samples", "kmeans", "constrained", "histogram"):
@@ -106,6 +109,9 @@ class PrototypeRequest:
             raise WireError(f"upload_limit: {self.upload_limit} is negative")
         if not self.temperature > 0:
             raise WireError(f"temperature: {self.temperature} is not above 0")
+        _require_array("training_prior", self.training_prior, np.float32, ndim=1)
+        if len(self.training_prior) not in (0, len(self.student.class_names)):
+            raise WireError("training_prior: needs one value per class, or none")
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ def _flwr(arguments: list[str], env: dict[str, str]) -> str:
 def _environment(home: Path) -> dict[str, str]:
     return {
         **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower calls its tools
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

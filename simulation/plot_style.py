@@ -25,6 +25,7 @@ OKABE_ITO = (
     "#CC79A7",
     "#7F7F7F",
     "#B8A800",
+    "#7B3294",
     "#000000",
 )
 ARM_COLOURS = dict(zip(ARMS, OKABE_ITO, strict=True))

@@ -69,7 +69,7 @@ class LiveProgress:
         elif kind == "all_distill_epoch":
             self._advance(f"seed {seed}: AllDistill epochs", event["epochs"], note)
         elif kind == "equal_steps_epoch":
-            self._advance(f"seed {seed}: equal-steps epochs", event["epochs"], note)
+            self._advance(f"seed {seed}: {event['arm']}", event["epochs"], note)
         elif kind == "seed":
             self._task(f"seed {seed}: device jobs", event["jobs"])
         elif kind == "job":

@@ -31,6 +31,7 @@ ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, o
     "class_prior_sampling": "class-prior sampling",
     "oracle_classes": "oracle classes",
     "prior_corrected": "AllDistill, prior-corrected",
+    "fedstill_without_selection": "fedstill without selection",
     "fedstill": "fedstill",
 }
 THESIS_ARMS = tuple(ARMS)[:4]

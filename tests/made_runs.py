@@ -1,4 +1,4 @@
-"""The smallest run that still does everything, for tests of the federation: a few synthetic clips, two tiny networks."""
+"""The smallest run that still does everything: a few synthetic clips, two tiny networks, every arm."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ inner_epochs = 1
 optimiser = { batch_size = 16 }
 
 [selection]
-budget = 0.6
+budget = 0.5
 
 [prototypes]
 min_size = 3
@@ -94,4 +94,6 @@ def table(results: Results | Mapping[str, object]) -> list[tuple[object, ...]]:
         return sorted(astuple(row) for row in results.rows)
     rows = results["rows"]
     assert isinstance(rows, list)
-    return sorted(tuple(row[key] for key in ("scenario", "arm", "client", "seed", "correct", "total")) for row in rows)
+    return sorted(
+        tuple(row[key] for key in ("scenario", "arm", "client", "seed", "correct", "total")) for row in rows
+    )

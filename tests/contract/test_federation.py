@@ -1,0 +1,470 @@
+"""Guards the federation: the table gets filled, nothing private leaves a device, one bad device stops nobody."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from made_runs import prepared_run, silent_console, table, tiny_experiment
+
+from fedstill.cloud_server.exchange import Exchange
+from fedstill.cloud_server.metrics import METRICS_FILE, Metrics, read_events
+from fedstill.cloud_server.plan import read_plan, write_plan
+from fedstill.cloud_server.server_app import run_plan
+from fedstill.datasets.store import open_store
+from fedstill.edge_client.client_app import app as real_app
+from fedstill.protos.messages import EvaluationResult, Hello, Job, PrototypeUpload
+from fedstill.protos.records import encode
+from fedstill.simulation import inprocess
+from fedstill.simulation.gather import gather_rows
+from fedstill.simulation.inprocess import InProcessGrid, run_inprocess
+from fedstill.simulation.launcher import simulate
+from fedstill.simulation.results import ARMS, SCENARIOS, Results
+
+CLIPS_PER_CLASS, CLASSES_PER_CLIENT = 4, 3
+REPLIES = {"query.hello": Hello, "query.prototypes": PrototypeUpload, "evaluate.student": EvaluationResult}
+FEW_ARMS = ("all_distill", "all_distill_select", "fedstill")
+BAD = 1
+"""The partition that misbehaves; the other one must not notice."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole run with everything that its devices sent."""
+
+    run_dir: Path
+    results: Results
+    outbound: list[Message]
+
+
+def run_recorded(folder: Path) -> Finished:
+    """``simulate`` in this process, with every grid's outbound messages kept."""
+    grids: list[InProcessGrid] = []
+
+    class Recording(InProcessGrid):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            grids.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inprocess, "InProcessGrid", Recording)
+        results = simulate(tiny_experiment(folder), folder / "run", "inprocess", silent_console())
+    return Finished(folder / "run", results, [message for grid in grids for message in grid.outbound])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return run_recorded(tmp_path_factory.mktemp("finished"))
+
+
+def test_every_cell_of_the_table_is_filled(finished: Finished) -> None:
+    results = finished.results
+    cells = [(row.scenario, row.arm, row.client, row.seed) for row in results.rows]
+    assert sorted(cells) == sorted(itertools.product(SCENARIOS, ARMS, (0, 1), (0,)))
+    clips = CLIPS_PER_CLASS * CLASSES_PER_CLIENT
+    assert {row.total for row in results.rows if row.scenario == "latency_insensitive"} == {clips}
+    assert {row.total for row in results.rows if row.scenario == "latency_sensitive"} == {clips // 2}
+    assert results.failures == ()
+    assert {(row.scope, row.client) for row in results.teacher} == {
+        ("public_holdout", None), ("client", 0), ("client", 1)
+    }  # fmt: skip
+
+
+def test_every_training_arm_gets_the_same_budget(finished: Finished) -> None:
+    sizes = {row.arm: sum(row.class_counts) for row in finished.results.selection}
+    assert sizes.keys() == ARMS.keys() - {"all_distill", "all_distill_equal_steps", "prior_corrected"}
+    assert len(set(sizes.values())) == 1
+
+
+def test_every_message_costs_bytes(finished: Finished) -> None:
+    assert all(row.up_bytes > 0 and row.down_bytes > 0 for row in finished.results.traffic)
+    assert {(row.scenario, row.arm, row.client) for row in finished.results.traffic} == {
+        (row.scenario, row.arm, row.client) for row in finished.results.rows
+    }
+
+
+def test_the_same_seed_gives_the_same_run(finished: Finished, tmp_path: Path) -> None:
+    run_dir = prepared_run(tmp_path)
+    run_inprocess(run_dir, 2)
+    first, again = gather_rows(finished.run_dir), gather_rows(run_dir)
+    for name in ("rows", "teacher", "selection", "losses"):
+        assert again[name] == first[name] != (), name
+    assert [row.down_bytes for row in again["traffic"]] == [row.down_bytes for row in first["traffic"]]
+
+
+def test_replies_hold_the_declared_fields_and_nothing_else(finished: Finished) -> None:
+    seen = set()
+    for reply in finished.outbound:
+        seen.add(reply.metadata.message_type)
+        kind = REPLIES[reply.metadata.message_type]
+        assert set(reply.content) == {"arrays", "fields"}
+        names = {*reply.content.array_records["arrays"], *reply.content.config_records["fields"]}
+        assert names == declared(kind)
+        for name, array in arrays_of(reply).items():
+            assert np.issubdtype(array.dtype, np.floating) == (name == "probabilities")
+            assert array.shape[1:] == ((6,) if name == "probabilities" else ())
+            assert len(array) <= CLIPS_PER_CLASS * CLASSES_PER_CLIENT
+    assert seen == REPLIES.keys()
+
+
+def test_no_label_sound_picture_or_name_leaves_a_device(finished: Finished) -> None:
+    owned = [open_store(finished.run_dir / "devices" / str(client) / "data") for client in (0, 1)]
+    secret = [bytes(row) for store in owned for clips in (store.audio, store.frames) for row in clips]
+    names = {name for store in owned for clip in store.info for name in (clip.clip_id, clip.speaker)}
+    assert len(secret) == 48
+    assert names
+    for reply in finished.outbound:
+        for array in arrays_of(reply).values():
+            assert not any(row in array.tobytes() for row in secret)
+            for store in owned:
+                assert not np.array_equal(array.ravel(), store.labels)
+                assert not np.array_equal(np.sort(array.ravel()), np.sort(store.labels))
+        text = " ".join(map(str, reply.content.config_records["fields"].values()))
+        assert not any(name in text for name in names)
+
+
+def test_only_the_select_arm_uploads_single_clips(finished: Finished) -> None:
+    smallest: dict[str, int] = {}
+    for reply in finished.outbound:
+        if reply.metadata.message_type == "query.prototypes":
+            arm = json.loads(str(reply.content.config_records["fields"]["job.arm"]))
+            counts = int(arrays_of(reply)["counts"].min())
+            smallest[arm] = min(counts, smallest.get(arm, counts))
+    assert smallest.pop("all_distill_select") == 1
+    assert smallest.keys() == {"all_distill_select_cluster", "class_prior_sampling", "fedstill"}
+    assert min(smallest.values()) >= 3  # prototypes.min_size of the tiny experiment
+
+
+# One device misbehaves, or the run is interrupted: a few arms over the models of the finished run, so that it is quick.
+
+
+def part_of(finished: Finished) -> Mapping[str, tuple[Any, ...]]:
+    """What the finished run says about the few arms, in the first scenario."""
+    tables = gather_rows(finished.run_dir)
+    return {
+        name: tuple(
+            row
+            for row in rows
+            if getattr(row, "arm", "all_distill") in FEW_ARMS
+            and getattr(row, "scenario", "latency_insensitive") == "latency_insensitive"
+        )
+        for name, rows in tables.items()
+    }
+
+
+def copied_run(finished: Finished, folder: Path, *leave_out: str) -> Path:
+    """The finished run with a diary that is still empty, a plan of few arms and little patience."""
+    run_dir = folder / "run"
+    shutil.copytree(
+        finished.run_dir, run_dir, ignore=shutil.ignore_patterns(METRICS_FILE, "evaluations", *leave_out)
+    )
+    write_plan(
+        replace(
+            read_plan(finished.run_dir),
+            work=str(run_dir),
+            public=str(run_dir / "public"),
+            arms=FEW_ARMS,
+            scenarios=("latency_insensitive",),
+            reply_timeout=0.3,
+        )
+    )
+    return run_dir
+
+
+@pytest.fixture
+def jobs_left(finished: Finished, tmp_path: Path) -> Path:
+    """A run whose models are trained and whose jobs have all yet to be done."""
+    return copied_run(finished, tmp_path)
+
+
+class OneBadDevice(ClientApp):
+    """The real ClientApp, except for one device, which says hello and then answers in its own way."""
+
+    def __init__(self, answer: Callable[[Message, Context], Message], actions: Iterable[str]) -> None:
+        super().__init__()
+        self.answer, self.actions = answer, tuple(actions)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == BAD and message.metadata.message_type in self.actions:
+            return self.answer(message, context)
+        return real_app(message, context)
+
+
+class FadingGrid(InProcessGrid):
+    """Everybody says hello; then the bad device is ``dead`` or ``silent``."""
+
+    def __init__(self, run_dir: Path, how: str) -> None:
+        super().__init__(real_app, 2, {"run-dir": str(run_dir)})
+        self.how = how
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            if message.metadata.message_type != "query.hello":
+                getattr(self, f"_{self.how}").add(BAD)
+            yield from super().push_messages([message])
+
+
+def run_with(run_dir: Path, grid: InProcessGrid) -> Mapping[str, tuple[Any, ...]]:
+    """The plan over this grid; the tables that it leaves."""
+    plan, metrics = read_plan(run_dir), Metrics(run_dir)
+    try:
+        run_plan(plan, Exchange(grid, plan.reply_timeout), metrics)
+    finally:
+        metrics.close()
+    return gather_rows(run_dir)
+
+
+def rows_of(tables: Mapping[str, tuple[Any, ...]], client: int) -> dict[str, int]:
+    return {row.arm: row.correct for row in tables["rows"] if row.client == client}
+
+
+def others_are_fine(tables: Mapping[str, tuple[Any, ...]], finished: Finished) -> bool:
+    """The good device's rows and losses are those of a run in which everybody was well."""
+    expected = part_of(finished)
+    return rows_of(tables, 1 - BAD) == rows_of(expected, 1 - BAD) != {} and [
+        row for row in tables["losses"] if row.client != BAD
+    ] == [row for row in expected["losses"] if row.client != BAD]
+
+
+def raises(_message: Message, _context: Context) -> Message:
+    raise RuntimeError("camera unplugged [/dev/video0]")
+
+
+def test_a_device_that_raises(jobs_left: Path, finished: Finished) -> None:
+    app = OneBadDevice(raises, ("query.prototypes", "evaluate.student"))
+    tables = run_with(jobs_left, InProcessGrid(app, 2, {"run-dir": str(jobs_left)}))
+    assert others_are_fine(tables, finished)
+    assert rows_of(tables, BAD) == {}
+    failed = {(row.arm, row.round) for row in tables["failures"] if row.client == BAD}
+    assert failed == {(arm, 1) for arm in FEW_ARMS} | {("all_distill_select", 0), ("fedstill", 0)}
+    assert {row.reason for row in tables["failures"]} == {"camera unplugged [/dev/video0]"}
+
+
+@pytest.mark.parametrize(("how", "reason"), [("dead", "Node Unavailable"), ("silent", "no reply within")])
+def test_a_device_that_vanishes_after_hello(
+    how: str, reason: str, jobs_left: Path, finished: Finished
+) -> None:
+    tables = run_with(jobs_left, FadingGrid(jobs_left, how))
+    assert others_are_fine(tables, finished)
+    assert rows_of(tables, BAD) == {}
+    assert {row.client for row in tables["failures"]} == {BAD}
+    assert {row.arm for row in tables["failures"]} == set(FEW_ARMS)
+    assert all(reason in row.reason and "\n" not in row.reason for row in tables["failures"])
+
+
+@pytest.mark.parametrize("how", ["dead", "silent"])
+def test_a_device_that_was_never_there(how: str, jobs_left: Path, finished: Finished) -> None:
+    options = {how: [BAD]}
+    tables = run_with(jobs_left, InProcessGrid(real_app, 2, {"run-dir": str(jobs_left)}, **options))
+    assert others_are_fine(tables, finished)
+    assert [event for event in read_events(jobs_left) if event["event"] == "refused"]
+    assert BAD in {row.client for row in tables["failures"]}, "results.json does not say who was left out"
+
+
+def test_nobody_is_there(jobs_left: Path) -> None:
+    with pytest.raises(RuntimeError, match="no device"):
+        run_with(jobs_left, InProcessGrid(real_app, 2, {"run-dir": str(jobs_left)}, dead=[0, 1]))
+
+
+def upload(probabilities: np.ndarray, counts: np.ndarray | None = None) -> RecordDict:
+    """A prototype upload as records, unchecked: whatever a broken or hostile device may send."""
+    names = ("neutral", "happy", "sad", "fear", "disgust", "angry")
+    rows = len(probabilities)
+    job = Job("latency_insensitive", "fedstill", 0, 0)
+    content = encode(PrototypeUpload(job, np.full((1, 6), 1 / 6, np.float32), np.ones(1, np.int64), names))
+    content.array_records["arrays"]["probabilities"] = Array(probabilities)
+    content.array_records["arrays"]["counts"] = Array(np.ones(rows, np.int64) if counts is None else counts)
+    return content
+
+
+def uniform(rows: int) -> np.ndarray:
+    return np.full((rows, 6), 1 / 6, np.float32)
+
+
+def with_labels() -> RecordDict:
+    content = upload(uniform(2))
+    content.array_records["arrays"]["labels"] = Array(np.array([3, 4], np.int64))
+    return content
+
+
+def with_text(field: str, text: str) -> RecordDict:
+    content = upload(uniform(2))
+    content.config_records["fields"][field] = text
+    return content
+
+
+def with_array(field: str, array: np.ndarray) -> RecordDict:
+    content = upload(uniform(2))
+    del content.config_records["fields"][field]
+    content.array_records["arrays"][field] = Array(array)
+    return content
+
+
+def with_text_for_arrays() -> RecordDict:
+    return RecordDict({"arrays": ConfigRecord({"a": "b"}), "fields": ConfigRecord({"a": "b"})})
+
+
+NONSENSE = {
+    "labels": with_labels,
+    "NaN": lambda: upload(np.full((2, 6), np.nan, np.float32)),
+    "doubles": lambda: upload(uniform(2).astype(np.float64)),
+    "sum": lambda: upload(2 * uniform(2)),
+    "counts": lambda: upload(uniform(2), np.array([1, -5])),
+    "no rows": lambda: upload(uniform(0)),
+    "more rows than the budget": lambda: upload(uniform(500)),
+    "counts beyond int64": lambda: upload(uniform(2), np.array([2**62, 2**62])),
+    "other classes": lambda: with_text("class_names", '["a", "b", "c", "d", "e", "f"]'),
+    "no JSON": lambda: with_text("job.seed", "{"),
+    "deep JSON": lambda: with_text("class_names", "[" * 100_000),
+    "endless number": lambda: with_text("job.seed", "9" * 5_000),
+    "an array for a name": lambda: with_array("job.scenario", np.arange(3.0)),
+    "an array for a number": lambda: with_array("job.round", np.arange(3)),
+    "no records": RecordDict,
+    "other records": with_text_for_arrays,
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_a_device_that_uploads_nonsense(kind: str, jobs_left: Path, finished: Finished) -> None:
+    """Its outer epoch is left out, so its students stay what AllDistill made of them; the rest goes on."""
+
+    def answer(message: Message, _context: Context) -> Message:
+        return Message(NONSENSE[kind](), reply_to=message)
+
+    app = OneBadDevice(answer, ("query.prototypes",))
+    tables = run_with(jobs_left, InProcessGrid(app, 2, {"run-dir": str(jobs_left)}))
+    assert others_are_fine(tables, finished)
+    reasons = {row.arm: row.reason for row in tables["failures"]}
+    assert "all_distill_select" in reasons
+    assert all("\n" not in reason for reason in reasons.values())
+    left = rows_of(tables, BAD)
+    assert left.keys() == set(FEW_ARMS)
+    assert left["all_distill_select"] == left["all_distill"]
+    if kind == "labels":
+        assert "labels" in reasons["fedstill"]
+
+
+NONSENSE_RESULTS = {
+    "13 of 12": {"correct": "13"},
+    "nobody tested": {"correct": "0", "total": "0"},
+    "true": {"correct": "true"},
+    "half a clip": {"correct": "0.5"},
+    "another job": {"job.arm": '"oracle_classes"'},
+    "NaN seconds": {"seconds": "NaN"},
+    "predictions": {"predictions": "[0, 1, 2]"},
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE_RESULTS)
+def test_a_device_that_reports_a_nonsense_result(kind: str, jobs_left: Path, finished: Finished) -> None:
+    def answer(message: Message, context: Context) -> Message:
+        reply = real_app(message, context)
+        for field, text in NONSENSE_RESULTS[kind].items():
+            reply.content.config_records["fields"][field] = text
+        return reply
+
+    app = OneBadDevice(answer, ("evaluate.student",))
+    tables = run_with(jobs_left, InProcessGrid(app, 2, {"run-dir": str(jobs_left)}))
+    assert others_are_fine(tables, finished)
+    assert rows_of(tables, BAD) == {}
+    assert {(row.client, row.arm) for row in tables["failures"]} == {(BAD, arm) for arm in FEW_ARMS}
+
+
+@pytest.mark.parametrize("partition", ["5", "-1", "0"])
+def test_a_device_that_claims_a_strange_place(partition: str, jobs_left: Path, finished: Finished) -> None:
+    """Not one of the plan's, or one that somebody else has: refused, and nobody else loses theirs."""
+
+    def answer(message: Message, context: Context) -> Message:
+        reply = real_app(message, context)
+        reply.content.config_records["fields"]["partition"] = partition
+        return reply
+
+    app = OneBadDevice(answer, ("query.hello",))
+    tables = run_with(jobs_left, InProcessGrid(app, 2, {"run-dir": str(jobs_left)}))
+    assert [event for event in read_events(jobs_left) if event["event"] == "refused"]
+    assert others_are_fine(tables, finished)
+
+
+# Interrupted and resumed.
+
+
+class Unplugged(BaseException):
+    """Stops a run the hard way, as Ctrl-C does."""
+
+
+@pytest.fixture
+def unplug(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], None]]:
+    """``unplug("job", 3)``: the third job event is the last thing that the run writes."""
+
+    def arm(kind: str, count: int) -> None:
+        emit, seen = Metrics.emit, itertools.count(1)
+
+        def failing(self: Metrics, event: str, **values: Any) -> None:
+            emit(self, event, **values)
+            if event == kind and next(seen) == count:
+                raise Unplugged
+
+        monkeypatch.setattr(Metrics, "emit", failing)
+
+    yield arm
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("event", "count"), [("teacher_epoch", 1), ("all_distill_epoch", 1), ("job", 1), ("job", 4)]
+)
+def test_an_interrupted_run_resumes_to_the_same_table(
+    event: str,
+    count: int,
+    finished: Finished,
+    tmp_path: Path,
+    unplug: Callable[[str, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir = copied_run(finished, tmp_path, "seed0")
+    unplug(event, count)
+    with pytest.raises(Unplugged):
+        run_inprocess(run_dir, 2)
+    monkeypatch.undo()
+    done = [line for line in read_events(run_dir) if line["event"] == "job"]
+    assert (count if event == "job" else 0) <= len(done) < 2 * len(FEW_ARMS)
+    with (run_dir / METRICS_FILE).open("a") as diary:
+        diary.write('{"event": "job", "scen')  # what a kill leaves of a line
+
+    run_inprocess(run_dir, 2)
+    jobs = [line for line in read_events(run_dir) if line["event"] == "job"]
+    assert jobs[: len(done)] == done
+    assert len({(job["arm"], job["client"]) for job in jobs}) == len(jobs) == 2 * len(FEW_ARMS) + 2
+    resumed, whole = gather_rows(run_dir), part_of(finished)
+    for name in ("rows", "selection", "losses", "teacher"):
+        assert resumed[name] == whole[name], name
+
+
+def test_a_finished_run_is_not_done_again(finished: Finished) -> None:
+    before = sum(event["event"] == "job" for event in read_events(finished.run_dir))
+    again = simulate(
+        tiny_experiment(finished.run_dir.parent), finished.run_dir, "inprocess", silent_console()
+    )
+    assert table(again) == table(finished.results)
+    assert sum(event["event"] == "job" for event in read_events(finished.run_dir)) == before
+
+
+def declared(kind: type, prefix: str = "") -> set[str]:
+    """The field names of a message on the wire."""
+    names: set[str] = set()
+    for field in fields(kind):
+        names |= declared(Job, f"{prefix}{field.name}.") if field.name == "job" else {prefix + field.name}
+    return names
+
+
+def arrays_of(reply: Message) -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in reply.content.array_records["arrays"].items()}

@@ -1,0 +1,340 @@
+"""Guards the wire: every message survives Flower's serialisation, and whatever does not fit is a WireError by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    EvaluationResult,
+    Hello,
+    HelloRequest,
+    Job,
+    PrototypeRequest,
+    PrototypeUpload,
+    Student,
+    WireError,
+    require_same_classes,
+)
+from fedstill.protos.records import decode, encode, payload_bytes
+
+NAMES = ("neutral", "happy", "sad", "fear", "disgust", "angry")
+JOB = Job("latency_sensitive", "fedstill", 3, 2)
+STUDENT = Student(np.arange(9, dtype=np.uint8), '{"classes": 6}', NAMES)
+PRIOR = np.full(6, 1 / 6, np.float32)
+
+
+def upload(**changes: Any) -> PrototypeUpload:
+    values: dict[str, Any] = {
+        "job": JOB,
+        "probabilities": np.full((3, 6), 1 / 6, np.float32),
+        "counts": np.array([8, 9, 20], np.int64),
+        "class_names": NAMES,
+    }
+    return PrototypeUpload(**values | changes)
+
+
+def prototype_request(**changes: Any) -> PrototypeRequest:
+    values: dict[str, Any] = {
+        "job": JOB, "student": STUDENT, "kind": "constrained", "samples_per_prototype": 3, "min_size": 8,
+        "upload_limit": 0, "temperature": 2.5, "training_prior": PRIOR,
+    }  # fmt: skip
+    return PrototypeRequest(**values | changes)
+
+
+def evaluation_request(**changes: Any) -> EvaluationRequest:
+    values: dict[str, Any] = {
+        "job": JOB, "student": STUDENT, "prior_correction": True, "training_prior": PRIOR,
+        "compressor": np.empty(0, np.uint8), "rung": "",
+    }  # fmt: skip
+    return EvaluationRequest(**values | changes)
+
+
+def result(**changes: Any) -> EvaluationResult:
+    values: dict[str, Any] = {"job": JOB, "correct": 7, "total": 12, "seconds": 0.25, "bytes_per_clip": 348}
+    return EvaluationResult(**values | changes)
+
+
+MESSAGES: dict[str, object] = {
+    "HelloRequest": HelloRequest("0.1.0"),
+    "Hello": Hello("device0", "0.1.0", 0),
+    "Job": JOB,
+    "Student": STUDENT,
+    "PrototypeRequest": prototype_request(),
+    "PrototypeUpload": upload(),
+    "EvaluationRequest": evaluation_request(),
+    "EvaluationResult": result(),
+}
+
+
+def travelled(content: RecordDict) -> RecordDict:
+    """The records after Flower took them to bytes and back."""
+    blobs = {key: part.deflate() for key, part in get_all_nested_objects(content).items()}
+    return cast(RecordDict, inflate_object_from_contents(content.object_id, blobs))
+
+
+def same(one: object, other: object) -> bool:
+    """Equal field by field, arrays by type and value."""
+    if is_dataclass(one):
+        return type(one) is type(other) and all(
+            same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+        )
+    if isinstance(one, np.ndarray):
+        return isinstance(other, np.ndarray) and one.dtype == other.dtype and np.array_equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_message_survives_the_wire(name: str) -> None:
+    message = MESSAGES[name]
+    assert same(decode(type(message), travelled(encode(message))), message)
+
+
+jobs = st.builds(
+    Job,
+    scenario=st.sampled_from(["latency_insensitive", "latency_sensitive"]),
+    arm=st.from_regex(r"[a-z_]{1,20}(\.[a-z_]{1,9}\.[0-9]{1,3})?", fullmatch=True),
+    seed=st.integers(0, 2**40),
+    round=st.integers(0, 999),
+)
+
+
+@st.composite
+def uploads(draw: st.DrawFn) -> PrototypeUpload:
+    rows, classes = draw(st.integers(1, 8)), draw(st.integers(1, 6))
+    shape = (rows, classes)
+    values = draw(arrays.arrays(np.float64, shape, elements=st.floats(0, 1))) + 1e-6
+    return PrototypeUpload(
+        draw(jobs),
+        (values / values.sum(axis=1, keepdims=True)).astype(np.float32),
+        draw(arrays.arrays(np.int64, rows, elements=st.integers(1, 2**31))),
+        tuple(draw(st.lists(st.text(max_size=8), min_size=classes, max_size=classes))),
+    )
+
+
+@settings(deadline=None)
+@given(uploads())
+def test_every_upload_survives_the_wire(message: PrototypeUpload) -> None:
+    assert same(decode(PrototypeUpload, travelled(encode(message))), message)
+
+
+@settings(deadline=None)
+@given(jobs, st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1e9), st.integers(1, 10**6))
+def test_every_result_survives_the_wire(job: Job, right: int, wrong: int, seconds: float, size: int) -> None:
+    message = EvaluationResult(job, right, max(1, right + wrong), seconds, size)
+    assert same(decode(EvaluationResult, travelled(encode(message))), message)
+
+
+def test_bytes_are_those_of_the_content() -> None:
+    small, large = (payload_bytes(encode(Student(np.zeros(n, np.uint8), "{}", NAMES))) for n in (0, 10_000))
+    assert large - small == 10_000
+
+
+@pytest.mark.parametrize("name", ["PrototypeUpload", "EvaluationResult"])
+@pytest.mark.parametrize("field", ["labels", "audio", "job.labels"])
+def test_an_undeclared_array_is_refused_by_name(name: str, field: str) -> None:
+    content = encode(MESSAGES[name])
+    content.array_records["arrays"][field] = Array(np.array([3, 4], np.int64))
+    with pytest.raises(WireError, match=f"^{field}: not a field of {name}"):
+        decode(type(MESSAGES[name]), travelled(content))
+
+
+def test_an_undeclared_text_is_refused_by_name() -> None:
+    content = encode(MESSAGES["EvaluationResult"])
+    content.config_records["fields"]["predictions"] = "[0, 1, 2]"
+    with pytest.raises(WireError, match=r"^predictions: not a field"):
+        decode(EvaluationResult, travelled(content))
+
+
+def test_an_undeclared_record_is_refused() -> None:
+    content = encode(MESSAGES["Hello"])
+    content["metrics"] = MetricRecord({"accuracy": 0.5})
+    with pytest.raises(WireError, match=r"^records: .*metrics"):
+        decode(Hello, content)
+
+
+@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in ("HelloRequest", "Hello")])
+def test_a_missing_field_is_named(name: str) -> None:
+    content = encode(MESSAGES[name])
+    for record in (content.array_records["arrays"], content.config_records["fields"]):
+        for field in list(record):
+            value = record.pop(field)
+            with pytest.raises(WireError, match=f"^{field}: missing"):
+                decode(type(MESSAGES[name]), content)
+            record[field] = value
+    decode(type(MESSAGES[name]), content)
+
+
+EVEN = np.full((3, 6), 1 / 6, np.float32)
+
+
+def spoilt(value: float) -> np.ndarray:
+    rows = EVEN.copy()
+    rows[1, 2] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: upload(probabilities=spoilt(np.nan)), "probabilities: NaN"),
+        (lambda: upload(probabilities=spoilt(np.inf)), "probabilities: NaN or infinite"),
+        (lambda: upload(probabilities=spoilt(0.9)), "probabilities: every row must .* sum to 1"),
+        (lambda: upload(probabilities=spoilt(-0.1)), "probabilities: every row must be non-negative"),
+        (lambda: upload(probabilities=EVEN.astype(np.float64)), "probabilities: needs a float32 array"),
+        (lambda: upload(probabilities=EVEN[0]), "probabilities: needs a float32 array of 2 dim"),
+        (lambda: upload(probabilities=EVEN[:0], counts=np.empty(0, np.int64)), "probabilities: no rows"),
+        (lambda: upload(probabilities=EVEN.tolist()), "probabilities: .*got list"),
+        (lambda: upload(class_names=NAMES[:5]), "probabilities: 6 columns for 5 class names"),
+        (lambda: upload(counts=np.array([8, 9])), "counts: needs 3 values"),
+        (lambda: upload(counts=np.array([8, 9, 0])), "counts: .*at least 1"),
+        (lambda: upload(counts=np.array([8.0, 9.0, 1.0])), "counts: needs a int64 array"),
+        (lambda: upload(counts=np.array([2**62, 2**62, 1])), "counts: "),
+        (lambda: result(correct=13), "correct: 13 of 12"),
+        (lambda: result(correct=-1), "correct: -1"),
+        (lambda: result(correct=0, total=0), "correct: 0 of 0"),
+        (lambda: result(seconds=float("nan")), "seconds: "),
+        (lambda: result(seconds=-1.0), "seconds: "),
+        (lambda: result(bytes_per_clip=-1), "bytes_per_clip: "),
+        (lambda: Job("latency", "a", 0, 0), "scenario: unknown 'latency'"),
+        (lambda: Job("latency_sensitive", "a", 0, -1), "round: -1"),
+        (lambda: Student(np.zeros(3, np.int8), "{}", NAMES), "weights: needs a uint8"),
+        (lambda: Student(np.zeros(3, np.uint8), "{}", ()), "class_names: empty"),
+        (lambda: prototype_request(kind="raw"), "kind: unknown 'raw'"),
+        (lambda: prototype_request(min_size=0), "min_size: 0 is below 1"),
+        (lambda: prototype_request(samples_per_prototype=0), "samples_per_prototype: 0 is below 1"),
+        (lambda: prototype_request(upload_limit=-1), "upload_limit: -1"),
+        (lambda: prototype_request(temperature=0.0), "temperature: 0.0"),
+        (lambda: prototype_request(temperature=float("nan")), "temperature: nan"),
+        (lambda: prototype_request(training_prior=PRIOR[:3]), "training_prior: "),
+        (lambda: evaluation_request(training_prior=PRIOR[:3]), "training_prior: needs one value per class"),
+        (lambda: evaluation_request(training_prior=PRIOR * np.nan), "training_prior: "),
+        (lambda: evaluation_request(compressor=np.zeros(3)), "compressor: needs a uint8"),
+        (lambda: require_same_classes(NAMES, NAMES[::-1]), "class_names: expected .*neutral.* received .*angry"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_cannot_be_made(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(WireError, match=f"^{text}") as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def attempt(content: RecordDict) -> tuple[PrototypeUpload | None, str]:
+    """The upload, or None and why it was refused; any other error fails the test."""
+    try:
+        return decode(PrototypeUpload, content), ""
+    except WireError as error:
+        return None, str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["probabilities", "counts"]),
+    arrays.arrays(
+        st.sampled_from([np.float32, np.float64, np.int64, np.int8, np.bool_, np.complex64, "<U3", ">f4", "M8[s]"]),
+        arrays.array_shapes(min_dims=0, max_dims=4, max_side=7),
+    ),
+)  # fmt: skip
+def test_any_other_array_is_refused_or_fits(field: str, other: np.ndarray) -> None:
+    content = encode(upload())
+    content.array_records["arrays"][field] = Array(other)
+    found, refusal = attempt(content)
+    if found is None:
+        assert refusal.split(":")[0] in ("probabilities", "counts")
+    else:
+        assert np.array_equal(getattr(found, field), other)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["probabilities", "counts"]), st.data())
+def test_damaged_bytes_are_refused_or_fit(field: str, data: st.DataObject) -> None:
+    content = encode(upload())
+    whole = content.array_records["arrays"][field]
+    blob = bytearray(whole.data)
+    for _ in range(data.draw(st.integers(1, 4))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(blob[: data.draw(st.integers(0, len(blob)))])
+    content.array_records["arrays"][field] = Array(whole.dtype, whole.shape, whole.stype, cut)
+    assert "\n" not in attempt(content)[1]
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(list(encode(upload()).config_records["fields"])), json_like | st.text(max_size=10))
+def test_any_other_text_is_refused_or_fits(field: str, value: object) -> None:
+    content = encode(upload())
+    content.config_records["fields"][field] = value if isinstance(value, str) else json.dumps(value)
+    assert "\n" not in attempt(content)[1]
+
+
+def changed(field: str, value: Any) -> RecordDict:
+    """The upload with a config value of another kind."""
+    content = encode(upload())
+    content.config_records["fields"][field] = value
+    return content
+
+
+def as_array(field: str, value: np.ndarray) -> RecordDict:
+    """The upload with an array where a text belongs."""
+    content = encode(upload())
+    del content.config_records["fields"][field]
+    content.array_records["arrays"][field] = Array(value)
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        changed("job.seed", "9" * 5000),
+        changed("class_names", "[" * 100_000),
+        changed("class_names", b"\xff\x00"),
+        changed("job.seed", [1, 2]),
+        changed("job.seed", "true"),
+        changed("job.seed", "Infinity"),
+        as_array("job.scenario", np.arange(3.0)),
+        as_array("job.scenario", np.array(["latency_sensitive"])),
+        as_array("job.round", np.arange(3)),
+        as_array("job.seed", np.array(3)),
+        as_array("class_names", np.array(NAMES)),
+        RecordDict(),
+        RecordDict({"arrays": ConfigRecord({}), "fields": ConfigRecord({})}),
+        RecordDict({"arrays": ArrayRecord({}), "fields": ArrayRecord({})}),
+        RecordDict({"arrays": ArrayRecord({}), "fields": MetricRecord({"a": 1})}),
+        RecordDict({"arrays": ArrayRecord({}), "fields": ConfigRecord({})}),
+    ],
+    ids=[
+        "endless number", "deep list", "bytes", "a list", "a boolean", "infinity", "array for a name",
+        "text array for a name", "array for a round", "array for a seed", "array of class names", "nothing",
+        "no arrays", "no fields", "metrics for fields", "both empty",
+    ],
+)  # fmt: skip
+def test_other_kinds_of_content_are_refused(content: RecordDict) -> None:
+    with pytest.raises(WireError) as caught:
+        decode(PrototypeUpload, content)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_in_hello_is_refused() -> None:
+    content = encode(MESSAGES["Hello"])
+    del content.config_records["fields"]["partition"]
+    content.array_records["arrays"]["partition"] = Array(np.arange(2))
+    with pytest.raises(WireError, match=r"^partition: "):
+        decode(Hello, content)

@@ -1,0 +1,154 @@
+"""Guards the real thing: Flower's runtime gives the in-process numbers, can be interrupted, leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from made_runs import silent_console, table, tiny_experiment, write_experiment
+
+from fedstill.cloud_server.metrics import read_events
+from fedstill.simulation.launcher import simulate
+from fedstill.simulation.results import read_results
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+FEDSTILL = Path(sys.executable).with_name("fedstill")
+RUN_SECONDS, STOP_SECONDS = 240.0, 60.0
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """The table of the same experiment without Flower's processes."""
+    folder = tmp_path_factory.mktemp("inprocess")
+    return table(simulate(tiny_experiment(folder), folder / "run", "inprocess", silent_console()))
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder with a short name (Ray keeps sockets there); also every temporary file of the run goes below it."""
+    folder = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
+    (folder / "t").mkdir()
+    yield folder
+    for process in running(folder):
+        process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Launched:
+    """``fedstill`` in a session of its own, and every process that was ever seen below it."""
+
+    home: Path
+    arguments: list[str]
+    family: set[psutil.Process] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        settings = {"OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0", "TMPDIR": str(self.home / "t")}
+        self.process = subprocess.Popen(
+            [str(FEDSTILL), *self.arguments],
+            cwd=self.home,
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_until(self, reached: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < end, f"{self.arguments}: not reached within {seconds:.0f} s"
+            try:
+                self.family.update(psutil.Process(self.process.pid).children(recursive=True))
+            except psutil.NoSuchProcess:
+                return
+            time.sleep(0.2)
+
+    def finish(self, seconds: float) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        self.wait_until(lambda: self.process.poll() is not None, seconds)
+        out, err = self.process.communicate(timeout=10)
+        return self.process.returncode, out, err
+
+    def left(self) -> list[str]:
+        """What still runs, a moment after the launcher ended."""
+        _, alive = psutil.wait_procs(list(self.family), timeout=3)
+        return sorted({describe(process) for process in [*alive, *running(self.home)]})
+
+
+def running(home: Path) -> list[psutil.Process]:
+    """Processes that work in or for this folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.environ().get("TMPDIR", "")]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if process.pid != os.getpid() and any(str(home) in word for word in words):
+            found.append(process)
+    return found
+
+
+def describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} {' '.join(process.cmdline())[:120]}"
+    except psutil.NoSuchProcess:
+        return f"{process.pid} (gone)"
+
+
+def jobs(run_dir: Path) -> int:
+    return sum(event["event"] == "job" for event in read_events(run_dir))
+
+
+def test_the_real_runtime_gives_the_same_table(home: Path, expected: list[tuple[object, ...]]) -> None:
+    run_dir = home / "run"
+    launched = Launched(home, ["simulate", str(write_experiment(home)), "--out", str(run_dir)])
+    code, out, err = launched.finish(RUN_SECONDS)
+    assert code == 0, err[-2000:]
+    assert len(launched.family) > 3, "Flower's processes were never seen, so their end proves nothing"
+    assert launched.left() == []
+    results = read_results(run_dir)
+    assert table(results) == expected
+    assert results.failures == ()
+    assert str(run_dir / "report.html") in out
+    assert (run_dir / "report.html").stat().st_size > 1000
+    assert "Traceback" not in out + err
+    assert list((home / "t").iterdir()) == [], "temporary files stay behind"
+
+
+def test_ctrl_c_and_resume(home: Path, expected: list[tuple[object, ...]]) -> None:
+    run_dir = home / "run"
+    launched = Launched(home, ["simulate", str(write_experiment(home)), "--out", str(run_dir)])
+    launched.wait_until(lambda: jobs(run_dir) >= 2, RUN_SECONDS)
+    os.killpg(launched.process.pid, signal.SIGINT)
+    code, out, err = launched.finish(STOP_SECONDS)
+    assert code == 130
+    assert len(err.strip().splitlines()) == 1, err
+    assert f"--resume {run_dir}" in err
+    assert "Traceback" not in out
+    assert launched.left() == []
+    assert not (run_dir / "results.json").exists()
+    done = [event for event in read_events(run_dir) if event["event"] == "job"]
+    assert 2 <= len(done) < len(expected)
+
+    resumed = Launched(home, ["simulate", "--resume", str(run_dir)])
+    code, _, err = resumed.finish(RUN_SECONDS)
+    assert code == 0, err[-2000:]
+    assert resumed.left() == []
+    assert table(read_results(run_dir)) == expected
+    everything = [event for event in read_events(run_dir) if event["event"] == "job"]
+    assert everything[: len(done)] == done
+    assert json.loads((run_dir / "results.json").read_text())["failures"] == []
