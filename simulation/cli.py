@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin beside simulated devices
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -80,6 +81,8 @@ def simulate(
             run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
             if (run_dir / "plan.json").exists():
                 raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started us with it ignored
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             results = simulate(plan, run_dir, engine.value, console)
         except KeyboardInterrupt:

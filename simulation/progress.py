@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from fedstill.cloud_server.metrics import read_events
 
 Event = Mapping[str, Any]
 REFRESH_SECONDS = 1.0
+MEMORY_EVERY = 5
+"""Refreshes between two looks at the memory: the kernel walks every page for it, which costs the run time."""
 
 
 class LiveProgress:
@@ -48,9 +51,12 @@ class LiveProgress:
         self._bars.stop()
 
     def _follow(self) -> None:
-        while not self._stop.wait(REFRESH_SECONDS):
+        for refresh in itertools.count():
+            if self._stop.wait(REFRESH_SECONDS):
+                return
             self._draw_new()
-            self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
+            if refresh % MEMORY_EVERY == 0:
+                self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
 
     def _draw_new(self) -> None:
         events = list(read_events(self._run_dir))

@@ -26,7 +26,7 @@ from fedstill.simulation.results import (
     read_clips,
     read_results,
 )
-from fedstill.simulation.statistics import Accuracy, Comparison
+from fedstill.simulation.statistics import Accuracy, Comparison, signed
 from fedstill.simulation.summary import ArmLine, ScenarioTable
 
 REPORT_FILE = "report.html"
@@ -135,21 +135,41 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
 
 
 def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
-    """The headline table for a terminal, one section per scenario."""
+    """The headline table for a terminal of 80 columns, one section per scenario; the page has every interval."""
     tables = summary.scenario_tables(results, clips)
-    title = f"{escape(results.experiment)} on {summary.data_name(results)}"
+    title = f"{escape(results.experiment)} on {summary.data_name(results)}: accuracy in %"
     shown = tables[0] if len({table.clients for table in tables}) == 1 else None
     clients = _shown(shown) if shown else ()
-    grid = Table(title=title, caption=summary.differences_note(results), title_style="bold", box=SIMPLE_HEAD)
-    for place, name in enumerate(["arm", "all clients", "vs AllDistill", *(f"client {c}" for c in clients)]):
-        grid.add_column(name, justify="right" if place else "left", overflow="fold")
+    grid = Table(
+        title=title,
+        caption=f"gain: over AllDistill. {summary.differences_note(results)}",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for place, name in enumerate(["arm", "all clients", "gain", *(f"client {c}" for c in clients)]):
+        grid.add_column(name, justify="right" if place else "left", no_wrap=True)
     for table in tables:
         grid.add_section()
         grid.add_row(f"[bold]{SCENARIOS[table.scenario]}[/bold]")
         for line in table.lines:
-            name = ARMS[line.arm].replace("AllDistill+", "AllDistill +")
-            grid.add_row(name, *(escape(summary.narrow(cell)) for cell in cells(line, clients)))
+            each = [_percent(value) for value in line.clients] if clients else []
+            grid.add_row(ARMS[line.arm], _short_accuracy(line.pooled), _short_difference(line), *each)
     return grid
+
+
+def _short_accuracy(value: Accuracy) -> str:
+    return f"{100 * value.fraction:.1f} {escape(f'[{100 * value.low:.0f},{100 * value.high:.0f}]')}"
+
+
+def _short_difference(line: ArmLine) -> str:
+    if line.arm == summary.BASELINE or line.difference is None:
+        return ""
+    return f"{signed(line.difference.difference_points)} {line.difference.label.replace(' ', '')}"
+
+
+def _percent(value: Accuracy | None) -> str:
+    return "not run" if value is None else f"{100 * value.fraction:.1f}"
 
 
 def headings(table: ScenarioTable) -> list[str]:

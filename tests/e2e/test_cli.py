@@ -63,8 +63,9 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     for command in ("simulate", "report", "reproduce", "experiments", "data"):
         assert command in done.stdout
+    text = fedstill("simulate", "--help").stdout
     for option in ("--seeds", "--set", "--out", "--resume", "--engine"):
-        assert option in fedstill("simulate", "--help").stdout
+        assert option in text
 
 
 def test_experiments_are_listed() -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...
     return table(simulate(tiny_experiment(folder), folder / "run", "inprocess", silent_console()))
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder with a short name (Ray keeps sockets there); also every temporary file of the run goes below it."""
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder with a short name (Ray keeps sockets there); every temporary file of a run goes below it, too."""
     folder = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
     (folder / "t").mkdir()
     yield folder
@@ -113,20 +114,52 @@ def jobs(run_dir: Path) -> int:
     return sum(event["event"] == "job" for event in read_events(run_dir))
 
 
-def test_the_real_runtime_gives_the_same_table(home: Path, expected: list[tuple[object, ...]]) -> None:
-    run_dir = home / "run"
-    launched = Launched(home, ["simulate", str(write_experiment(home)), "--out", str(run_dir)])
-    code, out, err = launched.finish(RUN_SECONDS)
-    assert code == 0, err[-2000:]
-    assert len(launched.family) > 3, "Flower's processes were never seen, so their end proves nothing"
-    assert launched.left() == []
-    results = read_results(run_dir)
+@dataclass(frozen=True)
+class Flown:
+    """A run on Flower's runtime, ended."""
+
+    run_dir: Path
+    output: str
+    code: int
+    processes_seen: int
+    processes_left: list[str]
+    files_left: list[str]
+
+
+@pytest.fixture(scope="module")
+def flown() -> Iterator[Flown]:
+    with short_folder() as home:
+        run_dir = home / "run"
+        launched = Launched(home, ["simulate", str(write_experiment(home)), "--out", str(run_dir)])
+        code, out, err = launched.finish(RUN_SECONDS)
+        left = launched.left()
+        files = [path.name for path in (home / "t").iterdir()]
+        yield Flown(run_dir, out + err, code, len(launched.family), left, files)
+
+
+def test_the_real_runtime_gives_the_same_table(flown: Flown, expected: list[tuple[object, ...]]) -> None:
+    assert flown.code == 0, flown.output[-2000:]
+    assert "Traceback" not in flown.output
+    results = read_results(flown.run_dir)
     assert table(results) == expected
     assert results.failures == ()
-    assert str(run_dir / "report.html") in out
-    assert (run_dir / "report.html").stat().st_size > 1000
-    assert "Traceback" not in out + err
-    assert list((home / "t").iterdir()) == [], "temporary files stay behind"
+    assert str(flown.run_dir / "report.html") in flown.output
+    assert (flown.run_dir / "report.html").stat().st_size > 1000
+
+
+def test_no_process_stays_behind(flown: Flown) -> None:
+    assert flown.processes_seen > 3, "Flower's processes were never seen, so their end proves nothing"
+    assert flown.processes_left == []
+
+
+def test_no_temporary_file_stays_behind(flown: Flown) -> None:
+    assert flown.files_left == []
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
 
 
 def test_ctrl_c_and_resume(home: Path, expected: list[tuple[object, ...]]) -> None:
