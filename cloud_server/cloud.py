@@ -28,7 +28,6 @@ from fedstill.models.checkpoint import CheckpointMeta, load_checkpoint, network_
 from fedstill.models.packing import pack
 from fedstill.protos.messages import Student
 
-
 EQUAL_STEPS = ("all_distill_equal_steps", "fedstill_without_selection")
 
 

@@ -99,7 +99,7 @@ class PersonalisationJob:
         else:
             self._evaluate(student)
         if self.key.arm == "fedstill" and not self.key.sweep:
-            stem = f"{self.key.scenario}.client{self.key.client}.fedstill"
+            stem = f"{self.key.scenario}-client{self.key.client}"
             self.cloud.save_student(stem, student)
         return self.record
 

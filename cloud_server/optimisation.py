@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from fedstill.cloud_server.settings import OptimiserSettings
 
 WARM_UP = 0.2
+SHORTEST = 6
+"""OneCycleLR divides by zero when the warm-up is exactly one step."""
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], settings: OptimiserSettings) -> torch.optim.Optimizer:
@@ -30,5 +32,5 @@ def make_schedule(
     if settings.schedule == "step":
         edge = settings.step_epoch * steps_per_epoch
         return LambdaLR(optimiser, lambda step: 1.0 if step < edge else 0.1)
-    total = max(2, epochs * steps_per_epoch)
+    total = max(SHORTEST, epochs * steps_per_epoch)
     return OneCycleLR(optimiser, settings.learning_rate, total_steps=total, pct_start=WARM_UP)

@@ -101,19 +101,19 @@ def select_by_prior(
 
     Args:
         labels: (N,) public labels.
-        prior: (classes,) wanted class shares.
-        budget: clips to draw; a class with too few clips passes its remaining share to the others.
+        prior: (classes,) wanted class shares; classes without public clips are passed over.
+        budget: clips to draw. A class that is wanted more often than it has clips repeats them, each once
+            before any a second time, so that every arm trains on the same number.
     """
     supply = np.bincount(labels, minlength=len(prior))
-    wanted = np.asarray(prior, np.float64) / np.sum(prior)
-    take = np.zeros(len(prior), np.int64)
-    while (missing := min(budget, int(supply[wanted > 0].sum())) - take.sum()) > 0:
-        open_classes = np.where(take < supply, wanted, 0.0)
-        step = np.floor(missing * open_classes / open_classes.sum()).astype(np.int64)
-        if step.sum() == 0:
-            step[np.argmax(open_classes)] = 1
-        take = np.minimum(take + step, supply)
-    drawn = [rng.choice(np.flatnonzero(labels == c), take[c], replace=False) for c in range(len(prior))]
+    wanted = np.where(supply > 0, np.asarray(prior, np.float64), 0.0)
+    ends = np.rint(np.cumsum(wanted) / wanted.sum() * budget).astype(np.int64)
+    takes = np.diff(ends, prepend=0)
+    drawn = [
+        np.resize(rng.permutation(np.flatnonzero(labels == label)), take)
+        for label, take in enumerate(takes)
+        if take
+    ]
     return np.concatenate(drawn).astype(np.int64)
 
 

@@ -46,6 +46,7 @@ def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int
     if request.kind == "samples":
         return Prototypes(probabilities, np.ones(len(probabilities), np.int64))
     if request.kind == "histogram":
+        _require_crowd(len(probabilities), request.min_size)
         return _means(probabilities, np.zeros(len(probabilities), np.int64))
     if request.kind == "kmeans":
         return kmeans_prototypes(probabilities, request.samples_per_prototype, seed)
@@ -72,10 +73,7 @@ def constrained_prototypes(
     Raises:
         DeviceError: fewer clips than ``min_size``: even one cluster would say too much about one clip.
     """
-    if len(probabilities) < min_size:
-        raise DeviceError(
-            f"{len(probabilities)} clips are fewer than the minimum cluster size {min_size}; nothing is uploaded"
-        )
+    _require_crowd(len(probabilities), min_size)
     clusters = max(1, len(probabilities) // samples_per_prototype)
     if clusters == 1:
         return _means(probabilities, np.zeros(len(probabilities), np.int64))
@@ -90,6 +88,14 @@ def constrained_prototypes(
         max_iter=50,
     )
     return _means(probabilities, model.fit_predict(probabilities.astype(np.float64)))
+
+
+def _require_crowd(clips: int, min_size: int) -> None:
+    """A mean over very few clips says too much about each of them."""
+    if clips < min_size:
+        raise DeviceError(
+            f"{clips} clips are fewer than the minimum cluster size {min_size}; nothing is uploaded"
+        )
 
 
 def _means(probabilities: Probabilities, assigned: npt.NDArray[np.integer]) -> Prototypes:

@@ -57,7 +57,7 @@ def simulate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/NAME-TIME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-TIME).")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
     engine: Annotated[
         Engine, typer.Option(help="flower: real runtime; inprocess: for debugging.")
@@ -81,12 +81,16 @@ def simulate(
             run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
             if (run_dir / "plan.json").exists():
                 raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started us with it ignored
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # also where a shell started us with it ignored
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             results = simulate(plan, run_dir, engine.value, console)
         except KeyboardInterrupt:
-            errors.print(f"interrupted; go on with: fedstill simulate --resume {run_dir}", soft_wrap=True)
+            begun = (run_dir / "plan.json").exists()
+            hint = f"go on with: fedstill simulate --resume {run_dir}" if begun else "nothing was trained yet"
+            errors.print(f"interrupted; {hint}", soft_wrap=True, highlight=False)
             raise typer.Exit(INTERRUPTED) from None
     console.print(console_table(results, read_clips(run_dir)))
     console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
@@ -129,11 +133,11 @@ def experiments() -> None:
 def prepare(
     dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
     root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
-    out: Annotated[Path | None, typer.Option(help="Where the arrays go [default: ROOT/prepared].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the arrays go (default: ROOT/prepared).")] = None,
     workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = os.cpu_count() or 1,
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
     split: Annotated[
-        Path | None, typer.Option(help="cremad: clip_id,label,split [default: ROOT/split.csv].")
+        Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")
     ] = None,
     checksums: Annotated[
         Path | None, typer.Option(help="CSV of path,sha256,bytes to verify against.")
@@ -168,6 +172,8 @@ def prepare(
         console.print(f"... {len(outcome.bad) - BAD_CLIPS_SHOWN} more", highlight=False)
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items() if count)
     console.print(f"{counts}; full list: {target / 'report.json'}", highlight=False, soft_wrap=True)
+    if len(outcome.bad) == len(outcome.clips):
+        raise typer.Exit(FAILED)
 
 
 @data.command()

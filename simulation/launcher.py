@@ -26,7 +26,7 @@ from fedstill.cloud_server.teacher import teacher_spec
 from fedstill.datasets.clip import ClipSource
 from fedstill.datasets.store import ClipStore, build_store, open_store
 from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec, parameter_count
-from fedstill.protos.plain import from_plain, to_plain
+from fedstill.protos.plain import PlainError, from_plain, to_plain
 from fedstill.simulation.config import ConfigError, Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
@@ -68,7 +68,10 @@ def load_run(run_dir: Path) -> Experiment:
     path = run_dir / EXPERIMENT_FILE
     if not path.exists():
         raise ConfigError(f"{run_dir}: no run to resume here ({EXPERIMENT_FILE} is missing)")
-    return from_plain(Experiment, json.loads(path.read_text()))
+    try:
+        return from_plain(Experiment, json.loads(path.read_text()))
+    except PlainError as error:
+        raise ConfigError(f"{run_dir}: was begun by another version of fedstill ({error})") from error
 
 
 def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:

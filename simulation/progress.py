@@ -79,12 +79,10 @@ class LiveProgress:
         elif kind == "seed":
             self._task(f"seed {seed}: device jobs", event["jobs"])
         elif kind == "job":
-            self._advance(f"seed {seed}: device jobs", 0, f"{event['arm']}, client {event['client'] + 1}")
+            self._advance(f"seed {seed}: device jobs", 0, f"{event['arm']}, client {event['client']}")
         elif kind in ("failure", "refused"):
             who = (
-                f"client {event['client'] + 1}, {event['arm']}"
-                if kind == "failure"
-                else f"node {event['node']}"
+                f"client {event['client']}, {event['arm']}" if kind == "failure" else f"node {event['node']}"
             )
             self._bars.console.print(f"[yellow]left out:[/] {who}: {event['reason']}", highlight=False)
 

@@ -154,7 +154,7 @@ def differences_note(results: Results) -> str:
     """How to read intervals and differences of this run."""
     n = len(results.seeds)
     both = f"sign flips per clip and a t-test over the {n} seeds, which may disagree with the interval"
-    how = both if n >= SEEDS_FOR_TEST else f"sign flips per clip; {_count(n, 'seed')} say nothing about seeds"
+    how = both if n >= SEEDS_FOR_TEST else f"sign flips per clip; {_count(n, 'seed')} cannot speak for seeds"
     return (
         "Brackets are 95 % intervals over distinct clips; differences are percentage points on the same "
         f"clips, paired, and n.s. unless p < 0.05 ({how}). "
