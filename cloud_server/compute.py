@@ -20,6 +20,10 @@ class Compute:
     precision: Precision = "bf16"
     workers: int = 2  # devices personalised at the same time, one torch thread each on a CPU
 
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers: {self.workers} is below 1")
+
     @property
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device

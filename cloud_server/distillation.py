@@ -108,7 +108,6 @@ def make_distiller(
 ) -> Distiller:
     """A distiller whose schedule spans ``epochs`` passes over ``clips_per_epoch`` clips."""
     student.to(compute.torch_device)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.head.requires_grad_(settings.logit_weight > 0)
     stepper = make_optimiser((p for p in student.parameters() if p.requires_grad), optimiser)
     steps = -(-clips_per_epoch // optimiser.batch_size)

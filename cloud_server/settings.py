@@ -15,6 +15,21 @@ Optimiser = Literal["sgd", "adamw"]
 Schedule = Literal["one_cycle", "step"]
 
 
+def at_least(minimum: float, settings: object, *keys: str) -> None:
+    """Refuse a setting below ``minimum`` (or NaN); ValueError ``key: value is below minimum``."""
+    for key in keys:
+        value = getattr(settings, key)
+        if not value >= minimum:
+            raise ValueError(f"{key}: {value} is below {minimum:g}")
+
+
+def positive_share(settings: object, key: str) -> None:
+    """Refuse a share outside (0, 1]; ValueError naming the key."""
+    value = getattr(settings, key)
+    if not 0 < value <= 1:
+        raise ValueError(f"{key}: {value} is no share above 0 and up to 1")
+
+
 @dataclass(frozen=True, slots=True)
 class OptimiserSettings:
     """How weights are stepped. ``step`` divides the rate by 10 after ``step_epoch`` (thesis: 70 of 150)."""
@@ -25,6 +40,10 @@ class OptimiserSettings:
     batch_size: int = 64
     schedule: Schedule = "one_cycle"
     step_epoch: int = 70
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "batch_size", "step_epoch")
+        at_least(0, self, "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +59,10 @@ class TeacherSettings:
     augment: bool = True
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "epochs", "feature_width")
+        at_least(0, self, "unimodal_weight", "label_smoothing")
+
 
 @dataclass(frozen=True, slots=True)
 class StudentSettings:
@@ -48,6 +71,9 @@ class StudentSettings:
     encoder: EncoderSpec = field(default_factory=lambda: EncoderSpec("resnet18", 8))
     epochs: int = 10
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +91,10 @@ class DistillationSettings:
     )
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "outer_epochs", "inner_epochs")
+        at_least(0, self, "logit_weight")
+
 
 @dataclass(frozen=True, slots=True)
 class SelectionSettings:
@@ -76,6 +106,11 @@ class SelectionSettings:
     support: float = 0.25  # support: a class counts as present from this share of its public prior on
     sharpness: float = 10.0  # transport: of the kernel
 
+    def __post_init__(self) -> None:
+        positive_share(self, "budget")
+        at_least(1e-3, self, "temperature", "sharpness")
+        at_least(0, self, "support")
+
 
 @dataclass(frozen=True, slots=True)
 class PrototypeSettings:
@@ -85,3 +120,7 @@ class PrototypeSettings:
     samples_per_prototype: int = 3
     min_size: int = 8  # constrained only: the smallest cluster that may be uploaded
     upload_limit: int = 0  # 0 = every query clip takes part
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "samples_per_prototype", "min_size")
+        at_least(0, self, "upload_limit")

@@ -37,7 +37,6 @@ def train_teacher(
 ) -> AudioVisualNet:
     """Train on the given public clips from a fresh initialisation drawn from ``generator``."""
     net = AudioVisualNet(teacher_spec(store, settings), generator).to(compute.torch_device)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = make_optimiser(net.parameters(), settings.optimiser)
     batch = settings.optimiser.batch_size
     steps = max(1, len(positions) // batch)

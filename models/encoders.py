@@ -41,6 +41,10 @@ class EncoderSpec:
     width: int = 64
     stem: Stem = "standard"
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width: {self.width} is below 1")
+
 
 class Encoder(nn.Module):
     """(batch, channels, height, width) float -> (batch, feature_width) float.

@@ -16,13 +16,15 @@ class PlainError(ValueError):
     """A value that does not fit its declared type; starts with the dotted key."""
 
 
-def from_plain(kind: type[Kind], value: object, where: str = "") -> Kind:
-    """Build a ``kind`` from plain values. Absent fields take their defaults, absent fields without one are an error.
+def from_plain(kind: type[Kind], value: object, *, complete: bool = False) -> Kind:
+    """Build a ``kind`` from plain values.
+
+    Absent fields take their defaults; those without one are an error, and with ``complete`` all of them are.
 
     Raises:
-        PlainError: ``select.budgt: unknown key, did you mean budget?`` and the like.
+        PlainError: ``selection.budgt: unknown key, did you mean budget?`` and the like.
     """
-    result: Kind = _decode(kind, value, where)
+    result: Kind = _decode(kind, value, "", complete)
     return result
 
 
@@ -31,20 +33,26 @@ def to_plain(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def _decode(kind: Any, value: Any, where: str, complete: bool) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        return _record(kind, value, where)
+        return _record(kind, value, where, complete)
     if origin is Literal:
-        if value not in args:
+        if not any(value == arg and type(value) is type(arg) for arg in args):
             raise PlainError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_decode(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(
+            _decode(args[0], item, f"{where}[{index}]", complete) for index, item in enumerate(value)
+        )
     if origin is dict and isinstance(value, dict):
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _decode(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
     if origin is UnionType:
-        return None if value is None else _decode(next(a for a in args if a is not NoneType), value, where)
+        return (
+            None
+            if value is None
+            else _decode(next(a for a in args if a is not NoneType), value, where, complete)
+        )
     if kind is Any:
         return value
     if kind is float and type(value) is int:
@@ -57,23 +65,25 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     raise PlainError(f"{where or 'top level'}: needs {wanted}, got {str(value)[:40]!r}")
 
 
-def _record(kind: Any, value: Any, where: str) -> Any:
+def _record(kind: Any, value: Any, where: str, complete: bool) -> Any:
     if not isinstance(value, dict):
         raise PlainError(f"{where or 'top level'}: needs a table, got {str(value)[:40]!r}")
     hints = _hints(kind)
     for key in value:
         if key not in hints:
             raise PlainError(f"{_join(where, key)}: unknown key{_suggestion(key, hints)}")
-    values = {key: _decode(hints[key], item, _join(where, key)) for key, item in value.items()}
+    values = {key: _decode(hints[key], item, _join(where, key), complete) for key, item in value.items()}
     for field in fields(kind):
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+        optional = field.default is not MISSING or field.default_factory is not MISSING
+        if field.name not in values and (complete or not optional):
             raise PlainError(f"{_join(where, field.name)}: missing")
     try:
         return kind(**values)
     except PlainError:
         raise
     except ValueError as error:
-        raise PlainError(_join(where, str(error))) from error
+        about_a_key = str(error).partition(":")[0] in hints
+        raise PlainError(_join(where, str(error)) if about_a_key else f"{where}: {error}") from error
 
 
 @cache

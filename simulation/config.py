@@ -21,6 +21,7 @@ from fedstill.cloud_server.settings import (
     SelectionSettings,
     StudentSettings,
     TeacherSettings,
+    at_least,
 )
 from fedstill.datasets.specs import AudioSpec, FrameSpec
 from fedstill.protos.plain import PlainError, from_plain
@@ -60,8 +61,7 @@ class PartitionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.clients < 1:
-            raise ValueError(f"clients: {self.clients} is below 1")
+        at_least(1, self, "clients", "classes_per_client")
         if self.kind == "halves" and self.clients != 2:
             raise ValueError("kind: halves is for 2 clients; use pathological, dirichlet or speaker for more")
 
@@ -84,8 +84,9 @@ class RunSettings:
             for name in getattr(self, key):
                 if name not in known:
                     raise ValueError(f"{key}: {name!r} is not one of {', '.join(known)}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds: {self.seeds} is below 1")
+        at_least(1, self, "seeds")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout: {self.holdout} is no share from 0 up to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def _read(name_or_path: str) -> Values:
     shipped = _shipped().joinpath(f"{name_or_path}.toml")
     try:
         text = shipped.read_text() if shipped.is_file() else Path(name_or_path).read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(shipped_experiments())
         raise ConfigError(
             f"{name_or_path}: no such experiment (shipped: {known}) and no such file"

@@ -25,7 +25,7 @@ from fedstill.cloud_server.metrics import read_events
 
 CONNECTION = "fedstill"
 START_SECONDS = 60.0
-STATUS_SECONDS = 20.0
+STATUS_SECONDS = 60.0
 STOP_SECONDS = 10.0
 LOG_FILE = "flower.log"
 

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedstill.simulation.json_records import decode, plain_value, write_text_atomically
+from fedstill.protos.plain import from_plain
+from fedstill.simulation.files import plain_value, write_text_atomically
 
 Parsed = TypeVar("Parsed")
 
@@ -189,6 +190,13 @@ class ClipRow(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
+class _ClipTable:
+    """``clips.json`` as a whole."""
+
+    clips: tuple[ClipRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Results(_Checked):
     """Everything in ``results.json``; a run may hold only some arms, scenarios and clients."""
 
@@ -275,7 +283,7 @@ def _results_from(document: object) -> Results:
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")
-    results: Results = decode(Results, body)
+    results = from_plain(Results, body, complete=True)
     for row in results.selection:
         if len(row.class_counts) != len(results.class_names):
             raise ValueError(
@@ -285,8 +293,7 @@ def _results_from(document: object) -> Results:
 
 
 def _clips_from(document: object) -> tuple[ClipRow, ...]:
-    rows: tuple[ClipRow, ...] = decode(tuple[ClipRow, ...], document, "clips")
-    return rows
+    return from_plain(_ClipTable, {"clips": document}, complete=True).clips
 
 
 def _read(path: Path, parse: Callable[[object], Parsed]) -> Parsed:

@@ -16,6 +16,7 @@ from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from made_runs import prepared_run, silent_console, table, tiny_experiment
 
+from fedstill.cloud_server.arms import SHARED
 from fedstill.cloud_server.exchange import Exchange
 from fedstill.cloud_server.metrics import METRICS_FILE, Metrics, read_events
 from fedstill.cloud_server.plan import read_plan, write_plan
@@ -81,7 +82,7 @@ def test_every_cell_of_the_table_is_filled(finished: Finished) -> None:
 
 def test_every_training_arm_gets_the_same_budget(finished: Finished) -> None:
     sizes = {row.arm: sum(row.class_counts) for row in finished.results.selection}
-    assert sizes.keys() == ARMS.keys() - {"all_distill", "all_distill_equal_steps", "prior_corrected"}
+    assert sizes.keys() == ARMS.keys() - set(SHARED)
     assert len(set(sizes.values())) == 1
 
 

@@ -168,7 +168,8 @@ def test_an_undeclared_record_is_refused() -> None:
 @pytest.mark.parametrize("name", [name for name in MESSAGES if name not in ("HelloRequest", "Hello")])
 def test_a_missing_field_is_named(name: str) -> None:
     content = encode(MESSAGES[name])
-    for record in (content.array_records["arrays"], content.config_records["fields"]):
+    records: tuple[Any, ...] = (content.array_records["arrays"], content.config_records["fields"])
+    for record in records:
         for field in list(record):
             value = record.pop(field)
             with pytest.raises(WireError, match=f"^{field}: missing"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import prepared_run, tiny_experiment, write_experiment
+from made_runs import prepared_run, silent_console, tiny_experiment, write_experiment
 from typer.testing import CliRunner
 
+from fedstill.datasets.store import build_store
 from fedstill.simulation import cli, launcher
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
@@ -47,7 +49,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[CliRunner]:
     """The command inside this process, where starting Python again would prove nothing more."""
     monkeypatch.setattr(cli.errors, "_width", 300)
-    return CliRunner()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield CliRunner()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def quick_mistake(quick: CliRunner, *arguments: str) -> str:
@@ -185,9 +190,8 @@ def test_a_cloud_that_fails_is_one_line(
 def test_interrupted_while_decoding(
     quick: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command that the last line names works, also this early."""
-    build = launcher.build_store
-    calls = iter([build, build])
+    """Nothing to resume yet: the last line does not promise it, and the same command begins anew."""
+    calls = iter([build_store, build_store])
 
     def interrupted(*arguments: object) -> object:
         make = next(calls, None)
@@ -197,10 +201,30 @@ def test_interrupted_while_decoding(
 
     monkeypatch.setattr(launcher, "build_store", interrupted)
     out = tmp_path / "run"
-    done = quick.invoke(
-        cli.app, ["simulate", str(write_experiment(tmp_path)), "--out", str(out), "--engine", "inprocess"]
-    )
+    command = ["simulate", str(write_experiment(tmp_path)), "--out", str(out), "--engine", "inprocess"]
+    done = quick.invoke(cli.app, command)
     assert done.exit_code == 130
-    assert f"--resume {out}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "--resume" not in done.stderr
     monkeypatch.undo()
+    launcher.prepare_run(tiny_experiment(tmp_path), out, silent_console())
+    assert launcher.load_run(out) == tiny_experiment(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_training(
+    number: signal.Signals, quick: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C and a polite kill: exit code 130 and one line with the command that goes on."""
+
+    def pressed(*_: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("fedstill.cloud_server.server_app.run_plan", pressed)
+    out = tmp_path / "run"
+    command = ["simulate", str(write_experiment(tmp_path)), "--out", str(out), "--engine", "inprocess"]
+    done = quick.invoke(cli.app, command)
+    assert done.exit_code == 130
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.strip().endswith(f"fedstill simulate --resume {out}")
     assert launcher.load_run(out) == tiny_experiment(tmp_path)

@@ -23,10 +23,10 @@ from fedstill.cloud_server.metrics import read_events
 from fedstill.simulation.launcher import simulate
 from fedstill.simulation.results import read_results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
-RUN_SECONDS, STOP_SECONDS = 240.0, 60.0
+RUN_SECONDS, STOP_SECONDS = 400.0, 90.0
 
 
 @pytest.fixture(scope="module")

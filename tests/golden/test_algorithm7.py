@@ -13,7 +13,7 @@ from fedstill.cloud_server import selection
 from fedstill.cloud_server.selection import select_nearest
 from fedstill.edge_client.prototypes import kmeans_prototypes
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating]
 TINY_SCANS = {"GROUP": 3, "BLOCK": 7, "SAMPLE": 5}
 
 
@@ -29,18 +29,19 @@ def select_data(prototypes: Array, public: Array, takes: list[int]) -> list[int]
     return chosen
 
 
-def beliefs(kind: str, count: int, classes: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def beliefs(kind: str, count: int, classes: int, rng: np.random.Generator) -> Array:
     """Probabilities (count, classes) of the given temper."""
     spread = {"random": 1.0, "confident": 60.0, "certain": 1e4, "duplicates": 1.0}[kind]
     logits = spread * rng.normal(size=(count, classes))
     if kind == "duplicates":
         logits = logits[rng.integers(0, max(1, count // 4), count)]
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+    found: Array = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+    return found
 
 
 @st.composite
-def selections(draw: st.DrawFn) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], list[int]]:
+def selections(draw: st.DrawFn) -> tuple[Array, Array, list[int]]:
     """Prototypes, public clips and how many each prototype takes, never more than there are."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     classes, public = draw(st.integers(2, 8)), draw(st.integers(1, 90))

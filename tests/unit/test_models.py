@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -213,7 +214,7 @@ def edit(stem: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in described.items() if value is not None}))
 
 
-DAMAGE = {
+DAMAGE: Mapping[str, Callable[[Path], object]] = {
     "missing": lambda stem: stem.with_suffix(".json").unlink(),
     "weights missing": lambda stem: stem.with_suffix(".safetensors").unlink(),
     "weights cut": cut_weights,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fedstill.simulation.progress import LiveProgress, tree_memory_mb
 JOB = {"event": "job", "scenario": "latency_sensitive", "arm": "fedstill", "client": 1, "seed": 0}
 
 
-def shown(folder: Path, *events: dict[str, object]) -> str:
+def shown(folder: Path, *events: Mapping[str, object]) -> str:
     """What the console says after these events."""
     lines = [json.dumps({"time": 0.0, **event}) for event in events]
     (folder / METRICS_FILE).write_text("\n".join(lines) + "\n")
@@ -35,7 +36,7 @@ def test_a_run_is_drawn(tmp_path: Path) -> None:
         JOB,
         {"event": "finished"},
     )
-    for words in ("teacher epochs", "1/2", "75.0%", "1/4", "client 2"):
+    for words in ("teacher epochs", "1/2", "75.0%", "1/4", "fedstill, client 1"):
         assert words in text
 
 
@@ -45,7 +46,7 @@ def test_a_devices_words_are_shown_as_they_are(reason: str, tmp_path: Path) -> N
     refused = {"event": "refused", "node": "77", "reason": reason}
     text = shown(tmp_path, failure, refused)
     assert text.count(reason) == 2
-    assert "client 2" in text
+    assert "client 1, fedstill" in text
 
 
 def test_memory_is_measured() -> None:

@@ -139,12 +139,12 @@ def _class_missing(document):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (_without_rows, "missing rows"),
-        (_wrong_count, r"rows\[3\].correct: '12' is not int"),
+        (_without_rows, "rows: missing"),
+        (_wrong_count, r"rows\[3\].correct: needs int, got '12'"),
         (_more_right_than_there_are, r"rows\[0\]: 1000 correct of 60"),
         (_strange_arm, r"rows\[0\]: unknown arm 'all_distil'"),
         (_newer_format, "format 2, this fedstill reads 1"),
-        (_strange_field, "unknown colour"),
+        (_strange_field, "colour: unknown key"),
         (_class_missing, "5 counts for 6 classes"),
     ],
 )

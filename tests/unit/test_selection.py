@@ -17,13 +17,14 @@ from fedstill.cloud_server.selection import (
     supported_shares,
 )
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating]
 
 
 def beliefs(count: int, classes: int, seed: int, sharp: float = 1.0) -> Floats:
     logits = sharp * np.random.default_rng(seed).normal(size=(count, classes))
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    found: Floats = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return found
 
 
 @given(st.integers(1, 5000), st.integers(1, 500))
@@ -53,38 +54,34 @@ def test_random_clips_are_different_and_depend_on_the_generator_only() -> None:
     st.lists(st.floats(0, 1), min_size=6, max_size=6),
     st.integers(1, 100),
 )
-def test_classes_appear_as_in_the_prior_as_far_as_there_are_clips(
-    supply: list[int], shares: list[float], budget: int
-) -> None:
+def test_classes_appear_as_in_the_prior(supply: list[int], shares: list[float], budget: int) -> None:
     prior = np.array(shares[: len(supply)])
-    if prior.sum() < 1e-6 or not any(supply):
+    wanted = np.where(np.array(supply) > 0, prior, 0.0)
+    if wanted.sum() < 1e-6:
         return
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(supply)), supply))
     found = select_by_prior(labels, prior, budget, np.random.default_rng(1))
     took = np.bincount(labels[found], minlength=len(supply))
-    wanted = prior / prior.sum()
     assert found.dtype == np.int64
-    assert len(np.unique(found)) == len(found) == min(budget, sum(np.array(supply)[wanted > 0]))
+    assert len(found) == budget
+    assert np.abs(took - budget * wanted / wanted.sum()).max() <= 1
     assert (took[wanted == 0] == 0).all()
-    # At least its share of the budget as far as a class has clips; rounding costs less than a clip per class.
-    floor = np.minimum(np.floor(budget * wanted), supply)
-    assert (took >= floor - len(supply)).all()
-    if (budget * wanted <= supply).all():
-        assert np.abs(took - budget * wanted).max() < len(supply)
+    for label in range(len(supply)):  # each clip of a class once before any a second time
+        times = np.bincount(found, minlength=len(labels))[labels == label]
+        assert times.size == 0 or times.max() - times.min() <= 1
 
 
-def test_exact_shares_where_the_supply_allows() -> None:
+def test_exact_shares() -> None:
     labels = np.repeat(np.arange(4), 50)
-    took = np.bincount(
-        labels[select_by_prior(labels, np.array([0.5, 0.3, 0.2, 0.0]), 40, np.random.default_rng(0))]
-    )
-    assert took.tolist() == [20, 12, 8]
+    found = select_by_prior(labels, np.array([0.5, 0.3, 0.2, 0.0]), 40, np.random.default_rng(0))
+    assert np.bincount(labels[found]).tolist() == [20, 12, 8]
+    assert len(np.unique(found)) == 40
 
 
-def test_a_class_without_clips_passes_its_share_on() -> None:
-    labels = np.repeat([0, 1], [3, 50])
-    took = np.bincount(labels[select_by_prior(labels, np.array([0.9, 0.1]), 20, np.random.default_rng(0))])
-    assert took.tolist() == [3, 17]
+def test_no_public_clip_of_any_wanted_class() -> None:
+    """The device has classes that the public set lacks: a sentence, not numpy's complaint about a shape."""
+    with pytest.raises(ValueError, match="class"):
+        select_by_prior(np.zeros(9, np.int64), np.array([0.0, 1.0]), 4, np.random.default_rng(0))
 
 
 @settings(max_examples=60, deadline=None)
