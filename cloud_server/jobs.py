@@ -43,7 +43,7 @@ from fedstill.protos.messages import (
     PrototypeUpload,
 )
 
-Reply = TypeVar("Reply")
+Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult)
 
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
@@ -63,14 +63,13 @@ class JobKey:
 
 @dataclass
 class JobRecord:
-    """Everything that one job leaves behind."""
+    """Everything that a finished job leaves behind."""
 
     key: JobKey
     evaluations: list[dict[str, object]] = field(default_factory=list)
     traffic: list[dict[str, int]] = field(default_factory=list)
     selection: list[dict[str, object]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    failures: list[dict[str, object]] = field(default_factory=list)
 
     def as_event(self) -> dict[str, object]:
         """Flat, ready for the diary."""
@@ -92,7 +91,7 @@ class PersonalisationJob:
         self.last_selection: Selection | None = None
 
     def run(self) -> JobRecord:
-        """Personalise and evaluate; device failures end up in the record."""
+        """Personalise and evaluate; what the device fails at is reported and left out."""
         student = self._student()
         if self.key.sweep == "compression":
             self._evaluate_ladder(student)
@@ -207,9 +206,17 @@ class PersonalisationJob:
         counts = {name: getattr(result, name) for name in ("correct", "total", "seconds", "bytes_per_clip")}
         self.record.evaluations.append({**about, **counts})
 
-    def _ask(self, action: str, request: object, expect: type[Reply], outer_epoch: int) -> Reply:
-        """One question to the device; its bytes are counted whatever it answers."""
+    def _ask(
+        self,
+        action: str,
+        request: PrototypeRequest | EvaluationRequest,
+        expect: type[Reply],
+        outer_epoch: int,
+    ) -> Reply:
+        """One question of this job to the device; the bytes of a usable answer are counted."""
         reply, answer = self.exchange.ask(self.node, action, request, expect)
+        if reply.job != request.job:
+            raise DeviceFailure("answers another question than it was asked")
         self.record.traffic.append({"round": outer_epoch, **asdict(answer)})
         return reply
 
@@ -219,5 +226,4 @@ class PersonalisationJob:
 
     def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of a round."""
-        self.record.failures.append({"round": outer_epoch, "reason": reason})
         self.cloud.metrics.emit("failure", **asdict(self.key), round=outer_epoch, reason=reason)

@@ -97,17 +97,21 @@ def teacher_outputs(
 def save_bank(bank: PublicBank, directory: Path) -> None:
     """Write the arrays and, last, ``bank.json``: a folder without it is unfinished and will be recomputed."""
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / "bank.json").unlink(missing_ok=True)
     for name in ARRAYS:
         np.save(directory / f"{name}.npy", getattr(bank, name), allow_pickle=False)
-    (directory / "bank.json").write_text(json.dumps({"version": bank.version}))
+    draft = directory / "bank.json.tmp"
+    draft.write_text(json.dumps({"version": bank.version}))
+    draft.replace(directory / "bank.json")
 
 
 def open_bank(directory: Path, version: str) -> PublicBank | None:
     """The bank of teacher ``version``, memory-mapped; None if there is none (then compute it)."""
     try:
-        if json.loads((directory / "bank.json").read_text())["version"] != version:
-            return None
-    except FileNotFoundError:
+        found = json.loads((directory / "bank.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("version") != version:
         return None
     audio, visual, logits, labels = (
         np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS

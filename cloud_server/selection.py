@@ -71,9 +71,11 @@ def select_nearest(prototypes: Floats, public: Floats, n: int | Positions) -> Po
         positions: row 0's clips, best first, then row 1's, ... Equal similarities go to the lower position.
 
     Raises:
-        SelectionError: if fewer than ``sum(n)`` public clips exist.
+        SelectionError: if fewer than ``sum(n)`` public clips exist, or an n is below 1.
     """
     takes = np.broadcast_to(np.asarray(n, np.int64), len(prototypes))
+    if (takes < 1).any():
+        raise SelectionError("every prototype takes at least one clip")
     if takes.sum() > len(public):
         raise SelectionError(f"{takes.sum()} clips wanted of {len(public)} public ones: lower the budget")
     rows, columns = unit_rows(prototypes), unit_rows(public)
@@ -107,6 +109,8 @@ def select_by_prior(
     """
     supply = np.bincount(labels, minlength=len(prior))
     wanted = np.where(supply > 0, np.asarray(prior, np.float64), 0.0)
+    if not wanted.sum() > 0:
+        raise SelectionError("no public clip is of a class that is wanted")
     ends = np.rint(np.cumsum(wanted) / wanted.sum() * budget).astype(np.int64)
     takes = np.diff(ends, prepend=0)
     drawn = [
@@ -151,9 +155,9 @@ def select_by_transport(
     """Entropic optimal transport from count-weighted prototypes to public clips of capacity 1 / ``budget``.
 
     Each prototype has mass counts / sum(counts); each public clip can take at most 1 / ``budget`` in all, so
-    the mass spreads over at least ``budget`` clips. Sinkhorn scaling with a capped second marginal
-    (Benamou et al. 2015, partial transport) gives each clip its received mass; the ``budget`` clips with
-    most mass are kept, weighted by it.
+    the mass spreads over at least ``budget`` clips: Sinkhorn scaling with a capped second marginal (Benamou et
+    al. 2015, partial transport). The plan is rounded to whole clips: every prototype gets its share of the
+    budget, the strongest plan entries first, no clip twice. A clip's weight is the mass that it received.
 
     Args:
         prototypes: (k, classes); counts: (k,); public: (N, classes) probabilities.
@@ -168,11 +172,22 @@ def select_by_transport(
     for _ in range(iterations):
         row = mass / (kernel @ column)
         column = np.minimum(1.0, capacity / (row @ kernel))
-    received = (mass / (kernel @ column)) @ kernel * column
-    order = np.lexsort((np.arange(len(public)), -received))[:budget]
-    positions = np.sort(order).astype(np.int64)
-    weights = received[positions] / received[positions].mean()
-    return Selection(positions, weights.astype(np.float32))
+    plan = (mass / (kernel @ column))[:, None] * kernel * column
+    positions = np.sort(_round_plan(plan, np.diff(np.rint(np.cumsum(mass) * budget), prepend=0)))
+    received = plan.sum(axis=0)[positions]
+    return Selection(positions, (received / received.mean()).astype(np.float32))
+
+
+def _round_plan(plan: npt.NDArray[np.float64], quotas: npt.NDArray[np.float64]) -> Positions:
+    """Whole clips for each row's quota, strongest entries first; ties go to the lower row and position."""
+    left, free, chosen = quotas.copy(), np.ones(plan.shape[1], dtype=bool), []
+    for entry in np.argsort(-plan, axis=None, kind="stable"):
+        row, position = divmod(int(entry), plan.shape[1])
+        if left[row] > 0 and free[position]:
+            left[row] -= 1
+            free[position] = False
+            chosen.append(position)
+    return np.array(chosen, np.int64)
 
 
 def unit_rows(values: Floats) -> npt.NDArray[np.float64]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fedstill.cloud_server.cloud import SeedCloud
 from fedstill.cloud_server.compute import use_threads
 from fedstill.cloud_server.exchange import DeviceFailure, Exchange, wait_for_nodes
 from fedstill.cloud_server.jobs import JobKey, PersonalisationJob
-from fedstill.cloud_server.metrics import Metrics, read_events
+from fedstill.cloud_server.metrics import METRICS_FILE, Metrics, read_events
 from fedstill.cloud_server.plan import Plan, read_plan
 from fedstill.protos.messages import Hello, HelloRequest
 
@@ -74,13 +75,16 @@ def run_seed(cloud: SeedCloud, keys: list[JobKey], nodes: Mapping[int, int], exc
 
     def work(key: JobKey) -> None:
         use_threads(1)
+        if key.client not in nodes:
+            cloud.metrics.emit("failure", **asdict(key), round=0, reason="its device never became usable")
+            return
         job = PersonalisationJob(key, cloud, exchange, nodes[key.client])
         cloud.metrics.emit("job", **job.run().as_event())
 
     use_threads(1)
     pool = ThreadPoolExecutor(cloud.plan.compute.workers)
     try:
-        for future in [pool.submit(work, key) for key in keys if key.client in nodes]:
+        for future in [pool.submit(work, key) for key in keys]:
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun does not begin
@@ -102,26 +106,33 @@ def job_keys(plan: Plan, seed: int) -> Iterator[JobKey]:
 
 
 def find_devices(plan: Plan, exchange: Exchange, metrics: Metrics) -> dict[int, int]:
-    """Client number -> node id of the devices that are online and run the same fedstill.
+    """Client number -> node id of the devices that are online, run the same fedstill and know their place.
 
     Raises:
         DeviceFailure: none is usable.
     """
-    ours = version("fedstill")
     nodes: dict[int, int] = {}
     for node in wait_for_nodes(exchange.grid, plan.clients, plan.join_timeout):
         try:
-            hello, _ = exchange.ask(node, "query.hello", HelloRequest(ours), Hello)
-            if hello.version != ours:
-                raise DeviceFailure(
-                    f"runs fedstill {hello.version}, the cloud {ours}: install the same version"
-                )
-            nodes[hello.partition] = node
+            nodes[_introduced(exchange, node, plan.clients, nodes)] = node
         except DeviceFailure as failure:
             metrics.emit("refused", node=str(node), reason=str(failure))
     if not nodes:
-        raise DeviceFailure("no device is usable; the reasons are in metrics.jsonl")
+        raise DeviceFailure(f"no device is usable; the reasons are in {METRICS_FILE}")
     return nodes
+
+
+def _introduced(exchange: Exchange, node: int, clients: int, known: Mapping[int, int]) -> int:
+    """The client number that a node may take."""
+    ours = version("fedstill")
+    hello, _ = exchange.ask(node, "query.hello", HelloRequest(ours), Hello)
+    if hello.version != ours:
+        raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
+    if not 0 <= hello.partition < clients:
+        raise DeviceFailure(f"says it is client {hello.partition}; this run has clients 0 to {clients - 1}")
+    if hello.partition in known:
+        raise DeviceFailure(f"says it is client {hello.partition}, which another device already is")
+    return hello.partition
 
 
 def _key(event: Mapping[str, object]) -> JobKey:

@@ -20,8 +20,9 @@ def estimate_prior(
 
     Args:
         probabilities: (n, classes) posteriors under ``training_prior``, rows sum to 1.
-        training_prior: (classes,) prior that the posteriors assume, all > 0.
-        smoothing: Dirichlet pseudo-count per class; keeps a small sample from ruling a class out.
+        training_prior: (classes,) prior that the posteriors assume; a class with 0 stays ruled out.
+        smoothing: weight of ``training_prior`` in clips (a Dirichlet prior); keeps a small
+            sample from ruling a class out.
         iterations: upper bound; stops when no class moves by more than 1e-6.
 
     Returns:
@@ -49,6 +50,8 @@ def calibrated(beliefs: Array, known: Array, training_prior: Array) -> npt.NDArr
 
 def correct_posterior(probabilities: Array, training_prior: Array, prior: Array) -> npt.NDArray[np.float64]:
     """Posteriors under ``prior`` instead of ``training_prior``: multiply by the ratio, normalise. (n, classes)."""
-    weighted = np.asarray(probabilities, np.float64) * (np.asarray(prior) / np.asarray(training_prior))
+    old = np.asarray(training_prior, np.float64)
+    ratio = np.divide(prior, old, out=np.zeros(len(old)), where=old > 0)
+    weighted = np.asarray(probabilities, np.float64) * ratio
     total = weighted.sum(axis=1, keepdims=True)
     return np.where(total > 0, weighted / np.where(total > 0, total, 1), 1 / weighted.shape[1])

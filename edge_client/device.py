@@ -82,7 +82,10 @@ class Device:
         if job.scenario == "latency_insensitive":
             everything = np.arange(len(self.store.info), dtype=np.int64)
             return everything, everything
-        return query_and_test(self.store.labels, job.seed)
+        labelled = np.flatnonzero(self.store.labels >= 0)
+        query, test = query_and_test(self.store.labels[labelled], job.seed)
+        unlabelled = np.flatnonzero(self.store.labels < 0)
+        return np.sort(np.concatenate([labelled[query], unlabelled])), labelled[test]
 
     def _features(self, student: Student, positions: Positions) -> tuple[Features, torch.nn.Module]:
         require_same_classes(self.store.class_names, student.class_names)

@@ -60,29 +60,34 @@ def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> No
         "frames": meta.frames,
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _write(stem.with_suffix(".safetensors"), pack(net.state_dict()).tobytes())
-    _write(stem.with_suffix(".json"), json.dumps(described, indent=1).encode())
+    _write(stem.with_name(f"{stem.name}.safetensors"), pack(net.state_dict()).tobytes())
+    _write(stem.with_name(f"{stem.name}.json"), json.dumps(described, indent=1).encode())
 
 
 def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     """Rebuild network and meaning. Raises CheckpointError in one line."""
+    path = stem.with_name(f"{stem.name}.json")
     try:
-        described = json.loads(stem.with_suffix(".json").read_text())
-        blob = np.frombuffer(stem.with_suffix(".safetensors").read_bytes(), dtype=np.uint8)
+        described = json.loads(path.read_text())
+        blob = np.frombuffer(stem.with_name(f"{stem.name}.safetensors").read_bytes(), dtype=np.uint8)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: no such checkpoint") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{stem.with_suffix('.json')}: damaged ({error})") from error
-    if described.get("format") != FORMAT:
-        raise CheckpointError(f"{stem}: format {described.get('format')}, this fedstill reads {FORMAT}")
-    network = network_from_json(json.dumps(described["network"]))
-    net = AudioVisualNet(network)
-    try:
-        load_packed(net, blob)
     except ValueError as error:
-        raise CheckpointError(f"{stem.with_suffix('.safetensors')}: {error}") from error
-    meta = CheckpointMeta(network, tuple(described["class_names"]), described["audio"], described["frames"])
-    return net, meta
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
+    try:
+        network = network_from_json(json.dumps(described["network"]))
+        meta = CheckpointMeta(
+            network, tuple(described["class_names"]), described["audio"], described["frames"]
+        )
+        if len(meta.class_names) != network.classes:
+            raise ValueError(f"{len(meta.class_names)} class names for {network.classes} outputs")
+        net = AudioVisualNet(network)
+        load_packed(net, blob)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{stem}: unusable ({error})") from error
+    return net.eval(), meta
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -42,6 +42,8 @@ class EncoderSpec:
     stem: Stem = "standard"
 
     def __post_init__(self) -> None:
+        if self.architecture not in _LAYOUTS:
+            raise ValueError(f"architecture: {self.architecture!r} is not one of {', '.join(_LAYOUTS)}")
         if self.width < 1:
             raise ValueError(f"width: {self.width} is below 1")
 

@@ -7,6 +7,7 @@ are not declared here, so "labels never leave the client" is a property of this 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,8 @@ import numpy.typing as npt
 Scenario = Literal["latency_insensitive", "latency_sensitive"]
 PrototypeKind = Literal["samples", "kmeans", "constrained", "histogram"]
 
-PROTOCOL_VERSION = 1
+MOST_CLIPS = 10**9
+"""More than any device has behind one prototype."""
 
 
 class WireError(ValueError):
@@ -112,6 +114,7 @@ class PrototypeRequest:
         _require_array("training_prior", self.training_prior, np.float32, ndim=1)
         if len(self.training_prior) not in (0, len(self.student.class_names)):
             raise WireError("training_prior: needs one value per class, or none")
+        _require_shares("training_prior", self.training_prior)
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,8 @@ class PrototypeUpload:
             raise WireError("probabilities: NaN or infinite values")
         if (self.probabilities < 0).any() or not np.allclose(self.probabilities.sum(axis=1), 1, atol=1e-3):
             raise WireError("probabilities: every row must be non-negative and sum to 1")
-        if self.counts.shape != (rows,) or (self.counts < 1).any():
-            raise WireError(f"counts: needs {rows} values of at least 1")
+        if self.counts.shape != (rows,) or (self.counts < 1).any() or (self.counts > MOST_CLIPS).any():
+            raise WireError(f"counts: needs {rows} values from 1 to {MOST_CLIPS}")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ class EvaluationRequest:
         _require_array("compressor", self.compressor, np.uint8, ndim=1)
         if self.training_prior.shape != (len(self.student.class_names),):
             raise WireError("training_prior: needs one value per class")
+        _require_shares("training_prior", self.training_prior)
 
 
 @dataclass(frozen=True)
@@ -188,12 +192,21 @@ class EvaluationResult:
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or self.total < 1:
             raise WireError(f"correct: {self.correct} of {self.total} is impossible")
+        if not 0 <= self.seconds < math.inf:
+            raise WireError(f"seconds: {self.seconds} is impossible")
+        if self.bytes_per_clip < 0:
+            raise WireError(f"bytes_per_clip: {self.bytes_per_clip} is negative")
 
 
 def require_same_classes(expected: tuple[str, ...], received: tuple[str, ...]) -> None:
     """Raise WireError unless both sides mean the same classes in the same order."""
     if expected != received:
         raise WireError(f"class_names: expected {list(expected)}, received {list(received)}")
+
+
+def _require_shares(field: str, values: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise WireError(f"{field}: needs finite, non-negative values")
 
 
 def _require_array(field: str, value: object, dtype: npt.DTypeLike, ndim: int) -> None:

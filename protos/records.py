@@ -18,6 +18,9 @@ from fedstill.protos.messages import WireError
 
 Message = TypeVar("Message")
 
+RECORDS = 2
+PLAIN = (str, int, float, bool, tuple[str, ...])
+
 
 def encode(message: object) -> RecordDict:
     """Pack a message dataclass into the two records."""
@@ -32,8 +35,10 @@ def encode(message: object) -> RecordDict:
 
 def decode(kind: type[Message], content: RecordDict) -> Message:
     """Rebuild a ``kind``. Raises WireError naming the first field that is unknown, missing or unfit."""
-    if set(content.keys()) != {"arrays", "fields"}:
-        raise WireError(f"records: expected arrays and fields, received {sorted(content.keys())}")
+    if set(content.array_records) != {"arrays"} or set(content.config_records) != {"fields"}:
+        raise WireError(f"records: expected arrays and fields, received {sorted(map(str, content))}")
+    if len(content) != RECORDS:
+        raise WireError(f"records: expected {RECORDS}, received {len(content)}")
     found: dict[str, Any] = dict(content.array_records["arrays"].items())
     found |= dict(content.config_records["fields"].items())
     message = _build(kind, found, prefix="")
@@ -85,11 +90,13 @@ def _build(kind: type[Message], found: dict[str, Any], prefix: str) -> Message:
 
 
 def _value(name: str, hint: Any, raw: object) -> object:
+    if isinstance(raw, Array) is not (hint not in PLAIN):
+        raise WireError(f"{name}: needs {'a plain value' if hint in PLAIN else 'an array'}")
     if isinstance(raw, Array):
         return _array(name, raw)
     try:
         value = json.loads(str(raw))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise WireError(f"{name}: not JSON") from None
     if hint == tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -97,8 +104,8 @@ def _value(name: str, hint: Any, raw: object) -> object:
         return tuple(value)
     if hint is float and type(value) is int:
         value = float(value)
-    if hint not in (str, int, float, bool) or type(value) is not hint:
-        raise WireError(f"{name}: needs {getattr(hint, '__name__', 'an array')}, got {type(value).__name__}")
+    if type(value) is not hint:
+        raise WireError(f"{name}: needs {hint.__name__}, got {type(value).__name__}")
     return value
 
 

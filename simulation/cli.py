@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="fedstill",
@@ -90,7 +91,7 @@ def simulate(
         except KeyboardInterrupt:
             begun = (run_dir / "plan.json").exists()
             hint = f"go on with: fedstill simulate --resume {run_dir}" if begun else "nothing was trained yet"
-            errors.print(f"interrupted; {hint}", soft_wrap=True, highlight=False)
+            errors.print(f"interrupted; {escape(hint)}", soft_wrap=True, highlight=False)
             raise typer.Exit(INTERRUPTED) from None
     console.print(console_table(results, read_clips(run_dir)))
     console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
@@ -167,7 +168,7 @@ def prepare(
                 root, target, checksums=checksums, size=size, workers=workers, progress=show
             )
     for clip in outcome.bad[:BAD_CLIPS_SHOWN]:
-        console.print(f"{clip.clip_id}: {clip.outcome}, {clip.reason}", highlight=False)
+        console.print(f"{clip.clip_id}: {clip.outcome}, {clip.reason}", highlight=False, markup=False)
     if len(outcome.bad) > BAD_CLIPS_SHOWN:
         console.print(f"... {len(outcome.bad) - BAD_CLIPS_SHOWN} more", highlight=False)
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items() if count)
@@ -190,7 +191,7 @@ def check(
         source = open_source(load_experiment(experiment, set_ or []))
         problems = check_dataset(source)
     for problem in problems:
-        console.print(problem, highlight=False)
+        console.print(problem, highlight=False, markup=False)
     console.print(f"{source.name}: {len(source.index)} clips, {len(problems)} problems", highlight=False)
     if problems:
         raise typer.Exit(FAILED)
@@ -202,16 +203,16 @@ def one_line_errors() -> Iterator[None]:
     from fedstill.datasets.clip import DataError
     from fedstill.models.checkpoint import CheckpointError
     from fedstill.simulation.config import ConfigError
-    from fedstill.simulation.flower_engine import EngineError
+    from fedstill.simulation.engine_error import EngineError
     from fedstill.simulation.results import ResultsError
 
     try:
         yield
     except (ConfigError, DataError, CheckpointError, ResultsError) as error:
-        errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(MISTAKE) from None
     except EngineError as error:
-        errors.print(f"[red]the run failed:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]the run failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
 

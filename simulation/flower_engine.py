@@ -22,16 +22,13 @@ from pathlib import Path
 import psutil
 
 from fedstill.cloud_server.metrics import read_events
+from fedstill.simulation.engine_error import EngineError
 
 CONNECTION = "fedstill"
 START_SECONDS = 60.0
 STATUS_SECONDS = 60.0
 STOP_SECONDS = 10.0
 LOG_FILE = "flower.log"
-
-
-class EngineError(RuntimeError):
-    """Flower could not be started or the run failed; one line that says where to look."""
 
 
 def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
@@ -42,7 +39,7 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
     """
     already = sum(1 for _ in read_events(run_dir))
     with (
-        tempfile.TemporaryDirectory(prefix="fedstill-flower-") as home,
+        tempfile.TemporaryDirectory(prefix="fedstill-flower-", ignore_cleanup_errors=True) as home,
         _superlink(run_dir, Path(home)) as link,
     ):
         env = _environment(Path(home))
@@ -148,6 +145,7 @@ def _environment(home: Path) -> dict[str, str]:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower calls its tools
         "FLWR_HOME": str(home),
+        "RAY_TMPDIR": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
     """The row tables of ``Results`` by field name, each job once, sorted."""
     jobs: list[Event] = []
     held_out: dict[int, TeacherRow] = {}
+    failures: set[FailureRow] = set()
     for event in read_events(run_dir):
         if event["event"] == "job":
             jobs.append(event)
@@ -38,6 +40,8 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
             held_out[event["seed"]] = TeacherRow(
                 event["seed"], "public_holdout", None, event["correct"], event["total"]
             )
+        elif event["event"] == "failure" and not event["sweep"] and event["arm"] in ARMS:
+            failures.add(FailureRow(*_where(event), event["round"], event["reason"]))
     jobs.sort(key=_order)
     table = [job for job in jobs if not job["sweep"] and job["arm"] in ARMS]
     return {
@@ -56,9 +60,7 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
             LossRow(*_where(job), epoch, loss) for job in table for epoch, loss in enumerate(job["losses"], 1)
         ),
         "sweeps": tuple(row for job in jobs if job["sweep"] for row in _sweep(job)),
-        "failures": tuple(
-            FailureRow(*_where(job), row["round"], row["reason"]) for job in table for row in job["failures"]
-        ),
+        "failures": tuple(sorted(failures, key=astuple)),
     }
 
 

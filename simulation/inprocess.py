@@ -19,6 +19,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedstill.simulation.engine_error import EngineError
+
 CLOUD = 1
 RUN = 7
 HANDLER_RAISED, NODE_UNAVAILABLE = 2, 5
@@ -110,12 +112,16 @@ class InProcessGrid(Grid):
 
 def run_inprocess(run_dir: Path, devices: int) -> None:
     """Run the whole plan of ``run_dir`` in this process."""
+    from fedstill.cloud_server.exchange import DeviceFailure
     from fedstill.cloud_server.server_app import app as server_app
     from fedstill.edge_client.client_app import app as client_app
 
     run_config = {"run-dir": str(run_dir)}
     grid = InProcessGrid(client_app, devices, run_config)
-    server_app(grid, Context(RUN, CLOUD, {}, RecordDict(), dict(run_config)))
+    try:
+        server_app(grid, Context(RUN, CLOUD, {}, RecordDict(), dict(run_config)))
+    except DeviceFailure as failure:
+        raise EngineError(str(failure)) from failure
 
 
 def _node_id(index: int) -> int:

@@ -26,7 +26,7 @@ from fedstill.cloud_server.teacher import teacher_spec
 from fedstill.datasets.clip import ClipSource
 from fedstill.datasets.store import ClipStore, build_store, open_store
 from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec, parameter_count
-from fedstill.protos.plain import PlainError, from_plain, to_plain
+from fedstill.protos.plain import from_plain, to_plain
 from fedstill.simulation.config import ConfigError, Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
@@ -52,7 +52,7 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
     started = time.monotonic()
     if not (run_dir / PLAN_FILE).exists():
         prepare_run(experiment, run_dir, console)
-    plan = read_plan(run_dir)
+    plan = _read_plan(run_dir)
     prepared = time.monotonic()
     with LiveProgress(run_dir, console) as progress:
         _run_engine(engine, run_dir, plan)
@@ -70,8 +70,10 @@ def load_run(run_dir: Path) -> Experiment:
         raise ConfigError(f"{run_dir}: no run to resume here ({EXPERIMENT_FILE} is missing)")
     try:
         return from_plain(Experiment, json.loads(path.read_text()))
-    except PlainError as error:
-        raise ConfigError(f"{run_dir}: was begun by another version of fedstill ({error})") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{run_dir}: cannot be resumed: {EXPERIMENT_FILE} is damaged or of another version ({error})"
+        ) from error
 
 
 def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:
@@ -115,6 +117,13 @@ def collect(
     write_clips(run_dir, gather_clips(run_dir, plan.clients))
     write_results(run_dir, results)
     return results
+
+
+def _read_plan(run_dir: Path) -> Plan:
+    try:
+        return read_plan(run_dir)
+    except ValueError as error:
+        raise ConfigError(f"{run_dir}: {PLAN_FILE} is damaged or of another version ({error})") from error
 
 
 def _run_engine(engine: Engine, run_dir: Path, plan: Plan) -> None:

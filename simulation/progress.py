@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fedstill.cloud_server.metrics import read_events
@@ -84,7 +85,9 @@ class LiveProgress:
             who = (
                 f"client {event['client']}, {event['arm']}" if kind == "failure" else f"node {event['node']}"
             )
-            self._bars.console.print(f"[yellow]left out:[/] {who}: {event['reason']}", highlight=False)
+            self._bars.console.print(
+                f"[yellow]left out:[/] {who}: {escape(event['reason'])}", highlight=False
+            )
 
     def _task(self, name: str, total: int) -> TaskID:
         if name not in self._tasks:
