@@ -200,14 +200,12 @@ def hold_out(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(training, held-out) positions: whole speakers are held out until they make up ``share`` of the clips.
 
-    A new device is a new speaker, so accuracy on known speakers would promise too much. Where all clips are of one
-    speaker, single clips are held out.
+    A new device is a new speaker, so accuracy on known speakers would promise too much. One speaker always
+    stays to train on; where there is only one, nobody is held out.
     """
     names = np.array(speakers)
-    if len(np.unique(names)) < 2:
-        names = np.arange(len(speakers))
     held_out = np.zeros(len(names), dtype=bool)
-    for speaker in np.random.default_rng(seed).permutation(np.unique(names)):
+    for speaker in np.random.default_rng(seed).permutation(np.unique(names))[:-1]:
         if held_out.mean() >= share:
             break
         held_out |= names == speaker

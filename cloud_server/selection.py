@@ -24,6 +24,8 @@ BLOCK = 1 << 17
 """Public clips per matrix product: 32 x 131072 float32 similarities are 16 MiB."""
 SAMPLE = 16_384
 """Public clips looked at to guess a similarity that enough clips exceed."""
+QUOTA_ROUNDING = 1e-9
+"""More than sums of shares err by."""
 ULP = 2.0**-23
 """A float32 dot product of c values of unit vectors errs by less than (c + 2) of these."""
 
@@ -157,7 +159,8 @@ def select_by_transport(
     Each prototype has mass counts / sum(counts); each public clip can take at most 1 / ``budget`` in all, so
     the mass spreads over at least ``budget`` clips: Sinkhorn scaling with a capped second marginal (Benamou et
     al. 2015, partial transport). The plan is rounded to whole clips: every prototype gets its share of the
-    budget, the strongest plan entries first, no clip twice. A clip's weight is the mass that it received.
+    budget, the strongest plan entries first, no clip twice. A prototype's mass is shared among its clips as
+    the plan shares it, which gives their weights.
 
     Args:
         prototypes: (k, classes); counts: (k,); public: (N, classes) probabilities.
@@ -173,20 +176,29 @@ def select_by_transport(
         row = mass / (kernel @ column)
         column = np.minimum(1.0, capacity / (row @ kernel))
     plan = (mass / (kernel @ column))[:, None] * kernel * column
-    positions = np.sort(_round_plan(plan, np.diff(np.rint(np.cumsum(mass) * budget), prepend=0)))
-    received = plan.sum(axis=0)[positions]
-    return Selection(positions, (received / received.mean()).astype(np.float32))
+    positions = np.sort(_round_plan(plan, mass * budget))
+    kept = plan[:, positions]
+    weights = (kept * (mass / kept.sum(axis=1))[:, None]).sum(axis=0)
+    return Selection(positions, (weights / weights.mean()).astype(np.float32))
 
 
 def _round_plan(plan: npt.NDArray[np.float64], quotas: npt.NDArray[np.float64]) -> Positions:
-    """Whole clips for each row's quota, strongest entries first; ties go to the lower row and position."""
-    left, free, chosen = quotas.copy(), np.ones(plan.shape[1], dtype=bool), []
-    for entry in np.argsort(-plan, axis=None, kind="stable"):
-        row, position = divmod(int(entry), plan.shape[1])
-        if left[row] > 0 and free[position]:
-            left[row] -= 1
-            free[position] = False
-            chosen.append(position)
+    """Different positions for the rows' quotas: whole parts first, then what is left; strongest entries first."""
+    entries = np.argsort(-plan, axis=None, kind="stable")
+    free = np.ones(plan.shape[1], dtype=bool)
+    whole = np.floor(quotas + QUOTA_ROUNDING)
+    missing = round(quotas.sum() - whole.sum())
+    chosen: list[int] = []
+    for left, limit in ((whole, plan.shape[1]), (np.ceil(quotas - whole - QUOTA_ROUNDING), missing)):
+        for entry in entries:
+            if limit == 0:
+                break
+            row, position = divmod(int(entry), plan.shape[1])
+            if left[row] > 0 and free[position]:
+                left[row] -= 1
+                limit -= 1
+                free[position] = False
+                chosen.append(position)
     return np.array(chosen, np.int64)
 
 

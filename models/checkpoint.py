@@ -75,7 +75,8 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
+        found = described.get("format") if isinstance(described, dict) else None
+        raise CheckpointError(f"{path}: format {found}, this fedstill reads {FORMAT}")
     try:
         network = network_from_json(json.dumps(described["network"]))
         meta = CheckpointMeta(

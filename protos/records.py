@@ -35,10 +35,9 @@ def encode(message: object) -> RecordDict:
 
 def decode(kind: type[Message], content: RecordDict) -> Message:
     """Rebuild a ``kind``. Raises WireError naming the first field that is unknown, missing or unfit."""
-    if set(content.array_records) != {"arrays"} or set(content.config_records) != {"fields"}:
+    kinds = set(content.array_records), set(content.config_records)
+    if kinds != ({"arrays"}, {"fields"}) or len(content) != RECORDS:
         raise WireError(f"records: expected arrays and fields, received {sorted(map(str, content))}")
-    if len(content) != RECORDS:
-        raise WireError(f"records: expected {RECORDS}, received {len(content)}")
     found: dict[str, Any] = dict(content.array_records["arrays"].items())
     found |= dict(content.config_records["fields"].items())
     message = _build(kind, found, prefix="")

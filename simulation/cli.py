@@ -98,11 +98,18 @@ def simulate(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A finished run.")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write a Markdown page, its plots beside it.")
+    ] = None,
+) -> None:
     """Write report.html and the plots of a run again."""
-    from fedstill.simulation.report import write_report
+    from fedstill.simulation.report import write_markdown, write_report
 
     with one_line_errors():
+        if markdown is not None:
+            write_markdown(run_dir, markdown)
         console.print(f"report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
 
 

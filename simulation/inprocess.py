@@ -7,6 +7,7 @@ inflate helpers are internal to flwr, hence the pin ``flwr>=1.41,<1.42``.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
@@ -24,6 +25,7 @@ from fedstill.simulation.engine_error import EngineError
 CLOUD = 1
 RUN = 7
 HANDLER_RAISED, NODE_UNAVAILABLE = 2, 5
+LOG_FILE = "inprocess.log"
 
 
 class InProcessGrid(Grid):
@@ -112,7 +114,6 @@ class InProcessGrid(Grid):
 
 def run_inprocess(run_dir: Path, devices: int) -> None:
     """Run the whole plan of ``run_dir`` in this process."""
-    from fedstill.cloud_server.exchange import DeviceFailure
     from fedstill.cloud_server.server_app import app as server_app
     from fedstill.edge_client.client_app import app as client_app
 
@@ -120,8 +121,9 @@ def run_inprocess(run_dir: Path, devices: int) -> None:
     grid = InProcessGrid(client_app, devices, run_config)
     try:
         server_app(grid, Context(RUN, CLOUD, {}, RecordDict(), dict(run_config)))
-    except DeviceFailure as failure:
-        raise EngineError(str(failure)) from failure
+    except Exception as error:
+        (run_dir / LOG_FILE).write_text(traceback.format_exc())
+        raise EngineError(f"{error}; see {run_dir / LOG_FILE}") from error
 
 
 def _node_id(index: int) -> int:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedstill.simulation import plots, summary
+from fedstill.simulation.files import write_text_atomically
 from fedstill.simulation.results import (
     ARMS,
     SCENARIOS,
@@ -132,6 +133,15 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
         f"- failed: {row.arm}, client {row.client}, seed {row.seed}: {row.reason}" for row in results.failures
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def write_markdown(run_dir: Path, page: Path) -> None:
+    """Write ``page`` with the run's numbers, and its plots into a folder of the page's name beside it."""
+    results, clips = read_results(run_dir), read_clips(run_dir)
+    folder = page.with_suffix("")
+    drawn = plots.save_all(results, folder, clips)
+    pictures = "\n\n".join(f"![{path.stem.replace('_', ' ')}]({folder.name}/{path.name})" for path in drawn)
+    write_text_atomically(page, f"{markdown_summary(results, clips)}\n## Plots\n\n{pictures}\n")
 
 
 def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
