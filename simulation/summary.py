@@ -20,6 +20,11 @@ from fedstill.simulation.statistics import (
 BASELINE = "all_distill"
 OURS = "fedstill"
 EQUAL_STEPS = "all_distill_equal_steps"
+CONTROLS = {
+    "fedstill_without_selection": "what selection and prior correction add to our training",
+    "prior_corrected": "what selection and further training add to prior correction alone",
+    "oracle_classes": "an upper reference for selection alone: it knows the true classes",
+}
 MB = 1e6  # decimal megabytes, as in the thesis
 FLOAT_BYTES = 4
 
@@ -91,7 +96,7 @@ def _scenario_table(results: Results, clips: Sequence[ClipRow], scenario: str) -
 
 
 def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComparison, ...]:
-    """fedstill against AllDistill and the best thesis arm; the thesis' arms against equally long training."""
+    """fedstill against AllDistill, the best thesis arm and its own parts; the thesis' arms against equal steps."""
     found = []
     for table in scenario_tables(results, clips):
         accuracy = {line.arm: line.pooled.fraction for line in table.lines}
@@ -102,6 +107,7 @@ def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComp
             pairs.append(
                 (OURS, best, "the thesis' best arm here, chosen on the test clips, which favours it")
             )
+        pairs += [(OURS, control, note) for control, note in CONTROLS.items()]
         same_length = "both trained for the same number of steps"
         pairs += [(arm, EQUAL_STEPS, same_length) for arm in THESIS_ARMS[2:]]
         for arm, baseline, note in dict.fromkeys(pairs):

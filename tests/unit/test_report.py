@@ -167,7 +167,7 @@ def test_headline_numbers_are_the_counts_of_the_rows(run):
 
 def test_key_comparisons_ask_the_right_questions(run):
     results, clips = run
-    asked = [(one.arm, one.baseline) for one in summary.key_comparisons(results, clips)[:4]]
+    asked = [(one.arm, one.baseline) for one in summary.key_comparisons(results, clips)[:7]]
     first = summary.scenario_tables(results, clips)[0]
     best = max(first.lines[:4], key=lambda line: line.pooled.fraction).arm
 
@@ -175,6 +175,9 @@ def test_key_comparisons_ask_the_right_questions(run):
     assert asked == [
         ("fedstill", "all_distill"),
         ("fedstill", best),
+        ("fedstill", "fedstill_without_selection"),
+        ("fedstill", "prior_corrected"),
+        ("fedstill", "oracle_classes"),
         ("all_distill_select", "all_distill_equal_steps"),
         ("all_distill_select_cluster", "all_distill_equal_steps"),
     ]
