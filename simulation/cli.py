@@ -175,7 +175,9 @@ def prepare(
                 root, target, checksums=checksums, size=size, workers=workers, progress=show
             )
     for clip in outcome.bad[:BAD_CLIPS_SHOWN]:
-        console.print(f"{clip.clip_id}: {clip.outcome}, {clip.reason}", highlight=False, markup=False)
+        console.print(
+            f"{clip.clip_id}: {clip.outcome}, {clip.reason}", highlight=False, markup=False, soft_wrap=True
+        )
     if len(outcome.bad) > BAD_CLIPS_SHOWN:
         console.print(f"... {len(outcome.bad) - BAD_CLIPS_SHOWN} more", highlight=False)
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items() if count)

@@ -29,6 +29,8 @@ START_SECONDS = 60.0
 STATUS_SECONDS = 60.0
 STOP_SECONDS = 10.0
 LOG_FILE = "flower.log"
+LONGEST_HOME = 39
+"""Ray keeps a socket 68 characters below this folder, and a socket's path may have 107."""
 
 
 def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
@@ -37,9 +39,13 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
     Raises:
         EngineError: Flower did not start, or the run failed.
     """
+    if len(tempfile.gettempdir()) + len("/fs-12345678") > LONGEST_HOME:
+        raise EngineError(
+            f"{tempfile.gettempdir()}: too long a path for Ray's sockets; set TMPDIR to a shorter one"
+        )
     already = sum(1 for _ in read_events(run_dir))
     with (
-        tempfile.TemporaryDirectory(prefix="fedstill-flower-", ignore_cleanup_errors=True) as home,
+        tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as home,
         _superlink(run_dir, Path(home)) as link,
     ):
         env = _environment(Path(home))

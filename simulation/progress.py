@@ -30,7 +30,7 @@ class LiveProgress:
         self._stop = threading.Event()
         self._bars = Progress(
             TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
@@ -72,7 +72,7 @@ class LiveProgress:
             self._advance(f"seed {seed}: teacher epochs", event["epochs"], note)
         elif kind == "teacher":
             share = event["correct"] / event["total"]
-            self._note(f"seed {seed}: teacher epochs", f"{share:.1%} on held-out public clips")
+            self._note(f"seed {seed}: teacher epochs", f"{share:.1%} held out")
         elif kind == "all_distill_epoch":
             self._advance(f"seed {seed}: AllDistill epochs", event["epochs"], note)
         elif kind == "equal_steps_epoch":
@@ -80,7 +80,7 @@ class LiveProgress:
         elif kind == "seed":
             self._task(f"seed {seed}: device jobs", event["jobs"])
         elif kind == "job":
-            self._advance(f"seed {seed}: device jobs", 0, f"{event['arm']}, client {event['client']}")
+            self._advance(f"seed {seed}: device jobs", 0, f"client {event['client']}")
         elif kind in ("failure", "refused"):
             who = (
                 f"client {event['client']}, {event['arm']}" if kind == "failure" else f"node {event['node']}"
