@@ -80,7 +80,7 @@ class LiveProgress:
         elif kind == "seed":
             self._task(f"seed {seed}: device jobs", event["jobs"])
         elif kind == "job":
-            self._advance(f"seed {seed}: device jobs", 0, f"client {event['client']}")
+            self._advance(f"seed {seed}: device jobs", 0, f"{event['arm']}, client {event['client']}")
         elif kind in ("failure", "refused"):
             who = (
                 f"client {event['client']}, {event['arm']}" if kind == "failure" else f"node {event['node']}"
