@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class SeedCloud:
 
     @cached_property
     def split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(training, held-out) public positions; the held-out share is the only place to tune on."""
+        """(training, held-out) public positions of the teacher; students are distilled on both."""
         return hold_out(self.public.speakers, self.plan.holdout, self.seed)
 
     @cached_property
@@ -117,7 +117,7 @@ class SeedCloud:
             student,
             self.public,
             self.bank,
-            self.plan.distillation,
+            replace(self.plan.distillation, freeze_batch_norm=False),  # there are no statistics to keep yet
             settings.optimiser,
             self.plan.compute,
             self._generator("all_distill"),

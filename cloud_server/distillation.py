@@ -44,6 +44,7 @@ class Distiller:
     store: ClipStore
     bank: PublicBank
     settings: DistillationSettings
+    batch_size: int
     compute: Compute
     generator: torch.Generator
     optimiser: torch.optim.Optimizer
@@ -59,10 +60,9 @@ class Distiller:
 
     def _epoch(self, selection: Selection) -> float:
         order = torch.randperm(len(selection.positions), generator=self.generator).numpy()
-        batch = self.settings.optimiser.batch_size
         losses = []
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
             if len(rows) < 2 and len(order) > 1:
                 break  # batch norm needs two clips
             losses.append(self._step(selection.positions[rows], selection.weights[rows]))
@@ -116,6 +116,7 @@ def make_distiller(
         store,
         bank,
         settings,
+        optimiser.batch_size,
         compute,
         generator,
         stepper,

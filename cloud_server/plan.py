@@ -32,7 +32,7 @@ class Plan:
         work: folder for teachers, banks, students and metrics; what is finished there is not done again.
         clients: how many devices take part; their partition ids are 0 .. clients - 1.
         oracle_classes: per client the classes that it really holds, for the ``oracle_classes`` control only.
-        holdout: share of the public clips that no training sees, for the teacher's own accuracy.
+        holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
         sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
         reply_timeout: seconds to wait for one device's reply.
     """

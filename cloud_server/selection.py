@@ -36,7 +36,7 @@ class SelectionError(ValueError):
 
 @dataclass(frozen=True)
 class Selection:
-    """Public positions (unique, int64) and a weight each (float32, mean 1)."""
+    """Public positions (int64; ``select_by_prior`` may repeat some) and a weight each (float32, mean 1)."""
 
     positions: Positions
     weights: npt.NDArray[np.float32]
@@ -127,9 +127,8 @@ def supported_shares(prior: Floats, public_prior: Floats, threshold: float) -> n
     """The class shares to draw when only the classes that a device really has should count.
 
     A class is present if the device's prior reaches ``threshold`` x its public share; the present ones keep their
-    public proportions. A student's noisy guesses leave some of every class in a prior, and even a seventh of the
-    selection wasted on absent classes undoes most of the gain; how much of each present class a device has
-    matters far less and is known far less well.
+    public proportions. A student's noisy guesses leave some of every class in a prior, and clips of absent classes
+    teach the student to expect them; how much of each present class a device has is known far less well.
 
     Args:
         prior: (classes,) estimate of the device's class prior.
