@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,16 @@ from fedstill.cloud_server.metrics import Metrics
 from fedstill.cloud_server.plan import Plan
 from fedstill.cloud_server.public_bank import PublicBank, compute_bank, open_bank, save_bank
 from fedstill.cloud_server.selection import Selection
-from fedstill.cloud_server.teacher import count_correct, teacher_spec, train_teacher
+from fedstill.cloud_server.teacher import count_correct, student_spec, train_teacher
 from fedstill.datasets.store import ClipStore, open_store
-from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
-from fedstill.models.checkpoint import CheckpointMeta, load_checkpoint, network_to_json, save_checkpoint
+from fedstill.models.audiovisual import AudioVisualNet
+from fedstill.models.checkpoint import (
+    CheckpointMeta,
+    checkpoint_exists,
+    load_checkpoint,
+    network_to_json,
+    save_checkpoint,
+)
 from fedstill.models.packing import pack
 from fedstill.protos.messages import Student
 
@@ -56,30 +63,7 @@ class SeedCloud:
     @cached_property
     def teacher(self) -> AudioVisualNet:
         """Trained once per seed (Algorithm 6, lines 1-3)."""
-        stem = self.directory / "teacher"
-        if stem.with_suffix(".json").exists():
-            return load_checkpoint(stem)[0].to(self.plan.compute.torch_device)
-        training, held_out = self.split
-        settings = self.plan.teacher
-
-        def report(epoch: int, loss: float) -> None:
-            self.metrics.loss(
-                "teacher_epoch",
-                f"teacher/seed{self.seed}",
-                epoch,
-                loss,
-                seed=self.seed,
-                epochs=settings.epochs,
-            )
-
-        net = train_teacher(
-            self.public, training, settings, self.plan.compute, self._generator("teacher"), report
-        )
-        if len(held_out):
-            correct = count_correct(net, self.public, held_out, self.plan.compute)
-            self.metrics.emit("teacher", seed=self.seed, correct=correct, total=len(held_out))
-        self._save(stem, net, teacher_spec(self.public, settings))
-        return net
+        return self._kept("teacher", self._train_teacher).to(self.plan.compute.torch_device)
 
     @cached_property
     def bank(self) -> PublicBank:
@@ -94,25 +78,58 @@ class SeedCloud:
         return bank
 
     @cached_property
-    def student_spec(self) -> NetworkSpec:
-        teacher = teacher_spec(self.public, self.plan.teacher)
-        return NetworkSpec(
-            self.plan.student.encoder,
-            teacher.feature_width,
-            teacher.classes,
-            teacher.fusion,
-            teacher.frame_channels,
-        )
-
-    @cached_property
     def all_distill(self) -> AudioVisualNet:
         """The student distilled on all public clips (Algorithm 6, line 4), under the teacher's head."""
-        stem = self.directory / "all_distill"
-        if stem.with_suffix(".json").exists():
+        return self._kept("all_distill", self._distil_on_all)
+
+    def shared(self, arm: str) -> AudioVisualNet:
+        """The network of an arm that is the same for all devices, made when first asked for."""
+        if arm == "teacher":
+            return self.teacher
+        if arm not in EQUAL_STEPS:
+            return self.all_distill
+        if arm not in self._trained_on:
+            self._trained_on[arm] = self._kept(arm, lambda: self._train_on(arm))
+        return self._trained_on[arm]
+
+    def wire(self, net: AudioVisualNet) -> Student:
+        """A network as the message that carries it."""
+        return Student(pack(net.state_dict()), network_to_json(net.spec), self.public.class_names)
+
+    def save_student(self, name: str, net: AudioVisualNet) -> None:
+        """Keep a personal student beside the seed's other models."""
+        self._save(self.directory / "students" / name, net)
+
+    def _kept(self, name: str, make: Callable[[], AudioVisualNet]) -> AudioVisualNet:
+        """The network ``name`` of this seed: from disk if an earlier run finished it, else made and kept."""
+        stem = self.directory / name
+        if checkpoint_exists(stem):
             return load_checkpoint(stem)[0]
-        student = AudioVisualNet(self.student_spec, self._generator("student"))
-        student.head.load_state_dict(self.teacher.head.state_dict())
+        net = make()
+        self._save(stem, net)
+        return net
+
+    def _train_teacher(self) -> AudioVisualNet:
+        training, held_out = self.split
+        settings = self.plan.teacher
+
+        def report(epoch: int, loss: float) -> None:
+            curve = f"teacher/seed{self.seed}"
+            self.metrics.loss("teacher_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
+
+        net = train_teacher(
+            self.public, training, settings, self.plan.compute, self._generator("teacher"), report
+        )
+        if len(held_out):
+            correct = count_correct(net, self.public, held_out, self.plan.compute)
+            self.metrics.emit("teacher", seed=self.seed, correct=correct, total=len(held_out))
+        return net
+
+    def _distil_on_all(self) -> AudioVisualNet:
         settings, public = self.plan.student, len(self.public.info)
+        spec = student_spec(self.public, self.plan.teacher, settings)
+        student = AudioVisualNet(spec, self._generator("student"))
+        student.head.load_state_dict(self.teacher.head.state_dict())
         distiller = make_distiller(
             student,
             self.public,
@@ -125,35 +142,14 @@ class SeedCloud:
             clips_per_epoch=public,
         )
         everything = Selection.uniform(np.arange(public))
-        for epoch in range(settings.epochs):
+        curve = f"all_distill/seed{self.seed}"
+        for epoch in range(1, settings.epochs + 1):
             (loss,) = distiller.run(everything, 1)
-            self.metrics.loss(
-                "all_distill_epoch",
-                f"all_distill/seed{self.seed}",
-                epoch + 1,
-                loss,
-                seed=self.seed,
-                epochs=settings.epochs,
-            )
-        student = distiller.student.cpu().eval()
-        self._save(stem, student, self.student_spec)
-        return student
-
-    def shared(self, arm: str) -> AudioVisualNet:
-        """The network of an arm that is the same for all devices, made when first asked for."""
-        if arm == "teacher":
-            return self.teacher
-        if arm not in EQUAL_STEPS:
-            return self.all_distill
-        if arm not in self._trained_on:
-            self._trained_on[arm] = self._train_on(arm)
-        return self._trained_on[arm]
+            self.metrics.loss("all_distill_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
+        return distiller.student.cpu().eval()
 
     def _train_on(self, arm: str) -> AudioVisualNet:
         """AllDistill trained on with as many steps as the other arms, on all public clips: no selection."""
-        stem = self.directory / arm
-        if stem.with_suffix(".json").exists():
-            return load_checkpoint(stem)[0]
         settings = self.plan.distillation if arm == "all_distill_equal_steps" else self.plan.ours
         public = len(self.public.info)
         turns = settings.outer_epochs * settings.inner_epochs
@@ -170,26 +166,16 @@ class SeedCloud:
             clips_per_epoch=budget,
         )
         next_turn = whole_set_in_turns(public, budget, np.random.default_rng(self.seed))
-        for turn in range(turns):
+        for turn in range(1, turns + 1):
             (loss,) = distiller.run(next_turn(None, self.bank), 1)
             self.metrics.emit(
-                "equal_steps_epoch", seed=self.seed, arm=arm, epoch=turn + 1, epochs=turns, loss=loss
+                "equal_steps_epoch", seed=self.seed, arm=arm, epoch=turn, epochs=turns, loss=loss
             )
-        student = distiller.student.cpu().eval()
-        self._save(stem, student, self.student_spec)
-        return student
+        return distiller.student.cpu().eval()
 
-    def wire(self, net: AudioVisualNet) -> Student:
-        """A network as the message that carries it."""
-        return Student(pack(net.state_dict()), network_to_json(net.spec), self.public.class_names)
-
-    def save_student(self, name: str, net: AudioVisualNet) -> None:
-        """Keep a personal student beside the seed's other models."""
-        self._save(self.directory / "students" / name, net, self.student_spec)
-
-    def _save(self, stem: Path, net: AudioVisualNet, spec: NetworkSpec) -> None:
+    def _save(self, stem: Path, net: AudioVisualNet) -> None:
         specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
-        save_checkpoint(stem, net, CheckpointMeta(spec, self.public.class_names, *specs))
+        save_checkpoint(stem, net, CheckpointMeta(net.spec, self.public.class_names, *specs))
 
     def _generator(self, purpose: str) -> torch.Generator:
         return generator(self.seed, purpose)

@@ -81,11 +81,12 @@ def select_nearest(prototypes: Floats, public: Floats, n: int | Positions) -> Po
     if takes.sum() > len(public):
         raise SelectionError(f"{takes.sum()} clips wanted of {len(public)} public ones: lower the budget")
     rows, columns = unit_rows(prototypes), unit_rows(public)
+    columns32 = columns.astype(np.float32)
     free = np.ones(len(public), dtype=bool)
     chosen: list[Positions] = []
     for start in range(0, len(rows), GROUP):
         group = slice(start, start + GROUP)
-        bounds, candidates = _scan(rows[group], columns, free, int(takes[group].sum()))
+        bounds, candidates = _scan(rows[group], columns32, free, int(takes[group].sum()))
         for row, bound, near, take in zip(rows[group], bounds, candidates, takes[group], strict=True):
             best = _best_free(row, columns, free, near, bound, int(take))
             free[best] = False
@@ -211,17 +212,20 @@ def unit_rows(values: Floats) -> npt.NDArray[np.float64]:
 
 
 def _scan(
-    rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], free: npt.NDArray[np.bool_], wanted: int
+    rows: npt.NDArray[np.float64],
+    columns32: npt.NDArray[np.float32],
+    free: npt.NDArray[np.bool_],
+    wanted: int,
 ) -> tuple[npt.NDArray[np.float32], list[Positions]]:
     """A similarity bound per row, and every free column that may reach it, in ascending order.
 
     The rows may all want the same columns, so the bound should let through twice what they want together.
     """
-    rows32, columns32 = rows.astype(np.float32), columns.astype(np.float32)
+    rows32 = rows.astype(np.float32)
     bounds = _similarity_bounds(rows32, columns32, free, 2 * wanted)
     floor = bounds[:, None] - np.float32((rows.shape[1] + 2) * ULP)
     found: list[list[Positions]] = [[] for _ in rows]
-    for start in range(0, len(columns), BLOCK):
+    for start in range(0, len(columns32), BLOCK):
         near = rows32 @ columns32[start : start + BLOCK].T >= floor
         near &= free[start : start + BLOCK]
         owner, position = np.divmod(np.flatnonzero(near), near.shape[1])

@@ -7,6 +7,7 @@ which keeps the easier one from starving the other (balanced multimodal learning
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from fedstill.cloud_server.compute import Compute
 from fedstill.cloud_server.distillation import augment
 from fedstill.cloud_server.optimisation import make_optimiser, make_schedule
 from fedstill.cloud_server.public_bank import teacher_outputs
-from fedstill.cloud_server.settings import TeacherSettings
+from fedstill.cloud_server.settings import StudentSettings, TeacherSettings
 from fedstill.datasets.store import ClipStore
 from fedstill.models.audiovisual import AudioVisualNet, Logits, NetworkSpec
 from fedstill.models.preprocess import to_tensors
@@ -66,6 +67,11 @@ def teacher_spec(store: ClipStore, settings: TeacherSettings) -> NetworkSpec:
         settings.fusion,
         store.frame_spec.channels,
     )
+
+
+def student_spec(store: ClipStore, teacher: TeacherSettings, student: StudentSettings) -> NetworkSpec:
+    """The student's network: its own encoders, everything else as the teacher's, so that features meet in one space."""
+    return replace(teacher_spec(store, teacher), encoder=student.encoder)
 
 
 def count_correct(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -62,8 +61,3 @@ class ClipSource(Protocol):
     def load(self, position: int) -> Clip:
         """Decode clip ``position`` of ``index``. Raises DataError naming the file and what to do."""
         ...
-
-
-def iterate(source: ClipSource) -> Iterator[Clip]:
-    """Decode every clip of ``source`` in index order."""
-    return (source.load(position) for position in range(len(source.index)))

@@ -64,6 +64,11 @@ def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> No
     _write(stem.with_name(f"{stem.name}.json"), json.dumps(described, indent=1).encode())
 
 
+def checkpoint_exists(stem: Path) -> bool:
+    """Whether a finished checkpoint lies at ``stem``; the JSON is written last."""
+    return stem.with_name(f"{stem.name}.json").exists()
+
+
 def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     """Rebuild network and meaning. Raises CheckpointError in one line."""
     path = stem.with_name(f"{stem.name}.json")

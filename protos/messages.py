@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Scenario = Literal["latency_insensitive", "latency_sensitive"]
-PrototypeKind = Literal["samples", "kmeans", "constrained", "histogram"]
+SCENARIOS = ("latency_insensitive", "latency_sensitive")
+PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram")
 
 MOST_CLIPS = 10**9
 """More than any device has behind one prototype."""
@@ -51,7 +50,7 @@ class Job:
     round: int
 
     def __post_init__(self) -> None:
-        if self.scenario not in ("latency_insensitive", "latency_sensitive"):
+        if self.scenario not in SCENARIOS:
             raise WireError(f"scenario: unknown {self.scenario!r}")
         if self.round < 0:
             raise WireError(f"round: {self.round} is negative")
@@ -102,7 +101,7 @@ class PrototypeRequest:
     training_prior: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.kind not in ("samples", "kmeans", "constrained", "histogram"):
+        if self.kind not in PROTOTYPE_KINDS:
             raise WireError(f"kind: unknown {self.kind!r}")
         for field in ("samples_per_prototype", "min_size"):
             if getattr(self, field) < 1:

@@ -1,7 +1,7 @@
 """An experiment: one TOML file, typed, validated at load, the wrong key named.
 
 A file says only what differs from its mode's defaults (``modes/clean.toml``, ``modes/faithful.toml``), and
-``--set table.key=value`` says what differs from the file.
+``--set table.key=value`` says what differs from the file. ``[fedstill]`` says what differs from ``[distillation]``.
 """
 
 from __future__ import annotations
@@ -109,6 +109,13 @@ class Experiment:
     compute: Compute = field(default_factory=Compute)
     run: RunSettings = field(default_factory=RunSettings)
 
+    def __post_init__(self) -> None:
+        for key in ("outer_epochs", "inner_epochs"):
+            if getattr(self.fedstill, key) != getattr(self.distillation, key):
+                raise ValueError(
+                    f"fedstill: {key} must be as in [distillation], so that all arms train equally long"
+                )
+
 
 def load_experiment(name_or_path: str, overrides: Iterable[str] = ()) -> Experiment:
     """Read a shipped experiment by name or any TOML file, apply ``key=value`` overrides, validate.
@@ -124,9 +131,18 @@ def load_experiment(name_or_path: str, overrides: Iterable[str] = ()) -> Experim
         raise ConfigError(f"mode: {mode!r} is not one of clean, faithful")
     defaults = tomllib.loads(_shipped().joinpath("modes", f"{mode}.toml").read_text())
     try:
-        return from_plain(Experiment, _merge(defaults, values))
+        merged = _merge(defaults, values)
+        merged["fedstill"] = _merge(_table(merged, "distillation"), _table(merged, "fedstill"))
+        return from_plain(Experiment, merged)
     except PlainError as error:
         raise ConfigError(str(error)) from error
+
+
+def _table(values: Values, key: str) -> Values:
+    table = values.get(key, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{key}: needs a table, got {str(table)[:40]!r}")
+    return table
 
 
 def shipped_experiments() -> list[str]:

@@ -22,10 +22,10 @@ from rich.console import Console
 
 from fedstill.cloud_server.metrics import read_events
 from fedstill.cloud_server.plan import PLAN_FILE, Plan, read_plan, write_plan
-from fedstill.cloud_server.teacher import teacher_spec
+from fedstill.cloud_server.teacher import student_spec, teacher_spec
 from fedstill.datasets.clip import ClipSource
 from fedstill.datasets.store import ClipStore, build_store, open_store
-from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec, parameter_count
+from fedstill.models.audiovisual import AudioVisualNet, parameter_count
 from fedstill.protos.plain import from_plain, to_plain
 from fedstill.simulation.config import ConfigError, Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
@@ -175,14 +175,11 @@ def _client_classes(run_dir: Path, client: int) -> ClientClasses:
 
 
 def _parameters(plan: Plan, public: ClipStore) -> dict[str, int]:
-    teacher = teacher_spec(public, plan.teacher)
-    student = NetworkSpec(
-        plan.student.encoder, teacher.feature_width, teacher.classes, teacher.fusion, teacher.frame_channels
-    )
-    return {
-        "teacher": parameter_count(AudioVisualNet(teacher)),
-        "student": parameter_count(AudioVisualNet(student)),
+    specs = {
+        "teacher": teacher_spec(public, plan.teacher),
+        "student": student_spec(public, plan.teacher, plan.student),
     }
+    return {name: parameter_count(AudioVisualNet(spec)) for name, spec in specs.items()}
 
 
 def _stage_seconds(run_dir: Path) -> dict[str, float]:
