@@ -96,9 +96,11 @@ class SeedCloud:
         """A network as the message that carries it."""
         return Student(pack(net.state_dict()), network_to_json(net.spec), self.public.class_names)
 
-    def save_student(self, name: str, net: AudioVisualNet) -> None:
-        """Keep a personal student beside the seed's other models."""
-        self._save(self.directory / "students" / name, net)
+    def save_student(self, name: str, net: AudioVisualNet) -> Path:
+        """Keep a personal student beside the seed's other models; returns its weights' file."""
+        stem = self.directory / "students" / name
+        self._save(stem, net)
+        return stem.with_name(f"{name}.safetensors")
 
     def _kept(self, name: str, make: Callable[[], AudioVisualNet]) -> AudioVisualNet:
         """The network ``name`` of this seed: from disk if an earlier run finished it, else made and kept."""

@@ -1,4 +1,4 @@
-"""One question to one device over a Flower grid: an answer in time, or a reason in one line. Never a hang.
+"""One question to one node over a Flower grid: an answer in time, or a reason in one line. Never a hang.
 
 Replies are matched by message id, because an error made by the SuperLink carries the SuperLink's node id.
 Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time.
@@ -21,12 +21,18 @@ from fedstill.protos.records import decode, encode, payload_bytes
 Reply = TypeVar("Reply")
 
 POLL_SECONDS = 0.1
+LOST = (3, 4, 5, 8)
+"""Flower's codes for a message, a reply or a node that is not there any more, and for an app that died."""
 GRACE_SECONDS = 30.0
 """A message lives this much longer than we wait for it, so that a late reply does not become an error."""
 
 
 class DeviceFailure(RuntimeError):
     """A device did not answer usefully; the text is the reason, one line."""
+
+
+class DeviceLost(DeviceFailure):
+    """No answer because the device, or the link to it, went away; asking again may help."""
 
 
 @dataclass(frozen=True)
@@ -39,53 +45,52 @@ class Answer:
 
 @dataclass
 class Exchange:
-    """Asks devices questions; ``timeout`` in seconds per question."""
+    """Asks nodes questions; ``timeout`` in seconds per question."""
 
     grid: Grid
     timeout: float
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ask(self, node: int, action: str, request: object, expect: type[Reply]) -> tuple[Reply, Answer]:
+    def ask(
+        self, node: int, action: str, request: object, expect: type[Reply], timeout: float | None = None
+    ) -> tuple[Reply, Answer]:
         """Send ``request`` to ``node`` and decode its reply.
 
         Raises:
-            DeviceFailure: the device raised, died, stayed silent or sent nonsense.
+            DeviceLost: the device died or stayed silent.
+            DeviceFailure: it raised, or sent nonsense.
         """
         content = encode(request)
-        reply = self._exchange(node, action, content)
+        reply = self._exchange(node, action, content, self.timeout if timeout is None else timeout)
         try:
             return decode(expect, reply), Answer(payload_bytes(reply), payload_bytes(content))
         except WireError as error:
             raise DeviceFailure(f"sent an unusable {expect.__name__}: {error}") from error
 
-    def _exchange(self, node: int, action: str, content: RecordDict) -> RecordDict:
+    def online(self) -> set[int]:
+        """The nodes that are believed to be online."""
         with self.lock:
-            message = Message(content, node, action, ttl=self.timeout + GRACE_SECONDS)
+            return set(self.grid.get_node_ids())
+
+    def _exchange(self, node: int, action: str, content: RecordDict, timeout: float) -> RecordDict:
+        with self.lock:
+            message = Message(content, node, action, ttl=timeout + GRACE_SECONDS)
             message_id = next(iter(self.grid.push_messages([message])), None)
         if not message_id:
-            raise DeviceFailure("the message could not be delivered")
-        end = time.monotonic() + self.timeout
+            raise DeviceLost("the message could not be delivered")
+        end = time.monotonic() + timeout
         while True:
             with self.lock:
                 replies = list(self.grid.pull_messages([message_id]))
             if replies:
                 break
             if time.monotonic() >= end:
-                raise DeviceFailure(f"no reply within {self.timeout:.0f} s")
+                raise DeviceLost(f"no reply within {timeout:.0f} s")
             time.sleep(POLL_SECONDS)
         if replies[0].has_error():
-            raise DeviceFailure(_reason(replies[0].error.reason))
+            error = replies[0].error
+            raise (DeviceLost if error.code in LOST else DeviceFailure)(_reason(error.reason))
         return replies[0].content
-
-
-def wait_for_nodes(grid: Grid, minimum: int, timeout: float) -> list[int]:
-    """Ids of the nodes online, as soon as there are ``minimum``. Raises DeviceFailure after ``timeout`` seconds."""
-    end = time.monotonic() + timeout
-    while len(nodes := sorted(grid.get_node_ids())) < minimum:
-        if time.monotonic() >= end:
-            raise DeviceFailure(f"{len(nodes)} of {minimum} devices came online within {timeout:.0f} s")
-        time.sleep(POLL_SECONDS)
-    return nodes
 
 
 def _reason(text: str | None) -> str:

@@ -1,15 +1,19 @@
 """One job = one device, in one arm and scenario, for one seed: personalise, send down, let the device count.
 
-Every job stands alone: it has its own randomness, waits for nobody else's device, and leaves one ``job`` event
-with all that the report needs. A device that fails is reported and left out of that round; the job goes on.
+Every job stands alone: it has its own randomness, waits for nobody else's device, and leaves one record with all that
+the report needs. A device that fails is reported and left out of that round; the job goes on. What a job has done is
+in the journal before it goes on, so a job that was interrupted continues in the outer epoch that it was in.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -26,19 +30,23 @@ from fedstill.cloud_server.arms import (
 )
 from fedstill.cloud_server.cloud import SeedCloud, generator, stream
 from fedstill.cloud_server.compression_training import train_rung
+from fedstill.cloud_server.device_line import DeviceLine
 from fedstill.cloud_server.distillation import make_distiller
-from fedstill.cloud_server.exchange import DeviceFailure, Exchange
+from fedstill.cloud_server.exchange import DeviceFailure
+from fedstill.cloud_server.job_key import JobKey
+from fedstill.cloud_server.journal import Journal
 from fedstill.cloud_server.plan import Plan
 from fedstill.cloud_server.public_bank import teacher_outputs
 from fedstill.cloud_server.rounds import personalise
 from fedstill.cloud_server.selection import Selection
+from fedstill.cloud_server.slots import ComputeSlots
+from fedstill.cloud_server.training_state import Progress, load_progress, save_progress
 from fedstill.models.audiovisual import AudioVisualNet, Features
 from fedstill.models.compression import RATES, Precision
 from fedstill.models.packing import pack
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
-    Job,
     PrototypeRequest,
     PrototypeUpload,
 )
@@ -47,18 +55,6 @@ Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult)
 
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
-
-
-@dataclass(frozen=True)
-class JobKey:
-    """What makes a job; ``sweep`` and ``value`` name a variant (Figures 5.12, 5.13, Table 5.3), empty otherwise."""
-
-    scenario: str
-    arm: str
-    client: int
-    seed: int
-    sweep: str = ""
-    value: float = 0.0
 
 
 @dataclass
@@ -80,11 +76,14 @@ class JobRecord:
 class PersonalisationJob:
     """Runs one job against one device."""
 
-    def __init__(self, key: JobKey, cloud: SeedCloud, exchange: Exchange, node: int) -> None:
-        self.key, self.cloud, self.exchange, self.node = key, cloud, exchange, node
+    def __init__(
+        self, key: JobKey, cloud: SeedCloud, line: DeviceLine, journal: Journal, slots: ComputeSlots
+    ) -> None:
+        self.key, self.cloud, self.line, self.journal, self.slots = key, cloud, line, journal, slots
         self.arm = arm_of(key.arm, cloud.plan)
         self.plan: Plan = cloud.plan
         self.first_upload: PrototypeUpload | None = None
+        self.progress: Progress | None = None
         if key.sweep in ("cluster_samples", "uploaded_samples"):
             self.plan = with_variant(cloud.plan, key.sweep, int(key.value))
         self.record = JobRecord(key)
@@ -92,15 +91,29 @@ class PersonalisationJob:
 
     def run(self) -> JobRecord:
         """Personalise and evaluate; what the device fails at is reported and left out."""
+        self.journal.forget_failures(self.key)
+        with self.slots.held():
+            return self._run()
+
+    def _run(self) -> JobRecord:
         student = self._student()
         if self.key.sweep == "compression":
             self._evaluate_ladder(student)
         else:
             self._evaluate(student)
         if self.key.arm == "fedstill" and not self.key.sweep:
-            stem = f"{self.key.scenario}-client{self.key.client}"
-            self.cloud.save_student(stem, student)
+            self._keep(student)
+        self.record.traffic = self.journal.traffic(self.key)
+        self.journal.finish_job(self.key, self.record.as_event())
+        shutil.rmtree(self._progress_folder, ignore_errors=True)
         return self.record
+
+    def _keep(self, student: AudioVisualNet) -> None:
+        stem = f"{self.key.scenario}-client{self.key.client}"
+        file = self.cloud.save_student(stem, student)
+        content = file.read_bytes()
+        version = hashlib.sha256(content).hexdigest()
+        self.journal.keep_student(self.key, version, str(file.relative_to(self.plan.work)), len(content))
 
     def _student(self) -> AudioVisualNet:
         if self.key.arm in SHARED:
@@ -120,6 +133,8 @@ class PersonalisationJob:
             clips_per_epoch=budget_of(self.plan, len(bank.labels)),
         )
         rng = np.random.default_rng(stream(key.seed, *purpose))
+        self.progress = Progress(distiller, rng)
+        done = self._continue(self.progress)
         student = personalise(
             distiller,
             self._prototypes,
@@ -127,17 +142,41 @@ class PersonalisationJob:
             self,
             outer_epochs=settings.outer_epochs,
             inner_epochs=settings.inner_epochs,
+            done=done,
         )
         return student.cpu().eval()
+
+    def _continue(self, progress: Progress) -> int:
+        """Take up an interrupted job; returns how many outer epochs are behind it."""
+        rounds = self.journal.rounds(self.key)
+        for one in rounds:
+            self.record.selection.append({"round": one.round, "class_counts": one.class_counts})
+            self.record.losses += one.losses
+        if self.arm.upload_once:
+            epochs = distillation_of(self.arm, self.plan).outer_epochs
+            kept = (self.journal.upload(self.key, outer_epoch) for outer_epoch in range(epochs))
+            self.first_upload = next((upload for upload in kept if upload is not None), None)
+        if not rounds:
+            return 0
+        self.last_selection = self.journal.selection(self.key, rounds[-1].round)
+        load_progress(self._progress_folder / rounds[-1].state_file, progress)
+        return rounds[-1].round + 1
+
+    @property
+    def _progress_folder(self) -> Path:
+        return self.cloud.directory / "progress" / self.key.text.replace("/", "-")
 
     def _prototypes(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
         """Lines 2-4 of Algorithm 7 happen on the device; None where the arm asks nothing of it."""
         if self.arm.upload is None or (self.arm.upload_once and self.first_upload is not None):
             return self.first_upload
+        accepted = self.journal.upload(self.key, outer_epoch)
+        if accepted is not None:
+            return accepted
         settings = self.plan.prototypes
         histogram = self.arm.upload == "histogram"
         request = PrototypeRequest(
-            self._job(outer_epoch),
+            self.key.at(outer_epoch),
             self.cloud.wire(student),
             upload_kind(self.arm, settings),
             settings.samples_per_prototype,
@@ -149,16 +188,24 @@ class PersonalisationJob:
         upload = self._ask("query.prototypes", request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
+        upload = self.journal.accept_upload(self.key, outer_epoch, upload, request.kind)
         self.first_upload = self.first_upload or upload
         return upload
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None:
-        """Keep what one outer epoch selected and how its losses went."""
+        """Keep what one outer epoch selected, how its losses went, and the state to go on from."""
         self.last_selection = selection
         classes = len(self.cloud.public.class_names)
-        counts = np.bincount(self.cloud.bank.labels[selection.positions], minlength=classes)
-        self.record.selection.append({"round": outer_epoch, "class_counts": counts.tolist()})
+        counts = np.bincount(self.cloud.bank.labels[selection.positions], minlength=classes).tolist()
+        self.record.selection.append({"round": outer_epoch, "class_counts": counts})
         self.record.losses += losses
+        self.journal.select(self.key, outer_epoch, selection)
+        assert self.progress is not None
+        state = self._progress_folder / f"round{outer_epoch}.safetensors"
+        save_progress(state, self.progress)
+        self.journal.finish_round(self.key, outer_epoch, losses, counts, state.name)
+        for older in set(self._progress_folder.glob("*.safetensors")) - {state}:
+            older.unlink()
 
     def _evaluate(self, student: AudioVisualNet) -> None:
         self._count(student, NOTHING, "", {})
@@ -191,7 +238,7 @@ class PersonalisationJob:
         """Send the student down and keep the two counts that come back."""
         final = distillation_of(self.arm, self.plan).outer_epochs
         request = EvaluationRequest(
-            self._job(final),
+            self.key.at(final),
             self.cloud.wire(student),
             self.arm.prior_correction,
             self.cloud.bank.class_prior(),
@@ -214,16 +261,15 @@ class PersonalisationJob:
         outer_epoch: int,
     ) -> Reply:
         """One question of this job to the device; the bytes of a usable answer are counted."""
-        reply, answer = self.exchange.ask(self.node, action, request, expect)
+        with self.slots.given_up():
+            reply, answer = self.line.ask(action, request, expect)
         if reply.job != request.job:
             raise DeviceFailure("answers another question than it was asked")
-        self.record.traffic.append({"round": outer_epoch, **asdict(answer)})
+        self.journal.spend(self.key, outer_epoch, action, answer.up_bytes, answer.down_bytes)
         return reply
-
-    def _job(self, outer_epoch: int) -> Job:
-        variant = f".{self.key.sweep}.{self.key.value:g}" if self.key.sweep else ""
-        return Job(self.key.scenario, self.key.arm + variant, self.key.seed, outer_epoch)
 
     def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of a round."""
-        self.cloud.metrics.emit("failure", **asdict(self.key), round=outer_epoch, reason=reason)
+        record = {**asdict(self.key), "round": outer_epoch, "reason": reason}
+        self.journal.fail(self.key, outer_epoch, record)
+        self.cloud.metrics.emit("failure", **record)

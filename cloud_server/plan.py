@@ -34,7 +34,10 @@ class Plan:
         oracle_classes: per client the classes that it really holds, for the ``oracle_classes`` control only.
         holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
         sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
-        reply_timeout: seconds to wait for one device's reply.
+        reply_timeout: seconds to wait for one device's reply, asking again included.
+        join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
+        devices: the registered name of each client's device where nodes are authenticated, else empty.
+        journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
     """
 
     public: str
@@ -56,6 +59,8 @@ class Plan:
     holdout: float = 0.1
     reply_timeout: float = 300.0
     join_timeout: float = 120.0
+    devices: tuple[str, ...] = ()
+    journal: str = ""
 
 
 def write_plan(plan: Plan) -> None:

@@ -46,14 +46,16 @@ def personalise(
     *,
     outer_epochs: int,
     inner_epochs: int,
+    done: int = 0,
 ) -> AudioVisualNet:
     """Algorithm 7: distil the student on public clips that look like the device's own.
 
     Line 5, the teacher's view of the public clips, is the public bank. The returned student is line 11's;
     downloading it (line 10) is the caller's next message to the device. An outer epoch in which the device
-    does not answer, or asks for what the public set cannot give, is reported and left out.
+    does not answer, or asks for what the public set cannot give, is reported and left out. ``done`` outer epochs
+    are behind the distiller already.
     """
-    for outer_epoch in range(outer_epochs):  # line 1
+    for outer_epoch in range(done, outer_epochs):  # line 1
         try:
             prototypes = device(distiller.student, outer_epoch)  # lines 2-4
             selection = select_data(prototypes, distiller.bank)  # lines 5-6, 12-18

@@ -1,16 +1,15 @@
 """The cloud's Flower ServerApp: seed by seed, train the teacher, fill the bank, run every device's jobs.
 
-It reads its work order from ``plan.json`` in the run directory, writes its diary to ``metrics.jsonl`` there, and
-skips every job that the diary already holds, so starting it again on the same directory resumes the run.
+It reads its work order from ``plan.json`` in the run directory, writes its diary to ``metrics.jsonl`` there, and does
+nothing again that the journal already holds, so starting it again on the same directory resumes the run.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from importlib.metadata import version
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from flwr.app import Context
@@ -19,11 +18,15 @@ from flwr.serverapp import Grid, ServerApp
 from fedstill.cloud_server.arms import SHARED
 from fedstill.cloud_server.cloud import SeedCloud
 from fedstill.cloud_server.compute import use_threads
-from fedstill.cloud_server.exchange import DeviceFailure, Exchange, wait_for_nodes
-from fedstill.cloud_server.jobs import JobKey, PersonalisationJob
-from fedstill.cloud_server.metrics import METRICS_FILE, Metrics, read_events
+from fedstill.cloud_server.device_line import DeviceLine
+from fedstill.cloud_server.exchange import DeviceFailure, DeviceLost, Exchange
+from fedstill.cloud_server.job_key import JobKey
+from fedstill.cloud_server.jobs import PersonalisationJob
+from fedstill.cloud_server.journal import Journal, open_journal
+from fedstill.cloud_server.metrics import METRICS_FILE, Metrics
 from fedstill.cloud_server.plan import Plan, read_plan
-from fedstill.protos.messages import Hello, HelloRequest
+from fedstill.cloud_server.roster import Roster
+from fedstill.cloud_server.slots import ComputeSlots
 
 SWEEP_VALUES: Mapping[str, tuple[float, ...]] = {
     "cluster_samples": (3, 6, 9, 12),
@@ -56,38 +59,62 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
-    """All seeds in turn; within a seed, ``compute.workers`` jobs at a time."""
-    nodes = find_devices(plan, exchange, metrics)
-    done = {_key(event) for event in read_events(Path(plan.work)) if event["event"] == "job"}
-    for seed in plan.seeds:
-        waiting = [key for key in job_keys(plan, seed) if key not in done]
-        metrics.emit("seed", seed=seed, jobs=len(waiting))
-        if waiting:
-            run_seed(SeedCloud(plan, seed, metrics), waiting, nodes, exchange)
+    """All seeds in turn; within a seed every device is served on its own.
+
+    Raises:
+        DeviceFailure: there was not a single usable device.
+    """
+    journal = open_journal(Path(plan.work), plan.journal)
+    done = {JobKey.of(record) for record in journal.jobs()}
+    with Roster(exchange, plan.clients, journal, metrics, plan.devices) as roster:
+        for seed in plan.seeds:
+            waiting = [key for key in job_keys(plan, seed) if key not in done]
+            metrics.emit("seed", seed=seed, jobs=len(waiting))
+            if waiting:
+                run_seed(SeedCloud(plan, seed, metrics), waiting, exchange, roster, journal)
+            if waiting and not roster.met:
+                raise DeviceFailure(f"no device was usable; the reasons are in {METRICS_FILE}")
+    journal.close()
 
 
-def run_seed(cloud: SeedCloud, keys: list[JobKey], nodes: Mapping[int, int], exchange: Exchange) -> None:
-    """What is shared first, with all cores; then the jobs side by side, one core each."""
+def run_seed(
+    cloud: SeedCloud, keys: list[JobKey], exchange: Exchange, roster: Roster, journal: Journal
+) -> None:
+    """What is shared first, with all cores; then every device's jobs in turn, the devices side by side.
+
+    ``compute.workers`` jobs train at the same time, one core each; a job that waits for its device does not count.
+    """
+    plan = cloud.plan
     use_threads(os.cpu_count() or 1)
     _ = cloud.bank, cloud.all_distill
     for arm in {key.arm: None for key in keys if key.arm in SHARED}:
         cloud.shared(arm)
-
-    def work(key: JobKey) -> None:
-        use_threads(1)
-        if key.client not in nodes:
-            cloud.metrics.emit("failure", **asdict(key), round=0, reason="its device never became usable")
-            return
-        job = PersonalisationJob(key, cloud, exchange, nodes[key.client])
-        cloud.metrics.emit("job", **job.run().as_event())
-
     use_threads(1)
-    pool = ThreadPoolExecutor(cloud.plan.compute.workers)
+    slots = ComputeSlots(plan.compute.workers)
+    stopped = threading.Event()
+
+    def serve(client: int) -> None:
+        use_threads(1)
+        line = DeviceLine(exchange, roster, client, plan.reply_timeout)
+        jobs = [PersonalisationJob(key, cloud, line, journal, slots) for key in keys if key.client == client]
+        try:
+            roster.node(client, plan.join_timeout)
+        except DeviceLost:
+            for job in jobs:
+                job.failed(0, "its device never became usable")
+            return
+        for job in jobs:
+            if not stopped.is_set():
+                cloud.metrics.emit("job", **job.run().as_event())
+
+    clients = sorted({key.client for key in keys})
+    pool = ThreadPoolExecutor(len(clients))
     try:
-        for future in [pool.submit(work, key) for key in keys]:
+        for future in as_completed([pool.submit(serve, client) for client in clients]):
             future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun does not begin
+        stopped.set()  # after an error or Ctrl-C, what has not begun does not begin
+        pool.shutdown(cancel_futures=True)
 
 
 def job_keys(plan: Plan, seed: int) -> Iterator[JobKey]:
@@ -103,44 +130,3 @@ def job_keys(plan: Plan, seed: int) -> Iterator[JobKey]:
             for value in SWEEP_VALUES[sweep]:
                 for client in range(plan.clients):
                     yield JobKey("latency_sensitive", SWEEP_ARM[sweep], client, seed, sweep, value)
-
-
-def find_devices(plan: Plan, exchange: Exchange, metrics: Metrics) -> dict[int, int]:
-    """Client number -> node id of the devices that are online, run the same fedstill and know their place.
-
-    Raises:
-        DeviceFailure: none is usable.
-    """
-    nodes: dict[int, int] = {}
-    for node in wait_for_nodes(exchange.grid, plan.clients, plan.join_timeout):
-        try:
-            nodes[_introduced(exchange, node, plan.clients, nodes)] = node
-        except DeviceFailure as failure:
-            metrics.emit("refused", node=str(node), reason=str(failure))
-    if not nodes:
-        raise DeviceFailure(f"no device is usable; the reasons are in {METRICS_FILE}")
-    return nodes
-
-
-def _introduced(exchange: Exchange, node: int, clients: int, known: Mapping[int, int]) -> int:
-    """The client number that a node may take."""
-    ours = version("fedstill")
-    hello, _ = exchange.ask(node, "query.hello", HelloRequest(ours), Hello)
-    if hello.version != ours:
-        raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
-    if not 0 <= hello.partition < clients:
-        raise DeviceFailure(f"says it is client {hello.partition}; this run has clients 0 to {clients - 1}")
-    if hello.partition in known:
-        raise DeviceFailure(f"says it is client {hello.partition}, which another device already is")
-    return hello.partition
-
-
-def _key(event: Mapping[str, object]) -> JobKey:
-    return JobKey(
-        str(event["scenario"]),
-        str(event["arm"]),
-        int(str(event["client"])),
-        int(str(event["seed"])),
-        str(event["sweep"]),
-        float(str(event["value"])),
-    )

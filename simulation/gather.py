@@ -1,4 +1,4 @@
-"""From a run's diary and its devices' folders to ``results.json`` and ``clips.json``.
+"""From a run's journal and its devices' folders to ``results.json`` and ``clips.json``.
 
 Only a simulation may do this: it owns the devices too, so it can pair every device's per-clip outcomes over the arms.
 """
@@ -12,7 +12,9 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from fedstill.cloud_server.journal import open_journal
 from fedstill.cloud_server.metrics import read_events
+from fedstill.cloud_server.plan import read_plan
 from fedstill.simulation.results import (
     ARMS,
     AccuracyRow,
@@ -30,19 +32,19 @@ Event = Mapping[str, Any]
 
 def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
     """The row tables of ``Results`` by field name, each job once, sorted."""
-    jobs: list[Event] = []
-    held_out: dict[int, TeacherRow] = {}
-    failures: set[FailureRow] = set()
-    for event in read_events(run_dir):
-        if event["event"] == "job":
-            jobs.append(event)
-        elif event["event"] == "teacher":
-            held_out[event["seed"]] = TeacherRow(
-                event["seed"], "public_holdout", None, event["correct"], event["total"]
-            )
-        elif event["event"] == "failure" and not event["sweep"] and event["arm"] in ARMS:
-            failures.add(FailureRow(*_where(event), event["round"], event["reason"]))
-    jobs.sort(key=_order)
+    journal = open_journal(run_dir, read_plan(run_dir).journal)
+    jobs = sorted(journal.jobs(), key=_order)
+    failures = [
+        FailureRow(*_where(one), one["round"], one["reason"])
+        for one in journal.failures()
+        if not one["sweep"] and one["arm"] in ARMS
+    ]
+    journal.close()
+    held_out = {
+        event["seed"]: TeacherRow(event["seed"], "public_holdout", None, event["correct"], event["total"])
+        for event in read_events(run_dir)
+        if event["event"] == "teacher"
+    }
     table = [job for job in jobs if not job["sweep"] and job["arm"] in ARMS]
     return {
         "teacher": (

@@ -1,0 +1,39 @@
+"""The name of one piece of work: which device, arm, scenario and seed. Every row of the journal hangs on one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from fedstill.protos.messages import Job
+
+
+@dataclass(frozen=True)
+class JobKey:
+    """What makes a job; ``sweep`` and ``value`` name a variant (Figures 5.12, 5.13, Table 5.3), empty otherwise."""
+
+    scenario: str
+    arm: str
+    client: int
+    seed: int
+    sweep: str = ""
+    value: float = 0.0
+
+    @property
+    def variant(self) -> str:
+        """``all_distill_select.uploaded_samples.25``: the arm, and the sweep's value where there is one."""
+        return f"{self.arm}.{self.sweep}.{self.value:g}" if self.sweep else self.arm
+
+    @property
+    def text(self) -> str:
+        """The key as one string, unique within a run."""
+        return f"{self.scenario}/{self.variant}/client{self.client}/seed{self.seed}"
+
+    def at(self, outer_epoch: int) -> Job:
+        """The key as messages of one outer epoch carry it."""
+        return Job(self.scenario, self.variant, self.seed, outer_epoch)
+
+    @classmethod
+    def of(cls, row: Mapping[str, object]) -> JobKey:
+        """The key within a job's record."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})  # type: ignore[arg-type]
