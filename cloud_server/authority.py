@@ -10,7 +10,6 @@ unregistered can never come back.
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import json
 import os
 import secrets
@@ -19,11 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -32,8 +29,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedstill.cloud_server.certificates import make_root, make_server, server_names
 from fedstill.cloud_server.tokens import SECRET_BYTES, issue
 from fedstill.protos.credentials import (
     CA_FILE,
@@ -60,16 +57,7 @@ REGISTER_FILE = "nodes.json"
 LOCK_FILE = "lock"
 NODES_FOLDER = "nodes"
 
-CA_DAYS = 3650
-SERVER_DAYS = 825
 TOKEN_DAYS = 365
-CLOCK_SKEW = timedelta(hours=1)
-"""Certificates are valid from a little before now: a device's clock may be behind."""
-LOOPBACK = (
-    x509.DNSName("localhost"),
-    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-    x509.IPAddress(ipaddress.ip_address("::1")),
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ def create_authority(
     Raises:
         CredentialError: the folder holds an authority already, or a name is none.
     """
-    names = _server_names(hosts, addresses)
+    names = server_names(hosts, addresses)
     with _locked(directory):
         if (directory / CA_FILE).exists() and not force:
             raise CredentialError(
@@ -127,15 +115,7 @@ def create_authority(
             )
         shutil.rmtree(directory / NODES_FOLDER, ignore_errors=True)  # these trust the old authority
         (directory / REGISTER_FILE).unlink(missing_ok=True)
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedstill development CA")])
-        certificate = (
-            _certificate(subject, subject, key.public_key(), CA_DAYS)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(signs_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
-        )
+        key, certificate = make_root()
         _write(directory / CA_KEY_FILE, _pem(key))
         _write(directory / CA_FILE, certificate.public_bytes(Encoding.PEM), mode=0o644)
         _write(directory / SECRET_FILE, secrets.token_bytes(SECRET_BYTES))
@@ -145,12 +125,12 @@ def create_authority(
 
 
 def renew_server(directory: Path, hosts: Sequence[str] = (), addresses: Sequence[str] = ()) -> Authority:
-    """A new server certificate of the same authority, for new names or another ``SERVER_DAYS`` days.
+    """A new server certificate of the same authority, for new names or another ``certificates.SERVER_DAYS`` days.
 
     Raises:
         CredentialError: there is no authority, its key is elsewhere, or a name is none.
     """
-    names = _server_names(hosts, addresses)
+    names = server_names(hosts, addresses)
     with _locked(_existing(directory)):
         certificate = read_certificate(directory / CA_FILE, time.time())
         key = _private_key(directory / CA_KEY_FILE)
@@ -297,76 +277,15 @@ def _locked(directory: Path) -> Iterator[None]:
         raise CredentialError(f"{error.filename or directory}: {error.strerror}") from error
 
 
-def _server_names(hosts: Sequence[str], addresses: Sequence[str]) -> x509.SubjectAlternativeName:
-    names: dict[x509.GeneralName, None] = dict.fromkeys(LOOPBACK)
-    for host in hosts:
-        try:
-            names[x509.DNSName(host)] = None
-        except ValueError:
-            raise CredentialError(f"--host {host}: not a host name in ASCII") from None
-        if not host or "/" in host or ":" in host:
-            raise CredentialError(
-                f"--host {host}: a name without scheme, port and path, as in cloud.example.org"
-            )
-    for address in addresses:
-        try:
-            names[x509.IPAddress(ipaddress.ip_address(address))] = None
-        except ValueError:
-            raise CredentialError(f"--ip {address}: not an address; a name goes into --host") from None
-    return x509.SubjectAlternativeName(names)
-
-
 def _write_server(
     directory: Path,
     issuer_key: ec.EllipticCurvePrivateKey,
     issuer: x509.Certificate,
     names: x509.SubjectAlternativeName,
 ) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedstill coordinator")])
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    certificate = (
-        _certificate(subject, issuer.subject, key.public_key(), SERVER_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
-        )
-        .add_extension(names, critical=False)
-        .sign(issuer_key, hashes.SHA256())
-    )
+    key, certificate = make_server(issuer_key, issuer, names)
     _write(directory / SERVER_KEY_FILE, _pem(key))
     _write(directory / SERVER_FILE, certificate.public_bytes(Encoding.PEM), mode=0o644)
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _expiry(days: int) -> int:

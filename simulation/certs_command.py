@@ -42,7 +42,8 @@ def init(
 @certs.command()
 def server(directory: Folder, host: Hosts = None, ip: Addresses = None) -> None:
     """Make the server certificate again: for other names, or before it expires."""
-    from fedstill.cloud_server.authority import SERVER_DAYS, renew_server
+    from fedstill.cloud_server.authority import renew_server
+    from fedstill.cloud_server.certificates import SERVER_DAYS
     from fedstill.simulation.cli import console, one_line_errors
 
     with one_line_errors():

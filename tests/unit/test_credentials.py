@@ -20,8 +20,6 @@ from typer.testing import CliRunner
 
 from fedstill.cloud_server import tokens
 from fedstill.cloud_server.authority import (
-    CA_DAYS,
-    SERVER_DAYS,
     create_authority,
     issue_node,
     list_nodes,
@@ -30,6 +28,7 @@ from fedstill.cloud_server.authority import (
     renew_token,
     revoke_node,
 )
+from fedstill.cloud_server.certificates import CA_DAYS, SERVER_DAYS
 from fedstill.protos.credentials import CredentialError, read_node_bundle
 from fedstill.simulation import cli
 
