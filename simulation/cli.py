@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedstill.simulation.certs_command import certs
+
 app = typer.Typer(
     name="fedstill",
     help="Personal audio-visual models for edge devices by selective feature distillation.",
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(certs, name="certs")
 console = Console()
 errors = Console(stderr=True)
 
@@ -211,13 +214,14 @@ def one_line_errors() -> Iterator[None]:
     """A mistake of the user's: one line, exit code 2. A failed run: one line, exit code 1."""
     from fedstill.datasets.clip import DataError
     from fedstill.models.checkpoint import CheckpointError
+    from fedstill.protos.credentials import CredentialError
     from fedstill.simulation.config import ConfigError
     from fedstill.simulation.engine_error import EngineError
     from fedstill.simulation.results import ResultsError
 
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, ResultsError) as error:
+    except (ConfigError, DataError, CheckpointError, CredentialError, ResultsError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(MISTAKE) from None
     except EngineError as error:

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,13 +20,14 @@ from pathlib import Path
 
 import psutil
 
+from fedstill.cloud_server.flower_tools import STOP_SECONDS, FlowerError, end, family, flwr, free_port
 from fedstill.cloud_server.metrics import read_events
+from fedstill.protos.flower_cli import environment, tool
 from fedstill.simulation.engine_error import EngineError
 
 CONNECTION = "fedstill"
 START_SECONDS = 60.0
 STATUS_SECONDS = 60.0
-STOP_SECONDS = 10.0
 LOG_FILE = "flower.log"
 LONGEST_HOME = 39
 """Ray keeps a socket 68 characters below this folder, and a socket's path may have 107."""
@@ -48,15 +48,18 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
         tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as home,
         _superlink(run_dir, Path(home)) as link,
     ):
-        env = _environment(Path(home))
+        env = environment(Path(home))
         cores = max(1, (os.cpu_count() or 1) // concurrent_devices)
-        _flwr(
-            ["run", str(_bundle()), CONNECTION, "--format", "json",
-             "--federation-config", f"num-supernodes={devices} client-resources-num-cpus={cores}",
-             "--run-config", f"run-dir='{run_dir}'"],
-            env,
-        )  # fmt: skip
-        _wait(run_dir, already, link, env)
+        try:
+            flwr(
+                ["run", str(_bundle()), CONNECTION, "--format", "json",
+                 "--federation-config", f"num-supernodes={devices} client-resources-num-cpus={cores}",
+                 "--run-config", f"run-dir='{run_dir}'"],
+                env,
+            )  # fmt: skip
+            _wait(run_dir, already, link, env)
+        except FlowerError as error:
+            raise EngineError(str(error)) from error
 
 
 def _wait(run_dir: Path, already: int, link: psutil.Process, env: dict[str, str]) -> None:
@@ -71,7 +74,7 @@ def _wait(run_dir: Path, already: int, link: psutil.Process, env: dict[str, str]
         if not link.is_running() or link.status() == psutil.STATUS_ZOMBIE:
             raise EngineError(f"Flower's SuperLink ended unexpectedly; see {run_dir / LOG_FILE}")
         if time.monotonic() - asked > STATUS_SECONDS:
-            status = json.loads(_flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
+            status = json.loads(flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
             if status.startswith("finished"):
                 raise EngineError(f"Flower says {status}; see {run_dir / LOG_FILE}")
             asked = time.monotonic()
@@ -80,16 +83,16 @@ def _wait(run_dir: Path, already: int, link: psutil.Process, env: dict[str, str]
 
 @contextmanager
 def _superlink(run_dir: Path, home: Path) -> Iterator[psutil.Process]:
-    port = _free_port()
+    port = free_port()
     home.joinpath("config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n'
         f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     with (run_dir / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
+            [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
              "--disable-runtime-dependency-installation"],
-            cwd=home, env=_environment(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            cwd=home, env=environment(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         link = psutil.Process(process.pid)
@@ -97,7 +100,7 @@ def _superlink(run_dir: Path, home: Path) -> Iterator[psutil.Process]:
             _wait_until_open(port, process, run_dir)
             yield link
         finally:
-            _end(link)
+            end(family(link))
             process.wait(STOP_SECONDS)
 
 
@@ -111,67 +114,6 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], run_dir: Path)
     raise EngineError(f"Flower's SuperLink did not start; see {run_dir / LOG_FILE}")
 
 
-def _end(link: psutil.Process) -> None:
-    """End the SuperLink and everything below it (ServerApp, simulation, Ray), first politely, then surely."""
-    try:
-        family = [*link.children(recursive=True), link]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        _signal(process, "terminate")
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-    for process in alive:
-        _signal(process, "kill")
-
-
-def _signal(process: psutil.Process, how: str) -> None:
-    try:
-        getattr(process, how)()
-    except psutil.NoSuchProcess:
-        return
-
-
-def _flwr(arguments: list[str], env: dict[str, str]) -> str:
-    done = subprocess.run(
-        [_tool("flwr"), *arguments],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise EngineError(f"flwr {arguments[0]} failed: {said[-1]}")
-    return done.stdout
-
-
-def _environment(home: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower calls its tools
-        "FLWR_HOME": str(home),
-        "RAY_TMPDIR": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
-    }
-
-
-def _tool(name: str) -> str:
-    """A command of this very environment, whatever PATH says."""
-    return str(Path(sys.executable).with_name(name))
-
-
 def _bundle() -> Path:
     with resources.as_file(resources.files("fedstill.simulation").joinpath("flower_app")) as path:
         return path
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
