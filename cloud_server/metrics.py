@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,36 @@ def read_events(work: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                event: dict[str, Any] = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            yield event
+        yield from _events(lines)
+
+
+class EventTail:
+    """The events that are new since one last looked, without reading the whole diary again."""
+
+    def __init__(self, work: Path, from_end: bool = False) -> None:
+        self._path = work / METRICS_FILE
+        self._offset = self._path.stat().st_size if from_end and self._path.exists() else 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Complete events that were written since the last call, oldest first."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return list(_events(whole.decode("utf-8").splitlines()))
+
+
+def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Lines that a kill cut short are left out."""
+    for line in lines:
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield event
 
 
 def _end_cut_line(path: Path) -> None:

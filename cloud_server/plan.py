@@ -37,6 +37,7 @@ class Plan:
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
         devices: the registered name of each client's device where nodes are authenticated, else empty.
+        teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download.
         journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     join_timeout: float = 120.0
     devices: tuple[str, ...] = ()
     journal: str = ""
+    teacher_reference: bool = True
 
 
 def write_plan(plan: Plan) -> None:

@@ -119,7 +119,7 @@ def run_seed(
 
 def job_keys(plan: Plan, seed: int) -> Iterator[JobKey]:
     """Every job of one seed, in the order of the table."""
-    for client in range(plan.clients):
+    for client in range(plan.clients if plan.teacher_reference else 0):
         yield JobKey("latency_insensitive", "teacher", client, seed)
     for scenario in plan.scenarios:
         for arm in plan.arms:

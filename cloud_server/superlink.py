@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.cloud_server.authority import IssuedNode
-from fedstill.cloud_server.child import Child
-from fedstill.cloud_server.flower_tools import FlowerError, flwr, free_port
+from fedstill.cloud_server.flower_tools import FlowerError, flwr
 from fedstill.cloud_server.superlink_control import FleetNode, RunState, SuperLinkControl, synchronise
-from fedstill.protos.flower_cli import environment, tool
+from fedstill.protos.child import Child
+from fedstill.protos.flower_cli import environment, free_port, tool
 
 CONNECTION = "fedstill"
 START_SECONDS = 90.0

@@ -26,7 +26,7 @@ app = ClientApp()
 def hello(message: Message, context: Context) -> Message:
     """Who is there, with which software."""
     decode(HelloRequest, message.content)
-    name = f"device{_partition(context)}"
+    name = str(context.node_config.get("name", f"device{_partition(context)}"))
     reply = Hello(name, version("fedstill"), _partition(context))
     return Message(encode(reply), reply_to=message)
 
@@ -49,7 +49,17 @@ def _device(context: Context) -> Device:
     from fedstill.edge_client.device import Device, use_one_thread
 
     use_one_thread()
-    return Device(device_directory(Path(str(context.run_config["run-dir"])), _partition(context)))
+    return Device(_folder(context))
+
+
+def _folder(context: Context) -> Path:
+    """An agent's own state folder; a simulated device's within the run."""
+    own = context.node_config.get("state-dir")
+    return (
+        Path(str(own))
+        if own
+        else device_directory(Path(str(context.run_config["run-dir"])), _partition(context))
+    )
 
 
 def _partition(context: Context) -> int:

@@ -19,7 +19,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedstill.simulation.agent_command import agent
 from fedstill.simulation.certs_command import certs
+from fedstill.simulation.coordinator_command import coordinator
 
 app = typer.Typer(
     name="fedstill",
@@ -31,6 +33,8 @@ app = typer.Typer(
 data = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(certs, name="certs")
+app.add_typer(agent, name="agent")
+app.command()(coordinator)
 console = Console()
 errors = Console(stderr=True)
 

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from fedstill.cloud_server.flower_tools import STOP_SECONDS, FlowerError, end, family, flwr, free_port
-from fedstill.cloud_server.metrics import read_events
-from fedstill.protos.flower_cli import environment, tool
+from fedstill.cloud_server.flower_tools import FlowerError, flwr
+from fedstill.cloud_server.metrics import EventTail
+from fedstill.protos.child import STOP_SECONDS, end, family
+from fedstill.protos.flower_cli import environment, free_port, tool
 from fedstill.simulation.engine_error import EngineError
 
 CONNECTION = "fedstill"
@@ -43,7 +44,7 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
         raise EngineError(
             f"{tempfile.gettempdir()}: too long a path for Ray's sockets; set TMPDIR to a shorter one"
         )
-    already = sum(1 for _ in read_events(run_dir))
+    events = EventTail(run_dir, from_end=True)
     with (
         tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as home,
         _superlink(run_dir, Path(home)) as link,
@@ -52,21 +53,21 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
         cores = max(1, (os.cpu_count() or 1) // concurrent_devices)
         try:
             flwr(
-                ["run", str(_bundle()), CONNECTION, "--format", "json",
+                ["run", str(bundle()), CONNECTION, "--format", "json",
                  "--federation-config", f"num-supernodes={devices} client-resources-num-cpus={cores}",
                  "--run-config", f"run-dir='{run_dir}'"],
                 env,
             )  # fmt: skip
-            _wait(run_dir, already, link, env)
+            _wait(run_dir, events, link, env)
         except FlowerError as error:
             raise EngineError(str(error)) from error
 
 
-def _wait(run_dir: Path, already: int, link: psutil.Process, env: dict[str, str]) -> None:
+def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str, str]) -> None:
     """Until the diary says that the ServerApp is done; Flower itself is asked now and then, in case it cannot."""
     asked = time.monotonic()
     while True:
-        for event in list(read_events(run_dir))[already:]:
+        for event in events.new():
             if event["event"] == "finished":
                 return
             if event["event"] == "aborted":
@@ -114,6 +115,7 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], run_dir: Path)
     raise EngineError(f"Flower's SuperLink did not start; see {run_dir / LOG_FILE}")
 
 
-def _bundle() -> Path:
+def bundle() -> Path:
+    """The Flower app that every run submits."""
     with resources.as_file(resources.files("fedstill.simulation").joinpath("flower_app")) as path:
         return path

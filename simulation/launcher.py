@@ -87,7 +87,7 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
         for client, share in enumerate(shares):
             _store(experiment, source, share, run_dir / "devices" / str(client) / "data")
     (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
-    write_plan(_plan(experiment, source, shares, run_dir))
+    write_plan(make_plan(experiment, source, shares, run_dir))
 
 
 def collect(
@@ -141,7 +141,10 @@ def _store(experiment: Experiment, source: ClipSource, positions: Positions, dir
     return build_store(source, positions.tolist(), experiment.audio, experiment.frames, directory)
 
 
-def _plan(experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path) -> Plan:
+def make_plan(
+    experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path
+) -> Plan:
+    """The cloud's work order for devices that hold these shares of the private clips."""
     run = experiment.run
     held = [{source.index[position].label for position in share} - {None} for share in shares]
     return Plan(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fedstill.cloud_server.metrics import read_events
+from fedstill.cloud_server.metrics import EventTail
 
 Event = Mapping[str, Any]
 REFRESH_SECONDS = 1.0
@@ -25,8 +25,7 @@ class LiveProgress:
     """Draws while a run goes on; use as a context manager. ``peak_memory_mb`` is the process tree's PSS."""
 
     def __init__(self, run_dir: Path, console: Console) -> None:
-        self._run_dir = run_dir
-        self._seen = 0
+        self._events = EventTail(run_dir)
         self._stop = threading.Event()
         self._bars = Progress(
             TextColumn("{task.description:<34}"),
@@ -60,10 +59,8 @@ class LiveProgress:
                 self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
 
     def _draw_new(self) -> None:
-        events = list(read_events(self._run_dir))
-        for event in events[self._seen :]:
+        for event in self._events.new():
             self._draw(event)
-        self._seen = len(events)
 
     def _draw(self, event: Event) -> None:
         kind, seed = event["event"], event.get("seed")

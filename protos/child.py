@@ -1,23 +1,48 @@
 """One long-lived child process: started, watched, ended with its whole family, also across a crash of its parent.
 
 The parent leaves the child's pid and start time in a file. A parent that was killed with -9 leaves an orphan on
-the same database; the next parent finds it there and ends it before it starts its own.
+the same folder; the next parent finds it there and ends it before it starts its own. Both services do so.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from fedstill.cloud_server.flower_tools import STOP_SECONDS, end, family
-
 log = logging.getLogger(__name__)
+
+LOCK_FILE = "lock"
+STOP_SECONDS = 10.0
+
+
+class FolderInUse(RuntimeError):
+    """Another process of ours uses this state folder; one line."""
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold a state folder; the lock goes with the process, however that ends.
+
+    Raises:
+        FolderInUse: somebody else holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderInUse(
+                f"{folder}: another fedstill process uses it; stop that one or choose another --state"
+            ) from None
+        yield
 
 
 class Child:
@@ -104,3 +129,28 @@ def _write(path: Path, content: dict[str, float]) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(content), encoding="utf-8")
     part.replace(path)
+
+
+def family(head: psutil.Process) -> list[psutil.Process]:
+    """A process and everything below it, youngest first; empty if it is gone."""
+    try:
+        return [*head.children(recursive=True), head]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """End these processes, each by its pid, first politely, then surely."""
+    told = list(processes)
+    for process in told:
+        _signal(process, "terminate")
+    _, alive = psutil.wait_procs(told, timeout=STOP_SECONDS)
+    for process in alive:
+        _signal(process, "kill")
+
+
+def _signal(process: psutil.Process, how: str) -> None:
+    try:
+        getattr(process, how)()  # psutil checks the start time: a pid that was given again is not touched
+    except psutil.NoSuchProcess:
+        return

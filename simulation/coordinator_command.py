@@ -1,0 +1,56 @@
+"""``fedstill coordinator``: the operator's door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedstill.simulation.service import address, serve
+
+
+def coordinator(
+    state: Annotated[Path, typer.Option(help="This coordinator's own folder; kept over restarts.")],
+    experiment: Annotated[str, typer.Option(help="Shipped experiment or TOML file.")] = "quickstart",
+    certs: Annotated[Path | None, typer.Option(help="Folder of: fedstill certs init.")] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where devices connect.")] = "0.0.0.0:9092",
+    arms: Annotated[
+        str, typer.Option(help="What every device gets, comma-separated.")
+    ] = "all_distill,fedstill",
+    journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
+    join_timeout: Annotated[float, typer.Option(help="Seconds that a device may be late.", min=1)] = 600.0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
+    clients: Annotated[int, typer.Option(help="Number of devices, with --insecure only.", min=0)] = 0,
+    once: Annotated[bool, typer.Option("--once", help="End when every device is served.")] = False,
+) -> None:
+    """Serve devices: teach each its own student, through Flower, behind TLS."""
+    from rich.console import Console
+
+    from fedstill.cloud_server.coordinator import CoordinatorSettings, run_coordinator
+    from fedstill.simulation.config import ConfigError, load_experiment
+    from fedstill.simulation.deployment import prepare_deployment
+    from fedstill.simulation.flower_engine import bundle
+
+    with serve() as stop:
+        host, port = address(listen, "--listen")
+        if insecure == (certs is not None):
+            raise ConfigError(
+                "--certs: needs a folder of fedstill certs init, or --insecure on a trusted network"
+            )
+        if insecure and not clients:
+            raise ConfigError("--clients: needed with --insecure, where nobody issues devices")
+        folder = state.resolve()
+        prepare_deployment(
+            load_experiment(experiment, set_ or []),
+            folder,
+            Console(stderr=True),
+            arms=tuple(arms.split(",")),
+            clients=clients,
+            journal=journal,
+            join_timeout=join_timeout,
+        )
+        run_coordinator(CoordinatorSettings(folder, bundle(), host, port, certs, once), stop)

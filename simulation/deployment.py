@@ -1,0 +1,74 @@
+"""An experiment as an operator runs it: the cloud's folder with public clips and a plan, and no private clip at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from fedstill.cloud_server.arms import ARMS
+from fedstill.cloud_server.plan import PLAN_FILE, write_plan
+from fedstill.datasets.store import build_store
+from fedstill.protos.plain import to_plain
+from fedstill.simulation.config import ConfigError, Experiment
+from fedstill.simulation.launcher import EXPERIMENT_FILE, load_run, make_plan
+from fedstill.simulation.sources import open_source
+
+DEFAULT_ARMS = ("all_distill", "fedstill")
+"""What a device is worth before and after it was personalised."""
+
+
+def prepare_deployment(
+    experiment: Experiment,
+    state: Path,
+    console: Console,
+    *,
+    arms: tuple[str, ...] = DEFAULT_ARMS,
+    clients: int = 0,
+    journal: str = "",
+    join_timeout: float = 600.0,
+) -> None:
+    """Fill ``state`` once; a folder that holds this experiment already is left as it is.
+
+    Args:
+        arms: what every device gets; the ones of ``fedstill simulate``, but for the oracle.
+        clients: how many devices there are, where nobody issues them credentials.
+        journal: SQLAlchemy URL; empty for SQLite in ``state``.
+        join_timeout: seconds that a device may be late.
+
+    Raises:
+        ConfigError, DataError: something does not fit; nothing was written.
+    """
+    _require_arms(arms)
+    if (state / PLAN_FILE).exists():
+        if to_plain(load_run(state)) != to_plain(experiment):
+            raise ConfigError(f"{state}: holds another experiment; choose another --state")
+        return
+    source = open_source(experiment)
+    public = np.flatnonzero([info.split == "public" for info in source.index])
+    if not len(public):
+        raise ConfigError(f"{source.name}: has no public clips to teach from")
+    state.mkdir(parents=True, exist_ok=True)
+    with console.status(f"decoding {len(public)} public clips of {source.name}"):
+        build_store(source, public.tolist(), experiment.audio, experiment.frames, state / "public")
+    (state / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
+    plan = replace(
+        make_plan(experiment, source, (), state),
+        arms=arms,
+        clients=clients,
+        sweeps=(),
+        journal=journal,
+        join_timeout=join_timeout,
+        teacher_reference=False,
+    )
+    write_plan(plan)
+
+
+def _require_arms(arms: tuple[str, ...]) -> None:
+    known = [name for name in (*ARMS, "fedstill") if name not in ("oracle_classes", "teacher")]
+    for arm in arms:
+        if arm not in known:
+            raise ConfigError(f"--arms: {arm!r} is none of {', '.join(known)}")
