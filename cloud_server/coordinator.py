@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedstill.cloud_server.authority import Authority, read_authority
-from fedstill.cloud_server.fleet_proxy import ProxySettings
-from fedstill.cloud_server.flower_tools import FlowerError
+from fedstill.cloud_server.fleet_door import FleetDoor
 from fedstill.cloud_server.metrics import EventTail
 from fedstill.cloud_server.plan import read_plan, write_plan
 from fedstill.cloud_server.superlink import ServerTls, SuperLink
-from fedstill.protos.child import Child, sole_user
-from fedstill.protos.flower_cli import environment
+from fedstill.protos.child import sole_user
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +29,6 @@ TEND_SECONDS = 1.0
 LOOK_SECONDS = 5.0
 """Between two looks at the register of nodes and at Flower's own word on the run."""
 STATUS_FILE = "coordinator.json"
-PROXY_SECONDS = 30.0
 
 
 class CoordinatorError(RuntimeError):
@@ -71,14 +67,11 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
     """
     with sole_user(settings.state):
         authority = read_authority(settings.authority) if settings.authority else None
-        with _superlink(settings.state, authority) as link, _proxy(settings, authority, link) as proxy:
+        with _superlink(settings.state, authority) as link, _door(settings, authority, link.url) as door:
             run = _Run(settings, link)
             while not stop.wait(TEND_SECONDS):
                 _keep_alive(link, run)
-                if proxy.poll() is not None:
-                    raise CoordinatorError(
-                        f"the fleet proxy ended: {proxy.last_words()}; see {proxy.log_file}"
-                    )
+                door.tend()
                 run.tend()
                 if run.finished and settings.once:
                     return
@@ -189,36 +182,10 @@ def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
 
 
 @contextmanager
-def _proxy(settings: CoordinatorSettings, authority: Authority | None, link: SuperLink) -> Iterator[Child]:
-    folder = settings.state / "proxy"
-    folder.mkdir(exist_ok=True)
-    ready = folder / "ready.json"
-    ready.unlink(missing_ok=True)
-    proxy = ProxySettings(
-        host=settings.host,
-        port=settings.port,
-        upstream=link.url,
-        ca_file=str(authority.ca_file) if authority else "",
-        certificate_file=str(authority.certificate_file) if authority else "",
-        key_file=str(authority.key_file) if authority else "",
-        ready_file=str(ready),
-        traffic_file=str(folder / "traffic.json"),
-    )
-    (folder / "settings.json").write_text(json.dumps(asdict(proxy)))
-    child = Child("proxy", folder)
-    command = [sys.executable, "-m", "fedstill.cloud_server.fleet_proxy", str(folder / "settings.json")]
+def _door(settings: CoordinatorSettings, authority: Authority | None, upstream: str) -> Iterator[FleetDoor]:
+    door = FleetDoor(settings.state, settings.host, settings.port, upstream, authority)
     try:
-        child.start(command, environment(folder), folder)
-        _wait_until_ready(child, ready)
-        LOG.info("event=fleet_open address=%s:%d", settings.host, json.loads(ready.read_text())["port"])
-        yield child
+        door.open()
+        yield door
     finally:
-        child.stop()
-
-
-def _wait_until_ready(child: Child, ready: Path) -> None:
-    end = time.monotonic() + PROXY_SECONDS
-    while not ready.exists():
-        if child.poll() is not None or time.monotonic() > end:
-            raise FlowerError(f"the fleet proxy does not start: {child.last_words()}; see {child.log_file}")
-        time.sleep(0.1)
+        door.close()
