@@ -15,7 +15,7 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedstill.protos.messages import WireError
+from fedstill.protos.messages import Lacking, WireError
 from fedstill.protos.records import decode, encode, payload_bytes
 
 Reply = TypeVar("Reply")
@@ -37,6 +37,14 @@ class Answer:
     down_bytes: int
 
 
+class DeviceLacks(DeviceFailure):
+    """A device needs ``item`` (see ``messages.Lacking``) before it can answer; ``spent`` is what it cost to learn."""
+
+    def __init__(self, lacking: Lacking, spent: Answer) -> None:
+        super().__init__(f"says that it lacks {lacking.item} {lacking.version[:12]}")
+        self.item, self.spent = lacking.item, spent
+
+
 @dataclass
 class Exchange:
     """Asks devices questions; ``timeout`` in seconds per question."""
@@ -50,12 +58,16 @@ class Exchange:
 
         Raises:
             DeviceFailure: the device raised, died, stayed silent or sent nonsense.
+            DeviceLacks: it asks for something that the request referred to.
         """
         content = encode(request)
         reply = self._exchange(node, action, content)
+        cost = Answer(payload_bytes(reply), payload_bytes(content))
         try:
-            return decode(expect, reply), Answer(payload_bytes(reply), payload_bytes(content))
+            return decode(expect, reply), cost
         except WireError as error:
+            if lacking := _lacking(reply):
+                raise DeviceLacks(lacking, cost) from None
             raise DeviceFailure(f"sent an unusable {expect.__name__}: {error}") from error
 
     def _exchange(self, node: int, action: str, content: RecordDict) -> RecordDict:
@@ -86,6 +98,14 @@ def wait_for_nodes(grid: Grid, minimum: int, timeout: float) -> list[int]:
             raise DeviceFailure(f"{len(nodes)} of {minimum} devices came online within {timeout:.0f} s")
         time.sleep(POLL_SECONDS)
     return nodes
+
+
+def _lacking(content: RecordDict) -> Lacking | None:
+    """What the device says it needs, if that is what it says."""
+    try:
+        return decode(Lacking, content)
+    except WireError:
+        return None
 
 
 def _reason(text: str | None) -> str:

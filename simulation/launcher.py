@@ -161,6 +161,7 @@ def _plan(experiment: Experiment, source: ClipSource, shares: tuple[Positions, .
         prototypes=experiment.prototypes,
         ours=experiment.fedstill,
         compute=experiment.compute,
+        downlink=experiment.downlink,
         sweeps=run.sweeps,
         sweep_seeds=run.sweep_seeds,
         holdout=run.holdout,
