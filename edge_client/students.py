@@ -24,13 +24,13 @@ from safetensors import SafetensorError
 from fedstill.edge_client.durable import locked, remove_parts, replace_file
 from fedstill.edge_client.prototypes import DeviceError
 from fedstill.models.delta import MOST_BYTES, apply_update, content_hash
-from fedstill.protos.messages import Student, WireError, is_version
+from fedstill.protos.messages import LONGEST_REASON, Student, WireError, is_version
 
 log = logging.getLogger(__name__)
 
 POINTER = "current.json"
 KEPT = 4
-"""Versions kept beside the current and the previous one: bases for the next update of as many personalisations."""
+"""Versions kept beside the two installed ones and the one just used: bases of personalisations that go on meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class StudentShelf:
     """The folder ``directory`` of one device; several processes may use it at the same time.
 
     Args:
-        kept: versions to keep beside the current and the previous one.
+        kept: versions to keep beside the two installed ones and the one just used; those used last.
         most_bytes: a larger student is refused.
     """
 
@@ -121,7 +121,7 @@ class StudentShelf:
         try:
             agreement, reason = check(candidate), ""
         except ValueError as error:  # for example a specification that its weights do not fit
-            agreement, reason = 0.0, str(error)
+            agreement, reason = 0.0, " ".join(str(error).split())[:LONGEST_REASON]
         if not reason and not agreement >= minimum:
             reason = (
                 f"agrees with the teacher on {agreement:.0%} of the canary clips, {minimum:.0%} are needed"
