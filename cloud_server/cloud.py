@@ -29,11 +29,9 @@ from fedstill.models.checkpoint import (
     CheckpointMeta,
     checkpoint_exists,
     load_checkpoint,
-    network_to_json,
     save_checkpoint,
 )
 from fedstill.models.packing import pack
-from fedstill.protos.messages import Student
 
 EQUAL_STEPS = ("all_distill_equal_steps", "fedstill_without_selection")
 
@@ -91,10 +89,6 @@ class SeedCloud:
         if arm not in self._trained_on:
             self._trained_on[arm] = self._kept(arm, lambda: self._train_on(arm))
         return self._trained_on[arm]
-
-    def wire(self, net: AudioVisualNet) -> Student:
-        """A network as the message that carries it."""
-        return Student(pack(net.state_dict()), network_to_json(net.spec), self.public.class_names)
 
     def save_student(self, name: str, net: AudioVisualNet) -> Path:
         """Keep a personal student beside the seed's other models; returns its weights' file."""

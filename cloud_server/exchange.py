@@ -15,7 +15,7 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedstill.protos.messages import WireError
+from fedstill.protos.messages import Lacking, WireError
 from fedstill.protos.records import decode, encode, payload_bytes
 
 Reply = TypeVar("Reply")
@@ -43,6 +43,14 @@ class Answer:
     down_bytes: int
 
 
+class DeviceLacks(DeviceFailure):
+    """A device needs ``item`` (see ``messages.Lacking``) before it can answer; ``spent`` is what it cost to learn."""
+
+    def __init__(self, lacking: Lacking, spent: Answer) -> None:
+        super().__init__(f"says that it lacks {lacking.item} {lacking.version[:12]}")
+        self.item, self.spent = lacking.item, spent
+
+
 @dataclass
 class Exchange:
     """Asks nodes questions; ``timeout`` in seconds per question."""
@@ -58,13 +66,17 @@ class Exchange:
 
         Raises:
             DeviceLost: the device died or stayed silent.
+            DeviceLacks: it asks for something that the request referred to.
             DeviceFailure: it raised, or sent nonsense.
         """
         content = encode(request)
         reply = self._exchange(node, action, content, self.timeout if timeout is None else timeout)
+        cost = Answer(payload_bytes(reply), payload_bytes(content))
         try:
-            return decode(expect, reply), Answer(payload_bytes(reply), payload_bytes(content))
+            return decode(expect, reply), cost
         except WireError as error:
+            if lacking := _lacking(reply):
+                raise DeviceLacks(lacking, cost) from None
             raise DeviceFailure(f"sent an unusable {expect.__name__}: {error}") from error
 
     def online(self) -> set[int]:
@@ -91,6 +103,14 @@ class Exchange:
             error = replies[0].error
             raise (DeviceLost if error.code in LOST else DeviceFailure)(_reason(error.reason))
         return replies[0].content
+
+
+def _lacking(content: RecordDict) -> Lacking | None:
+    """What the device says it needs, if that is what it says."""
+    try:
+        return decode(Lacking, content)
+    except WireError:
+        return None
 
 
 def _reason(text: str | None) -> str:

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,9 @@ from fedstill.cloud_server.cloud import SeedCloud, generator, stream
 from fedstill.cloud_server.compression_training import train_rung
 from fedstill.cloud_server.device_line import DeviceLine
 from fedstill.cloud_server.distillation import make_distiller
-from fedstill.cloud_server.exchange import DeviceFailure
+from fedstill.cloud_server.downlink import Downlink
+from fedstill.cloud_server.exchange import Answer, DeviceFailure, DeviceLacks
+from fedstill.cloud_server.installation import install
 from fedstill.cloud_server.job_key import JobKey
 from fedstill.cloud_server.journal import Journal
 from fedstill.cloud_server.plan import Plan
@@ -47,11 +49,14 @@ from fedstill.models.packing import pack
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
+    InstallRequest,
+    InstallResult,
     PrototypeRequest,
     PrototypeUpload,
+    Student,
 )
 
-Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult)
+Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult)
 
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
@@ -66,6 +71,7 @@ class JobRecord:
     traffic: list[dict[str, int]] = field(default_factory=list)
     selection: list[dict[str, object]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    install: dict[str, object] = field(default_factory=dict)
 
     def as_event(self) -> dict[str, object]:
         """Flat, ready for the diary."""
@@ -86,6 +92,10 @@ class PersonalisationJob:
         self.progress: Progress | None = None
         if key.sweep in ("cluster_samples", "uploaded_samples"):
             self.plan = with_variant(cloud.plan, key.sweep, int(key.value))
+        precision = (
+            "exact" if key.arm == "teacher" else cloud.plan.downlink.precision
+        )  # it is no arm's student
+        self.downlink = Downlink(precision, cloud.public.class_names)
         self.record = JobRecord(key)
         self.last_selection: Selection | None = None
 
@@ -101,6 +111,8 @@ class PersonalisationJob:
             self._evaluate_ladder(student)
         else:
             self._evaluate(student)
+        if self._installs():
+            self._install(student)
         if self.key.arm == "fedstill" and not self.key.sweep:
             self._keep(student)
         self.record.traffic = self.journal.traffic(self.key)
@@ -175,20 +187,24 @@ class PersonalisationJob:
             return accepted
         settings = self.plan.prototypes
         histogram = self.arm.upload == "histogram"
-        request = PrototypeRequest(
-            self.key.at(outer_epoch),
-            self.cloud.wire(student),
-            upload_kind(self.arm, settings),
-            settings.samples_per_prototype,
-            settings.min_size,
-            settings.upload_limit,
-            1.0 if histogram or self.arm.calibrated else self.plan.selection.temperature,
-            self.cloud.bank.class_prior() if self.arm.calibrated else NO_PRIOR,
-        )
-        upload = self._ask("query.prototypes", request, PrototypeUpload, outer_epoch)
+        kind = upload_kind(self.arm, settings)
+
+        def request(shown: Student) -> PrototypeRequest:
+            return PrototypeRequest(
+                self.key.at(outer_epoch),
+                shown,
+                kind,
+                settings.samples_per_prototype,
+                settings.min_size,
+                settings.upload_limit,
+                1.0 if histogram or self.arm.calibrated else self.plan.selection.temperature,
+                self.cloud.bank.class_prior() if self.arm.calibrated else NO_PRIOR,
+            )
+
+        upload = self._ask("query.prototypes", student, request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
-        upload = self.journal.accept_upload(self.key, outer_epoch, upload, request.kind)
+        upload = self.journal.accept_upload(self.key, outer_epoch, upload, kind)
         self.first_upload = self.first_upload or upload
         return upload
 
@@ -237,36 +253,70 @@ class PersonalisationJob:
     ) -> None:
         """Send the student down and keep the two counts that come back."""
         final = distillation_of(self.arm, self.plan).outer_epochs
-        request = EvaluationRequest(
-            self.key.at(final),
-            self.cloud.wire(student),
-            self.arm.prior_correction,
-            self.cloud.bank.class_prior(),
-            compressor,
-            rung,
-        )
+
+        def request(shown: Student) -> EvaluationRequest:
+            prior = self.cloud.bank.class_prior()
+            return EvaluationRequest(
+                self.key.at(final), shown, self.arm.prior_correction, prior, compressor, rung
+            )
+
         try:
-            result = self._ask("evaluate.student", request, EvaluationResult, final)
+            result = self._ask("evaluate.student", student, request, EvaluationResult, final)
         except DeviceFailure as failure:
             self.failed(final, str(failure))
             return
         counts = {name: getattr(result, name) for name in ("correct", "total", "seconds", "bytes_per_clip")}
         self.record.evaluations.append({**about, **counts})
 
+    def _installs(self) -> bool:
+        """One student per device and run: that of the plan's arm, first scenario and first seed."""
+        first = (self.plan.downlink.install, self.plan.scenarios[0], self.plan.seeds[0])
+        return (self.key.arm, self.key.scenario, self.key.seed) == first and not self.key.sweep
+
+    def _install(self, student: AudioVisualNet) -> None:
+        """The device takes the student into use; whether it did is an event and part of the record."""
+        final = distillation_of(self.arm, self.plan).outer_epochs
+
+        def ask(request: Callable[[Student], InstallRequest]) -> InstallResult:
+            return self._ask("train.install", student, request, InstallResult, final)
+
+        try:
+            result = install(self.cloud, self.last_selection, self.key.at(final), ask)
+        except DeviceFailure as failure:
+            self.failed(final, str(failure))
+            self.record.install = {"installed": False, "reason": str(failure)}
+        else:
+            names = ("installed", "agreement", "reason", "current")
+            self.record.install = {name: getattr(result, name) for name in names}
+        self.cloud.metrics.emit("install", **asdict(self.key), **self.record.install)
+
     def _ask(
         self,
         action: str,
-        request: PrototypeRequest | EvaluationRequest,
+        student: AudioVisualNet,
+        request: Callable[[Student], PrototypeRequest | EvaluationRequest | InstallRequest],
         expect: type[Reply],
         outer_epoch: int,
     ) -> Reply:
-        """One question of this job to the device; the bytes of a usable answer are counted."""
-        with self.slots.given_up():
-            reply, answer = self.line.ask(action, request, expect)
-        if reply.job != request.job:
-            raise DeviceFailure("answers another question than it was asked")
+        """One question of this job, about a student, to the device; the bytes of usable answers are counted."""
+
+        def ask(shown: Student) -> Reply:
+            question = request(shown)
+            try:
+                with self.slots.given_up():
+                    reply, answer = self.line.ask(action, question, expect)
+            except DeviceLacks as lack:
+                self._spend(outer_epoch, action, lack.spent)
+                raise
+            if reply.job != question.job:
+                raise DeviceFailure("answers another question than it was asked")
+            self._spend(outer_epoch, action, answer)
+            return reply
+
+        return self.downlink.ask(student, ask)
+
+    def _spend(self, outer_epoch: int, action: str, answer: Answer) -> None:
         self.journal.spend(self.key, outer_epoch, action, answer.up_bytes, answer.down_bytes)
-        return reply
 
     def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of a round."""

@@ -7,12 +7,13 @@ both engines, and a resumed run, do the same work.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedstill.cloud_server.compute import Compute
 from fedstill.cloud_server.settings import (
     DistillationSettings,
+    DownlinkSettings,
     PrototypeSettings,
     SelectionSettings,
     StudentSettings,
@@ -55,6 +56,7 @@ class Plan:
     prototypes: PrototypeSettings
     ours: DistillationSettings
     compute: Compute
+    downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     sweeps: tuple[str, ...] = ()
     sweep_seeds: int = 1
     holdout: float = 0.1

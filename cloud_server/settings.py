@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedstill.models.delta_coding import UpdatePrecision
 from fedstill.models.encoders import EncoderSpec
 from fedstill.models.fusion import Fusion
 
@@ -124,3 +125,20 @@ class PrototypeSettings:
     def __post_init__(self) -> None:
         at_least(1, self, "samples_per_prototype", "min_size")
         at_least(0, self, "upload_limit")
+
+
+@dataclass(frozen=True, slots=True)
+class DownlinkSettings:
+    """How students travel to devices, and whether a device takes one into use at the end."""
+
+    precision: UpdatePrecision = "exact"  # of weight matrices and their changes; all else is always exact
+    install: str = ""  # arm whose student devices take into use, in the first scenario and seed; empty: none
+    canaries: int = 16  # public clips on which a device tries a student before it uses it
+    minimum_agreement: float = (
+        0.5  # least share of canaries on which student and teacher choose the same class
+    )
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "canaries")
+        if not 0 <= self.minimum_agreement <= 1:
+            raise ValueError(f"minimum_agreement: {self.minimum_agreement} is no share from 0 to 1")

@@ -1,4 +1,4 @@
-"""The device's Flower ClientApp: three message handlers over ``device.Device``.
+"""The device's Flower ClientApp: four message handlers over ``device.Device``.
 
 In Flower's deployment every message runs in a fresh process, so the light ``query.hello`` must not pay for torch:
 the heavy imports are inside the heavy handlers, and what must last lives in the device's folder.
@@ -6,6 +6,7 @@ the heavy imports are inside the heavy handlers, and what must last lives in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedstill.protos.messages import EvaluationRequest, Hello, HelloRequest, PrototypeRequest
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    Hello,
+    HelloRequest,
+    InstallRequest,
+    Lacking,
+    PrototypeRequest,
+)
 from fedstill.protos.records import decode, encode
 
 if TYPE_CHECKING:
@@ -35,14 +43,32 @@ def hello(message: Message, context: Context) -> Message:
 def prototypes(message: Message, context: Context) -> Message:
     """Summarise this device's clips under the received student."""
     request = decode(PrototypeRequest, message.content)
-    return Message(encode(_device(context).prototypes(request)), reply_to=message)
+    return _reply(message, lambda: _device(context).prototypes(request))
 
 
 @app.evaluate("student")
 def evaluate(message: Message, context: Context) -> Message:
     """Count how many of this device's own clips the received student gets right."""
     request = decode(EvaluationRequest, message.content)
-    return Message(encode(_device(context).evaluate(request)), reply_to=message)
+    return _reply(message, lambda: _device(context).evaluate(request))
+
+
+@app.train("install")
+def install(message: Message, context: Context) -> Message:
+    """Make the received student the current one, unless it fails on the canary clips."""
+    request = decode(InstallRequest, message.content)
+    return _reply(message, lambda: _device(context).install(request))
+
+
+def _reply(message: Message, answer: Callable[[], object]) -> Message:
+    """The answer, or what this device would need to give it."""
+    from fedstill.edge_client.students import NotHere
+
+    try:
+        content = answer()
+    except NotHere as missing:
+        content = Lacking(missing.item, missing.version)
+    return Message(encode(content), reply_to=message)
 
 
 def _device(context: Context) -> Device:

@@ -1,8 +1,8 @@
-"""One device: its own clips, its own folder, and the two things that the cloud may ask of it.
+"""One device: its own clips, its own folder, and the three things that the cloud may ask of it.
 
-It can summarise its clips as probability prototypes, and it can tell how well a student does on its
-labelled test clips. Labels are used for that count alone; the per-clip outcome stays in the device's
-folder (``evaluations/``), where the owner, and a simulation, can read it.
+It can summarise its clips as probability prototypes, it can tell how well a student does on its labelled
+test clips, and it can take a student into use. Labels are used for that count alone; the per-clip outcome
+stays in the device's folder (``evaluations/``), where the owner, and a simulation, can read it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ import torch
 from fedstill.datasets.partition import query_and_test
 from fedstill.datasets.store import ClipStore, open_store
 from fedstill.edge_client.calibration import calibrated
+from fedstill.edge_client.canaries import canaries_of
 from fedstill.edge_client.inference import Inputs, features, probabilities, rebuild
 from fedstill.edge_client.prototypes import DeviceError, summarise
+from fedstill.edge_client.students import ShelvedStudent, StudentShelf
 from fedstill.models.audiovisual import Features
 from fedstill.models.compression import Precision, RungNet, compressed_payload_bytes
 from fedstill.models.packing import load_packed
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
+    InstallRequest,
+    InstallResult,
     Job,
     PrototypeRequest,
     PrototypeUpload,
@@ -38,7 +42,7 @@ Positions = npt.NDArray[np.int64]
 
 
 class Device:
-    """Everything a device knows. ``directory`` holds ``data/`` (a clip store) and receives ``evaluations/``."""
+    """Everything a device knows. ``directory`` holds ``data/`` (a clip store) and receives the other folders."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -46,6 +50,10 @@ class Device:
     @cached_property
     def store(self) -> ClipStore:
         return open_store(self.directory / "data")
+
+    @property
+    def shelf(self) -> StudentShelf:
+        return StudentShelf(self.directory / "students")
 
     def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
@@ -75,6 +83,22 @@ class Device:
         self._remember(request.job, labelled, right)
         return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
 
+    def install(self, request: InstallRequest) -> InstallResult:
+        """Take a student into use if it agrees with the teacher on the canary clips; else the one before stays."""
+        require_same_classes(self.store.class_names, request.student.class_names)
+        clips = canaries_of(request, self.directory / "canaries")
+        shelf = self.shelf
+        version = shelf.student(request.student).version
+
+        def agreement(student: ShelvedStudent) -> float:
+            net = rebuild(student)
+            return clips.agreement(
+                probabilities(net.head(features(net, Inputs(clips.audio, clips.frames))).joint)
+            )
+
+        found = shelf.install(version, agreement, request.minimum_agreement)
+        return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
+
     def _roles(self, job: Job) -> tuple[Positions, Positions]:
         """(query, test) positions: the same clips when latency does not matter, disjoint halves when it does."""
         if len(self.store.info) == 0:
@@ -89,7 +113,7 @@ class Device:
 
     def _features(self, student: Student, positions: Positions) -> tuple[Features, torch.nn.Module]:
         require_same_classes(self.store.class_names, student.class_names)
-        net = rebuild(student)
+        net = rebuild(self.shelf.student(student))
         return features(net, Inputs(self.store.audio[positions], self.store.frames[positions])), net.head
 
     def _decide(

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedstill.edge_client.students import ShelvedStudent
 from fedstill.models.audiovisual import AudioVisualNet, Features
 from fedstill.models.checkpoint import network_from_json
-from fedstill.models.packing import load_packed
+from fedstill.models.packing import load_arrays
 from fedstill.models.preprocess import to_tensors
-from fedstill.protos.messages import Student
 
 BATCH = 64
 
@@ -29,13 +29,13 @@ class Inputs:
     frames: npt.NDArray[np.uint8]
 
 
-def rebuild(student: Student) -> AudioVisualNet:
-    """The network of a received student, in evaluation mode. Raises ValueError naming what does not fit."""
+def rebuild(student: ShelvedStudent) -> AudioVisualNet:
+    """The network of a student on the shelf, in evaluation mode. Raises ValueError naming what does not fit."""
     spec = network_from_json(student.spec)
     if spec.classes != len(student.class_names):
         raise ValueError(f"spec: {spec.classes} classes for {len(student.class_names)} class names")
     net = AudioVisualNet(spec)
-    load_packed(net, student.weights)
+    load_arrays(net, student.state)
     return net.eval()
 
 

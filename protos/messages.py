@@ -8,14 +8,17 @@ are not declared here, so "labels never leave the client" is a property of this 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
+LACKING_ITEMS = ("base", "canaries")
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram")
 
+LONGEST_REASON = 500
 MOST_CLIPS = 10**9
 """More than any device has behind one prototype."""
 
@@ -58,22 +61,49 @@ class Job:
 
 @dataclass(frozen=True)
 class Student:
-    """Cloud -> device: a student's weights (safetensors bytes), with the specification to rebuild it.
+    """Cloud -> device: an update of the student's weights, with the specification to rebuild it.
 
     Attributes:
-        weights: uint8 (bytes,), a safetensors file.
+        weights: uint8 (bytes,), an update as ``models/delta.py`` packs it, near-empty where nothing changed.
         spec: JSON of the network specification.
         class_names: order of the logits; a device with another order refuses the student.
+        version: ``content_hash`` of the weights that the update leads to, with ``spec`` and ``class_names``.
+        base: version that the update is made against; empty: it needs none.
     """
 
     weights: npt.NDArray[np.uint8]
     spec: str
     class_names: tuple[str, ...]
+    version: str
+    base: str = ""
 
     def __post_init__(self) -> None:
         _require_array("weights", self.weights, np.uint8, ndim=1)
         if not self.class_names:
             raise WireError("class_names: empty")
+        if not is_version(self.version):
+            raise WireError("version: needs 64 hexadecimal digits")
+        if self.base and not is_version(self.base):
+            raise WireError("base: needs 64 hexadecimal digits, or none")
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Device -> cloud, instead of the answer: I do not have what you refer to, send it whole.
+
+    Attributes:
+        item: ``base`` of a student's update, or ``canaries`` of an installation.
+        version: the one that was referred to.
+    """
+
+    item: str
+    version: str
+
+    def __post_init__(self) -> None:
+        if self.item not in LACKING_ITEMS:
+            raise WireError(f"item: unknown {self.item!r}")
+        if not is_version(self.version):
+            raise WireError("version: needs 64 hexadecimal digits")
 
 
 @dataclass(frozen=True)
@@ -195,6 +225,78 @@ class EvaluationResult:
             raise WireError(f"seconds: {self.seconds} is impossible")
         if self.bytes_per_clip < 0:
             raise WireError(f"bytes_per_clip: {self.bytes_per_clip} is negative")
+
+
+@dataclass(frozen=True)
+class InstallRequest:
+    """Cloud -> device: make this student your current one, if it agrees with the teacher on these public clips.
+
+    Attributes:
+        canaries: ``canaries_version`` of the clips; the device keeps them, so they travel once.
+        audio: float32 (n, bins, steps); without rows where the device is expected to have the clips.
+        frames: uint8 (n, count, channels, size, size).
+        teacher: float32 (n, classes), the teacher's probabilities.
+        minimum_agreement: least share of clips on which student and teacher choose the same class.
+    """
+
+    job: Job
+    student: Student
+    canaries: str
+    audio: npt.NDArray[np.float32]
+    frames: npt.NDArray[np.uint8]
+    teacher: npt.NDArray[np.float32]
+    minimum_agreement: float
+
+    def __post_init__(self) -> None:
+        _require_array("audio", self.audio, np.float32, ndim=3)
+        _require_array("frames", self.frames, np.uint8, ndim=5)
+        _require_array("teacher", self.teacher, np.float32, ndim=2)
+        if not is_version(self.canaries):
+            raise WireError("canaries: needs 64 hexadecimal digits")
+        clips = len(self.audio)
+        if len(self.frames) != clips:
+            raise WireError(f"frames: {len(self.frames)} clips for {clips} of audio")
+        if len(self.teacher) != clips or (clips and self.teacher.shape[1] != len(self.student.class_names)):
+            raise WireError("teacher: needs one row per clip and one column per class")
+        _require_shares("teacher", self.teacher)
+        if not np.isfinite(self.audio).all():
+            raise WireError("audio: NaN or infinite values")
+        if not 0 <= self.minimum_agreement <= 1:
+            raise WireError(f"minimum_agreement: {self.minimum_agreement} is no share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class InstallResult:
+    """Device -> cloud: whether the student is in use now.
+
+    Attributes:
+        agreement: share of canary clips on which student and teacher chose the same class.
+        reason: empty, or in one line why the student was rolled back.
+        current: version of the student that the device uses; empty where it has none.
+    """
+
+    job: Job
+    installed: bool
+    agreement: float
+    reason: str
+    current: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.agreement <= 1:
+            raise WireError(f"agreement: {self.agreement} is no share from 0 to 1")
+        if self.installed is bool(self.reason):
+            raise WireError("reason: belongs to a student that was rolled back, and only to such")
+        if len(self.reason) > LONGEST_REASON or not self.reason.isprintable():
+            raise WireError(f"reason: needs one line of at most {LONGEST_REASON} characters")
+        if self.current and not is_version(self.current):
+            raise WireError("current: needs 64 hexadecimal digits, or none")
+        if self.installed and not self.current:
+            raise WireError("current: empty, although a student was installed")
+
+
+def is_version(value: object) -> bool:
+    """Whether a value looks like a SHA-256 content hash: 64 lower-case hexadecimal digits, so also a safe file name."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def require_same_classes(expected: tuple[str, ...], received: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from fedstill.cloud_server.compute import Compute
 from fedstill.cloud_server.settings import (
     DistillationSettings,
+    DownlinkSettings,
     PrototypeSettings,
     SelectionSettings,
     StudentSettings,
@@ -106,6 +107,7 @@ class Experiment:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     prototypes: PrototypeSettings = field(default_factory=PrototypeSettings)
     fedstill: DistillationSettings = field(default_factory=DistillationSettings)
+    downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     compute: Compute = field(default_factory=Compute)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -115,6 +117,10 @@ class Experiment:
                 raise ValueError(
                     f"fedstill: {key} must be as in [distillation], so that all arms train equally long"
                 )
+        if self.downlink.install and self.downlink.install not in self.run.arms:
+            raise ValueError(
+                f"downlink: install {self.downlink.install!r} is not one of run.arms ({', '.join(self.run.arms)})"
+            )
 
 
 def load_experiment(name_or_path: str, overrides: Iterable[str] = ()) -> Experiment:

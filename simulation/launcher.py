@@ -164,6 +164,7 @@ def make_plan(
         prototypes=experiment.prototypes,
         ours=experiment.fedstill,
         compute=experiment.compute,
+        downlink=experiment.downlink,
         sweeps=run.sweeps,
         sweep_seeds=run.sweep_seeds,
         holdout=run.holdout,

@@ -21,7 +21,10 @@ from fedstill.protos.messages import (
     EvaluationResult,
     Hello,
     HelloRequest,
+    InstallRequest,
+    InstallResult,
     Job,
+    Lacking,
     PrototypeRequest,
     PrototypeUpload,
     Student,
@@ -32,7 +35,8 @@ from fedstill.protos.records import decode, encode, payload_bytes
 
 NAMES = ("neutral", "happy", "sad", "fear", "disgust", "angry")
 JOB = Job("latency_sensitive", "fedstill", 3, 2)
-STUDENT = Student(np.arange(9, dtype=np.uint8), '{"classes": 6}', NAMES)
+VERSION, OTHER = "0123456789abcdef" * 4, "f" * 64
+STUDENT = Student(np.arange(9, dtype=np.uint8), '{"classes": 6}', NAMES, VERSION, OTHER)
 PRIOR = np.full(6, 1 / 6, np.float32)
 
 
@@ -67,6 +71,22 @@ def result(**changes: Any) -> EvaluationResult:
     return EvaluationResult(**values | changes)
 
 
+def install_request(**changes: Any) -> InstallRequest:
+    values: dict[str, Any] = {
+        "job": JOB, "student": STUDENT, "canaries": VERSION, "audio": np.ones((2, 4, 3), np.float32),
+        "frames": np.ones((2, 1, 1, 5, 5), np.uint8), "teacher": np.full((2, 6), 1 / 6, np.float32),
+        "minimum_agreement": 0.5,
+    }  # fmt: skip
+    return InstallRequest(**values | changes)
+
+
+def install_result(**changes: Any) -> InstallResult:
+    values: dict[str, Any] = {
+        "job": JOB, "installed": True, "agreement": 0.75, "reason": "", "current": VERSION
+    }  # fmt: skip
+    return InstallResult(**values | changes)
+
+
 MESSAGES: dict[str, object] = {
     "HelloRequest": HelloRequest("0.1.0"),
     "Hello": Hello("device0", "0.1.0", 0),
@@ -76,6 +96,9 @@ MESSAGES: dict[str, object] = {
     "PrototypeUpload": upload(),
     "EvaluationRequest": evaluation_request(),
     "EvaluationResult": result(),
+    "Lacking": Lacking("base", VERSION),
+    "InstallRequest": install_request(),
+    "InstallResult": install_result(),
 }
 
 
@@ -138,7 +161,9 @@ def test_every_result_survives_the_wire(job: Job, right: int, wrong: int, second
 
 
 def test_bytes_are_those_of_the_content() -> None:
-    small, large = (payload_bytes(encode(Student(np.zeros(n, np.uint8), "{}", NAMES))) for n in (0, 10_000))
+    small, large = (
+        payload_bytes(encode(Student(np.zeros(n, np.uint8), "{}", NAMES, VERSION))) for n in (0, 10_000)
+    )
     assert large - small == 10_000
 
 
@@ -211,8 +236,28 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: result(bytes_per_clip=-1), "bytes_per_clip: "),
         (lambda: Job("latency", "a", 0, 0), "scenario: unknown 'latency'"),
         (lambda: Job("latency_sensitive", "a", 0, -1), "round: -1"),
-        (lambda: Student(np.zeros(3, np.int8), "{}", NAMES), "weights: needs a uint8"),
-        (lambda: Student(np.zeros(3, np.uint8), "{}", ()), "class_names: empty"),
+        (lambda: Student(np.zeros(3, np.int8), "{}", NAMES, VERSION), "weights: needs a uint8"),
+        (lambda: Student(np.zeros(3, np.uint8), "{}", (), VERSION), "class_names: empty"),
+        (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, VERSION[1:]), "version: needs 64"),
+        (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, "../" * 21 + "a"), "version: needs 64"),
+        (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, VERSION, VERSION.upper()), "base: needs 64"),
+        (lambda: Lacking("labels", VERSION), "item: unknown 'labels'"),
+        (lambda: Lacking("base", ""), "version: needs 64"),
+        (lambda: install_request(canaries="x"), "canaries: needs 64"),
+        (lambda: install_request(audio=np.ones((2, 4), np.float32)), "audio: needs a float32"),
+        (lambda: install_request(audio=np.full((2, 4, 3), np.nan, np.float32)), "audio: NaN"),
+        (lambda: install_request(frames=np.ones((1, 1, 1, 5, 5), np.uint8)), "frames: 1 clips for 2"),
+        (lambda: install_request(teacher=EVEN), "teacher: needs one row per clip"),
+        (lambda: install_request(teacher=EVEN[:2, :5]), "teacher: needs one row per clip and one column"),
+        (lambda: install_request(teacher=-EVEN[:2]), "teacher: needs finite, non-negative"),
+        (lambda: install_request(minimum_agreement=float("nan")), "minimum_agreement: nan"),
+        (lambda: install_result(agreement=1.5), "agreement: 1.5"),
+        (lambda: install_result(reason="too bad"), "reason: belongs"),
+        (lambda: install_result(installed=False), "reason: belongs"),
+        (lambda: install_result(installed=False, reason="a\nb"), "reason: needs one line"),
+        (lambda: install_result(installed=False, reason="a" * 501), "reason: needs one line of at most"),
+        (lambda: install_result(current="x"), "current: needs 64"),
+        (lambda: install_result(current=""), "current: empty"),
         (lambda: prototype_request(kind="raw"), "kind: unknown 'raw'"),
         (lambda: prototype_request(min_size=0), "min_size: 0 is below 1"),
         (lambda: prototype_request(samples_per_prototype=0), "samples_per_prototype: 0 is below 1"),

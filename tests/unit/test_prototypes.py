@@ -16,7 +16,7 @@ from fedstill.edge_client.prototypes import (
 )
 from fedstill.protos.messages import Job, PrototypeRequest, Student
 
-STUDENT = Student(np.zeros(1, np.uint8), "", ("a", "b", "c", "d", "e"))
+STUDENT = Student(np.zeros(1, np.uint8), "", ("a", "b", "c", "d", "e"), "0" * 64)
 KINDS = ("samples", "histogram", "kmeans", "constrained")
 
 
