@@ -24,6 +24,7 @@ from fedstill.cloud_server.arms import (
     upload_kind,
     with_variant,
 )
+from fedstill.cloud_server.centres import one_cell
 from fedstill.cloud_server.cloud import SeedCloud, generator, stream
 from fedstill.cloud_server.compression_training import train_rung
 from fedstill.cloud_server.distillation import make_distiller
@@ -47,6 +48,7 @@ Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult)
 
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
+NO_CENTRES = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -135,22 +137,30 @@ class PersonalisationJob:
         if self.arm.upload is None or (self.arm.upload_once and self.first_upload is not None):
             return self.first_upload
         settings = self.plan.prototypes
+        kind = upload_kind(self.arm, settings)
+        private = kind == "dp"
         histogram = self.arm.upload == "histogram"
         request = PrototypeRequest(
             self._job(outer_epoch),
             self.cloud.wire(student),
-            upload_kind(self.arm, settings),
+            kind,
             settings.samples_per_prototype,
             settings.min_size,
             settings.upload_limit,
             1.0 if histogram or self.arm.calibrated else self.plan.selection.temperature,
-            self.cloud.bank.class_prior() if self.arm.calibrated else NO_PRIOR,
+            self.cloud.bank.class_prior() if self.arm.calibrated and not private else NO_PRIOR,
+            settings.epsilon if private else 0.0,
+            settings.delta if private else 0.0,
+            self._centres(histogram) if private else NO_CENTRES,
         )
         upload = self._ask("query.prototypes", request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
         self.first_upload = self.first_upload or upload
         return upload
+
+    def _centres(self, histogram: bool) -> np.ndarray:
+        return one_cell(len(self.cloud.public.class_names)) if histogram else self.cloud.centres
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None:
         """Keep what one outer epoch selected and how its losses went."""
