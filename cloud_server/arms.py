@@ -107,7 +107,8 @@ def budget_of(plan: Plan, public: int) -> int:
 def upload_kind(arm: Arm, prototypes: PrototypeSettings) -> str:
     """The wire's name for what this arm's devices upload."""
     assert arm.upload is not None
-    return prototypes.kind if arm.upload == "prototypes" else arm.upload
+    private = prototypes.kind == "dp" and arm.upload == "histogram"
+    return prototypes.kind if private or arm.upload == "prototypes" else arm.upload
 
 
 def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.random.Generator) -> SelectData:
@@ -174,4 +175,5 @@ def with_variant(plan: Plan, sweep: str, value: int) -> Plan:
     """The plan with one prototype setting swept (Figures 5.12 and 5.13)."""
     if sweep == "cluster_samples":
         return replace(plan, prototypes=replace(plan.prototypes, samples_per_prototype=value))
-    return replace(plan, prototypes=replace(plan.prototypes, upload_limit=value))
+    # the swept arm uploads samples; a limit does not go with dp, which another arm of the plan may use
+    return replace(plan, prototypes=replace(plan.prototypes, upload_limit=value, kind="constrained"))

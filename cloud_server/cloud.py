@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from fedstill.cloud_server.arms import budget_of, whole_set_in_turns
+from fedstill.cloud_server.centres import public_centres
 from fedstill.cloud_server.distillation import make_distiller
 from fedstill.cloud_server.metrics import Metrics
 from fedstill.cloud_server.plan import Plan
@@ -74,6 +75,13 @@ class SeedCloud:
             bank = open_bank(folder, version)
             assert bank is not None
         return bank
+
+    @cached_property
+    def centres(self) -> npt.NDArray[np.float32]:
+        """Public cells for private prototypes, once per seed; float32 (k, classes)."""
+        settings = self.plan.prototypes
+        beliefs = self.bank.probabilities(self.plan.selection.temperature)
+        return public_centres(beliefs, settings.centres or beliefs.shape[1], self.seed)
 
     @cached_property
     def all_distill(self) -> AudioVisualNet:

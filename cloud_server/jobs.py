@@ -28,6 +28,7 @@ from fedstill.cloud_server.arms import (
     upload_kind,
     with_variant,
 )
+from fedstill.cloud_server.centres import one_cell
 from fedstill.cloud_server.cloud import SeedCloud, generator, stream
 from fedstill.cloud_server.compression_training import train_rung
 from fedstill.cloud_server.device_line import DeviceLine
@@ -36,7 +37,7 @@ from fedstill.cloud_server.downlink import Downlink
 from fedstill.cloud_server.exchange import Answer, DeviceFailure, DeviceLacks
 from fedstill.cloud_server.installation import install
 from fedstill.cloud_server.job_key import JobKey
-from fedstill.cloud_server.journal import Journal
+from fedstill.cloud_server.journal import Journal, Promise
 from fedstill.cloud_server.plan import Plan
 from fedstill.cloud_server.public_bank import teacher_outputs
 from fedstill.cloud_server.rounds import personalise
@@ -60,6 +61,7 @@ Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult)
 
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
+NO_CENTRES = np.empty((0, 0), np.float32)
 
 
 @dataclass
@@ -186,8 +188,10 @@ class PersonalisationJob:
         if accepted is not None:
             return accepted
         settings = self.plan.prototypes
-        histogram = self.arm.upload == "histogram"
         kind = upload_kind(self.arm, settings)
+        private = kind == "dp"
+        promise = Promise(kind, settings.epsilon, settings.delta) if private else Promise(kind)
+        histogram = self.arm.upload == "histogram"
 
         def request(shown: Student) -> PrototypeRequest:
             return PrototypeRequest(
@@ -198,15 +202,21 @@ class PersonalisationJob:
                 settings.min_size,
                 settings.upload_limit,
                 1.0 if histogram or self.arm.calibrated else self.plan.selection.temperature,
-                self.cloud.bank.class_prior() if self.arm.calibrated else NO_PRIOR,
+                self.cloud.bank.class_prior() if self.arm.calibrated and not private else NO_PRIOR,
+                promise.epsilon,
+                promise.delta,
+                self._centres(histogram) if private else NO_CENTRES,
             )
 
         upload = self._ask("query.prototypes", student, request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
-        upload = self.journal.accept_upload(self.key, outer_epoch, upload, kind)
+        upload = self.journal.accept_upload(self.key, outer_epoch, upload, promise)
         self.first_upload = self.first_upload or upload
         return upload
+
+    def _centres(self, histogram: bool) -> np.ndarray:
+        return one_cell(len(self.cloud.public.class_names)) if histogram else self.cloud.centres
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None:
         """Keep what one outer epoch selected, how its losses went, and the state to go on from."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ TRAFFIC = _table(
 )  # fmt: skip
 PRIVACY = _table(
     "privacy", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
-    _number("client"), _text("kind"), _number("clips"), _time("released"),
+    _number("client"), _text("kind"), _number("clips"), Column("epsilon", Float), Column("delta", Float),
+    _time("released"),
 )  # fmt: skip
 FAILURES = _table(
     "failures", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
@@ -104,6 +105,15 @@ FAILURES = _table(
 
 class JournalError(RuntimeError):
     """The journal cannot be opened or read; one line."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What was promised to a device for an upload: its kind, and (epsilon, delta) where that is ``dp``, else 0."""
+
+    kind: str
+    epsilon: float = 0.0
+    delta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +191,7 @@ class Journal:
     # What devices sent, and what was made of it.
 
     def accept_upload(
-        self, key: JobKey, outer_epoch: int, upload: PrototypeUpload, kind: str
+        self, key: JobKey, outer_epoch: int, upload: PrototypeUpload, promise: Promise
     ) -> PrototypeUpload:
         """Keep an upload and its line of the privacy ledger; returns the one that counts, which is the first."""
         where = {"job": key.text, "round": outer_epoch, "client": key.client}
@@ -189,7 +199,9 @@ class Journal:
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(UPLOADS).values(**where, content=_packed(upload), accepted=now))
-                connection.execute(insert(PRIVACY).values(**where, kind=kind, clips=clips, released=now))
+                connection.execute(
+                    insert(PRIVACY).values(**where, **asdict(promise), clips=clips, released=now)
+                )
         except IntegrityError:
             earlier = self.upload(key, outer_epoch)
             assert earlier is not None

@@ -11,6 +11,7 @@ from typing import Literal
 from fedstill.models.delta_coding import UpdatePrecision
 from fedstill.models.encoders import EncoderSpec
 from fedstill.models.fusion import Fusion
+from fedstill.protos.messages import MOST_CENTRES, MOST_EPSILON
 
 Optimiser = Literal["sgd", "adamw"]
 Schedule = Literal["one_cycle", "step"]
@@ -115,16 +116,27 @@ class SelectionSettings:
 
 @dataclass(frozen=True, slots=True)
 class PrototypeSettings:
-    """What devices upload in the ``select_cluster`` arm."""
+    """What devices upload in the ``select_cluster`` arm; with ``dp``, in the arms that ask for a histogram, too."""
 
-    kind: Literal["kmeans", "constrained"] = "constrained"  # thesis: kmeans
+    kind: Literal["kmeans", "constrained", "dp"] = "constrained"  # thesis: kmeans
     samples_per_prototype: int = 3
-    min_size: int = 8  # constrained only: the smallest cluster that may be uploaded
+    min_size: int = 8  # the smallest cluster that may be uploaded; dp: the smallest noisy count
     upload_limit: int = 0  # 0 = every query clip takes part
+    epsilon: float = 4.0  # dp: of one upload; a device's uploads of all outer epochs add up
+    delta: float = 1e-5  # dp: of one upload
+    centres: int = 0  # dp: cells in which clips are counted; 0 = as many as there are classes
 
     def __post_init__(self) -> None:
         at_least(1, self, "samples_per_prototype", "min_size")
-        at_least(0, self, "upload_limit")
+        at_least(0, self, "upload_limit", "centres")
+        if not 0 < self.epsilon <= MOST_EPSILON:
+            raise ValueError(f"epsilon: {self.epsilon} is not above 0 and up to {MOST_EPSILON:g}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta: {self.delta} is no probability between 0 and 1")
+        if self.centres > MOST_CENTRES:
+            raise ValueError(f"centres: {self.centres} is above {MOST_CENTRES}")
+        if self.kind == "dp" and self.upload_limit:
+            raise ValueError("upload_limit: a random choice of clips voids the dp guarantee; leave it 0")
 
 
 @dataclass(frozen=True, slots=True)

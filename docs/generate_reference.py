@@ -85,7 +85,8 @@ MEANINGS = {
     "optimiser.step_epoch": "`step` only: the epoch of the division",
     "distillation.outer_epochs": "times that the device is asked and clips are selected again",
     "distillation.inner_epochs": "passes over the selected clips in each outer epoch",
-    "prototypes.kind": "`constrained` is k-means with a smallest cluster size",
+    "prototypes.kind": "`constrained` is k-means with a smallest cluster size, `dp` adds noise "
+    "([privacy](../explanation/privacy.md))",
     "prototypes.upload_limit": "largest number of the device's clips that take part",
     "prototypes.samples_per_prototype": "clips per cluster that is aimed at (thesis: 3)",
     "compute.device": "`auto` (CUDA where there is one), `cpu` or `cuda`",

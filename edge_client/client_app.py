@@ -75,7 +75,7 @@ def _device(context: Context) -> Device:
     from fedstill.edge_client.device import Device, use_one_thread
 
     use_one_thread()
-    return Device(_folder(context))
+    return Device(_folder(context), run=str(context.run_config["run-dir"]))
 
 
 def _folder(context: Context) -> Path:

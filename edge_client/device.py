@@ -21,6 +21,8 @@ from fedstill.datasets.store import ClipStore, open_store
 from fedstill.edge_client.calibration import calibrated
 from fedstill.edge_client.canaries import canaries_of
 from fedstill.edge_client.inference import Inputs, features, probabilities, rebuild
+from fedstill.edge_client.privacy_ledger import release_once
+from fedstill.edge_client.privacy_policy import read_policy
 from fedstill.edge_client.prototypes import DeviceError, summarise
 from fedstill.edge_client.students import ShelvedStudent, StudentShelf
 from fedstill.models.audiovisual import Features
@@ -42,10 +44,16 @@ Positions = npt.NDArray[np.int64]
 
 
 class Device:
-    """Everything a device knows. ``directory`` holds ``data/`` (a clip store) and receives the other folders."""
+    """Everything a device knows.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    Args:
+        directory: holds ``data/`` (a clip store) and, where the owner wants, ``privacy.json``; receives
+            ``evaluations/`` and ``privacy.sqlite``.
+        run: tells runs of the cloud apart whose jobs have the same names; one private release per job and run.
+    """
+
+    def __init__(self, directory: Path, run: str = "") -> None:
+        self.directory, self.run = directory, run
 
     @cached_property
     def store(self) -> ClipStore:
@@ -57,16 +65,26 @@ class Device:
 
     def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
+        policy = read_policy(self.directory)
+        policy.require(request)
+        if request.kind == "dp":
+            rows = release_once(self.directory, self.run, policy, request, self._beliefs)
+        else:
+            rows = summarise(self._beliefs(request), request, seed=_seed_of(request.job))
+        return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
+
+    def _beliefs(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
+        """(n, classes) probabilities of the query clips, corrected for their own prior where that is asked for."""
         query, _ = self._roles(request.job)
         found, head = self._features(request.student, query)
         beliefs = probabilities(head(found).joint / request.temperature)
         if len(request.training_prior):
             beliefs = calibrated(beliefs, beliefs, request.training_prior)
-        rows = summarise(beliefs, request, seed=_seed_of(request.job))
-        return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
+        return beliefs
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Classify the labelled test clips with this student; two counts go back."""
+        read_policy(self.directory).require_accuracy()
         query, test = self._roles(request.job)
         labelled = test[self.store.labels[test] >= 0]
         if len(labelled) == 0:

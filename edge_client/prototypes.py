@@ -1,7 +1,8 @@
 """From a device's prediction probabilities to the few rows that it uploads (thesis 5.3.4).
 
 ``kmeans`` does what the thesis did: k = ceil(n / 3) plain k-means clusters, of which about half hold a
-single clip, which is no privacy. ``constrained`` forbids clusters below a minimum size.
+single clip, which is no privacy. ``constrained`` forbids clusters below a minimum size. Differentially private
+prototypes are made in ``private_prototypes.py``.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int
         return _means(probabilities, np.zeros(len(probabilities), np.int64))
     if request.kind == "kmeans":
         return kmeans_prototypes(probabilities, request.samples_per_prototype, seed)
-    return constrained_prototypes(
-        probabilities, max(request.samples_per_prototype, request.min_size), request.min_size, seed
-    )
+    if request.kind == "constrained":
+        return constrained_prototypes(
+            probabilities, max(request.samples_per_prototype, request.min_size), request.min_size, seed
+        )
+    raise DeviceError(f"{request.kind} prototypes are released through the privacy ledger only")
 
 
 def kmeans_prototypes(probabilities: Probabilities, samples_per_prototype: int, seed: int) -> Prototypes:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
 LACKING_ITEMS = ("base", "canaries")
-PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram")
+PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
 
 LONGEST_REASON = 500
 MOST_CLIPS = 10**9
 """More than any device has behind one prototype."""
+MOST_CENTRES = 4096
+MOST_EPSILON = 1000.0
+"""A larger epsilon is a mistake: it promises nothing."""
 
 
 class WireError(ValueError):
@@ -112,13 +115,18 @@ class PrototypeRequest:
 
     Attributes:
         kind: ``samples`` every clip's probabilities (thesis "select"); ``kmeans`` and ``constrained``
-            cluster means ("select+cluster"); ``histogram`` one row, the mean probability.
+            cluster means ("select+cluster"); ``histogram`` one row, the mean probability; ``dp`` noisy
+            means of the cells around ``centres``.
         samples_per_prototype: k = ceil(n / this) clusters (thesis: 3).
-        min_size: smallest cluster of ``constrained``; smaller ones are never formed.
+        min_size: smallest cluster of ``constrained``; smaller ones are never formed. ``dp`` leaves out cells
+            whose noisy count is below.
         upload_limit: at most this many randomly chosen clips take part; 0 = all (Figure 5.13).
         temperature: divides the logits before the softmax, > 0; 1 is the plain probability.
         training_prior: float32 (classes,), the class prior that the student's probabilities assume: the device
             then estimates its own prior and corrects for it before it summarises. Empty: no correction.
+        epsilon, delta: ``dp`` only, else 0: what this one upload may cost, for adding or removing one clip.
+        centres: ``dp`` only, else without rows: float32 (k, classes), rows sum to 1; public, so that the cell
+            of a clip depends on that clip alone. One row makes a histogram.
     """
 
     job: Job
@@ -129,13 +137,16 @@ class PrototypeRequest:
     upload_limit: int
     temperature: float
     training_prior: npt.NDArray[np.float32]
+    epsilon: float = 0.0
+    delta: float = 0.0
+    centres: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     def __post_init__(self) -> None:
         if self.kind not in PROTOTYPE_KINDS:
             raise WireError(f"kind: unknown {self.kind!r}")
-        for field in ("samples_per_prototype", "min_size"):
-            if getattr(self, field) < 1:
-                raise WireError(f"{field}: {getattr(self, field)} is below 1")
+        for name in ("samples_per_prototype", "min_size"):
+            if getattr(self, name) < 1:
+                raise WireError(f"{name}: {getattr(self, name)} is below 1")
         if self.upload_limit < 0:
             raise WireError(f"upload_limit: {self.upload_limit} is negative")
         if not self.temperature > 0:
@@ -144,6 +155,36 @@ class PrototypeRequest:
         if len(self.training_prior) not in (0, len(self.student.class_names)):
             raise WireError("training_prior: needs one value per class, or none")
         _require_shares("training_prior", self.training_prior)
+        _require_array("centres", self.centres, np.float32, ndim=2)
+        if self.kind == "dp":
+            self._require_private()
+            return
+        for name, given in (
+            ("epsilon", self.epsilon),
+            ("delta", self.delta),
+            ("centres", self.centres.size),
+        ):
+            if given:
+                raise WireError(f"{name}: is for kind dp, not for {self.kind}")
+
+    def _require_private(self) -> None:
+        """Nothing in a ``dp`` request may make one clip touch another clip's row or cell."""
+        if not 0 < self.epsilon <= MOST_EPSILON:
+            raise WireError(f"epsilon: {self.epsilon} is not above 0 and up to {MOST_EPSILON:g}")
+        if not 0 < self.delta < 1:
+            raise WireError(f"delta: {self.delta} is no probability between 0 and 1")
+        if self.upload_limit:
+            raise WireError("upload_limit: a random choice of clips voids the dp guarantee; send 0")
+        if len(self.training_prior):
+            raise WireError("training_prior: a correction over all clips voids the dp guarantee; send none")
+        rows, classes = self.centres.shape
+        if not 1 <= rows <= MOST_CENTRES or classes != len(self.student.class_names):
+            raise WireError(
+                f"centres: needs 1 to {MOST_CENTRES} rows of {len(self.student.class_names)} values"
+            )
+        _require_shares("centres", self.centres)
+        if not np.allclose(self.centres.sum(axis=1), 1, atol=1e-3):
+            raise WireError("centres: every row must sum to 1")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rich.markup import escape
 from fedstill.simulation.agent_command import agent
 from fedstill.simulation.certs_command import certs
 from fedstill.simulation.coordinator_command import coordinator
+from fedstill.simulation.redteam_command import redteam
 from fedstill.simulation.status_command import status
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.add_typer(certs, name="certs")
 app.add_typer(agent, name="agent")
 app.command()(coordinator)
 app.command()(status)
+app.command()(redteam)
 console = Console()
 errors = Console(stderr=True)
 

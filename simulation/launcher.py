@@ -25,6 +25,7 @@ from fedstill.cloud_server.plan import PLAN_FILE, Plan, read_plan, write_plan
 from fedstill.cloud_server.teacher import student_spec, teacher_spec
 from fedstill.datasets.clip import ClipSource
 from fedstill.datasets.store import ClipStore, build_store, open_store
+from fedstill.edge_client.privacy_policy import PrivacyPolicy, write_policy
 from fedstill.models.audiovisual import AudioVisualNet, parameter_count
 from fedstill.protos.plain import from_plain, to_plain
 from fedstill.simulation.config import ConfigError, Experiment
@@ -38,6 +39,8 @@ Engine = Literal["flower", "inprocess"]
 
 EXPERIMENT_FILE = "experiment.json"
 VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
+SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
+"""A simulated device repeats itself, and answers every arm as if it were the only one; no real device may."""
 CONCURRENT_DEVICES = 2
 """Simulated devices that answer at the same time."""
 
@@ -85,7 +88,9 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
     with console.status(f"decoding {len(source.index)} clips of {source.name}"):
         _store(experiment, source, public, run_dir / "public")
         for client, share in enumerate(shares):
-            _store(experiment, source, share, run_dir / "devices" / str(client) / "data")
+            device = run_dir / "devices" / str(client)
+            _store(experiment, source, share, device / "data")
+            write_policy(device, SIMULATED)
     (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
     write_plan(make_plan(experiment, source, shares, run_dir))
 

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from made_runs import prepared_run
 
 from fedstill.cloud_server.exchange import Exchange
+from fedstill.cloud_server.journal import JOURNAL_FILE
 from fedstill.cloud_server.metrics import Metrics, read_events
 from fedstill.cloud_server.plan import Plan, read_plan, write_plan
 from fedstill.cloud_server.server_app import run_plan
@@ -71,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     run(run_dir, Listening())
-    for left in ("metrics.jsonl", *(f"devices/{device}/students" for device in (0, 1))):
+    for left in ("metrics.jsonl", JOURNAL_FILE, *(f"devices/{device}/students" for device in (0, 1))):
         path = run_dir / left
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(run_dir / "seed0" / "students")
@@ -299,7 +300,8 @@ def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path,
     run(run_dir, Listening())
     before = [installed(run_dir, device) for device in (0, 1)]
     plan = read_plan(run_dir)
-    (run_dir / "metrics.jsonl").unlink()
+    for left in ("metrics.jsonl", JOURNAL_FILE):
+        (run_dir / left).unlink()
     strict = replace(plan, downlink=installing(1.0), distillation=plan.distillation, ours=stronger(plan))
     write_plan(strict)
     events = run(run_dir, Listening())
@@ -320,7 +322,8 @@ def test_canaries_travel_once(trained: Path, tmp_path: Path) -> None:
     run_dir = copied(trained, tmp_path, downlink=installing(0.0), arms=("fedstill",))
     first, again = Listening(), Listening()
     run(run_dir, first)
-    (run_dir / "metrics.jsonl").unlink()
+    for left in ("metrics.jsonl", JOURNAL_FILE):
+        (run_dir / left).unlink()
     events = run(run_dir, again)
     count = [sum(action == "train.install" for action, _ in app.sent(0)) for app in (first, again)]
     assert count == [2, 1]

@@ -38,6 +38,8 @@ JOB = Job("latency_sensitive", "fedstill", 3, 2)
 VERSION, OTHER = "0123456789abcdef" * 4, "f" * 64
 STUDENT = Student(np.arange(9, dtype=np.uint8), '{"classes": 6}', NAMES, VERSION, OTHER)
 PRIOR = np.full(6, 1 / 6, np.float32)
+NO_PRIOR = np.empty(0, np.float32)
+EVEN = np.full((3, 6), 1 / 6, np.float32)
 
 
 def upload(**changes: Any) -> PrototypeUpload:
@@ -56,6 +58,11 @@ def prototype_request(**changes: Any) -> PrototypeRequest:
         "upload_limit": 0, "temperature": 2.5, "training_prior": PRIOR,
     }  # fmt: skip
     return PrototypeRequest(**values | changes)
+
+
+def private_request(**changes: Any) -> PrototypeRequest:
+    private = {"kind": "dp", "epsilon": 4.0, "delta": 1e-5, "centres": EVEN, "training_prior": NO_PRIOR}
+    return prototype_request(**private | changes)
 
 
 def evaluation_request(**changes: Any) -> EvaluationRequest:
@@ -93,6 +100,7 @@ MESSAGES: dict[str, object] = {
     "Job": JOB,
     "Student": STUDENT,
     "PrototypeRequest": prototype_request(),
+    "PrivateRequest": private_request(),
     "PrototypeUpload": upload(),
     "EvaluationRequest": evaluation_request(),
     "EvaluationResult": result(),
@@ -203,9 +211,6 @@ def test_a_missing_field_is_named(name: str) -> None:
     decode(type(MESSAGES[name]), content)
 
 
-EVEN = np.full((3, 6), 1 / 6, np.float32)
-
-
 def spoilt(value: float) -> np.ndarray:
     rows = EVEN.copy()
     rows[1, 2] = value
@@ -265,6 +270,23 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: prototype_request(temperature=0.0), "temperature: 0.0"),
         (lambda: prototype_request(temperature=float("nan")), "temperature: nan"),
         (lambda: prototype_request(training_prior=PRIOR[:3]), "training_prior: "),
+        (lambda: prototype_request(epsilon=1.0), "epsilon: is for kind dp, not for constrained"),
+        (lambda: prototype_request(delta=1e-5), "delta: is for kind dp"),
+        (lambda: prototype_request(centres=EVEN), "centres: is for kind dp"),
+        (lambda: private_request(epsilon=0.0), "epsilon: 0.0"),
+        (lambda: private_request(epsilon=float("nan")), "epsilon: nan"),
+        (lambda: private_request(epsilon=float("inf")), "epsilon: inf"),
+        (lambda: private_request(delta=0.0), "delta: 0.0"),
+        (lambda: private_request(delta=1.0), "delta: 1.0"),
+        (lambda: private_request(upload_limit=9), "upload_limit: "),
+        (lambda: private_request(training_prior=PRIOR), "training_prior: "),
+        (lambda: private_request(centres=EVEN[:0]), "centres: needs 1 to"),
+        (lambda: private_request(centres=EVEN[:, :5]), "centres: needs 1 to 4096 rows of 6"),
+        (lambda: private_request(centres=np.resize(EVEN, (4097, 6))), "centres: needs 1 to 4096"),
+        (lambda: private_request(centres=2 * EVEN), "centres: every row must sum to 1"),
+        (lambda: private_request(centres=spoilt(np.nan)), "centres: needs finite"),
+        (lambda: private_request(centres=EVEN.astype(np.float64)), "centres: needs a float32"),
+        (lambda: private_request(centres=EVEN[0]), "centres: needs a float32 array of 2 dim"),
         (lambda: evaluation_request(training_prior=PRIOR[:3]), "training_prior: needs one value per class"),
         (lambda: evaluation_request(training_prior=PRIOR * np.nan), "training_prior: "),
         (lambda: evaluation_request(compressor=np.zeros(3)), "compressor: needs a uint8"),
