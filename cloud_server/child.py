@@ -72,8 +72,8 @@ class Child:
             return
         self.poll()
         end(self._family)
-        self._process.wait(STOP_SECONDS)
-        log.info("event=stopped child=%s pid=%d", self.name, self._process.pid)
+        status = self._process.wait(STOP_SECONDS)
+        log.info("event=stopped child=%s pid=%d status=%d", self.name, self._process.pid, status)
         self._process = None
         self._family = set()
         self._pid_file.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from made_flower_app import write_probe
-from made_proxy import Proxy, proxy
+from made_proxy import Proxy, end_families, free_port, proxy
 
 from fedstill.cloud_server.authority import (
     create_authority,
@@ -32,7 +32,7 @@ from fedstill.cloud_server.authority import (
     revoke_node,
 )
 from fedstill.cloud_server.fleet_proxy import ProxySettings
-from fedstill.cloud_server.flower_tools import FlowerError, end, family, free_port
+from fedstill.cloud_server.flower_tools import FlowerError
 from fedstill.cloud_server.superlink import ServerTls, SuperLink
 from fedstill.cloud_server.traffic import read_traffic
 from fedstill.protos.credentials import read_node_bundle, read_node_key
@@ -118,9 +118,9 @@ def running_fleet(folder: Path, *names: str) -> Iterator[Fleet]:
         with proxy(folder / "proxy", given) as door:
             fleet = Fleet(folder, link, door, nodes)
             yield fleet
-            end(process for node in nodes for process in family(node))
+            end_families(nodes)
     finally:
-        end(process for node in nodes for process in family(node))
+        end_families(nodes)
         link.stop()
 
 

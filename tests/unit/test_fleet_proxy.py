@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -25,9 +24,7 @@ from hypothesis import strategies as st
 from made_proxy import Proxy, Upstream, proxy, upstream
 
 from fedstill.cloud_server.authority import create_authority
-from fedstill.cloud_server.fleet_door import FleetDoor
 from fedstill.cloud_server.fleet_proxy import FLEET, ROUTES, ProxySettings
-from fedstill.cloud_server.flower_tools import FlowerError
 from fedstill.cloud_server.traffic import RouteTraffic, TrafficCounters, TrafficError, read_traffic
 from fedstill.protos.credentials import fingerprint
 
@@ -370,39 +367,3 @@ def test_damaged_counts_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"traffic": [{"peer": 1}]}))
     with pytest.raises(TrafficError, match=r"traffic\.json: damaged"):
         TrafficCounters(path)
-
-
-def test_the_door_keeps_its_port_over_restarts_and_its_orphans_are_ended(
-    tmp_path: Path, behind: Upstream
-) -> None:
-    given = ProxySettings("127.0.0.1", 0, f"http://127.0.0.1:{behind.port}")
-    door = FleetDoor(tmp_path, given)
-    door.start()
-    try:
-        port = door.wait_until_open()
-        assert door.pid is not None
-        psutil.Process(door.pid).kill()
-        while door.poll() is None:
-            time.sleep(0.05)
-        assert door.poll() == -signal.SIGKILL
-        door.restart()
-        assert door.wait_until_open() == port
-        left = psutil.Process(door.pid)
-        next_door = FleetDoor(tmp_path, replace(given, port=port))  # as after kill -9 of the coordinator
-        next_door.start()
-        assert next_door.wait_until_open() == port
-        assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
-        answer = httpx.post(f"http://127.0.0.1:{port}{FLEET}get-run", trust_env=False)
-        assert answer.status_code == 200
-        next_door.stop()
-    finally:
-        door.stop()
-    assert [(entry.route, entry.requests) for entry in read_traffic(door.traffic_file)] == [("get-run", 1)]
-
-
-def test_a_door_that_cannot_open_says_why(tmp_path: Path) -> None:
-    foreign = FleetDoor(tmp_path, ProxySettings("192.0.2.1", 0, "http://127.0.0.1:1"))
-    foreign.start()
-    with pytest.raises(FlowerError, match=r"proxy ended with status 1: .*listen=192\.0\.2\.1:0"):
-        foreign.wait_until_open()
-    foreign.stop()
