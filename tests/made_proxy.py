@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import psutil
 
 from fedstill.cloud_server.fleet_proxy import ProxySettings
 from fedstill.protos.plain import to_plain
@@ -121,3 +124,25 @@ def proxy(folder: Path, settings: ProxySettings) -> Iterator[Proxy]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def end_families(heads: Iterable[psutil.Process]) -> None:
+    """End these processes and all below them, each by its pid."""
+    everyone = []
+    for head in heads:
+        with suppress(psutil.NoSuchProcess):
+            everyone += [*head.children(recursive=True), head]
+    for process in everyone:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(everyone, timeout=15)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
