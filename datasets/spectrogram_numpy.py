@@ -121,4 +121,5 @@ def _z_score(features: npt.NDArray[np.float64]) -> Matrix:
     deviation = features.std()
     if deviation <= SMALLEST_DEVIATION:
         return np.zeros(features.shape, np.float32)
-    return ((features - features.mean()) / deviation).astype(np.float32)
+    scored: Matrix = ((features - features.mean()) / deviation).astype(np.float32)
+    return scored

@@ -46,7 +46,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _device(context: Context) -> Device:
-    from fedstill.edge_client.device import Device, use_one_thread
+    from fedstill.edge_client.device import Device
+    from fedstill.edge_client.torch_runtime import use_one_thread
 
     use_one_thread()
     return Device(device_directory(Path(str(context.run_config["run-dir"])), _partition(context)))

@@ -7,6 +7,7 @@ folder (``evaluations/``), where the owner, and a simulation, can read it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from functools import cached_property
@@ -14,16 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from fedstill.datasets.partition import query_and_test
 from fedstill.datasets.store import ClipStore, open_store
 from fedstill.edge_client.calibration import calibrated
-from fedstill.edge_client.inference import Inputs, features, probabilities, rebuild
 from fedstill.edge_client.prototypes import DeviceError, summarise
-from fedstill.models.audiovisual import Features
-from fedstill.models.compression import Precision, RungNet, compressed_payload_bytes
-from fedstill.models.packing import load_packed
+from fedstill.edge_client.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent
+from fedstill.models.rungs import Precision, compressed_payload_bytes
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
@@ -38,10 +38,16 @@ Positions = npt.NDArray[np.int64]
 
 
 class Device:
-    """Everything a device knows. ``directory`` holds ``data/`` (a clip store) and receives ``evaluations/``."""
+    """Everything a device knows.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: holds ``data/`` (a clip store) and receives ``evaluations/``.
+        load: makes a runtime of a received student; torch's by default, ``ExportFolder.load`` needs no torch.
+    """
+
+    def __init__(self, directory: Path, load: LoadStudent | None = None) -> None:
         self.directory = directory
+        self._load = load or _torch_loader()
 
     @cached_property
     def store(self) -> ClipStore:
@@ -50,8 +56,8 @@ class Device:
     def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
         query, _ = self._roles(request.job)
-        found, head = self._features(request.student, query)
-        beliefs = probabilities(head(found).joint / request.temperature)
+        runtime, found = self._features(request.student, query)
+        beliefs = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
         if len(request.training_prior):
             beliefs = calibrated(beliefs, beliefs, request.training_prior)
         rows = summarise(beliefs, request, seed=_seed_of(request.job))
@@ -87,24 +93,25 @@ class Device:
         unlabelled = np.flatnonzero(self.store.labels < 0)
         return np.sort(np.concatenate([labelled[query], unlabelled])), labelled[test]
 
-    def _features(self, student: Student, positions: Positions) -> tuple[Features, torch.nn.Module]:
+    def _features(self, student: Student, positions: Positions) -> tuple[DeviceRuntime, FeatureArrays]:
         require_same_classes(self.store.class_names, student.class_names)
-        net = rebuild(student)
-        return features(net, Inputs(self.store.audio[positions], self.store.frames[positions])), net.head
+        version = hashlib.sha256(student.weights.tobytes()).hexdigest()
+        runtime = self._load(_state(student), student.spec, student.class_names, version)
+        return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
 
     def _decide(
         self, request: EvaluationRequest, positions: Positions
     ) -> tuple[npt.NDArray[np.float32], int]:
         """(n, classes) probabilities of the path that the request describes, and bytes per clip on its wire."""
-        found, head = self._features(request.student, positions)
+        runtime, found = self._features(request.student, positions)
         width = found.audio.shape[1]
         if not request.rung:
-            return probabilities(head(found).joint), compressed_payload_bytes(width, 1.0, Precision.FP32)
+            size = compressed_payload_bytes(width, 1.0, Precision.FP32)
+            return runtime.probabilities(runtime.logits(found)), size
         rung = json.loads(request.rung)
         rate, precision = float(rung["rate"]), Precision(rung["precision"])
-        net = RungNet(width, len(self.store.class_names), rate)
-        load_packed(net, request.compressor)
-        return probabilities(net(found, precision)), compressed_payload_bytes(width, rate, precision)
+        answer = runtime.rung_logits(found, rate, precision, request.compressor)
+        return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
 
     def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
         """Keep the per-clip outcome here; it never travels."""
@@ -123,9 +130,17 @@ class Device:
         temporary.replace(path)
 
 
-def use_one_thread() -> None:
-    """Simulated devices share a machine; a real one has little compute. More threads help neither."""
-    torch.set_num_threads(1)
+def _torch_loader() -> LoadStudent:
+    from fedstill.edge_client.torch_runtime import load_torch  # here: a device may do without torch
+
+    return load_torch
+
+
+def _state(student: Student) -> dict[str, npt.NDArray[np.generic]]:
+    try:
+        return safetensors.numpy.load(student.weights.tobytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"weights: not a safetensors block ({error})") from error
 
 
 def _seed_of(job: Job) -> int:
