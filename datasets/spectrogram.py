@@ -1,32 +1,38 @@
-"""From a waveform to the matrix that an audio encoder sees.
+"""From a waveform to the matrix that an audio encoder sees, with torch: what the cloud and the simulation use.
 
 Two representations exist: the log power spectrogram of the thesis' line of work, rebuilt here so that it
 equals ``scipy.signal.spectrogram(fs=16000, nperseg=512, noverlap=353)`` and still exports to ONNX (torchaudio
 does not detrend each window), and a log-mel variant, several times smaller, for small devices. Every clip is
 z-scored on its own, so that microphone gain and distance count little, unless the spec asks for ``fixed``.
+``spectrogram_numpy.py`` is the same without torch.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torchaudio.functional
 from scipy.signal import get_window
 from torch import Tensor, nn
-from torchaudio.functional import resample
 from torchaudio.transforms import MelSpectrogram
 
-from fedstill.datasets.clip import DataError
 from fedstill.datasets.specs import AudioSpec
-
-THESIS_WINDOW = 512
-THESIS_HOP = 159
-SILENCE_RATIO = 0.01  # 40 dB below the peak
-FIXED_MEAN, FIXED_DEVIATION = -8.0, 4.5  # of speech at a normal level in log mel power
-RESAMPLING_TABLE_LIMIT = 20_000_000  # floats; torchaudio's filter bank grows with rate * rate / gcd^2
+from fedstill.datasets.waveform import (
+    FIXED_DEVIATION,
+    FIXED_MEAN,
+    MEL_FLOOR,
+    SMALLEST_DEVIATION,
+    THESIS_FLOOR,
+    THESIS_HOP,
+    THESIS_WINDOW,
+    Waveform,
+    feature_shape,
+    fit_length,
+    is_silent,
+)
 
 
 class LogSpectrogram(nn.Module):
@@ -56,7 +62,7 @@ class LogSpectrogram(nn.Module):
         windows = waveform.unfold(-1, THESIS_WINDOW, THESIS_HOP)  # (batch, steps, 512)
         windows = windows - windows.mean(-1, keepdim=True)
         power = (windows @ self.cosine).square() + (windows @ self.sine).square()
-        return z_score(torch.log(power + 1e-7)).transpose(-1, -2)
+        return z_score(torch.log(power + THESIS_FLOOR)).transpose(-1, -2)
 
 
 class LogMel(nn.Module):
@@ -76,62 +82,15 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """float32 (batch, samples) -> float32 (batch, mel_bins, samples // hop + 1)."""
         centred = waveform - waveform.mean(-1, keepdim=True)
-        log_mel = torch.log(self.mel(centred) + 1e-6)
+        log_mel = torch.log(self.mel(centred) + MEL_FLOOR)
         return (log_mel - FIXED_MEAN) / FIXED_DEVIATION if self.fixed else z_score(log_mel)
 
 
 def z_score(features: Tensor) -> Tensor:
     """Zero mean and unit deviation per clip of (batch, ., .); a clip without structure becomes all zeros."""
     deviation, mean = torch.std_mean(features, dim=(-2, -1), correction=0, keepdim=True)
-    return torch.where(deviation > 1e-4, (features - mean) / deviation.clamp_min(1e-4), 0.0)
-
-
-def feature_shape(spec: AudioSpec) -> tuple[int, int]:
-    """The (bins, steps) of ``audio_features``. Raises DataError where ``seconds`` does not hold one window.
-
-    ``n_fft``, ``hop`` and ``mel_bins`` belong to ``log_mel``; the thesis' spectrogram fixes 512 and 159.
-    """
-    samples = _sample_count(spec)
-    window, hop = (
-        (THESIS_WINDOW, THESIS_HOP) if spec.representation == "spectrogram" else (spec.n_fft, spec.hop)
-    )
-    if samples < window:
-        raise DataError(
-            f"{spec.seconds} s of audio is shorter than one window of {window} samples: raise audio.seconds"
-        )
-    if spec.representation == "spectrogram":
-        return window // 2 + 1, (samples - window) // hop + 1
-    return spec.mel_bins, samples // hop + 1
-
-
-def fit_length(
-    waveform: npt.NDArray[np.floating], sample_rate: int, spec: AudioSpec
-) -> npt.NDArray[np.float32]:
-    """Bring a mono waveform to ``spec.seconds`` at ``spec.sample_rate``.
-
-    Resamples, optionally skips leading audio more than 40 dB below the peak, repeats a short clip until it is
-    full, cuts, and clamps to [-1, 1].
-
-    Args:
-        waveform: floating (samples,) in about [-1, 1].
-        sample_rate: of ``waveform``, in Hz.
-        spec: what the model expects.
-
-    Returns:
-        float32 (spec.seconds * spec.sample_rate,).
-
-    Raises:
-        DataError: not a mono waveform of floats, empty, NaN or infinite samples, or an unusable sample rate.
-    """
-    _check(waveform)
-    audio = np.asarray(waveform, dtype=np.float32)
-    if sample_rate != spec.sample_rate:
-        _check_rates(sample_rate, spec.sample_rate)
-        audio = resample(torch.from_numpy(audio.copy()), sample_rate, spec.sample_rate).numpy()
-    if spec.skip_silence:
-        loudness = np.abs(audio)
-        audio = audio[np.argmax(loudness >= SILENCE_RATIO * loudness.max()) :]
-    return np.clip(np.resize(audio, _sample_count(spec)), -1.0, 1.0)
+    structured = deviation > SMALLEST_DEVIATION
+    return torch.where(structured, (features - mean) / deviation.clamp_min(SMALLEST_DEVIATION), 0.0)
 
 
 def audio_features(
@@ -143,38 +102,22 @@ def audio_features(
     every other clip, so that a model sees "no information" and never NaN.
     """
     shape = feature_shape(spec)
-    audio = fit_length(waveform, sample_rate, spec)
-    if np.ptp(waveform) == 0:  # asked before resampling, whose edges ring
+    audio = fit_length(waveform, sample_rate, spec, resample)
+    if is_silent(waveform):
         return np.zeros(shape, dtype=np.float32)
     with torch.inference_mode():
         features: npt.NDArray[np.float32] = _transform(spec)(torch.from_numpy(audio)[None])[0].numpy()
     return features
 
 
+def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform:
+    """torchaudio's band-limited resampling of float32 (samples,)."""
+    resampled: Waveform = torchaudio.functional.resample(
+        torch.from_numpy(waveform), source_rate, target_rate
+    ).numpy()
+    return resampled
+
+
 @lru_cache(maxsize=8)
 def _transform(spec: AudioSpec) -> nn.Module:
     return LogSpectrogram(spec.sample_rate) if spec.representation == "spectrogram" else LogMel(spec)
-
-
-def _sample_count(spec: AudioSpec) -> int:
-    return round(spec.seconds * spec.sample_rate)
-
-
-def _check(waveform: npt.NDArray[np.floating]) -> None:
-    if waveform.ndim != 1:
-        raise DataError(f"audio has shape {waveform.shape}: mix it down to one channel of shape (samples,)")
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise DataError(f"audio samples are {waveform.dtype}: scale them to floats in [-1, 1]")
-    if waveform.size == 0:
-        raise DataError("audio is empty: remove the clip or record it again")
-    if not np.isfinite(waveform).all():
-        raise DataError("audio holds NaN or infinite samples: decode or record the clip again")
-
-
-def _check_rates(source: int, target: int) -> None:
-    if source <= 0:
-        raise DataError(f"sample rate is {source} Hz: give the rate the clip was recorded at")
-    if source * target // math.gcd(source, target) ** 2 > RESAMPLING_TABLE_LIMIT:
-        raise DataError(
-            f"cannot resample {source} Hz to {target} Hz exactly: convert the clip to {target} Hz first"
-        )

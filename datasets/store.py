@@ -24,7 +24,7 @@ from PIL import Image
 from fedstill.datasets.clip import Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.decode import resize_frames, spread
 from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.datasets.spectrogram import audio_features
+from fedstill.datasets.waveform import AudioTransform
 
 FORMAT_VERSION = 1
 INDEX_COLUMNS = ["clip_id", "split", "speaker", "label"]
@@ -73,6 +73,7 @@ def build_store(
     frames: FrameSpec,
     directory: Path,
     progress: Callable[[int, int], None] | None = None,
+    transform: AudioTransform | None = None,
 ) -> ClipStore:
     """Decode ``positions`` of ``source`` into ``directory``, or reuse what is there if it describes the same.
 
@@ -86,6 +87,8 @@ def build_store(
         audio, frames: what the model expects.
         directory: of the store; not existing yet, or an earlier store.
         progress: called with (clips done, clips in all) after each clip.
+        transform: makes waveforms into matrices; torch's by default, a device without torch gives
+            ``spectrogram_numpy.audio_features``, which equals it.
 
     Raises:
         DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
@@ -104,7 +107,7 @@ def build_store(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        _write_arrays(source, positions, audio, frames, draft, progress)
+        _write_arrays(source, positions, audio, frames, draft, progress, transform or _torch_transform())
         _write_index(draft / "index.csv", info)
         (draft / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
@@ -151,13 +154,20 @@ def frame_tensor(frames: npt.NDArray[np.uint8], spec: FrameSpec) -> npt.NDArray[
     return resize_frames(chosen, spec.size)[..., : spec.channels].transpose(0, 3, 1, 2)
 
 
-def _audio_tensor(clip: Clip, spec: AudioSpec) -> npt.NDArray[np.float32]:
+def audio_tensor(clip: Clip, spec: AudioSpec, transform: AudioTransform) -> npt.NDArray[np.float32]:
+    """float32 (bins, steps) of a clip; a ready feature matrix stays. Raises DataError naming the clip."""
     if clip.sample_rate == 0:
         return clip.audio
     try:
-        return audio_features(clip.audio, clip.sample_rate, spec)
+        return transform(clip.audio, clip.sample_rate, spec)
     except DataError as error:
         raise DataError(f"clip {clip.info.clip_id}: {error}") from error
+
+
+def _torch_transform() -> AudioTransform:
+    from fedstill.datasets.spectrogram import audio_features  # here, so that stores can be read without torch
+
+    return audio_features
 
 
 def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[str, Any]:
@@ -191,12 +201,13 @@ def _write_arrays(
     frame_spec: FrameSpec,
     draft: Path,
     progress: Callable[[int, int], None] | None,
+    transform: AudioTransform,
 ) -> None:
     audio = frames = None
     ready_made = False
     for row, position in enumerate(positions):
         clip = source.load(position)
-        features, pictures = _audio_tensor(clip, audio_spec), frame_tensor(clip.frames, frame_spec)
+        features, pictures = audio_tensor(clip, audio_spec, transform), frame_tensor(clip.frames, frame_spec)
         if audio is None or frames is None:
             ready_made = clip.sample_rate == 0
             audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))

@@ -72,7 +72,8 @@ def _reply(message: Message, answer: Callable[[], object]) -> Message:
 
 
 def _device(context: Context) -> Device:
-    from fedstill.edge_client.device import Device, use_one_thread
+    from fedstill.edge_client.device import Device
+    from fedstill.edge_client.torch_runtime import use_one_thread
 
     use_one_thread()
     return Device(_folder(context), run=str(context.run_config["run-dir"]))

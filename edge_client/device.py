@@ -14,20 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedstill.datasets.partition import query_and_test
 from fedstill.datasets.store import ClipStore, open_store
 from fedstill.edge_client.calibration import calibrated
 from fedstill.edge_client.canaries import canaries_of
-from fedstill.edge_client.inference import Inputs, features, probabilities, rebuild
 from fedstill.edge_client.privacy_ledger import release_once
 from fedstill.edge_client.privacy_policy import read_policy
 from fedstill.edge_client.prototypes import DeviceError, summarise
+from fedstill.edge_client.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent
 from fedstill.edge_client.students import ShelvedStudent, StudentShelf
-from fedstill.models.audiovisual import Features
-from fedstill.models.compression import Precision, RungNet, compressed_payload_bytes
-from fedstill.models.packing import load_packed
+from fedstill.models.rungs import Precision, compressed_payload_bytes
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
@@ -48,12 +45,14 @@ class Device:
 
     Args:
         directory: holds ``data/`` (a clip store) and, where the owner wants, ``privacy.json``; receives
-            ``evaluations/`` and ``privacy.sqlite``.
+            ``evaluations/``, ``students/``, ``canaries/`` and ``privacy.sqlite``.
         run: tells runs of the cloud apart whose jobs have the same names; one private release per job and run.
+        load: makes a runtime of a received student; torch's by default, ``ExportFolder.load`` needs no torch.
     """
 
-    def __init__(self, directory: Path, run: str = "") -> None:
+    def __init__(self, directory: Path, run: str = "", load: LoadStudent | None = None) -> None:
         self.directory, self.run = directory, run
+        self._load = load or _torch_loader()
 
     @cached_property
     def store(self) -> ClipStore:
@@ -76,8 +75,8 @@ class Device:
     def _beliefs(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips, corrected for their own prior where that is asked for."""
         query, _ = self._roles(request.job)
-        found, head = self._features(request.student, query)
-        beliefs = probabilities(head(found).joint / request.temperature)
+        runtime, found = self._features(request.student, query)
+        beliefs = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
         if len(request.training_prior):
             beliefs = calibrated(beliefs, beliefs, request.training_prior)
         return beliefs
@@ -109,10 +108,9 @@ class Device:
         version = shelf.student(request.student).version
 
         def agreement(student: ShelvedStudent) -> float:
-            net = rebuild(student)
-            return clips.agreement(
-                probabilities(net.head(features(net, Inputs(clips.audio, clips.frames))).joint)
-            )
+            runtime = self._runtime(student)
+            found = runtime.features(clips.audio, clips.frames)
+            return clips.agreement(runtime.probabilities(runtime.logits(found)))
 
         found = shelf.install(version, agreement, request.minimum_agreement)
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
@@ -129,24 +127,27 @@ class Device:
         unlabelled = np.flatnonzero(self.store.labels < 0)
         return np.sort(np.concatenate([labelled[query], unlabelled])), labelled[test]
 
-    def _features(self, student: Student, positions: Positions) -> tuple[Features, torch.nn.Module]:
+    def _features(self, student: Student, positions: Positions) -> tuple[DeviceRuntime, FeatureArrays]:
         require_same_classes(self.store.class_names, student.class_names)
-        net = rebuild(self.shelf.student(student))
-        return features(net, Inputs(self.store.audio[positions], self.store.frames[positions])), net.head
+        runtime = self._runtime(self.shelf.student(student))
+        return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
+
+    def _runtime(self, student: ShelvedStudent) -> DeviceRuntime:
+        return self._load(student.state, student.spec, student.class_names, student.version)
 
     def _decide(
         self, request: EvaluationRequest, positions: Positions
     ) -> tuple[npt.NDArray[np.float32], int]:
         """(n, classes) probabilities of the path that the request describes, and bytes per clip on its wire."""
-        found, head = self._features(request.student, positions)
+        runtime, found = self._features(request.student, positions)
         width = found.audio.shape[1]
         if not request.rung:
-            return probabilities(head(found).joint), compressed_payload_bytes(width, 1.0, Precision.FP32)
+            size = compressed_payload_bytes(width, 1.0, Precision.FP32)
+            return runtime.probabilities(runtime.logits(found)), size
         rung = json.loads(request.rung)
         rate, precision = float(rung["rate"]), Precision(rung["precision"])
-        net = RungNet(width, len(self.store.class_names), rate)
-        load_packed(net, request.compressor)
-        return probabilities(net(found, precision)), compressed_payload_bytes(width, rate, precision)
+        answer = runtime.rung_logits(found, rate, precision, request.compressor)
+        return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
 
     def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
         """Keep the per-clip outcome here; it never travels."""
@@ -165,9 +166,10 @@ class Device:
         temporary.replace(path)
 
 
-def use_one_thread() -> None:
-    """Simulated devices share a machine; a real one has little compute. More threads help neither."""
-    torch.set_num_threads(1)
+def _torch_loader() -> LoadStudent:
+    from fedstill.edge_client.torch_runtime import load_torch  # here: a device may do without torch
+
+    return load_torch
 
 
 def _seed_of(job: Job) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
+from fedstill.models.compression import RATES, RungNet
 from fedstill.models.encoders import EncoderSpec
 from fedstill.models.packing import load_packed, pack
 
@@ -94,6 +96,32 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{stem}: unusable ({error})") from error
     return net.eval(), meta
+
+
+def save_rungs(stem: Path, rungs: Mapping[float, RungNet]) -> None:
+    """Keep the trained compression ladder of a student beside its checkpoint, one file per rate."""
+    for rate, rung in rungs.items():
+        _write(_rung_path(stem, rate), pack(rung.state_dict()).tobytes())
+
+
+def load_rungs(stem: Path, network: NetworkSpec) -> dict[float, RungNet]:
+    """The rungs of ``RATES`` above 1 that lie beside a checkpoint, maybe none. Raises CheckpointError in one line."""
+    rungs = {}
+    for rate in RATES:
+        path = _rung_path(stem, rate)
+        if rate == 1 or not path.exists():
+            continue
+        rungs[rate] = RungNet(network.feature_width, network.classes, rate)
+        try:
+            load_packed(rungs[rate], np.frombuffer(path.read_bytes(), dtype=np.uint8))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: unusable ({error})") from error
+        rungs[rate].eval()
+    return rungs
+
+
+def _rung_path(stem: Path, rate: float) -> Path:
+    return stem.with_name(f"{stem.name}.rung-{rate:g}.safetensors")
 
 
 def _write(path: Path, content: bytes) -> None:

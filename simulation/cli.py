@@ -22,6 +22,7 @@ from rich.markup import escape
 from fedstill.simulation.agent_command import agent
 from fedstill.simulation.certs_command import certs
 from fedstill.simulation.coordinator_command import coordinator
+from fedstill.simulation.export_command import export
 from fedstill.simulation.redteam_command import redteam
 from fedstill.simulation.status_command import status
 
@@ -39,6 +40,7 @@ app.add_typer(agent, name="agent")
 app.command()(coordinator)
 app.command()(status)
 app.command()(redteam)
+app.command()(export)
 console = Console()
 errors = Console(stderr=True)
 

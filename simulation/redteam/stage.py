@@ -23,7 +23,7 @@ from fedstill.cloud_server.metrics import Metrics
 from fedstill.cloud_server.plan import PLAN_FILE, Plan, read_plan
 from fedstill.cloud_server.settings import PrototypeSettings
 from fedstill.datasets.store import ClipStore, build_store, open_store
-from fedstill.edge_client.inference import Inputs, features, probabilities
+from fedstill.edge_client.torch_runtime import TorchRuntime
 from fedstill.models.audiovisual import AudioVisualNet, Features
 from fedstill.models.checkpoint import checkpoint_exists
 from fedstill.models.compression import RungNet, dequantise, quantise
@@ -217,7 +217,7 @@ def _stage(
 
 
 def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> RungNet:
-    found = features(net, Inputs(store.audio, store.frames))
+    found = _features(net, store)
     labels = torch.from_numpy(store.labels)
     return train_rung(
         found, labels, COMPRESSED_RATE, len(store.class_names), generator(seed, "redteam", "rung")
@@ -226,7 +226,7 @@ def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> RungNet:
 
 @torch.no_grad()
 def _view(net: AudioVisualNet, rung: RungNet, store: ClipStore) -> View:
-    found = features(net, Inputs(store.audio, store.frames))
+    found = _features(net, store)
     reduced: Features = rung.compressor(found)
     arrived = Features(*(dequantise(*quantise(part)) for part in reduced))
     picture = store.frames[:, 0].astype(np.float32).mean(axis=1) / 255
@@ -238,7 +238,13 @@ def _view(net: AudioVisualNet, rung: RungNet, store: ClipStore) -> View:
         picture=picture,
         features=found.joined().numpy(),
         compressed=arrived.joined().numpy(),
-        beliefs=probabilities(net.head(found).joint),
+        beliefs=net.head(found).joint.softmax(dim=1).numpy(),
         speaker=speaker.astype(np.int64),
         recording=np.array([known[digest] for digest in heard], np.int64),
     )
+
+
+def _features(net: AudioVisualNet, store: ClipStore) -> Features:
+    """As a device computes them."""
+    found = TorchRuntime(net, store.class_names, version="").features(store.audio, store.frames)
+    return Features(*map(torch.from_numpy, found))

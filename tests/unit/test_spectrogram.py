@@ -11,7 +11,8 @@ import torch
 
 from fedstill.datasets.clip import DataError
 from fedstill.datasets.specs import AudioSpec
-from fedstill.datasets.spectrogram import LogMel, LogSpectrogram, audio_features, feature_shape, fit_length
+from fedstill.datasets.spectrogram import LogMel, LogSpectrogram, audio_features, resample
+from fedstill.datasets.waveform import feature_shape, fit_length
 
 LIGHT = AudioSpec()
 THESIS = AudioSpec(representation="spectrogram", seconds=3.0)
@@ -77,13 +78,13 @@ def test_the_thesis_spectrogram_can_be_exported() -> None:
 
 def test_a_short_clip_repeats_and_a_long_one_is_cut() -> None:
     ramp = np.linspace(-1, 1, 15_000, dtype=np.float32)
-    fitted = fit_length(ramp, 16_000, LIGHT)
+    fitted = fit_length(ramp, 16_000, LIGHT, resample)
     np.testing.assert_array_equal(fitted, np.tile(ramp, 3)[:40_000])
-    np.testing.assert_array_equal(fit_length(np.tile(ramp, 9), 16_000, LIGHT), fitted)
+    np.testing.assert_array_equal(fit_length(np.tile(ramp, 9), 16_000, LIGHT, resample), fitted)
 
 
 def test_samples_are_clamped() -> None:
-    assert fit_length(np.array([3.0, -7.0, 0.25], np.float32), 16_000, LIGHT)[:3].tolist() == [
+    assert fit_length(np.array([3.0, -7.0, 0.25], np.float32), 16_000, LIGHT, resample)[:3].tolist() == [
         1.0,
         -1.0,
         0.25,
@@ -91,7 +92,7 @@ def test_samples_are_clamped() -> None:
 
 
 def test_resampling_keeps_the_tone() -> None:
-    fitted = fit_length(tone(440, 3 * 44_100, 44_100), 44_100, LIGHT)
+    fitted = fit_length(tone(440, 3 * 44_100, 44_100), 44_100, LIGHT, resample)
     assert fitted.shape == (40_000,)
     assert np.abs(fitted - tone(440, 40_000))[100:-100].max() < 0.01
 
@@ -99,17 +100,17 @@ def test_resampling_keeps_the_tone() -> None:
 def test_leading_silence_is_skipped_only_when_asked() -> None:
     speech = tone(200, 40_000)
     recorded = np.concatenate([np.full(16_000, 0.004, np.float32), speech])  # 42 dB below the peak
-    assert fit_length(recorded, 16_000, LIGHT)[0] == np.float32(0.004)
-    skipped = fit_length(recorded, 16_000, replace(LIGHT, skip_silence=True))
+    assert fit_length(recorded, 16_000, LIGHT, resample)[0] == np.float32(0.004)
+    skipped = fit_length(recorded, 16_000, replace(LIGHT, skip_silence=True), resample)
     np.testing.assert_array_equal(skipped[:39_000], speech[1:39_001])  # the tone itself starts with one zero
-    assert not fit_length(np.zeros(9, np.float32), 16_000, replace(LIGHT, skip_silence=True)).any()
+    assert not fit_length(np.zeros(9, np.float32), 16_000, replace(LIGHT, skip_silence=True), resample).any()
 
 
 def test_the_callers_samples_are_left_alone() -> None:
     recorded = 3 * tone(200, 1_000)
     before = recorded.copy()
-    fit_length(recorded, 44_100, LIGHT)[:] = 0
-    fit_length(recorded, 16_000, LIGHT)[:] = 0
+    fit_length(recorded, 44_100, LIGHT, resample)[:] = 0
+    fit_length(recorded, 16_000, LIGHT, resample)[:] = 0
     np.testing.assert_array_equal(recorded, before)
 
 

@@ -14,8 +14,9 @@ from made_media import tone
 from fedstill.datasets.clip import Clip, ClipInfo, DataError
 from fedstill.datasets.manifest import ManifestSource
 from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.datasets.spectrogram import audio_features, feature_shape
+from fedstill.datasets.spectrogram import audio_features
 from fedstill.datasets.store import build_store, frame_tensor, open_store
+from fedstill.datasets.waveform import feature_shape
 
 AUDIO = AudioSpec(seconds=0.5)
 FRAMES = FrameSpec(size=8, count=2, channels=1)
