@@ -1,0 +1,25 @@
+# A device's image. From the repository's root: docker build -f deploy/agent.Dockerfile -t fedstill-agent .
+FROM python:3.11-slim
+
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BLOCKTIME=0
+
+# Mounted volumes take over the owner of these folders.
+RUN useradd --system --create-home --uid 10001 fedstill \
+    && mkdir /credentials /state \
+    && chown fedstill /credentials /state
+
+COPY pyproject.toml constraints.txt README.md LICENSE /build/
+COPY cloud_server /build/cloud_server
+COPY datasets /build/datasets
+COPY edge_client /build/edge_client
+COPY models /build/models
+COPY protos /build/protos
+COPY simulation /build/simulation
+RUN cd /build && pip install --constraint constraints.txt '.[edge]' && rm -r /build
+
+USER fedstill
+WORKDIR /state
+ENTRYPOINT ["fedstill", "agent"]
+CMD ["run", "--help"]

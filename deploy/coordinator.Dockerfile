@@ -1,0 +1,27 @@
+# The cloud's image. From the repository's root: docker build -f deploy/coordinator.Dockerfile -t fedstill-coordinator .
+# An index with wheels for your accelerator goes into pip's own PIP_INDEX_URL / PIP_EXTRA_INDEX_URL build arguments.
+FROM python:3.11-slim
+
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BLOCKTIME=0
+
+# Mounted volumes take over the owner of these folders.
+RUN useradd --system --create-home --uid 10001 fedstill \
+    && mkdir /certs /state /node-1 /node-2 \
+    && chown fedstill /certs /state /node-1 /node-2
+
+COPY pyproject.toml constraints.txt README.md LICENSE /build/
+COPY cloud_server /build/cloud_server
+COPY datasets /build/datasets
+COPY edge_client /build/edge_client
+COPY models /build/models
+COPY protos /build/protos
+COPY simulation /build/simulation
+RUN cd /build && pip install --constraint constraints.txt '.[postgresql]' && rm -r /build
+
+USER fedstill
+WORKDIR /state
+EXPOSE 9092
+ENTRYPOINT ["fedstill"]
+CMD ["coordinator", "--state", "/state", "--certs", "/certs"]
