@@ -124,6 +124,9 @@ def test_overrides_win_in_order() -> None:
         ("partition.clients=3", "partition.kind: halves is for 2 clients"),
         ("partition.clients=0", "partition.clients: 0 is below 1"),
         ("dataset.classes=[1]", "dataset.classes[0]: needs str, got '1'"),
+        ("downlink.precision=int4", "downlink.precision: 'int4' is not one of exact, fp16, int8"),
+        ("downlink.install=fedstil", "downlink: install 'fedstil' is not one of run.arms (all_distill, "),
+        ("downlink.install=teacher", "downlink: install 'teacher' is not one of run.arms"),
         ("nonsense", "--set nonsense: needs the form table.key=value"),
         ("=3", "--set =3: needs the form table.key=value"),
         ("name.first=3", "--set name.first=3: name is no table"),
@@ -146,6 +149,8 @@ def test_a_wrong_override_is_named(override: str, text: str) -> None:
         "teacher.optimiser.batch_size=0",
         "compute.workers=0",
         "run.holdout=1",
+        "downlink.canaries=0",
+        "downlink.minimum_agreement=1.1",
     ],
 )
 def test_a_value_that_cannot_work_is_refused_before_anything_is_trained(override: str) -> None:

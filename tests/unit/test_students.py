@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -355,3 +357,9 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "students").write_text("a file")
     with pytest.raises(DeviceError, match=r"^students: "):
         StudentShelf(tmp_path / "students").student(message(1))
+
+
+def test_a_device_without_torch_has_students_too() -> None:
+    modules = "fedstill.edge_client.students, fedstill.edge_client.canaries"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
