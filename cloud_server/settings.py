@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedstill.models.encoders import EncoderSpec
-from fedstill.models.fusion import Fusion
+from fedstill.models.specs import EncoderSpec, Fusion
 
 Optimiser = Literal["sgd", "adamw"]
 Schedule = Literal["one_cycle", "step"]

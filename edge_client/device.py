@@ -42,12 +42,12 @@ class Device:
 
     Args:
         directory: holds ``data/`` (a clip store) and receives ``evaluations/``.
-        load: makes a runtime of a received student; torch's by default, ``ExportFolder.load`` needs no torch.
+        load: makes a runtime of a received student: ``load_torch``, or ``ExportFolder.load``, which needs no torch.
     """
 
-    def __init__(self, directory: Path, load: LoadStudent | None = None) -> None:
+    def __init__(self, directory: Path, load: LoadStudent) -> None:
         self.directory = directory
-        self._load = load or _torch_loader()
+        self._load = load
 
     @cached_property
     def store(self) -> ClipStore:
@@ -128,12 +128,6 @@ class Device:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(outcome))
         temporary.replace(path)
-
-
-def _torch_loader() -> LoadStudent:
-    from fedstill.edge_client.torch_runtime import load_torch  # here: a device may do without torch
-
-    return load_torch
 
 
 def _state(student: Student) -> dict[str, npt.NDArray[np.generic]]:

@@ -213,7 +213,7 @@ def check(
 def one_line_errors() -> Iterator[None]:
     """A mistake of the user's: one line, exit code 2. A failed run: one line, exit code 1."""
     from fedstill.datasets.clip import DataError
-    from fedstill.models.checkpoint import CheckpointError
+    from fedstill.models.specs import CheckpointError
     from fedstill.simulation.config import ConfigError
     from fedstill.simulation.engine_error import EngineError
     from fedstill.simulation.results import ResultsError
