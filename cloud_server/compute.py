@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["bf16", "fp32"]
 
@@ -26,13 +27,19 @@ class Compute:
 
     @property
     def torch_device(self) -> torch.device:
+        import torch  # here: a configuration is read where there is none
+
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(name)
 
     def autocast(self) -> AbstractContextManager[object]:
+        import torch
+
         return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def use_threads(count: int) -> None:
     """Let torch use ``count`` threads in this process; more than the cores there are slows everything down."""
+    import torch
+
     torch.set_num_threads(max(1, min(count, os.cpu_count() or 1)))

@@ -28,7 +28,7 @@ from fedstill.models.onnx_export import (
     folded_encoder_graph,
     head_graph,
     point_to,
-    weight_names,
+    weight_shapes,
 )
 from fedstill.models.packing import pack
 from fedstill.protos.exported import (
@@ -100,13 +100,13 @@ def export_student(
 
 def _write_graphs(
     net: AudioVisualNet, audio: tuple[int, ...], frames: tuple[int, ...], out: Path
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, dict[str, tuple[int, ...]]]:
     packed = pack(net.state_dict())
     (out / WEIGHTS).write_bytes(packed.tobytes())
     graphs = {ENCODERS: encoder_graph(net, audio, frames), HEAD: head_graph(net)}
     for name, graph in graphs.items():
         (out / name).write_bytes(point_to(graph, packed, WEIGHTS))
-    return {name: weight_names(graph) for name, graph in graphs.items()}
+    return {name: weight_shapes(graph) for name, graph in graphs.items()}
 
 
 def _write_compressors(stem: Path, net: AudioVisualNet, out: Path) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
+from onnx.shape_inference import infer_shapes
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -21,6 +22,7 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from fedstill.datasets.store import ClipStore
 
@@ -56,10 +58,12 @@ def quantise_graph(graph: ModelProto, store: ClipStore) -> bytes:
     public = np.array([row for row, clip in enumerate(store.info) if clip.split == "public"], np.int64)
     count = min(CALIBRATION_CLIPS, len(public))
     chosen = public[np.linspace(0, len(public) - 1, count).round().astype(np.int64)]
+    prepared = infer_shapes(graph)
+    add_pre_process_metadata(prepared)  # folding and shapes are all that its own preparation would do
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "quantised.onnx"
         quantize_static(
-            graph,
+            prepared,
             written,
             _Clips(store, chosen),
             quant_format=QuantFormat.QDQ,

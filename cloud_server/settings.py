@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedstill.models.delta_coding import UpdatePrecision
-from fedstill.models.encoders import EncoderSpec
-from fedstill.models.fusion import Fusion
+from fedstill.models.specs import EncoderSpec, Fusion
 from fedstill.protos.messages import MOST_CENTRES, MOST_EPSILON
 
 Optimiser = Literal["sgd", "adamw"]

@@ -21,7 +21,6 @@ import numpy.typing as npt
 import soundfile
 from av.container import InputContainer
 from PIL import Image, ImageOps
-from scipy.signal import resample_poly
 
 from fedstill.datasets.clip import DataError
 
@@ -164,6 +163,10 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     """float32 (samples,) at ``source_rate`` Hz -> float32 at ``target_rate`` Hz, polyphase, band-limited."""
     if source_rate == target_rate:
         return waveform
+    from scipy.signal import (
+        resample_poly,  # here: a second and 60 MB that a device's inference can do without
+    )
+
     common = gcd(source_rate, target_rate)
     resampled = resample_poly(waveform, target_rate // common, source_rate // common)
     return np.asarray(resampled, dtype=np.float32)

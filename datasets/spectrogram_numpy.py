@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.signal.windows import hann, tukey
 
 from fedstill.datasets.specs import AudioSpec
 from fedstill.datasets.waveform import (
@@ -79,7 +78,7 @@ def _resampling_filters(source: int, target: int) -> tuple[Matrix, int]:
 
 
 def _log_spectrogram(audio: Waveform, spec: AudioSpec) -> Matrix:
-    window = tukey(THESIS_WINDOW, 0.25, sym=False)
+    window = _tapered(THESIS_WINDOW, 0.25)
     windows = sliding_window_view(audio, THESIS_WINDOW)[::THESIS_HOP]  # (steps, 512)
     windows = windows - windows.mean(axis=1, keepdims=True)
     power = _power(windows, window) * (2 / (spec.sample_rate * np.square(window).sum()))
@@ -90,11 +89,20 @@ def _log_spectrogram(audio: Waveform, spec: AudioSpec) -> Matrix:
 def _log_mel(audio: Waveform, spec: AudioSpec) -> Matrix:
     centred = np.pad(audio - audio.mean(), spec.n_fft // 2, mode="reflect")
     windows = sliding_window_view(centred, spec.n_fft)[:: spec.hop]
-    power = _power(windows, hann(spec.n_fft, sym=False))
+    power = _power(windows, _tapered(spec.n_fft, 1.0))
     log_mel = np.log(_mel_filters(spec) @ power.T + MEL_FLOOR)  # (mel_bins, steps)
     if spec.normalise == "fixed":
         return ((log_mel - FIXED_MEAN) / FIXED_DEVIATION).astype(np.float32)
     return _z_score(log_mel)
+
+
+@lru_cache(maxsize=8)
+def _tapered(length: int, share: float) -> npt.NDArray[np.float64]:
+    """The periodic Tukey window, float64 (length,), with cosine tapers over this ``share`` of it; 1 is Hann's."""
+    place = np.arange(length) / length
+    edge = np.minimum(place, 1 - place) * 2 / share
+    window: npt.NDArray[np.float64] = 0.5 - 0.5 * np.cos(np.pi * np.minimum(edge, 1))
+    return window
 
 
 def _power(windows: npt.NDArray[np.floating], window: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

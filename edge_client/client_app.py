@@ -26,6 +26,10 @@ from fedstill.protos.records import decode, encode
 
 if TYPE_CHECKING:
     from fedstill.edge_client.device import Device
+    from fedstill.edge_client.runtime_api import LoadStudent
+
+EXPORT_FOLDER = "onnx"
+"""In a device's folder: the files of ``fedstill export``."""
 
 app = ClientApp()
 
@@ -73,10 +77,21 @@ def _reply(message: Message, answer: Callable[[], object]) -> Message:
 
 def _device(context: Context) -> Device:
     from fedstill.edge_client.device import Device
-    from fedstill.edge_client.torch_runtime import use_one_thread
+
+    folder = _folder(context)
+    return Device(folder, _loader(folder / EXPORT_FOLDER), run=str(context.run_config["run-dir"]))
+
+
+def _loader(exported: Path) -> LoadStudent:
+    """Without torch where the device has an exported student, whose graphs run any student of that architecture."""
+    if exported.exists():
+        from fedstill.edge_client.runtime import ExportFolder
+
+        return ExportFolder.open(exported).load
+    from fedstill.edge_client.torch_runtime import load_torch, use_one_thread
 
     use_one_thread()
-    return Device(_folder(context), run=str(context.run_config["run-dir"]))
+    return load_torch
 
 
 def _folder(context: Context) -> Path:

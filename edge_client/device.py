@@ -47,12 +47,12 @@ class Device:
         directory: holds ``data/`` (a clip store) and, where the owner wants, ``privacy.json``; receives
             ``evaluations/``, ``students/``, ``canaries/`` and ``privacy.sqlite``.
         run: tells runs of the cloud apart whose jobs have the same names; one private release per job and run.
-        load: makes a runtime of a received student; torch's by default, ``ExportFolder.load`` needs no torch.
+        load: makes a runtime of a received student: ``load_torch``, or ``ExportFolder.load``, which needs no torch.
     """
 
-    def __init__(self, directory: Path, run: str = "", load: LoadStudent | None = None) -> None:
+    def __init__(self, directory: Path, load: LoadStudent, run: str = "") -> None:
         self.directory, self.run = directory, run
-        self._load = load or _torch_loader()
+        self._load = load
 
     @cached_property
     def store(self) -> ClipStore:
@@ -164,12 +164,6 @@ class Device:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(outcome))
         temporary.replace(path)
-
-
-def _torch_loader() -> LoadStudent:
-    from fedstill.edge_client.torch_runtime import load_torch  # here: a device may do without torch
-
-    return load_torch
 
 
 def _seed_of(job: Job) -> int:

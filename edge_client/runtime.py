@@ -123,11 +123,14 @@ class OnnxRuntime:
         about = self._described
         _require_shape("audio", audio, np.float32, about.audio_shape)
         _require_shape("frames", frames, np.uint8, about.frame_shape)
+        if not len(audio):
+            nothing = np.empty((0, about.feature_width), np.float32)
+            return FeatureArrays(nothing, nothing)
         parts = [
             self._encoders.run(
                 FEATURES, {"audio": audio[start : start + BATCH], "frames": frames[start : start + BATCH]}
             )
-            for start in range(0, max(len(audio), 1), BATCH)
+            for start in range(0, len(audio), BATCH)
         ]
         return FeatureArrays(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -143,7 +146,7 @@ class OnnxRuntime:
         if rate not in self._compressors:
             known = ", ".join(f"{one:g}" for one in (1.0, *self._compressors))
             raise ValueError(f"rate: {rate:g} has no compressor here (known: {known})")
-        return FeatureArrays(*self._compressors[rate].run(FEATURES, _as_inputs(features)))
+        return FeatureArrays(*self._compressors[rate].run(None, _as_inputs(features)))
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""
@@ -160,17 +163,17 @@ def _session(path: Path) -> InferenceSession:
     return InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
 
 
-def _session_with(path: Path, state: State, names: tuple[str, ...]) -> InferenceSession:
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise ValueError(f"weights: {missing[0]} is missing")
+def _session_with(path: Path, state: State, shapes: Mapping[str, tuple[int, ...]]) -> InferenceSession:
+    values = []
+    for name, shape in shapes.items():
+        found = state.get(name)
+        if found is None or found.shape != shape or found.dtype != np.float32:
+            got = "missing" if found is None else f"{found.dtype} {found.shape}"
+            raise ValueError(f"weights: {name} needs float32 {shape}, is {got}")
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(found)))
     options = _options()
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(state[name])) for name in names]
-    options.add_external_initializers(list(names), values)
-    try:
-        return InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except onnxruntime.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
-        raise ValueError(f"weights: do not fit {path.name} ({str(error).splitlines()[0]})") from error
+    options.add_external_initializers(list(shapes), values)
+    return InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def _options() -> onnxruntime.SessionOptions:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fedstill.edge_client.runtime_api import FeatureArrays
 from fedstill.models.audiovisual import AudioVisualNet, Features
-from fedstill.models.checkpoint import network_from_json
 from fedstill.models.compression import RungNet
 from fedstill.models.packing import load_arrays, load_packed
 from fedstill.models.preprocess import to_tensors
 from fedstill.models.rungs import Precision
+from fedstill.models.specs import network_from_json
 
 BATCH = 64
 

@@ -6,14 +6,14 @@ teacher trains (balanced multimodal learning), and as the answer when a modality
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedstill.models.encoders import Encoder, EncoderSpec, FrameEncoder, initialise
-from fedstill.models.fusion import Fusion, fusion_head
+from fedstill.models.encoders import Encoder, FrameEncoder, initialise
+from fedstill.models.fusion import fusion_head
+from fedstill.models.specs import NetworkSpec as NetworkSpec
 
 
 class Features(NamedTuple):
@@ -33,17 +33,6 @@ class Logits(NamedTuple):
     joint: Tensor
     audio: Tensor
     visual: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """Everything needed to rebuild a network; travels in a checkpoint's ``meta.json``."""
-
-    encoder: EncoderSpec
-    feature_width: int
-    classes: int
-    fusion: Fusion = "concat"
-    frame_channels: int = 3
 
 
 class Head(nn.Module):

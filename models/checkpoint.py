@@ -10,22 +10,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
+from fedstill.models.audiovisual import AudioVisualNet
 from fedstill.models.compression import RATES, RungNet
-from fedstill.models.encoders import EncoderSpec
 from fedstill.models.packing import load_packed, pack
+from fedstill.models.specs import CheckpointError as CheckpointError
+from fedstill.models.specs import NetworkSpec
+from fedstill.models.specs import network_from_json as network_from_json
+from fedstill.models.specs import network_to_json as network_to_json
 
 FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another kind; one line."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,6 @@ class CheckpointMeta:
     class_names: tuple[str, ...]
     audio: dict[str, Any]
     frames: dict[str, Any]
-
-
-def network_to_json(spec: NetworkSpec) -> str:
-    """A network specification as JSON, for checkpoints and messages."""
-    return json.dumps(asdict(spec), sort_keys=True)
-
-
-def network_from_json(text: str) -> NetworkSpec:
-    """The inverse of :func:`network_to_json`. Raises CheckpointError if the text is no specification."""
-    try:
-        values = json.loads(text)
-        return NetworkSpec(**{**values, "encoder": EncoderSpec(**values["encoder"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"network specification: {error}") from error
 
 
 def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> None:

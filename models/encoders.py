@@ -7,15 +7,11 @@ feature width. ``width`` is the channel count of the first stage, 64 in the pape
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-Architecture = Literal["resnet10", "resnet18", "resnet34", "resnet101_basic", "resnet101"]
-Stem = Literal["standard", "compact"]
+from fedstill.models.specs import EncoderSpec as EncoderSpec
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet10": (BasicBlock, (1, 1, 1, 1)),
@@ -24,28 +20,6 @@ _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, i
     "resnet101_basic": (BasicBlock, (3, 4, 23, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderSpec:
-    """An encoder's shape.
-
-    Attributes:
-        architecture: block type and depth.
-        width: channels of the first stage; the last stage has 8 x width (x 4 for Bottleneck).
-        stem: ``standard`` is 7x7/2 and 3x3/2 max-pooling (papers, 224 px); ``compact`` is one 3x3/2
-            convolution, for images of about 48 px.
-    """
-
-    architecture: Architecture = "resnet18"
-    width: int = 64
-    stem: Stem = "standard"
-
-    def __post_init__(self) -> None:
-        if self.architecture not in _LAYOUTS:
-            raise ValueError(f"architecture: {self.architecture!r} is not one of {', '.join(_LAYOUTS)}")
-        if self.width < 1:
-            raise ValueError(f"width: {self.width} is below 1")
 
 
 class Encoder(nn.Module):

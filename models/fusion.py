@@ -6,12 +6,10 @@ The four heads of the thesis' line of work (OGM-GE, PMR): concat, sum, FiLM and 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-Fusion = Literal["concat", "sum", "film", "gated"]
+from fedstill.models.specs import Fusion as Fusion
 
 
 class ConcatFusion(nn.Module):

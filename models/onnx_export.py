@@ -89,8 +89,8 @@ def head_graph(net: AudioVisualNet) -> ModelProto:
 def compressor_graph(compressor: Compressor, feature_width: int) -> ModelProto:
     """Features -> reduced features (thesis 5.3.5), without weights; its names are those of a ``RungNet``."""
     module = _CompressedFeatures(compressor)
-    outputs = ["audio_features", "visual_features"]
-    return _without_weights(_on_features(module, feature_width, outputs), module.state_dict())
+    reduced = ["reduced_audio", "reduced_visual"]
+    return _without_weights(_on_features(module, feature_width, reduced), module.state_dict())
 
 
 def point_to(graph: ModelProto, packed: npt.NDArray[np.uint8], location: str) -> bytes:
@@ -114,11 +114,13 @@ def point_to(graph: ModelProto, packed: npt.NDArray[np.uint8], location: str) ->
     return pointed.SerializeToString()
 
 
-def weight_names(graph: ModelProto) -> tuple[str, ...]:
-    """The tensors that a graph without weights needs."""
-    return tuple(
-        tensor.name for tensor in graph.graph.initializer if tensor.data_location == TensorProto.EXTERNAL
-    )
+def weight_shapes(graph: ModelProto) -> dict[str, Shape]:
+    """The tensors that a graph without weights needs, by name."""
+    return {
+        tensor.name: tuple(tensor.dims)
+        for tensor in graph.graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+    }
 
 
 def _traced_encoders(net: AudioVisualNet, audio: Shape, frames: Shape, *, fold: bool) -> ModelProto:

@@ -32,7 +32,7 @@ class ExportedStudent:
         rates: compression rates whose compressors are here, beside 1.
         training_prior: class prior that the probabilities assume, one per class; empty where it is not known.
         files: SHA-256 (hex) by file name.
-        weights: by graph without weights, the names of the tensors that it takes from ``student.safetensors``.
+        weights: by graph, the shapes of the tensors (float32) that it takes from ``student.safetensors``, by name.
     """
 
     format: int
@@ -47,7 +47,7 @@ class ExportedStudent:
     rates: tuple[float, ...]
     training_prior: tuple[float, ...]
     files: dict[str, str]
-    weights: dict[str, tuple[str, ...]]
+    weights: dict[str, dict[str, tuple[int, ...]]]
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

@@ -223,7 +223,7 @@ def check(
 def one_line_errors() -> Iterator[None]:
     """A mistake of the user's: one line, exit code 2. A failed run: one line, exit code 1."""
     from fedstill.datasets.clip import DataError
-    from fedstill.models.checkpoint import CheckpointError
+    from fedstill.models.specs import CheckpointError
     from fedstill.protos.credentials import CredentialError
     from fedstill.simulation.config import ConfigError
     from fedstill.simulation.engine_error import EngineError

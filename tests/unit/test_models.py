@@ -29,10 +29,10 @@ from fedstill.models.checkpoint import (
     network_to_json,
     save_checkpoint,
 )
-from fedstill.models.encoders import Architecture, Encoder, EncoderSpec, Stem
-from fedstill.models.fusion import Fusion
+from fedstill.models.encoders import Encoder
 from fedstill.models.packing import load_packed, pack, unpack
 from fedstill.models.preprocess import to_tensors
+from fedstill.models.specs import Architecture, EncoderSpec, Fusion, Stem
 
 SMALL = NetworkSpec(EncoderSpec("resnet10", 2, "compact"), feature_width=12, classes=5, frame_channels=1)
 NAMES = ("a", "b", "c", "d", "e")

@@ -1,0 +1,153 @@
+"""A device that has no torch: in these processes an import of torch fails, and everything that a device does works."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_exports import Exported, make_export
+from made_media import write_sound, write_video
+
+from fedstill.datasets.decode import read_audio, read_video_frames
+from fedstill.datasets.specs import AudioSpec, FrameSpec
+from fedstill.datasets.spectrogram import audio_features
+from fedstill.datasets.store import frame_tensor
+from fedstill.edge_client.device import Device
+from fedstill.edge_client.torch_runtime import TorchRuntime, load_torch
+from fedstill.models.packing import pack
+from fedstill.models.specs import network_to_json
+from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
+
+FORBIDDEN = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "ray",
+    "matplotlib",
+    "tensorboard",
+    "onnx",
+    "fedstill.cloud_server",
+)
+WITHOUT_TORCH = f"""
+import json, sys
+from pathlib import Path
+
+FORBIDDEN = {FORBIDDEN!r}
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == one or name.startswith(one + ".") for one in FORBIDDEN):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+CLASSIFY = """
+from fedstill.datasets.specs import AudioSpec, FrameSpec
+from fedstill.edge_client.clip_input import read_clip
+from fedstill.edge_client.runtime import ExportFolder
+
+folder = ExportFolder.open(Path(sys.argv[1]))
+about, runtime = folder.described, folder.runtime()
+clip = read_clip(Path(sys.argv[2]), Path(sys.argv[3]), AudioSpec(**about.audio), FrameSpec(**about.frames))
+shares = runtime.probabilities(runtime.logits(runtime.features(clip.audio, clip.frames)))
+print(json.dumps({"shares": shares[0].tolist(), "scipy": "scipy" in sys.modules}))
+"""
+SUMMARISE = """
+import numpy as np
+from fedstill.edge_client.device import Device
+from fedstill.edge_client.runtime import ExportFolder
+from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
+
+device = Device(Path(sys.argv[2]), ExportFolder.open(Path(sys.argv[1])).load)
+given = json.loads(Path(sys.argv[3]).read_text())
+student = Student(np.fromfile(given["weights"], np.uint8), given["spec"], tuple(given["class_names"]))
+job, prior = Job("latency_insensitive", "fedstill", 3, 1), np.full(6, 1 / 6, np.float32)
+sent = {}
+for kind in ("samples", "kmeans", "constrained", "histogram"):
+    upload = device.prototypes(PrototypeRequest(job, student, kind, 3, 3, 0, 0.5, prior))
+    sent[kind] = {"probabilities": upload.probabilities.tolist(), "counts": upload.counts.tolist()}
+right = device.evaluate(EvaluationRequest(job, student, True, prior, np.empty(0, np.uint8), ""))
+print(json.dumps({"prototypes": sent, "correct": right.correct, "total": right.total}))
+"""
+APP = """
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from fedstill.edge_client import client_app
+from fedstill.edge_client.device import Device
+
+context = Context(1, 1, {"partition-id": 0}, RecordDict(), {"run-dir": sys.argv[1]})
+print(json.dumps({"loader": type(client_app._device(context)._load.__self__).__name__}))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return make_export(tmp_path_factory.mktemp("exported"))
+
+
+def without_torch(script: str, *arguments: object) -> Any:
+    """What the script prints as JSON, from a process that cannot import what a small device does not have."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH + script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_blocker_blocks() -> None:
+    for name in FORBIDDEN[:3]:
+        with pytest.raises(AssertionError, match=f"No module named '{name}'"):
+            without_torch(f"import {name}")
+
+
+def test_a_clip_is_decoded_transformed_and_classified(exported: Exported, tmp_path: Path) -> None:
+    sound, film = write_sound(tmp_path / "a.wav", seconds=1.0, rate=44_100), write_video(tmp_path / "a.mp4")
+    answer = without_torch(CLASSIFY, exported.folder, sound, film)
+    described = json.loads((exported.folder / "meta.json").read_text())
+    waveform, rate = read_audio(sound)
+    frame_spec = FrameSpec(**described["frames"])
+    audio = audio_features(waveform, rate, AudioSpec(**described["audio"]))
+    frames = frame_tensor(read_video_frames(film, frame_spec.count), frame_spec)
+    reference = TorchRuntime(exported.net, exported.store.class_names, "x")
+    logits = reference.logits(reference.features(audio[None], frames[None]))
+    np.testing.assert_allclose(answer["shares"], reference.probabilities(logits)[0], atol=1e-3)
+    assert not answer["scipy"]  # 60 MB of memory that classifying can do without
+
+
+def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -> None:
+    home = tmp_path / "device"
+    home.mkdir()
+    (home / "data").symlink_to(exported.store.directory)
+    weights, spec = pack(exported.net.state_dict()), network_to_json(exported.net.spec)
+    weights.tofile(tmp_path / "weights")
+    given = {"weights": str(tmp_path / "weights"), "spec": spec, "class_names": exported.store.class_names}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    answer = without_torch(SUMMARISE, exported.folder, home, tmp_path / "given.json")
+
+    device = Device(home, load_torch)
+    student = Student(weights, spec, exported.store.class_names)
+    job, prior = Job("latency_insensitive", "fedstill", 3, 1), np.full(6, 1 / 6, np.float32)
+    for kind, found in answer["prototypes"].items():
+        wanted = device.prototypes(PrototypeRequest(job, student, kind, 3, 3, 0, 0.5, prior))
+        np.testing.assert_allclose(found["probabilities"], wanted.probabilities, atol=1e-3)
+        assert found["counts"] == wanted.counts.tolist()
+    right = device.evaluate(EvaluationRequest(job, student, True, prior, np.empty(0, np.uint8), ""))
+    assert (answer["correct"], answer["total"]) == (right.correct, right.total)
+
+
+def test_the_client_app_takes_the_exported_student(exported: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "devices" / "0"
+    folder.mkdir(parents=True)
+    (folder / "onnx").symlink_to(exported.folder)
+    assert without_torch(APP, tmp_path)["loader"] == "ExportFolder"
