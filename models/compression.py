@@ -3,43 +3,36 @@
 A rung is (rate, precision). Rate 1 is no module (the thesis' Table 5.3 row equals Table 5.2's); rate r
 reduces each modality's ``feature_width`` to floor(feature_width / r) by a linear compressor, and a joint
 linear head classifies the two reduced vectors (thesis 5.3.5, Algorithm 8). int8 stores one symmetric
-scale per modality and clip.
+scale per modality and clip, fp16 rounds to half precision. The ladder's numbers are in ``rungs.py``.
 """
 
 from __future__ import annotations
-
-from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
 from fedstill.models.audiovisual import Features
+from fedstill.models.rungs import (
+    MODALITIES,
+    RATES,
+    SCALE_BYTES,
+    Precision,
+    compressed_payload_bytes,
+    compressed_width,
+)
 
-
-class Precision(StrEnum):
-    """Bits per transmitted value."""
-
-    FP32 = "fp32"
-    INT8 = "int8"
-
-
-RATES = (1.0, 1.5, 2.0, 3.0)
-MODALITIES = 2
-SCALE_BYTES = 4
-
-
-def compressed_width(feature_width: int, rate: float) -> int:
-    """Dimensions left per modality: 512, 341, 256, 170 of 512 for the thesis' rates (rounded down)."""
-    if rate < 1:
-        raise ValueError(f"rate: {rate} is below 1; a rung never enlarges features")
-    return int(feature_width / rate)
-
-
-def compressed_payload_bytes(feature_width: int, rate: float, precision: Precision) -> int:
-    """Bytes of one clip's features: for 512-d, 4096 at rate 1 in fp32, 348 at rate 3 in int8."""
-    values = compressed_width(feature_width, rate)
-    per_modality = 4 * values if precision is Precision.FP32 else values + SCALE_BYTES
-    return MODALITIES * per_modality
+__all__ = [
+    "MODALITIES",
+    "RATES",
+    "SCALE_BYTES",
+    "Compressor",
+    "Precision",
+    "RungNet",
+    "compressed_payload_bytes",
+    "compressed_width",
+    "dequantise",
+    "quantise",
+]
 
 
 class Compressor(nn.Module):
@@ -68,6 +61,8 @@ class RungNet(nn.Module):
         reduced: Features = self.compressor(features)
         if precision is Precision.INT8:
             reduced = Features(*(dequantise(*quantise(part)) for part in reduced))
+        elif precision is Precision.FP16:
+            reduced = Features(*(part.half().float() for part in reduced))
         logits: Tensor = self.head(reduced.joined())
         return logits
 

@@ -24,7 +24,10 @@ from fedstill.models.compression import (
 
 @pytest.mark.parametrize(
     ("rate", "precision", "size"),
-    [(1, "fp32", 4096), (3, "fp32", 1360), (1, "int8", 1032), (3, "int8", 348)],
+    [
+        *[(1, "fp32", 4096), (3, "fp32", 1360), (1, "int8", 1032), (3, "int8", 348)],
+        *[(1, "fp16", 2048), (1.5, "fp16", 1364)],
+    ],
 )
 def test_bytes_of_one_clip(rate: float, precision: str, size: int) -> None:
     assert compressed_payload_bytes(512, rate, Precision(precision)) == size
@@ -44,7 +47,12 @@ def test_a_rung_never_enlarges() -> None:
 def test_what_is_sent_has_the_promised_size(rate: float, precision: Precision) -> None:
     features = Features(torch.randn(1, 512), torch.randn(1, 512))
     sent = Compressor(512, rate)(features)
-    tensors = [part for one in sent for part in (quantise(one) if precision is Precision.INT8 else (one,))]
+    on_the_wire = {
+        Precision.FP32: lambda one: (one,),
+        Precision.FP16: lambda one: (one.half(),),
+        Precision.INT8: quantise,
+    }
+    tensors = [part for one in sent for part in on_the_wire[precision](one)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert size == compressed_payload_bytes(512, rate, precision)
 
