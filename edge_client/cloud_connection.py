@@ -208,7 +208,8 @@ class CloudConnection:
             try:
                 self._session()
             except (grpc.RpcError, ClosedStream) as error:
-                self._note_failure(error)
+                if not self._closing.is_set():
+                    self._note_failure(error)
             with self._lock:
                 pause = self._link.attempt_in(self._clock()) * self._jitter.uniform(1.0, 1.2)
             self._closing.wait(pause)

@@ -135,8 +135,8 @@ class EdgeInference:
         return self._over_the_link(self._connection, features, started)
 
     def _over_the_link(self, connection: Connection, features: FeatureArrays, started: float) -> Answer:
-        if not self._learn_rungs(connection):
-            return self._local(features, started, 0, "link down (not described yet)")
+        if hindrance := self._learn_rungs(connection, features):
+            return self._local(features, started, 0, hindrance)
         now = self._clock()
         left = self._objective_ms - 1000 * (now - started) - LOCAL_RESERVE_MS
         decision = self._switch.decide(connection.estimate, left, now)
@@ -190,10 +190,24 @@ class EdgeInference:
         reduced = self._runtime.compress(features, rung.rate)
         return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), rung.precision)
 
-    def _learn_rungs(self, connection: Connection) -> bool:
+    def _learn_rungs(self, connection: Connection, features: FeatureArrays) -> str:
+        """Which rungs both sides understand, asked anew when the cloud's description changes; why none, or empty."""
         description = connection.description
-        if description is not None and description != self._known:
-            self._known = description
-            self._rungs = ladder(description.feature_width, description.rates)
+        if description is None:
+            return "link down (not described yet)"
+        width = features.audio.shape[1]
+        if description.feature_width != width:
+            return f"the cloud means {description.feature_width} features, this student has {width}"
+        if description != self._known:
+            rates = [rate for rate in description.rates if self._can_compress(features, rate)]
+            self._known, self._rungs = description, ladder(width, rates)
             self._switch = RungSwitch(self._rungs)
-        return bool(self._rungs)
+        return "" if self._rungs else "no rung that both sides know"
+
+    def _can_compress(self, features: FeatureArrays, rate: float) -> bool:
+        """A student may come without some compressors."""
+        try:
+            self._runtime.compress(features, rate)
+        except ValueError:
+            return False
+        return True
