@@ -86,6 +86,8 @@ class Ticket:
         self.size = size
         self.sent_at = sent_at
         self.echo_seconds: float | None = None
+        self.seconds: float | None = None
+        """From sending to the answer, once that is here."""
         self._reply: Reply | None = None
         self._arrived = threading.Event()
 
@@ -261,6 +263,7 @@ class CloudConnection:
                 self._link.transferred(ticket.size, seconds - at_work - (ticket.echo_seconds or 0.0))
             else:
                 self._retry_at = now + response.error.retry_milliseconds / 1000
+        ticket.seconds = seconds
         ticket.resolve(self._reply(response))
 
     def _reply(self, response: pb.ClassifyResponse) -> Reply:

@@ -113,6 +113,7 @@ class EdgeInference:
         self._switch = RungSwitch(())
         self._trial_pause = FIRST_TRIAL
         self._trial_at = 0.0
+        self._trial: Ticket | None = None
 
     def classify(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> Answer:
         """Classify one clip.
@@ -175,13 +176,18 @@ class EdgeInference:
 
     def _try_anyway(self, connection: Connection, features: FeatureArrays, now: float) -> int:
         """Now and then send a clip, without waiting for it, over a link that seems too slow: bytes sent."""
+        if self._trial is not None and self._trial.seconds is not None:
+            if 1000 * self._trial.seconds <= self._objective_ms:  # it gets better: look again soon
+                self._trial_pause = FIRST_TRIAL
+                self._trial_at = min(self._trial_at, now + FIRST_TRIAL)
+            self._trial = None
         if now < self._trial_at:
             return 0
         self._trial_at = now + self._trial_pause
         self._trial_pause = min(2 * self._trial_pause, LONGEST_TRIAL)
         rung = smallest(self._rungs)
         try:
-            connection.send(rung, self._payload(features, rung))
+            self._trial = connection.send(rung, self._payload(features, rung))
         except FeatureError:
             return 0  # the clip has a local answer, and the next one can measure the link
         return rung.size

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from fedstill.datasets.clip import DataError
 from fedstill.edge_client.clip_files import clips_among, files_of_clip
+from fedstill.edge_client.cloud_inference import NoAnswer
 
 LOG = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run_watch(
     """Watch until ``stop_event`` is set; the clip at work is finished first.
 
     Args:
-        classify: called with a clip's main file; its DataError or ValueError becomes a line with ``error``.
+        classify: called with a clip's main file; what it raises becomes a line with ``error``.
         folder: where clips land; not its sub-folders, which may hold a clip's images.
         state: the agent's folder, for the journal.
         out: gets one JSON line per clip, flushed.
@@ -126,9 +126,12 @@ def _line(classify: Classify, path: Path) -> dict[str, Any]:
     try:
         files_of_clip(path)
         return {"clip": path.name, **classify(path)}
-    except (DataError, ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, NoAnswer) as error:  # DataError is a ValueError
         LOG.warning("event=clip_failed clip=%s reason=%s", path.name, error)
         return {"clip": path.name, "error": str(error).splitlines()[0]}
+    except Exception as error:  # a defect of ours that one clip brings out must not stop the others
+        LOG.exception("event=clip_broke_us clip=%s", path.name)
+        return {"clip": path.name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def _write(out: TextIO, line: dict[str, Any]) -> None:
