@@ -11,7 +11,7 @@ KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -29,6 +29,12 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
+
+# Generated code is committed, so that nobody needs the compiler to run fedstill.
+protos: $(VENV)/.installed-dev
+	$(BIN)/python -m grpc_tools.protoc -Ifedstill/protos=protos \
+		--python_out=importroot --pyi_out=importroot --grpc_python_out=importroot \
+		fedstill/protos/edge_inference.proto
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
