@@ -22,6 +22,7 @@ from fedstill.cloud_server.distillation import make_distiller
 from fedstill.cloud_server.metrics import Metrics
 from fedstill.cloud_server.plan import Plan
 from fedstill.cloud_server.public_bank import PublicBank, compute_bank, open_bank, save_bank
+from fedstill.cloud_server.randomness import generator
 from fedstill.cloud_server.selection import Selection
 from fedstill.cloud_server.teacher import count_correct, student_spec, train_teacher
 from fedstill.datasets.store import ClipStore, open_store
@@ -200,14 +201,3 @@ def hold_out(
             break
         held_out |= names == speaker
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A stream of randomness of its own for every purpose, the same on every machine."""
-    return torch.Generator().manual_seed(stream(seed, *purpose))
-
-
-def stream(seed: int, *purpose: object) -> int:
-    """A 63-bit seed derived from the run's seed and a purpose."""
-    text = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

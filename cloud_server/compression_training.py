@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedstill.models.audiovisual import Features
+from fedstill.cloud_server.compute import Compute
+from fedstill.cloud_server.public_bank import teacher_outputs
+from fedstill.cloud_server.randomness import generator
+from fedstill.datasets.store import ClipStore
+from fedstill.models.audiovisual import AudioVisualNet, Features
 from fedstill.models.compression import RungNet
+from fedstill.models.packing import pack
+from fedstill.models.rungs import RATES
 
 EPOCHS = 60
 BATCH = 64
 LEARNING_RATE = 2e-3
+
+
+def train_ladder(
+    student: AudioVisualNet, public: ClipStore, positions: npt.NDArray[np.int64], compute: Compute, seed: int
+) -> dict[float, RungNet]:
+    """A rung per rate for a finished student, on the public clips at ``positions``; each has its own randomness."""
+    outputs = teacher_outputs(student, public, positions, compute)
+    parts = [found for found, _ in outputs]
+    found = Features(*(torch.cat(column).cpu().clone() for column in zip(*parts, strict=True)))
+    labels, classes = torch.from_numpy(public.labels[positions]), len(public.class_names)
+    return {rate: train_rung(found, labels, rate, classes, generator(seed, "rung", rate)) for rate in RATES}
+
+
+def pack_compressors(rungs: Mapping[float, RungNet]) -> npt.NDArray[np.uint8]:
+    """What a device needs of rungs, uint8 (bytes,): safetensors named ``1.5.audio.weight``; rate 1 has none."""
+    return pack(
+        {
+            f"{rate:g}.{name}": value
+            for rate, rung in rungs.items()
+            for name, value in rung.compressor.state_dict().items()
+        }
+    )
 
 
 def train_rung(

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from fedstill.cloud_server.authority import Authority, read_authority
 from fedstill.cloud_server.fleet_door import FleetDoor
+from fedstill.cloud_server.heads import HEADS_FOLDER
+from fedstill.cloud_server.inference_thread import inference_serving
 from fedstill.cloud_server.metrics import EventTail
 from fedstill.cloud_server.plan import read_plan, write_plan
 from fedstill.cloud_server.superlink import ServerTls, SuperLink
@@ -44,6 +46,7 @@ class CoordinatorSettings:
         app: folder of the Flower app bundle.
         host, port: where devices reach the fleet routes; port 0 takes a free one.
         authority: folder of ``fedstill certs init``; None serves without TLS and without node authentication.
+        inference_listen: ``HOST:PORT`` of the inference service; empty for none.
         once: end when the plan is done, instead of waiting for new devices.
         attempts: how often in a row a run may fail.
     """
@@ -53,6 +56,7 @@ class CoordinatorSettings:
     host: str
     port: int
     authority: Path | None
+    inference_listen: str = ""
     once: bool = False
     attempts: int = 5
 
@@ -67,7 +71,11 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
     """
     with sole_user(settings.state):
         authority = read_authority(settings.authority) if settings.authority else None
-        with _superlink(settings.state, authority) as link, _door(settings, authority, link.url) as door:
+        with (
+            _superlink(settings.state, authority) as link,
+            _door(settings, authority, link.url) as door,
+            _inference(settings, authority),
+        ):
             run = _Run(settings, link)
             while not stop.wait(TEND_SECONDS):
                 _keep_alive(link, run)
@@ -179,6 +187,15 @@ def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
         yield link
     finally:
         link.stop()
+
+
+@contextmanager
+def _inference(settings: CoordinatorSettings, authority: Authority | None) -> Iterator[None]:
+    if not settings.inference_listen:
+        yield
+        return
+    with inference_serving(settings.state / HEADS_FOLDER, settings.inference_listen, authority):
+        yield
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from fedstill.models.fusion import Fusion, fusion_head
 from fedstill.models.packing import load_packed, pack
 
 FORMAT = 1
+HEADS_FOLDER = "heads"
+"""Within the coordinator's folder."""
 VERSION = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_-]{0,127}")
 CAPACITY = 64
 

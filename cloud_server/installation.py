@@ -10,26 +10,29 @@ import numpy.typing as npt
 from fedstill.cloud_server.cloud import SeedCloud
 from fedstill.cloud_server.exchange import DeviceLacks
 from fedstill.cloud_server.public_bank import PublicBank
-from fedstill.cloud_server.selection import Selection
 from fedstill.models.canaries import Canaries
 from fedstill.protos.messages import InstallRequest, InstallResult, Job, Student
 
 Ask = Callable[[Callable[[Student], InstallRequest]], InstallResult]
 
 
-def install(cloud: SeedCloud, selection: Selection | None, job: Job, ask: Ask) -> InstallResult:
+def install(
+    cloud: SeedCloud,
+    positions: npt.NDArray[np.int64],
+    job: Job,
+    compressors: npt.NDArray[np.uint8],
+    ask: Ask,
+) -> InstallResult:
     """Have the device install a student; the canary clips travel only to a device that does not have them.
 
     Args:
-        selection: the clips that the student was last trained on, so those that look like the device's; None where it
-            was trained on all of them.
+        positions: the public clips that the student was last trained on, so those that look like the device's.
+        compressors: the ladder's, as ``InstallRequest`` carries them.
         ask: asks the device the request that its argument makes of the student as it travels.
 
     Raises:
         DeviceFailure: as ``ask`` does.
     """
-    everything = np.arange(len(cloud.bank.labels))
-    positions = np.unique(everything if selection is None else selection.positions)
     settings = cloud.plan.downlink
     chosen = canary_positions(cloud.bank, positions, settings.canaries)
     clips = Canaries(
@@ -46,6 +49,7 @@ def install(cloud: SeedCloud, selection: Selection | None, job: Job, ask: Ask) -
             clips.audio[:count],
             clips.frames[:count],
             clips.teacher[:count],
+            compressors,
             settings.minimum_agreement,
         )
 

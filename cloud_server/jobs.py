@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from fedstill.cloud_server.arms import (
     SHARED,
@@ -29,24 +28,25 @@ from fedstill.cloud_server.arms import (
     with_variant,
 )
 from fedstill.cloud_server.centres import one_cell
-from fedstill.cloud_server.cloud import SeedCloud, generator, stream
-from fedstill.cloud_server.compression_training import train_rung
+from fedstill.cloud_server.cloud import SeedCloud
+from fedstill.cloud_server.compression_training import pack_compressors, train_ladder
 from fedstill.cloud_server.device_line import DeviceLine
 from fedstill.cloud_server.distillation import make_distiller
 from fedstill.cloud_server.downlink import Downlink
 from fedstill.cloud_server.exchange import Answer, DeviceFailure, DeviceLacks
+from fedstill.cloud_server.heads import HEADS_FOLDER, save_heads
 from fedstill.cloud_server.installation import install
 from fedstill.cloud_server.job_key import JobKey
 from fedstill.cloud_server.journal import Journal, Promise
 from fedstill.cloud_server.plan import Plan
-from fedstill.cloud_server.public_bank import teacher_outputs
+from fedstill.cloud_server.randomness import generator, stream
 from fedstill.cloud_server.rounds import personalise
 from fedstill.cloud_server.selection import Selection
 from fedstill.cloud_server.slots import ComputeSlots
 from fedstill.cloud_server.training_state import Progress, load_progress, save_progress
-from fedstill.models.audiovisual import AudioVisualNet, Features
-from fedstill.models.compression import RATES, Precision
-from fedstill.models.packing import pack
+from fedstill.models.audiovisual import AudioVisualNet
+from fedstill.models.compression import Precision, RungNet
+from fedstill.models.packing import load_arrays, pack
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
@@ -244,18 +244,8 @@ class PersonalisationJob:
             self.failed(0, "no selection to train the compression ladder on: every outer epoch was left out")
             return
         positions = self.last_selection.positions
-        outputs = teacher_outputs(student, self.cloud.public, positions, self.plan.compute)
-        parts = [found for found, _ in outputs]
-        found = Features(*(torch.cat(column).cpu().clone() for column in zip(*parts, strict=True)))
-        labels = torch.from_numpy(self.cloud.bank.labels[positions])
-        for rate in RATES:
-            net = train_rung(
-                found,
-                labels,
-                rate,
-                len(self.cloud.public.class_names),
-                generator(self.key.seed, "rung", rate),
-            )
+        rungs = train_ladder(student, self.cloud.public, positions, self.plan.compute, self.key.seed)
+        for rate, net in rungs.items():
             for precision in TABLE_PRECISIONS:
                 rung = {"rate": rate, "precision": precision.value}
                 self._count(student, pack(net.state_dict()), json.dumps(rung), rung)
@@ -288,19 +278,32 @@ class PersonalisationJob:
     def _install(self, student: AudioVisualNet) -> None:
         """The device takes the student into use; whether it did is an event and part of the record."""
         final = distillation_of(self.arm, self.plan).outer_epochs
+        everything = np.arange(len(self.cloud.bank.labels))
+        seen = everything if self.last_selection is None else np.unique(self.last_selection.positions)
+        rungs = train_ladder(student, self.cloud.public, seen, self.plan.compute, self.key.seed)
 
         def ask(request: Callable[[Student], InstallRequest]) -> InstallResult:
             return self._ask("train.install", student, request, InstallResult, final)
 
         try:
-            result = install(self.cloud, self.last_selection, self.key.at(final), ask)
+            result = install(self.cloud, seen, self.key.at(final), pack_compressors(rungs), ask)
         except DeviceFailure as failure:
             self.failed(final, str(failure))
             self.record.install = {"installed": False, "reason": str(failure)}
         else:
             names = ("installed", "agreement", "reason", "current")
             self.record.install = {name: getattr(result, name) for name in names}
+            self._offer_heads(student, rungs)
         self.cloud.metrics.emit("install", **asdict(self.key), **self.record.install)
+
+    def _offer_heads(self, student: AudioVisualNet, rungs: Mapping[float, RungNet]) -> None:
+        """Let the inference service answer for the student as the device has it, rounded weights included."""
+        has = self.downlink.acknowledged
+        assert has is not None
+        net = AudioVisualNet(student.spec)
+        load_arrays(net, has.state)
+        folder = Path(self.plan.work) / HEADS_FOLDER
+        save_heads(folder, has.version, net, rungs, self.cloud.public.class_names)
 
     def _ask(
         self,

@@ -27,6 +27,7 @@ class Roster:
     """Use as a context manager.
 
     Attributes:
+        clip_format: what devices are told about the run's clips.
         clients: how many clients the run has; 0 .. clients - 1.
         names: the registered name of each client's device where nodes are authenticated, else empty. A node's
             name is bound to its key, so nobody can claim somebody else's place.
@@ -36,6 +37,7 @@ class Roster:
     clients: int
     journal: Journal
     metrics: Metrics
+    clip_format: str
     names: Sequence[str] = ()
     _nodes: dict[int, int] = field(default_factory=dict)
     _heard: dict[int, Hello] = field(default_factory=dict)
@@ -106,7 +108,7 @@ class Roster:
     def _introduced(self, node: int) -> Hello:
         """What a node says about itself. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
-        hello, _ = self.exchange.ask(node, "query.hello", HelloRequest(ours), Hello)
+        hello, _ = self.exchange.ask(node, "query.hello", HelloRequest(ours, self.clip_format), Hello)
         if hello.version != ours:
             raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
         if not 0 <= hello.partition < self.clients:

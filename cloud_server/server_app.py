@@ -27,6 +27,8 @@ from fedstill.cloud_server.metrics import METRICS_FILE, Metrics
 from fedstill.cloud_server.plan import Plan, read_plan
 from fedstill.cloud_server.roster import Roster
 from fedstill.cloud_server.slots import ComputeSlots
+from fedstill.datasets.clip_format import ClipFormat, format_to_json
+from fedstill.datasets.store import open_store
 
 SWEEP_VALUES: Mapping[str, tuple[float, ...]] = {
     "cluster_samples": (3, 6, 9, 12),
@@ -66,7 +68,9 @@ def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
     """
     journal = open_journal(Path(plan.work), plan.journal)
     done = {JobKey.of(record) for record in journal.jobs()}
-    with Roster(exchange, plan.clients, journal, metrics, plan.devices) as roster:
+    public = open_store(Path(plan.public))
+    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
+    with Roster(exchange, plan.clients, journal, metrics, clips, plan.devices) as roster:
         for seed in plan.seeds:
             waiting = [key for key in job_keys(plan, seed) if key not in done]
             metrics.emit("seed", seed=seed, jobs=len(waiting))

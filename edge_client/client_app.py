@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedstill.edge_client.durable import replace_file
+from fedstill.edge_client.folder import FORMAT_FILE
 from fedstill.protos.messages import (
     EvaluationRequest,
     Hello,
@@ -26,9 +28,7 @@ from fedstill.protos.records import decode, encode
 
 if TYPE_CHECKING:
     from fedstill.edge_client.device import Device
-    from fedstill.edge_client.runtime_api import LoadStudent
 
-EXPORT_FOLDER = "onnx"
 """In a device's folder: the files of ``fedstill export``."""
 
 app = ClientApp()
@@ -37,7 +37,10 @@ app = ClientApp()
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Who is there, with which software."""
-    decode(HelloRequest, message.content)
+    request = decode(HelloRequest, message.content)
+    folder = _folder(context)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / FORMAT_FILE, request.clip_format.encode())
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
     reply = Hello(name, version("fedstill"), _partition(context))
     return Message(encode(reply), reply_to=message)
@@ -77,21 +80,10 @@ def _reply(message: Message, answer: Callable[[], object]) -> Message:
 
 def _device(context: Context) -> Device:
     from fedstill.edge_client.device import Device
+    from fedstill.edge_client.loading import loader
 
     folder = _folder(context)
-    return Device(folder, _loader(folder / EXPORT_FOLDER), run=str(context.run_config["run-dir"]))
-
-
-def _loader(exported: Path) -> LoadStudent:
-    """Without torch where the device has an exported student, whose graphs run any student of that architecture."""
-    if exported.exists():
-        from fedstill.edge_client.runtime import ExportFolder
-
-        return ExportFolder.open(exported).load
-    from fedstill.edge_client.torch_runtime import load_torch, use_one_thread
-
-    use_one_thread()
-    return load_torch
+    return Device(folder, loader(folder), run=str(context.run_config["run-dir"]))
 
 
 def _folder(context: Context) -> Path:

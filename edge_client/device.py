@@ -16,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.partition import query_and_test
-from fedstill.datasets.store import ClipStore, open_store
+from fedstill.datasets.store import ClipStore
+from fedstill.edge_client.agent_data import own_clips
 from fedstill.edge_client.calibration import calibrated
 from fedstill.edge_client.canaries import canaries_of
+from fedstill.edge_client.folder import LADDER_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.ladder_files import keep_compressors
 from fedstill.edge_client.privacy_ledger import release_once
 from fedstill.edge_client.privacy_policy import read_policy
 from fedstill.edge_client.prototypes import DeviceError, summarise
@@ -56,11 +59,11 @@ class Device:
 
     @cached_property
     def store(self) -> ClipStore:
-        return open_store(self.directory / "data")
+        return own_clips(self.directory)
 
     @property
     def shelf(self) -> StudentShelf:
-        return StudentShelf(self.directory / "students")
+        return StudentShelf(self.directory / SHELF_FOLDER)
 
     def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
@@ -112,6 +115,7 @@ class Device:
             found = runtime.features(clips.audio, clips.frames)
             return clips.agreement(runtime.probabilities(runtime.logits(found)))
 
+        keep_compressors(self.directory / LADDER_FOLDER, version, request.compressors.tobytes())
         found = shelf.install(version, agreement, request.minimum_agreement)
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
 

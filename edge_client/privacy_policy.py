@@ -32,6 +32,7 @@ class PrivacyPolicy:
     min_size: int = 8  # accepts constrained: a request for smaller clusters is refused
     epsilon: float | None = 8.0  # what all dp uploads together may cost; null: no limit (for simulation)
     delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
+    features: bool = True  # whether inference may send a clip's features to the cloud
     accuracy: bool = True  # whether the exact count of right answers is reported; dp does not cover it
     noise_seed: int | None = None  # predictable noise, for simulation only: it voids every guarantee
 

@@ -32,9 +32,15 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class HelloRequest:
-    """Cloud -> device: who are you? ``version`` is the cloud's fedstill."""
+    """Cloud -> device: who are you?
+
+    Attributes:
+        version: the cloud's fedstill.
+        clip_format: ``datasets/clip_format.py`` as JSON: the classes, and what clips must look like.
+    """
 
     version: str
+    clip_format: str
 
 
 @dataclass(frozen=True)
@@ -277,6 +283,7 @@ class InstallRequest:
         audio: float32 (n, bins, steps); without rows where the device is expected to have the clips.
         frames: uint8 (n, count, channels, size, size).
         teacher: float32 (n, classes), the teacher's probabilities.
+        compressors: the ladder's, for edge inference: safetensors, uint8 (bytes,); empty for none.
         minimum_agreement: least share of clips on which student and teacher choose the same class.
     """
 
@@ -286,9 +293,11 @@ class InstallRequest:
     audio: npt.NDArray[np.float32]
     frames: npt.NDArray[np.uint8]
     teacher: npt.NDArray[np.float32]
+    compressors: npt.NDArray[np.uint8]
     minimum_agreement: float
 
     def __post_init__(self) -> None:
+        _require_array("compressors", self.compressors, np.uint8, ndim=1)
         _require_array("audio", self.audio, np.float32, ndim=3)
         _require_array("frames", self.frames, np.uint8, ndim=5)
         _require_array("teacher", self.teacher, np.float32, ndim=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,23 @@ import typer
 from fedstill.simulation.service import address, serve
 
 
+class Precision(StrEnum):
+    """Of the weights in a student's update."""
+
+    EXACT = "exact"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 def coordinator(
     state: Annotated[Path, typer.Option(help="This coordinator's own folder; kept over restarts.")],
     experiment: Annotated[str, typer.Option(help="Shipped experiment or TOML file.")] = "quickstart",
     certs: Annotated[Path | None, typer.Option(help="Folder of: fedstill certs init.")] = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where devices connect.")] = "0.0.0.0:9092",
+    inference_listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where devices ask about single clips; empty: nowhere.")
+    ] = "0.0.0.0:9093",
+    downlink: Annotated[Precision, typer.Option(help="How students travel.")] = Precision.INT8,
     arms: Annotated[
         str, typer.Option(help="What every device gets, comma-separated.")
     ] = "all_distill,fedstill",
@@ -29,14 +42,21 @@ def coordinator(
 ) -> None:
     """Serve devices: teach each its own student, through Flower, behind TLS."""
     from rich.console import Console
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from fedstill.cloud_server.coordinator import CoordinatorSettings, run_coordinator
+    from fedstill.cloud_server.coordinator import CoordinatorError, CoordinatorSettings, run_coordinator
+    from fedstill.cloud_server.flower_tools import FlowerError
+    from fedstill.cloud_server.inference_server import ServerError
+    from fedstill.cloud_server.journal import JournalError
     from fedstill.simulation.config import ConfigError, load_experiment
     from fedstill.simulation.deployment import prepare_deployment
     from fedstill.simulation.flower_engine import bundle
 
-    with serve() as stop:
+    failures = CoordinatorError, FlowerError, JournalError, ServerError, SQLAlchemyError
+    with serve(*failures) as stop:
         host, port = address(listen, "--listen")
+        if inference_listen:
+            address(inference_listen, "--inference-listen")
         if insecure == (certs is not None):
             raise ConfigError(
                 "--certs: needs a folder of fedstill certs init, or --insecure on a trusted network"
@@ -52,5 +72,7 @@ def coordinator(
             clients=clients,
             journal=journal,
             join_timeout=join_timeout,
+            downlink=downlink.value,
         )
-        run_coordinator(CoordinatorSettings(folder, bundle(), host, port, certs, once), stop)
+        settings = CoordinatorSettings(folder, bundle(), host, port, certs, inference_listen, once)
+        run_coordinator(settings, stop)

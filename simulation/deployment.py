@@ -12,6 +12,7 @@ from rich.console import Console
 from fedstill.cloud_server.arms import ARMS
 from fedstill.cloud_server.plan import PLAN_FILE, write_plan
 from fedstill.datasets.store import build_store
+from fedstill.models.delta_coding import UpdatePrecision
 from fedstill.protos.plain import to_plain
 from fedstill.simulation.config import ConfigError, Experiment
 from fedstill.simulation.launcher import EXPERIMENT_FILE, load_run, make_plan
@@ -30,6 +31,7 @@ def prepare_deployment(
     clients: int = 0,
     journal: str = "",
     join_timeout: float = 600.0,
+    downlink: UpdatePrecision = "int8",
 ) -> None:
     """Fill ``state`` once; a folder that holds this experiment already is left as it is.
 
@@ -38,6 +40,7 @@ def prepare_deployment(
         clients: how many devices there are, where nobody issues them credentials.
         journal: SQLAlchemy URL; empty for SQLite in ``state``.
         join_timeout: seconds that a device may be late.
+        downlink: how students travel. The last arm's student is the one that devices take into use.
 
     Raises:
         ConfigError, DataError: something does not fit; nothing was written.
@@ -63,6 +66,7 @@ def prepare_deployment(
         journal=journal,
         join_timeout=join_timeout,
         teacher_reference=False,
+        downlink=replace(experiment.downlink, precision=downlink, install=arms[-1]),
     )
     write_plan(plan)
 

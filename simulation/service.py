@@ -18,17 +18,15 @@ LARGEST_PORT = 65_535
 
 
 @contextmanager
-def serve() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set; a mistake ends with 2, a failure of the service with 1, in one line."""
-    from sqlalchemy.exc import SQLAlchemyError
+def serve(*failures: type[Exception]) -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set. A mistake of the user's ends with 2, one of ``failures`` with 1.
 
-    from fedstill.cloud_server.coordinator import CoordinatorError
-    from fedstill.cloud_server.flower_tools import FlowerError
-    from fedstill.cloud_server.journal import JournalError
+    Either says why in one line.
+    """
     from fedstill.datasets.clip import DataError
-    from fedstill.edge_client.supernode import NodeRefused
     from fedstill.protos.child import FolderInUse
     from fedstill.protos.credentials import CredentialError
+    from fedstill.protos.health import HealthError
     from fedstill.simulation.config import ConfigError
 
     stop = threading.Event()
@@ -36,12 +34,13 @@ def serve() -> Iterator[threading.Event]:
         signal.signal(number, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
+    stopping: tuple[type[Exception], ...] = (*failures, OSError)
     try:
         yield stop
-    except (ConfigError, DataError, CredentialError, FolderInUse) as error:
+    except (ConfigError, DataError, CredentialError, FolderInUse, HealthError) as error:
         _say("error", error)
         raise typer.Exit(MISTAKE) from None
-    except (CoordinatorError, FlowerError, JournalError, NodeRefused, OSError, SQLAlchemyError) as error:
+    except stopping as error:
         _say("stopped", error)
         raise typer.Exit(FAILED) from None
 

@@ -95,6 +95,7 @@ class Fleet:
     options: Sequence[str] = ()
     services: list[Service] = field(default_factory=list)
     port: int = field(default_factory=free_port)
+    inference_port: int = field(default_factory=free_port)
 
     def __enter__(self) -> Fleet:
         self.certs = self.folder / "ca"
@@ -123,7 +124,8 @@ class Fleet:
         """Start the coordinator; ends by itself when every device is served."""
         command = [
             "coordinator", "--state", str(self.state), "--experiment", str(self.experiment),
-            "--certs", str(self.certs), "--listen", f"127.0.0.1:{self.port}", "--once", *self.options, *options,
+            "--certs", str(self.certs), "--listen", f"127.0.0.1:{self.port}",
+            "--inference-listen", f"127.0.0.1:{self.inference_port}", "--once", *self.options, *options,
         ]  # fmt: skip
         return self._started("coordinator", command)
 
@@ -132,7 +134,7 @@ class Fleet:
     ) -> Service:
         """Start the agent of one client."""
         command = [
-            "agent", "run", "--coordinator", f"127.0.0.1:{port or self.port}",
+            "agent", "--coordinator", f"127.0.0.1:{port or self.port}",
             "--credentials", str(self.certs / "nodes" / self.name(client)), "--data", str(self.devices[client]),
             "--state", str(state or self.agent_state(client)), *options,
         ]  # fmt: skip

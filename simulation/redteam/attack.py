@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedstill.cloud_server.cloud import stream
+from fedstill.cloud_server.randomness import stream
 from fedstill.simulation.redteam.identity import identify
 from fedstill.simulation.redteam.intervals import Measured
 from fedstill.simulation.redteam.inversion import Rebuilt, bases, invert, judged

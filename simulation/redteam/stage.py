@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 
 from fedstill.cloud_server.centres import public_centres
-from fedstill.cloud_server.cloud import SeedCloud, generator, stream
+from fedstill.cloud_server.cloud import SeedCloud
 from fedstill.cloud_server.compression_training import train_rung
 from fedstill.cloud_server.metrics import Metrics
 from fedstill.cloud_server.plan import PLAN_FILE, Plan, read_plan
+from fedstill.cloud_server.randomness import generator, stream
 from fedstill.cloud_server.settings import PrototypeSettings
 from fedstill.datasets.store import ClipStore, build_store, open_store
 from fedstill.edge_client.torch_runtime import TorchRuntime

@@ -30,7 +30,7 @@ def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(TINY)
     devices = [simulated / "devices" / str(client) / "data" for client in range(DEVICES)]
-    with Fleet(tmp_path, experiment, devices, ["--arms", ",".join(ARMS)]) as fleet:
+    with Fleet(tmp_path, experiment, devices, ["--arms", ",".join(ARMS), "--downlink", "exact"]) as fleet:
         coordinator = fleet.coordinator()
         agents = [fleet.agent(client) for client in range(DEVICES)]
         assert coordinator.ended(500) == 0, coordinator.said()

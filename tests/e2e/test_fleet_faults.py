@@ -52,7 +52,13 @@ def fleet(undisturbed: Path, tmp_path: Path) -> Iterator[Fleet]:
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(TINY)
     devices = [undisturbed / "devices" / str(client) / "data" for client in (0, 1)]
-    options = ["--arms", ARM, *(part for setting in SETTINGS for part in ("--set", setting))]
+    options = [
+        "--arms",
+        ARM,
+        "--downlink",
+        "exact",
+        *(part for setting in SETTINGS for part in ("--set", setting)),
+    ]
     with Fleet(tmp_path, experiment, devices, options) as made:
         yield made
 

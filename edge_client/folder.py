@@ -1,0 +1,10 @@
+"""What lies where in a device's folder, for everybody who reads or writes there."""
+
+from __future__ import annotations
+
+DATA_FOLDER = "data"
+CLIPS_FILE = "clips.json"
+FORMAT_FILE = "clip_format.json"
+SHELF_FOLDER = "students"
+LADDER_FOLDER = "compressors"
+EXPORT_FOLDER = "onnx"
