@@ -250,6 +250,13 @@ class Journal:
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(select(*columns))]
 
+    def privacy(self) -> list[dict[str, Any]]:
+        """The privacy ledger, oldest release first."""
+        columns = [column for column in PRIVACY.c if column.name != "released"]
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(*columns).order_by(PRIVACY.c.released))
+            return [dict(row._mapping) for row in rows]
+
     def spend(self, key: JobKey, outer_epoch: int, action: str, up_bytes: int, down_bytes: int) -> None:
         """Add a line to the traffic ledger: what an answered question cost, also when its answer came twice."""
         row = {"job": key.text, "client": key.client, "round": outer_epoch, "action": action}

@@ -8,6 +8,8 @@ extra one, say a label that a client tries to send along, is refused by name.
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -42,7 +44,7 @@ def decode(kind: type[Message], content: RecordDict) -> Message:
     found |= dict(content.config_records["fields"].items())
     message = _build(kind, found, prefix="")
     if found:
-        raise WireError(f"{sorted(found)[0]}: not a field of {kind.__name__}")
+        raise WireError(f"{_plain_name(min(found))}: not a field of {kind.__name__}")
     return message
 
 
@@ -55,6 +57,11 @@ def payload_bytes(content: RecordDict) -> int:
         for key, value in record.items()
     )
     return arrays + texts
+
+
+def _plain_name(name: str) -> str:
+    """A received name as it may stand in a one-line message."""
+    return name if re.fullmatch(r"[A-Za-z_][\w.]{0,99}", name) else f"fields: {name[:40]!r}"
 
 
 def _flatten(message: object, prefix: str = "") -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -102,6 +109,8 @@ def _value(name: str, hint: Any, raw: object) -> object:
             raise WireError(f"{name}: needs a list of strings")
         return tuple(value)
     if hint is float and type(value) is int:
+        if abs(value) > sys.float_info.max:
+            raise WireError(f"{name}: too large a number")
         value = float(value)
     if type(value) is not hint:
         raise WireError(f"{name}: needs {hint.__name__}, got {type(value).__name__}")

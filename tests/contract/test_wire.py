@@ -82,7 +82,7 @@ def install_request(**changes: Any) -> InstallRequest:
     values: dict[str, Any] = {
         "job": JOB, "student": STUDENT, "canaries": VERSION, "audio": np.ones((2, 4, 3), np.float32),
         "frames": np.ones((2, 1, 1, 5, 5), np.uint8), "teacher": np.full((2, 6), 1 / 6, np.float32),
-        "minimum_agreement": 0.5,
+        "compressors": np.ones(3, np.uint8), "minimum_agreement": 0.5,
     }  # fmt: skip
     return InstallRequest(**values | changes)
 
@@ -95,7 +95,7 @@ def install_result(**changes: Any) -> InstallResult:
 
 
 MESSAGES: dict[str, object] = {
-    "HelloRequest": HelloRequest("0.1.0"),
+    "HelloRequest": HelloRequest("0.1.0", "{}"),
     "Hello": Hello("device0", "0.1.0", 0),
     "Job": JOB,
     "Student": STUDENT,
