@@ -44,9 +44,7 @@ Event = MutableMapping[str, Any]
 def main(arguments: Sequence[str]) -> None:
     """Measure both loads; raises SystemExit where an answer or a count is wrong."""
     options = _options(arguments)
-    fleets, rounds, pieces, repeats = (
-        ([5], 2, 2, 1) if options.quick else ([20, 200], 10, 18, options.repeats)
-    )
+    fleets, rounds, pieces, repeats = ([5], 2, 2, 1) if options.quick else ([20, 200], 5, 18, options.repeats)
     console = Console(soft_wrap=True, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         authority = create_authority(Path(folder) / "certs")
