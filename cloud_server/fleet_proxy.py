@@ -17,6 +17,7 @@ import binascii
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -245,9 +246,18 @@ def run_proxy(settings: ProxySettings) -> None:
         OSError: the address is taken, or a certificate file cannot be read.
         TrafficError: the traffic file is damaged.
     """
+    _allow_files(4 * settings.connections)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family) as listener:
         asyncio.run(_serve(settings, listener))
+
+
+def _allow_files(count: int) -> None:
+    """Two sockets a connection; the usual soft limit of 1024 open files is below that, the hard one is not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(settings: ProxySettings, listener: socket.socket) -> None:
@@ -275,8 +285,10 @@ async def _serve(settings: ProxySettings, listener: socket.socket) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
-    if settings.ready_file and server.started:
-        _write_ready(Path(settings.ready_file), listener.getsockname()[1])
+    if server.started:
+        log.info("event=listening address=%s:%d upstream=%s", *listener.getsockname()[:2], settings.upstream)
+        if settings.ready_file:
+            _write_ready(Path(settings.ready_file), listener.getsockname()[1])
     try:
         while not serving.done():
             await asyncio.wait([serving], timeout=SAVE_SECONDS)
@@ -334,6 +346,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", level=logging.INFO
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if len(arguments) != 1:
         log.error("event=mistake reason='usage: python -m fedstill.cloud_server.fleet_proxy SETTINGS.json'")
         return MISTAKE
