@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from fedstill.cloud_server.compute import Compute
 from fedstill.cloud_server.plan import read_plan
-from fedstill.datasets.store import open_store
-from fedstill.edge_client.inference import Inputs, features
+from fedstill.cloud_server.teacher import count_correct
+from fedstill.datasets.store import ClipStore, open_store
 from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
 from fedstill.models.checkpoint import load_checkpoint
 from fedstill.models.delta import Update, apply_update, content_hash, encode_update
@@ -182,10 +183,9 @@ def _measure_run(run_dir: Path, console: Console) -> None:
         first, second = (arrays(net) for net in nets)
         rows = [measured(first, second, precision) for precision in PRECISIONS]
         labelled = np.flatnonzero(store.labels >= 0)
-        inputs = Inputs(store.audio[labelled], store.frames[labelled])
         said = {}
         for row in rows:
-            counts = [_count_right(nets[0], state, inputs, store.labels[labelled]) for state in row.reached]
+            counts = [_count_right(nets[0], state, store, labelled) for state in row.reached]
             for stage, count in enumerate(counts):
                 right[row.precision, stage] += count
             said[row.precision] = f"right {counts[0]}, then {counts[1]} of {len(labelled)}"
@@ -202,11 +202,11 @@ def _measure_run(run_dir: Path, console: Console) -> None:
     console.print(f"seeds {', '.join(map(str, plan.seeds))}; all answers without prior correction")
 
 
-def _count_right(net: AudioVisualNet, state: State, inputs: Inputs, labels: npt.NDArray[np.int64]) -> int:
+def _count_right(
+    net: AudioVisualNet, state: State, store: ClipStore, positions: npt.NDArray[np.int64]
+) -> int:
     load_arrays(net, state)
-    with torch.no_grad():
-        guesses = net.eval().head(features(net, inputs)).joint.argmax(dim=1).numpy()
-    return int((guesses == labels).sum())
+    return count_correct(net.eval(), store, positions, Compute("cpu", "fp32"))
 
 
 def _plain_bytes(state: State) -> int:

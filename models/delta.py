@@ -95,7 +95,7 @@ def encode_update(new: State, base: State | None, precision: UpdatePrecision) ->
         entries.append([name, value.dtype.name, list(value.shape), coding])
         body.append(planes)
     header = {"kind": "full" if base is None else "delta", "tensors": entries}
-    return Update(_sealed(_deflated([json.dumps(header).encode()]), _deflated(body)), state)
+    return Update(_sealed(zlib.compress(json.dumps(header).encode(), 9), _deflated(body)), state)
 
 
 def apply_update(payload: bytes, base: State | None, most_bytes: int = MOST_BYTES) -> dict[str, Array]:
@@ -188,7 +188,7 @@ def _opened(payload: bytes) -> tuple[bytes, bytes]:
 
 
 def _deflated(parts: Iterable[bytes]) -> bytes:
-    """Run lengths and Huffman codes only: planes hold few repeated strings, and looking for them takes long."""
+    """A body. Run lengths and Huffman codes only: planes hold few repeated strings, and looking for them takes long."""
     packer = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
     return b"".join([*(packer.compress(part) for part in parts), packer.flush()])
 
