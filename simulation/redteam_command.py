@@ -43,7 +43,6 @@ def redteam(
         from fedstill.simulation.redteam.stage import stage_from_experiment, stage_from_run
 
         folder = (out or Path("redteam") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
         with console.status("starting") as status:
             if run_dir is not None:
                 stage = stage_from_run(run_dir.resolve(), seed, status.update)
@@ -52,7 +51,7 @@ def redteam(
                 stage = stage_from_experiment(
                     load_experiment(experiment, set_ or []), seed, folder / "stage", status.update
                 )
-            results = attack(stage, draws, status.update)
+            results = attack(stage, draws, status.update, tuple(set_ or ()))
         write_all(results, folder, markdown)
     heads, rows = short_table(results)
     table = Table(*heads)
