@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedstill.simulation.privacy_command import privacy
 from fedstill.simulation.redteam_command import redteam
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 data = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.command()(redteam)
+app.command()(privacy)
 console = Console()
 errors = Console(stderr=True)
 

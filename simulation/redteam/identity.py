@@ -22,7 +22,7 @@ from fedstill.simulation.redteam.stage import Positions, View
 REHEARSALS = 5
 """Uploads that the attacker makes of what it knows of each victim."""
 FEWEST_ROWS = 2
-"""Of each speaker, to learn from; with fewer the attacker guesses."""
+"""Of a speaker, to learn from; one with fewer is never named."""
 TRIED = (
     lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
     lambda: LogisticRegression(C=1.0, max_iter=300),
@@ -67,20 +67,21 @@ def _one_draw(
     channel: Channel, view: View, devices: list[DeviceClips], tried: int
 ) -> npt.NDArray[np.float64]:
     seen = channel.seen(view)
-    rows, names = [], []
+    rows, owners = [], []
     for device in devices:
         for rehearsal in range(REHEARSALS):
             upload = channel.upload(seen[device.others], device.seed + 1 + rehearsal)
             rows.append(_described(upload))
-            names.append(np.full(len(upload.rows), device.speaker))
-    once = np.unique(np.column_stack([np.concatenate(rows), np.concatenate(names)]), axis=0)
+            owners.append(np.full(len(upload.rows), device.speaker))
+    once = np.unique(np.column_stack([np.concatenate(rows), np.concatenate(owners)]), axis=0)
     known, speaker = once[:, :-1], once[:, -1].astype(np.int64)
+    names, times = np.unique(speaker, return_counts=True)
+    learnt = np.isin(speaker, names[times >= FEWEST_ROWS])
     guess = np.array([0.0, 0.0, 1 / len(devices)])
-    clearly = np.unique(speaker, return_counts=True)[1]
-    if len(clearly) < 2 or clearly.min() < FEWEST_ROWS:
+    if len(np.unique(speaker[learnt])) < 2:
         return np.tile(guess, (len(devices), 1))
     model: Pipeline = make_pipeline(StandardScaler(), TRIED[tried]())
-    model.fit(known, speaker)
+    model.fit(known[learnt], speaker[learnt])
     tallies = np.tile(guess, (len(devices), 1))
     for number, device in enumerate(devices):
         upload = channel.upload(seen[device.members], device.seed)
