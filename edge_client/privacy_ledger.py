@@ -72,6 +72,11 @@ class PrivacyLedger:
             ledger.execute("COMMIT")
             return made
 
+    def uploads(self) -> int:
+        """How many private uploads were made."""
+        with self._open() as ledger:
+            return len(_mus(ledger))
+
     def spent(self) -> float:
         """Epsilon at this ledger's delta of everything released so far."""
         with self._open() as ledger:

@@ -23,6 +23,7 @@ from fedstill.simulation.agent_command import agent
 from fedstill.simulation.certs_command import certs
 from fedstill.simulation.coordinator_command import coordinator
 from fedstill.simulation.export_command import export
+from fedstill.simulation.privacy_command import privacy
 from fedstill.simulation.redteam_command import redteam
 from fedstill.simulation.status_command import status
 
@@ -41,6 +42,7 @@ app.command()(coordinator)
 app.command()(status)
 app.command()(redteam)
 app.command()(export)
+app.command()(privacy)
 console = Console()
 errors = Console(stderr=True)
 

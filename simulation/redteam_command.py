@@ -18,7 +18,7 @@ def redteam(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go (default: redteam/TIME).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go (default: runs/redteam-TIME).")] = None,
     seed: Annotated[
         int, typer.Option(help="Of the student, the speakers' split and the attacks.", min=0)
     ] = 0,
@@ -42,8 +42,7 @@ def redteam(
         from fedstill.simulation.redteam.report import RESULTS_FILE, short_table, write_all
         from fedstill.simulation.redteam.stage import stage_from_experiment, stage_from_run
 
-        folder = (out or Path("redteam") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = (out or Path("runs") / f"redteam-{datetime.now():%Y%m%d-%H%M%S}").resolve()
         with console.status("starting") as status:
             if run_dir is not None:
                 stage = stage_from_run(run_dir.resolve(), seed, status.update)
@@ -52,7 +51,7 @@ def redteam(
                 stage = stage_from_experiment(
                     load_experiment(experiment, set_ or []), seed, folder / "stage", status.update
                 )
-            results = attack(stage, draws, status.update)
+            results = attack(stage, draws, status.update, tuple(set_ or ()))
         write_all(results, folder, markdown)
     heads, rows = short_table(results)
     table = Table(*heads)

@@ -57,9 +57,16 @@ class References:
 
 @dataclass(frozen=True)
 class RedteamResults:
-    """Everything that ``redteam.json`` says; the same for the same seed on the same machine."""
+    """Everything that ``redteam.json`` says; the same for the same seed on the same machine.
+
+    Attributes:
+        changes: what ``--set`` changed of the experiment.
+        student_correct: of the victims' clips.
+        speakers, clips: the attacker's and the victims'.
+    """
 
     experiment: str
+    changes: tuple[str, ...]
     dataset: str
     synthetic: bool
     seed: int
@@ -74,7 +81,9 @@ class RedteamResults:
     outcomes: tuple[Outcome, ...]
 
 
-def attack(stage: Stage, draws: int, say: Callable[[str], None]) -> RedteamResults:
+def attack(
+    stage: Stage, draws: int, say: Callable[[str], None], changes: tuple[str, ...] = ()
+) -> RedteamResults:
     """Run everything; ``draws`` devices per speaker."""
     shadows = list(devices(stage.attacker, draws, np.random.default_rng(stream(stage.seed, "shadows"))))
     targets = list(devices(stage.victims, draws, np.random.default_rng(stream(stage.seed, "victims"))))
@@ -104,13 +113,16 @@ def attack(stage: Stage, draws: int, say: Callable[[str], None]) -> RedteamResul
             stream(stage.seed, channel.key) % 2**31,
         )
         seen = membership(channel, stage.attacker, shadows, stage.victims, targets, stage.seed)
-        by_row, by_upload = identify(channel, stage.victims, targets, draws, stage.seed)
+        by_row, by_upload = identify(
+            channel, stage.attacker, shadows, stage.victims, targets, draws, stage.seed
+        )
         bound = None if channel.mu is None else auc_bound(channel.mu)
         outcomes.append(
             Outcome(channel.key, channel.title, rows, single, sound, picture, seen, bound, by_row, by_upload)
         )
     return RedteamResults(
         experiment=stage.name,
+        changes=changes,
         dataset=stage.dataset,
         synthetic=stage.synthetic,
         seed=stage.seed,

@@ -112,7 +112,7 @@ def figure(results: RedteamResults) -> Figure:
     sound, picture, other = OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[2]
     drawn = Figure(figsize=(13.0, 1.7 + 0.42 * len(outcomes)), layout="constrained")
     drawn.set_facecolor("white")
-    data = f"synthetic {results.dataset}" if results.synthetic else results.dataset
+    data = "synthetic clips" if results.synthetic else results.dataset
     drawn.suptitle(f"What an upload gives away ({data}, seed {results.seed})", fontsize=11, color=INK)
     panels = drawn.subplots(1, 3, sharey=True)
     chance = results.references.chance
@@ -144,16 +144,17 @@ def figure(results: RedteamResults) -> Figure:
     for axes in (panels[0], panels[2]):
         percent_axis(axes.xaxis)
     for axes in panels:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, frameon=False, fontsize=8)
     return drawn
 
 
 def _setting(results: RedteamResults) -> str:
     share = results.student_correct / results.clips[1]
     seen = "has" if results.student_saw_victims else "has not"
+    changes = "".join(f", `{change}`" for change in results.changes)
     return (
-        f"Experiment `{results.experiment}`, seed {results.seed}, public clips only. The attacker is the cloud: it has "
-        f"the student and {results.clips[0]} clips of {results.speakers[0]} speakers. The victims are "
+        f"Experiment `{results.experiment}`{changes}, seed {results.seed}, public clips only. The attacker is the "
+        f"cloud: it has the student and {results.clips[0]} clips of {results.speakers[0]} speakers. The victims are "
         f"{results.speakers[1]} other speakers with {results.clips[1]} clips; the student {seen} seen them in training "
         f"and gets {100 * share:.1f} % of them right. A device is one speaker with the clips of half of that speaker's "
         f"recordings ({results.clips_per_device:.0f} on average), {results.draws} draws per speaker. dp is per upload, "

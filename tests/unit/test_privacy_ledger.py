@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from test_privacy import clips, dp_request
+from typer.testing import CliRunner
 
 from fedstill.edge_client.privacy import epsilon_at, sigma_for
 from fedstill.edge_client.privacy_ledger import LEDGER_FILE, PrivacyLedger, noise_source, release_once
 from fedstill.edge_client.privacy_policy import POLICY_FILE, PrivacyPolicy, read_policy, write_policy
 from fedstill.edge_client.prototypes import DeviceError, Prototypes
 from fedstill.protos.messages import PrototypeRequest
+from fedstill.simulation import cli
 
 POLICY = PrivacyPolicy(accepts="dp", epsilon=4.0, delta=1e-5)
 MADE = Prototypes(np.array([[0.1, 0.9]], np.float32), np.array([12], np.int64))
@@ -216,3 +218,24 @@ def test_infinite_budgets_are_not_a_typo_away(tmp_path: Path) -> None:
     (tmp_path / POLICY_FILE).write_text(json.dumps({"epsilon": float("inf")}))
     with pytest.raises(DeviceError, match="epsilon"):
         read_policy(tmp_path)
+
+
+def test_the_owner_can_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.errors, "_width", 300)
+    write_policy(tmp_path, POLICY)
+    look = CliRunner()
+    assert "spent epsilon 0 of 4 at delta 1e-05, in 0 private" in look.invoke(
+        cli.app, ["privacy", str(tmp_path)]
+    ).stdout.replace("\n", " ")
+    assert not (tmp_path / LEDGER_FILE).exists()
+    release(tmp_path, asked(epsilon=1.0))
+    said = look.invoke(cli.app, ["privacy", str(tmp_path)]).stdout.replace("\n", " ")
+    assert "accepts dp uploads" in said
+    assert "spent epsilon 1 of 4" in said
+    assert "in 1 private" in said
+    assert "predictable" not in said
+    (tmp_path / POLICY_FILE).write_text("{")
+    for folder in (tmp_path, tmp_path / "none"):
+        mistaken = look.invoke(cli.app, ["privacy", str(folder)])
+        assert mistaken.exit_code == 2
+        assert "\n" not in mistaken.stderr.strip()
