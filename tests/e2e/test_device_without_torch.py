@@ -91,16 +91,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return make_export(tmp_path_factory.mktemp("exported"))
 
 
-def without_torch(script: str, *arguments: object) -> Any:
-    """What the script prints as JSON, from a process that cannot import what a small device does not have."""
-    done = subprocess.run(
+def run(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The script in a process that cannot import what a small device does not have."""
+    return subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH + script, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
+
+
+def without_torch(script: str, *arguments: object) -> Any:
+    """What the script prints as JSON; see ``run``."""
+    done = run(script, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -144,6 +150,14 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
         assert found["counts"] == wanted.counts.tolist()
     right = device.evaluate(EvaluationRequest(job, student, True, prior, np.empty(0, np.uint8), ""))
     assert (answer["correct"], answer["total"]) == (right.correct, right.total)
+
+
+@pytest.mark.parametrize("command", [["export", "student", "--out", "onnx"], ["simulate"]])
+def test_a_command_of_the_full_install_says_so_in_one_line(command: list[str], tmp_path: Path) -> None:
+    done = run(f"from fedstill.simulation.cli import main\nsys.argv[1:] = {command!r}\nmain()", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'fedstill[full]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_client_app_takes_the_exported_student(exported: Exported, tmp_path: Path) -> None:
