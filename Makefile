@@ -29,6 +29,7 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
+	$(BIN)/python benchmarks/edge_runtime.py --full-size
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev
@@ -42,7 +43,7 @@ clean:
 
 # The stamps make a second `make demo` start at once; a changed pin or dependency installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[full]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip

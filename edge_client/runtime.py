@@ -91,11 +91,9 @@ class ExportFolder:
             raise DeviceError(
                 f"{self.directory}: was exported for another network than this student's: export it again"
             )
-        encoders, head = (
-            _session_with(self.directory / name, state, self.described.weights[name])
-            for name in (ENCODERS, HEAD)
-        )
-        return OnnxRuntime(encoders, head, {}, self.described, class_names, version)
+        kept = {name: _values(state, self.described.weights[name]) for name in (ENCODERS, HEAD)}
+        encoders, head = (_session_with(self.directory / name, values) for name, values in kept.items())
+        return OnnxRuntime(encoders, head, {}, self.described, class_names, version, kept)
 
 
 class OnnxRuntime:
@@ -109,8 +107,10 @@ class OnnxRuntime:
         described: ExportedStudent,
         class_names: tuple[str, ...],
         version: str,
+        kept: object = None,
     ) -> None:
         self.class_names, self.version = class_names, version
+        self._kept = kept  # sessions use these values where they are, and do not own them
         self._encoders, self._head, self._compressors = encoders, head, compressors
         self._described = described
 
@@ -163,17 +163,21 @@ def _session(path: Path) -> InferenceSession:
     return InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
 
 
-def _session_with(path: Path, state: State, shapes: Mapping[str, tuple[int, ...]]) -> InferenceSession:
-    values = []
+def _session_with(path: Path, values: Mapping[str, onnxruntime.OrtValue]) -> InferenceSession:
+    options = _options()
+    options.add_external_initializers(list(values), list(values.values()))
+    return InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def _values(state: State, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, onnxruntime.OrtValue]:
+    values = {}
     for name, shape in shapes.items():
         found = state.get(name)
         if found is None or found.shape != shape or found.dtype != np.float32:
             got = "missing" if found is None else f"{found.dtype} {found.shape}"
             raise ValueError(f"weights: {name} needs float32 {shape}, is {got}")
-        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(found)))
-    options = _options()
-    options.add_external_initializers(list(shapes), values)
-    return InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(found))
+    return values
 
 
 def _options() -> onnxruntime.SessionOptions:

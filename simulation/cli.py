@@ -8,6 +8,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -50,6 +51,10 @@ INTERRUPTED = 130
 FAILED = 1
 MISTAKE = 2
 BAD_CLIPS_SHOWN = 20
+LEFT_OUT_ON_DEVICES = frozenset(
+    {"jinja2", "matplotlib", "onnx", "ray", "tensorboard", "torch", "torchaudio", "torchvision"}
+)
+"""What only ``fedstill[full]`` installs."""
 
 
 class Engine(StrEnum):
@@ -242,5 +247,12 @@ def one_line_errors() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point. A command that the small install lacks the packages for says which install has them."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in LEFT_OUT_ON_DEVICES:
+            raise
+        message = f"this command needs {error.name}; type: pip install 'fedstill[full]'"
+        errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        sys.exit(MISTAKE)

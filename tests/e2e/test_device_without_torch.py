@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,16 @@ from fedstill.models.packing import pack
 from fedstill.models.specs import network_to_json
 from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
 
-FORBIDDEN = (
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "ray",
-    "matplotlib",
-    "tensorboard",
-    "onnx",
-    "fedstill.cloud_server",
-)
-WITHOUT_TORCH = f"""
+LEFT_OUT = ("torch", "torchvision", "torchaudio", "ray", "matplotlib", "tensorboard", "onnx")
+"""What the small install does not have."""
+BLOCK = """
 import json, sys
 from pathlib import Path
 
-FORBIDDEN = {FORBIDDEN!r}
-
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
-        if any(name == one or name.startswith(one + ".") for one in FORBIDDEN):
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if any(name == one or name.startswith(one + ".") for one in {blocked!r}):
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
 
 sys.meta_path.insert(0, NotInstalled())
 """
@@ -91,22 +82,30 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return make_export(tmp_path_factory.mktemp("exported"))
 
 
-def without_torch(script: str, *arguments: object) -> Any:
-    """What the script prints as JSON, from a process that cannot import what a small device does not have."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH + script, *map(str, arguments)],
+def run(
+    script: str, *arguments: object, blocked: Sequence[str] = LEFT_OUT, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The script in a process that cannot import what a small device does not have."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK.format(blocked=blocked) + script, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
+
+
+def without_torch(script: str, *arguments: object) -> Any:
+    """What the script prints as JSON, from a process in which the cloud's room cannot be imported, either."""
+    done = run(script, *arguments, blocked=(*LEFT_OUT, "fedstill.cloud_server"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_blocker_blocks() -> None:
-    for name in FORBIDDEN[:3]:
+    for name in LEFT_OUT[:3]:
         with pytest.raises(AssertionError, match=f"No module named '{name}'"):
             without_torch(f"import {name}")
 
@@ -144,6 +143,14 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
         assert found["counts"] == wanted.counts.tolist()
     right = device.evaluate(EvaluationRequest(job, student, True, prior, np.empty(0, np.uint8), ""))
     assert (answer["correct"], answer["total"]) == (right.correct, right.total)
+
+
+@pytest.mark.parametrize("command", [["export", "student", "--out", "onnx"], ["simulate"]])
+def test_a_command_of_the_full_install_says_so_in_one_line(command: list[str], tmp_path: Path) -> None:
+    done = run(f"from fedstill.simulation.cli import main\nsys.argv[1:] = {command!r}\nmain()", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'fedstill[full]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_client_app_takes_the_exported_student(exported: Exported, tmp_path: Path) -> None:
