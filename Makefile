@@ -29,6 +29,8 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
+	$(BIN)/python benchmarks/inference_batching.py
+	$(BIN)/python benchmarks/rung_choice.py
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev

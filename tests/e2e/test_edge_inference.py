@@ -39,6 +39,8 @@ from fedstill.edge_client.cloud_inference import Answer, EdgeInference
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "node-0"
 
 
