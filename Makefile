@@ -30,6 +30,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
 	$(BIN)/python benchmarks/edge_runtime.py --full-size
+	$(BIN)/python benchmarks/inference_batching.py
+	$(BIN)/python benchmarks/rung_choice.py
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev

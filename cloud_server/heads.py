@@ -108,6 +108,14 @@ class HeadShelf:
         self._loaded: OrderedDict[str, Heads] = OrderedDict()
         self._lock = threading.Lock()
 
+    def loaded(self, version: str) -> Heads | None:
+        """The heads if they are in memory, without touching the disk."""
+        with self._lock:
+            if version not in self._loaded:
+                return None
+            self._loaded.move_to_end(version)
+            return self._loaded[version]
+
     def get(self, version: str) -> Heads:
         """The heads of a student version.
 
@@ -116,10 +124,8 @@ class HeadShelf:
             HeadError: they are damaged.
         """
         _check_version(version)
-        with self._lock:
-            if version in self._loaded:
-                self._loaded.move_to_end(version)
-                return self._loaded[version]
+        if (known := self.loaded(version)) is not None:
+            return known
         heads = self._load(version)
         with self._lock:
             self._loaded[version] = heads

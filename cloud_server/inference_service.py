@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -31,8 +31,16 @@ IN_FLIGHT_PER_DEVICE = 32
 LONGEST_NAME = 128
 
 Authorise = Callable[[str], str]
-"""Token -> the device's name; raises TokenError."""
+"""Token -> the device's name; raises TokenError. Asked again for every request: streams outlive tokens."""
 Context = grpc.aio.ServicerContext[Message, Message]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whom a stream belongs to: the name that its token proves; None where none is asked for."""
+
+    name: str | None
+    token: str = field(default="", repr=False)
 
 
 class RequestError(Exception):
@@ -97,11 +105,11 @@ class InferenceService:
 
     async def describe(self, request: pb.DescribeRequest | None, context: Context) -> pb.DescribeResponse:
         """The unary call; refusals are gRPC status codes."""
-        device = await self._device(context)
+        caller = await self._caller(context)
         try:
             if request is None:
                 raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "message", "not a DescribeRequest")
-            self._check_name(request.device, device)
+            self._check_name(request.device, caller)
             heads = await self._heads(request.student_version)
         except RequestError as error:
             self.counters.refused += 1
@@ -115,10 +123,10 @@ class InferenceService:
         self, requests: AsyncIterator[pb.ClassifyRequest | None], context: Context
     ) -> AsyncIterator[pb.ClassifyResponse]:
         """The stream: answers in the order of the requests, at most ``IN_FLIGHT_PER_DEVICE`` at work."""
-        device = await self._device(context)
+        caller = await self._caller(context)
         answers: asyncio.Queue[asyncio.Task[pb.ClassifyResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(IN_FLIGHT_PER_DEVICE)
-        reader = asyncio.create_task(self._read(requests, device, answers, room))
+        reader = asyncio.create_task(self._read(requests, caller, answers, room))
         self._readers.add(reader)
         if self._draining:
             reader.cancel()
@@ -133,25 +141,26 @@ class InferenceService:
     async def _read(
         self,
         requests: AsyncIterator[pb.ClassifyRequest | None],
-        device: str | None,
+        caller: Caller,
         answers: asyncio.Queue[asyncio.Task[pb.ClassifyResponse] | None],
         room: asyncio.Semaphore,
     ) -> None:
         try:
             async for request in requests:
                 await room.acquire()
-                answers.put_nowait(asyncio.create_task(self._answer(request, device, time.perf_counter())))
+                answers.put_nowait(asyncio.create_task(self._answer(request, caller, time.perf_counter())))
         finally:
             answers.put_nowait(None)
 
     async def _answer(
-        self, request: pb.ClassifyRequest | None, device: str | None, received: float
+        self, request: pb.ClassifyRequest | None, caller: Caller, received: float
     ) -> pb.ClassifyResponse:
         sequence = 0 if request is None else request.sequence
         try:
             if request is None:
                 raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "message", "not a ClassifyRequest")
-            self._check_name(request.device, device)
+            self._check_caller(caller)
+            self._check_name(request.device, caller)
             if request.echo:
                 self.counters.echoes += 1
                 return pb.ClassifyResponse(sequence=sequence, echo=pb.Echo())
@@ -166,7 +175,7 @@ class InferenceService:
             )
             return self._refusal(sequence, busy)
         except Exception:
-            LOG.exception("event=classify_failed device=%s sequence=%d", device, sequence)
+            LOG.exception("event=classify_failed device=%s sequence=%d", caller.name, sequence)
             failure = RequestError(grpc.StatusCode.INTERNAL, "", "the server failed; see its log")
             return self._refusal(sequence, failure)
         self.counters.answered += 1
@@ -192,6 +201,8 @@ class InferenceService:
         return pb.ClassifyResponse(sequence=sequence, error=refusal)
 
     async def _heads(self, version: str) -> Heads:
+        if (heads := self._shelf.loaded(version)) is not None:
+            return heads
         try:
             return await asyncio.to_thread(self._shelf.get, version)
         except UnknownVersion:
@@ -202,27 +213,36 @@ class InferenceService:
             text = "the heads of this student are damaged on the server"
             raise RequestError(grpc.StatusCode.NOT_FOUND, "student_version", text) from None
 
-    async def _device(self, context: Context) -> str | None:
-        """The name that the caller's token proves, None where none is asked for. Aborts an unknown caller."""
+    async def _caller(self, context: Context) -> Caller:
+        """Who calls. Aborts an unknown caller."""
         if self._authorise is None:
-            return None
+            return Caller(None)
         values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         scheme, _, token = str(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
         try:
             if scheme.lower() != "bearer":
                 raise TokenError("a bearer token is needed")
-            return self._authorise(token)
+            return Caller(self._authorise(token), token)
         except TokenError as error:
             self.counters.refused += 1
             LOG.warning("event=caller_refused peer=%s reason=%s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"authorization: {error}")
             raise  # abort has raised already
 
-    def _check_name(self, claimed: str, proven: str | None) -> None:
+    def _check_caller(self, caller: Caller) -> None:
+        """A token may expire or be revoked while its stream lives on."""
+        if self._authorise is None:
+            return
+        try:
+            self._authorise(caller.token)
+        except TokenError as error:
+            raise RequestError(grpc.StatusCode.UNAUTHENTICATED, "authorization", str(error)) from None
+
+    def _check_name(self, claimed: str, caller: Caller) -> None:
         if not 0 < len(claimed) <= LONGEST_NAME:
             text = f"needs 1 to {LONGEST_NAME} characters"
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "device", text)
-        if proven is not None and claimed != proven:
+        if caller.name is not None and claimed != caller.name:
             raise RequestError(grpc.StatusCode.PERMISSION_DENIED, "device", "the token is another device's")
 
 

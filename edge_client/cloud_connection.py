@@ -174,6 +174,7 @@ class CloudConnection:
                 return "link busy"
             self._reason = "no answer"
             self._link.failed(now)
+        LOG.warning("event=cloud_lost target=%s reason=%s", self._address.target, "no answer")
         self._hang_up()
         return "link down (no answer)"
 
@@ -282,9 +283,10 @@ class CloudConnection:
         )
         reason = refusal or (code.name.lower() if code is not None else "failed")
         with self._lock:
+            if code is grpc.StatusCode.CANCELLED and not self._link.estimate.up:
+                return  # we hung up ourselves, and said why
             known, self._reason = self._reason, reason
-            if code is not grpc.StatusCode.CANCELLED or self._link.estimate.up:
-                self._link.failed(self._clock(), hopeless=code in REFUSALS)
+            self._link.failed(self._clock(), hopeless=code in REFUSALS)
         if reason != known:
             LOG.warning("event=cloud_lost target=%s reason=%s", self._address.target, reason)
 

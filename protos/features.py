@@ -65,12 +65,10 @@ def decode_features(payload: bytes, feature_width: int, rate: float, precision: 
         raise FeatureError(
             f"features: {len(payload)} bytes, rate {rate:g} in {precision.value} has {expected}"
         )
-    half, width = expected // 2, compressed_width(feature_width, rate)
-    vectors = FeatureVectors(
-        *(_decode_vector(payload[start : start + half], precision) for start in (0, half))
-    )
-    assert all(vector.shape == (width,) for vector in vectors)
-    return vectors
+    if not compressed_width(feature_width, rate):
+        raise FeatureError(f"features: rate {rate:g} leaves nothing of {feature_width} values")
+    half = expected // 2
+    return FeatureVectors(*(_decode_vector(payload[start : start + half], precision) for start in (0, half)))
 
 
 def quantise_vector(values: Vector) -> tuple[npt.NDArray[np.int8], np.float32]:

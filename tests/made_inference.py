@@ -1,12 +1,14 @@
 """A cloud and a device for edge inference, small enough for a test: heads of random weights, a numpy student.
 
-Run as a program it is the cloud: ``python made_inference.py HEADS PORT [CERTIFICATES SECRET]`` prints the port once it
+Run as a program it is the cloud: ``python made_inference.py HEADS PORT [CERTIFICATES]`` prints the port once it
 serves and ends on SIGTERM.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import subprocess
 import sys
 import time
@@ -140,7 +142,9 @@ def made_server(heads: Path, listen: str, certificates: Path | None) -> Inferenc
     return InferenceServer(service, listen, tls)
 
 
-def start_cloud(heads: Path, certificates: Path | None, port: int = 0) -> tuple[subprocess.Popen[str], int]:
+def start_cloud(
+    heads: Path, certificates: Path | None, port: int = 0, log: Path | None = None
+) -> tuple[subprocess.Popen[str], int]:
     """The cloud as a process of its own, and its port. End it by its pid."""
     arguments = [
         sys.executable,
@@ -149,7 +153,8 @@ def start_cloud(heads: Path, certificates: Path | None, port: int = 0) -> tuple[
         str(port),
         *([str(certificates)] if certificates else []),
     ]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    with (log or Path(os.devnull)).open("a") as errors:
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     return process, int(process.stdout.readline())
 
@@ -163,6 +168,7 @@ def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.DEBUG)
     _, where, wanted, *rest = sys.argv
     run_until_signalled(
         made_server(Path(where), f"127.0.0.1:{wanted}", Path(rest[0]) if rest else None),

@@ -140,6 +140,8 @@ class ThrottledProxy:
             due, piece = await line.get()
             await asyncio.sleep(due - time.monotonic())
             await self._passable()
+            if writer.transport.is_closing():
+                return  # reset: what was under way is lost
             if not piece:
                 writer.write_eof()
                 return
