@@ -32,6 +32,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/edge_runtime.py --full-size
 	$(BIN)/python benchmarks/inference_batching.py
 	$(BIN)/python benchmarks/rung_choice.py
+	$(BIN)/python benchmarks/many_agents.py
+	$(BIN)/python benchmarks/downlink.py
+	$(BIN)/python benchmarks/fleet_proxy.py
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev
