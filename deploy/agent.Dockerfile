@@ -22,4 +22,4 @@ RUN cd /build && pip install --constraint constraints.txt '.[edge]' && rm -r /bu
 USER fedstill
 WORKDIR /state
 ENTRYPOINT ["fedstill", "agent"]
-CMD ["run", "--help"]
+CMD ["--help"]

@@ -18,10 +18,10 @@ COPY edge_client /build/edge_client
 COPY models /build/models
 COPY protos /build/protos
 COPY simulation /build/simulation
-RUN cd /build && pip install --constraint constraints.txt '.[postgresql]' && rm -r /build
+RUN cd /build && pip install --constraint constraints.txt '.[full,postgresql]' && rm -r /build
 
 USER fedstill
 WORKDIR /state
-EXPOSE 9092
+EXPOSE 9092 9093
 ENTRYPOINT ["fedstill"]
 CMD ["coordinator", "--state", "/state", "--certs", "/certs"]
