@@ -45,7 +45,7 @@ from fedstill.simulation.inprocess import InProcessGrid
 from fedstill.simulation.launcher import prepare_run
 
 SMALL = [
-    "dataset.public_per_class=30", "dataset.private_per_class=6", "teacher.epochs=1", "student.epochs=1",
+    "dataset.public_per_class=10", "dataset.private_per_class=2", "teacher.epochs=1", "student.epochs=1",
     "distillation.inner_epochs=1", "fedstill.inner_epochs=1", 'run.scenarios=["latency_sensitive"]',
 ]  # fmt: skip
 ROUNDS = 3
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[20, 50, 100, 200])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="4 and 8 devices, once")
     options = parser.parse_args(arguments)
     sizes, repeats = ([4, 8], 1) if options.quick else (options.devices, options.repeats)
