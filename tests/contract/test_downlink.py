@@ -218,9 +218,11 @@ def test_a_tampered_student_on_the_device_is_sent_again(trained: Path, tmp_path:
                 path.write_bytes(content)
 
     plain = run(copied(trained, tmp_path / "plain"), Listening())
-    events = run(copied(trained, tmp_path / "tampered"), Listening(tamper))
+    app = Listening(tamper)
+    events = run(copied(trained, tmp_path / "tampered"), app)
     assert results(events) == results(plain)
     assert failures(events) == []
+    assert [student.base != "" for _, student in app.sent(0)[-2:]] == [True, False]
 
 
 class Spoiling(Listening):
