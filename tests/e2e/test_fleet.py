@@ -24,6 +24,7 @@ THREE = ('partition.kind="pathological"', f"partition.clients={DEVICES}", "parti
 
 
 def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
+    (tmp_path / "simulated").mkdir()
     simulated = prepared_run(tmp_path / "simulated", THREE)
     write_plan(replace(read_plan(simulated), arms=ARMS))
     run_inprocess(simulated, DEVICES)
