@@ -120,12 +120,13 @@ class Fleet:
     def name(client: int) -> str:
         return f"device-{client}"
 
-    def coordinator(self, *options: str) -> Service:
-        """Start the coordinator; ends by itself when every device is served."""
+    def coordinator(self, *options: str, once: bool = True) -> Service:
+        """Start the coordinator; with ``once`` it ends by itself when every device is served."""
         command = [
             "coordinator", "--state", str(self.state), "--experiment", str(self.experiment),
             "--certs", str(self.certs), "--listen", f"127.0.0.1:{self.port}",
-            "--inference-listen", f"127.0.0.1:{self.inference_port}", "--once", *self.options, *options,
+            "--inference-listen", f"127.0.0.1:{self.inference_port}", *(["--once"] if once else []),
+            *self.options, *options,
         ]  # fmt: skip
         return self._started("coordinator", command)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fleet import Fleet
+from fleet import IMPORTROOT, Fleet, Service
+from made_media import write_video
 from made_runs import TINY, prepared_run
 
 from fedstill.cloud_server.plan import read_plan, write_plan
@@ -21,6 +24,49 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DEVICES = 3
 ARMS = ("all_distill", "all_distill_select", "fedstill")
 THREE = ('partition.kind="pathological"', f"partition.clients={DEVICES}", "partition.classes_per_client=2")
+
+
+def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
+    """Before there is a student nothing is lost; then the cloud's head answers, and without a cloud the local one."""
+    (tmp_path / "simulated").mkdir()
+    simulated = prepared_run(tmp_path / "simulated")
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(TINY)
+    inbox = tmp_path / "inbox"
+    write_video(inbox / "early.mp4")
+    options = ["--arms", "fedstill", "--set", 'run.scenarios=["latency_insensitive"]']
+    with Fleet(tmp_path, experiment, [simulated / "devices" / "0" / "data"], options) as fleet:
+        coordinator = fleet.coordinator(once=False)
+        where = f"127.0.0.1:{fleet.inference_port}"
+        agent = fleet.agent(0, "--inference", where, "--watch", str(inbox), "--objective", "5000")
+        fleet.wait_for(lambda: answers(agent), "the first answer")
+        (early,) = answers(agent)
+        assert early["clip"] == "early.mp4"
+        assert early["class"] in ("neutral", "happy", "sad", "fear", "disgust", "angry")
+        write_video(inbox / ".late.mp4").rename(inbox / "late.mp4")
+        fleet.wait_for(lambda: len(answers(agent)) == 2, "the second answer")
+        late = answers(agent)[1]
+        assert (late["path"], late["reason"]) == ("cloud", ""), late
+        assert late["bytes"] > 0
+        (inbox / "broken.mp4").write_bytes(b"no video")
+        fleet.wait_for(lambda: len(answers(agent)) == 3, "the line about the broken clip")
+        assert "error" in answers(agent)[2]
+        assert coordinator.terminate() == 0
+        write_video(inbox / ".alone.mp4").rename(inbox / "alone.mp4")
+        fleet.wait_for(lambda: len(answers(agent)) == 4, "the answer without a cloud")
+        alone = answers(agent)[3]
+        assert (alone["path"], alone["bytes"]) == ("local", 0)
+        assert agent.terminate() == 0
+        once = subprocess.run(
+            [tool("fedstill"), "agent", "infer", str(inbox / "late.mp4"), "--state", str(fleet.agent_state(0))],
+            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(IMPORTROOT)},
+        )  # fmt: skip
+    line = json.loads(once.stdout)
+    assert (line["path"], line["class"], line["student"]) == ("local", late["class"], late["student"])
+
+
+def answers(agent: Service) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in agent.said().splitlines() if line.startswith("{")]
 
 
 def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:

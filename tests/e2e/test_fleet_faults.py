@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from fleet import Fleet, Service
+from made_link import ThrottledProxy
 from made_runs import TINY, prepared_run
 
 from fedstill.cloud_server.plan import read_plan, write_plan
@@ -167,6 +168,34 @@ def test_a_device_is_away_for_a_whole_round_and_comes_back(fleet: Fleet, undistu
     is_whole(fleet, undisturbed, 0, 1)
     states = {event["state"] for event in fleet.events("device") if event["client"] == 1}
     assert {"connected", "dead", "revived"} <= states
+
+
+def test_a_link_of_20_kilobytes_per_second_that_breaks(fleet: Fleet, undisturbed: Path) -> None:
+    coordinator = fleet.coordinator()
+    fleet.agent(0)
+    with ThrottledProxy(("127.0.0.1", fleet.port), bytes_per_second=20_000, delay=0.1) as link:
+        fleet.agent(1, port=link.port)
+        fleet.wait_for(
+            lambda: [one for one in fleet.uploads() if one[2] == 1], "the slow device's first upload"
+        )
+        link.cut()
+        time.sleep(5)
+        link.restore()
+        finishes(fleet, coordinator)
+        assert link.carried > 20_000
+    is_whole(fleet, undisturbed, 0, 1)
+
+
+def test_a_tampered_student_on_a_device_is_sent_again(fleet: Fleet, undisturbed: Path) -> None:
+    coordinator = fleet.coordinator()
+    fleet.agent(0), fleet.agent(1)
+    fleet.wait_for(lambda: [one for one in fleet.uploads() if one[2] == 1], "the device's first upload")
+    for student in (fleet.agent_state(1) / "students").glob("*.safetensors"):
+        content = bytearray(student.read_bytes())
+        content[-100:] = bytes(100)
+        student.write_bytes(content)
+    finishes(fleet, coordinator)
+    is_whole(fleet, undisturbed, 0, 1)
 
 
 def test_two_agents_with_one_identity(fleet: Fleet, undisturbed: Path) -> None:
