@@ -51,6 +51,19 @@ def test_every_shipped_experiment_also_runs_as_the_thesis_did(name: str) -> None
     assert load_experiment(name, ["mode=faithful"]).mode == "faithful"
 
 
+def test_the_fedstill_table_starts_from_the_distillation_table(tmp_path: Path) -> None:
+    text = 'name = "x"\n[distillation]\nouter_epochs = 4\ninner_epochs = 7\n[fedstill]\nlogit_weight = 0.5\n'
+    found = load_experiment(written(tmp_path, text))
+    assert (found.fedstill.outer_epochs, found.fedstill.inner_epochs) == (4, 7)
+    assert (found.fedstill.logit_weight, found.distillation.logit_weight) == (0.5, 0.0)
+    assert found.fedstill.optimiser == found.distillation.optimiser
+
+
+def test_arms_that_train_for_different_times_are_refused(tmp_path: Path) -> None:
+    text = 'name = "x"\n[distillation]\nouter_epochs = 4\n[fedstill]\nouter_epochs = 5\n'
+    assert "fedstill" in refusal(written(tmp_path, text))
+
+
 def test_quickstart_needs_no_file() -> None:
     assert open_source(load_experiment("quickstart")).name == "synthetic"
 
