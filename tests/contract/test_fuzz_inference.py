@@ -22,7 +22,7 @@ from made_inference import CLASSES, VERSION, WIDTH, made_heads
 
 from fedstill.cloud_server.heads import HeadShelf
 from fedstill.cloud_server.inference_server import LARGEST_REQUEST, InferenceServer
-from fedstill.cloud_server.inference_service import SERVICE, InferenceService
+from fedstill.cloud_server.inference_service import SERVICE, InferenceService, counted
 from fedstill.cloud_server.tokens import TokenError
 from fedstill.models.rungs import RATES, Precision, compressed_payload_bytes
 from fedstill.protos import edge_inference_pb2 as pb
@@ -195,8 +195,8 @@ def test_mutated_clips(tmp_path: Path) -> None:
                 outcomes[check(message, fields, response)] += 1
         assert await running.good_answer() == before
         assert files(running.folder) == disk
-        counters = running.service.counters
-        assert counters.answered + counters.refused + counters.echoes == MESSAGES + 2
+        done = counted(running.service)
+        assert done["answered"] + done["refused"] + done["echoes"] == MESSAGES + 2
         return outcomes
 
     outcomes = with_service(tmp_path, attack)

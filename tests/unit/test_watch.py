@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -175,6 +176,18 @@ def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WatchError, match="is no folder"):
         run_watch(classify, tmp_path / "none", tmp_path / "state", io.StringIO(), threading.Event())
+
+
+def test_a_folder_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_video(folder / "a.mp4")
+
+    def remove(path: Path) -> dict[str, Any]:
+        shutil.rmtree(folder)
+        return {}
+
+    with pytest.raises(WatchError, match="is gone"):
+        run_watch(remove, folder, tmp_path / "state", io.StringIO(), threading.Event(), POLL)
 
 
 def test_named_clips_are_answered_in_order(tmp_path: Path) -> None:
