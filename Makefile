@@ -27,10 +27,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy benchmarks/*.py docs/generate_reference.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/inference_batching.py
-	$(BIN)/python benchmarks/rung_choice.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
+	$(BIN)/python benchmarks/inference_batching.py
+	$(BIN)/python benchmarks/rung_choice.py
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev

@@ -10,9 +10,17 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["bank", "selection"])
+@pytest.mark.parametrize("name", ["bank", "selection", "inference_batching"])
 def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
     assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_rung_benchmark_drives_a_device_through_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "rung_choice.py"))["main"](["--quick"])
+    report = capsys.readouterr().out
+    assert "at most" in report
+    assert all(segment in report for segment in ("good", "64 kbit/s", "outage", "recovery"))
