@@ -230,6 +230,7 @@ def check(message: bytes, fields: set[str], response: pb.ClassifyResponse) -> st
         assert "\n" not in response.error.message
         return response.error.field
     assert kind in ("answer", "echo"), (message, response)
+    assert "features" in fields, (message, response)  # other features may be good ones, nothing else may
     if kind == "answer":
         probabilities = np.array(response.answer.probabilities)
         assert probabilities.shape == (len(CLASSES),)
