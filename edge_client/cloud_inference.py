@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,21 +54,6 @@ class Answer:
     bytes: int
     milliseconds: float
     reason: str
-
-
-def as_line(answer: Answer, runtime: Runtime) -> dict[str, Any]:
-    """An answer as the agent prints it: class, probability, path, rung, bytes, milliseconds, student, reason."""
-    best = int(answer.probabilities.argmax())
-    return {
-        "class": runtime.class_names[best],
-        "probability": round(float(answer.probabilities[best]), 4),
-        "path": answer.path,
-        "rung": answer.rung,
-        "bytes": answer.bytes,
-        "milliseconds": round(answer.milliseconds, 1),
-        "student": runtime.version,
-        "reason": answer.reason,
-    }
 
 
 class Connection(Protocol):

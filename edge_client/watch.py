@@ -94,7 +94,7 @@ def run_watch(
         poll_seconds: between two looks.
 
     Raises:
-        WatchError: no such folder, or a damaged journal.
+        WatchError: no such folder, it goes while we watch, or a damaged journal.
     """
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or watch another")
@@ -140,14 +140,20 @@ def _write(out: TextIO, line: dict[str, Any]) -> None:
 
 
 def _look(folder: Path) -> dict[str, Look]:
-    """The complete clips in the folder, by the name of their main file."""
+    """The complete clips in the folder, by the name of their main file. Raises WatchError if it is gone."""
     found = {}
-    for name, files in clips_among(folder.iterdir()).items():
-        parts = [part for file in files for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
+    try:
+        clips = clips_among(folder.iterdir())
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise WatchError(f"{folder}: is gone: bring it back, or watch another") from error
+        return {}  # a folder of images went while we listed: the next look decides
+    for name, files in clips.items():
         try:
+            parts = [part for file in files for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
             stats = [part.stat() for part in parts]
         except FileNotFoundError:
-            continue  # renamed or removed between listing and looking: the next look decides
+            continue  # renamed or removed between listing and looking
         found[name] = tuple(
             (part.name, stat.st_size, stat.st_mtime_ns) for part, stat in zip(parts, stats, strict=True)
         )

@@ -18,12 +18,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_inference import CLASSES, VERSION, WIDTH, made_heads
+from made_inference import (
+    AUDIO,
+    CLASSES,
+    FRAMES,
+    VERSION,
+    WIDTH,
+    MadeRuntime,
+    made_heads,
+    wait_until,
+)
 
 from fedstill.cloud_server.heads import HeadShelf
 from fedstill.cloud_server.inference_server import LARGEST_REQUEST, InferenceServer
-from fedstill.cloud_server.inference_service import SERVICE, InferenceService
+from fedstill.cloud_server.inference_service import SERVICE, InferenceService, counted
+from fedstill.cloud_server.micro_batching import Batching, QueueFull
 from fedstill.cloud_server.tokens import TokenError
+from fedstill.edge_client.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.cloud_inference import EdgeInference
 from fedstill.models.rungs import RATES, Precision, compressed_payload_bytes
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.features import FeatureError, FeatureVectors, decode_features, encode_features
@@ -132,8 +144,8 @@ def authorise(token: str) -> str:
 class Running:
     """The service on a port, a channel to it, and its two calls on plain bytes."""
 
-    def __init__(self, service: InferenceService, folder: Path, channel: grpc.aio.Channel) -> None:
-        self.service, self.folder = service, folder
+    def __init__(self, service: InferenceService, folder: Path, port: int, channel: grpc.aio.Channel) -> None:
+        self.service, self.folder, self.port = service, folder, port
         self._stream = channel.stream_stream(
             f"/{SERVICE}/Classify", response_deserializer=pb.ClassifyResponse.FromString
         )
@@ -161,16 +173,20 @@ class Running:
         return list(response.answer.probabilities)
 
 
-def with_service(tmp_path: Path, work: Callable[[Running], Coroutine[Any, Any, Result]]) -> Result:
+def with_service(
+    tmp_path: Path,
+    work: Callable[[Running], Coroutine[Any, Any, Result]],
+    batching: Batching = Batching(),  # noqa: B008, it is frozen
+) -> Result:
     folder = made_heads(tmp_path / "heads")
 
     async def run() -> Result:
-        service = InferenceService(HeadShelf(folder), authorise)
+        service = InferenceService(HeadShelf(folder), authorise, batching)
         server = InferenceServer(service, "127.0.0.1:0", None)
         port = await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                return await asyncio.wait_for(work(Running(service, folder, channel)), 240)
+                return await asyncio.wait_for(work(Running(service, folder, port, channel)), 240)
         finally:
             await server.stop()
 
@@ -195,8 +211,8 @@ def test_mutated_clips(tmp_path: Path) -> None:
                 outcomes[check(message, fields, response)] += 1
         assert await running.good_answer() == before
         assert files(running.folder) == disk
-        counters = running.service.counters
-        assert counters.answered + counters.refused + counters.echoes == MESSAGES + 2
+        done = counted(running.service)
+        assert done["answered"] + done["refused"] + done["echoes"] == MESSAGES + 2
         return outcomes
 
     outcomes = with_service(tmp_path, attack)
@@ -214,6 +230,7 @@ def check(message: bytes, fields: set[str], response: pb.ClassifyResponse) -> st
         assert "\n" not in response.error.message
         return response.error.field
     assert kind in ("answer", "echo"), (message, response)
+    assert "features" in fields, (message, response)  # other features may be good ones, nothing else may
     if kind == "answer":
         probabilities = np.array(response.answer.probabilities)
         assert probabilities.shape == (len(CLASSES),)
@@ -304,6 +321,45 @@ def test_a_token_that_is_revoked_while_its_stream_lives_is_refused(tmp_path: Pat
         revoked.clear()
     assert first.WhichOneof("outcome") == "answer"
     assert (second.error.code, second.error.field) == (16, "authorization")
+
+
+def test_a_full_queue_is_an_error_with_a_hint_and_no_clip_is_lost(tmp_path: Path) -> None:
+    async def flood(running: Running) -> list[pb.ClassifyResponse]:
+        return await running.classify([good(sequence=number).SerializeToString() for number in range(64)])
+
+    responses = with_service(tmp_path, flood, Batching(window_seconds=0.05, waiting=1))
+    assert [one.sequence for one in responses] == list(range(64))
+    busy = [one.error for one in responses if one.HasField("error")]
+    assert {error.code for error in busy} == {8}
+    assert all(error.retry_milliseconds >= 1 for error in busy)
+    assert any(one.HasField("answer") for one in responses)
+
+
+def test_a_device_leaves_a_busy_cloud_alone_for_as_long_as_it_was_told(tmp_path: Path) -> None:
+    pause = 3_600_000  # ms
+
+    async def refuse(*_: object) -> None:
+        raise QueueFull(pause)
+
+    def classify_twice(port: int) -> list[str]:
+        runtime = MadeRuntime()
+        address = Address(f"127.0.0.1:{port}", DEVICE, TOKEN)
+        connection = CloudConnection(address, runtime.version, runtime.class_names)
+        connection.start()
+        try:
+            wait_until(lambda: connection.estimate.up)
+            inference = EdgeInference(runtime, connection, objective_ms=10_000)
+            return [inference.classify(AUDIO, FRAMES).reason for _ in range(2)]
+        finally:
+            connection.close()
+
+    async def busy(running: Running) -> list[str]:
+        running.service.batcher.classify = refuse  # type: ignore[method-assign, assignment]
+        return await asyncio.to_thread(classify_twice, running.port)
+
+    first, second = with_service(tmp_path, busy)
+    assert first == f"refused (busy: try again in {pause} ms)"
+    assert second == "cloud busy"
 
 
 @given(

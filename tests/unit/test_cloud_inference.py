@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from made_inference import AUDIO, FRAMES, WIDTH, MadeRuntime
 
 from fedstill.edge_client.cloud_connection import PATIENCE, Description, Reply, Ticket
-from fedstill.edge_client.cloud_inference import Answer, EdgeInference, NoAnswer, as_line
+from fedstill.edge_client.cloud_inference import Answer, EdgeInference, NoAnswer
 from fedstill.edge_client.ladder import Rung
 from fedstill.edge_client.link import LinkEstimate, LinkEstimator
 from fedstill.edge_client.runtime_api import FeatureArrays
@@ -155,17 +154,6 @@ def test_local_mode_sends_nothing_and_equals_the_local_head() -> None:
     np.testing.assert_allclose(answer.probabilities, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
     assert (answer.path, answer.rung, answer.bytes, answer.reason) == ("local", "", 0, "local mode")
     assert answer.milliseconds == pytest.approx(30)
-
-
-def test_an_answer_as_a_line() -> None:
-    link = VirtualLink(Clock(), steady(2.5e6))
-    runtime = MadeRuntime()
-    line = as_line(ask(inference(link))[0], runtime)
-    assert {key: line[key] for key in ("class", "probability", "path", "rung", "bytes", "reason")} == {
-        "class": "sad", "probability": 0.7, "path": "cloud", "rung": "3 int8", "bytes": 348, "reason": "",
-    }  # fmt: skip
-    assert line["student"] == runtime.version
-    assert json.loads(json.dumps(line)) == line
 
 
 def test_a_good_link_is_used_with_the_best_rung() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -30,12 +31,14 @@ def classify(path: Path) -> dict[str, Any]:
 class Watching:
     """``run_watch`` in a thread."""
 
-    def __init__(self, tmp_path: Path, classify: Callable[[Path], dict[str, Any]] = classify) -> None:
+    def __init__(
+        self, tmp_path: Path, classify: Callable[[Path], dict[str, Any]] = classify, poll: float = POLL
+    ) -> None:
         self.folder, self.state = tmp_path / "in", tmp_path / "state"
         self.folder.mkdir(exist_ok=True)
         self.out = io.StringIO()
         self._stop = threading.Event()
-        arguments = (classify, self.folder, self.state, self.out, self._stop, POLL)
+        arguments = (classify, self.folder, self.state, self.out, self._stop, poll)
         self._thread = threading.Thread(target=run_watch, args=arguments)
 
     @property
@@ -56,6 +59,12 @@ class Watching:
         assert not self._thread.is_alive()
 
 
+def land(path: Path) -> Path:
+    """A video that appears complete, however slow this machine is at writing one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_video(path.parent.parent / path.name).rename(path)
+
+
 def picture(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path)
@@ -64,10 +73,10 @@ def picture(path: Path) -> Path:
 
 def test_every_new_clip_gets_one_line(tmp_path: Path) -> None:
     with Watching(tmp_path) as watching:
-        write_video(watching.folder / "video.mp4")
+        land(watching.folder / "video.mp4")
         wait_until(lambda: len(watching.lines) == 1)
-        write_sound(watching.folder / "pair.wav")
         picture(watching.folder / "pair.png")
+        write_sound(tmp_path / "pair.wav").rename(watching.folder / "pair.wav")
         wait_until(lambda: len(watching.lines) == 2)
         watching.settle()
     assert [line["clip"] for line in watching.lines] == ["video.mp4", "pair.wav"]
@@ -79,7 +88,7 @@ def test_a_restart_repeats_nothing_and_catches_up(tmp_path: Path) -> None:
     write_video(folder / "a.mp4")
     with Watching(tmp_path) as first:
         wait_until(lambda: first.lines)
-    write_video(folder / "b.mp4")
+    land(folder / "b.mp4")
     with Watching(tmp_path) as second:
         wait_until(lambda: second.lines)
         second.settle()
@@ -89,11 +98,12 @@ def test_a_restart_repeats_nothing_and_catches_up(tmp_path: Path) -> None:
 def test_a_clip_that_is_still_being_written_is_not_read(tmp_path: Path) -> None:
     content = write_video(tmp_path / "whole.mp4").read_bytes()
     part = len(content) // 20
-    with Watching(tmp_path) as watching, (watching.folder / "slow.mp4").open("wb") as file:
+    poll = 0.25  # looks that are much rarer than writes, also on a busy machine
+    with Watching(tmp_path, poll=poll) as watching, (watching.folder / "slow.mp4").open("wb") as file:
         for start in range(0, len(content), part):
             file.write(content[start : start + part])
             file.flush()
-            time.sleep(POLL)
+            time.sleep(poll / 4)
         assert watching.lines == []
         wait_until(lambda: watching.lines)
     (line,) = watching.lines
@@ -110,7 +120,7 @@ def test_an_answer_about_a_clip_that_changed_meanwhile_does_not_count(tmp_path: 
         return {"call": len(calls)}
 
     with Watching(tmp_path, slow) as watching:
-        write_video(watching.folder / "a.mp4")
+        land(watching.folder / "a.mp4")
         wait_until(lambda: watching.lines)
     assert watching.lines == [{"clip": "a.mp4", "call": 2}]
 
@@ -132,10 +142,10 @@ def test_temporary_and_unfinished_names_are_not_clips(tmp_path: Path) -> None:
 
 def test_a_bad_clip_is_one_line_and_the_rest_goes_on(tmp_path: Path) -> None:
     with Watching(tmp_path) as watching:
-        cut(write_video(watching.folder / "bad.mp4"), 0.5)
+        cut(write_video(tmp_path / "bad.mp4"), 0.5).rename(watching.folder / "bad.mp4")
         (watching.folder / "empty.mp4").touch()
         wait_until(lambda: len(watching.lines) == 2)
-        write_video(watching.folder / "good.mp4")
+        land(watching.folder / "good.mp4")
         wait_until(lambda: len(watching.lines) == 3)
         watching.settle()
     errors = {line["clip"]: line["error"] for line in watching.lines if "error" in line}
@@ -150,8 +160,8 @@ def test_a_clip_that_breaks_the_program_does_not_end_the_watch(
         return {"value": 1 // (path.name != "a.mp4")}
 
     with Watching(tmp_path, break_once) as watching:
-        write_video(watching.folder / "a.mp4")
-        write_video(watching.folder / "b.mp4")
+        land(watching.folder / "a.mp4")
+        land(watching.folder / "b.mp4")
         wait_until(lambda: len(watching.lines) == 2)
     assert {"clip": "b.mp4", "value": 1} in watching.lines
     assert "ZeroDivisionError" in next(line["error"] for line in watching.lines if "error" in line)
@@ -175,6 +185,18 @@ def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WatchError, match="is no folder"):
         run_watch(classify, tmp_path / "none", tmp_path / "state", io.StringIO(), threading.Event())
+
+
+def test_a_folder_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_video(folder / "a.mp4")
+
+    def remove(path: Path) -> dict[str, Any]:
+        shutil.rmtree(folder)
+        return {}
+
+    with pytest.raises(WatchError, match="is gone"):
+        run_watch(remove, folder, tmp_path / "state", io.StringIO(), threading.Event(), POLL)
 
 
 def test_named_clips_are_answered_in_order(tmp_path: Path) -> None:
