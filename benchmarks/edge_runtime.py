@@ -234,8 +234,10 @@ def _classify_in_this_process(kind: str, stem: str, export: str) -> None:
     import soundfile
     from PIL import Image
 
+    from fedstill.datasets.decode import read_audio, read_image
     from fedstill.datasets.specs import AudioSpec, FrameSpec
-    from fedstill.edge_client.clip_input import read_clip
+    from fedstill.datasets.spectrogram_numpy import audio_features
+    from fedstill.datasets.store import frame_tensor
     from fedstill.edge_client.runtime import ExportFolder
     from fedstill.edge_client.runtime_api import Runtime
 
@@ -256,8 +258,9 @@ def _classify_in_this_process(kind: str, stem: str, export: str) -> None:
         soundfile.write(sound, rng.normal(0, 0.1, 3 * 48_000), 48_000)
         Image.fromarray(rng.integers(0, 255, (240, 320, 3), np.uint8)).save(picture)
         for _ in range(5):
-            clip = read_clip(sound, picture, AudioSpec(**about.audio), FrameSpec(**about.frames))
-            runtime.logits(runtime.features(clip.audio, clip.frames))
+            heard = audio_features(*read_audio(sound), AudioSpec(**about.audio))
+            seen = frame_tensor(read_image(picture)[None], FrameSpec(**about.frames))
+            runtime.logits(runtime.features(heard[None], seen[None]))
     status = Path(
         "/proc/self/status"
     ).read_text()  # not getrusage: its maximum includes the parent's before exec

@@ -87,8 +87,8 @@ def build_store(
         audio, frames: what the model expects.
         directory: of the store; not existing yet, or an earlier store.
         progress: called with (clips done, clips in all) after each clip.
-        transform: makes waveforms into matrices; torch's by default, a device without torch gives
-            ``spectrogram_numpy.audio_features``, which equals it.
+        transform: makes waveforms into matrices; by default torch's, and numpy's, which equals it, where
+            there is no torch.
 
     Raises:
         DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
@@ -107,7 +107,7 @@ def build_store(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        _write_arrays(source, positions, audio, frames, draft, progress, transform or _torch_transform())
+        _write_arrays(source, positions, audio, frames, draft, progress, transform or _default_transform())
         _write_index(draft / "index.csv", info)
         (draft / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
@@ -164,10 +164,16 @@ def audio_tensor(clip: Clip, spec: AudioSpec, transform: AudioTransform) -> npt.
         raise DataError(f"clip {clip.info.clip_id}: {error}") from error
 
 
-def _torch_transform() -> AudioTransform:
-    from fedstill.datasets.spectrogram import audio_features  # here, so that stores can be read without torch
+def _default_transform() -> AudioTransform:
+    try:
+        from fedstill.datasets import spectrogram
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in ("torch", "torchaudio"):
+            raise
+        from fedstill.datasets import spectrogram_numpy  # a device without torch
 
-    return audio_features
+        return spectrogram_numpy.audio_features
+    return spectrogram.audio_features
 
 
 def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[str, Any]:

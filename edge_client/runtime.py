@@ -51,7 +51,7 @@ class ExportFolder:
         try:
             described = from_json((directory / DESCRIPTION).read_text(encoding="utf-8"))
             for name, digest in described.files.items():
-                if hashlib.sha256((directory / name).read_bytes()).hexdigest() != digest:
+                if _hash(directory / name) != digest:
                     raise DeviceError(f"{directory / name}: is not what was exported: export it again")
         except FileNotFoundError as error:
             raise DeviceError(f"{error.filename}: no such file: make it with fedstill export") from error
@@ -157,6 +157,11 @@ class OnnxRuntime:
     ) -> npt.NDArray[np.float32]:
         """What the cloud would answer over one rung: float32 (n, classes); ``weights`` as in an EvaluationRequest."""
         return rung_numpy.rung_logits(features, len(self.class_names), rate, precision, weights)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:  # piece by piece: a device has little memory
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _session(path: Path) -> InferenceSession:

@@ -16,9 +16,10 @@ from made_exports import Exported, make_export
 from made_media import write_sound, write_video
 
 from fedstill.datasets.decode import read_audio, read_video_frames
+from fedstill.datasets.manifest import ManifestSource
 from fedstill.datasets.specs import AudioSpec, FrameSpec
 from fedstill.datasets.spectrogram import audio_features
-from fedstill.datasets.store import frame_tensor
+from fedstill.datasets.store import build_store, frame_tensor, open_store
 from fedstill.edge_client.device import Device
 from fedstill.edge_client.torch_runtime import TorchRuntime, load_torch
 from fedstill.models.packing import pack
@@ -39,15 +40,28 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 """
 CLASSIFY = """
+from fedstill.datasets.decode import read_audio, read_video_frames
 from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.edge_client.clip_input import read_clip
+from fedstill.datasets.spectrogram_numpy import audio_features
+from fedstill.datasets.store import frame_tensor
 from fedstill.edge_client.runtime import ExportFolder
 
 folder = ExportFolder.open(Path(sys.argv[1]))
 about, runtime = folder.described, folder.runtime()
-clip = read_clip(Path(sys.argv[2]), Path(sys.argv[3]), AudioSpec(**about.audio), FrameSpec(**about.frames))
-shares = runtime.probabilities(runtime.logits(runtime.features(clip.audio, clip.frames)))
+audio, frames = AudioSpec(**about.audio), FrameSpec(**about.frames)
+heard = audio_features(*read_audio(Path(sys.argv[2])), audio)
+seen = frame_tensor(read_video_frames(Path(sys.argv[3]), frames.count), frames)
+shares = runtime.probabilities(runtime.logits(runtime.features(heard[None], seen[None])))
 print(json.dumps({"shares": shares[0].tolist(), "scipy": "scipy" in sys.modules}))
+"""
+PREPARE = """
+from fedstill.datasets.manifest import ManifestSource
+from fedstill.datasets.specs import AudioSpec, FrameSpec
+from fedstill.datasets.store import build_store
+
+source = ManifestSource(Path(sys.argv[1]), frame_count=1)
+build_store(source, range(len(source.index)), AudioSpec(seconds=0.6), FrameSpec(size=24), Path(sys.argv[2]))
+print(json.dumps("torch" in sys.modules))
 """
 SUMMARISE = """
 import numpy as np
@@ -122,6 +136,19 @@ def test_a_clip_is_decoded_transformed_and_classified(exported: Exported, tmp_pa
     logits = reference.logits(reference.features(audio[None], frames[None]))
     np.testing.assert_allclose(answer["shares"], reference.probabilities(logits)[0], atol=1e-3)
     assert not answer["scipy"]  # 60 MB of memory that classifying can do without
+
+
+def test_a_manifest_becomes_the_same_store(tmp_path: Path) -> None:
+    write_sound(tmp_path / "a.wav", rate=48_000)
+    write_video(tmp_path / "a.mp4")
+    table = tmp_path / "manifest.csv"
+    table.write_text("clip_id,split,speaker,label,audio,frames\na,private,anna,happy,a.wav,a.mp4\n")
+    assert without_torch(PREPARE, table, tmp_path / "light") is False
+    source = ManifestSource(table, frame_count=1)
+    build_store(source, [0], AudioSpec(seconds=0.6), FrameSpec(size=24), tmp_path / "reference")
+    light, reference = open_store(tmp_path / "light"), open_store(tmp_path / "reference")
+    np.testing.assert_allclose(light.audio, reference.audio, atol=5e-4)
+    np.testing.assert_array_equal(light.frames, reference.frames)
 
 
 def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -> None:
