@@ -12,7 +12,7 @@ from fedstill.cloud_server.randomness import stream
 from fedstill.simulation.redteam.identity import identify
 from fedstill.simulation.redteam.intervals import Measured
 from fedstill.simulation.redteam.inversion import Rebuilt, bases, invert, judged
-from fedstill.simulation.redteam.membership import auc_bound, membership
+from fedstill.simulation.redteam.membership import auc_bound, game_bound, membership
 from fedstill.simulation.redteam.releases import Channel, DeviceClips, channels, devices
 from fedstill.simulation.redteam.stage import Stage, View
 
@@ -24,7 +24,9 @@ class Outcome:
     Attributes:
         rows: uploaded rows per victim's device, on average.
         single: share of the rows that say they stand for a single clip.
-        bound: the largest membership AUC that differential privacy leaves any attack, None without such a promise.
+        bound: the largest AUC that differential privacy leaves any attack on one clip more or less, None without
+            such a promise.
+        game_bound: the same for this game, where clips of a recording are in or out together.
         speaker_row, speaker_upload: share of rows, and of whole uploads, whose speaker is named.
     """
 
@@ -36,6 +38,7 @@ class Outcome:
     picture: Rebuilt
     membership: Measured
     bound: float | None
+    game_bound: float | None
     speaker_row: Measured
     speaker_upload: Measured
 
@@ -116,9 +119,21 @@ def attack(
         by_row, by_upload = identify(
             channel, stage.attacker, shadows, stage.victims, targets, draws, stage.seed
         )
-        bound = None if channel.mu is None else auc_bound(channel.mu)
+        mu = channel.mu
         outcomes.append(
-            Outcome(channel.key, channel.title, rows, single, sound, picture, seen, bound, by_row, by_upload)
+            Outcome(
+                key=channel.key,
+                title=channel.title,
+                rows=rows,
+                single=single,
+                sound=sound,
+                picture=picture,
+                membership=seen,
+                bound=None if mu is None else auc_bound(mu),
+                game_bound=None if mu is None else game_bound(mu, stage.victims),
+                speaker_row=by_row,
+                speaker_upload=by_upload,
+            )
         )
     return RedteamResults(
         experiment=stage.name,

@@ -8,9 +8,12 @@ it finds out beforehand, in the same game with its own speakers.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -81,7 +84,9 @@ def _one_draw(
     if len(np.unique(speaker[learnt])) < 2:
         return np.tile(guess, (len(devices), 1))
     model: Pipeline = make_pipeline(StandardScaler(), TRIED[tried]())
-    model.fit(known[learnt], speaker[learnt])
+    with warnings.catch_warnings():  # a fit that is stopped early is an attack all the same
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(known[learnt], speaker[learnt])
     tallies = np.tile(guess, (len(devices), 1))
     for number, device in enumerate(devices):
         upload = channel.upload(seen[device.members], device.seed)

@@ -23,12 +23,22 @@ FARTHEST, NEAREST = 1e3, 1e-6
 
 
 def auc_bound(mu: float) -> float:
-    """No attack on a mu-Gaussian private upload has a larger area under its curve: Phi(mu / sqrt 2).
+    """No attack tells N(0, 1) from N(mu, 1) with a larger area under its curve: Phi(mu / sqrt 2).
 
-    The trade-off curve of N(0, 1) against N(mu, 1) bounds every attack's (Dong, Roth and Su 2019), and this is the area
-    of that curve.
+    That trade-off bounds every attack on whether *one* clip was added to a mu-Gaussian private upload (Dong, Roth and
+    Su 2019).
     """
     return float(ndtr(mu / math.sqrt(2)))
+
+
+def game_bound(mu: float, view: View) -> float:
+    """The same for the game that is played here, where clips are in or out together, and in place of others.
+
+    Clips that share a recording go together, g at most, and as many others make room. That moves the noiseless
+    release by g times sqrt(2) sensitivities at most (both cells change; within one cell it is less).
+    """
+    together = int(np.bincount(view.recording).max())
+    return auc_bound(math.sqrt(2) * together * mu)
 
 
 def membership(

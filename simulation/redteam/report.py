@@ -79,7 +79,7 @@ def reading(results: RedteamResults) -> list[str]:
 def table(results: RedteamResults) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, with intervals."""
     heads = ["upload", "rows", "single", "sound explained", "sound SSIM", "picture explained", "picture SSIM",
-             "membership AUC", "bound", "speaker by row", "speaker by upload"]  # fmt: skip
+             "membership AUC", "bounds", "speaker by row", "speaker by upload"]  # fmt: skip
     references = results.references
     rows = [
         ["no information", "", "", *_rebuilt(references.mean_clip), _number(GUESS), "",
@@ -89,7 +89,7 @@ def table(results: RedteamResults) -> tuple[list[str], list[list[str]]]:
     for one in results.outcomes:
         rows.append(
             [one.title, f"{one.rows:.1f}", _share(one.single), *_rebuilt((one.sound, one.picture)),
-             _interval(one.membership), "" if one.bound is None else _number(one.bound),
+             _interval(one.membership), _bounds(one),
              _share_interval(one.speaker_row), _share_interval(one.speaker_upload)]
         )  # fmt: skip
     return heads, rows
@@ -137,7 +137,7 @@ def figure(results: RedteamResults) -> Figure:
     bounded = [(number, one.bound) for number, one in enumerate(outcomes) if one.bound is not None]
     panels[1].plot(
         [bound for _, bound in bounded], [number for number, _ in bounded], "|", ms=14, mew=2,
-        color=OKABE_ITO[3], label="bound of dp",
+        color=OKABE_ITO[3], label="bound of dp for one clip",
     )  # fmt: skip
     panels[0].set_yticks(range(len(outcomes)), [one.title for one in outcomes])
     panels[0].set_ylim(len(outcomes) - 0.5, -0.5)
@@ -170,9 +170,10 @@ def _how_to_read(results: RedteamResults) -> str:
     )
     return (
         "*explained*: 1 - MSE / MSE of the mean clip, so 0 is no information. *single*: rows that say they are one "
-        "clip. *bound*: the largest AUC that dp leaves any attack on one upload. *decoder's ceiling*: the clip itself "
-        "through the decoder's principal components. To rebuild a clip the attacker is told which uploaded row is "
-        "nearest to it, which flatters the attack.\n\n"
+        "clip. *bounds*: the largest AUC that dp leaves any attack on one upload, first for one clip more or less, "
+        "then for this game, in which clips that share a recording are in or out together. *decoder's ceiling*: the "
+        "clip itself through the decoder's principal components. To rebuild a clip the attacker is told which uploaded "
+        "row is nearest to it, which flatters the attack.\n\n"
         f"PSNR in dB, sound / picture: mean clip {mean[0].psnr:.1f} / {mean[1].psnr:.1f}, "
         f"ceiling {best[0].psnr:.1f} / {best[1].psnr:.1f}, {psnr}. MSE and all other figures are in `redteam.json`."
     )
@@ -209,6 +210,12 @@ def _line(cells: Sequence[str]) -> str:
 
 def _rebuilt(pair: tuple[Rebuilt, Rebuilt]) -> list[str]:
     return [text for one in pair for text in (_share_interval(one.explained), _number(one.ssim.value))]
+
+
+def _bounds(one: Outcome) -> str:
+    if one.bound is None or one.game_bound is None:
+        return ""
+    return f"{_number(one.bound)} / {_number(one.game_bound)}"
 
 
 def _number(value: float) -> str:

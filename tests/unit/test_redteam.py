@@ -22,7 +22,7 @@ from fedstill.simulation.redteam.attack import RedteamResults, attack
 from fedstill.simulation.redteam.identity import identify
 from fedstill.simulation.redteam.intervals import over_devices
 from fedstill.simulation.redteam.inversion import bases, invert
-from fedstill.simulation.redteam.membership import auc_bound, membership
+from fedstill.simulation.redteam.membership import auc_bound, game_bound, membership
 from fedstill.simulation.redteam.releases import Channel, DeviceClips, Upload, channels, devices, nearest
 from fedstill.simulation.redteam.report import markdown, reading, write_all
 from fedstill.simulation.redteam.similarity import psnr, squared_error, ssim
@@ -166,7 +166,8 @@ def test_membership_follows_the_promise(found: RedteamResults) -> None:
     assert outcome(found, "thesis").single > 0 == outcome(found, "constrained").single
     for key in ("dp_1", "dp_4", "dp_8"):
         one = outcome(found, key)
-        assert one.membership.low <= one.bound
+        assert one.membership.low <= one.game_bound
+        assert 0.5 < one.bound < one.game_bound <= 1
     bounds = [outcome(found, key).bound for key in ("dp_1", "dp_4", "dp_8")]
     assert bounds == sorted(bounds)
     assert [outcome(found, key).bound for key in ("samples", "thesis", "constrained")] == [None] * 3
@@ -178,6 +179,8 @@ def test_the_bound_is_the_best_attack_on_gaussian_noise() -> None:
     wins = (mu + rng.normal(size=400_000) > rng.normal(size=400_000)).mean()
     assert auc_bound(mu) == pytest.approx(wins, abs=0.003)
     assert auc_bound(0.0) == 0.5
+    view = made_view(0, 2)  # two clips per recording
+    assert game_bound(0.3, view) == pytest.approx(auc_bound(2 * math.sqrt(2) * 0.3))
     assert auc_bound(30.0) == pytest.approx(1.0)
 
 
