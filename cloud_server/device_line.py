@@ -35,9 +35,12 @@ class DeviceLine:
         while True:
             try:
                 node = self.roster.node(self.client, end - time.monotonic())
-                return self.exchange.ask(node, action, request, expect, end - time.monotonic())
+                found = self.exchange.ask(node, action, request, expect, end - time.monotonic())
             except DeviceLost:
                 self.roster.late(self.client)
                 if time.monotonic() + AGAIN_SECONDS >= end:
                     raise
                 time.sleep(AGAIN_SECONDS)
+            else:
+                self.roster.answered(self.client)
+                return found

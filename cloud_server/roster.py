@@ -6,6 +6,7 @@ node introduce itself; whoever needs a client's device waits for it here, and fo
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from fedstill.cloud_server.exchange import DeviceFailure, DeviceLost, Exchange
 from fedstill.cloud_server.journal import Journal
 from fedstill.cloud_server.metrics import Metrics
 from fedstill.protos.messages import Hello, HelloRequest
+
+LOG = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 INTRODUCTIONS = 8
@@ -42,6 +45,7 @@ class Roster:
     _nodes: dict[int, int] = field(default_factory=dict)
     _heard: dict[int, Hello] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
+    _late: set[int] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -76,24 +80,39 @@ class Roster:
         """Note that a client's device let a question wait in vain."""
         with self._changed:
             if client in self._nodes:
+                self._late.add(client)
                 self._note(client, self._nodes[client], "late")
+
+    def answered(self, client: int) -> None:
+        """Note that a client's device is not late any more."""
+        with self._changed:
+            if client in self._late and client in self._nodes:
+                self._late.remove(client)
+                self._note(client, self._nodes[client], "connected")
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_SECONDS if self._asked else 0):
-            online = self.exchange.online()
-            with self._changed:
-                gone = [client for client, node in self._nodes.items() if node not in online]
-                back = [node for node in self._heard if node in online and node not in self._nodes.values()]
-                for client in gone:
-                    self._note(client, self._nodes.pop(client), "dead")
-                for node in back:
-                    if self._heard[node].partition not in self._nodes:
-                        self._seat(node, self._heard[node])
-                self._asked &= online  # whoever went away may introduce itself again
-                new = sorted(online - self._asked - set(self._nodes.values()))
-                self._asked |= set(new)
-            for node in new:
-                self._pool.submit(self._meet, node)
+            try:
+                self._look()
+            except Exception as error:  # the connection may fail for a moment; we look again
+                LOG.warning("event=roster_blind reason=%r", error)
+                self._stop.wait(LOOK_SECONDS)
+
+    def _look(self) -> None:
+        online = self.exchange.online()
+        with self._changed:
+            gone = [client for client, node in self._nodes.items() if node not in online]
+            back = [node for node in self._heard if node in online and node not in self._nodes.values()]
+            for client in gone:
+                self._note(client, self._nodes.pop(client), "dead")
+            for node in back:
+                if self._heard[node].partition not in self._nodes:
+                    self._seat(node, self._heard[node])
+            self._asked &= online  # whoever went away may introduce itself again
+            new = sorted(online - self._asked - set(self._nodes.values()))
+            self._asked |= set(new)
+        for node in new:
+            self._pool.submit(self._meet, node)
 
     def _meet(self, node: int) -> None:
         try:
