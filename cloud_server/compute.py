@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """``device`` is a torch device name; ``auto`` is CUDA where there is one. bf16 is autocast, weights stay fp32."""
+    """Where and how the cloud computes; bf16 is autocast, weights stay fp32."""
 
-    device: str = "auto"
-    precision: Precision = "bf16"
+    device: str = "auto"  # a torch device name; auto: CUDA where there is one
+    precision: Precision = (
+        "auto"  # auto: bf16 where the hardware has it; emulated, it is 12 times slower than fp32
+    )
     workers: int = 2  # devices personalised at the same time, one torch thread each on a CPU
 
     def __post_init__(self) -> None:
@@ -35,7 +38,24 @@ class Compute:
     def autocast(self) -> AbstractContextManager[object]:
         import torch
 
-        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self._wants_bf16())
+
+    def _wants_bf16(self) -> bool:
+        import torch
+
+        if self.precision != "auto":
+            return self.precision == "bf16"
+        if self.torch_device.type == "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_fast_bf16()
+
+
+@cache
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX512-BF16 or AMX); torch emulates it elsewhere."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def use_threads(count: int) -> None:

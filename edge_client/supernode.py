@@ -18,7 +18,9 @@ from fedstill.protos.flower_cli import environment, free_port, tool
 
 LOG = logging.getLogger(__name__)
 
-LOOK_BACK = 40
+REASON_LINES = 3
+"""Flower explains an exit code in the two lines below it."""
+LOOK_BACK = 12
 """Lines of the log in which the reason is looked for."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
 SETTLED_SECONDS = 20.0
@@ -113,6 +115,9 @@ def exit_reason(log_file: Path) -> str:
     """Why the SuperNode ended, from its log: one line."""
     lines = log_file.read_text(errors="replace").splitlines()[-LOOK_BACK:] if log_file.exists() else []
     said = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines if line.strip()]
+    for number, line in enumerate(said):
+        if "Exit Code" in line:
+            return " ".join(said[number : number + REASON_LINES])
     telling = [
         line for line in said if re.search(r"error|refused|denied|exit code|invalid|certificate", line, re.I)
     ]

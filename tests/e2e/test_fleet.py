@@ -34,7 +34,10 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
     experiment.write_text(TINY)
     inbox = tmp_path / "inbox"
     write_video(inbox / "early.mp4")
-    options = ["--arms", "fedstill", "--set", 'run.scenarios=["latency_insensitive"]']
+    options = [
+        "--arms", "fedstill", "--set", 'run.scenarios=["latency_insensitive"]',
+        "--set", "downlink.minimum_agreement=0",  # a student of one epoch agrees with nobody
+    ]  # fmt: skip
     with Fleet(tmp_path, experiment, [simulated / "devices" / "0" / "data"], options) as fleet:
         coordinator = fleet.coordinator(once=False)
         where = f"127.0.0.1:{fleet.inference_port}"
