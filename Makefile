@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fedstill simulate
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ class Compute:
         if self.precision != "auto":
             return self.precision == "bf16"
         if self.torch_device.type == "cuda":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return has_fast_bf16()
 
 

@@ -1,0 +1,51 @@
+"""The fleet that the fault tests disturb, and what must hold afterwards, whatever was done to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import psutil
+from fleet import Fleet, Service
+
+from fedstill.simulation.gather import gather_rows
+
+ARM = "all_distill_select"
+ROUNDS = 2
+SETTINGS = (
+    f"distillation.outer_epochs={ROUNDS}",
+    'run.scenarios=["latency_sensitive"]',
+    "run.reply_timeout=200",
+)
+JOBS = [f"latency_sensitive/{ARM}/client{client}/seed0" for client in (0, 1)]
+
+
+def is_whole(fleet: Fleet, undisturbed: Path, *clients: int) -> None:
+    """The table is that of an undisturbed run, and every upload was accepted exactly once."""
+    expected, found = gather_rows(undisturbed), gather_rows(fleet.state)
+    for name in ("rows", "losses", "selection"):
+        assert [row for row in found[name] if row.client in clients] == [
+            row for row in expected[name] if row.client in clients
+        ], name
+    wanted = {(JOBS[client], outer_epoch, client): 1 for client in clients for outer_epoch in range(ROUNDS)}
+    assert Counter(one for one in fleet.uploads() if one[2] in clients) == wanted
+
+
+def finishes(fleet: Fleet, coordinator: Service) -> None:
+    assert coordinator.ended() == 0, coordinator.said()
+    assert "Traceback" not in "".join(service.said() for service in fleet.services)
+
+
+def busy(agent: Service) -> list[psutil.Process]:
+    """The ClientApp that handles a message at this moment."""
+    return agent.children("flwr-clientapp")
+
+
+def training(fleet: Fleet) -> bool:
+    """Somewhere in the middle of the jobs: one upload is accepted, not all work is done."""
+    return len(fleet.uploads()) >= 1
+
+
+def one_line(service: Service) -> str:
+    """What a service said last, which is why it stopped."""
+    return service.said().strip().splitlines()[-1]
