@@ -61,6 +61,7 @@ Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult)
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
 """Those of Table 5.3's report; fp16 exists for inference."""
+STUDENTS_FOLDER = "students"
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
 NO_CENTRES = np.empty((0, 0), np.float32)
@@ -117,7 +118,7 @@ class PersonalisationJob:
             self._evaluate(student)
         if self._installs():
             self._install(student)
-        if self.key.arm == "fedstill" and not self.key.sweep:
+        if (self.key.arm == "fedstill" or self._installs()) and not self.key.sweep:
             self._keep(student)
         self.record.traffic = self.journal.traffic(self.key)
         self.journal.finish_job(self.key, self.record.as_event())
@@ -125,11 +126,16 @@ class PersonalisationJob:
         return self.record
 
     def _keep(self, student: AudioVisualNet) -> None:
-        stem = f"{self.key.scenario}-client{self.key.client}"
-        file = self.cloud.save_student(stem, student)
-        content = file.read_bytes()
-        version = hashlib.sha256(content).hexdigest()
-        self.journal.keep_student(self.key, version, str(file.relative_to(self.plan.work)), len(content))
+        """The checkpoint under its readable name, and its weights once more under their content's (a link)."""
+        arm = "" if self.key.arm == "fedstill" else f"{self.key.arm}-"
+        file = self.cloud.save_student(f"{arm}{self.key.scenario}-client{self.key.client}", student)
+        version = hashlib.sha256(file.read_bytes()).hexdigest()
+        kept = Path(self.plan.work) / STUDENTS_FOLDER / f"{version}.safetensors"
+        kept.parent.mkdir(exist_ok=True)
+        if not kept.exists():
+            kept.hardlink_to(file)
+        size = file.stat().st_size
+        self.journal.keep_student(self.key, version, str(kept.relative_to(self.plan.work)), size)
 
     def _student(self) -> AudioVisualNet:
         if self.key.arm in SHARED:
