@@ -14,6 +14,7 @@ ARM = "all_distill_select"
 ROUNDS = 2
 SETTINGS = (
     f"distillation.outer_epochs={ROUNDS}",
+    f"fedstill.outer_epochs={ROUNDS}",
     'run.scenarios=["latency_sensitive"]',
     "run.reply_timeout=200",
 )
