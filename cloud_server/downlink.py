@@ -66,6 +66,10 @@ class Downlink:
         self.acknowledged = reached
         return reply
 
+    def reaches(self, net: AudioVisualNet) -> Acknowledged:
+        """What the device will have when it has been sent ``net``."""
+        return self._prepared(net)[1]
+
     def _prepared(self, net: AudioVisualNet) -> tuple[Student, Acknowledged]:
         spec, known = network_to_json(net.spec), self.acknowledged
         state = arrays(net)

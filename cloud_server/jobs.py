@@ -291,6 +291,7 @@ class PersonalisationJob:
         def ask(request: Callable[[Student], InstallRequest]) -> InstallResult:
             return self._ask("train.install", student, request, InstallResult, final)
 
+        self._offer_heads(student, rungs)  # first: the device may ask as soon as it has the student
         try:
             result = install(self.cloud, seen, self.key.at(final), pack_compressors(rungs), ask)
         except DeviceFailure as failure:
@@ -299,13 +300,11 @@ class PersonalisationJob:
         else:
             names = ("installed", "agreement", "reason", "current")
             self.record.install = {name: getattr(result, name) for name in names}
-            self._offer_heads(student, rungs)
         self.cloud.metrics.emit("install", **asdict(self.key), **self.record.install)
 
     def _offer_heads(self, student: AudioVisualNet, rungs: Mapping[float, RungNet]) -> None:
-        """Let the inference service answer for the student as the device has it, rounded weights included."""
-        has = self.downlink.acknowledged
-        assert has is not None
+        """Let the inference service answer for the student as the device will have it, rounded weights included."""
+        has = self.downlink.reaches(student)
         net = AudioVisualNet(student.spec)
         load_arrays(net, has.state)
         folder = Path(self.plan.work) / HEADS_FOLDER

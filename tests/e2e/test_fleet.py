@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
         (early,) = answers(agent)
         assert early["clip"] == "early.mp4"
         assert early["class"] in ("neutral", "happy", "sad", "fear", "disgust", "angry")
+        time.sleep(3)  # the connection to the cloud begins with the first clip
         write_video(inbox / ".late.mp4").rename(inbox / "late.mp4")
         fleet.wait_for(lambda: len(answers(agent)) == 2, "the second answer")
         late = answers(agent)[1]
