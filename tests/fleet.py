@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import psutil
 from fedstill.cloud_server.journal import open_journal
 from fedstill.cloud_server.metrics import read_events
 from fedstill.cloud_server.plan import read_plan
+from fedstill.edge_client.folder import EXPORT_FOLDER
 from fedstill.protos.child import end, family
 from fedstill.protos.flower_cli import free_port, tool
 
@@ -87,12 +89,14 @@ class Fleet:
         folder: of the test; ``co`` and ``agent0`` ... lie below it.
         devices: the clip store of each client.
         experiment: TOML file.
+        export: of a student of the experiment's kind; agents that have it work without torch, so several times faster.
     """
 
     folder: Path
     experiment: Path
     devices: Sequence[Path]
     options: Sequence[str] = ()
+    export: Path | None = None
     services: list[Service] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     inference_port: int = field(default_factory=free_port)
@@ -134,6 +138,7 @@ class Fleet:
         self, client: int, *options: str, port: int = 0, state: Path | None = None, tag: str = ""
     ) -> Service:
         """Start the agent of one client."""
+        self.equip(state or self.agent_state(client))
         command = [
             "agent", "--coordinator", f"127.0.0.1:{port or self.port}",
             "--credentials", str(self.certs / "nodes" / self.name(client)), "--data", str(self.devices[client]),
@@ -143,6 +148,11 @@ class Fleet:
 
     def agent_state(self, client: int) -> Path:
         return self.folder / f"agent{client}"
+
+    def equip(self, state: Path) -> None:
+        """Put the exported student into a device's folder, once."""
+        if self.export is not None and not (state / EXPORT_FOLDER).exists():
+            shutil.copytree(self.export, state / EXPORT_FOLDER)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in read_events(self.state) if event["event"] == kind]
