@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import losses
 from fleet import IMPORTROOT, Fleet, Service
 from made_media import write_video
 from made_runs import TINY, prepared_run
@@ -94,7 +94,7 @@ def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
     expected, found = gather_rows(simulated), gather_rows(fleet.state)
     assert len(expected["rows"]) == 2 * len(ARMS) * DEVICES
     assert sorted(map(astuple, found["rows"])) == sorted(map(astuple, expected["rows"]))
-    assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
+    assert losses(found, range(DEVICES)) == pytest.approx(losses(expected, range(DEVICES)), rel=1e-4)
     assert found["failures"] == ()
     done = subprocess.run(
         [tool("fedstill"), "status", "--state", str(fleet.state), "--json"],
@@ -104,8 +104,3 @@ def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
     assert status["run"] == "finished"
     assert [row["name"] for row in status["devices"]] == ["device-0", "device-1", "device-2"]
     assert all(row["jobs_done"] == 2 * len(ARMS) for row in status["devices"])
-
-
-def losses(tables: Mapping[str, tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
-    """By what each loss belongs to, which is all but its last column."""
-    return {astuple(row)[:-1]: row.loss for row in tables["losses"]}
