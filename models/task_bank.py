@@ -96,8 +96,8 @@ class TaskBank:
         return len(self.names)
 
     def rows(self, names: Sequence[str]) -> Tensor:
-        """int64 (batch,): the position of each row's task. Raises KeyError for a task that is not here."""
-        return torch.tensor([self._index[name] for name in names], dtype=torch.int64, device=self._device)
+        """int64 (batch,) on the CPU: the position of each row's task. Raises KeyError for one that is not here."""
+        return torch.tensor([self._index[name] for name in names], dtype=torch.int64)
 
     def lacking(self, names: Sequence[str], prompts: int) -> tuple[str, ...]:
         """Those of ``names`` that have no set of so many prompts."""
@@ -116,12 +116,13 @@ class TaskBank:
         missing = self.lacking([self.names[row] for row in rows.tolist()], count)
         if missing:
             raise ValueError(f"prompts: task {missing[0]} has no set of {count}")
-        return self._prompts[count][rows]
+        return self._prompts[count][rows.to(self._device)]
 
     def logits(self, features: Tensor, rows: Tensor) -> Tensor:
         """(batch, width) -> float32 (batch, most classes of any task); what a task lacks is -infinity."""
-        products = torch.bmm(self._weights[rows], features.to(self._dtype).unsqueeze(-1)).squeeze(-1)
-        return (products + self._biases[rows]).float()
+        here = rows.to(self._device)
+        products = torch.bmm(self._weights[here], features.to(self._dtype).unsqueeze(-1)).squeeze(-1)
+        return (products + self._biases[here]).float()
 
     def _stack(self, count: int) -> Tensor:
         layers, width = self._shape

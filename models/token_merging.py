@@ -65,7 +65,8 @@ def merge(tokens: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
     gone_size = source_size.gather(1, match.gone)
     merged_size = destination_size.scatter_add(1, match.into, gone_size)
     # A small dense product instead of scattered additions: row d holds the share of each merged token in d.
-    arrivals = F.one_hot(match.into, destinations.shape[1]).to(gone_size.dtype) * gone_size.unsqueeze(-1)
+    columns = torch.arange(destinations.shape[1], device=tokens.device)
+    arrivals = (match.into.unsqueeze(-1) == columns) * gone_size.unsqueeze(-1)
     share = (arrivals / merged_size.unsqueeze(1)).transpose(1, 2).to(tokens.dtype)
     stays = (destination_size / merged_size).unsqueeze(-1).to(tokens.dtype)
     averaged = torch.baddbmm(destinations * stays, share, _rows(sources, match.gone))

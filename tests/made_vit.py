@@ -16,8 +16,12 @@ def tiny_trunk(seed: int = 0, **options) -> VisionTransformer:
     trunk = VisionTransformer(**{**settings, "num_heads": 4, **options}).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        for name, parameter in trunk.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1 or name.endswith("bias"):  # drawn from the global generator so far
+                parameter.copy_(noise * 0.15)
+            else:
+                parameter.add_(noise * 0.1)
     return trunk
 
 
