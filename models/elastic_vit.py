@@ -38,6 +38,9 @@ class ElasticViT(nn.Module):
         _check_trunk(trunk)
         self.trunk = trunk
         self.proportional_attention = proportional_attention
+        first = cast(Block, trunk.blocks[0])
+        self.heads = int(cast(Attention, first.attn).num_heads)
+        self.hidden = int(cast(nn.Linear, cast(Mlp, first.mlp).fc1).out_features)
 
     @property
     def layers(self) -> int:

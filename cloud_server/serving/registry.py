@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
+from fedstill.datasets.clip import DataError
 from fedstill.models.packing import pack, unpack
 from fedstill.models.task_bank import TaskParameters
 
@@ -29,7 +30,7 @@ ATTEMPTS = 20
 """To get a version number of one's own when several processes register the same task at once."""
 
 
-class RegistryError(ValueError):
+class RegistryError(DataError):
     """What was asked of the registry cannot be; one line that says what to do instead."""
 
 
