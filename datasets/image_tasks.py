@@ -30,7 +30,7 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class KnownTask:
-    """Where a task of the data folder lies, and what is particular about it."""
+    """A task of the data folder: ``path`` below that folder, and what is particular about it."""
 
     path: str
     train: str = "train"
@@ -122,14 +122,11 @@ class ImageTask:
         return {"train": len(self.train_files), "test": len(self.test_files)}
 
 
-def known_image_task(name: str, data: Path) -> ImageTask:
-    """One of KNOWN_TASKS below the data folder. Raises DataError naming what there is, or which file lacks."""
+def open_known_task(name: str, place: Path) -> ImageTask:
+    """One of KNOWN_TASKS from where it lies. Raises DataError for another name, and as ``open_image_task``."""
     known = KNOWN_TASKS.get(name)
     if known is None:
         raise DataError(f"image task {name!r} is not known: use {', '.join(KNOWN_TASKS)}, or give a path")
-    place = data / known.path
-    if not place.exists():
-        raise DataError(f"{place}: no such file: set FEDSTILL_DATA to the folder that holds {known.path}")
     return open_image_task(name, place, known.train, known.test, known.class_names)
 
 

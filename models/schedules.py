@@ -151,10 +151,11 @@ def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[Tok
 
 
 def parse_schedule(text: str, layers: int) -> TokenSchedule:
-    """A schedule from its ``name``, for ``layers`` layers. Raises ValueError showing the forms."""
+    """A schedule from its ``name``, for ``layers`` layers; 4 is +4. Raises ValueError showing the forms."""
     rest, prompts, mode = text, 0, "replace"
     try:
-        if rest.startswith("+"):
+        if rest.startswith("+") or (rest.isdigit() and int(rest)):
+            rest = f"+{rest.removeprefix('+')}"
             cut = next((at for at, letter in enumerate(rest) if letter in "-m"), len(rest))
             head, rest = rest[1:cut], rest[cut:] or "0"
             mode = "accumulate" if head.endswith("a") else "replace"

@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedstill.simulation import tasks_command
+
 app = typer.Typer(
     name="fedstill",
     help="Personal audio-visual models for edge devices by selective feature distillation.",
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(tasks_command.app, name="tasks")
 console = Console()
 errors = Console(stderr=True)
 

@@ -79,6 +79,12 @@ def test_a_name_gives_the_schedule_back(schedule: TokenSchedule) -> None:
     assert again.prompt_mode == schedule.prompt_mode or not schedule.prompts
 
 
+def test_a_bare_number_adds_prompts() -> None:
+    assert parse_schedule("4", 3) == parse_schedule("+4", 3) == constant_schedule(4, 3)
+    assert parse_schedule("-4", 3) == constant_schedule(-4, 3)
+    assert parse_schedule("0", 3) == constant_schedule(0, 3)
+
+
 @given(schedules, st.integers(1, 300))
 def test_counts_fall_by_the_effective_merges_and_never_below_one_patch(
     schedule: TokenSchedule, tokens: int
@@ -91,7 +97,7 @@ def test_counts_fall_by_the_effective_merges_and_never_below_one_patch(
     assert token_counts(schedule, tokens, protected=1)[-1] == 1 + times * schedule.prompts + left
 
 
-@pytest.mark.parametrize("text", ["", "x", "+", "m3x2", "+-", "5", "+4b", "m1-2"])
+@pytest.mark.parametrize("text", ["", "x", "+", "m3x2", "+-", "4.5", "+4b", "m1-2"])
 def test_a_mistyped_schedule_is_shown_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match="write 0, -20, "):
         parse_schedule(text, 12)
