@@ -65,7 +65,7 @@ def add(
         if counts:
             with _as_mistake("--prompts"):
                 trained = PromptSettings(counts, epochs)
-        task = _find_images(name, images)
+        task = find_images(name, images)
         trunk = load_trunk(data_path(weights), architecture)
         store = TaskRegistry(registry)
         with console.status(f"learning {name}") as status:
@@ -184,7 +184,7 @@ def profile(
         if not tasks:
             raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
         places = dict(_pair(text) for text in images or ())
-        known = {name: _find_images(name, places.get(name)) for name in tasks}
+        known = {name: find_images(name, places.get(name)) for name in tasks}
         with _as_mistake("--schedules or --batches"):
             chosen = tuple(parse_schedule(text.strip(), trunk.net.layers) for text in schedules.split(","))
             chosen = check_distinct(chosen, trunk.net.patches)
@@ -223,7 +223,7 @@ def profile(
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)
 
 
-def _find_images(name: str, place: Path | None) -> ImageTask:
+def find_images(name: str, place: Path | None) -> ImageTask:
     """A task's images: where the user says, or in the data folder."""
     from fedstill.datasets.image_tasks import KNOWN_TASKS, open_image_task, open_known_task
     from fedstill.simulation.config import ConfigError, data_path
