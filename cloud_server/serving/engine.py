@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16"]
 TRIAL_BATCH, TRIAL_ROUNDS = 8, 5
+HOPELESS = 3.0
+"""A variant this many times slower than the fastest one in its first run is not worth further runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,15 +240,21 @@ def _fastest(net: ElasticViT, settings: EngineSettings) -> tuple[ElasticViT, tor
 
 @torch.inference_mode()
 def _trial(variants: dict[str, tuple[ElasticViT, torch.dtype]], device: torch.device) -> dict[str, float]:
-    """Median seconds of a plain batch per variant, interleaved so that a busy neighbour slows all of them."""
+    """Median seconds of a plain batch per variant, interleaved so that a busy neighbour slows all of them.
+
+    A variant that is far behind after its first run (bf16 on a CPU without it) is not run again.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    contenders = dict(variants)
     for turn in range(TRIAL_ROUNDS + 1):
-        for name, (net, dtype) in variants.items():
+        for name, (net, dtype) in contenders.items():
             images = torch.zeros(TRIAL_BATCH, 3, net.image_size, net.image_size, device=device, dtype=dtype)
             started = time.perf_counter()
             net.features(images, constant_schedule(0, net.layers))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if turn:  # the first is warm-up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: median(times) for name, times in seconds.items()}
+            seconds[name].append(time.perf_counter() - started)
+        if not turn:
+            best = min(times[0] for times in seconds.values())
+            contenders = {name: v for name, v in variants.items() if seconds[name][0] < HOPELESS * best}
+    return {name: median(times[1:] or times) for name, times in seconds.items()}  # the first is warm-up
