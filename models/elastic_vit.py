@@ -86,10 +86,11 @@ class ElasticViT(nn.Module):
             (batch, width).
 
         Raises:
-            ValueError: a schedule for another number of layers, or prompts that do not fit it.
+            ValueError: images of another size, a schedule for another number of layers, or prompts that do not
+                fit it.
         """
         schedule = schedule or constant_schedule(0, self.layers)
-        self._check_call(len(images), schedule, prompts)
+        self._check_call(images, schedule, prompts)
         tokens = self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images)))
         front = self.protected  # tokens before the patches: protected ones, then prompts
         size: Tensor | None = None  # patches that each patch token stands for; None while that is 1
@@ -129,12 +130,14 @@ class ElasticViT(nn.Module):
         features: Tensor = trunk.fc_norm(pooled)
         return features
 
-    def _check_call(self, batch: int, schedule: TokenSchedule, prompts: Tensor | None) -> None:
+    def _check_call(self, images: Tensor, schedule: TokenSchedule, prompts: Tensor | None) -> None:
+        if tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
+            raise ValueError(f"images: shape {tuple(images.shape)}, not (batch, 3, {self.image_size}, ...)")
         if len(schedule.merges) != self.layers:
             raise ValueError(f"schedule: {len(schedule.merges)} layers, the network has {self.layers}")
         if prompts is None and schedule.prompts:
             raise ValueError(f"prompts: the schedule adds {schedule.prompts}, none were given")
-        wanted = (batch, self.layers, schedule.prompts, self.width)
+        wanted = (len(images), self.layers, schedule.prompts, self.width)
         if prompts is not None and tuple(prompts.shape) != wanted:
             raise ValueError(f"prompts: shape {tuple(prompts.shape)}, the schedule needs {wanted}")
 
@@ -167,8 +170,6 @@ def _check_trunk(trunk: VisionTransformer) -> None:
         raise ValueError(f"trunk: {type(trunk).__name__} is not a plain VisionTransformer")
     if trunk.global_pool not in ("token", "avg") or trunk.pool_include_prefix:
         raise ValueError(f"trunk: pooling {trunk.global_pool!r} is not supported: use token or avg")
-    if trunk.dynamic_img_size:
-        raise ValueError("trunk: dynamic_img_size is not supported: choose img_size when the trunk is made")
     for block in trunk.blocks:
         if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
             parts = f"{type(block).__name__} of {type(block.attn).__name__}"

@@ -150,6 +150,15 @@ def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[Tok
     return tuple(seen.values())
 
 
+def default_schedules(layers: int, tokens: int) -> tuple[TokenSchedule, ...]:
+    """What to measure where nobody says: the thesis' constant schedules and two decreasing ones, equal ones once."""
+    kept: dict[tuple[tuple[int, ...], int], TokenSchedule] = {}
+    constant = (constant_schedule(delta, layers) for delta in THESIS_TOKEN_DELTAS)
+    for schedule in (*constant, decreasing_schedule(10, layers), decreasing_schedule(15, layers)):
+        kept.setdefault((effective_merges(schedule, tokens), schedule.prompts), schedule)
+    return tuple(kept.values())
+
+
 def parse_schedule(text: str, layers: int) -> TokenSchedule:
     """A schedule from its ``name``, for ``layers`` layers; 4 is +4. Raises ValueError showing the forms."""
     rest, prompts, mode = text, 0, "replace"

@@ -40,7 +40,6 @@ from fedstill.simulation.results import ResultsError
 
 STUDY_FILE = "elastic_vit.json"
 FORMAT = 1
-TIMED_BATCHES = (1, 8, 16)
 PROMPTS = 4
 """Table 3.1's number of prompts; the iterative scheme trains half of them first."""
 
@@ -55,7 +54,7 @@ class StudySettings:
         prompt_images: training images of the prompts.
         prompt_epochs: of each of the two iterative stages; from scratch trains twice as long, so that both see the
             same images.
-        rounds: timings per schedule and batch size.
+        rounds, timed_batches: timings per schedule and batch size.
     """
 
     train_images: int = 800
@@ -65,6 +64,7 @@ class StudySettings:
     prompt_epochs: int = 0
     prompt_learning_rate: float = 0.002
     rounds: int = 5
+    timed_batches: tuple[int, ...] = (1, 8, 16)
     seed: int = 0
 
 
@@ -134,7 +134,7 @@ def run_study(
     engine = Engine(
         trunk.net,
         {name: one.parameters for name, one in learnt.items()},
-        EngineSettings(tuple(schedules.values()), TIMED_BATCHES),
+        EngineSettings(tuple(schedules.values()), settings.timed_batches),
     )
     told("timing schedules")
     engine.warm_up()
@@ -219,7 +219,7 @@ def _prompted(
             tell,
         )
         with_prompts = TaskParameters(parameters.class_names, *head, {PROMPTS: sets[PROMPTS]})
-        engine = Engine(net, {task.name: with_prompts}, EngineSettings((schedule,), TIMED_BATCHES))
+        engine = Engine(net, {task.name: with_prompts}, EngineSettings((schedule,), settings.timed_batches))
         found[name] = _digits(measure_right(engine, schedule, task.name, test.images, test.labels))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +16,11 @@ from rich.table import Table
 if TYPE_CHECKING:
     from fedstill.cloud_server.serving.registry import TaskRegistry
     from fedstill.datasets.image_tasks import ImageTask
+    from fedstill.models.elastic_vit import ElasticViT
+    from fedstill.models.schedules import TokenSchedule
+    from fedstill.models.task_bank import TaskParameters
 
 WEIGHTS = "weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.fp16.safetensors"
-SCHEDULES = "-20,-15,-10,-5,0,2,4,8,m22x4-20x4-0x4"
 
 app = typer.Typer(help="Tasks of the serving tier: add, list, remove, profile.", no_args_is_help=True)
 console = Console()
@@ -100,19 +102,19 @@ def list_(
         store = _open(registry)
         versions = [version for version in store.versions() if version.active or everything]
         store.close()
-    grid = Table(box=SIMPLE_HEAD)
-    for heading in ("task", "version", "classes", "prompts", "latency", "utility", "accuracy", "added"):
-        grid.add_column(heading)
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("task", "no.", "served", "classes", "prompts", "query", "accuracy", "added"):
+        grid.add_column(heading, overflow="fold")
     for version in versions:
         grid.add_row(
             version.name,
-            f"{version.version}{'' if version.active else ' (not served)'}",
+            str(version.version),
+            "yes" if version.active else "no",
             str(len(version.class_names)),
             ", ".join(map(str, version.prompts)) or "-",
-            f"{version.latency_ms:g} ms",
-            f"{version.utility:g}",
+            f"{version.latency_ms:g} ms, {version.utility:g}",
             f"{100 * version.accuracy:.1f} %",
-            version.created,
+            version.created[:10],
         )
     console.print(grid if versions else "no tasks; add one with: fedstill tasks add NAME")
 
@@ -157,7 +159,12 @@ def profile(
     registry: RegistryFolder = DEFAULT_REGISTRY,
     weights: Weights = WEIGHTS,
     architecture: Architecture = None,
-    schedules: Annotated[str, typer.Option(help="Token schedules to measure.")] = SCHEDULES,
+    schedules: Annotated[
+        str | None,
+        typer.Option(
+            help="Token schedules, such as 0,-10,+4,m22x4-20x8 (default: the thesis' and decreasing)."
+        ),
+    ] = None,
     val_images: Annotated[int, typer.Option(help="Images per task.", min=1)] = 200,
     batches: Annotated[
         str, typer.Option(help="Batch sizes to time; the last is the largest.")
@@ -172,7 +179,6 @@ def profile(
         from fedstill.cloud_server.serving.engine import Engine, EngineSettings
         from fedstill.cloud_server.serving.profiler import profile_engine, profile_to_plain
         from fedstill.cloud_server.serving.trunk import load_trunk
-        from fedstill.models.schedules import check_distinct, parse_schedule
         from fedstill.simulation.config import ConfigError, data_path
         from fedstill.simulation.files import write_text_atomically
         from fedstill.simulation.provenance import hardware
@@ -186,9 +192,7 @@ def profile(
         places = dict(_pair(text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
         with _as_mistake("--schedules or --batches"):
-            chosen = tuple(parse_schedule(text.strip(), trunk.net.layers) for text in schedules.split(","))
-            chosen = check_distinct(chosen, trunk.net.patches)
-            settings = EngineSettings(chosen, _numbers("--batches", batches))
+            settings = EngineSettings(_schedules(schedules, trunk.net, tasks), _numbers("--batches", batches))
         with console.status("measuring") as status:
             sets = {
                 name: (loaded.images, loaded.labels)
@@ -234,6 +238,20 @@ def find_images(name: str, place: Path | None) -> ImageTask:
         known = ", ".join(KNOWN_TASKS)
         raise ConfigError(f"{name}: is not a known task ({known}); give --images with its folder or zip")
     return open_known_task(name, data_path(KNOWN_TASKS[name].path))
+
+
+def _schedules(
+    text: str | None, net: ElasticViT, tasks: Mapping[str, TaskParameters]
+) -> tuple[TokenSchedule, ...]:
+    """The schedules of the option, or those of the default that all tasks have prompts for."""
+    from fedstill.models.schedules import check_distinct, default_schedules, parse_schedule
+
+    if text is None:
+        everyones = set.intersection(*({0, *task.prompts} for task in tasks.values()))
+        defaults = default_schedules(net.layers, net.patches)
+        return tuple(schedule for schedule in defaults if schedule.prompts in everyones)
+    named = (parse_schedule(part.strip(), net.layers) for part in text.split(","))
+    return check_distinct(named, net.patches)
 
 
 def _open(registry: Path) -> TaskRegistry:

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_vit import LAYERS, PATCHES, WIDTH, images, task, tiny_trunk
-from timm.models.vision_transformer import VisionTransformer
 
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.prompts import grow_prompts, new_prompts
@@ -30,6 +29,7 @@ def net() -> ElasticViT:
         {"reg_tokens": 3, "no_embed_class": True},
         {"init_values": 0.5, "qk_norm": True, "pre_norm": True},
         {"depth": 1, "num_heads": 1},
+        {"dynamic_img_size": True},
     ],
 )
 def test_nothing_merged_is_timm_itself(options: dict) -> None:
@@ -145,8 +145,8 @@ def test_wrong_calls_name_what_is_wrong(net: ElasticViT) -> None:
         ElasticViT(timm.create_model("deit_tiny_distilled_patch16_224"))
     with pytest.raises(ValueError, match="DiffAttention is not supported"):
         ElasticViT(tiny_trunk(attn_layer="diff"))
-    with pytest.raises(ValueError, match="dynamic_img_size"):
-        ElasticViT(VisionTransformer(img_size=32, embed_dim=32, depth=1, num_heads=4, dynamic_img_size=True))
+    with pytest.raises(ValueError, match=r"images: shape \(1, 3, 40, 40\)"):
+        net(images(1, size=40))
 
 
 def test_task_parameters_must_fit_together() -> None:

@@ -12,6 +12,7 @@ from fedstill.models.schedules import (
     check_distinct,
     constant_schedule,
     decreasing_schedule,
+    default_schedules,
     effective_merges,
     forward_macs,
     layer_wise_schedule,
@@ -83,6 +84,15 @@ def test_a_bare_number_adds_prompts() -> None:
     assert parse_schedule("4", 3) == parse_schedule("+4", 3) == constant_schedule(4, 3)
     assert parse_schedule("-4", 3) == constant_schedule(-4, 3)
     assert parse_schedule("0", 3) == constant_schedule(0, 3)
+
+
+def test_the_defaults_fit_any_network_and_hold_nothing_twice() -> None:
+    for layers, tokens in ((12, 196), (6, 100), (4, 16), (24, 256)):
+        defaults = default_schedules(layers, tokens)
+        assert check_distinct(defaults, tokens) == defaults
+        assert {len(schedule.merges) for schedule in defaults} == {layers}
+        assert {schedule.prompts for schedule in defaults} == {0, 2, 4, 8}
+    assert len(default_schedules(12, 196)) == 10
 
 
 @given(schedules, st.integers(1, 300))
