@@ -129,7 +129,7 @@ def reproduce(
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
 ) -> None:
     """Render a table or figure of the thesis from a run: its numbers beside ours."""
-    from fedstill.simulation.elastic_study import read_study
+    from fedstill.simulation.elastic_results import read_study
     from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, reproduce_elastic
     from fedstill.simulation.reproduce import reproduce as render
     from fedstill.simulation.results import read_clips, read_results

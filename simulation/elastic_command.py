@@ -33,7 +33,8 @@ def elastic(
     with one_line_errors():
         from fedstill.cloud_server.serving.trunk import load_trunk
         from fedstill.simulation.config import data_path
-        from fedstill.simulation.elastic_study import StudySettings, run_study
+        from fedstill.simulation.elastic_results import StudySettings
+        from fedstill.simulation.elastic_study import run_study
         from fedstill.simulation.elastic_tables import elastic_page, reproduce_elastic
         from fedstill.simulation.files import write_text_atomically
 

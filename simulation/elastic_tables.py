@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from fedstill.models.schedules import LAYER_WISE_SCHEMES
-from fedstill.simulation.elastic_study import PROMPTS, Study
+from fedstill.simulation.elastic_results import PROMPTS, Study
 from fedstill.simulation.results import ResultsError
 from fedstill.simulation.statistics import (
     Accuracy,
