@@ -11,7 +11,7 @@ KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -29,6 +29,12 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
+	$(BIN)/python benchmarks/elastic_vit.py
+	$(BIN)/python benchmarks/elastic_vit.py --environments
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
+	$(BIN)/python benchmarks/elastic_vit.py --model vit_large_patch16_224 --batches 1 8 32
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

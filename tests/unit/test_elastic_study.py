@@ -51,7 +51,9 @@ def study() -> Study:
 
 
 def test_a_small_study_runs_and_reads_back(tmp_path: Path) -> None:
-    net = ElasticViT(tiny_trunk(img_size=224, patch_size=16, depth=12).requires_grad_(False))
+    net = ElasticViT(
+        tiny_trunk(img_size=56, patch_size=4, depth=12, embed_dim=16, num_heads=1).requires_grad_(False)
+    )
     task = open_image_task("pets", made_folder(tmp_path / "pets"))
     settings = StudySettings(8, 4, 4, prompt_images=4, prompt_epochs=1, rounds=1, timed_batches=(1, 2))
     lines: list[str] = []
