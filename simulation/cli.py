@@ -123,7 +123,7 @@ def reproduce(
         str,
         typer.Argument(
             help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13; "
-            "of fedstill elastic: table3.1, table3.2 or fig3.4."
+            "of fedstill elastic: table3.1, table3.2, fig3.4a or fig3.4b."
         ),
     ],
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],

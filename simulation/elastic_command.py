@@ -25,6 +25,7 @@ def elastic(
     prompt_images: Annotated[int, typer.Option(help="To train prompts on, per task.", min=1)] = 256,
     prompt_learning_rate: Annotated[float, typer.Option(help="Of prompts.", min=0)] = 0.002,
     seed: Annotated[int, typer.Option(help="Of splits and prompts.")] = 0,
+    render: Annotated[bool, typer.Option("--render", help="Show what --out holds; measure nothing.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
 ) -> None:
     """Measure what merging tokens and adding prompts does to accuracy and speed of a real ViT."""
@@ -33,28 +34,30 @@ def elastic(
     with one_line_errors():
         from fedstill.cloud_server.serving.trunk import load_trunk
         from fedstill.simulation.config import data_path
-        from fedstill.simulation.elastic_results import StudySettings
+        from fedstill.simulation.elastic_results import StudySettings, read_study
         from fedstill.simulation.elastic_study import run_study
-        from fedstill.simulation.elastic_tables import elastic_page, reproduce_elastic
+        from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, elastic_page, reproduce_elastic
         from fedstill.simulation.files import write_text_atomically
 
-        trunk = load_trunk(data_path(weights), architecture)
-        chosen = [find_images(name.strip(), None) for name in tasks.split(",")]
-        settings = StudySettings(
-            train_images,
-            val_images,
-            test_images,
-            prompt_images,
-            prompt_epochs,
-            prompt_learning_rate,
-            seed=seed,
-        )
-        with console.status("measuring") as status:
-            study = run_study(trunk, chosen, settings, out, status.update)
-        console.print(reproduce_elastic("fig3.4", study))
-        console.print(reproduce_elastic("table3.2", study))
-        if prompt_epochs:
-            console.print(reproduce_elastic("table3.1", study))
+        if render:
+            study = read_study(out)
+        else:
+            trunk = load_trunk(data_path(weights), architecture)
+            chosen = [find_images(name.strip(), None) for name in tasks.split(",")]
+            settings = StudySettings(
+                train_images,
+                val_images,
+                test_images,
+                prompt_images,
+                prompt_epochs,
+                prompt_learning_rate,
+                seed=seed,
+            )
+            with console.status("measuring") as status:
+                study = run_study(trunk, chosen, settings, out, status.update)
+        for target in ELASTIC_TARGETS:
+            if target != "table3.1" or study.settings.prompt_epochs:
+                console.print(reproduce_elastic(target, study))
         if markdown is not None:
             write_text_atomically(markdown, elastic_page(study))
             console.print(f"page: {markdown}", highlight=False, soft_wrap=True)
