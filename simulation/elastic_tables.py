@@ -80,9 +80,9 @@ def elastic_page(study: Study) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in study.versions.items())
     intro = (
         f"`fedstill elastic` on {study.date[:10]}: {study.architecture} ({study.variant}), {study.hardware}, "
-        f"{study.threads} threads; {versions}; revision {study.git}. Heads are linear probes on the frozen trunk, "
-        f"from at most {settings.train_images} training images; their penalty was chosen on {settings.val_images} "
-        f"validation images, never on the test images; seed {settings.seed}. One seed, one network."
+        f"torch threads: {study.threads}; {versions}; revision {study.git}. Heads are linear probes on the frozen "
+        f"trunk, from at most {settings.train_images} training images; their penalty was chosen on "
+        f"{settings.val_images} validation images, never on the test images; seed {settings.seed}. One seed, one network."
     )
     warning = (
         "Times are wall-clock on a machine that may have been busy with other work: use the ratios within one table, "
