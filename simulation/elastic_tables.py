@@ -82,7 +82,8 @@ def elastic_page(study: Study) -> str:
         f"`fedstill elastic` on {study.date[:10]}: {study.architecture} ({study.variant}), {study.hardware}, "
         f"torch threads: {study.threads}; {versions}; revision {study.git}. Heads are linear probes on the frozen "
         f"trunk, from at most {settings.train_images} training images; their penalty was chosen on "
-        f"{settings.val_images} validation images, never on the test images; seed {settings.seed}. One seed, one network."
+        f"{settings.val_images} validation images, never on the test images; "
+        f"seed {settings.seed}. One seed, one network."
     )
     warning = (
         "Times are wall-clock on a machine that may have been busy with other work: use the ratios within one table, "
