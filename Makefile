@@ -11,7 +11,7 @@ KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: demo test check bench protos clean
+.PHONY: demo test check bench bench-gpu protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +35,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/many_agents.py
 	$(BIN)/python benchmarks/downlink.py
 	$(BIN)/python benchmarks/fleet_proxy.py
+	$(BIN)/python benchmarks/elastic_vit.py
+	$(BIN)/python benchmarks/elastic_vit.py --environments
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
+	$(BIN)/python benchmarks/elastic_vit.py --model vit_large_patch16_224 --batches 1 8 32
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev

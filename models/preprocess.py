@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FRAME_MEAN, FRAME_STD = 0.5, 0.25
+IMAGE_MEAN = IMAGE_STD = 0.5
+"""Of timm's augreg ViT weights."""
 
 
 def to_tensors(audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
@@ -22,3 +27,29 @@ def to_tensors(audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) ->
     """
     pictures = torch.from_numpy(np.ascontiguousarray(frames)).float().div_(255 * FRAME_STD)
     return torch.from_numpy(np.ascontiguousarray(audio)).unsqueeze(1), pictures.sub_(FRAME_MEAN / FRAME_STD)
+
+
+def image_tensor(
+    image: npt.NDArray[np.uint8], size: int, mean: float = IMAGE_MEAN, std: float = IMAGE_STD
+) -> Tensor:
+    """One picture to a ViT's input: its central square, resized (bicubic, antialiased) and normalised.
+
+    Args:
+        image: uint8 RGB (height, width, 3), any size.
+
+    Returns:
+        float32 (3, size, size).
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = torch.from_numpy(np.array(image[top : top + side, left : left + side])).permute(2, 0, 1)
+    values = square.unsqueeze(0).float()
+    if side != size:
+        values = F.interpolate(values, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return values[0].clamp_(0, 255).div_(255).sub_(mean).div_(std)
+
+
+def image_batch(images: Iterable[npt.NDArray[np.uint8]], size: int) -> Tensor:
+    """Pictures of any sizes to float32 (batch, 3, size, size); see :func:`image_tensor`."""
+    return torch.stack([image_tensor(image, size) for image in images])

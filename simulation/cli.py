@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedstill.simulation import elastic_command, tasks_command
 from fedstill.simulation.agent_command import agent
 from fedstill.simulation.certs_command import certs
 from fedstill.simulation.coordinator_command import coordinator
@@ -44,6 +45,8 @@ app.command()(status)
 app.command()(redteam)
 app.command()(export)
 app.command()(privacy)
+app.add_typer(tasks_command.app, name="tasks")
+app.command()(elastic_command.elastic)
 console = Console()
 errors = Console(stderr=True)
 
@@ -136,15 +139,24 @@ def report(
 @app.command()
 def reproduce(
     target: Annotated[
-        str, typer.Argument(help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13.")
+        str,
+        typer.Argument(
+            help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13; "
+            "of fedstill elastic: table3.1, table3.2, fig3.4a or fig3.4b."
+        ),
     ],
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
 ) -> None:
     """Render a table or figure of the thesis from a run: its numbers beside ours."""
+    from fedstill.simulation.elastic_results import read_study
+    from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, reproduce_elastic
     from fedstill.simulation.reproduce import reproduce as render
     from fedstill.simulation.results import read_clips, read_results
 
     with one_line_errors():
+        if target in ELASTIC_TARGETS:
+            console.print(reproduce_elastic(target, read_study(run_dir)))
+            return
         console.print(render(target, read_results(run_dir), read_clips(run_dir), figures=run_dir / "plots"))
 
 

@@ -7,9 +7,7 @@ per device, writes the cloud's plan, starts the engine, follows the diary, and g
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -31,6 +29,7 @@ from fedstill.protos.plain import from_plain, to_plain
 from fedstill.simulation.config import ConfigError, Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
+from fedstill.simulation.provenance import git_revision, hardware
 from fedstill.simulation.report import write_report
 from fedstill.simulation.results import ClientClasses, Results, write_clips, write_results
 from fedstill.simulation.sources import Positions, deal, open_source, split_positions
@@ -110,9 +109,9 @@ def collect(
         clients=tuple(_client_classes(run_dir, client) for client in range(plan.clients)),
         seeds=plan.seeds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        hardware=_hardware(),
+        hardware=hardware(),
         versions={name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
-        git=_git_revision(),
+        git=git_revision(),
         config=to_plain(experiment),
         seconds={**_stage_seconds(run_dir), **seconds, "total": sum(seconds.values())},
         peak_memory_mb=peak_memory_mb,
@@ -201,19 +200,3 @@ def _stage_seconds(run_dir: Path) -> dict[str, float]:
         elif event["event"] == "teacher_epoch":
             teacher[event["seed"]] = event["time"] - started[event["seed"]]
     return {"teacher": float(np.sum(list(teacher.values()) or [0.0]))}
-
-
-def _hardware() -> str:
-    import torch
-
-    cores = os.cpu_count() or 1
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    return f"{platform.machine()}, {cores} cores{gpu}"
-
-
-def _git_revision() -> str:
-    here = Path(__file__).resolve().parent
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else "unknown"

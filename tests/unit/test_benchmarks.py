@@ -12,7 +12,16 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.parametrize(
     "name",
-    ["bank", "downlink", "edge_runtime", "fleet_proxy", "inference_batching", "many_agents", "selection"],
+    [
+        "bank",
+        "downlink",
+        "edge_runtime",
+        "elastic_vit",
+        "fleet_proxy",
+        "inference_batching",
+        "many_agents",
+        "selection",
+    ],
 )
 def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
     name: str, capsys: pytest.CaptureFixture[str]

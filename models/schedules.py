@@ -1,0 +1,193 @@
+"""Token schedules: how many tokens each layer of a Vision Transformer adds or merges away.
+
+Thesis chapter 3 speaks of one number gamma per batch (here ``token_delta``): positive adds that many prompts,
+negative merges that many tokens in every layer, and Section 3.4.2 replaces the constant by one number per layer.
+A schedule says both, per layer, and what is left of it once a layer runs out of tokens; two names for one and the
+same forward pass are refused, for a planner would measure and choose between them in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+PromptMode = Literal["replace", "accumulate"]
+"""``replace``: every layer swaps the prompts of the layer before for its own (VPT-deep, arXiv 2203.12119);
+``accumulate``: every layer adds its own, as the thesis' throughputs imply."""
+
+THESIS_TOKEN_DELTAS = (-20, -15, -10, -5, 0, 2, 4, 8)
+"""Section 3.6."""
+
+LAYER_WISE_SCHEMES = {1: (20, 12), 2: (25, 2), 3: (23, 3), 4: (22, 4)}
+"""Section 3.4.2, token_delta -20 of 12 layers: scheme -> (merges in the first layers, how many layers)."""
+
+SPARED_LAYERS = 4
+"""The last layers, where schemes 2 to 4 merge nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSchedule:
+    """What one forward pass does to the tokens.
+
+    Attributes:
+        merges: tokens to merge away, per layer, between attention and MLP.
+        prompts: prompt tokens that every layer gets before its attention.
+        prompt_mode: what happens to the prompts of the layer before.
+
+    Raises:
+        ValueError: a negative count.
+    """
+
+    merges: tuple[int, ...]
+    prompts: int = 0
+    prompt_mode: PromptMode = "replace"
+
+    def __post_init__(self) -> None:
+        if self.prompts < 0 or min(self.merges, default=0) < 0:
+            raise ValueError(f"schedule: counts must not be negative, got {self.merges} and {self.prompts}")
+        if self.prompt_mode not in ("replace", "accumulate"):
+            raise ValueError(f"prompt_mode: {self.prompt_mode!r} is neither replace nor accumulate")
+
+    @property
+    def name(self) -> str:
+        """Short and unique: ``0``, ``-20`` (constant), ``+4``, ``+4a`` (accumulated), ``m22x4-20x4-0x4``."""
+        parts = []
+        if self.prompts:
+            parts.append(f"+{self.prompts}{'a' if self.prompt_mode == 'accumulate' else ''}")
+        if any(self.merges):
+            parts.append(
+                f"-{self.merges[0]}" if len(set(self.merges)) == 1 else f"m{_run_lengths(self.merges)}"
+            )
+        return "".join(parts) or "0"
+
+
+def constant_schedule(token_delta: int, layers: int, prompt_mode: PromptMode = "replace") -> TokenSchedule:
+    """The thesis' gamma: the same change in each of ``layers`` layers."""
+    merged = max(-token_delta, 0)
+    return TokenSchedule((merged,) * layers, max(token_delta, 0), prompt_mode)
+
+
+def layer_wise_schedule(scheme: int, base: int = 20, layers: int = 12) -> TokenSchedule:
+    """Schemes 1 to 4 of Section 3.4.2; the middle layers, of which the thesis is silent, merge ``base``.
+
+    Raises:
+        ValueError: an unknown scheme, or too few layers for its first and last ones.
+    """
+    if scheme not in LAYER_WISE_SCHEMES:
+        raise ValueError(f"scheme: {scheme} is not one of {', '.join(map(str, LAYER_WISE_SCHEMES))}")
+    first, count = LAYER_WISE_SCHEMES[scheme]
+    if scheme == 1:
+        return TokenSchedule((base,) * layers)
+    middle = layers - count - SPARED_LAYERS
+    if middle < 0:
+        raise ValueError(f"layers: {layers} is too few for scheme {scheme}")
+    return TokenSchedule((first,) * count + (base,) * middle + (0,) * SPARED_LAYERS)
+
+
+def decreasing_schedule(mean: int, layers: int) -> TokenSchedule:
+    """From 2 x ``mean`` merges in the first layer straight down to none in the last, rounded down.
+
+    Source: the decreasing schedules of ToMe (arXiv 2210.09461, Section 4).
+    """
+    if layers == 1:
+        return TokenSchedule((mean,))
+    return TokenSchedule(tuple(2 * mean * (layers - 1 - at) // (layers - 1) for at in range(layers)))
+
+
+def effective_merges(schedule: TokenSchedule, tokens: int) -> tuple[int, ...]:
+    """Merges that really happen per layer.
+
+    tokens: mergeable ones at the start (patches; class token, register tokens and prompts never merge).
+    A layer can merge at most every second token, floor(tokens / 2) (ToMe, arXiv 2210.09461, Section 3).
+    """
+    done = []
+    for wanted in schedule.merges:
+        done.append(min(wanted, tokens // 2))
+        tokens -= done[-1]
+    return tuple(done)
+
+
+def token_counts(schedule: TokenSchedule, tokens: int, protected: int = 1) -> tuple[int, ...]:
+    """Tokens that each layer's attention sees, and last what the final norm sees (layers + 1 values).
+
+    tokens: patches. protected: class and register tokens.
+    """
+    counts, prompts = [], 0
+    for merged in effective_merges(schedule, tokens):
+        prompts = prompts + schedule.prompts if schedule.prompt_mode == "accumulate" else schedule.prompts
+        counts.append(protected + prompts + tokens)
+        tokens -= merged
+    return (*counts, protected + prompts + tokens)
+
+
+def forward_macs(
+    schedule: TokenSchedule, tokens: int, width: int, hidden: int, patch_inputs: int = 768, protected: int = 1
+) -> int:
+    """Multiply-accumulates for one image in patch embedding, linears and attention: the FLOP-ideal of a schedule.
+
+    width, hidden: of the residual stream and the MLP. patch_inputs: values of one patch, 3 x 16 x 16.
+    """
+    counts = token_counts(schedule, tokens, protected)
+    merged = effective_merges(schedule, tokens)
+    total = tokens * patch_inputs * width
+    for count, gone in zip(counts[:-1], merged, strict=True):  # merging happens before the MLP
+        total += 4 * count * width**2 + 2 * count**2 * width + 2 * (count - gone) * width * hidden
+    return total
+
+
+def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[TokenSchedule, ...]:
+    """The schedules as a tuple. Raises ValueError naming two that come to the same forward pass."""
+    seen: dict[tuple[tuple[int, ...], int, str], TokenSchedule] = {}
+    for schedule in schedules:
+        mode = schedule.prompt_mode if schedule.prompts else ""
+        key = (effective_merges(schedule, tokens), schedule.prompts, mode)
+        if key in seen:
+            raise ValueError(
+                f"schedules: {schedule.name} and {seen[key].name} are the same on {tokens} patches: keep one"
+            )
+        seen[key] = schedule
+    return tuple(seen.values())
+
+
+def default_schedules(layers: int, tokens: int) -> tuple[TokenSchedule, ...]:
+    """What to measure where nobody says: the thesis' constant schedules and two decreasing ones, equal ones once."""
+    kept: dict[tuple[tuple[int, ...], int], TokenSchedule] = {}
+    constant = (constant_schedule(delta, layers) for delta in THESIS_TOKEN_DELTAS)
+    for schedule in (*constant, decreasing_schedule(10, layers), decreasing_schedule(15, layers)):
+        kept.setdefault((effective_merges(schedule, tokens), schedule.prompts), schedule)
+    return tuple(kept.values())
+
+
+def parse_schedule(text: str, layers: int) -> TokenSchedule:
+    """A schedule from its ``name``, for ``layers`` layers; 4 is +4. Raises ValueError showing the forms."""
+    rest, prompts, mode = text, 0, "replace"
+    try:
+        if rest.startswith("+") or (rest.isdigit() and int(rest)):
+            rest = f"+{rest.removeprefix('+')}"
+            cut = next((at for at, letter in enumerate(rest) if letter in "-m"), len(rest))
+            head, rest = rest[1:cut], rest[cut:] or "0"
+            mode = "accumulate" if head.endswith("a") else "replace"
+            prompts = int(head.removesuffix("a"))
+        if rest.startswith("m"):
+            runs = [part.split("x") for part in rest[1:].split("-")]
+            merges = [int(run[0]) for run in runs for _ in range(int(run[1]))]
+        else:
+            merges = [-int(rest)] * layers
+        if len(merges) != layers:
+            raise ValueError(f"{len(merges)} layers")
+        return TokenSchedule(tuple(merges), prompts, "accumulate" if mode == "accumulate" else "replace")
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"schedule: {text!r} is not a schedule of {layers} layers: write 0, -20, +4, +4a or m22x4-20x4-0x4"
+        ) from error
+
+
+def _run_lengths(values: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return "-".join(f"{value}x{count}" for value, count in runs)

@@ -1,0 +1,26 @@
+"""Where numbers were made: machine and revision, written beside every result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+
+def hardware() -> str:
+    """Machine, cores and GPU on one line."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{platform.machine()}, {cores} cores{gpu}"
+
+
+def git_revision() -> str:
+    """The revision of this checkout, with ``-dirty`` where files differ from it; ``unknown`` outside of git."""
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
