@@ -18,8 +18,8 @@ Times = npt.NDArray[np.float64]
 
 THESIS_RATES = (200.0, 700.0)
 """Queries per second between which the thesis' synthetic load moves (section 3.6, Fig. 3.9a)."""
-THESIS_BURSTY_RATE, THESIS_BURSTY_SHARE = 300.0, 0.6
-"""The thesis' MAF load stays below 300 queries per second for 60 % of the seconds (section 3.6, Fig. 3.9c)."""
+THESIS_BURSTY_PEAK = 4000.0
+"""Queries per second that the thesis' MAF load reaches at its peaks (section 3.6, Fig. 3.9c)."""
 
 
 def poisson(rate: float, seconds: float, generator: np.random.Generator) -> Times:
@@ -43,7 +43,10 @@ def gamma(rate: float, variation: float, seconds: float, generator: np.random.Ge
 
 
 def markov_modulated(
-    rates: tuple[float, float], dwell_seconds: tuple[float, float], seconds: float, generator: np.random.Generator
+    rates: tuple[float, float],
+    dwell_seconds: tuple[float, float],
+    seconds: float,
+    generator: np.random.Generator,
 ) -> Times:
     """A Markov-modulated Poisson process: two rates that take turns, each for an exponential time of that mean."""
     _positive(rate=max(rates), dwell=min(dwell_seconds), seconds=seconds)
@@ -97,11 +100,12 @@ def replay(
 
 
 def thesis_bursty_factor(recorded: Times) -> float:
-    """The factor at which a trace is below 300 queries per second for 60 % of its seconds, as the thesis' MAF load."""
-    quantile = float(np.quantile(np.bincount(recorded.astype(np.int64)), THESIS_BURSTY_SHARE))
-    if quantile <= 0:
-        raise DataError("the trace is silent most of the time: give its mean rate with --rate")
-    return THESIS_BURSTY_RATE / quantile
+    """The factor at which the busiest second of a trace has 4000 queries, as the thesis' MAF load.
+
+    For Azure's coding trace of 2023 the other two facts of Fig. 3.9c then hold too: more than 60 % of the seconds stay
+    below 300 queries, and some exceed 600.
+    """
+    return THESIS_BURSTY_PEAK / float(np.bincount(recorded.astype(np.int64)).max())
 
 
 def read_trace(path: Path) -> Times:

@@ -53,7 +53,10 @@ class Load:
 
 
 def draw_load(
-    arrival: Times, tasks: Sequence[str], generator: np.random.Generator, kinds: Sequence[QueryKind] = TABLE_3_5
+    arrival: Times,
+    tasks: Sequence[str],
+    generator: np.random.Generator,
+    kinds: Sequence[QueryKind] = TABLE_3_5,
 ) -> Load:
     """Give every arrival one of the kinds, all equally likely (thesis 3.6).
 

@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedstill.simulation.loadtest_command import loadtest
+
 app = typer.Typer(
     name="fedstill",
     help="Personal audio-visual models for edge devices by selective feature distillation.",
@@ -135,6 +137,9 @@ def experiments() -> None:
 
     for name in shipped_experiments():
         console.print(f"{name:<16} {load_experiment(name).title}", highlight=False)
+
+
+app.command()(loadtest)
 
 
 @data.command()

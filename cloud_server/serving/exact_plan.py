@@ -37,7 +37,9 @@ def exact_plan(seconds: Floats, values: Floats, slack: Floats) -> Plan:
     states: list[tuple[float, float, tuple[int | None, ...]]] = [(0.0, 0.0, ())]
     for batch in range(len(slack)):
         grown = [(clock, value, (*chosen, None)) for clock, value, chosen in states]
-        for option, (needed, gain) in enumerate(zip(seconds[batch].tolist(), values[batch].tolist(), strict=True)):
+        for option, (needed, gain) in enumerate(
+            zip(seconds[batch].tolist(), values[batch].tolist(), strict=True)
+        ):
             if gain <= 0:
                 continue  # not running the batch is at least as good
             grown += [

@@ -30,14 +30,16 @@ Waiting = tuple[float, int, Query]
 
 @dataclass(frozen=True, slots=True)
 class FedstillSettings:
-    """largest_batch: queries. window: seconds of arrivals that stand for the near future. capacity: share of the engine's time
-    that the price plans with. grid: the plan's clock has this many steps to the last deadline.
-    utility_bins: utilities that agree within a factor of exp(1 / utility_bins) wait in one line.
-    patience: a query is turned away on arrival when the price is this many times what it could pay."""
+    """largest_batch: queries. window: seconds of arrivals from which the load and its mix are estimated.
+    ahead, capacity: the price is that of serving what waits and what will arrive within `ahead` mean latency objectives in
+    `capacity` mean latency objectives of engine time; what arrives last may still be served a little later.
+    grid: steps of the plan's clock from now to the last deadline. utility_bins: utilities within a factor of exp(1 / utility_bins)
+    wait in one line. patience: a query is turned away when it is asked for this many times what it can pay."""
 
     largest_batch: int = 64
-    window: float = 0.5
-    capacity: float = 0.9
+    window: float = 1.0
+    ahead: float = 0.75
+    capacity: float = 1.1
     grid: int = 400
     utility_bins: float = 10.0
     patience: float = 3.0
@@ -65,32 +67,41 @@ class FedstillPolicy(Policy):
         self.latency = LatencyModel(profile.useful, self.settings.calibration)
         self.price = 0.0
         self._schedules = profile.useful
-        self._accuracy = np.array([schedule.accuracy for schedule in self._schedules]).T.copy()  # (tasks, schedules)
+        self._accuracy = np.array(
+            [schedule.accuracy for schedule in self._schedules]
+        ).T.copy()  # (tasks, schedules)
         self._largest = min(self.settings.largest_batch, *(s.maximum_batch for s in self._schedules))
         self._hulls = [upper_hull(self._schedules, task, self._largest) for task in range(len(profile.tasks))]
         self._lines: dict[tuple[int, int], Line] = {}
         self._recent: deque[tuple[float, Line]] = deque()
         self._busy_until = 0.0
+        self._started = math.inf
+        self._objective = 0.0  # mean latency objective of recent queries, seconds
 
     def arrive(self, query: Query, now: float) -> Rejection | None:
         line = self._line(query)
         line.recent += 1
         self._recent.append((now, line))
-        fastest = self._schedules[0]
-        if max(now, self._busy_until) + self.latency.upper_seconds(fastest, 1) > query.deadline:
+        self._started = min(self._started, now)
+        objective = query.deadline - query.arrival
+        self._objective = (
+            objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
+        )
+        if max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1) > query.deadline:
             return Rejection("too_late", 0.0)
-        if self.price * self._hulls[query.task][0].seconds * self.latency.scale > self.settings.patience * query.utility * self._hulls[query.task][0].accuracy:
-            return Rejection("overload", self.settings.window)
+        cheapest = self._hulls[query.task][0]
+        if self.price * cheapest.seconds > self.settings.patience * query.utility * cheapest.accuracy:
+            return Rejection("overload", self._objective)
         insort(line.waiting, (query.deadline, query.identifier, query))
         return None
 
     def dispatch(self, now: float) -> Decision:
         evicted = self._drop_hopeless(now)
         self.price = self._current_price(now)
-        batches = self._form(self.price)
+        batches = self._form(self.price, now)
         batch = self._choose(batches, now, self.price)
         if batch is None:
-            batch = self._choose(self._form(0.0), now, 0.0)
+            batch = self._choose(self._form(0.0, now), now, 0.0)
         if batch is not None:
             self._take(batch.queries)
             self._busy_until = now + batch.predicted_seconds
@@ -133,16 +144,24 @@ class FedstillPolicy(Policy):
         return tuple(gone)
 
     def _current_price(self, now: float) -> float:
+        """Utility per second of engine time."""
         window = self.settings.window
         while self._recent and self._recent[0][0] < now - window:
             self._recent.popleft()[1].recent -= 1
-        demand = [Demand(line.task, line.utility, line.recent + len(line.waiting)) for line in self._lines.values()]
-        capacity = self.settings.capacity * window / self.latency.scale
+        soon = self.settings.ahead * self._objective / max(min(window, now - self._started), 0.1 * window)
+        demand = [
+            Demand(line.task, line.utility, line.recent * soon + len(line.waiting))
+            for line in self._lines.values()
+        ]
+        capacity = self.settings.capacity * self._objective / self.latency.scale
         return fluid_optimum(demand, self._hulls, capacity).price / self.latency.scale
 
-    def _form(self, price: float) -> list[list[Query]]:
+    def _form(self, price: float, now: float) -> list[list[Query]]:
         """Batches of queries that would choose the same schedule at this price, most valuable first within each."""
-        charge = price * np.array([sum(self.latency.line(s)) if False else self.latency.seconds(s, self._largest) / self._largest for s in self._schedules])
+        size = self._largest
+        charge = (
+            price / size * np.array([self.latency.seconds(schedule, size) for schedule in self._schedules])
+        )
         groups: dict[int, list[Line]] = {}
         for line in self._lines.values():
             if line.waiting:
@@ -154,8 +173,26 @@ class FedstillPolicy(Policy):
         for lines in groups.values():
             lines.sort(key=lambda line: -line.utility)
             members = [query for line in lines for _, _, query in line.waiting]
-            batches += [members[at : at + self._largest] for at in range(0, len(members), self._largest)]
-        return batches
+            batches += [
+                self._possible(members[start : start + size], now) for start in range(0, len(members), size)
+            ]
+        return [batch for batch in batches if batch]
+
+    def _possible(self, members: list[Query], now: float) -> list[Query]:
+        """Those of a batch that can be answered in time together; the fewest, most urgent ones stay behind."""
+        fastest = self._schedules[0]
+        if now + self.latency.upper_seconds(fastest, len(members)) <= min(
+            query.deadline for query in members
+        ):
+            return members
+        ordered = sorted(members, key=lambda query: query.deadline)
+        first = 0
+        while (
+            first < len(ordered)
+            and now + self.latency.upper_seconds(fastest, len(ordered) - first) > ordered[first].deadline
+        ):
+            first += 1
+        return ordered[first:]
 
     def _choose(self, batches: Sequence[Sequence[Query]], now: float, price: float) -> Batch | None:
         """The first batch of the best plan."""

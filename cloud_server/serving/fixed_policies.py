@@ -12,7 +12,9 @@ from fedstill.cloud_server.serving.profile import Profile, Schedule
 class FixedPolicy(BatchingPolicy):
     """Algorithm 1's batches, all run at one schedule, most urgent first."""
 
-    def __init__(self, name: str, profile: Profile, token_delta: int, batching: BatchingSettings | None = None) -> None:
+    def __init__(
+        self, name: str, profile: Profile, token_delta: int, batching: BatchingSettings | None = None
+    ) -> None:
         super().__init__(profile, batching)
         self.name = name
         self._schedule = profile.with_token_delta(token_delta)

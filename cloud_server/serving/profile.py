@@ -58,7 +58,12 @@ class Schedule:
     def dominates(self, other: Schedule) -> bool:
         """Nowhere slower, nowhere less accurate, fits as large a batch, and better in at least one of these."""
         mine = (-self.seconds(1), -self.seconds(other.maximum_batch), self.maximum_batch, *self.accuracy)
-        theirs = (-other.seconds(1), -other.seconds(other.maximum_batch), other.maximum_batch, *other.accuracy)
+        theirs = (
+            -other.seconds(1),
+            -other.seconds(other.maximum_batch),
+            other.maximum_batch,
+            *other.accuracy,
+        )
         return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
@@ -101,7 +106,9 @@ class Profile:
         names = [schedule.name for schedule in every]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise DataError(f"profile {self.name!r}: schedule {doubled[0]!r} appears twice, names must differ")
+            raise DataError(
+                f"profile {self.name!r}: schedule {doubled[0]!r} appears twice, names must differ"
+            )
 
     @cached_property
     def useful(self) -> tuple[Schedule, ...]:
@@ -125,7 +132,9 @@ class Profile:
             if schedule.token_delta == token_delta:
                 return schedule
         known = ", ".join(str(schedule.token_delta) for schedule in self.schedules)
-        raise DataError(f"profile {self.name!r} has no schedule with token delta {token_delta} (it has {known})")
+        raise DataError(
+            f"profile {self.name!r} has no schedule with token delta {token_delta} (it has {known})"
+        )
 
     def task_index(self, name: str) -> int:
         """Place of a task by name. Raises DataError for an unknown one."""
@@ -139,7 +148,9 @@ def read_profile(path: Path) -> Profile:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a readable profile ({error}); give thesis or a profile in JSON") from None
+        raise DataError(
+            f"{path}: not a readable profile ({error}); give thesis or a profile in JSON"
+        ) from None
     if not isinstance(plain, dict) or plain.pop("format", None) != FORMAT:
         raise DataError(f"{path}: not a profile of format {FORMAT}: profile the model again")
     try:

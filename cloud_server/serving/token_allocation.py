@@ -48,7 +48,9 @@ def expected_utility(batch: FormingBatch, schedule: Schedule) -> float:
 def allocate(batches: Sequence[FormingBatch], now: float, profile: Profile) -> Allocation:
     """Algorithm 2 from line 5 on, for batches sorted by deadline."""
     schedules = profile.useful
-    seconds = np.array([[schedule.seconds(len(batch.queries)) for schedule in schedules] for batch in batches])
+    seconds = np.array(
+        [[schedule.seconds(len(batch.queries)) for schedule in schedules] for batch in batches]
+    )
     utility = np.array([[expected_utility(batch, schedule) for schedule in schedules] for batch in batches])
     deadlines = np.array([batch.deadline for batch in batches])
     return tuple(

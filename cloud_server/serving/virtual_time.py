@@ -118,7 +118,12 @@ def as_queries(load: Load) -> list[Query]:
 
 
 def _arrive(
-    policy: Policy, queries: list[Query], arrivals: list[float], following: int, until: float, recorder: _Recorder
+    policy: Policy,
+    queries: list[Query],
+    arrivals: list[float],
+    following: int,
+    until: float,
+    recorder: _Recorder,
 ) -> int:
     """Hand over all queries that arrive up to `until`; returns the index of the first that does not."""
     while following < len(arrivals) and arrivals[following] <= until:
@@ -171,7 +176,11 @@ class _Recorder:
         kind[served] = LATE
         kind[in_time] = WRONG
         kind[in_time & right] = RIGHT
-        start, seconds, size, schedule = (np.array(column) for column in zip(*self._batches, strict=True)) if self._batches else (np.empty(0),) * 4
+        start, seconds, size, schedule = (
+            (np.array(column) for column in zip(*self._batches, strict=True))
+            if self._batches
+            else (np.empty(0),) * 4
+        )
         right_in_batch = np.bincount(self._batch[served], weights=right[served], minlength=len(self._batches))
         return Outcome(
             kind=kind,

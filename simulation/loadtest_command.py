@@ -1,0 +1,89 @@
+"""``fedstill loadtest``: policies against a load, in virtual time."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+STANDARD_POLICIES = "pets,infaas,tome5,tome10,tome15,tome20,vpt2,vpt4,vpt8,clipper,slackfit,faithful,fedstill"
+
+
+def loadtest(
+    virtual: Annotated[bool, typer.Option("--virtual", help="In virtual time, with a profile.")] = False,
+    profile: Annotated[str, typer.Option(help="thesis, or a profile in JSON.")] = "thesis",
+    trace: Annotated[str, typer.Option(help="synthetic, azure or CSV files; comma-separated.")] = "synthetic",
+    policies: Annotated[str, typer.Option(help="Comma-separated.")] = STANDARD_POLICIES,
+    load: Annotated[str, typer.Option(help="Factors on the standard rate, comma-separated.")] = "1.0",
+    seeds: Annotated[int, typer.Option(help="Loads per trace.", min=1, max=100)] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of a load.")] = 1800.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Mean queries per second of replayed traces (default: as the thesis' load)."),
+    ] = None,
+    jitter: Annotated[float, typer.Option(help="Spread of the engine's times around the profile.")] = 0.0,
+    load_seconds: Annotated[
+        float | None, typer.Option(help="How long INFaaS' loading takes per model, instead of the profile's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where results.json and the plots go.")] = Path("runs/loadtest"),
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write a Markdown page, its plots beside it.")
+    ] = None,
+) -> None:
+    """Try serving policies on a load: utility, deadlines, schedules, against an upper bound."""
+    from dataclasses import replace
+
+    from fedstill.cloud_server.serving.profile import read_profile
+    from fedstill.cloud_server.serving.thesis_profile import thesis_profile
+    from fedstill.datasets.clip import DataError
+    from fedstill.simulation.cli import console, one_line_errors
+    from fedstill.simulation.loadtest import LoadTest, run_virtual
+    from fedstill.simulation.serving_plots import save_figures
+    from fedstill.simulation.serving_report import console_report, write_markdown
+    from fedstill.simulation.serving_results import write_serving_results
+
+    with one_line_errors():
+        if not virtual:
+            raise DataError("only virtual time is built in: add --virtual")
+        known = thesis_profile() if profile == "thesis" else read_profile(Path(profile))
+        if load_seconds is not None:
+            known = replace(
+                known, variants=tuple(replace(v, load_seconds=load_seconds) for v in known.variants)
+            )
+        test = LoadTest(
+            traces=_names(trace),
+            policies=_names(policies),
+            loads=tuple(_number(text) for text in _names(load)),
+            seeds=seeds,
+            seconds=seconds,
+            rate=rate,
+            jitter=jitter,
+        )
+        folder = os.environ.get("FEDSTILL_DATA")
+        status = Console(stderr=True)
+        with status.status("loadtest") as shown:
+            results = run_virtual(test, known, Path(folder) if folder else None, shown.update)
+        write_serving_results(results, out)
+        save_figures(results, out / "plots")
+        if markdown is not None:
+            write_markdown(results, markdown, " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])]))
+    console.print(console_report(results))
+    console.print(f"results: {out / 'results.json'}, plots: {out / 'plots'}", soft_wrap=True, highlight=False)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _number(text: str) -> float:
+    from fedstill.datasets.clip import DataError
+
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"--load: {text!r} is not a number; for instance --load 0.5,1,2") from None
