@@ -106,10 +106,21 @@ def report(
         Path | None, typer.Option(help="Also write a Markdown page, its plots beside it.")
     ] = None,
 ) -> None:
-    """Write report.html and the plots of a run again."""
+    """Write report.html (of a load test: its tables) and the plots of a run again."""
     from fedstill.simulation.report import write_markdown, write_report
+    from fedstill.simulation.serving_results import is_load_test, read_serving_results
 
     with one_line_errors():
+        if is_load_test(run_dir):
+            from fedstill.simulation.serving_plots import save_figures
+            from fedstill.simulation.serving_report import console_report, write_serving_markdown
+
+            served = read_serving_results(run_dir)
+            save_figures(served, run_dir / "plots")
+            if markdown is not None:
+                write_serving_markdown(served, markdown)
+            console.print(console_report(served))
+            return
         if markdown is not None:
             write_markdown(run_dir, markdown)
         console.print(f"report: {write_report(run_dir)}", soft_wrap=True, highlight=False)

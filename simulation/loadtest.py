@@ -74,9 +74,14 @@ class LoadTest:
 
 
 def run_virtual(
-    test: LoadTest, profile: Profile, data_dir: Path | None, progress: Progress = lambda _: None
+    test: LoadTest,
+    profile: Profile,
+    data_dir: Path | None,
+    command: str,
+    progress: Progress = lambda _: None,
 ) -> ServingResults:
-    """Run everything. data_dir: where the shipped traces lie. progress: is told each run before it starts.
+    """Run everything. data_dir: where the shipped traces lie. command: what was typed, to be kept with the results.
+    progress: is told each run before it starts.
 
     Raises DataError for traces that cannot be read and policies that the profile cannot serve.
     """
@@ -111,8 +116,11 @@ def run_virtual(
                     )
                     runs.append(_row(name, label, factor, seed, load, outcome, profile, test.seconds))
                     if seed == 0:
-                        series.append(_series(name, label, factor, seed, load, outcome, profile))
+                        series.append(
+                            _series(name, label, factor, seed, load, outcome, profile, test.seconds)
+                        )
     return ServingResults(
+        command=command,
         profile=profile.name,
         profile_source=profile.source,
         config=to_plain(test),
@@ -207,9 +215,16 @@ def _row(
 
 
 def _series(
-    policy: str, trace: str, factor: float, seed: int, load: Load, outcome: Outcome, profile: Profile
+    policy: str,
+    trace: str,
+    factor: float,
+    seed: int,
+    load: Load,
+    outcome: Outcome,
+    profile: Profile,
+    seconds: float,
 ) -> SeriesRow:
-    length = min(SERIES_SECONDS, int(load.arrival[-1]) + 1)
+    length = min(SERIES_SECONDS, int(seconds))
     deltas = np.array([schedule.token_delta for schedule in profile.everything], dtype=np.float64)
     in_time = (outcome.kind == RIGHT) | (outcome.kind == WRONG)
     started = np.where(outcome.schedule >= 0, load.arrival + outcome.waiting, 0.0).astype(np.int64)

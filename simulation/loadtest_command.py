@@ -44,7 +44,7 @@ def loadtest(
     from fedstill.simulation.cli import console, one_line_errors
     from fedstill.simulation.loadtest import LoadTest, run_virtual
     from fedstill.simulation.serving_plots import save_figures
-    from fedstill.simulation.serving_report import console_report, write_markdown
+    from fedstill.simulation.serving_report import console_report, write_serving_markdown
     from fedstill.simulation.serving_results import write_serving_results
 
     with one_line_errors():
@@ -67,11 +67,12 @@ def loadtest(
         folder = os.environ.get("FEDSTILL_DATA")
         status = Console(stderr=True)
         with status.status("loadtest") as shown:
-            results = run_virtual(test, known, Path(folder) if folder else None, shown.update)
+            command = " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])])
+            results = run_virtual(test, known, Path(folder) if folder else None, command, shown.update)
         write_serving_results(results, out)
         save_figures(results, out / "plots")
         if markdown is not None:
-            write_markdown(results, markdown, " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])]))
+            write_serving_markdown(results, markdown)
     console.print(console_report(results))
     console.print(f"results: {out / 'results.json'}, plots: {out / 'plots'}", soft_wrap=True, highlight=False)
 

@@ -80,7 +80,7 @@ def utility_by_policy(results: ServingResults, load: float) -> Figure:
             axes.barh(place, mean.value, color=COLOURS[policy], height=0.7)
             axes.plot([mean.low, mean.high], [place, place], color=INK, lw=1.4)
             axes.text(
-                mean.value + 0.012, place, f"{100 * mean.value:.1f}", va="center", fontsize=7.5, color=INK
+                mean.high + 0.012, place, f"{100 * mean.value:.1f}", va="center", fontsize=7.5, color=INK
             )
         references = results.reference(trace, load)
         for value, style, name in (

@@ -82,14 +82,14 @@ def _cells(line: PolicyLine) -> list[str]:
     ]
 
 
-def write_markdown(results: ServingResults, path: Path, command: str) -> Path:
-    """A page with the tables, the targets that were set, and the figures beside it. command: what made the results."""
+def write_serving_markdown(results: ServingResults, path: Path) -> Path:
+    """A page with the tables, the targets that were set, and the figures beside it."""
     figures = path.parent / path.stem
     drawn = save_figures(results, figures)
     lines = [
         "# Serving in virtual time",
         "",
-        f"Written by `{command}`. One simulated engine; nothing here was measured on hardware.",
+        f"Written by `{results.command}`. One simulated engine; nothing here was measured on hardware.",
         "",
         f"Profile: {results.profile} ({results.profile_source}).",
         "",

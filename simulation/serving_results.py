@@ -6,10 +6,13 @@ The command writes it through these records; plots, tables and ``fedstill reprod
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fedstill.protos.plain import from_plain, to_plain
 from fedstill.simulation.files import plain_value, write_text_atomically
@@ -104,8 +107,9 @@ class SeriesRow:
 
 @dataclass(frozen=True, slots=True)
 class ServingResults:
-    """A whole load test. config: what was typed, resolved. profile: name and source of the numbers used."""
+    """A whole load test. command: what was typed, and config, resolved. profile: name and source of the numbers used."""
 
+    command: str
     profile: str
     profile_source: str
     config: dict[str, Any]
@@ -158,10 +162,17 @@ def read_serving_results(folder: Path) -> ServingResults:
         raise ResultsError(f"{path}: {error}") from None
 
 
-def percentiles(values: Sequence[float] | Any) -> Mapping[str, float]:
-    """Percentiles by name, of an array in any unit; empty where there are no values."""
-    import numpy as np
+def is_load_test(folder: Path) -> bool:
+    """Whether `folder` holds the results of a load test (and not of an experiment)."""
+    try:
+        plain = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return isinstance(plain, dict) and plain.get("kind") == KIND
 
+
+def percentiles(values: npt.NDArray[np.float64]) -> Mapping[str, float]:
+    """Percentiles by name, of an array in any unit; empty where there are no values."""
     if not len(values):
         return {}
     found = np.percentile(values, PERCENTILES)

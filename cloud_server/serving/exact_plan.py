@@ -69,11 +69,7 @@ def grid_plan(seconds: Floats, values: Floats, slack: Floats, resolution: float)
     taken = np.full((count, cells), -1, dtype=np.int8)
     for batch in range(count):
         limit = int(limits[batch])
-        useful = [
-            (option, int(steps[batch, option]), float(values[batch, option]))
-            for option in range(options)
-            if values[batch, option] > 0 and steps[batch, option] <= limit
-        ]
+        useful = _worth_trying(steps[batch].tolist(), values[batch].tolist(), limit)
         if not useful:
             continue
         grown, choice = best.copy(), taken[batch]
@@ -91,6 +87,19 @@ def grid_plan(seconds: Floats, values: Floats, slack: Floats, resolution: float)
             late[better] = grown[limit]
         best = grown
     return Plan(_walk_back(taken, steps, limits, cells - 1), float(best[-1]))
+
+
+def _worth_trying(steps: list[int], values: list[float], limit: int) -> list[tuple[int, int, float]]:
+    """(option, steps, value) of the options that fit and beat not running and every option that is as fast."""
+    kept: list[tuple[int, int, float]] = []
+    most = 0.0
+    for needed, _, option in sorted(
+        (needed, -gain, option) for option, (needed, gain) in enumerate(zip(steps, values, strict=True))
+    ):
+        if needed <= limit and values[option] > most:
+            kept.append((option, needed, values[option]))
+            most = values[option]
+    return kept
 
 
 def _walk_back(

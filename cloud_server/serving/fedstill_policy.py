@@ -9,7 +9,6 @@ told at once that there will be no room. Times are learned from what batches rea
 from __future__ import annotations
 
 import math
-from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,37 +22,34 @@ from fedstill.cloud_server.serving.policy import Policy
 from fedstill.cloud_server.serving.profile import Profile, Schedule
 from fedstill.cloud_server.serving.queries import Batch, Decision, Query, Rejection
 from fedstill.cloud_server.serving.shadow_price import Demand, fluid_optimum, upper_hull
+from fedstill.cloud_server.serving.waiting_lines import Forming, Line, fill
 
-Waiting = tuple[float, int, Query]
-"""Deadline, identifier, query: sorts by urgency."""
+
+MARGINAL = 0.99
+"""At the full price the kind of query that sets it would be worth exactly nothing; it should still be run."""
 
 
 @dataclass(frozen=True, slots=True)
 class FedstillSettings:
-    """largest_batch: queries. window: seconds of arrivals from which the load and its mix are estimated.
-    ahead, capacity: the price is that of serving what waits and what will arrive within `ahead` mean latency objectives in
-    `capacity` mean latency objectives of engine time; what arrives last may still be served a little later.
-    grid: steps of the plan's clock from now to the last deadline. utility_bins: utilities within a factor of exp(1 / utility_bins)
-    wait in one line. patience: a query is turned away when it is asked for this many times what it can pay."""
+    """What can be tuned.
+
+    largest_batch: queries. window: seconds of arrivals from which the load and its mix are estimated. ahead, capacity:
+    the price is that of serving what waits and what will arrive within `ahead` mean latency objectives, in `capacity`
+    mean latency objectives of engine time (what arrives last may still be served a little later). grid: steps of the
+    plan's clock up to the last deadline. most_batches: that one plan looks at. utility_bins: utilities within a factor
+    of exp(1 / utility_bins) wait in one line and count as its first query's. patience: a query is turned away when it
+    is asked for this many times what it can pay.
+    """
 
     largest_batch: int = 64
     window: float = 1.0
     ahead: float = 0.75
     capacity: float = 1.1
     grid: int = 400
+    most_batches: int = 24
     utility_bins: float = 10.0
     patience: float = 3.0
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
-
-
-@dataclass(slots=True)
-class Line:
-    """Waiting queries of one task and about one utility, most urgent first, and how many came lately."""
-
-    task: int
-    utility: float
-    waiting: list[Waiting] = field(default_factory=list)
-    recent: int = 0
 
 
 class FedstillPolicy(Policy):
@@ -92,20 +88,21 @@ class FedstillPolicy(Policy):
         cheapest = self._hulls[query.task][0]
         if self.price * cheapest.seconds > self.settings.patience * query.utility * cheapest.accuracy:
             return Rejection("overload", self._objective)
-        insort(line.waiting, (query.deadline, query.identifier, query))
+        line.add(query)
         return None
 
     def dispatch(self, now: float) -> Decision:
         evicted = self._drop_hopeless(now)
         self.price = self._current_price(now)
-        batches = self._form(self.price, now)
-        batch = self._choose(batches, now, self.price)
-        if batch is None:
-            batch = self._choose(self._form(0.0, now), now, 0.0)
-        if batch is not None:
-            self._take(batch.queries)
-            self._busy_until = now + batch.predicted_seconds
-        return Decision(batch, evicted)
+        choice = self._choose(self._form(self.price, now), now, self.price)
+        if choice is None:  # nothing pays the price, but an engine that stands still earns less
+            choice = self._choose(self._form(0.0, now), now, 0.0)
+        if choice is None:
+            return Decision(None, evicted)
+        forming, schedule = choice
+        seconds = self.latency.seconds(schedule, forming.size)
+        self._busy_until = now + seconds
+        return Decision(Batch(forming.take(), schedule, seconds), evicted)
 
     def completed(self, batch: Batch, now: float, seconds: float) -> None:
         self._busy_until = now
@@ -133,15 +130,7 @@ class FedstillPolicy(Policy):
     def _drop_hopeless(self, now: float) -> tuple[Query, ...]:
         """Queries that even a batch of one at the fastest schedule would answer late."""
         last_chance = now + self.latency.upper_seconds(self._schedules[0], 1)
-        gone: list[Query] = []
-        for line in self._lines.values():
-            count = 0
-            while count < len(line.waiting) and line.waiting[count][0] < last_chance:
-                count += 1
-            if count:
-                gone += [query for _, _, query in line.waiting[:count]]
-                del line.waiting[:count]
-        return tuple(gone)
+        return tuple(query for line in self._lines.values() for query in line.drop_before(last_chance))
 
     def _current_price(self, now: float) -> float:
         """Utility per second of engine time."""
@@ -154,75 +143,65 @@ class FedstillPolicy(Policy):
             for line in self._lines.values()
         ]
         capacity = self.settings.capacity * self._objective / self.latency.scale
-        return fluid_optimum(demand, self._hulls, capacity).price / self.latency.scale
+        return MARGINAL * fluid_optimum(demand, self._hulls, capacity).price / self.latency.scale
 
-    def _form(self, price: float, now: float) -> list[list[Query]]:
+    def _form(self, price: float, now: float) -> list[Forming]:
         """Batches of queries that would choose the same schedule at this price, most valuable first within each."""
         size = self._largest
         charge = (
             price / size * np.array([self.latency.seconds(schedule, size) for schedule in self._schedules])
         )
-        groups: dict[int, list[Line]] = {}
+        groups: dict[int, list[tuple[float, Line]]] = {}
         for line in self._lines.values():
             if line.waiting:
                 net = line.utility * self._accuracy[line.task] - charge
                 choice = int(net.argmax())
                 if net[choice] >= 0:
-                    groups.setdefault(choice, []).append(line)
-        batches = []
+                    groups.setdefault(choice, []).append((line.utility, line))
+        batches: list[Forming] = []
         for lines in groups.values():
-            lines.sort(key=lambda line: -line.utility)
-            members = [query for line in lines for _, _, query in line.waiting]
-            batches += [
-                self._possible(members[start : start + size], now) for start in range(0, len(members), size)
-            ]
-        return [batch for batch in batches if batch]
+            lines.sort(key=lambda entry: -entry[0])
+            batches += fill([line for _, line in lines], size, self.settings.most_batches)
+        for batch in batches:
+            self._trim(batch, now)
+        return [batch for batch in batches if batch.size]
 
-    def _possible(self, members: list[Query], now: float) -> list[Query]:
-        """Those of a batch that can be answered in time together; the fewest, most urgent ones stay behind."""
+    def _trim(self, batch: Forming, now: float) -> None:
+        """Leave behind the fewest, most urgent queries, so that the rest can be answered in time together."""
         fastest = self._schedules[0]
-        if now + self.latency.upper_seconds(fastest, len(members)) <= min(
-            query.deadline for query in members
-        ):
-            return members
-        ordered = sorted(members, key=lambda query: query.deadline)
-        first = 0
-        while (
-            first < len(ordered)
-            and now + self.latency.upper_seconds(fastest, len(ordered) - first) > ordered[first].deadline
-        ):
-            first += 1
-        return ordered[first:]
+        while batch.size and now + self.latency.upper_seconds(fastest, batch.size) > batch.deadline():
+            batch.drop_most_urgent()
 
-    def _choose(self, batches: Sequence[Sequence[Query]], now: float, price: float) -> Batch | None:
-        """The first batch of the best plan."""
+    def _choose(self, batches: list[Forming], now: float, price: float) -> tuple[Forming, Schedule] | None:
+        """The first batch of the best plan, and its schedule."""
         if not batches:
             return None
-        deadlines = [min(query.deadline for query in batch) for batch in batches]
-        order = sorted(range(len(batches)), key=deadlines.__getitem__)
-        slack = np.array([deadlines[place] - now for place in order])
         lines = np.array([self.latency.line(schedule) for schedule in self._schedules])  # (schedules, 2)
-        sizes = np.array([len(batches[place]) for place in order], dtype=np.float64)
-        expected = lines[:, 0] + sizes[:, None] * lines[:, 1]
-        values = self._worth([batches[place] for place in order]) - price * expected
-        seconds = expected * self.latency.margin
-        plan = grid_plan(seconds, values, slack, float(slack[-1]) / self.settings.grid)
-        for position, choice in enumerate(plan.choices):
+        sizes = np.array([batch.size for batch in batches], dtype=np.float64)
+        seconds = lines[:, 0] + sizes[:, None] * lines[:, 1]
+        values = self._worth(batches) - price * seconds
+        slack = np.array([batch.deadline() for batch in batches]) - now
+        if len(batches) > self.settings.most_batches:
+            # Not all can run before the last deadline: plan for those that earn most per second.
+            best = np.argsort(-(values / seconds).max(axis=1))[: self.settings.most_batches]
+            order = best[np.argsort(slack[best], kind="stable")]
+        else:
+            order = np.argsort(slack, kind="stable")
+        plan = grid_plan(
+            seconds[order] * self.latency.margin,
+            values[order],
+            slack[order],
+            float(slack[order[-1]]) / self.settings.grid,
+        )
+        for place, choice in zip(order.tolist(), plan.choices, strict=True):
             if choice is not None:
-                schedule = self._schedules[choice]
-                return Batch(tuple(batches[order[position]]), schedule, float(expected[position, choice]))
+                return batches[place], self._schedules[choice]
         return None
 
-    def _worth(self, batches: Sequence[Sequence[Query]]) -> npt.NDArray[np.float64]:
-        """Expected utility of each batch at each schedule."""
+    def _worth(self, batches: Sequence[Forming]) -> npt.NDArray[np.float64]:
+        """Expected utility of each batch at each schedule: float (batches, schedules)."""
         stakes = np.zeros((len(batches), len(self._accuracy)))
         for row, batch in zip(stakes, batches, strict=True):
-            for query in batch:
-                row[query.task] += query.utility
+            for piece in batch.pieces:
+                row[piece.line.task] += (piece.stop - piece.start) * piece.line.utility
         return stakes @ self._accuracy
-
-    def _take(self, queries: Sequence[Query]) -> None:
-        taken = {query.identifier for query in queries}
-        for line in self._lines.values():
-            if line.waiting:
-                line.waiting = [entry for entry in line.waiting if entry[1] not in taken]
