@@ -74,7 +74,8 @@ def thesis_synthetic(seconds: float, generator: np.random.Generator, load: float
     """The thesis' synthetic load: Poisson, its rate drawn anew every second between 200 and 700, times `load`."""
     _positive(seconds=seconds, load=load)
     low, high = THESIS_RATES
-    return modulated(generator.uniform(low, high, int(np.ceil(seconds))) * load, seconds, generator)
+    rates = generator.uniform(load * low, load * high, int(np.ceil(seconds)))
+    return modulated(rates, seconds, generator)
 
 
 def modulated(rates: Times, seconds: float, generator: np.random.Generator) -> Times:
@@ -96,7 +97,7 @@ def replay(
     per_second = np.bincount(recorded.astype(np.int64))
     start = int(generator.integers(len(per_second)))
     which = (start + np.arange(int(np.ceil(seconds)))) % len(per_second)
-    return modulated(per_second[which] * (factor * load), seconds, generator)
+    return modulated(per_second[which].astype(np.float64) * (factor * load), seconds, generator)
 
 
 def thesis_bursty_factor(recorded: Times) -> float:
@@ -131,8 +132,9 @@ def read_trace(path: Path) -> Times:
         raise DataError(f"{path}: not a readable trace ({error})") from None
     if not times:
         raise DataError(f"{path}: holds no arrivals")
-    arrivals = np.sort(np.array(times, dtype=np.float64))
-    return arrivals - arrivals[0]
+    arrivals: Times = np.sort(np.array(times, dtype=np.float64))
+    arrivals -= arrivals[0]
+    return arrivals
 
 
 def _numbered(rows: Iterable[dict[str, str]]) -> Iterable[tuple[int, dict[str, str]]]:

@@ -129,15 +129,25 @@ def report(
 @app.command()
 def reproduce(
     target: Annotated[
-        str, typer.Argument(help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13.")
+        str,
+        typer.Argument(
+            help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13; "
+            "of a load test: fig3.10, fig3.11, fig3.14 or fig3.15."
+        ),
     ],
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
 ) -> None:
     """Render a table or figure of the thesis from a run: its numbers beside ours."""
     from fedstill.simulation.reproduce import reproduce as render
     from fedstill.simulation.results import read_clips, read_results
+    from fedstill.simulation.serving_reproduce import TABLES, reproduce_serving
+    from fedstill.simulation.serving_results import is_load_test, read_serving_results
 
     with one_line_errors():
+        if target in TABLES or is_load_test(run_dir):
+            served = read_serving_results(run_dir)
+            console.print(reproduce_serving(target, served, run_dir / "plots"))
+            return
         console.print(render(target, read_results(run_dir), read_clips(run_dir), figures=run_dir / "plots"))
 
 

@@ -136,7 +136,7 @@ def _recorded(trace: str, rate: float | None, data_dir: Path | None) -> tuple[Ti
     if trace == AZURE:
         if data_dir is None or not (data_dir / AZURE_FILE).is_file():
             raise DataError(
-                f"--trace azure needs {AZURE_FILE} below the folder that FEDSTILL_DATA names; set it, or give a CSV file"
+                f"--trace azure needs {AZURE_FILE} below the folder FEDSTILL_DATA: set it, or name a CSV file"
             )
         path = data_dir / AZURE_FILE
     else:

@@ -1,4 +1,4 @@
-"""A load test as a table on the terminal and as a Markdown page; both read `serving_summary`, so they cannot disagree."""
+"""A load test on the terminal and as a Markdown page; both read `serving_summary`, so they cannot disagree."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ def legend(results: ServingResults) -> str:
     """What the columns mean and how sure they are."""
     seeds = results.config["seeds"]
     return (
-        f"{seeds} seed{'s' * (seeds != 1)}; brackets: 95 % intervals over seeds (Student's t), differences paired on the "
-        "same loads. fluid: one-second windows without batch cost or deadlines, not a strict bound. bound: no policy's expected "
-        "utility exceeds it. not served: evicted or turned away. batch: mean size. wait p95: ms until a served query's batch starts."
+        f"{seeds} seed{'s' * (seeds != 1)}; brackets: 95 % intervals over seeds (Student's t), differences paired "
+        "on the same loads. fluid: one-second windows without batch cost or deadlines, not a strict bound. "
+        "bound: no policy's expected utility exceeds it. not served: evicted or turned away. batch: mean size. "
+        "wait p95: ms until a served query's batch starts."
     )
 
 
@@ -126,13 +127,14 @@ def _targets(results: ServingResults, trace: str, load: float) -> list[str]:
         if found is not None:
             note = f" ({why})" if why else ""
             lines.append(
-                f"- {LABELS[policy]} over {LABELS[baseline]}: {found}; aim at least +{aim:g} %{note}: {_met(found, aim)}."
+                f"- {LABELS[policy]} over {LABELS[baseline]}: {found}; "
+                f"aim at least +{aim:g} %{note}: {_met(found, aim)}."
             )
     room = bound_room(results, trace, load)
     if room is not None:
         lines.append(
             f"- Room above {LABELS[BASELINE]}: the strict bound lies {room.value:.1f} % higher "
-            f"[{room.low:.1f}, {room.high:.1f}], so no policy can gain more than that here."
+            f"[{room.low:.1f}, {room.high:.1f}], so no policy can expect to gain more here."
         )
     ours = [line for line in policy_lines(results, trace, load) if line.policy == OURS]
     if ours:

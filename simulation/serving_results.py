@@ -27,11 +27,12 @@ PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 class RunRow:
     """One policy on one load.
 
-    type1 .. type4: queries right in time, wrong in time, late, not served (of which `rejected` on arrival). accuracy: share
-    of right answers among the served. batch_sizes: how many batches of size 1, 2, ... . schedules: queries served per
-    schedule. batch_accuracy: how many batches per twentieth of right answers. waiting_ms, inference_ms: percentiles by name
-    ("p50"), of served queries and of batches. busy: share of the time that the engine ran. loading_seconds: spent on
-    loading models. earned_per_window: utility by arrival, in windows of `window_seconds`.
+    type1 .. type4: queries right in time, wrong in time, late, not served (of which `rejected` on arrival).
+    accuracy: share of right answers among the served. batch_sizes: how many batches of size 1, 2, ... .
+    schedules: queries served per schedule. batch_accuracy: how many batches per twentieth of right answers.
+    waiting_ms, inference_ms: percentiles by name ("p50"), of served queries and of batches. busy: share of
+    the time that the engine ran. loading_seconds: spent on loading models. earned_per_window: utility by
+    arrival, in windows of `window_seconds`.
     """
 
     policy: str
@@ -107,7 +108,8 @@ class SeriesRow:
 
 @dataclass(frozen=True, slots=True)
 class ServingResults:
-    """A whole load test. command: what was typed, and config, resolved. profile: name and source of the numbers used."""
+    """A whole load test. command: what was typed, and config, resolved. profile: name and source of the
+    numbers used."""
 
     command: str
     profile: str

@@ -50,7 +50,8 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class PolicyLine:
-    """One policy on one trace and load: shares of queries are means over seeds; gain is None for the baseline itself."""
+    """One policy on one trace and load: shares of queries are means over seeds; gain is None for the baseline
+    itself."""
 
     policy: str
     share: Mean

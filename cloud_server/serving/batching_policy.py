@@ -1,7 +1,7 @@
 """The common half of the policies that batch on arrival by Algorithm 1: faithful OTAS and the fixed baselines.
 
-They differ in one thing, which schedule each waiting batch gets; eviction, order and bookkeeping are one code, as in the
-thesis ("we implement all evaluated policies in our OTAS prototype").
+They differ in one thing, which schedule each waiting batch gets; eviction, order and bookkeeping are one
+code, as in the thesis ("we implement all evaluated policies in our OTAS prototype").
 """
 
 from __future__ import annotations

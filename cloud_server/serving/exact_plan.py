@@ -12,7 +12,6 @@ so it is enough to decide for each batch in that order whether and how to run it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +58,7 @@ def exact_plan(seconds: Floats, values: Floats, slack: Floats) -> Plan:
 
 def grid_plan(seconds: Floats, values: Floats, slack: Floats, resolution: float) -> Plan:
     """As `exact_plan`, with every time rounded up to a multiple of `resolution` seconds (and every slack down)."""
-    count, options = seconds.shape
+    count = len(slack)
     if count == 0:
         return Plan((), 0.0)
     limits = np.maximum(0, np.floor(slack / resolution + 1e-9)).astype(np.int64)

@@ -1,9 +1,10 @@
 """The policy that we believe in: bind late, plan exactly, charge for time.
 
-Late binding: queries wait unbatched; at every idle moment batches are formed from all of them, so that nothing decided earlier
-is in the way. Planning: an exact programme over the clock, of which only the first batch is run. Price: what engine
-time is worth to the queries that are here and about to come is charged to every plan, and decides who can be
-told at once that there will be no room. Times are learned from what batches really take.
+Late binding: queries wait unbatched; at every idle moment batches are formed from all of them, so that
+nothing decided earlier is in the way. Planning: an exact programme over the clock, of which only the first
+batch is run. Price: what engine time is worth to the queries that are here and about to come is charged to
+every plan, and decides who can be told at once that there will be no room. Times are learned from what
+batches really take.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from fedstill.cloud_server.serving.profile import Profile, Schedule
 from fedstill.cloud_server.serving.queries import Batch, Decision, Query, Rejection
 from fedstill.cloud_server.serving.shadow_price import Demand, fluid_optimum, upper_hull
 from fedstill.cloud_server.serving.waiting_lines import Forming, Line, fill
-
 
 MARGINAL = 0.99
 """At the full price the kind of query that sets it would be worth exactly nothing; it should still be run."""
@@ -204,4 +204,5 @@ class FedstillPolicy(Policy):
         for row, batch in zip(stakes, batches, strict=True):
             for piece in batch.pieces:
                 row[piece.line.task] += (piece.stop - piece.start) * piece.line.utility
-        return stakes @ self._accuracy
+        worth: npt.NDArray[np.float64] = stakes @ self._accuracy
+        return worth

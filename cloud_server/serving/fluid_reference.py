@@ -1,9 +1,10 @@
 """How much utility a load could have earned at most, if queries were a fluid.
 
-`window_reference` is the yardstick of the design: per second of the load, that second's queries fill that second of engine
-time, without batch costs or deadlines. It is no strict bound, since a real engine may carry work into the next second.
-`upper_bound` is one, for expected utility: whoever knows all arrivals beforehand, may cut work into pieces and pays only the share of
-a full batch for each query still cannot earn more. What lies between a policy and it is luck or is out of reach.
+`window_reference` is the yardstick of the design: per second of the load, that second's queries fill that
+second of engine time, without batch costs or deadlines. It is no strict bound, since a real engine may carry
+work into the next second. `upper_bound` is one, for expected utility: whoever knows all arrivals beforehand,
+may cut work into pieces and pays only the share of a full batch for each query still cannot earn more. What
+lies between a policy and it is luck or is out of reach.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def upper_bound(load: Load, profile: Profile) -> float:
 def _chunk_bound(
     kinds: list[Kind], counts: npt.NDArray[np.float64], hulls: list[tuple[HullStep, ...]]
 ) -> float:
-    """Maximise the value of seconds bought on the hulls, where the seconds of each cell (slice, kind) flow to slices."""
+    """Maximise the value of seconds bought on the hulls; the seconds of a cell (slice, kind) flow to slices."""
     cells = np.argwhere(counts)
     spans = [math.ceil(latency / SLICE - 1e-9) + 1 for _, _, latency in kinds]
     slices = len(counts) + max(spans)

@@ -18,6 +18,9 @@ import numpy.typing as npt
 from fedstill.cloud_server.serving.profile import Schedule
 
 
+SMALLEST_SLOPE = 1e-9  # seconds per query
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
     """scale_weight: of the newest batch in the shared scale. memory: how much an older observation counts per newer
@@ -53,22 +56,24 @@ class ScheduleFit:
         self._normal *= self._memory
         self._right *= self._memory
         self._add(size, seconds, 1.0)
-        (a, b), (_, d) = self._normal
+        (a, b), (_, d) = self._normal.tolist()
+        right_fixed, right_slope = self._right.tolist()
         determinant = a * d - b * b
         if determinant <= 1e-9 * a * d:
             # All observed batches had one size: keep the slope's share, move the line as a whole.
-            factor = (self._right @ (self.fixed, self.per_query)) / (
-                np.array((self.fixed, self.per_query)) @ self._normal @ (self.fixed, self.per_query)
+            fixed, slope = self.fixed, self.per_query
+            factor = (right_fixed * fixed + right_slope * slope) / (
+                a * fixed**2 + 2 * b * fixed * slope + d * slope**2
             )
-            self.fixed, self.per_query = self.fixed * factor, self.per_query * factor
+            self.fixed, self.per_query = fixed * factor, slope * factor
             return
-        fixed = float((d * self._right[0] - b * self._right[1]) / determinant)
-        per_query = float((a * self._right[1] - b * self._right[0]) / determinant)
-        if fixed < 0:  # a line through the origin fits best under fixed >= 0
-            fixed, per_query = 0.0, float(self._right[1] / d)
-        elif per_query <= 0:
-            fixed, per_query = float(self._right[0] / a), 1e-9
-        self.fixed, self.per_query = fixed, per_query
+        fixed = (d * right_fixed - b * right_slope) / determinant
+        slope = (a * right_slope - b * right_fixed) / determinant
+        if fixed < 0:  # under fixed >= 0 the best line starts at zero
+            fixed, slope = 0.0, right_slope / d
+        elif slope <= 0:
+            fixed, slope = right_fixed / a, SMALLEST_SLOPE
+        self.fixed, self.per_query = fixed, slope
 
     def _add(self, size: int, seconds: float, weight: float) -> None:
         row = np.array((1.0, float(size))) / seconds

@@ -1,15 +1,17 @@
 """What a second of engine time is worth right now: the dual price of the fluid multiple-choice knapsack.
 
-If time were a fluid, the best use of a second would be found greedily: every kind of query climbs the upper hull of its (time,
-utility) choices, from not being served to its most accurate schedule, steepest step first, until the second is full
-(Sinha and Zoltners 1979). The steepness at which it is full is the price: a plan that charges it for the time it takes leaves
-room for what is about to arrive, and a query that cannot pay it even at its best schedule can be turned away at once.
+If time were a fluid, the best use of a second would be found greedily: every kind of query climbs the upper
+hull of its (time, utility) choices, from not being served to its most accurate schedule, steepest step first,
+until the second is full (Sinha and Zoltners 1979). The steepness at which it is full is the price: a plan
+that charges it for the time it takes leaves room for what is about to arrive, and a query that cannot pay it
+even at its best schedule can be turned away at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fedstill.cloud_server.serving.profile import Schedule
 
@@ -47,7 +49,7 @@ def upper_hull(schedules: Sequence[Schedule], task: int, batch_size: float) -> t
         while len(hull) > 1 and _steepness(hull[-2], hull[-1]) <= _steepness(hull[-1], (seconds, accuracy)):
             hull.pop()
         hull.append((seconds, accuracy))
-    return tuple(HullStep(b[0] - a[0], b[1] - a[1]) for a, b in zip(hull, hull[1:], strict=False))
+    return tuple(HullStep(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(hull))
 
 
 def _steepness(start: tuple[float, float], end: tuple[float, float]) -> float:

@@ -1,16 +1,17 @@
 """Algorithms 2 and 3: how many tokens each waiting batch gets, as the thesis has it, made to work.
 
-`allocate` is Algorithm 2. It keeps one (utility, clock) pair per batch and schedule, the one with most utility so far, which is
-the slowest prefix: with many batches it spends all time on the early ones. `exact_plan.py` does not.
+`allocate` is Algorithm 2. It keeps one (utility, clock) pair per batch and schedule, the one with most
+utility so far, which is the slowest prefix: with many batches it spends all time on the early ones.
+`exact_plan.py` does not.
 
-Repairs. Algorithm 2: (a) index 0 means "not executed" and has no schedule, so it is None here and cannot be looked up
-in the list; (b) only that state exists at the start, all others are unreachable, so that back-tracking never lands on
-a schedule of an unexecuted batch and a skipped batch keeps its predecessor's clock; (c) the `else` of line 15 belongs to
-line 11; (d) J and its test are after the inner loop, where they mean what the text says (here: an option without feasible
-predecessor stays unreachable); (e) the batch's time is used throughout. A skipped batch is deferred, not lost.
-Algorithm 3: (f) f(q) is the slowest schedule whose profiled throughput suffices, without the gaps of Table 3.4; (g) every
-schedule is tested against the deadline, also the largest (line 7) and the smallest (line 5), and a batch that
-none fits is deferred.
+Repairs. Algorithm 2: (a) index 0 means "not executed" and has no schedule, so it is None here and cannot be
+looked up in the list; (b) only that state exists at the start, all others are unreachable, so that
+back-tracking never lands on a schedule of an unexecuted batch and a skipped batch keeps its predecessor's
+clock; (c) the `else` of line 15 belongs to line 11; (d) J and its test are after the inner loop, where they
+mean what the text says (here: an option without feasible predecessor stays unreachable); (e) the batch's time
+is used throughout. A skipped batch is deferred, not lost. Algorithm 3: (f) f(q) is the slowest schedule whose
+profiled throughput suffices, without the gaps of Table 3.4; (g) every schedule is tested against the
+deadline, also the largest (line 7) and the smallest (line 5), and a batch that none fits is deferred.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Allocation = tuple[Schedule | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class AllocationSettings:
-    """Section 3.6. few_batches (beta): up to so many batches Algorithm 3 decides. initial_seconds: of the service, in which
-    it decides too. critical_utility (kappa): above this average utility a batch gets the largest schedule.
-    headroom: of a schedule's profiled throughput, the share to plan with."""
+    """Section 3.6. few_batches (beta): up to so many batches Algorithm 3 decides. initial_seconds: of the
+    service, in which it decides too. critical_utility (kappa): above this average utility a batch gets the
+    largest schedule. headroom: of a schedule's profiled throughput, the share to plan with."""
 
     few_batches: int = 5
     initial_seconds: float = 2.0
@@ -67,7 +68,8 @@ def allocate_indices(
 ) -> tuple[int | None, ...]:
     """The dynamic programme on numbers alone.
 
-    seconds, utility: float (batches, schedules). deadlines: float (batches,), rising. Returns a column per batch or None.
+    seconds, utility: float (batches, schedules). deadlines: float (batches,), rising. Returns a column per
+    batch or None.
     """
     count, options = seconds.shape
     best = np.full((count + 1, options + 1), -np.inf)  # dp; column 0: not executed

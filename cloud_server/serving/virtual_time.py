@@ -1,8 +1,8 @@
 """Runs a policy against a load in virtual time: one engine, no sleeping, the same policy objects as the live server.
 
-The engine takes what the profile says (times an optional seeded jitter and slowdown, of which the policy knows nothing but
-what it observes). All luck is drawn before: two policies on one load meet the same arrivals and the same draws,
-so that their differences are paired.
+The engine takes what the profile says (times an optional seeded jitter and slowdown, of which the policy
+knows nothing but what it observes). All luck is drawn before: two policies on one load meet the same arrivals
+and the same draws, so that their differences are paired.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Engine:
 class Outcome:
     """What became of a load. Arrays have shape (queries,) or (batches,).
 
-    kind: int8, RIGHT .. EVICTED. rejected: bool, of the EVICTED those turned away on arrival. waiting: seconds from arrival to
-    the start of the batch, NaN where there was none. schedule: index into profile.everything, -1 where not run.
-    batch_*: start (s), seconds on the engine, size, schedule, and the share of right answers.
-    loading_seconds: engine time spent on loading other models.
+    kind: int8, RIGHT .. EVICTED. rejected: bool, of the EVICTED those turned away on arrival. waiting:
+    seconds from arrival to the start of the batch, NaN where there was none. schedule: index into
+    profile.everything, -1 where not run. batch_*: start (s), seconds on the engine, size, schedule, and the
+    share of right answers. loading_seconds: engine time spent on loading other models.
     """
 
     kind: npt.NDArray[np.int8]

@@ -1,4 +1,5 @@
-"""Where fedstill's queries wait, and batches as slices of these lines, so that forming one costs no loop over queries."""
+"""Where fedstill's queries wait, and batches as slices of these lines, so that forming one costs no loop over
+queries."""
 
 from __future__ import annotations
 
