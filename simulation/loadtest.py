@@ -49,7 +49,9 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class LoadTest:
     """What to run. traces: synthetic, azure, or a CSV file. loads: factors on the standard rate. seconds: of arrivals.
-    rate: mean queries per second of replayed traces at load 1 (None: as the thesis' load). jitter: of the engine."""
+    rate: mean queries per second of replayed traces at load 1 (None: azure as the thesis' load, a file as recorded).
+    compress: a file is played so many times as fast (the thesis plays two minutes of MAF per second: 120). jitter: of
+    the engine."""
 
     traces: tuple[str, ...]
     policies: tuple[str, ...]
@@ -57,6 +59,7 @@ class LoadTest:
     seeds: int = 5
     seconds: float = 1800.0
     rate: float | None = None
+    compress: float = 1.0
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
@@ -71,6 +74,8 @@ class LoadTest:
             raise DataError("--jitter must lie between 0 and 1")
         if self.rate is not None and not 0 < self.rate <= 100_000:
             raise DataError("--rate must lie above 0 and not above 100000")
+        if not 0 < self.compress <= 1e6:
+            raise DataError("--compress must lie above 0 and not above 1000000")
 
 
 def run_virtual(
@@ -87,7 +92,7 @@ def run_virtual(
     """
     for name in test.policies:
         make_policy(name, profile)
-    recorded = {trace: _recorded(trace, test.rate, data_dir) for trace in test.traces if trace != SYNTHETIC}
+    recorded = {trace: _recorded(trace, test, data_dir) for trace in test.traces if trace != SYNTHETIC}
     runs, references, series = [], [], []
     for trace in test.traces:
         label = trace if trace in (SYNTHETIC, AZURE) else Path(trace).stem
@@ -131,7 +136,7 @@ def run_virtual(
     )
 
 
-def _recorded(trace: str, rate: float | None, data_dir: Path | None) -> tuple[Times, float]:
+def _recorded(trace: str, test: LoadTest, data_dir: Path | None) -> tuple[Times, float]:
     """A recorded trace, and the factor by which it is made denser at load 1."""
     if trace == AZURE:
         if data_dir is None or not (data_dir / AZURE_FILE).is_file():
@@ -143,9 +148,9 @@ def _recorded(trace: str, rate: float | None, data_dir: Path | None) -> tuple[Ti
         path = Path(trace)
         if not path.is_file():
             raise DataError(f"unknown trace {trace!r}: give synthetic, azure or a CSV file of arrivals")
-    times = read_trace(path)
-    if rate is not None:
-        return times, rate * (float(times[-1]) + 1) / len(times)
+    times = read_trace(path) / (1.0 if trace == AZURE else test.compress)
+    if test.rate is not None:
+        return times, test.rate * (int(times[-1]) + 1) / len(times)
     return times, arrivals.thesis_bursty_factor(times) if trace == AZURE else 1.0
 
 

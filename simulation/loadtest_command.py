@@ -24,8 +24,13 @@ def loadtest(
     seconds: Annotated[float, typer.Option(help="Length of a load.")] = 1800.0,
     rate: Annotated[
         float | None,
-        typer.Option(help="Mean queries per second of replayed traces (default: as the thesis' load)."),
+        typer.Option(
+            help="Mean queries per second of replayed traces (default: azure as the thesis' load, files as recorded)."
+        ),
     ] = None,
+    compress: Annotated[
+        float, typer.Option(help="Play CSV files so many times as fast (the thesis' MAF: 120).")
+    ] = 1.0,
     jitter: Annotated[float, typer.Option(help="Spread of the engine's times around the profile.")] = 0.0,
     load_seconds: Annotated[
         float | None, typer.Option(help="How long INFaaS' loading takes per model, instead of the profile's.")
@@ -62,6 +67,7 @@ def loadtest(
             seeds=seeds,
             seconds=seconds,
             rate=rate,
+            compress=compress,
             jitter=jitter,
         )
         folder = os.environ.get("FEDSTILL_DATA")

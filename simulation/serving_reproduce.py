@@ -22,12 +22,13 @@ from fedstill.simulation.serving_results import ServingResults
 from fedstill.simulation.serving_summary import BASELINE, Mean, gain, policy_lines
 
 WORDS: Mapping[str, str] = {
-    "fig3.10": "OTAS earns about 1.45e5, 18.77 % more than PetS and 72.93 % more than INFaaS (synthetic trace); up to "
-    "96.5 % more on MAF. INFaaS is the lowest, because switching models takes long.",
-    "fig3.11": "OTAS earns more than every fixed token number; ToMe -10 and VPT +2 come next, ToMe -20 and VPT +8 last.",
+    "fig3.10": "OTAS earns about 1.45e5 on the synthetic trace, 18.77 % more than PetS and 72.93 % more than INFaaS, "
+    "and up to 96.5 % more on MAF. INFaaS is the lowest, because switching models takes long.",
+    "fig3.11": "OTAS earns more than every fixed token number; ToMe -10 and VPT +2 come next, ToMe -20 and VPT +8 "
+    "last.",
     "fig3.14": "synthetic: OTAS chooses +4 most often, then -15. MAF: +4 even more often, -15 at peaks.",
-    "fig3.15": "OTAS serves 85.35 % of the queries rightly in time on the synthetic trace and 75.62 % on MAF, none late; "
-    "on MAF VPT reaches 72.93 % with 23.11 % evicted, and ToMe answers 15.5 % wrongly.",
+    "fig3.15": "OTAS serves 85.35 % of the queries rightly in time on the synthetic trace and 75.62 % on MAF, none "
+    "late; on MAF VPT reaches 72.93 % with 23.11 % evicted, and ToMe answers 15.5 % wrongly.",
 }
 
 

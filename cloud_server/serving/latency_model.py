@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from fedstill.cloud_server.serving.profile import Schedule
 
-
 SMALLEST_SLOPE = 1e-9  # seconds per query
+JUMP = 0.2  # log error at which an observation counts half for its schedule's own line
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,12 @@ class ScheduleFit:
         for size in (1, schedule.maximum_batch) if schedule.maximum_batch > 1 else (1, 2):
             self._add(size, schedule.seconds(size), settings.prior_weight / 2)
 
-    def observe(self, size: int, seconds: float) -> None:
+    def observe(self, size: int, seconds: float, weight: float = 1.0) -> None:
         """One batch of `size` took `seconds` (already divided by the shared scale)."""
-        self._normal *= self._memory
-        self._right *= self._memory
-        self._add(size, seconds, 1.0)
+        kept = 1 - weight * (1 - self._memory)
+        self._normal *= kept
+        self._right *= kept
+        self._add(size, seconds, weight)
         (a, b), (_, d) = self._normal.tolist()
         right_fixed, right_slope = self._right.tolist()
         determinant = a * d - b * b
@@ -119,4 +120,5 @@ class LatencyModel:
         error = math.log(seconds / self.seconds(schedule, size))
         self.relative_error = math.sqrt((1 - weight) * self.relative_error**2 + weight * error**2)
         self.scale *= math.exp(weight * error)
-        fit.observe(size, seconds / self.scale)
+        # A jump is put down to the engine as a whole, so that it reaches the schedules that were not run.
+        fit.observe(size, seconds / self.scale, 1 / (1 + (error / JUMP) ** 2))

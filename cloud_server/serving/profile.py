@@ -114,7 +114,7 @@ class Profile:
     def useful(self) -> tuple[Schedule, ...]:
         """The schedules that no other dominates, fastest first: all that a planner should ever look at."""
         kept = [s for s in self.schedules if not any(other.dominates(s) for other in self.schedules)]
-        return tuple(sorted(kept, key=lambda schedule: schedule.seconds(schedule.maximum_batch)))
+        return tuple(sorted(kept, key=lambda schedule: -schedule.throughput))
 
     @property
     def fastest(self) -> Schedule:
