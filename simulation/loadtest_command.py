@@ -24,9 +24,7 @@ def loadtest(
     seconds: Annotated[float, typer.Option(help="Length of a load.")] = 1800.0,
     rate: Annotated[
         float | None,
-        typer.Option(
-            help="Mean queries per second of replayed traces (default: azure as the thesis' load, files as recorded)."
-        ),
+        typer.Option(help="Mean queries per second of replayed traces (default: azure as in the thesis)."),
     ] = None,
     compress: Annotated[
         float, typer.Option(help="Play CSV files so many times as fast (the thesis' MAF: 120).")
@@ -35,26 +33,33 @@ def loadtest(
     load_seconds: Annotated[
         float | None, typer.Option(help="How long INFaaS' loading takes per model, instead of the profile's.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where results.json and the plots go.")] = Path("runs/loadtest"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where results.json and plots go (default: runs/loadtest-TIME).")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Also write a Markdown page, its plots beside it.")
     ] = None,
 ) -> None:
     """Try serving policies on a load: utility, deadlines, schedules, against an upper bound."""
     from dataclasses import replace
+    from datetime import datetime
 
     from fedstill.cloud_server.serving.profile import read_profile
     from fedstill.cloud_server.serving.thesis_profile import thesis_profile
     from fedstill.datasets.clip import DataError
     from fedstill.simulation.cli import console, one_line_errors
     from fedstill.simulation.loadtest import LoadTest, run_virtual
+    from fedstill.simulation.results import RESULTS_FILE
     from fedstill.simulation.serving_plots import save_figures
     from fedstill.simulation.serving_report import console_report, write_serving_markdown
     from fedstill.simulation.serving_results import write_serving_results
 
+    folder = out or Path("runs") / f"loadtest-{datetime.now():%Y%m%d-%H%M%S}"
     with one_line_errors():
         if not virtual:
             raise DataError("only virtual time is built in: add --virtual")
+        if (folder / RESULTS_FILE).exists():
+            raise DataError(f"{folder}: holds results already; choose another --out")
         known = thesis_profile() if profile == "thesis" else read_profile(Path(profile))
         if load_seconds is not None:
             known = replace(
@@ -70,17 +75,19 @@ def loadtest(
             compress=compress,
             jitter=jitter,
         )
-        folder = os.environ.get("FEDSTILL_DATA")
+        data = os.environ.get("FEDSTILL_DATA")
         status = Console(stderr=True)
         with status.status("loadtest") as shown:
             command = " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])])
-            results = run_virtual(test, known, Path(folder) if folder else None, command, shown.update)
-        write_serving_results(results, out)
-        save_figures(results, out / "plots")
+            results = run_virtual(test, known, Path(data) if data else None, command, shown.update)
+        write_serving_results(results, folder)
+        save_figures(results, folder / "plots")
         if markdown is not None:
             write_serving_markdown(results, markdown)
     console.print(console_report(results))
-    console.print(f"results: {out / 'results.json'}, plots: {out / 'plots'}", soft_wrap=True, highlight=False)
+    console.print(
+        f"results: {folder / RESULTS_FILE}, plots: {folder / 'plots'}", soft_wrap=True, highlight=False
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -168,6 +168,12 @@ def test_a_mistake_is_one_line(quick: CliRunner, arguments: tuple[str, ...], mes
     assert message in lines[0]
 
 
+def test_results_are_not_overwritten(tested: Path, quick: CliRunner) -> None:
+    done = quick.invoke(cli.app, [*ARGUMENTS, "--out", str(tested / "run")])
+    assert done.exit_code == 2
+    assert "holds results already; choose another --out" in done.stderr
+
+
 def test_an_unknown_target_of_a_load_test_lists_the_known(tested: Path, quick: CliRunner) -> None:
     done = quick.invoke(cli.app, ["reproduce", "table5.2", str(tested / "run")])
     assert done.exit_code == 2
