@@ -10,7 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["bank", "selection"])
+@pytest.mark.parametrize("name", ["bank", "selection", "serving_decision"])
 def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,12 +70,10 @@ def test_the_greedy_fill_is_the_linear_programme(
     assert fluid_optimum(demand, hulls, capacity).value == pytest.approx(-solved.fun, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"infaas"}))  # the bound knows no whole models
 def test_no_policy_expects_more_than_the_upper_bound(name: str) -> None:
     """Expected utility, so without luck: every query counts with the accuracy of the schedule that served it."""
     profile = thesis_profile()
-    if name == "infaas":
-        pytest.skip("its whole models are not among the schedules that the bound knows")
     load = draw_load(
         thesis_synthetic(20, np.random.default_rng(5), 1.5), profile.tasks, np.random.default_rng(6)
     )
