@@ -79,9 +79,7 @@ def utility_by_policy(results: ServingResults, load: float) -> Figure:
             mean = Mean.of([row.share for row in rows])
             axes.barh(place, mean.value, color=COLOURS[policy], height=0.7)
             axes.plot([mean.low, mean.high], [place, place], color=INK, lw=1.4)
-            axes.text(
-                mean.high + 0.012, place, f"{100 * mean.value:.1f}", va="center", fontsize=7.5, color=INK
-            )
+            axes.text(1.02, place, f"{100 * mean.value:.1f}", va="center", fontsize=7.5, color=INK)
         references = results.reference(trace, load)
         for value, style, name in (
             (np.mean([r.window / r.utility_offered for r in references]), ":", "fluid, one-second windows"),
@@ -90,7 +88,7 @@ def utility_by_policy(results: ServingResults, load: float) -> Figure:
             axes.axvline(float(value), color=INK, ls=style, lw=1.1, label=name)
         axes.set_yticks(range(len(policies)), [LABELS[policy] for policy in policies])
         axes.set_ylim(len(policies) - 0.4, -0.6)
-        axes.set_xlim(0, 1.05)
+        axes.set_xlim(0, 1.1)
         percent_axis(axes.xaxis)
     shared_legend(figure, *panels.values())
     return figure
