@@ -37,6 +37,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/fleet_proxy.py
 	$(BIN)/python benchmarks/elastic_vit.py
 	$(BIN)/python benchmarks/elastic_vit.py --environments
+	$(BIN)/python benchmarks/serving_decision.py
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64

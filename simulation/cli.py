@@ -25,6 +25,7 @@ from fedstill.simulation.agent_command import agent
 from fedstill.simulation.certs_command import certs
 from fedstill.simulation.coordinator_command import coordinator
 from fedstill.simulation.export_command import export
+from fedstill.simulation.loadtest_command import loadtest
 from fedstill.simulation.privacy_command import privacy
 from fedstill.simulation.redteam_command import redteam
 from fedstill.simulation.status_command import status
@@ -45,6 +46,7 @@ app.command()(status)
 app.command()(redteam)
 app.command()(export)
 app.command()(privacy)
+app.command()(loadtest)
 app.add_typer(tasks_command.app, name="tasks")
 app.command()(elastic_command.elastic)
 console = Console()
@@ -55,7 +57,7 @@ FAILED = 1
 MISTAKE = 2
 BAD_CLIPS_SHOWN = 20
 LEFT_OUT_ON_DEVICES = frozenset(
-    {"jinja2", "matplotlib", "onnx", "ray", "tensorboard", "torch", "torchaudio", "torchvision"}
+    {"jinja2", "matplotlib", "onnx", "ray", "tensorboard", "timm", "torch", "torchaudio", "torchvision"}
 )
 """What only ``fedstill[full]`` installs."""
 
@@ -127,10 +129,21 @@ def report(
         Path | None, typer.Option(help="Also write a Markdown page, its plots beside it.")
     ] = None,
 ) -> None:
-    """Write report.html and the plots of a run again."""
+    """Write report.html (of a load test: its tables) and the plots of a run again."""
     from fedstill.simulation.report import write_markdown, write_report
+    from fedstill.simulation.serving_results import is_load_test, read_serving_results
 
     with one_line_errors():
+        if is_load_test(run_dir):
+            from fedstill.simulation.serving_plots import save_figures
+            from fedstill.simulation.serving_report import console_report, write_serving_markdown
+
+            served = read_serving_results(run_dir)
+            save_figures(served, run_dir / "plots")
+            if markdown is not None:
+                write_serving_markdown(served, markdown)
+            console.print(console_report(served))
+            return
         if markdown is not None:
             write_markdown(run_dir, markdown)
         console.print(f"report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
@@ -142,7 +155,8 @@ def reproduce(
         str,
         typer.Argument(
             help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13; "
-            "of fedstill elastic: table3.1, table3.2, fig3.4a or fig3.4b."
+            "of fedstill elastic: table3.1, table3.2, fig3.4a or fig3.4b; "
+            "of a load test: fig3.10, fig3.11, fig3.14 or fig3.15."
         ),
     ],
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
@@ -152,10 +166,16 @@ def reproduce(
     from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, reproduce_elastic
     from fedstill.simulation.reproduce import reproduce as render
     from fedstill.simulation.results import read_clips, read_results
+    from fedstill.simulation.serving_reproduce import TABLES, reproduce_serving
+    from fedstill.simulation.serving_results import is_load_test, read_serving_results
 
     with one_line_errors():
         if target in ELASTIC_TARGETS:
             console.print(reproduce_elastic(target, read_study(run_dir)))
+            return
+        if target in TABLES or is_load_test(run_dir):
+            served = read_serving_results(run_dir)
+            console.print(reproduce_serving(target, served, run_dir / "plots"))
             return
         console.print(render(target, read_results(run_dir), read_clips(run_dir), figures=run_dir / "plots"))
 

@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         "inference_batching",
         "many_agents",
         "selection",
+        "serving_decision",
     ],
 )
 def test_a_quick_benchmark_ends_well_and_prints_a_ratio(

@@ -1,0 +1,60 @@
+"""Every policy by the name that users type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fedstill.cloud_server.serving.clipper_policy import ClipperPolicy
+from fedstill.cloud_server.serving.faithful_policy import FaithfulPolicy
+from fedstill.cloud_server.serving.fedstill_policy import FedstillPolicy
+from fedstill.cloud_server.serving.fixed_policies import FixedPolicy
+from fedstill.cloud_server.serving.infaas_policy import InfaasPolicy
+from fedstill.cloud_server.serving.policy import Policy
+from fedstill.cloud_server.serving.profile import Profile
+from fedstill.cloud_server.serving.slackfit_policy import SlackFitPolicy
+from fedstill.datasets.clip import DataError
+
+
+def _fixed(name: str, token_delta: int) -> Callable[[Profile], Policy]:
+    return partial(FixedPolicy, name, token_delta=token_delta)
+
+
+POLICIES: Mapping[str, Callable[[Profile], Policy]] = {
+    "pets": _fixed("pets", 0),
+    "infaas": InfaasPolicy,
+    "tome5": _fixed("tome5", -5),
+    "tome10": _fixed("tome10", -10),
+    "tome15": _fixed("tome15", -15),
+    "tome20": _fixed("tome20", -20),
+    "vpt2": _fixed("vpt2", 2),
+    "vpt4": _fixed("vpt4", 4),
+    "vpt8": _fixed("vpt8", 8),
+    "clipper": ClipperPolicy,
+    "slackfit": SlackFitPolicy,
+    "faithful": FaithfulPolicy,
+    "fedstill": FedstillPolicy,
+}
+
+LABELS: Mapping[str, str] = {
+    "pets": "PetS",
+    "infaas": "INFaaS",
+    "tome5": "ToMe -5",
+    "tome10": "ToMe -10",
+    "tome15": "ToMe -15",
+    "tome20": "ToMe -20",
+    "vpt2": "VPT +2",
+    "vpt4": "VPT +4",
+    "vpt8": "VPT +8",
+    "clipper": "Clipper",
+    "slackfit": "SlackFit",
+    "faithful": "OTAS",
+    "fedstill": "fedstill",
+}
+
+
+def make_policy(name: str, profile: Profile) -> Policy:
+    """A fresh policy. Raises DataError for an unknown name, or one that the profile has no schedule for."""
+    if name not in POLICIES:
+        raise DataError(f"unknown policy {name!r} (known: {', '.join(POLICIES)})")
+    return POLICIES[name](profile)

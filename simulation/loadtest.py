@@ -1,0 +1,251 @@
+"""Runs policies against loads in virtual time and turns what happened into records (``fedstill loadtest --virtual``).
+
+A load is drawn once per trace, rate and seed, and all policies meet that one load, so differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedstill.cloud_server.serving.fluid_reference import upper_bound, window_reference
+from fedstill.cloud_server.serving.policies import make_policy
+from fedstill.cloud_server.serving.profile import Profile
+from fedstill.cloud_server.serving.virtual_time import (
+    EVICTED,
+    LATE,
+    RIGHT,
+    WRONG,
+    Engine,
+    Outcome,
+    as_queries,
+    simulate,
+)
+from fedstill.datasets import arrivals
+from fedstill.datasets.arrivals import Times, read_trace, replay
+from fedstill.datasets.clip import DataError
+from fedstill.datasets.query_mix import Load, draw_load
+from fedstill.protos.plain import to_plain
+from fedstill.simulation.serving_results import (
+    ReferenceRow,
+    RunRow,
+    SeriesRow,
+    ServingResults,
+    percentiles,
+)
+
+SYNTHETIC, AZURE = "synthetic", "azure"
+AZURE_FILE = Path("traces") / "azure_llm_2023_code.csv"
+WINDOWS = 60  # of the cumulative utility
+SERIES_SECONDS = 200  # Fig. 3.9a shows as many
+TWENTIETHS = 20
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTest:
+    """What to run. traces: synthetic, azure, or a CSV file. loads: factors on the standard rate. seconds: of arrivals.
+    rate: mean queries per second of replayed traces at load 1 (None: azure as the thesis' load, a file as recorded).
+    compress: a file is played so many times as fast (the thesis plays two minutes of MAF per second: 120). jitter: of
+    the engine."""
+
+    traces: tuple[str, ...]
+    policies: tuple[str, ...]
+    loads: tuple[float, ...] = (1.0,)
+    seeds: int = 5
+    seconds: float = 1800.0
+    rate: float | None = None
+    compress: float = 1.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, values in (("--trace", self.traces), ("--policies", self.policies), ("--load", self.loads)):
+            if not values or len(set(values)) != len(values):
+                raise DataError(f"{name} names nothing, or something twice")
+        if not all(0 < load <= 100 for load in self.loads):
+            raise DataError("--load must lie above 0 and not above 100")
+        if not 1 <= self.seconds <= 86_400:
+            raise DataError("--seconds must lie between 1 and 86400")
+        if not 0 <= self.jitter <= 1:
+            raise DataError("--jitter must lie between 0 and 1")
+        if self.rate is not None and not 0 < self.rate <= 100_000:
+            raise DataError("--rate must lie above 0 and not above 100000")
+        if not 0 < self.compress <= 1e6:
+            raise DataError("--compress must lie above 0 and not above 1000000")
+
+
+def run_virtual(
+    test: LoadTest,
+    profile: Profile,
+    data_dir: Path | None,
+    command: str,
+    progress: Progress = lambda _: None,
+) -> ServingResults:
+    """Run everything. data_dir: where the shipped traces lie. command: what was typed, to be kept with the results.
+    progress: is told each run before it starts.
+
+    Raises DataError for traces that cannot be read and policies that the profile cannot serve.
+    """
+    for name in test.policies:
+        make_policy(name, profile)
+    recorded = {trace: _recorded(trace, test, data_dir) for trace in test.traces if trace != SYNTHETIC}
+    runs, references, series = [], [], []
+    for trace in test.traces:
+        label = trace if trace in (SYNTHETIC, AZURE) else Path(trace).stem
+        for factor in test.loads:
+            for seed in range(test.seeds):
+                load = _draw(test.seconds, factor, seed, profile, recorded.get(trace))
+                queries = as_queries(load)
+                progress(f"{label} load {factor:g} seed {seed}: upper references")
+                offered = float(load.utility.sum())
+                references.append(
+                    ReferenceRow(
+                        label,
+                        factor,
+                        seed,
+                        offered,
+                        window_reference(load, profile),
+                        upper_bound(load, profile),
+                    )
+                )
+                for name in test.policies:
+                    progress(f"{label} load {factor:g} seed {seed}: {name}")
+                    # One generator state for every policy: batch by batch, the engine's luck is the same.
+                    luck = np.random.default_rng([seed, 3])
+                    outcome = simulate(
+                        make_policy(name, profile), load, queries, profile, luck, Engine(jitter=test.jitter)
+                    )
+                    runs.append(_row(name, label, factor, seed, load, outcome, profile, test.seconds))
+                    if seed == 0:
+                        series.append(
+                            _series(name, label, factor, seed, load, outcome, profile, test.seconds)
+                        )
+    return ServingResults(
+        command=command,
+        profile=profile.name,
+        profile_source=profile.source,
+        config=to_plain(test),
+        schedules=tuple(schedule.name for schedule in profile.everything),
+        runs=tuple(runs),
+        references=tuple(references),
+        series=tuple(series),
+    )
+
+
+def _recorded(trace: str, test: LoadTest, data_dir: Path | None) -> tuple[Times, float]:
+    """A recorded trace, and the factor by which it is made denser at load 1."""
+    if trace == AZURE:
+        if data_dir is None or not (data_dir / AZURE_FILE).is_file():
+            raise DataError(
+                f"--trace azure needs {AZURE_FILE} below the folder FEDSTILL_DATA: set it, or name a CSV file"
+            )
+        path = data_dir / AZURE_FILE
+    else:
+        path = Path(trace)
+        if not path.is_file():
+            raise DataError(f"unknown trace {trace!r}: give synthetic, azure or a CSV file of arrivals")
+    times = read_trace(path) / (1.0 if trace == AZURE else test.compress)
+    if test.rate is not None:
+        return times, test.rate * (int(times[-1]) + 1) / len(times)
+    return times, arrivals.thesis_bursty_factor(times) if trace == AZURE else 1.0
+
+
+def _draw(
+    seconds: float, factor: float, seed: int, profile: Profile, recorded: tuple[Times, float] | None
+) -> Load:
+    generator = np.random.default_rng([seed, 1])
+    if recorded is None:
+        times = arrivals.thesis_synthetic(seconds, generator, factor)
+    else:
+        times = replay(recorded[0], seconds, generator, factor=recorded[1], load=factor)
+    if not len(times):
+        raise DataError("the load holds no queries: raise --seconds, --load or --rate")
+    return draw_load(times, profile.tasks, np.random.default_rng([seed, 2]))
+
+
+def _row(
+    policy: str,
+    trace: str,
+    factor: float,
+    seed: int,
+    load: Load,
+    outcome: Outcome,
+    profile: Profile,
+    seconds: float,
+) -> RunRow:
+    served = outcome.schedule >= 0
+    right = float((outcome.batch_accuracy * outcome.batch_size).sum())
+    per_schedule = np.bincount(outcome.schedule[served], minlength=len(profile.everything))
+    window = seconds / WINDOWS
+    earned = np.bincount(
+        np.minimum(WINDOWS - 1, (load.arrival / window).astype(np.int64)),
+        weights=np.where(outcome.kind == RIGHT, load.utility, 0.0),
+        minlength=WINDOWS,
+    )
+    kinds = np.bincount(outcome.kind, minlength=EVICTED + 1)
+    twentieth = np.minimum(TWENTIETHS - 1, (outcome.batch_accuracy * TWENTIETHS).astype(np.int64))
+    end = float((outcome.batch_start + outcome.batch_seconds).max()) if len(outcome.batch_start) else seconds
+    return RunRow(
+        policy=policy,
+        trace=trace,
+        load=factor,
+        seed=seed,
+        queries=len(load),
+        utility_offered=float(load.utility.sum()),
+        utility_earned=outcome.utility_earned(load),
+        type1=int(kinds[RIGHT]),
+        type2=int(kinds[WRONG]),
+        type3=int(kinds[LATE]),
+        type4=int(kinds[EVICTED]),
+        rejected=int(outcome.rejected.sum()),
+        accuracy=right / max(1, int(served.sum())),
+        batch_sizes=tuple(np.bincount(outcome.batch_size)[1:].tolist()),
+        schedules={
+            schedule.name: int(count)
+            for schedule, count in zip(profile.everything, per_schedule.tolist(), strict=True)
+            if count
+        },
+        batch_accuracy=tuple(np.bincount(twentieth, minlength=TWENTIETHS).tolist()),
+        waiting_ms=dict(percentiles(1000 * outcome.waiting[served])),
+        inference_ms=dict(percentiles(1000 * outcome.batch_seconds)),
+        busy=float(outcome.batch_seconds.sum()) / max(end, seconds),
+        loading_seconds=outcome.loading_seconds,
+        window_seconds=window,
+        earned_per_window=tuple(earned.tolist()),
+    )
+
+
+def _series(
+    policy: str,
+    trace: str,
+    factor: float,
+    seed: int,
+    load: Load,
+    outcome: Outcome,
+    profile: Profile,
+    seconds: float,
+) -> SeriesRow:
+    length = min(SERIES_SECONDS, int(seconds))
+    deltas = np.array([schedule.token_delta for schedule in profile.everything], dtype=np.float64)
+    in_time = (outcome.kind == RIGHT) | (outcome.kind == WRONG)
+    started = np.where(outcome.schedule >= 0, load.arrival + outcome.waiting, 0.0).astype(np.int64)
+    served = np.bincount(started[in_time], minlength=length)[:length]
+    weights = np.bincount(started[in_time], weights=deltas[outcome.schedule[in_time]], minlength=length)[
+        :length
+    ]
+    return SeriesRow(
+        policy=policy,
+        trace=trace,
+        load=factor,
+        seed=seed,
+        incoming=tuple(np.bincount(load.arrival.astype(np.int64), minlength=length)[:length].tolist()),
+        served=tuple(served.tolist()),
+        token_delta=tuple(
+            weight / count if count else None
+            for weight, count in zip(weights.tolist(), served.tolist(), strict=True)
+        ),
+    )
