@@ -18,6 +18,9 @@ from fedstill.protos.flower_cli import environment, free_port, tool
 
 LOG = logging.getLogger(__name__)
 
+LAST_WORDS = b"SuperNode terminated gracefully"
+ENDING_SECONDS = 5.0
+STUCK = -1
 REASON_LINES = 3
 """Flower explains an exit code in the two lines below it."""
 LOOK_BACK = 12
@@ -57,6 +60,8 @@ class SuperNode:
     _pause: float = FIRST_PAUSE
     _again: float = 0.0
     _trouble_since: float | None = None
+    _read: int = 0
+    _ending: float = 0.0
     _child: Child = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +76,8 @@ class SuperNode:
         now = time.monotonic()
         if self._child.pid is not None:
             code = self._child.poll()
+            if code is None and self._gave_up():
+                code = STUCK
             if code is None:
                 if now - self._started > SETTLED_SECONDS:
                     self._pause, self._trouble_since = FIRST_PAUSE, None
@@ -78,6 +85,19 @@ class SuperNode:
             self._ended(code, now)
         if now >= self._again:
             self._start(now)
+
+    def _gave_up(self) -> bool:
+        """Whether it has said that it ends and yet goes on: Flower's does so when TLS is cut in a handshake."""
+        log = self._child.log_file
+        if not log.exists():
+            return False
+        with log.open("rb") as file:
+            file.seek(self._read)
+            said = file.read()
+        self._read += len(said)
+        if LAST_WORDS in said:
+            self._ending = time.monotonic()
+        return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
 
     def stop(self) -> None:
         """End it and the ClientApp that it may be running."""
