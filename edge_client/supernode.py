@@ -111,6 +111,8 @@ class SuperNode:
             tool("flower-supernode"), "--superlink", self.link.address, *self._trust(),
             "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", config,
         ]  # fmt: skip
+        log = self._child.log_file
+        self._read = log.stat().st_size if log.exists() else 0  # what an earlier one said does not count
         self._child.start(command, environment(home), self.folder)
         self._started = now
 
