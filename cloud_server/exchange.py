@@ -20,7 +20,8 @@ from fedstill.protos.records import decode, encode, payload_bytes
 
 Reply = TypeVar("Reply")
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
+"""A simulated device answers at once; a real one takes seconds, and every look costs both sides a request."""
 LOST = (3, 4, 5, 8)
 """Flower's codes for a message, a reply or a node that is not there any more, and for an app that died."""
 GRACE_SECONDS = 30.0
@@ -90,7 +91,7 @@ class Exchange:
             message_id = next(iter(self.grid.push_messages([message])), None)
         if not message_id:
             raise DeviceLost("the message could not be delivered")
-        end = time.monotonic() + timeout
+        end, pause = time.monotonic() + timeout, POLL_SECONDS
         while True:
             with self.lock:
                 replies = list(self.grid.pull_messages([message_id]))
@@ -98,7 +99,8 @@ class Exchange:
                 break
             if time.monotonic() >= end:
                 raise DeviceLost(f"no reply within {timeout:.0f} s")
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
         if replies[0].has_error():
             error = replies[0].error
             raise (DeviceLost if error.code in LOST else DeviceFailure)(_reason(error.reason))

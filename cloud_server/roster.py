@@ -20,7 +20,7 @@ from fedstill.protos.messages import Hello, HelloRequest
 
 LOG = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 INTRODUCTIONS = 8
 """Nodes that introduce themselves at the same time."""
 

@@ -26,7 +26,6 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_PROXY": "127.0.0.1,localhost",
