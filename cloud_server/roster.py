@@ -20,7 +20,7 @@ from fedstill.protos.messages import Hello, HelloRequest
 
 LOG = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 INTRODUCTIONS = 8
 """Nodes that introduce themselves at the same time."""
 
@@ -91,12 +91,13 @@ class Roster:
                 self._note(client, self._nodes[client], "connected")
 
     def _watch(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS if self._asked else 0):
+        pause = FIRST_LOOK_SECONDS
+        while not self._stop.wait(pause):
+            pause = min(1.5 * pause, LOOK_SECONDS)
             try:
                 self._look()
             except Exception as error:  # the connection may fail for a moment; we look again
                 LOG.warning("event=roster_blind reason=%r", error)
-                self._stop.wait(LOOK_SECONDS)
 
     def _look(self) -> None:
         online = self.exchange.online()
