@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -380,9 +381,9 @@ def test_a_device_that_reports_a_nonsense_result(kind: str, jobs_left: Path, fin
     assert {(row.client, row.arm) for row in tables["failures"]} == {(BAD, arm) for arm in FEW_ARMS}
 
 
-@pytest.mark.parametrize("partition", ["5", "-1", "0"])
+@pytest.mark.parametrize("partition", ["5", "-1"])
 def test_a_device_that_claims_a_strange_place(partition: str, jobs_left: Path, finished: Finished) -> None:
-    """Not one of the plan's, or one that somebody else has: refused, and nobody else loses theirs."""
+    """Not one of the plan's: refused, and nobody else loses theirs."""
 
     def answer(message: Message, context: Context) -> Message:
         reply = real_app(message, context)
@@ -392,6 +393,33 @@ def test_a_device_that_claims_a_strange_place(partition: str, jobs_left: Path, f
     app = OneBadDevice(answer, ("query.hello",))
     tables = run_with(jobs_left, InProcessGrid(app, 2, {"run-dir": str(jobs_left)}))
     assert [event for event in read_events(jobs_left) if event["event"] == "refused"]
+    assert others_are_fine(tables, finished)
+
+
+class NamedGrid(InProcessGrid):
+    """Nodes with registered names, as where they are authenticated."""
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        nodes = sorted(self.get_node_ids())
+        return [SimpleNamespace(node_id=node, name=NAMES[index]) for index, node in enumerate(nodes)]
+
+
+NAMES = ("kitchen", "hall")
+
+
+def test_a_device_that_claims_the_place_of_another_device(jobs_left: Path, finished: Finished) -> None:
+    """Whoever comes first: where nodes are authenticated, a place belongs to a name and a name to a key."""
+
+    def answer(message: Message, context: Context) -> Message:
+        reply = real_app(message, context)
+        reply.content.config_records["fields"]["partition"] = "0"
+        return reply
+
+    write_plan(replace(read_plan(jobs_left), devices=NAMES))
+    app = OneBadDevice(answer, ("query.hello",))
+    tables = run_with(jobs_left, NamedGrid(app, 2, {"run-dir": str(jobs_left)}))
+    (refused,) = [event for event in read_events(jobs_left) if event["event"] == "refused"]
+    assert "its certificate does not cover" in refused["reason"]
     assert others_are_fine(tables, finished)
 
 

@@ -95,7 +95,7 @@ def test_the_disk_of_a_device_is_full(fleet: Fleet, undisturbed: Path, small_dis
     """It cannot take part, says so in a line, and the other is served; with room again, it is served as well."""
     coordinator = fleet.coordinator("--join-timeout", "150")
     fleet.equip(small_disk / "state")
-    with (small_disk / "ballast").open("wb") as file:
+    with (small_disk / "ballast").open("wb", buffering=0) as file:
         fill(file.write)
     agent = fleet.agent(1, state=small_disk / "state")
     fleet.agent(0)
