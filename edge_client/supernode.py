@@ -18,7 +18,7 @@ from fedstill.protos.flower_cli import environment, free_port, tool
 
 LOG = logging.getLogger(__name__)
 
-LAST_WORDS = b"SuperNode terminated gracefully"
+LAST_WORDS = b"Giving up reconnection"
 ENDING_SECONDS = 5.0
 STUCK = -1
 REASON_LINES = 3
@@ -87,7 +87,7 @@ class SuperNode:
             self._start(now)
 
     def _gave_up(self) -> bool:
-        """Whether it has said that it ends and yet goes on: Flower's does so when TLS is cut in a handshake."""
+        """Whether it has given up and yet lives on: Flower's does so when a connection breaks in a TLS handshake."""
         log = self._child.log_file
         if not log.exists():
             return False

@@ -43,4 +43,6 @@ class InfaasPolicy(BatchingPolicy):
         if now - self._decided >= MONITOR_SECONDS:
             self._decided = now
             self._model = best_throughput(self._models, self._meter.rate(now) / HEADROOM)
-        return [self._model] * len(batches)
+        seconds = [self._model.seconds(len(batch.queries)) for batch in batches]
+        on_time = [now + spent <= batch.deadline for spent, batch in zip(seconds, batches, strict=True)]
+        return [self._model if fits else None for fits in on_time]  # a slower model may be too slow for a batch

@@ -31,7 +31,7 @@ def dp_request(epsilon: float = 4.0, cells: int = 3, min_size: int = 8) -> Proto
     centres = np.random.default_rng(5).dirichlet(np.full(CLASSES, 0.3), cells).astype(np.float32)
     return PrototypeRequest(
         job=Job("latency_insensitive", "fedstill", 0, 0),
-        student=Student(np.zeros(1, np.uint8), "", NAMES),
+        student=Student(np.zeros(1, np.uint8), "", NAMES, version="0" * 64),
         kind="dp",
         samples_per_prototype=3,
         min_size=min_size,
