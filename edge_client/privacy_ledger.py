@@ -127,9 +127,10 @@ def release_once(
     if known is None:
         rows = beliefs(request)
         mu = 1 / sigma_for(request.epsilon, request.delta)
-        known = ledger.release(
-            key, question, mu, lambda: private_prototypes(rows, request, noise_source(policy, key))
-        )
+        noise = noise_source(
+            policy, _key("", request)
+        )  # without the run: a repeated simulation gives the same
+        known = ledger.release(key, question, mu, lambda: private_prototypes(rows, request, noise))
     return require_rows(known)
 
 

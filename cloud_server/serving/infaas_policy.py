@@ -45,4 +45,6 @@ class InfaasPolicy(BatchingPolicy):
             self._model = best_throughput(self._models, self._meter.rate(now) / HEADROOM)
         seconds = [self._model.seconds(len(batch.queries)) for batch in batches]
         on_time = [now + spent <= batch.deadline for spent, batch in zip(seconds, batches, strict=True)]
-        return [self._model if fits else None for fits in on_time]  # a slower model may be too slow for a batch
+        return [
+            self._model if fits else None for fits in on_time
+        ]  # a slower model may be too slow for a batch

@@ -22,7 +22,8 @@ from fedstill.datasets.spectrogram import audio_features
 from fedstill.datasets.store import build_store, frame_tensor, open_store
 from fedstill.edge_client.device import Device
 from fedstill.edge_client.torch_runtime import TorchRuntime, load_torch
-from fedstill.models.packing import pack
+from fedstill.models.delta import content_hash, encode_update
+from fedstill.models.packing import arrays
 from fedstill.models.specs import network_to_json
 from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
 
@@ -71,7 +72,9 @@ from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, S
 
 device = Device(Path(sys.argv[2]), ExportFolder.open(Path(sys.argv[1])).load)
 given = json.loads(Path(sys.argv[3]).read_text())
-student = Student(np.fromfile(given["weights"], np.uint8), given["spec"], tuple(given["class_names"]))
+student = Student(
+    np.fromfile(given["weights"], np.uint8), given["spec"], tuple(given["class_names"]), given["version"]
+)
 job, prior = Job("latency_insensitive", "fedstill", 3, 1), np.full(6, 1 / 6, np.float32)
 sent = {}
 for kind in ("samples", "kmeans", "constrained", "histogram"):
@@ -155,14 +158,16 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
     home = tmp_path / "device"
     home.mkdir()
     (home / "data").symlink_to(exported.store.directory)
-    weights, spec = pack(exported.net.state_dict()), network_to_json(exported.net.spec)
+    spec, names = network_to_json(exported.net.spec), exported.store.class_names
+    update = encode_update(arrays(exported.net), None, "exact")
+    weights, version = np.frombuffer(update.payload, np.uint8), content_hash(update.state, (spec, *names))
     weights.tofile(tmp_path / "weights")
-    given = {"weights": str(tmp_path / "weights"), "spec": spec, "class_names": exported.store.class_names}
+    given = {"weights": str(tmp_path / "weights"), "spec": spec, "class_names": names, "version": version}
     (tmp_path / "given.json").write_text(json.dumps(given))
     answer = without_torch(SUMMARISE, exported.folder, home, tmp_path / "given.json")
 
     device = Device(home, load_torch)
-    student = Student(weights, spec, exported.store.class_names)
+    student = Student(weights, spec, names, version)
     job, prior = Job("latency_insensitive", "fedstill", 3, 1), np.full(6, 1 / 6, np.float32)
     for kind, found in answer["prototypes"].items():
         wanted = device.prototypes(PrototypeRequest(job, student, kind, 3, 3, 0, 0.5, prior))
