@@ -18,7 +18,7 @@ from fedstill.protos.flower_cli import environment, free_port, tool
 
 LOG = logging.getLogger(__name__)
 
-LAST_WORDS = b"Giving up reconnection"
+LAST_WORDS = (b"Giving up reconnection", b"handshake error detected")
 ENDING_SECONDS = 5.0
 STUCK = -1
 REASON_LINES = 3
@@ -95,7 +95,7 @@ class SuperNode:
             file.seek(self._read)
             said = file.read()
         self._read += len(said)
-        if LAST_WORDS in said:
+        if any(words in said for words in LAST_WORDS):
             self._ending = time.monotonic()
         return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
 
