@@ -20,7 +20,7 @@ SETTINGS = (
     f"distillation.outer_epochs={ROUNDS}",
     f"fedstill.outer_epochs={ROUNDS}",
     'run.scenarios=["latency_sensitive"]',
-    "run.reply_timeout=200",
+    "run.reply_timeout=400",
 )
 JOBS = [f"latency_sensitive/{ARM}/client{client}/seed0" for client in (0, 1)]
 

@@ -26,7 +26,7 @@ from fedstill.edge_client.folder import EXPORT_FOLDER
 from fedstill.protos.child import end, family
 from fedstill.protos.flower_cli import free_port, tool
 
-PATIENCE = 240.0
+PATIENCE = 420.0
 IMPORTROOT = Path(__file__).resolve().parents[1] / "importroot"
 
 

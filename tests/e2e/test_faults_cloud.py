@@ -10,7 +10,7 @@ from fleet import Fleet
 
 from fedstill.protos.flower_cli import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_the_coordinator_is_killed_in_the_middle_of_distillation(fleet: Fleet, undisturbed: Path) -> None:
@@ -51,7 +51,7 @@ def test_one_state_folder_has_one_coordinator(fleet: Fleet, undisturbed: Path) -
     fleet.agent(0), fleet.agent(1)
     fleet.wait_for(lambda: fleet.events("seed"), "the run's start")
     second = fleet.coordinator("--listen", f"127.0.0.1:{free_port()}")
-    assert second.ended(60) == 2
+    assert second.ended(240) == 2
     assert "another fedstill process uses it" in one_line(second)
     finishes(fleet, coordinator)
     is_whole(fleet, undisturbed, 0, 1)

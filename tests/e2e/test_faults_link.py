@@ -13,7 +13,7 @@ from made_link import ThrottledProxy
 
 from fedstill.simulation.gather import gather_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_link_of_20_kilobytes_per_second_that_breaks(fleet: Fleet, undisturbed: Path) -> None:
@@ -37,7 +37,7 @@ def test_two_agents_with_one_identity(fleet: Fleet, undisturbed: Path) -> None:
     fleet.agent(0), fleet.agent(1)
     fleet.wait_for(lambda: len(fleet.events("device")) >= 2, "both devices")
     double = fleet.agent(1, "--patience", "5", state=fleet.folder / "double", tag="-double")
-    assert double.ended(120) == 1
+    assert double.ended(240) == 1
     assert one_line(double).startswith("stopped: the coordinator at")
     finishes(fleet, coordinator)
     is_whole(fleet, undisturbed, 0, 1)
@@ -54,7 +54,7 @@ def test_a_forged_authority_and_a_stranger_are_refused(fleet: Fleet, undisturbed
         shutil.copy(fleet.certs / "ca.crt", others.certs / "nodes" / "device-1" / "ca.crt")
         stranger = others.agent(1, "--patience", "5")
         for impostor in (forger, stranger):
-            assert impostor.ended(120) == 1, impostor.said()
+            assert impostor.ended(240) == 1, impostor.said()
             assert one_line(impostor).startswith("stopped: the coordinator at")
     finishes(fleet, coordinator)
     assert {event["node"] for event in fleet.events("device")} == {
@@ -70,7 +70,7 @@ def test_a_revoked_device_is_left_out_and_the_other_is_served(fleet: Fleet, undi
     coordinator = fleet.coordinator("--join-timeout", "20")
     revoked = fleet.agent(1, "--patience", "5")
     fleet.agent(0)
-    assert revoked.ended(120) == 1
+    assert revoked.ended(240) == 1
     assert one_line(revoked).startswith("stopped: the coordinator at")
     finishes(fleet, coordinator)
     is_whole(fleet, undisturbed, 0)

@@ -21,9 +21,11 @@ from fedstill.protos.flower_cli import tool
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import run_inprocess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DEVICES = 3
+PATIENT = ("--set", "run.reply_timeout=400")
+"""Other tests want the processor, too."""
 ARMS = ("all_distill", "all_distill_select", "fedstill")
 THREE = ('partition.kind="pathological"', f"partition.clients={DEVICES}", "partition.classes_per_client=2")
 
@@ -39,6 +41,7 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
     options = [
         "--arms", "fedstill", "--set", 'run.scenarios=["latency_insensitive"]',
         "--set", "downlink.minimum_agreement=0",  # a student of one epoch agrees with nobody
+        *PATIENT,
     ]  # fmt: skip
     with Fleet(tmp_path, experiment, [simulated / "devices" / "0" / "data"], options) as fleet:
         coordinator = fleet.coordinator(once=False)
@@ -83,10 +86,12 @@ def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(TINY)
     devices = [simulated / "devices" / str(client) / "data" for client in range(DEVICES)]
-    with Fleet(tmp_path, experiment, devices, ["--arms", ",".join(ARMS), "--downlink", "exact"]) as fleet:
+    with Fleet(
+        tmp_path, experiment, devices, ["--arms", ",".join(ARMS), "--downlink", "exact", *PATIENT]
+    ) as fleet:
         coordinator = fleet.coordinator()
         agents = [fleet.agent(client) for client in range(DEVICES)]
-        assert coordinator.ended(500) == 0, coordinator.said()
+        assert coordinator.ended(900) == 0, coordinator.said()
         for agent in agents:
             assert agent.terminate() == 0, agent.said()
         said = "\n".join(one.said() for one in fleet.services)
