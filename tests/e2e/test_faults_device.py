@@ -93,7 +93,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_disk_of_a_device_is_full(fleet: Fleet, undisturbed: Path, small_disk: Path) -> None:
     """It cannot take part, says so in a line, and the other is served; with room again, it is served as well."""
-    coordinator = fleet.coordinator("--join-timeout", "150")
+    coordinator = fleet.coordinator("--join-timeout", "400")
     fleet.equip(small_disk / "state")
     with (small_disk / "ballast").open("wb", buffering=0) as file:
         fill(file.write)

@@ -67,7 +67,7 @@ def test_a_revoked_device_is_left_out_and_the_other_is_served(fleet: Fleet, undi
     from fedstill.cloud_server.authority import revoke_node
 
     revoke_node(fleet.certs, fleet.name(1))
-    coordinator = fleet.coordinator("--join-timeout", "20")
+    coordinator = fleet.coordinator("--join-timeout", "90")
     revoked = fleet.agent(1, "--patience", "5")
     fleet.agent(0)
     assert revoked.ended(240) == 1
