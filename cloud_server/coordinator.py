@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fedstill.cloud_server.authority import Authority, read_authority
 from fedstill.cloud_server.fleet_door import FleetDoor
+from fedstill.cloud_server.flower_tools import FlowerError
 from fedstill.cloud_server.heads import HEADS_FOLDER
 from fedstill.cloud_server.inference_thread import inference_serving
 from fedstill.cloud_server.metrics import EventTail
@@ -30,6 +31,8 @@ LOG = logging.getLogger(__name__)
 TEND_SECONDS = 1.0
 LOOK_SECONDS = 5.0
 """Between two looks at the register of nodes and at Flower's own word on the run."""
+MOST_UNANSWERED = 5
+"""Questions in a row that a SuperLink may leave unanswered: one that was just killed still counts as running."""
 STATUS_FILE = "coordinator.json"
 
 
@@ -67,7 +70,7 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
     Raises:
         FolderInUse: another coordinator uses this state folder.
         CoordinatorError: the run failed ``attempts`` times in a row; the reason is the last one.
-        FlowerError: the SuperLink does not start.
+        FlowerError: the SuperLink does not start, or runs and does not answer.
     """
     with sole_user(settings.state):
         authority = read_authority(settings.authority) if settings.authority else None
@@ -77,10 +80,20 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
             _inference(settings, authority),
         ):
             run = _Run(settings, link)
+            unanswered = 0
             while not stop.wait(TEND_SECONDS):
                 _keep_alive(link, run)
                 door.tend()
-                run.tend()
+                try:
+                    run.tend()
+                    unanswered = 0
+                except FlowerError as error:
+                    unanswered += 1
+                    LOG.warning(
+                        "event=superlink_silent times=%d reason=%s", unanswered, json.dumps(str(error))
+                    )
+                    if unanswered == MOST_UNANSWERED:
+                        raise
                 if run.finished and settings.once:
                     return
 
