@@ -34,6 +34,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/rung_choice.py
 	$(BIN)/python benchmarks/many_agents.py
 	$(BIN)/python benchmarks/downlink.py
+	$(BIN)/python benchmarks/uplink.py
 	$(BIN)/python benchmarks/fleet_proxy.py
 	$(BIN)/python benchmarks/elastic_vit.py
 	$(BIN)/python benchmarks/elastic_vit.py --environments

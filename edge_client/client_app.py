@@ -29,8 +29,6 @@ from fedstill.protos.records import decode, encode
 if TYPE_CHECKING:
     from fedstill.edge_client.device import Device
 
-"""In a device's folder: the files of ``fedstill export``."""
-
 app = ClientApp()
 
 

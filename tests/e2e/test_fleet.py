@@ -14,12 +14,14 @@ import pytest
 from faults import losses
 from fleet import IMPORTROOT, Fleet, Service
 from made_media import write_video
-from made_runs import TINY, prepared_run
+from made_runs import TINY, prepared_run, silent_console, write_experiment
 
 from fedstill.cloud_server.plan import read_plan, write_plan
 from fedstill.protos.flower_cli import tool
+from fedstill.simulation.config import load_experiment
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import run_inprocess
+from fedstill.simulation.launcher import prepare_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -28,6 +30,10 @@ PATIENT = ("--set", "run.reply_timeout=400")
 """Other tests want the processor, too."""
 ARMS = ("all_distill", "all_distill_select", "fedstill")
 THREE = ('partition.kind="pathological"', f"partition.clients={DEVICES}", "partition.classes_per_client=2")
+SHORT = (
+    "teacher.epochs=1", "teacher.encoder.width=8", "student.epochs=1", "distillation.outer_epochs=1",
+    "distillation.inner_epochs=1", "fedstill.outer_epochs=1", "fedstill.inner_epochs=1",
+)  # fmt: skip
 
 
 def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
@@ -78,17 +84,23 @@ def answers(agent: Service) -> list[dict[str, Any]]:
     return [json.loads(line) for line in agent.said().splitlines() if line.startswith("{")]
 
 
-def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clips", ["drawn", pytest.param("emotion_pairs", marks=pytest.mark.data)])
+def test_a_fleet_gives_the_rows_of_a_simulation(
+    clips: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, overrides = write_experiment(tmp_path), THREE
+    if clips == "emotion_pairs":  # all of its clips, but as short a training as there is
+        experiment, overrides = Path("emotion_pairs"), (*THREE, *SHORT)
+        monkeypatch.setenv("FEDSTILL_DATA", str(request.getfixturevalue("data_dir")))
     (tmp_path / "simulated").mkdir()
-    simulated = prepared_run(tmp_path / "simulated", THREE)
+    simulated = tmp_path / "simulated" / "run"
+    prepare_run(load_experiment(str(experiment), overrides), simulated, silent_console())
     write_plan(replace(read_plan(simulated), arms=ARMS))
     run_inprocess(simulated, DEVICES)
-    experiment = tmp_path / "tiny.toml"
-    experiment.write_text(TINY)
     devices = [simulated / "devices" / str(client) / "data" for client in range(DEVICES)]
-    with Fleet(
-        tmp_path, experiment, devices, ["--arms", ",".join(ARMS), "--downlink", "exact", *PATIENT]
-    ) as fleet:
+    sets = [part for one in overrides for part in ("--set", one)]
+    options = ["--arms", ",".join(ARMS), "--downlink", "exact", *sets, *PATIENT]
+    with Fleet(tmp_path, experiment, devices, options) as fleet:
         coordinator = fleet.coordinator()
         agents = [fleet.agent(client) for client in range(DEVICES)]
         assert coordinator.ended(900) == 0, coordinator.said()

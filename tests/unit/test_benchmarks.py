@@ -31,6 +31,12 @@ def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
     assert "ratio" in capsys.readouterr().out
 
 
+def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "uplink.py"))["main"](["--clips", "60"])
+    report = capsys.readouterr().out
+    assert report.count("meets 1/50") == report.count(", ratio") == 12
+
+
 @pytest.mark.slow
 def test_the_rung_benchmark_drives_a_device_through_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(BENCHMARKS / "rung_choice.py"))["main"](["--quick"])
