@@ -278,7 +278,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--student", type=Path, help="checkpoint without suffix, such as RUN/seed0/all_distill"
     )
     parser.add_argument("--store", type=Path, help="clip store whose public clips calibrate int8: RUN/public")
-    parser.add_argument("--test", type=Path, help="clip store to measure accuracy on: RUN/devices/0/data")
+    parser.add_argument(
+        "--test", type=Path, nargs="+", help="clip stores to measure accuracy on: RUN/devices/*/data"
+    )
     parser.add_argument(
         "--speakers", default="", help="without --test: speakers of --store held out, with commas"
     )
