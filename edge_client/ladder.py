@@ -58,14 +58,9 @@ def ladder(
 def choose(
     rungs: Sequence[Rung], estimate: LinkEstimate, objective_ms: float, margin: float = 1.0
 ) -> Rung | None:
-    """The first of ``rungs`` whose predicted time is at most ``margin * objective_ms``, else LOCAL.
-
-    A link that is up but not measured yet gets the smallest rung, which measures it at the least risk.
-    """
-    if not estimate.up or not rungs:
+    """The first of ``rungs`` whose time on a measured link is at most ``margin * objective_ms``, else LOCAL."""
+    if not estimate.up:
         return LOCAL
-    if estimate.seconds(0) is None:
-        return smallest(rungs)
     return next((rung for rung in rungs if _milliseconds(rung, estimate) <= margin * objective_ms), LOCAL)
 
 
@@ -116,7 +111,7 @@ class RungSwitch:
         if not estimate.up:
             return Decision(LOCAL, "link down")
         if estimate.seconds(0) is None:
-            return Decision(choose(self._rungs, estimate, objective_ms))
+            return self._measuring(now)
         if self._current is None:
             return self._switch(self._rungs, estimate, objective_ms, now)
         present, rules = self._rungs[self._current], self._hysteresis
@@ -130,6 +125,17 @@ class RungSwitch:
         if settled and better is not LOCAL:
             self._move_to(better, now)
         return Decision(self._rungs[self._current])
+
+    def _measuring(self, now: float) -> Decision:
+        """The smallest rung measures a new link; after a reconnection that is a change as any other."""
+        if not self._rungs:
+            return Decision(LOCAL, "the cloud offers no rung")
+        probe = smallest(self._rungs)
+        if self._current is not None and self._rungs[self._current] != probe:
+            if now - self._changed_at < self._hysteresis.dwell:
+                return Decision(LOCAL, "link not measured yet")
+            self._move_to(probe, now)
+        return Decision(probe)
 
     def _switch(
         self, rungs: Sequence[Rung], estimate: LinkEstimate, objective_ms: float, now: float
