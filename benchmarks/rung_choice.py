@@ -105,8 +105,15 @@ class Tally:
         return answer.milliseconds <= self.objective_ms
 
 
-def read_trace(path: Path) -> list[Moment]:
-    """One moment per second."""
+def read_trace(path: Path, delay_ms: float = 40.0) -> list[Moment]:
+    """One moment per second: of a CSV as ours, or of a log whose lines are a time and Mbit/s, one after a second.
+
+    The second is how recordings of 3G links on trams and metros are commonly passed on (Riiser et al., MMSys 2013).
+    They hold no delays: ``delay_ms`` is taken for those.
+    """
+    if path.suffix == ".log":
+        rates = [float(line.split()[1]) for line in path.read_text().splitlines() if line.strip()]
+        return [Moment(path.stem[:10], 1e6 / 8 * rate, delay_ms / 1000) for rate in rates]
     with path.open(newline="") as file:
         return [
             Moment(row["segment"], float(row["bytes_per_second"]), float(row["delay_ms"]) / 1000)
@@ -180,10 +187,11 @@ def main(arguments: Sequence[str]) -> None:
     """Measure; raises SystemExit where the promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two seconds of each segment")
-    parser.add_argument("--trace", type=Path, default=TRACE, help="CSV as traces/link.csv")
+    parser.add_argument("--trace", type=Path, default=TRACE, help="CSV as traces/link.csv, or a log")
+    parser.add_argument("--delay-ms", type=float, default=40.0, help="one way, of a log (default 40)")
     parser.add_argument("--clips-per-second", type=float, default=3.0)
     options = parser.parse_args(arguments)
-    trace = read_trace(options.trace)
+    trace = read_trace(options.trace, options.delay_ms)
     tally = measure(shortened(trace, 2) if options.quick else trace, options.clips_per_second)
     console = Console(soft_wrap=True, highlight=False)
     for line in tally.lines():
