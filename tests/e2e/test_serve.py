@@ -132,9 +132,10 @@ def serving(place: Place, *options: str) -> Iterator[Serve]:
 
 
 def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
-    from test_image_tasks import made_folder
-
-    made_folder(place.folder / "cats", classes=("class0", "class1", "class2"))
+    for seed in range(36):
+        folder = place.folder / "cats" / ("train" if seed < 30 else "test") / f"class{seed % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{seed}.png").write_bytes(png(seed, 12))
     authority = create_authority(place.folder / "authority")
     issue_node(place.folder / "authority", "kitchen")
     issue_node(place.folder / "authority", "boss")
