@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from fedstill.cloud_server.serving.profile import Profile, Schedule, profile_to_
 from fedstill.cloud_server.serving.registry import TaskRegistry
 from fedstill.cloud_server.serving.trunk import load_trunk
 from fedstill.protos import serving_pb2 as pb
+from fedstill.protos.child import sole_user
 from fedstill.protos.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.protos.serving_pb2_grpc import ServingStub
 from fedstill.simulation import cli
@@ -306,6 +308,33 @@ def test_a_burst_with_vanishing_clients_leaves_a_healthy_server(place: Place) ->
             assert client.make_query("cats", image, latency_ms=20_000).label
         assert process.memory_info().rss - before < 300e6
         assert server.end() == 0
+
+
+def refused(place: Place, *options: str) -> tuple[int, str]:
+    """Exit code and last line of a server that does not start."""
+    done = subprocess.run(
+        [*SERVE, *place.options, "--insecure", *place.profile, *options],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+def test_what_another_process_holds_is_one_line(place: Place) -> None:
+    with sole_user(place.state / "serve"):
+        code, said = refused(place)
+    assert code == 2
+    assert "another fedstill process uses it" in said
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, said = refused(place, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert code == 1
+    assert "cannot listen here" in said
+
+
+def test_a_policy_that_the_profile_has_no_schedule_for_is_one_line(place: Place) -> None:
+    code, said = refused(place, "--policy", "vpt8")
+    assert code == 2
+    assert "no schedule with token delta 8" in said
 
 
 @pytest.fixture
