@@ -39,6 +39,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py
 	$(BIN)/python benchmarks/elastic_vit.py --environments
 	$(BIN)/python benchmarks/serving_decision.py
+	$(BIN)/python benchmarks/serving_switching.py
+	$(BIN)/python benchmarks/serving_soak.py
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
@@ -48,7 +50,7 @@ bench-gpu: $(VENV)/.installed
 protos: $(VENV)/.installed-dev
 	$(BIN)/python -m grpc_tools.protoc -Ifedstill/protos=protos \
 		--python_out=importroot --pyi_out=importroot --grpc_python_out=importroot \
-		fedstill/protos/edge_inference.proto
+		fedstill/protos/edge_inference.proto fedstill/protos/open_inference.proto fedstill/protos/serving.proto
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

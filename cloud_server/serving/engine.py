@@ -18,10 +18,10 @@ from statistics import median
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedstill.cloud_server.serving.answers import Answer, Refusal
 from fedstill.cloud_server.serving.captured_forward import CapturedForward
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.packed_linear import can_pack, pack_linears
@@ -67,22 +67,6 @@ class EngineSettings:
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one row gets: float32 logits (classes,) in the order of ``class_names``."""
-
-    logits: npt.NDArray[np.float32]
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why one row gets no answer, while the rest of its batch does."""
-
-    kind: Literal["unknown_task", "no_prompts", "bad_image"]
-    message: str
 
 
 class Engine:
@@ -170,7 +154,8 @@ class Engine:
                 logits = bank.logits(features, rows).cpu().numpy()
             for row, name, values in zip(served, names, logits, strict=True):
                 classes = bank.tasks[name].class_names
-                results[row] = Answer(values[: len(classes)], classes)
+                mine = values[: len(classes)]
+                results[row] = Answer(mine, classes) if np.isfinite(mine).all() else _OUT_OF_RANGE
         return [result for result in results if result is not None]
 
     def _features(self, images: Tensor, schedule: TokenSchedule, prompts: Tensor | None) -> Tensor:
@@ -204,6 +189,7 @@ class Engine:
 
 
 _BAD_IMAGE = Refusal("bad_image", "the image holds NaN or infinity")
+_OUT_OF_RANGE = Refusal("bad_image", "the image holds values too large to compute with")
 
 
 def _finite_rows(images: Tensor) -> list[bool]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from made_vit import LAYERS, WIDTH, images, task, tiny_trunk
 
-from fedstill.cloud_server.serving.engine import Answer, Engine, EngineSettings, Refusal
+from fedstill.cloud_server.serving.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.environment import CPU_SETTINGS, missing_settings, serving_environment
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.packed_linear import can_pack, pack_linears
@@ -57,6 +58,16 @@ def test_a_bad_row_does_not_disturb_the_others(engine: Engine) -> None:
     assert [r.kind for r in results if isinstance(r, Refusal)] == ["unknown_task", "bad_image", "no_prompts"]
     np.testing.assert_allclose(results[3].logits, alone[0].logits, atol=1e-5)
     assert all(isinstance(r, Refusal) for r in engine.infer(images(2), ["x", "y"], PLAIN))
+
+
+def test_values_too_large_to_compute_with_are_refused(engine: Engine) -> None:
+    batch = images(3)
+    batch[1, 0, 3, 3] = 1e38  # finite, but not for long
+    results = engine.infer(batch, ["three"] * 3, PLAIN)
+    assert isinstance(results[1], Refusal)
+    assert results[1].kind == "bad_image"
+    assert isinstance(results[0], Answer)
+    assert isinstance(results[2], Answer)
 
 
 def test_a_swap_changes_later_batches_only_and_a_bad_one_nothing() -> None:
