@@ -189,7 +189,7 @@ def profile(
         store.close()
         if not tasks:
             raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
-        places = dict(_pair(text) for text in images or ())
+        places = dict(named_path("--images", text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
         with _as_mistake("--schedules or --batches"):
             settings = EngineSettings(_schedules(schedules, trunk.net, tasks), _numbers("--batches", batches))
@@ -273,12 +273,13 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"{option} {text!r}: write whole numbers with commas, such as 2,4") from None
 
 
-def _pair(text: str) -> tuple[str, Path]:
+def named_path(option: str, text: str) -> tuple[str, Path]:
+    """NAME=PATH of an option."""
     from fedstill.simulation.config import ConfigError
 
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise ConfigError(f"--images {text!r}: write NAME=PATH")
+        raise ConfigError(f"{option} {text!r}: write NAME=PATH")
     return name, Path(path)
 
 
