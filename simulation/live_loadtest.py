@@ -24,7 +24,7 @@ from fedstill.datasets.query_mix import Load
 from fedstill.protos.plain import to_plain
 from fedstill.simulation.live_rows import run_row, series_row
 from fedstill.simulation.loadtest import LoadTest, Progress, draw, label_of, recorded_trace
-from fedstill.simulation.open_loop import Record, Reply, play
+from fedstill.simulation.open_loop import GRACE_SECONDS, Record, Reply, play
 from fedstill.simulation.serving_results import ReferenceRow, RunRow, SeriesRow, ServingResults
 from fedstill.simulation.task_images import TaskImages
 
@@ -81,11 +81,13 @@ async def run_live(
     measured_on: str = "",
     command: str = "",
     progress: Progress = lambda _: None,
+    grace: float = GRACE_SECONDS,
 ) -> ServingResults:
     """Run every trace, load and seed, one after the other. test.policies is ignored: the server says what it runs.
 
     pictures: of the tasks to ask for, in the order in which the mix of queries takes them. profile: the server's, for
-    upper references. measured_on: the machine. Raises DataError for a server without these tasks, and as `draw`.
+    upper references. measured_on: the machine. grace: of `play`. Raises DataError for a server without these tasks, and
+    as `draw`.
     """
     about = await target.describe()
     _check(about, pictures, profile)
@@ -105,7 +107,7 @@ async def run_live(
                 progress(f"{about.policy}: {place[0]} load {factor:g} seed {seed}, {len(load)} queries")
                 if profile is not None:
                     references.append(_reference(*place, load, pictures, profile))
-                labels, record = await ask(target, load, pictures, settings)
+                labels, record = await ask(target, load, pictures, settings, grace)
                 facts = (load, labels, record, test.seconds)
                 runs.append(run_row(about.policy, *place, *facts))
                 _warn(runs[-1])
@@ -130,7 +132,7 @@ def live_load(load: Load, settings: LiveSettings) -> Load:
 
 
 async def ask(
-    target: Target, load: Load, pictures: Sequence[TaskImages], settings: LiveSettings
+    target: Target, load: Load, pictures: Sequence[TaskImages], settings: LiveSettings, grace: float
 ) -> tuple[list[str], Record]:
     """Play a load against a server: the true class names, and what came back.
 
@@ -144,7 +146,7 @@ async def ask(
         told = max(0.0, 1000 * left - settings.allowance_ms)
         return await target.query(sent.task, sent.pictures[chosen[place]], told, utilities[place])
 
-    record = await play(load.arrival, load.deadline, send, outstanding=settings.outstanding)
+    record = await play(load.arrival, load.deadline, send, outstanding=settings.outstanding, grace=grace)
     return [pictures[task].labels[place] for task, place in zip(tasks, chosen, strict=True)], record
 
 

@@ -39,7 +39,7 @@ def held_out_images(task: ImageTask, limit: int, seed: int = 0) -> TaskImages:
     """
     images = task.load("test", limit, seed)
     labels = tuple(task.class_names[label] for label in images.labels.tolist())
-    return TaskImages(task.name, tuple(_png(image) for image in images.images), labels)
+    return TaskImages(task.name, tuple(encoded(image) for image in images.images), labels)
 
 
 def drawn_images(
@@ -49,12 +49,14 @@ def drawn_images(
     pixels = generator.integers(0, 256, (count, DRAWN_SIDE, DRAWN_SIDE, 3), dtype=np.uint8)
     labels = generator.integers(len(class_names), size=count)
     return TaskImages(
-        task, tuple(_png(image) for image in pixels), tuple(class_names[label] for label in labels.tolist())
+        task,
+        tuple(encoded(image) for image in pixels),
+        tuple(class_names[label] for label in labels.tolist()),
     )
 
 
-def _png(image: npt.NDArray[np.uint8]) -> bytes:
-    """Lossless, so that the server sees the very pixels."""
-    encoded = BytesIO()
-    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
-    return encoded.getvalue()
+def encoded(image: npt.NDArray[np.uint8]) -> bytes:
+    """uint8 (height, width, 3) as PNG: lossless, so that the server sees the very pixels."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,4 +1,4 @@
-"""A server of the serving tier's protocol that decides by a script instead of a model: what load generators are tested on."""
+"""A server of the serving tier's protocol that answers by a script: what load generators are tested on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ Script = Callable[[str, np.ndarray, float, float], Awaitable[str | grpc.StatusCo
 
 
 class MadeServer(GRPCInferenceServiceServicer, ServingServicer):
-    """Answers one batch of one per query. requests: (task, latency_ms, utility) in order of arrival; tokens: what clients
-    said in `authorization`."""
+    """Answers one batch of one per query.
+
+    requests: (task, latency_ms, utility) in order of arrival. tokens: what clients said in `authorization`.
+    """
 
     def __init__(self, tasks: dict[str, Sequence[str]], script: Script, policy: str = "fedstill") -> None:
         self.tasks, self.script, self.policy = tasks, script, policy
@@ -34,12 +36,12 @@ class MadeServer(GRPCInferenceServiceServicer, ServingServicer):
         self.tokens: list[str] = []
         self._batches = 0
 
-    async def ListTasks(self, request, context):
+    async def ListTasks(self, request, context):  # noqa: N802 - the name is the protocol's
         self._note(context)
         listed = [serving.Task(name=name, version=1, class_names=names) for name, names in self.tasks.items()]
         return serving.ListTasksResponse(tasks=listed, policy=self.policy, image_size=32)
 
-    async def ModelInfer(self, request, context):
+    async def ModelInfer(self, request, context):  # noqa: N802 - the name is the protocol's
         self._note(context)
         told = request.parameters
         asked = (told["task"].string_param, told["latency_ms"].double_param, told["utility"].double_param)
