@@ -47,7 +47,7 @@ bench-gpu: $(VENV)/.installed
 protos: $(VENV)/.installed-dev
 	$(BIN)/python -m grpc_tools.protoc -Ifedstill/protos=protos \
 		--python_out=importroot --pyi_out=importroot --grpc_python_out=importroot \
-		fedstill/protos/edge_inference.proto
+		fedstill/protos/edge_inference.proto fedstill/protos/open_inference.proto fedstill/protos/serving.proto
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

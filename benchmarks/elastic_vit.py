@@ -24,7 +24,8 @@ from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedstill.cloud_server.serving.engine import Answer, Engine, EngineSettings
+from fedstill.cloud_server.serving.answers import Answer
+from fedstill.cloud_server.serving.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.environment import CPU_SETTINGS, serving_environment
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.schedules import (

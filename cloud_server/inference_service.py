@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass, field
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from fedstill.cloud_server.doorkeeper import Authorise, Context, bearer_token
 from fedstill.cloud_server.heads import HeadError, Heads, HeadShelf, UnknownVersion
 from fedstill.cloud_server.micro_batching import Batching, MicroBatcher, QueueFull
+from fedstill.cloud_server.request_error import RequestError
 from fedstill.cloud_server.tokens import TokenError
 from fedstill.models.rungs import Precision
 from fedstill.protos import edge_inference_pb2 as pb
@@ -30,10 +32,6 @@ PRECISIONS = {pb.FP32: Precision.FP32, pb.FP16: Precision.FP16, pb.INT8: Precisi
 IN_FLIGHT_PER_DEVICE = 32
 LONGEST_NAME = 128
 
-Authorise = Callable[[str], str]
-"""Token -> the device's name; raises TokenError. Asked again for every request: streams outlive tokens."""
-Context = grpc.aio.ServicerContext[Message, Message]
-
 
 @dataclass(frozen=True)
 class Caller:
@@ -41,14 +39,6 @@ class Caller:
 
     name: str | None
     token: str = field(default="", repr=False)
-
-
-class RequestError(Exception):
-    """Why a request is refused: a google.rpc code, the field (or nothing) and one line."""
-
-    def __init__(self, code: grpc.StatusCode, field: str, text: str, retry_milliseconds: int = 0) -> None:
-        super().__init__(text)
-        self.code, self.field, self.retry_milliseconds = code, field, retry_milliseconds
 
 
 @dataclass
@@ -217,11 +207,8 @@ class InferenceService:
         """Who calls. Aborts an unknown caller."""
         if self._authorise is None:
             return Caller(None)
-        values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-        scheme, _, token = str(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
         try:
-            if scheme.lower() != "bearer":
-                raise TokenError("a bearer token is needed")
+            token = bearer_token(context)
             return Caller(self._authorise(token), token)
         except TokenError as error:
             self.counters.refused += 1

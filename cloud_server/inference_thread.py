@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedstill.cloud_server.authority import Authority, read_authority
+from fedstill.cloud_server.authority import Authority
+from fedstill.cloud_server.doorkeeper import Doorkeeper
 from fedstill.cloud_server.heads import HeadShelf
 from fedstill.cloud_server.inference_server import InferenceServer, ServerTls
 from fedstill.cloud_server.inference_service import InferenceService
-from fedstill.cloud_server.tokens import verify
-
-FRESH_SECONDS = 5.0
-"""How long a revoked node's token may still work."""
 
 
 @contextmanager
@@ -32,7 +28,7 @@ def inference_serving(heads: Path, listen: str, authority: Authority | None) -> 
     Raises:
         ServerError: the address cannot be used.
     """
-    service = InferenceService(HeadShelf(heads), _Doorkeeper(authority) if authority else None)
+    service = InferenceService(HeadShelf(heads), Doorkeeper(authority) if authority else None)
     tls = (
         ServerTls(authority.key_file.read_bytes(), authority.certificate_file.read_bytes())
         if authority
@@ -62,17 +58,3 @@ async def _serve(server: InferenceServer, opened: Future[int], leave: asyncio.Ev
         return
     await leave.wait()
     await server.stop()
-
-
-class _Doorkeeper:
-    """Token -> device name, by the register as it is now."""
-
-    def __init__(self, authority: Authority) -> None:
-        self._authority = authority
-        self._read_at = time.monotonic()
-
-    def __call__(self, token: str) -> str:
-        if time.monotonic() - self._read_at > FRESH_SECONDS:
-            self._authority = read_authority(self._authority.directory)
-            self._read_at = time.monotonic()
-        return verify(self._authority.secret, token, time.time(), self._authority.revoked_names)

@@ -28,6 +28,7 @@ from fedstill.simulation.export_command import export
 from fedstill.simulation.loadtest_command import loadtest
 from fedstill.simulation.privacy_command import privacy
 from fedstill.simulation.redteam_command import redteam
+from fedstill.simulation.serve_command import serve_
 from fedstill.simulation.status_command import status
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command()(redteam)
 app.command()(export)
 app.command()(privacy)
 app.command()(loadtest)
+app.command(name="serve")(serve_)
 app.add_typer(tasks_command.app, name="tasks")
 app.command()(elastic_command.elastic)
 console = Console()
@@ -57,7 +59,20 @@ FAILED = 1
 MISTAKE = 2
 BAD_CLIPS_SHOWN = 20
 LEFT_OUT_ON_DEVICES = frozenset(
-    {"jinja2", "matplotlib", "onnx", "ray", "tensorboard", "timm", "torch", "torchaudio", "torchvision"}
+    {
+        "fastapi",
+        "jinja2",
+        "matplotlib",
+        "onnx",
+        "prometheus_client",
+        "ray",
+        "tensorboard",
+        "timm",
+        "torch",
+        "torchaudio",
+        "torchvision",
+        "uvicorn",
+    }
 )
 """What only ``fedstill[full]`` installs."""
 

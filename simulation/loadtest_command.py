@@ -186,9 +186,9 @@ def _task_images(tasks: Sequence[str], images: Sequence[str], limit: int) -> lis
     """The test images of tasks, from the data folder or from where NAME=PATH says."""
     from fedstill.simulation.config import ConfigError
     from fedstill.simulation.task_images import held_out_images
-    from fedstill.simulation.tasks_command import find_images, named_path
+    from fedstill.simulation.tasks_command import find_images, pair
 
-    places = dict(named_path("--images", text) for text in images)
+    places = dict(pair(text) for text in images)
     strange = sorted(set(places) - set(tasks))
     if strange or not tasks:
         raise ConfigError(

@@ -62,10 +62,10 @@ def add(
         from fedstill.cloud_server.serving.trunk import load_trunk
         from fedstill.simulation.config import data_path
 
-        counts = _numbers("--prompts", prompts)
+        counts = numbers("--prompts", prompts)
         trained = None
         if counts:
-            with _as_mistake("--prompts"):
+            with as_mistake("--prompts"):
                 trained = PromptSettings(counts, epochs)
         task = find_images(name, images)
         trunk = load_trunk(data_path(weights), architecture)
@@ -99,7 +99,7 @@ def list_(
     from fedstill.simulation.cli import one_line_errors
 
     with one_line_errors():
-        store = _open(registry)
+        store = open_registry(registry)
         versions = [version for version in store.versions() if version.active or everything]
         store.close()
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -127,7 +127,7 @@ def remove(
     from fedstill.simulation.cli import one_line_errors
 
     with one_line_errors():
-        store = _open(registry)
+        store = open_registry(registry)
         store.remove(name)
         store.close()
     console.print(f"{name} is not served any more", highlight=False)
@@ -143,7 +143,7 @@ def activate(
     from fedstill.simulation.cli import one_line_errors
 
     with one_line_errors():
-        store = _open(registry)
+        store = open_registry(registry)
         store.activate(name, version)
         store.close()
     console.print(f"{name} version {version} is served", highlight=False)
@@ -184,15 +184,17 @@ def profile(
         from fedstill.simulation.provenance import hardware
 
         trunk = load_trunk(data_path(weights), architecture)
-        store = _open(registry)
+        store = open_registry(registry)
         tasks = store.load_active(trunk.fingerprint)
         store.close()
         if not tasks:
             raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
-        places = dict(named_path("--images", text) for text in images or ())
+        places = dict(pair(text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
-        with _as_mistake("--schedules or --batches"):
-            settings = EngineSettings(_schedules(schedules, trunk.net, tasks), _numbers("--batches", batches))
+        with as_mistake("--schedules or --batches"):
+            settings = EngineSettings(
+                chosen_schedules(schedules, trunk.net, tasks), numbers("--batches", batches)
+            )
         with console.status("measuring") as status:
             sets = {
                 name: (loaded.images, loaded.labels)
@@ -200,7 +202,7 @@ def profile(
             }
             engine = Engine(trunk.net, tasks, settings)
             engine.warm_up()
-            with _as_mistake("--schedules"):
+            with as_mistake("--schedules"):
                 profiles = profile_engine(
                     engine,
                     sets,
@@ -240,7 +242,7 @@ def find_images(name: str, place: Path | None) -> ImageTask:
     return open_known_task(name, data_path(KNOWN_TASKS[name].path))
 
 
-def _schedules(
+def chosen_schedules(
     text: str | None, net: ElasticViT, tasks: Mapping[str, TaskParameters]
 ) -> tuple[TokenSchedule, ...]:
     """The schedules of the option, or those of the default that all tasks have prompts for."""
@@ -254,7 +256,7 @@ def _schedules(
     return check_distinct(named, net.patches)
 
 
-def _open(registry: Path) -> TaskRegistry:
+def open_registry(registry: Path) -> TaskRegistry:
     """An existing registry: reading must not make one."""
     from fedstill.cloud_server.serving.registry import TaskRegistry
     from fedstill.simulation.config import ConfigError
@@ -264,7 +266,8 @@ def _open(registry: Path) -> TaskRegistry:
     return TaskRegistry(registry)
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas. Raises ConfigError naming the option."""
     from fedstill.simulation.config import ConfigError
 
     try:
@@ -273,18 +276,18 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"{option} {text!r}: write whole numbers with commas, such as 2,4") from None
 
 
-def named_path(option: str, text: str) -> tuple[str, Path]:
-    """NAME=PATH of an option."""
+def pair(text: str) -> tuple[str, Path]:
+    """Of --images. Raises ConfigError for another form than NAME=PATH."""
     from fedstill.simulation.config import ConfigError
 
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise ConfigError(f"{option} {text!r}: write NAME=PATH")
+        raise ConfigError(f"--images {text!r}: write NAME=PATH")
     return name, Path(path)
 
 
 @contextmanager
-def _as_mistake(option: str) -> Iterator[None]:
+def as_mistake(option: str) -> Iterator[None]:
     """A ValueError about what an option was given, as the user's mistake."""
     from fedstill.simulation.config import ConfigError
 

@@ -17,11 +17,10 @@ from itertools import pairwise, product
 from statistics import median
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedstill.cloud_server.serving.answers import Answer, Refusal
 from fedstill.cloud_server.serving.captured_forward import CapturedForward
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.packed_linear import can_pack, pack_linears
@@ -67,22 +66,6 @@ class EngineSettings:
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one row gets: float32 logits (classes,) in the order of ``class_names``."""
-
-    logits: npt.NDArray[np.float32]
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why one row gets no answer, while the rest of its batch does."""
-
-    kind: Literal["unknown_task", "no_prompts", "bad_image"]
-    message: str
 
 
 class Engine:

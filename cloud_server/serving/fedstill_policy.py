@@ -106,7 +106,12 @@ class FedstillPolicy(Policy):
 
     def completed(self, batch: Batch, now: float, seconds: float) -> None:
         self._busy_until = now
-        self.latency.observe(batch.schedule, len(batch.queries), seconds)
+        if batch.queries:
+            self.latency.observe(batch.schedule, len(batch.queries), seconds)
+
+    def adopt(self, other: Policy) -> None:
+        if isinstance(other, FedstillPolicy):
+            self.latency.adopt(other.latency)
 
     def withdraw(self, identifier: int) -> Query | None:
         for line in self._lines.values():

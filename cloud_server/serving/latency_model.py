@@ -122,3 +122,8 @@ class LatencyModel:
         self.scale *= math.exp(weight * error)
         # A jump is put down to the engine as a whole, so that it reaches the schedules that were not run.
         fit.observe(size, seconds / self.scale, 1 / (1 + (error / JUMP) ** 2))
+
+    def adopt(self, other: LatencyModel) -> None:
+        """Go on from what `other` has learnt of the same engine: scale, spread, and the lines of common schedules."""
+        self.scale, self.relative_error = other.scale, other.relative_error
+        self._fits |= {name: fit for name, fit in other._fits.items() if name in self._fits}

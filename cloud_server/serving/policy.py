@@ -37,4 +37,10 @@ class Policy(ABC):
         """How many queries wait."""
 
     def completed(self, batch: Batch, now: float, seconds: float) -> None:  # noqa: B027 - most policies do not learn
-        """A batch ended at `now` after `seconds` on the engine; a policy may learn from that."""
+        """A batch ended at `now` after `seconds` on the engine; a policy may learn from that.
+
+        `batch` holds the queries that did run: none where their clients left or the engine failed.
+        """
+
+    def adopt(self, other: Policy) -> None:  # noqa: B027 - most policies have learnt nothing
+        """Go on with what `other` has learnt about the engine that both have run on (a hot swap of tasks)."""

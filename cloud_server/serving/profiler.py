@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedstill.cloud_server.serving.engine import Answer, Engine
+from fedstill.cloud_server.serving.answers import Answer
+from fedstill.cloud_server.serving.engine import Engine
+from fedstill.cloud_server.serving.latency_model import SMALLEST_SLOPE
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.preprocess import image_batch
 from fedstill.models.schedules import TokenSchedule, effective_merges, token_counts
@@ -120,9 +122,10 @@ def measure_times(
 
 
 def fit_affine(sizes: Sequence[int], seconds: Sequence[float]) -> AffineTime:
-    """Least squares of relative errors, with neither part negative.
+    """Least squares of relative errors; the fixed part is not negative, the part per query above 0.
 
-    Relative, because a planner errs by the same share at a batch of 1 as at a batch of 32. Raises ValueError for
+    Relative, because a planner errs by the same share at a batch of 1 as at a batch of 32. A slope of 0 would say that
+    a batch of any size is free, which no planner believes (``Schedule`` refuses it). Raises ValueError for
     times that are not positive.
     """
     n, t = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
@@ -132,8 +135,8 @@ def fit_affine(sizes: Sequence[int], seconds: Sequence[float]) -> AffineTime:
     fixed, slope = np.linalg.lstsq(design, np.ones(len(n)), rcond=None)[0]
     if len(set(sizes)) == 1 or fixed < 0:  # through the origin
         fixed, slope = 0.0, float((n / t).sum() / ((n / t) ** 2).sum())
-    elif slope < 0:
-        fixed, slope = float((1 / t).sum() / ((1 / t) ** 2).sum()), 0.0
+    elif slope < SMALLEST_SLOPE:
+        fixed, slope = float((1 / t).sum() / ((1 / t) ** 2).sum()), SMALLEST_SLOPE
     errors = np.abs(fixed + slope * n - t) / t
     return AffineTime(float(fixed), float(slope), float(errors.max()))
 
@@ -183,7 +186,7 @@ def profile_to_plain(
         "schedules": [
             {
                 "name": profile.schedule.name,
-                "token_delta": _token_delta(profile.schedule),
+                "token_delta": token_delta(profile.schedule),
                 "fixed_seconds": profile.time.fixed_seconds,
                 "per_query_seconds": profile.time.per_query_seconds,
                 "accuracy": list(profile.accuracy),
@@ -195,7 +198,7 @@ def profile_to_plain(
     }
 
 
-def _token_delta(schedule: TokenSchedule) -> int:
+def token_delta(schedule: TokenSchedule) -> int:
     """The thesis' gamma; of a layer-wise schedule, its mean over the layers, rounded."""
     return schedule.prompts - round(sum(schedule.merges) / len(schedule.merges))
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from made_vit import LAYERS, WIDTH, images, task, tiny_trunk
 
-from fedstill.cloud_server.serving.engine import Answer, Engine, EngineSettings, Refusal
+from fedstill.cloud_server.serving.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.environment import CPU_SETTINGS, missing_settings, serving_environment
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.packed_linear import can_pack, pack_linears

@@ -1,0 +1,64 @@
+"""What the dispatcher tells whoever watches it: metrics, the decision log, a test. No torch, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+DropReason = Literal[
+    "too_late",  # no room before its deadline, said on arrival
+    "evicted",  # its deadline came too near while it waited
+    "overload",  # the policy expects to earn more with others
+    "full",  # more wait than the server keeps
+    "unknown_task",
+    "bad_image",
+    "draining",
+    "cancelled",  # its client left
+    "failed",  # the server's own fault
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RanBatch:
+    """One dispatch decision and what came of it.
+
+    Attributes:
+        time: seconds since 1970, at the decision.
+        schedule: name.
+        tasks: queries by task.
+        predicted_seconds, seconds: of the batch, by the policy and as it took.
+        waiting_seconds: of each query, from arrival to the decision.
+        queued: queries that still wait after the decision.
+        evicted: queries that the decision gave up.
+        decision_seconds: that the policy took to decide.
+    """
+
+    time: float
+    schedule: str
+    tasks: dict[str, int]
+    predicted_seconds: float
+    seconds: float
+    waiting_seconds: tuple[float, ...]
+    queued: int
+    evicted: int
+    decision_seconds: float
+
+    @property
+    def size(self) -> int:
+        return len(self.waiting_seconds)
+
+
+class Observer(Protocol):
+    """Is called under the dispatcher's lock, so it must be quick and must not call back."""
+
+    def offered(self, task: str, utility: float, queries: int) -> None:
+        """A request of so many queries arrived; ``utility`` of each."""
+
+    def dropped(self, task: str, reason: DropReason, queries: int) -> None:
+        """A request ended without answers."""
+
+    def answered(self, task: str, utility: float, accuracies: tuple[float, ...], late: bool) -> None:
+        """A request was answered; ``accuracies`` that its queries' schedules are expected to have."""
+
+    def ran(self, batch: RanBatch) -> None:
+        """A batch ended."""

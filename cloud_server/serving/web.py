@@ -1,0 +1,25 @@
+"""The server's HTTP side: metrics for Prometheus, health for an orchestrator. It has no authentication of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from fedstill.cloud_server.serving.serving_metrics import ServingMetrics
+
+
+def make_app(metrics: ServingMetrics, ready: Callable[[], bool]) -> FastAPI:
+    """``ready`` says whether new requests are taken."""
+    app = FastAPI(title="fedstill serve", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        return Response("ready\n", 200) if ready() else Response("draining\n", 503)
+
+    return app

@@ -1,0 +1,187 @@
+"""A thin client of the serving tier: the thesis' Make_Query and Register_Task (Table 3.3) as two Python calls.
+
+No torch: images travel as JPEG or PNG bytes, task parameters as numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from fedstill.protos import serving_pb2 as pb
+from fedstill.protos.serving_pb2_grpc import ServingStub
+
+RETRY_KEY = "retry-after-ms"
+GRACE_SECONDS = 5.0
+"""Beyond a query's latency objective, for the network: the server answers late queries, too."""
+CALL_SECONDS = 60.0
+"""For calls that are no queries."""
+
+
+class ServingError(Exception):
+    """Why the server refused, one line.
+
+    code: gRPC status. retry_after_ms: with RESOURCE_EXHAUSTED, when trying again makes sense; else 0.
+    """
+
+    def __init__(self, code: grpc.StatusCode, text: str, retry_after_ms: int = 0) -> None:
+        super().__init__(text)
+        self.code, self.retry_after_ms = code, retry_after_ms
+
+
+@dataclass(frozen=True)
+class ServingAddress:
+    """Where the server is. authority: the certificate authority, PEM; None for plain text (``--insecure``)."""
+
+    target: str
+    authority: bytes | None = None
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class QueryAnswer:
+    """What became of an image. logits: float32 (classes,). late: answered after its deadline."""
+
+    label: str
+    logits: npt.NDArray[np.float32]
+    schedule: str
+    waiting_ms: float
+    inference_ms: float
+    batch_size: int
+    late: bool
+
+
+@dataclass(frozen=True)
+class ServedTask:
+    """One task of a server; ``latency_ms`` and ``utility`` of queries that name none."""
+
+    name: str
+    version: int
+    class_names: tuple[str, ...]
+    latency_ms: float
+    utility: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ServerDescription:
+    """What a server serves and how. An image is normalised by (value / 255 - image_mean) / image_std."""
+
+    policy: str
+    image_size: int
+    image_mean: float
+    image_std: float
+    trunk: str
+    tasks: tuple[ServedTask, ...]
+
+
+class ServingClient:
+    """A connection; a context manager. Every call raises ServingError for a refusal or a server out of reach."""
+
+    def __init__(self, address: ServingAddress) -> None:
+        self._metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
+        self._channel = (
+            grpc.insecure_channel(address.target)
+            if address.authority is None
+            else grpc.secure_channel(address.target, grpc.ssl_channel_credentials(address.authority))
+        )
+        self._stub = ServingStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> ServingClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def make_query(
+        self, task: str, image: bytes, latency_ms: float | None = None, utility: float | None = None
+    ) -> QueryAnswer:
+        """Classify one JPEG or PNG. By default the task's own latency objective and utility."""
+        request = pb.MakeQueryRequest(task=task, image=image, latency_ms=latency_ms, utility=utility)
+        timeout = CALL_SECONDS if latency_ms is None else GRACE_SECONDS + latency_ms / 1e3
+        answer = self._call(self._stub.MakeQuery, request, timeout)
+        return QueryAnswer(
+            label=answer.label,
+            logits=np.array(answer.logits, dtype=np.float32),
+            schedule=answer.schedule,
+            waiting_ms=answer.waiting_ms,
+            inference_ms=answer.inference_ms,
+            batch_size=answer.batch_size,
+            late=answer.late,
+        )
+
+    def register_task(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        head_weight: npt.NDArray[np.float32],
+        head_bias: npt.NDArray[np.float32],
+        *,
+        trunk: str,
+        accuracy: float,
+        prompts: Mapping[int, npt.NDArray[np.float32]] | None = None,
+        latency_ms: float = 600.0,
+        utility: float = 1.0,
+    ) -> ServedTask:
+        """Serve a task, or a new version of it, from the next batch on. Needs an operator's token.
+
+        Args:
+            head_weight, head_bias: float32 (classes, width) and (classes,).
+            trunk: SHA-256 of the trunk that they were trained on; the server's is in ``describe``.
+            accuracy: share of right answers on validation images, without merging or prompts.
+            prompts: by number, float32 (layers, number, width).
+        """
+        tensors = {"head.weight": head_weight, "head.bias": head_bias}
+        tensors |= {f"prompts.{count}": values for count, values in (prompts or {}).items()}
+        request = pb.RegisterTaskRequest(
+            name=name,
+            class_names=class_names,
+            parameters=save({key: np.ascontiguousarray(one, np.float32) for key, one in tensors.items()}),
+            trunk=trunk,
+            latency_ms=latency_ms,
+            utility=utility,
+            accuracy=accuracy,
+        )
+        return _task(self._call(self._stub.RegisterTask, request))
+
+    def delete_task(self, name: str) -> None:
+        """Stop serving a task. Needs an operator's token."""
+        self._call(self._stub.DeleteTask, pb.DeleteTaskRequest(name=name))
+
+    def describe(self) -> ServerDescription:
+        """What the server serves."""
+        found = self._call(self._stub.ListTasks, pb.ListTasksRequest())
+        return ServerDescription(
+            policy=found.policy,
+            image_size=found.image_size,
+            image_mean=found.image_mean,
+            image_std=found.image_std,
+            trunk=found.trunk,
+            tasks=tuple(_task(task) for task in found.tasks),
+        )
+
+    def _call(self, method: Callable[..., Any], request: Any, timeout: float = CALL_SECONDS) -> Any:
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            retry = dict(error.trailing_metadata() or ()).get(RETRY_KEY, "0")
+            raise ServingError(error.code(), error.details() or "", int(retry)) from None
+
+
+def _task(task: pb.Task) -> ServedTask:
+    return ServedTask(
+        task.name, task.version, tuple(task.class_names), task.latency_ms, task.utility, task.accuracy
+    )
