@@ -14,7 +14,7 @@ let width = 400; // of the chart that is being drawn, pixels
 let started = null, restarts = 0, messages = 0;
 
 const CHARTS = {
-  load: [["arriving", "--blue", (p) => p.recent.queries], ["answered", "--green", (p) => p.recent.answered, true]],
+  load: [["arriving", "--blue", (p) => p.recent.queries], ["answered", "--green", (p) => p.recent.answered]],
   utility: [["offered", "--grey", (p) => p.recent.utility_offered], ["earned", "--green", (p) => p.recent.utility_earned]],
   queue: [["waiting", "--violet", (p) => p.queued]],
   latency: [
@@ -67,11 +67,11 @@ function tint(name) {
   return `hsl(${change < 0 ? 28 : 205} ${dark ? 75 : 82}% ${light}%)`;
 }
 
-// The smallest of 1, 2, 5 times a power of ten that is not below `value`.
+// The smallest round number that is not below `value`.
 function ceiling(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= value * 0.999);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((top) => top >= value * 0.999);
 }
 
 function x(time, now) { return LEFT + (width - LEFT) * (1 - (now - time) / POINTS); }
@@ -182,10 +182,10 @@ function reasons(drops) {
     return;
   }
   place.replaceChildren(...entries.flatMap(([reason, count]) => {
-    const label = document.createElement("span"), bar = document.createElement("meter"), value = document.createElement("span");
+    const label = document.createElement("span"), bar = document.createElement("div"), value = document.createElement("span");
     label.textContent = REASONS[reason] || reason;
-    bar.max = entries[0][1];
-    bar.value = count;
+    bar.className = "bar";
+    bar.style.width = `${100 * count / entries[0][1]}%`;
     value.textContent = String(count);
     return [label, bar, value];
   }));
