@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from made_queries import made_profile
-from made_serving import MadeServer, Served, never
+from made_target import MadeServer, Served, never
 from PIL import Image
 from typer.testing import CliRunner
 
