@@ -76,6 +76,7 @@ async def run_live(
     target: Target,
     pictures: Sequence[TaskImages],
     *,
+    seeds: Sequence[int] | None = None,
     data_dir: Path | None = None,
     profile: Profile | None = None,
     measured_on: str = "",
@@ -85,9 +86,9 @@ async def run_live(
 ) -> ServingResults:
     """Run every trace, load and seed, one after the other. test.policies is ignored: the server says what it runs.
 
-    pictures: of the tasks to ask for, in the order in which the mix of queries takes them. profile: the server's, for
-    upper references. measured_on: the machine. grace: of `play`. Raises DataError for a server without these tasks, and
-    as `draw`.
+    pictures: of the tasks to ask for, in the order in which the mix of queries takes them. seeds: instead of the first
+    test.seeds. profile: the server's, for upper references. measured_on: the machine. grace: of `play`. Raises
+    DataError for a server without these tasks, and as `draw`.
     """
     about = await target.describe()
     _check(about, pictures, profile)
@@ -99,7 +100,7 @@ async def run_live(
     for trace in test.traces:
         recorded = recorded_trace(trace, test, data_dir)
         for factor in test.loads:
-            for seed in range(test.seeds):
+            for seed in range(test.seeds) if seeds is None else seeds:
                 place = label_of(trace), factor, seed
                 load = live_load(
                     draw(trace, test, factor, seed, [p.task for p in pictures], recorded), settings

@@ -117,8 +117,8 @@ def _cells(line: PolicyLine) -> list[str]:
     ]
 
 
-def write_serving_markdown(results: ServingResults, path: Path) -> Path:
-    """A page with the tables, the targets that were set, and the figures beside it."""
+def write_serving_markdown(results: ServingResults, path: Path, facts: str = "") -> Path:
+    """A page with the tables, the targets that were set, and the figures beside it. facts: on the setting."""
     figures = path.parent / path.stem
     drawn = save_figures(results, figures)
     lines = [
@@ -131,6 +131,7 @@ def write_serving_markdown(results: ServingResults, path: Path) -> Path:
             else f"Measured: {results.measured_on}."
         ),
         "",
+        *([facts, ""] if facts else []),
         f"Profile: {results.profile} ({results.profile_source}).",
         "",
         legend(results),
