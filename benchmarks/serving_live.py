@@ -14,46 +14,24 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-import timm
-import torch
-from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
 from fedstill.cloud_server.serving.learn_task import LearnSettings
-from fedstill.datasets.image_tasks import ImageTask, open_image_task
-from fedstill.models.schedules import decreasing_schedule, layer_wise_schedule
-from fedstill.simulation.config import data_path
 from fedstill.simulation.learnt_state import learn_missing
 from fedstill.simulation.live_loadtest import LiveSettings
 from fedstill.simulation.live_sweep import Sweep, run_sweep
 from fedstill.simulation.loadtest import LoadTest
 from fedstill.simulation.provenance import git_revision, hardware
 from fedstill.simulation.served_process import ServerOptions
+from fedstill.simulation.served_setting import ServedSetting, real_setting, split_cores, tiny_setting
 from fedstill.simulation.serving_plots import save_figures
 from fedstill.simulation.serving_report import console_report, write_serving_markdown
 from fedstill.simulation.serving_results import ServingResults, write_serving_results
 from fedstill.simulation.serving_summary import BASELINE, OURS, gain
 from fedstill.simulation.task_images import held_out_images
-from fedstill.simulation.tasks_command import WEIGHTS, find_images
-
-TASKS = ("cifar10", "tinyimagenet100", "mnist")
-SCHEDULES = ("0", "-5", "-10", "-15", "-20", layer_wise_schedule(2).name, decreasing_schedule(15, 12).name)
-BATCHES = "1,2,4,8,16"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is served: images, trunk, and further arguments of the server."""
-
-    tasks: tuple[ImageTask, ...]
-    weights: Path
-    arguments: tuple[str, ...]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     console = Console(soft_wrap=True, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         state = options.state or (Path(scratch) / "state" if options.quick else Path("runs") / "serving_live")
-        setting = quick_setting(Path(scratch), state) if options.quick else real_setting(options.val_images)
+        setting = tiny_setting(Path(scratch)) if options.quick else real_setting(options.val_images)
         server_cores, client_cores = split_cores()
         if client_cores is not None:
             os.sched_setaffinity(0, client_cores)
@@ -119,51 +97,7 @@ def ratios(results: ServingResults) -> list[str]:
     return lines
 
 
-def real_setting(val_images: int) -> Setting:
-    """ViT-Tiny and the three tasks of the data folder."""
-    arguments = ("--weights", WEIGHTS, f"--schedules={','.join(SCHEDULES)}", "--batches", BATCHES)
-    tasks = tuple(find_images(name, None) for name in TASKS)
-    return Setting(tasks, data_path(WEIGHTS), (*arguments, "--val-images", str(val_images)))
-
-
-def quick_setting(folder: Path, state: Path) -> Setting:
-    """timm's tiny ViT for tests, with random weights, and two drawn tasks."""
-    state.mkdir(parents=True, exist_ok=True)
-    weights = folder / "test_vit.safetensors"
-    torch.manual_seed(0)
-    save_file({k: v.contiguous() for k, v in timm.create_model("test_vit").state_dict().items()}, weights)
-    generator = np.random.default_rng(0)
-    tasks = []
-    for name in ("left", "right"):
-        for split, count in (("train", 25), ("test", 10)):
-            for label, shade in (("dark", 60), ("light", 190)):
-                place = folder / name / split / label
-                place.mkdir(parents=True)
-                for number in range(count):
-                    pixels = generator.integers(shade - 50, shade + 50, (16, 16, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(place / f"{number}.png")
-        tasks.append(open_image_task(name, folder / name))
-    arguments = [
-        "--weights",
-        str(weights),
-        "--schedules=0,-10,-20",
-        "--batches",
-        "1,2,4",
-        "--val-images",
-        "8",
-    ]
-    for task in tasks:
-        arguments += ["--images", f"{task.name}={task.place}"]
-    return Setting(tuple(tasks), weights, tuple(arguments))
-
-
-def split_cores() -> tuple[list[int] | None, list[int] | None]:
-    """One core for the server and another one for the client; None where there is only one."""
-    mine = sorted(os.sched_getaffinity(0))
-    return (None, None) if len(mine) < 2 else ([mine[0]], [mine[1]])
-
-
-def _facts(setting: Setting) -> str:
+def _facts(setting: ServedSetting) -> str:
     names = ", ".join(task.name for task in setting.tasks)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, revision {git_revision()}: {setting.weights.stem}, tasks {names}. Load 1 is "

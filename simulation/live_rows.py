@@ -54,6 +54,7 @@ def run_row(
     shares = np.array([right[list(members)].mean() for members in batches.values()])
     twentieths = np.minimum(TWENTIETHS - 1, (shares * TWENTIETHS).astype(np.int64))
     batch_ms = np.array([milliseconds for _, _, milliseconds in batches])
+    waiting = np.array([reply.waiting_ms for reply in record.replies])  # NaN where nobody said
     window = seconds / WINDOWS
     places = np.minimum(WINDOWS - 1, (load.arrival / window).astype(np.int64))
     earned = np.bincount(places, weights=np.where(kinds == RIGHT, load.utility, 0.0), minlength=WINDOWS)
@@ -76,9 +77,7 @@ def run_row(
         batch_sizes=tuple(sizes[size] for size in range(1, max(sizes, default=0) + 1)),
         schedules=dict(Counter(reply.schedule for reply in record.replies if reply.kind == "answered")),
         batch_accuracy=tuple(np.bincount(twentieths, minlength=TWENTIETHS).tolist()),
-        waiting_ms=dict(
-            percentiles(np.array([r.waiting_ms for r in record.replies if r.kind == "answered"]))
-        ),
+        waiting_ms=dict(percentiles(waiting[np.isfinite(waiting)])),
         inference_ms=dict(percentiles(batch_ms)),
         busy=float(batch_ms.sum()) / 1000 / _span(load, record, seconds),
         loading_seconds=0.0,
