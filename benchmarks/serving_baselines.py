@@ -243,7 +243,7 @@ def _others(kinds: Sequence[str], quick: bool) -> list[Contender]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
-    parser.add_argument("--contenders", default="litserve", help="litserve, ray")
+    parser.add_argument("--contenders", default="litserve,ray", help="others to compare with")
     parser.add_argument("--load", type=float, default=2.0)
     parser.add_argument(
         "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"
