@@ -177,8 +177,8 @@ class ServingClient:
         try:
             return method(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            retry = dict(error.trailing_metadata() or ()).get(RETRY_KEY, "0")
-            raise ServingError(error.code(), error.details() or "", int(retry)) from None
+            hints = [value for key, value in error.trailing_metadata() or () if key == RETRY_KEY]
+            raise ServingError(error.code(), error.details() or "", int(hints[0]) if hints else 0) from None
 
 
 def _task(task: pb.Task) -> ServedTask:

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from fedstill.simulation.service import address, serve
-from fedstill.simulation.tasks_command import WEIGHTS, Architecture, Weights
+from fedstill.simulation.tasks_command import DEFAULT_REGISTRY, WEIGHTS, Architecture, Weights
 
 
 def serve_(
-    state: Annotated[Path, typer.Option(help="Folder of the task registry (fedstill tasks --registry).")],
+    state: Annotated[
+        Path, typer.Option(help="Folder of the task registry (fedstill tasks --registry).")
+    ] = DEFAULT_REGISTRY,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC; port 0 is any.")] = "0.0.0.0:8001",
     web: Annotated[
         str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class ServePlan:
 
 def run_serving(plan: ServePlan) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, DataError, CredentialError, FolderInUse, ServerError."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # nobody is served yet, so there is nothing to bring to an end
     authority = read_authority(plan.authority) if plan.authority is not None else None
     for warning in authority.warnings if authority else ():
         LOG.warning("event=unwise reason=%r", warning)

@@ -17,6 +17,7 @@ from itertools import pairwise, product
 from statistics import median
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,7 +154,8 @@ class Engine:
                 logits = bank.logits(features, rows).cpu().numpy()
             for row, name, values in zip(served, names, logits, strict=True):
                 classes = bank.tasks[name].class_names
-                results[row] = Answer(values[: len(classes)], classes)
+                mine = values[: len(classes)]
+                results[row] = Answer(mine, classes) if np.isfinite(mine).all() else _OUT_OF_RANGE
         return [result for result in results if result is not None]
 
     def _features(self, images: Tensor, schedule: TokenSchedule, prompts: Tensor | None) -> Tensor:
@@ -187,6 +189,7 @@ class Engine:
 
 
 _BAD_IMAGE = Refusal("bad_image", "the image holds NaN or infinity")
+_OUT_OF_RANGE = Refusal("bad_image", "the image holds values too large to compute with")
 
 
 def _finite_rows(images: Tensor) -> list[bool]:

@@ -60,6 +60,16 @@ def test_a_bad_row_does_not_disturb_the_others(engine: Engine) -> None:
     assert all(isinstance(r, Refusal) for r in engine.infer(images(2), ["x", "y"], PLAIN))
 
 
+def test_values_too_large_to_compute_with_are_refused(engine: Engine) -> None:
+    batch = images(3)
+    batch[1, 0, 3, 3] = 1e38  # finite, but not for long
+    results = engine.infer(batch, ["three"] * 3, PLAIN)
+    assert isinstance(results[1], Refusal)
+    assert results[1].kind == "bad_image"
+    assert isinstance(results[0], Answer)
+    assert isinstance(results[2], Answer)
+
+
 def test_a_swap_changes_later_batches_only_and_a_bad_one_nothing() -> None:
     engine = Engine(ElasticViT(tiny_trunk()), TASKS, SETTINGS)
     before = engine.infer(images(1), ["three"], PLAIN)[0]

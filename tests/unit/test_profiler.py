@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from made_vit import LAYERS, task, tiny_trunk
 
 from fedstill.cloud_server.serving.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.profile import Schedule
 from fedstill.cloud_server.serving.profiler import (
     AffineTime,
     ScheduleProfile,
@@ -56,8 +57,14 @@ def test_an_affine_time_is_found_again(fixed: float, slope: float) -> None:
 def test_no_measurement_yields_negative_parts(seconds: list[float]) -> None:
     found = fit_affine(range(1, len(seconds) + 1), seconds)
     assert found.fixed_seconds >= 0
-    assert found.per_query_seconds >= 0
+    assert found.per_query_seconds > 0  # no planner takes a profile by which larger batches are free
     assert found.seconds(1) > 0
+
+
+def test_times_that_fall_with_the_batch_are_a_schedule_all_the_same() -> None:
+    found = fit_affine((1, 2, 4), (0.03, 0.02, 0.01))
+    assert found.seconds(4) == pytest.approx(found.seconds(1), rel=1e-3)
+    Schedule("0", 0, found.fixed_seconds, found.per_query_seconds, (0.5,))  # takes it
 
 
 def test_times_that_are_none_are_refused() -> None:

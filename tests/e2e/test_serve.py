@@ -1,0 +1,341 @@
+"""``fedstill serve`` as a process: TLS and tokens, an unmodified tritonclient, bursts, swaps, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import timm
+import torch
+from made_serving import png
+from made_vit import task
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from fedstill.cloud_server.authority import create_authority, issue_node
+from fedstill.cloud_server.serving.profile import Profile, Schedule, profile_to_plain
+from fedstill.cloud_server.serving.registry import TaskRegistry
+from fedstill.cloud_server.serving.trunk import load_trunk
+from fedstill.protos import serving_pb2 as pb
+from fedstill.protos.serving_client import ServingAddress, ServingClient, ServingError
+from fedstill.protos.serving_pb2_grpc import ServingStub
+from fedstill.simulation import cli
+
+ARCHITECTURE, LAYERS, WIDTH, SIZE = "test_vit", 6, 64, 160  # timm's own tiny ViT for tests
+START_SECONDS = 120.0
+SERVE = [sys.executable, "-c", "from fedstill.simulation.cli import main; main()", "serve"]
+TESTS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a server starts from."""
+
+    folder: Path
+    trunk: str
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "tasks"
+
+    @property
+    def options(self) -> list[str]:
+        return ["--state", str(self.state), "--weights", str(self.folder / "test_vit.safetensors")]
+
+    @property
+    def profile(self) -> list[str]:
+        """Instead of measuring."""
+        return ["--profile", str(self.folder / "profile.json")]
+
+    def register(self, name: str, classes: int, seed: int) -> None:
+        registry = TaskRegistry(self.state)
+        made = task(classes, seed, prompts=(), layers=LAYERS, width=WIDTH)
+        registry.register(name, made, self.trunk, accuracy=0.9, latency_ms=20_000)
+        registry.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    torch.manual_seed(0)
+    state = timm.create_model(ARCHITECTURE).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "test_vit.safetensors")
+    made = Place(tmp_path, load_trunk(tmp_path / "test_vit.safetensors").fingerprint)
+    made.register("cats", 3, seed=0)
+    made.register("dogs", 2, seed=1)
+    schedules = tuple(
+        Schedule(name, delta, 0.002, seconds, (0.9 + delta / 200,) * 2, 32)
+        for name, delta, seconds in (("0", 0, 0.006), ("-20", -20, 0.003))
+    )
+    plain = profile_to_plain(Profile("made", "by hand", ("cats", "dogs"), schedules))
+    (tmp_path / "profile.json").write_text(json.dumps(plain))
+    return made
+
+
+@dataclass
+class Serve:
+    """A running server."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> ServingAddress:
+        return ServingAddress(self.target)
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def serving(place: Place, *options: str) -> Iterator[Serve]:
+    """Started, and gone at the end whatever happened."""
+    ready, log = place.state / "serve" / "server.json", place.folder / "serve.log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*SERVE, *place.options, "--listen", "127.0.0.1:0", *options],
+            stdout=output, stderr=output, env=environment,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not ready.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        said = json.loads(ready.read_text())
+        assert said["pid"] == process.pid  # it began again with another environment, as the same process
+        yield Serve(process, said["port"], log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(30)
+
+
+def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
+    for seed in range(36):
+        folder = place.folder / "cats" / ("train" if seed < 30 else "test") / f"class{seed % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{seed}.png").write_bytes(png(seed, 12))
+    authority = create_authority(place.folder / "authority")
+    issue_node(place.folder / "authority", "kitchen")
+    issue_node(place.folder / "authority", "boss")
+    other = create_authority(place.folder / "other")
+    issue_node(place.folder / "other", "stranger")
+
+    def address(server: Serve, folder: str, name: str, ca: Path = authority.ca_file) -> ServingAddress:
+        token = (place.folder / folder / "nodes" / name / "token").read_text()
+        return ServingAddress(server.target, ca.read_bytes(), token)
+
+    options = ["--authority", str(authority.directory), "--operator", "boss", "--batches", "1,4"]
+    options += ["--images", f"cats={place.folder / 'cats'}", "--val-images", "6", "--schedules=0,-20"]
+    with serving(place, *options) as server:
+        session = [sys.executable, str(TESTS / "triton_session.py"), server.target, "cats", str(SIZE)]
+        token = (authority.directory / "nodes" / "kitchen" / "token").read_text()
+        done = subprocess.run(
+            [*session, str(authority.ca_file), token],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert said["live"]
+        assert said["ready"]
+        assert said["server"] == "fedstill"
+        assert said["shapes"] == [[2, 3], [1, 3], [1, 3]]
+        assert {label for labels in said["labels"] for label in labels} <= {"class0", "class1", "class2"}
+        assert said["identifier"] == "42"
+        assert {"schedule", "waiting_ms", "inference_ms", "batch_size"} <= set(said["parameters"])
+        assert said["only"] == [True, 1]
+        codes = {name: status for name, (status, _) in said["refusals"].items()}
+        assert codes == {
+            "unknown": "StatusCode.NOT_FOUND",
+            "late": "StatusCode.DEADLINE_EXCEEDED",
+            "bad": "StatusCode.INVALID_ARGUMENT",
+        }
+
+        with ServingClient(address(server, "authority", "kitchen")) as client:
+            assert client.make_query("dogs", png(), latency_ms=20_000).label in ("class0", "class1")
+            with pytest.raises(ServingError) as caught:
+                client.delete_task("dogs")
+            assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+        with ServingClient(address(server, "other", "stranger")) as client:
+            with pytest.raises(ServingError) as caught:
+                client.make_query("cats", png())
+            assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+        with ServingClient(address(server, "authority", "kitchen", other.ca_file)) as client:
+            with pytest.raises(ServingError) as caught:
+                client.describe()
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        with ServingClient(address(server, "authority", "boss")) as client:
+            client.delete_task("dogs")
+            assert [one.name for one in client.describe().tasks] == ["cats"]
+        assert server.end() == 0
+        assert "event=profile_measured" in server.log.read_text()
+        assert token not in server.log.read_text()
+    place.register("dogs", 2, seed=1)
+    server.log.unlink()
+    with serving(place, *options) as server:
+        assert "event=profile_found" in server.log.read_text()
+        assert server.end() == 0
+
+
+class Load:
+    """Clients in a few threads that ask without a pause until told to stop; what they were answered, by code."""
+
+    def __init__(self, server: Serve, tasks: tuple[str, ...] = ("cats", "dogs"), clients: int = 4) -> None:
+        self.codes: Counter[str] = Counter()
+        self.labels: set[str] = set()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(server.address, tasks[number % len(tasks)]))
+            for number in range(clients)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a request without an answer"
+
+    def wait_for(self, code: str, more: int) -> None:
+        end, wanted = time.monotonic() + 60, self.codes[code] + more
+        while self.codes[code] < wanted:
+            assert time.monotonic() < end, self.codes
+            time.sleep(0.01)
+
+    def _ask(self, address: ServingAddress, name: str) -> None:
+        with ServingClient(address) as client:
+            while not self._stop.is_set():
+                code = "OK"
+                try:
+                    answer = client.make_query(name, png(side=24), latency_ms=20_000)
+                except ServingError as error:
+                    code = error.code.name
+                with self._lock:
+                    self.codes[code] += 1
+                    self.labels |= {answer.label} if code == "OK" else set()
+
+
+def test_sigterm_under_load_answers_who_is_in(place: Place) -> None:
+    with serving(place, "--insecure", *place.profile) as server, Load(server) as load:
+        load.wait_for("OK", 20)
+        assert server.end() == 0
+        load.wait_for("UNAVAILABLE", 4)
+    assert set(load.codes) == {"OK", "UNAVAILABLE"}  # nobody was cut off with another error
+    assert "everyone_answered=True" in server.log.read_text()
+    assert not (place.state / "serve" / "server.json").exists()
+
+
+def test_hot_swaps_and_a_deletion_under_load(place: Place) -> None:
+    with serving(place, "--insecure", *place.profile) as server, Load(server) as load:
+        load.wait_for("OK", 10)
+        for seed in range(3):
+            place.register("cats", 50, seed)  # from outside: the server watches the registry
+            load.wait_for("OK", 10)
+        with ServingClient(server.address) as client:
+            end = time.monotonic() + 30
+            while not load.labels - {"class0", "class1", "class2"}:
+                assert time.monotonic() < end, load.labels
+                time.sleep(0.05)
+            assert set(load.codes) == {"OK"}
+            client.delete_task("dogs")
+            load.wait_for("NOT_FOUND", 4)
+            load.wait_for("OK", 10)
+            assert set(load.codes) == {"OK", "NOT_FOUND"}
+        assert server.process.poll() is None
+
+
+def test_a_burst_with_vanishing_clients_leaves_a_healthy_server(place: Place) -> None:
+    image = png(side=24)
+    answered: Counter[str] = Counter()
+    with serving(place, "--insecure", *place.profile, "--waiting", "200") as server:
+        process = psutil.Process(server.process.pid)
+        with ServingClient(server.address) as client:
+            client.make_query("cats", image)
+        before = process.memory_info().rss
+        channels = [
+            grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) for _ in "ab"
+        ]
+        calls = []
+        end = time.monotonic() + 3
+        while time.monotonic() < end:  # many times what it can do, whether it answers or not
+            for channel in channels:
+                asked = pb.MakeQueryRequest(task="dogs", image=image, latency_ms=300, utility=1)
+                calls.append(ServingStub(channel).MakeQuery.future(asked, timeout=60))
+            if len(calls) % 7 == 0:
+                calls.pop().cancel()
+            time.sleep(0.0005)
+        vanished = calls[1::2]
+        channels[1].close()  # a client that dies with all that it has asked
+        for call in (call for call in calls if call not in set(vanished)):
+            answered[call.code().name] += 1
+        channels[0].close()
+        assert set(answered) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}, answered
+        assert answered["OK"] > 0
+        with ServingClient(server.address) as client:
+            assert client.make_query("cats", image, latency_ms=20_000).label
+        assert process.memory_info().rss - before < 300e6
+        assert server.end() == 0
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """The command takes signals over, and this process is not its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--authority: needs a folder"),
+        (["--insecure", "--authority", "x"], "--authority: needs a folder"),
+        (["--insecure", "--operator", "boss"], "--operator"),
+        (["--insecure", "--policy", "fastest"], "unknown policy 'fastest'"),
+        (["--insecure", "--policy", "infaas"], "a server has one trunk"),
+        (["--insecure", "--listen", "8001"], "is no HOST:PORT"),
+        (["--insecure", "--precision", "fp8"], "--precision"),
+        (["--insecure", "--device", "tpu"], "--device"),
+        (["--insecure", "--batches", "two"], "--batches"),
+        (["--insecure", "--images", "cats"], "write NAME=PATH"),
+        (["--insecure", "--profile", "p.json", "--schedules", "0"], "--schedules"),
+        (["--insecure", "--state", "nowhere"], "no task registry here"),
+    ],
+)
+def test_each_mistake_is_one_line_with_exit_code_2(
+    place: Place, options: list[str], said: str, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedstill.simulation.service.errors.width", 300)
+    done = CliRunner().invoke(cli.app, ["serve", *place.options, *options])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
