@@ -23,7 +23,7 @@ class Deployment:
     def __init__(self, state: str, weights: str) -> None:
         self._model = PlainModel(Path(state), Path(weights))
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)  # type: ignore[untyped-decorator]
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)
     async def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One answer each."""
         return self._model.answer(requests)
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     threads = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": threads})
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[4])})
-    served = serve.deployment(
-        Deployment, max_ongoing_requests=2 * BATCH, max_queued_requests=int(float(sys.argv[3]))
-    )
+    served: Any = serve.deployment(
+        max_ongoing_requests=2 * BATCH, max_queued_requests=int(float(sys.argv[3]))
+    )(Deployment)
     serve.run(served.bind(sys.argv[1], sys.argv[2]), route_prefix="/predict", blocking=True)

@@ -35,7 +35,7 @@ from fedstill.protos.flower_cli import free_port
 from fedstill.simulation.files import write_text_atomically
 from fedstill.simulation.learnt_state import learn_missing
 from fedstill.simulation.live_loadtest import Description, LiveSettings, Target, ask, live_load
-from fedstill.simulation.live_rows import run_row
+from fedstill.simulation.live_rows import LiveRun, run_row
 from fedstill.simulation.live_sweep import measured_profile, plain_capacity, rotated
 from fedstill.simulation.loadtest import LoadTest, draw
 from fedstill.simulation.open_loop import GRACE_SECONDS, Reply
@@ -190,7 +190,8 @@ def run_one(
 
     async def play(target: Target) -> RunRow:
         labels, record = await ask(target, load, pictures, LiveSettings(), GRACE_SECONDS)
-        return run_row(contender.name, "synthetic", test.loads[0], seed, load, labels, record, test.seconds)
+        run = LiveRun(contender.name, "synthetic", test.loads[0], seed, load, labels, record, test.seconds)
+        return run_row(run)
 
     async def over_http(server: OtherProcess) -> RunRow:
         async with HttpTarget(server.port) as target:

@@ -22,7 +22,7 @@ from fedstill.cloud_server.serving.profile import Profile
 from fedstill.datasets.clip import DataError
 from fedstill.datasets.query_mix import Load
 from fedstill.protos.plain import to_plain
-from fedstill.simulation.live_rows import run_row, series_row
+from fedstill.simulation.live_rows import LiveRun, run_row, series_row
 from fedstill.simulation.loadtest import LoadTest, Progress, draw, label_of, recorded_trace
 from fedstill.simulation.open_loop import GRACE_SECONDS, Record, Reply, play
 from fedstill.simulation.serving_results import ReferenceRow, RunRow, SeriesRow, ServingResults
@@ -109,11 +109,11 @@ async def run_live(
                 if profile is not None:
                     references.append(_reference(*place, load, pictures, profile))
                 labels, record = await ask(target, load, pictures, settings, grace)
-                facts = (load, labels, record, test.seconds)
-                runs.append(run_row(about.policy, *place, *facts))
+                run = LiveRun(about.policy, *place, load, labels, record, test.seconds)
+                runs.append(run_row(run))
                 _warn(runs[-1])
                 if seed == 0:
-                    series.append(series_row(about.policy, *place, *facts, deltas))
+                    series.append(series_row(run, deltas))
     return ServingResults(
         command=command,
         profile="live" if profile is None else profile.name,

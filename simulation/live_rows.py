@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,108 +15,103 @@ from fedstill.simulation.loadtest import SERIES_SECONDS, TWENTIETHS, WINDOWS
 from fedstill.simulation.open_loop import Record, Reply
 from fedstill.simulation.serving_results import ClientRow, RunRow, SeriesRow, percentiles
 
-Kinds = npt.NDArray[np.int8]
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """One load on one live server.
+
+    policy: as the server says. trace, factor, seed: which load. labels: the true class names, per query. seconds: of
+    arrivals.
+    """
+
+    policy: str
+    trace: str
+    factor: float
+    seed: int
+    load: Load
+    labels: Sequence[str]
+    record: Record
+    seconds: float
+
+    @property
+    def answered(self) -> npt.NDArray[np.bool_]:
+        """Per query, whether the server answered it, in time or late."""
+        return np.array([reply.kind == "answered" for reply in self.record.replies], dtype=np.bool_)
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Per query, whether it was answered with its true class."""
+        named = [reply.label == label for reply, label in zip(self.record.replies, self.labels, strict=True)]
+        return np.array(named, dtype=np.bool_) & self.answered
+
+    def kinds(self) -> npt.NDArray[np.int8]:
+        """RIGHT .. EVICTED per query."""
+        late = self.record.seconds > self.load.deadline - self.load.arrival
+        served = np.where(late, LATE, np.where(self.right, RIGHT, WRONG))
+        return np.where(self.answered, served, EVICTED).astype(np.int8)
 
 
-def kinds_of(load: Load, labels: Sequence[str], record: Record) -> Kinds:
-    """RIGHT .. EVICTED per query. labels: the true class names."""
-    limit = load.deadline - load.arrival
-    kinds = np.full(len(load), EVICTED, dtype=np.int8)
-    for place, (reply, label) in enumerate(zip(record.replies, labels, strict=True)):
-        if reply.kind == "answered":
-            if record.seconds[place] > limit[place]:
-                kinds[place] = LATE
-            else:
-                kinds[place] = RIGHT if reply.label == label else WRONG
-    return kinds
-
-
-def run_row(
-    policy: str,
-    trace: str,
-    factor: float,
-    seed: int,
-    load: Load,
-    labels: Sequence[str],
-    record: Record,
-    seconds: float,
-) -> RunRow:
-    """The record of one load on one server. seconds: of arrivals."""
-    kinds = kinds_of(load, labels, record)
-    answered = np.array([reply.kind == "answered" for reply in record.replies])
-    right = np.array(
-        [
-            reply.kind == "answered" and r == reply.label
-            for reply, r in zip(record.replies, labels, strict=True)
-        ]
-    )
-    batches = batches_of(record.replies)
+def run_row(run: LiveRun) -> RunRow:
+    """The record of a run."""
+    load, replies, right, kinds = run.load, run.record.replies, run.right, run.kinds()
+    answers = [reply for reply in replies if reply.kind == "answered"]
+    batches = batches_of(replies)
     sizes = Counter(size for _, size, _ in batches)
-    shares = np.array([right[list(members)].mean() for members in batches.values()])
+    shares = np.array([right[members].mean() for members in batches.values()])
     twentieths = np.minimum(TWENTIETHS - 1, (shares * TWENTIETHS).astype(np.int64))
     batch_ms = np.array([milliseconds for _, _, milliseconds in batches])
-    waiting = np.array([reply.waiting_ms for reply in record.replies])  # NaN where nobody said
-    window = seconds / WINDOWS
+    waiting = np.array([reply.waiting_ms for reply in answers])
+    window = run.seconds / WINDOWS
     places = np.minimum(WINDOWS - 1, (load.arrival / window).astype(np.int64))
-    earned = np.bincount(places, weights=np.where(kinds == RIGHT, load.utility, 0.0), minlength=WINDOWS)
+    earned = np.where(kinds == RIGHT, load.utility, 0.0)
     counts = np.bincount(kinds, minlength=EVICTED + 1)
-    client = _client_row(record, answered)
+    client = _client_row(run.record, run.answered)
     return RunRow(
-        policy=policy,
-        trace=trace,
-        load=factor,
-        seed=seed,
+        policy=run.policy,
+        trace=run.trace,
+        load=run.factor,
+        seed=run.seed,
         queries=len(load),
         utility_offered=float(load.utility.sum()),
-        utility_earned=float(load.utility[kinds == RIGHT].sum()),
+        utility_earned=float(earned.sum()),
         type1=int(counts[RIGHT]),
         type2=int(counts[WRONG]),
         type3=int(counts[LATE]),
         type4=int(counts[EVICTED]),
         rejected=client.refused.get("overload", 0),
-        accuracy=float(right.sum()) / max(1, int(answered.sum())),
+        accuracy=float(right.sum()) / max(1, len(answers)),
         batch_sizes=tuple(sizes[size] for size in range(1, max(sizes, default=0) + 1)),
-        schedules=dict(Counter(reply.schedule for reply in record.replies if reply.kind == "answered")),
+        schedules=dict(Counter(reply.schedule for reply in answers)),
         batch_accuracy=tuple(np.bincount(twentieths, minlength=TWENTIETHS).tolist()),
-        waiting_ms=dict(percentiles(waiting[np.isfinite(waiting)])),
+        waiting_ms=dict(percentiles(waiting[np.isfinite(waiting)])),  # not every server says
         inference_ms=dict(percentiles(batch_ms)),
-        busy=float(batch_ms.sum()) / 1000 / _span(load, record, seconds),
+        busy=float(batch_ms.sum()) / 1000 / _span(run),
         loading_seconds=0.0,
         window_seconds=window,
-        earned_per_window=tuple(earned.tolist()),
+        earned_per_window=tuple(np.bincount(places, weights=earned, minlength=WINDOWS).tolist()),
         client=client,
     )
 
 
-def series_row(
-    policy: str,
-    trace: str,
-    factor: float,
-    seed: int,
-    load: Load,
-    labels: Sequence[str],
-    record: Record,
-    seconds: float,
-    deltas: Mapping[str, int],
-) -> SeriesRow:
-    """The first seconds of one run. deltas: token delta by name of the schedule; the mean is over those known."""
-    length = max(1, min(SERIES_SECONDS, int(seconds)))
-    kinds = kinds_of(load, labels, record)
+def series_row(run: LiveRun, deltas: Mapping[str, int]) -> SeriesRow:
+    """The first seconds of a run. deltas: token delta by name of the schedule; the mean is over those known."""
+    length = max(1, min(SERIES_SECONDS, int(run.seconds)))
+    kinds, arrival = run.kinds(), run.load.arrival
     served, known, total = (np.zeros(length, dtype=np.int64) for _ in range(3))
     for place in np.flatnonzero((kinds == RIGHT) | (kinds == WRONG)).tolist():
-        reply = record.replies[place]
-        second = int(load.arrival[place] + reply.waiting_ms / 1000)
+        reply = run.record.replies[place]
+        second = int(arrival[place] + reply.waiting_ms / 1000)
         if 0 <= second < length:
             served[second] += 1
             if reply.schedule in deltas:
                 known[second] += 1
                 total[second] += deltas[reply.schedule]
     return SeriesRow(
-        policy=policy,
-        trace=trace,
-        load=factor,
-        seed=seed,
-        incoming=tuple(np.bincount(load.arrival.astype(np.int64), minlength=length)[:length].tolist()),
+        policy=run.policy,
+        trace=run.trace,
+        load=run.factor,
+        seed=run.seed,
+        incoming=tuple(np.bincount(arrival.astype(np.int64), minlength=length)[:length].tolist()),
         served=tuple(served.tolist()),
         token_delta=tuple(
             change / count if count else None
@@ -137,7 +133,7 @@ def batches_of(replies: Sequence[Reply]) -> dict[tuple[str, int, float], list[in
 
 
 def _client_row(record: Record, answered: npt.NDArray[np.bool_]) -> ClientRow:
-    refused = Counter(reply.kind for reply in record.replies if reply.kind in ("too_late", "overload"))
+    refused = Counter(str(reply.kind) for reply in record.replies if reply.kind in ("too_late", "overload"))
     failed = Counter(reply.detail for reply in record.replies if reply.kind == "failed")
     return ClientRow(
         round_trip_ms=dict(percentiles(1000 * record.seconds[answered])),
@@ -147,7 +143,7 @@ def _client_row(record: Record, answered: npt.NDArray[np.bool_]) -> ClientRow:
     )
 
 
-def _span(load: Load, record: Record, seconds: float) -> float:
-    """Until the last answer, at least `seconds`."""
-    ends = load.arrival + record.seconds
-    return max(seconds, float(ends[np.isfinite(ends)].max(initial=0.0)))
+def _span(run: LiveRun) -> float:
+    """Until the last answer, at least until the end of the arrivals."""
+    ends = run.load.arrival + run.record.seconds
+    return max(run.seconds, float(ends[np.isfinite(ends)].max(initial=0.0)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from fedstill.cloud_server.serving.profile import Profile
 from fedstill.datasets.clip import DataError
@@ -19,6 +20,8 @@ from fedstill.simulation.served_process import ServedProcess, ServerOptions
 from fedstill.simulation.serving_results import ServingResults
 from fedstill.simulation.serving_target import Address, GrpcTarget
 from fedstill.simulation.task_images import TaskImages
+
+Contender = TypeVar("Contender")
 
 FIXED = ("tome5", "tome10", "tome15", "tome20")
 PLAIN_BATCH = 8
@@ -85,10 +88,10 @@ def run_sweep(sweep: Sweep, progress: Progress = lambda _: None) -> ServingResul
     )
 
 
-def rotated(policies: Sequence[str], seed: int) -> list[str]:
-    """The order of a seed: each policy comes first in its turn."""
-    first = seed % len(policies)
-    return [*policies[first:], *policies[:first]]
+def rotated(contenders: Sequence[Contender], seed: int) -> list[Contender]:
+    """The order of a seed: each contender comes first in its turn."""
+    first = seed % len(contenders)
+    return [*contenders[first:], *contenders[:first]]
 
 
 def merged(parts: Sequence[ServingResults], test: LoadTest, sweep: Sweep) -> ServingResults:

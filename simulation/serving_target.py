@@ -75,20 +75,20 @@ class GrpcTarget:
         else:
             trust = grpc.ssl_channel_credentials(address.authority)
             self._channel = grpc.aio.secure_channel(address.target, trust, options=OPTIONS)
-        self._infer = GRPCInferenceServiceStub(self._channel).ModelInfer
+        self._infer = GRPCInferenceServiceStub(self._channel).ModelInfer  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def describe(self) -> Description:
         """Ask for policy and tasks. Raises DataError where nobody answers."""
         try:
-            listed = await ServingStub(self._channel).ListTasks(
-                ListTasksRequest(), timeout=CONNECT_SECONDS, metadata=self._metadata
-            )
+            stub = ServingStub(self._channel)  # type: ignore[no-untyped-call]
+            asking = stub.ListTasks(ListTasksRequest(), timeout=CONNECT_SECONDS, metadata=self._metadata)
+            listed = await asking
         except grpc.aio.AioRpcError as error:
             raise DataError(f"{self._address.target}: {_reason(error)}") from None
         return Description(listed.policy, {task.name: tuple(task.class_names) for task in listed.tasks})
