@@ -41,7 +41,7 @@ from fedstill.simulation.loadtest import LoadTest, draw
 from fedstill.simulation.open_loop import GRACE_SECONDS, Reply
 from fedstill.simulation.provenance import hardware
 from fedstill.simulation.served_process import ServedProcess, ServerOptions
-from fedstill.simulation.served_setting import real_setting, split_cores, tiny_setting
+from fedstill.simulation.served_setting import BATCHES, SCHEDULES, real_setting, split_cores, tiny_setting
 from fedstill.simulation.serving_results import RunRow
 from fedstill.simulation.serving_target import Address, GrpcTarget
 from fedstill.simulation.task_images import TaskImages, held_out_images
@@ -136,10 +136,14 @@ class OtherProcess:
 def main(arguments: Sequence[str]) -> None:
     """Run everything, print a table and ratios."""
     options = _parser().parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory() as scratch:
         state = options.state or (Path(scratch) / "state" if options.quick else Path("runs") / "serving_live")
-        setting = tiny_setting(Path(scratch)) if options.quick else real_setting(options.val_images)
+        setting = (
+            tiny_setting(Path(scratch))
+            if options.quick
+            else real_setting(options.val_images, options.schedules, options.batches)
+        )
         if options.quick:
             options.seeds, options.seconds, options.rate, options.contenders = 1, 2.0, 60.0, "litserve"
         server_cores, client_cores = split_cores()
@@ -253,6 +257,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
     parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
+    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
+    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
     parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
     parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
     parser.add_argument("--out", type=Path, help="JSON of the runs")

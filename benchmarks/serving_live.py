@@ -26,7 +26,14 @@ from fedstill.simulation.live_sweep import Sweep, run_sweep
 from fedstill.simulation.loadtest import LoadTest
 from fedstill.simulation.provenance import git_revision, hardware
 from fedstill.simulation.served_process import ServerOptions
-from fedstill.simulation.served_setting import ServedSetting, real_setting, split_cores, tiny_setting
+from fedstill.simulation.served_setting import (
+    BATCHES,
+    SCHEDULES,
+    ServedSetting,
+    real_setting,
+    split_cores,
+    tiny_setting,
+)
 from fedstill.simulation.serving_plots import save_figures
 from fedstill.simulation.serving_report import console_report, write_serving_markdown
 from fedstill.simulation.serving_results import ServingResults, write_serving_results
@@ -41,10 +48,14 @@ def main(arguments: Sequence[str]) -> None:
         options.policies, options.loads, options.seeds = "tome,faithful,fedstill", "1,2", 1
         options.seconds, options.rate = 2.0, 60.0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory() as scratch:
         state = options.state or (Path(scratch) / "state" if options.quick else Path("runs") / "serving_live")
-        setting = tiny_setting(Path(scratch)) if options.quick else real_setting(options.val_images)
+        setting = (
+            tiny_setting(Path(scratch))
+            if options.quick
+            else real_setting(options.val_images, options.schedules, options.batches)
+        )
         server_cores, client_cores = split_cores()
         if client_cores is not None:
             os.sched_setaffinity(0, client_cores)
@@ -120,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--latency-scale", type=float, default=1.0)
     parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
     parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
+    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
+    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
     parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
     parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
     parser.add_argument("--out", type=Path, help="folder of results.json and plots")

@@ -18,7 +18,9 @@ from fedstill.simulation.config import data_path
 from fedstill.simulation.tasks_command import WEIGHTS, find_images
 
 TASKS = ("cifar10", "tinyimagenet100", "mnist")
-SCHEDULES = ("0", "-5", "-10", "-15", "-20", layer_wise_schedule(2).name, decreasing_schedule(15, 12).name)
+SCHEDULES = ",".join(
+    ("0", "-5", "-10", "-15", "-20", layer_wise_schedule(2).name, decreasing_schedule(15, 12).name)
+)
 BATCHES = "1,2,4,8,16"
 
 
@@ -31,9 +33,9 @@ class ServedSetting:
     arguments: tuple[str, ...]
 
 
-def real_setting(val_images: int) -> ServedSetting:
-    """ViT-Tiny and the three tasks of the data folder."""
-    arguments = ("--weights", WEIGHTS, f"--schedules={','.join(SCHEDULES)}", "--batches", BATCHES)
+def real_setting(val_images: int, schedules: str = SCHEDULES, batches: str = BATCHES) -> ServedSetting:
+    """ViT-Tiny and the three tasks of the data folder. Raises ConfigError where that is not found."""
+    arguments = ("--weights", WEIGHTS, f"--schedules={schedules}", "--batches", batches)
     tasks = tuple(find_images(name, None) for name in TASKS)
     return ServedSetting(tasks, data_path(WEIGHTS), (*arguments, "--val-images", str(val_images)))
 
