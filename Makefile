@@ -39,6 +39,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --environments
 	$(BIN)/python benchmarks/serving_decision.py
 	$(BIN)/python benchmarks/serving_switching.py
+	$(BIN)/python benchmarks/serving_overhead.py
 	$(BIN)/python benchmarks/serving_soak.py
 
 bench-gpu: $(VENV)/.installed

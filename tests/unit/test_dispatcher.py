@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -556,3 +556,14 @@ def test_many_threads_ask_and_leave() -> None:
         dispatcher.stop()
     assert all(count == 1 for number, count in enumerate(counts) if number not in gone)
     assert all(counts[number] <= 1 for number in gone)
+
+
+def test_a_task_that_is_never_right_breaks_nothing() -> None:
+    profile = made_profile()
+    never = replace(profile, schedules=tuple(replace(one, accuracy=(0.9, 0.0)) for one in profile.schedules))
+    world = World(FedstillPolicy(never))
+    good, _ = world.ask("a", task="cats")
+    hopeless, _ = world.ask("b", task="dogs", latency=0.2)
+    world.run()
+    assert isinstance(world.outcome(good), Served)
+    assert not isinstance(outcome := world.outcome(hopeless), Refused) or outcome.reason != "failed"
