@@ -38,6 +38,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py
 	$(BIN)/python benchmarks/elastic_vit.py --environments
 	$(BIN)/python benchmarks/serving_decision.py
+	$(BIN)/python benchmarks/serving_switching.py
+	$(BIN)/python benchmarks/serving_overhead.py
+	$(BIN)/python benchmarks/serving_soak.py
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64

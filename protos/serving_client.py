@@ -177,7 +177,7 @@ class ServingClient:
         try:
             return method(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            hints = [value for key, value in error.trailing_metadata() or () if key == RETRY_KEY]
+            hints = [one.value for one in error.trailing_metadata() or () if one.key == RETRY_KEY]
             raise ServingError(error.code(), error.details() or "", int(hints[0]) if hints else 0) from None
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ LOG = logging.getLogger(__name__)
 SERVER_FILE = "server.json"
 DECISIONS_FILE = "decisions.jsonl"
 PREPARING_THREADS = 2
+SWITCH_SECONDS = 2e-5
+"""How long a thread may keep the interpreter while another wants it. Every operator of a batch takes it anew, so at
+Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving_switching.py)."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def run_serving(plan: ServePlan) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, DataError, CredentialError, FolderInUse, ServerError."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # nobody is served yet, so there is nothing to bring to an end
+    sys.setswitchinterval(SWITCH_SECONDS)
     authority = read_authority(plan.authority) if plan.authority is not None else None
     for warning in authority.warnings if authority else ():
         LOG.warning("event=unwise reason=%r", warning)

@@ -17,13 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_serving import SIZE, TASKS, TRUNK, MadeServer, png, serving
 from made_vit import LAYERS, WIDTH, task
+from safetensors.numpy import save
 
 from fedstill.cloud_server.serving.serving_service import ServingDoor
 from fedstill.cloud_server.tokens import issue, verify
 from fedstill.models.schedules import constant_schedule
 from fedstill.protos import open_inference_pb2 as pb
+from fedstill.protos import serving_pb2 as own
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fedstill.protos.serving_client import ServingAddress, ServingClient, ServingError
+from fedstill.protos.serving_pb2_grpc import ServingStub
 
 SECRET = bytes(range(32))
 EXPECTED = {
@@ -305,6 +308,14 @@ def test_more_than_may_wait_is_refused_with_a_hint(tmp_path: Path) -> None:
         assert int(hints["retry-after-ms"]) >= 1
 
 
+def test_the_client_says_when_to_try_again(tmp_path: Path) -> None:
+    with serving(tmp_path, waiting=0) as made, ServingClient(ServingAddress(made.target)) as client:
+        with pytest.raises(ServingError, match="wait already") as caught:
+            client.make_query("cats", png())
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.retry_after_ms >= 1
+
+
 def test_tokens_open_doors(tmp_path: Path) -> None:
     def authorise(token: str) -> str:
         return verify(SECRET, token, time.time())
@@ -448,3 +459,45 @@ def test_odd_requests_get_an_answer_that_says_so(
         assert call.details()
         assert "\n" not in call.details()
     assert stub.ServerReady(pb.ServerReadyRequest()).ready
+
+
+tensors = st.dictionaries(
+    st.sampled_from(("head.weight", "head.bias", "prompts.2", "prompts.0", "prompts.x", "odd")),
+    st.tuples(
+        st.lists(st.integers(0, 5), max_size=4),
+        st.sampled_from((np.float32, np.float16, np.int64, np.bool_)),
+        st.sampled_from((0.0, 1.0, np.nan)),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    content=st.one_of(st.binary(max_size=64), tensors),
+    classes=st.lists(st.text(max_size=5), max_size=5),
+    name=st.one_of(st.just("birds"), st.text(max_size=20)),
+)
+def test_odd_tasks_are_refused_and_change_nothing(
+    made: MadeServer, content: bytes | dict, classes: list[str], name: str
+) -> None:
+    if isinstance(content, dict):
+        with np.errstate(invalid="ignore"):
+            content = save(
+                {key: np.full(shape, fill).astype(kind) for key, (shape, kind, fill) in content.items()}
+            )
+    asked = own.RegisterTaskRequest(
+        name=name,
+        class_names=classes,
+        parameters=content,
+        trunk=TRUNK,
+        latency_ms=100,
+        utility=1,
+        accuracy=0.5,
+    )
+    with grpc.insecure_channel(made.target) as channel:
+        call = ServingStub(channel).RegisterTask.future(asked, timeout=60)
+        assert call.code() is INVALID, (call.code(), call.details())
+        assert call.details()
+        assert "\n" not in call.details()
+    assert set(made.tasks.served) == set(TASKS)
