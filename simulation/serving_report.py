@@ -135,7 +135,7 @@ def write_serving_markdown(results: ServingResults, path: Path, facts: str = "")
         f"Profile: {results.profile} ({results.profile_source}).",
         "",
         legend(results),
-        *client_lines(results),
+        *(part for line in client_lines(results) for part in ("", line)),
     ]
     for trace, load in results.places():
         lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from pathlib import Path
 
@@ -29,6 +30,19 @@ def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
 ) -> None:
     runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
     assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["serving_live", "serving_baselines"])
+def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "serving_baselines":
+        pytest.importorskip("litserve", reason="install fedstill[bench] to compare with LitServe")
+    cores = os.sched_getaffinity(0)
+    try:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert "ratio of fedstill to" in capsys.readouterr().out
 
 
 @pytest.mark.slow
