@@ -26,7 +26,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py docs/generate_reference.py
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/bank.py
 	$(BIN)/python benchmarks/edge_runtime.py --full-size
@@ -40,7 +40,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --environments
 	$(BIN)/python benchmarks/serving_decision.py
 	$(BIN)/python benchmarks/serving_switching.py
+	$(BIN)/python benchmarks/serving_overhead.py
 	$(BIN)/python benchmarks/serving_soak.py
+	$(BIN)/python benchmarks/serving_live.py --out runs/serving_live/results --markdown docs/results/serving_live.md
+	$(BIN)/python benchmarks/serving_baselines.py --out runs/serving_live/baselines.json
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
@@ -63,6 +66,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@ $(VENV)/.installed
 
 $(BIN)/pip:

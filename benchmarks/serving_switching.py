@@ -12,10 +12,12 @@ import statistics
 import sys
 import threading
 import time
+from typing import cast
 
 import timm
 import torch
 from rich.console import Console
+from timm.models.vision_transformer import VisionTransformer
 
 from fedstill.models.elastic_vit import ElasticViT
 from fedstill.models.schedules import constant_schedule
@@ -28,7 +30,7 @@ ROUNDS = 5
 
 def main() -> None:
     torch.set_num_threads(1)
-    net = ElasticViT(timm.create_model(ARCHITECTURE).eval().requires_grad_(False))
+    net = ElasticViT(cast(VisionTransformer, timm.create_model(ARCHITECTURE).eval().requires_grad_(False)))
     schedule, images = constant_schedule(TOKEN_DELTA, net.layers), torch.zeros(1, 3, 224, 224)
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ A load is drawn once per trace, rate and seed, and all policies meet that one lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fedstill.cloud_server.serving.virtual_time import (
     simulate,
 )
 from fedstill.datasets import arrivals
-from fedstill.datasets.arrivals import Times, read_trace, replay
+from fedstill.datasets.arrivals import THESIS_RATES, Times, read_trace, replay
 from fedstill.datasets.clip import DataError
 from fedstill.datasets.query_mix import Load, draw_load
 from fedstill.protos.plain import to_plain
@@ -38,7 +38,11 @@ from fedstill.simulation.serving_results import (
 )
 
 SYNTHETIC, AZURE = "synthetic", "azure"
+DRAWN = (SYNTHETIC, "poisson", "gamma", "mmpp", "step")
+"""The loads that are drawn: section 3.6's (a rate anew every second), a constant rate, gaps that vary twice as much,
+two rates that take turns, and ten times the rate in the middle third."""
 AZURE_FILE = Path("traces") / "azure_llm_2023_code.csv"
+THESIS_RATE = sum(THESIS_RATES) / 2
 WINDOWS = 60  # of the cumulative utility
 SERIES_SECONDS = 200  # Fig. 3.9a shows as many
 TWENTIETHS = 20
@@ -48,8 +52,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadTest:
-    """What to run. traces: synthetic, azure, or a CSV file. loads: factors on the standard rate. seconds: of arrivals.
-    rate: mean queries per second of replayed traces at load 1 (None: azure as the thesis' load, a file as recorded).
+    """What to run. traces: those of DRAWN, azure, or a CSV file. loads: factors on the standard rate. seconds: of
+    arrivals. rate: mean queries per second at load 1 (None: as in the thesis, a file as recorded; step: of its calm).
     compress: a file is played so many times as fast (the thesis plays two minutes of MAF per second: 120). jitter: of
     the engine."""
 
@@ -92,13 +96,13 @@ def run_virtual(
     """
     for name in test.policies:
         make_policy(name, profile)
-    recorded = {trace: _recorded(trace, test, data_dir) for trace in test.traces if trace != SYNTHETIC}
+    recorded = {trace: recorded_trace(trace, test, data_dir) for trace in test.traces}
     runs, references, series = [], [], []
     for trace in test.traces:
-        label = trace if trace in (SYNTHETIC, AZURE) else Path(trace).stem
+        label = label_of(trace)
         for factor in test.loads:
             for seed in range(test.seeds):
-                load = _draw(test.seconds, factor, seed, profile, recorded.get(trace))
+                load = draw(trace, test, factor, seed, profile.tasks, recorded[trace])
                 queries = as_queries(load)
                 progress(f"{label} load {factor:g} seed {seed}: upper references")
                 offered = float(load.utility.sum())
@@ -136,8 +140,18 @@ def run_virtual(
     )
 
 
-def _recorded(trace: str, test: LoadTest, data_dir: Path | None) -> tuple[Times, float]:
-    """A recorded trace, and the factor by which it is made denser at load 1."""
+def label_of(trace: str) -> str:
+    """How results name a trace."""
+    return trace if trace in (*DRAWN, AZURE) else Path(trace).stem
+
+
+def recorded_trace(trace: str, test: LoadTest, data_dir: Path | None) -> tuple[Times, float] | None:
+    """A recorded trace, and the factor by which it is made denser at load 1; None for a load that is drawn.
+
+    Raises DataError for a trace that cannot be read.
+    """
+    if trace in DRAWN:
+        return None
     if trace == AZURE:
         if data_dir is None or not (data_dir / AZURE_FILE).is_file():
             raise DataError(
@@ -147,24 +161,44 @@ def _recorded(trace: str, test: LoadTest, data_dir: Path | None) -> tuple[Times,
     else:
         path = Path(trace)
         if not path.is_file():
-            raise DataError(f"unknown trace {trace!r}: give synthetic, azure or a CSV file of arrivals")
+            raise DataError(
+                f"unknown trace {trace!r}: give {', '.join(DRAWN)}, azure or a CSV file of arrivals"
+            )
     times = read_trace(path) / (1.0 if trace == AZURE else test.compress)
     if test.rate is not None:
         return times, test.rate * (int(times[-1]) + 1) / len(times)
     return times, arrivals.thesis_bursty_factor(times) if trace == AZURE else 1.0
 
 
-def _draw(
-    seconds: float, factor: float, seed: int, profile: Profile, recorded: tuple[Times, float] | None
+def draw(
+    trace: str,
+    test: LoadTest,
+    factor: float,
+    seed: int,
+    tasks: Sequence[str],
+    recorded: tuple[Times, float] | None,
 ) -> Load:
+    """The load of one seed. recorded: of `recorded_trace`. Raises DataError for a load without queries."""
     generator = np.random.default_rng([seed, 1])
-    if recorded is None:
-        times = arrivals.thesis_synthetic(seconds, generator, factor)
+    if recorded is not None:
+        times = replay(recorded[0], test.seconds, generator, factor=recorded[1], load=factor)
     else:
-        times = replay(recorded[0], seconds, generator, factor=recorded[1], load=factor)
+        times = _drawn_times(trace, test.seconds, factor * (test.rate or THESIS_RATE), generator)
     if not len(times):
         raise DataError("the load holds no queries: raise --seconds, --load or --rate")
-    return draw_load(times, profile.tasks, np.random.default_rng([seed, 2]))
+    return draw_load(times, tasks, np.random.default_rng([seed, 2]))
+
+
+def _drawn_times(trace: str, seconds: float, rate: float, generator: np.random.Generator) -> Times:
+    if trace == "poisson":
+        return arrivals.poisson(rate, seconds, generator)
+    if trace == "gamma":
+        return arrivals.gamma(rate, 2.0, seconds, generator)
+    if trace == "mmpp":
+        return arrivals.markov_modulated((rate / 2, 2 * rate), (10.0, 5.0), seconds, generator)
+    if trace == "step":
+        return arrivals.step(rate, 10.0, seconds / 3, 2 * seconds / 3, seconds, generator)
+    return arrivals.thesis_synthetic(seconds, generator, rate / THESIS_RATE)
 
 
 def _row(

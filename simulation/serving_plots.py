@@ -81,11 +81,12 @@ def utility_by_policy(results: ServingResults, load: float) -> Figure:
             axes.plot([mean.low, mean.high], [place, place], color=INK, lw=1.4)
             axes.text(1.02, place, f"{100 * mean.value:.1f}", va="center", fontsize=7.5, color=INK)
         references = results.reference(trace, load)
-        for value, style, name in (
-            (np.mean([r.window / r.utility_offered for r in references]), ":", "fluid, one-second windows"),
-            (np.mean([r.bound / r.utility_offered for r in references]), "--", "strict upper bound"),
+        for values, style, name in (
+            ([r.window / r.utility_offered for r in references], ":", "fluid, one-second windows"),
+            ([r.bound / r.utility_offered for r in references], "--", "strict upper bound"),
         ):
-            axes.axvline(float(value), color=INK, ls=style, lw=1.1, label=name)
+            if values:
+                axes.axvline(float(np.mean(values)), color=INK, ls=style, lw=1.1, label=name)
         axes.set_yticks(range(len(policies)), [LABELS[policy] for policy in policies])
         axes.set_ylim(len(policies) - 0.4, -0.6)
         axes.set_xlim(0, 1.1)
@@ -221,11 +222,13 @@ def utility_over_load(results: ServingResults) -> Figure:
                 continue
             shares = [np.mean([row.share for row in results.rows(policy, trace, load)]) for load in loads]
             axes.plot(loads, shares, "o-", color=COLOURS[policy], ms=3.5, lw=1.6, label=LABELS[policy])
-        bounds = [
-            np.mean([r.bound / r.utility_offered for r in results.reference(trace, load)]) for load in loads
-        ]
-        axes.plot(loads, bounds, "--", color=INK, lw=1.1, label="strict upper bound")
-        axes.set_xlabel("load (1: as in the thesis)")
+        if results.references:
+            bounds = [
+                np.mean([r.bound / r.utility_offered for r in results.reference(trace, load)])
+                for load in loads
+            ]
+            axes.plot(loads, bounds, "--", color=INK, lw=1.1, label="strict upper bound")
+        axes.set_xlabel("load (1: the standard rate)")
         percent_axis(axes.yaxis)
     shared_legend(figure, *panels.values())
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -16,7 +17,6 @@ from fedstill.simulation.serving_summary import (
     BASELINE,
     OURS,
     Gain,
-    Mean,
     PolicyLine,
     bound_room,
     gain,
@@ -48,7 +48,7 @@ def console_report(results: ServingResults) -> RenderableType:
         for line in policy_lines(results, trace, load):
             table.add_row(*_cells(line))
         parts.append(table)
-    parts.append(legend(results))
+    parts += [legend(results), *client_lines(results)]
     return Group(*parts)
 
 
@@ -63,6 +63,41 @@ def legend(results: ServingResults) -> str:
     )
 
 
+def client_lines(results: ServingResults) -> list[str]:
+    """How far the generator of a live test can be trusted: its lag, and what went wrong."""
+    rows = [row.client for row in results.runs if row.client is not None]
+    if not rows:
+        return []
+    lag = max(row.lag_ms.get("p99", 0.0) for row in rows)
+    failed: Counter[str] = Counter()
+    for row in rows:
+        failed.update(row.failed)
+    wrong = ", ".join(f"{count} x {detail}" for detail, count in failed.most_common()) or "none"
+    return [
+        f"Latency counts from the planned time. Queries were sent late by at most {lag:.1f} ms (p99 of the worst run). "
+        f"Queries without an answer or a refusal of the policy: {wrong}."
+    ]
+
+
+def live_targets(results: ServingResults, trace: str, load: float) -> list[str]:
+    """At load 1 and above: whether fedstill earned most, and how much of what it served was late."""
+    lines = {line.policy: line for line in policy_lines(results, trace, load)}
+    if load < 1 or OURS not in lines or len(lines) == 1:
+        return []
+    ours = lines[OURS]
+    best = max((line for line in lines.values() if line.policy != OURS), key=lambda line: line.share.value)
+    found = gain(results, OURS, best.policy, trace, load)
+    ahead = ours.share.value > best.share.value
+    right, wrong, late, _ = ours.types
+    of_served = late / max(1e-9, right + wrong + late)
+    return [
+        f"- {LABELS[OURS]} over the best other, {LABELS[best.policy]}: {found}; aim: most of all: "
+        f"{'met' if ahead else 'missed'}.",
+        f"- Late of what {LABELS[OURS]} served: {100 * of_served:.2f} %; aim at most 1 %: "
+        f"{'met' if of_served <= 0.01 else 'missed'}.",
+    ]
+
+
 def _title(results: ServingResults, trace: str, load: float) -> str:
     queries = [row.queries for row in results.rows(results.policies()[0], trace, load)]
     seconds = results.config["seconds"]
@@ -75,26 +110,32 @@ def _cells(line: PolicyLine) -> list[str]:
         LABELS[line.policy],
         line.share.percent(),
         "-" if line.gain is None else str(line.gain),
-        f"{line.of_window.value:.3f}",
-        f"{line.of_bound.value:.3f}",
+        *("-" if mean is None else f"{mean.value:.3f}" for mean in (line.of_window, line.of_bound)),
         *(f"{100 * share:.1f} %" for share in line.types),
         f"{line.mean_batch:.1f}",
         f"{line.waiting_p95_ms:.0f}",
     ]
 
 
-def write_serving_markdown(results: ServingResults, path: Path) -> Path:
-    """A page with the tables, the targets that were set, and the figures beside it."""
+def write_serving_markdown(results: ServingResults, path: Path, facts: str = "") -> Path:
+    """A page with the tables, the targets that were set, and the figures beside it. facts: on the setting."""
     figures = path.parent / path.stem
     drawn = save_figures(results, figures)
     lines = [
-        "# Serving in virtual time",
+        "# Serving in virtual time" if results.measured_on is None else "# Serving, live",
         "",
-        f"Written by `{results.command}`. One simulated engine; nothing here was measured on hardware.",
+        f"Written by `{results.command}`. "
+        + (
+            "One simulated engine; nothing here was measured on hardware."
+            if results.measured_on is None
+            else f"Measured: {results.measured_on}."
+        ),
         "",
+        *([facts, ""] if facts else []),
         f"Profile: {results.profile} ({results.profile_source}).",
         "",
         legend(results),
+        *(part for line in client_lines(results) for part in ("", line)),
     ]
     for trace, load in results.places():
         lines += [
@@ -105,7 +146,7 @@ def write_serving_markdown(results: ServingResults, path: Path) -> Path:
             _markdown_row(["---"] * len(HEADS)),
         ]
         lines += [_markdown_row(_cells(line)) for line in policy_lines(results, trace, load)]
-        lines += ["", *_targets(results, trace, load)]
+        lines += ["", *(_targets if results.measured_on is None else live_targets)(results, trace, load)]
     load = standard_load(results)
     lines += ["", f"## Figures (load {load:g})", ""]
     lines += [f"![{picture.stem}]({figures.name}/{picture.name})" for picture in drawn]
@@ -137,8 +178,7 @@ def _targets(results: ServingResults, trace: str, load: float) -> list[str]:
             f"[{room.low:.1f}, {room.high:.1f}], so no policy can expect to gain more here."
         )
     ours = [line for line in policy_lines(results, trace, load) if line.policy == OURS]
-    if ours:
-        share: Mean = ours[0].of_window
+    if ours and (share := ours[0].of_window) is not None:
         verdict = "met" if share.value >= 0.97 else "missed"
         lines.append(
             f"- {LABELS[OURS]} against the fluid reference: {share.value:.3f}; aim at least 0.97: {verdict}."

@@ -24,6 +24,21 @@ PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
+class ClientRow:
+    """What the client of a live server saw beyond the types.
+
+    round_trip_ms: percentiles from the planned time to the answer, of answered queries. lag_ms: percentiles of how late
+    queries were sent. refused: queries refused by reason (`too_late`, `overload`). failed: queries that got no answer
+    otherwise, by what went wrong (those that the generator could not send among them).
+    """
+
+    round_trip_ms: dict[str, float]
+    lag_ms: dict[str, float]
+    refused: dict[str, int]
+    failed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class RunRow:
     """One policy on one load.
 
@@ -32,7 +47,8 @@ class RunRow:
     schedules: queries served per schedule. batch_accuracy: how many batches per twentieth of right answers.
     waiting_ms, inference_ms: percentiles by name ("p50"), of served queries and of batches. busy: share of
     the time that the engine ran. loading_seconds: spent on loading models. earned_per_window: utility by
-    arrival, in windows of `window_seconds`.
+    arrival, in windows of `window_seconds`. client: of a live server only; there, `rejected` are the queries that
+    were refused for overload, since a client cannot tell whether "too late" was said on arrival.
     """
 
     policy: str
@@ -57,6 +73,7 @@ class RunRow:
     loading_seconds: float
     window_seconds: float
     earned_per_window: tuple[float, ...]
+    client: ClientRow | None = None
 
     def __post_init__(self) -> None:
         if self.type1 + self.type2 + self.type3 + self.type4 != self.queries:
@@ -109,7 +126,8 @@ class SeriesRow:
 @dataclass(frozen=True, slots=True)
 class ServingResults:
     """A whole load test. command: what was typed, and config, resolved. profile: name and source of the
-    numbers used."""
+    numbers used. references: none where a live server's profile was not given. measured_on: the machine of a live
+    test; None in virtual time."""
 
     command: str
     profile: str
@@ -119,6 +137,7 @@ class ServingResults:
     runs: tuple[RunRow, ...]
     references: tuple[ReferenceRow, ...]
     series: tuple[SeriesRow, ...]
+    measured_on: str | None = None
 
     def places(self) -> list[tuple[str, float]]:
         """(trace, load) in the order in which they were run."""

@@ -51,13 +51,13 @@ class Gain:
 @dataclass(frozen=True, slots=True)
 class PolicyLine:
     """One policy on one trace and load: shares of queries are means over seeds; gain is None for the baseline
-    itself."""
+    itself and where it was not run. of_window, of_bound: None without upper references."""
 
     policy: str
     share: Mean
     gain: Gain | None
-    of_window: Mean
-    of_bound: Mean
+    of_window: Mean | None
+    of_bound: Mean | None
     types: tuple[float, float, float, float]
     mean_batch: float
     waiting_p95_ms: float
@@ -69,20 +69,24 @@ def policy_lines(results: ServingResults, trace: str, load: float) -> list[Polic
     references = results.reference(trace, load)
     for policy in results.policies():
         rows = results.rows(policy, trace, load)
-        pairs = list(zip(rows, references, strict=True))
+        pairs = list(zip(rows, references, strict=True)) if references else []
         lines.append(
             PolicyLine(
                 policy=policy,
                 share=Mean.of([row.share for row in rows]),
                 gain=None if policy == BASELINE else gain(results, policy, BASELINE, trace, load),
-                of_window=Mean.of([row.utility_earned / reference.window for row, reference in pairs]),
-                of_bound=Mean.of([row.utility_earned / reference.bound for row, reference in pairs]),
+                of_window=_mean([row.utility_earned / reference.window for row, reference in pairs]),
+                of_bound=_mean([row.utility_earned / reference.bound for row, reference in pairs]),
                 types=_types(rows),
                 mean_batch=float(np.mean([row.mean_batch for row in rows])),
                 waiting_p95_ms=float(np.mean([row.waiting_ms.get("p95", 0.0) for row in rows])),
             )
         )
     return lines
+
+
+def _mean(values: Sequence[float]) -> Mean | None:
+    return Mean.of(values) if values else None
 
 
 def _types(rows: Sequence[RunRow]) -> tuple[float, float, float, float]:
@@ -108,8 +112,8 @@ def gain(results: ServingResults, policy: str, baseline: str, trace: str, load: 
 
 def bound_room(results: ServingResults, trace: str, load: float) -> Mean | None:
     """How far the strict upper bound lies above the baseline, in percent: no policy can gain more."""
-    rows = results.rows(BASELINE, trace, load)
-    if not rows:
+    rows, references = results.rows(BASELINE, trace, load), results.reference(trace, load)
+    if not rows or not references:
         return None
-    pairs = zip(rows, results.reference(trace, load), strict=True)
+    pairs = zip(rows, references, strict=True)
     return Mean.of([100 * (reference.bound / row.utility_earned - 1) for row, reference in pairs])

@@ -14,75 +14,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedstill.cloud_server.serving.answers import Answer, ImageError, Refusal
 from fedstill.cloud_server.serving.events import DropReason, Observer, RanBatch
 from fedstill.cloud_server.serving.policy import Policy
 from fedstill.cloud_server.serving.queries import Batch, Query
+from fedstill.cloud_server.serving.requests import Deliver, Outcome, Prepare, Refused, Request, Served
 
 LOG = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.01
 """After which a policy that holds back what it has is asked again."""
+QUIET_SECONDS = 0.5
+"""After which a policy without queries is asked again: it may have to notice that the load is gone."""
 SHORTEST_SECONDS = 1e-9
 """No batch takes no time, whatever the clock's resolution."""
 LEAST_UTILITY = 1e-6
 """A query that is worth nothing is still answered where there is time."""
 
-Prepare = Callable[[], Any]
-"""Makes one image ready for the engine. Raises ImageError."""
 Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Answer | Refusal]]
 """Ready images, the task of each, a schedule's name -> an answer or a refusal per image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A request's answers, one per image, and how they came about.
-
-    waiting_seconds, inference_seconds, batch_size: the largest of its queries'. schedules: names, one per image.
-    """
-
-    answers: tuple[Answer, ...]
-    schedules: tuple[str, ...]
-    waiting_seconds: float
-    inference_seconds: float
-    batch_size: int
-    late: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a request gets no answers. retry_after_seconds: when trying again makes sense, 0 for unknown or never."""
-
-    reason: DropReason
-    message: str
-    retry_after_seconds: float = 0.0
-
-
-Outcome = Served | Refused
-Deliver = Callable[[Outcome], None]
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """What is known of a request; whoever submits it keeps it as a ticket for `cancel` and looks at nothing else."""
-
-    task: str
-    utility: float
-    arrival: float
-    deadline: float
-    deliver: Deliver
-    images: list[Future[Any]] = field(default_factory=list)
-    queries: list[int] = field(default_factory=list)
-    answers: dict[int, Answer] = field(default_factory=dict)
-    schedules: dict[int, str] = field(default_factory=dict)
-    accuracies: dict[int, float] = field(default_factory=dict)
-    waiting_seconds: float = 0.0
-    inference_seconds: float = 0.0
-    batch_size: int = 0
-    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +96,12 @@ class Dispatcher:
     def submit(
         self, task: str, images: Sequence[Prepare], latency_seconds: float, utility: float, deliver: Deliver
     ) -> Request:
-        """Take a request in, or refuse it; ``deliver`` is called exactly once in any case, from any thread,
+        """Take a request in, or refuse it.
 
-        unless the request is cancelled before. It must be quick.
+        Args:
+            images: at least one.
+            utility: of each image.
+            deliver: called exactly once, from any thread, unless the request is cancelled before; must be quick.
         """
         with self._changed:
             now = self._clock()
@@ -158,7 +114,7 @@ class Dispatcher:
                 self._refuse(request, refused, len(images))
             else:
                 request.images = [self._preparing.submit(prepare) for prepare in images]
-            self._wake()
+            self._wake()  # also after a refusal: who refuses may think otherwise at the next decision
         self._flush()
         return request
 
@@ -173,12 +129,16 @@ class Dispatcher:
         """Between two batches, put the policy that ``make`` returns in place of the one of now.
 
         Who waits goes over to it, and who waits for a task that it does not know is refused. ``make`` runs in the
-        engine's thread, so it may also change the engine. Where it raises, nothing changes, and the future says why.
+        engine's thread, so it may also change the engine. Where it raises, nothing changes, and the future says why;
+        after `stop` it is cancelled.
         """
         done: Future[None] = Future()
         with self._changed:
-            self._swaps.append((make, done))
-            self._wake()
+            if self._stopping:
+                done.cancel()
+            else:
+                self._swaps.append((make, done))
+                self._wake()
         return done
 
     def start(self) -> None:
@@ -271,7 +231,7 @@ class Dispatcher:
                 continue
             with self._changed:
                 if not self._news and not self._stopping:
-                    self._changed.wait(IDLE_SECONDS if self._items else None)
+                    self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
 
     def _admit(self, request: Request, count: int, now: float) -> Refused | None:
         """Hand the queries to the policy; why not, if not all of them could be."""

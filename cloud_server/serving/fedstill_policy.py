@@ -85,8 +85,7 @@ class FedstillPolicy(Policy):
         )
         if max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1) > query.deadline:
             return Rejection("too_late", 0.0)
-        cheapest = self._hulls[query.task][0]
-        if self.price * cheapest.seconds > self.settings.patience * query.utility * cheapest.accuracy:
+        if self.price and self._asks_too_much(query):
             return Rejection("overload", self._objective)
         line.add(query)
         return None
@@ -123,6 +122,13 @@ class FedstillPolicy(Policy):
 
     def queued(self) -> int:
         return sum(len(line.waiting) for line in self._lines.values())
+
+    def _asks_too_much(self, query: Query) -> bool:
+        """Whether the price of the cheapest way to serve the query is far above what the query can pay."""
+        hull = self._hulls[query.task]
+        if not hull:  # a task that is never answered rightly
+            return True
+        return self.price * hull[0].seconds > self.settings.patience * query.utility * hull[0].accuracy
 
     def _line(self, query: Query) -> Line:
         size = round(self.settings.utility_bins * math.log(query.utility)) if query.utility > 0 else -(10**6)

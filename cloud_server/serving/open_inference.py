@@ -15,7 +15,7 @@ import numpy as np
 from fedstill.cloud_server.request_error import RequestError
 from fedstill.cloud_server.serving import request_images
 from fedstill.cloud_server.serving.answers import ImageError
-from fedstill.cloud_server.serving.dispatcher import Prepare, Served
+from fedstill.cloud_server.serving.requests import Prepare, Served
 from fedstill.protos import open_inference_pb2 as pb
 
 MODEL = "elastic_vit"

@@ -139,13 +139,14 @@ class _Web:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=2,
             ws="none",
         )
-        self._server = _Uvicorn(config)
+        self._app, self._server = app, _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
     async def end(self) -> None:
+        self._app.state.closing = True  # the dashboard's streams
         self._server.should_exit = True
         await self._serving
 

@@ -24,10 +24,11 @@ from fedstill.cloud_server.request_error import RequestError
 from fedstill.cloud_server.serving import open_inference as protocol
 from fedstill.cloud_server.serving import request_images
 from fedstill.cloud_server.serving.answers import ImageError
-from fedstill.cloud_server.serving.dispatcher import Dispatcher, Outcome, Prepare, Refused, Served
+from fedstill.cloud_server.serving.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.events import DropReason
 from fedstill.cloud_server.serving.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.registry import TaskVersion
+from fedstill.cloud_server.serving.requests import Outcome, Prepare, Refused, Served
 from fedstill.cloud_server.tokens import TokenError
 from fedstill.models.packing import unpack
 from fedstill.models.preprocess import IMAGE_MEAN, IMAGE_STD

@@ -78,6 +78,14 @@ def test_policies_of_a_seed_meet_the_same_load(tested: Path) -> None:
             assert len(offered) == 1
 
 
+@pytest.mark.parametrize(("trace", "mean"), [("synthetic", 1), ("poisson", 1), ("gamma", 1), ("step", 4)])
+def test_drawn_loads_have_the_rate_that_was_asked_for(trace: str, mean: float) -> None:
+    """The middle third of a step has ten times its rate."""
+    test = LoadTest(traces=(trace,), policies=("pets",), loads=(2.0,), seeds=3, seconds=30, rate=100)
+    queries = sum(row.queries for row in run_virtual(test, thesis_profile(), None, "").runs)
+    assert queries == pytest.approx(3 * 30 * 2 * 100 * mean, rel=0.25)
+
+
 def test_a_rate_is_kept_and_a_load_doubles_it(tested: Path) -> None:
     results = read_serving_results(tested / "run")
     once, twice = (sum(r.queries for r in results.rows("pets", "burst", load)) for load in (1.0, 2.0))
@@ -139,13 +147,13 @@ def test_a_measured_profile_and_a_load_time_are_used(quick: CliRunner, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("loadtest",), "only virtual time is built in: add --virtual"),
+        (("loadtest",), "give --virtual, or --target HOST:PORT of a running server"),
         ((*ARGUMENTS, "--policies", "otas"), "unknown policy 'otas' (known: pets, infaas"),
         ((*ARGUMENTS, "--policies", ""), "--policies names nothing, or something twice"),
         ((*ARGUMENTS, "--policies", "pets,pets"), "--policies names nothing, or something twice"),
         (
             (*ARGUMENTS, "--trace", "nowhere.csv"),
-            "unknown trace 'nowhere.csv': give synthetic, azure or a CSV file",
+            "unknown trace 'nowhere.csv': give synthetic, poisson, gamma, mmpp, step, azure or a CSV file",
         ),
         (
             (*ARGUMENTS, "--trace", "azure"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[
     runpy.run_path(str(BENCHMARKS / "uplink.py"))["main"](["--clips", "60"])
     report = capsys.readouterr().out
     assert report.count("meets 1/50") == report.count(", ratio") == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["serving_live", "serving_baselines"])
+def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "serving_baselines":
+        pytest.importorskip("litserve", reason="install fedstill[bench] to compare with LitServe")
+    cores = os.sched_getaffinity(0)
+    try:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert "ratio of fedstill to" in capsys.readouterr().out
 
 
 @pytest.mark.slow

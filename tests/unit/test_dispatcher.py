@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.cloud_server.serving.answers import Answer, ImageError, Refusal
-from fedstill.cloud_server.serving.dispatcher import Dispatcher, Outcome, Refused, Request, Served
+from fedstill.cloud_server.serving.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.events import RanBatch
 from fedstill.cloud_server.serving.fedstill_policy import FedstillPolicy
 from fedstill.cloud_server.serving.policies import POLICIES, make_policy
 from fedstill.cloud_server.serving.policy import Policy
 from fedstill.cloud_server.serving.profile import Profile, Schedule
 from fedstill.cloud_server.serving.queries import Batch, Decision, Query, Rejection
+from fedstill.cloud_server.serving.requests import Outcome, Refused, Request, Served
 
 CLASSES = ("yes", "no")
 DELTAS = (0, -5, -10, -15, -20, 2, 4, 8)
@@ -383,6 +384,7 @@ def test_a_stop_leaves_nobody_without_an_answer() -> None:
     world.dispatcher.stop()
     assert [refused(world.outcome(number)) for number in numbers] == ["draining"] * 5
     assert swap.cancelled()
+    assert world.dispatcher.swap(lambda: FedstillPolicy(made_profile())).cancelled()  # nobody would do it
 
 
 def test_an_engine_that_fails_fails_its_batch_and_teaches_nothing() -> None:
@@ -443,6 +445,45 @@ def test_a_policy_that_fails_fails_who_waits_and_the_engine_goes_on() -> None:
     first, second = outcomes
     assert refused(first) == "failed"
     assert isinstance(second, Served)
+
+
+class Waking(Choosy):
+    """Lets a test wait for its decisions."""
+
+    def __init__(self) -> None:
+        super().__init__(room=0)
+        self.asked = threading.Semaphore(0)
+
+    def dispatch(self, now: float) -> Decision:
+        self.asked.release()
+        return super().dispatch(now)
+
+
+def test_a_policy_notices_that_the_load_is_gone() -> None:
+    policy = Waking()
+    with ThreadPoolExecutor(1) as preparing:
+        dispatcher = Dispatcher(policy, lambda *_: [], preparing)
+        dispatcher.start()
+        for _ in range(3):  # although nobody comes
+            assert policy.asked.acquire(timeout=30)
+        dispatcher.stop()
+
+
+def test_the_first_query_after_an_overload_is_welcome() -> None:
+    world = World(waiting=1000)
+    outcomes = []
+    for turn in range(600):
+        outcomes.append(world.ask("x", latency=0.3, utility=0.01 if turn % 3 else 1.0)[0])
+        world.now += 0.0005
+        if len(outcomes) % 30 == 0:
+            world.dispatcher.step()
+    world.run()
+    assert "overload" in {one.reason for n in outcomes if isinstance(one := world.outcome(n), Refused)}
+    world.now += 5
+    world.dispatcher.step()
+    number, _ = world.ask("late comer", utility=0.01)
+    world.run()
+    assert isinstance(world.outcome(number), Served)
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -515,3 +556,14 @@ def test_many_threads_ask_and_leave() -> None:
         dispatcher.stop()
     assert all(count == 1 for number, count in enumerate(counts) if number not in gone)
     assert all(counts[number] <= 1 for number in gone)
+
+
+def test_a_task_that_is_never_right_breaks_nothing() -> None:
+    profile = made_profile()
+    never = replace(profile, schedules=tuple(replace(one, accuracy=(0.9, 0.0)) for one in profile.schedules))
+    world = World(FedstillPolicy(never))
+    good, _ = world.ask("a", task="cats")
+    hopeless, _ = world.ask("b", task="dogs", latency=0.2)
+    world.run()
+    assert isinstance(world.outcome(good), Served)
+    assert not isinstance(outcome := world.outcome(hopeless), Refused) or outcome.reason != "failed"

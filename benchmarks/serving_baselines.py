@@ -1,0 +1,272 @@
+"""Goodput at twice the capacity: fedstill beside the same model behind LitServe and Ray Serve with dynamic batching.
+
+All serve the same heads on the same trunk with one torch thread on the same core, get the same pictures at the same
+times from a generator on another core, and are judged by the client's clock and the true labels. The others get
+batches as large as ours, and each is also run with its own knob against overload (LitServe: timeout, Ray Serve: length
+of the queue); the ratio is to the best of their settings. Their queries travel as JSON over HTTP, ours over gRPC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+
+import httpx
+import psutil
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from fedstill.cloud_server.serving.environment import serving_environment
+from fedstill.cloud_server.serving.learn_task import LearnSettings
+from fedstill.protos.child import Child
+from fedstill.protos.flower_cli import free_port
+from fedstill.simulation.files import write_text_atomically
+from fedstill.simulation.learnt_state import learn_missing
+from fedstill.simulation.live_loadtest import Description, LiveSettings, Target, ask, live_load
+from fedstill.simulation.live_rows import LiveRun, run_row
+from fedstill.simulation.live_sweep import measured_profile, plain_capacity, rotated
+from fedstill.simulation.loadtest import LoadTest, draw
+from fedstill.simulation.open_loop import GRACE_SECONDS, Reply
+from fedstill.simulation.provenance import hardware
+from fedstill.simulation.served_process import ServedProcess, ServerOptions
+from fedstill.simulation.served_setting import BATCHES, SCHEDULES, real_setting, split_cores, tiny_setting
+from fedstill.simulation.serving_results import RunRow
+from fedstill.simulation.serving_target import Address, GrpcTarget
+from fedstill.simulation.task_images import TaskImages, held_out_images
+
+OURS = "fedstill"
+START_SECONDS = 180.0
+LITSERVE_TIMEOUTS = (30.0, 1.0, 0.3)
+"""Seconds, its default first: a query that has waited longer is refused when its turn comes."""
+RAY_QUEUES = (-1, 8)
+"""Queries that may wait, its default (any number) first; further ones are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A server to compare: its kind, and the knob against overload (see the constants)."""
+
+    kind: str
+    knob: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.kind == OURS else f"{self.kind} {self.knob:g}"
+
+
+class HttpTarget:
+    """The others, seen from the load generator: a POST per query. Use as ``async with``."""
+
+    def __init__(self, port: int) -> None:
+        self._address = f"http://127.0.0.1:{port}/predict"
+
+    async def __aenter__(self) -> HttpTarget:
+        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(limits=unlimited, timeout=None, trust_env=False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def describe(self) -> Description:
+        """They say nothing of themselves."""
+        raise NotImplementedError
+
+    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
+        """Deadline and utility are nothing that they could be told."""
+        content = {"task": task, "image": base64.b64encode(picture).decode("ascii")}
+        try:
+            answer = await self._client.post(self._address, json=content)
+        except httpx.HTTPError as error:
+            return Reply("failed", detail=type(error).__name__)
+        if answer.status_code in (429, 503, 504):
+            return Reply("overload")
+        if answer.status_code != 200:
+            return Reply("failed", detail=f"HTTP {answer.status_code}")
+        told = answer.json()
+        return Reply("answered", told["label"], "0", float("nan"), told["ms"], told["batch"])
+
+
+class OtherProcess:
+    """The server of a contender, on the given cores. Raises RuntimeError if it does not start."""
+
+    def __init__(self, contender: Contender, state: Path, weights: Path, cores: Sequence[int] | None) -> None:
+        self._contender, self._state, self._weights, self._cores = contender, state, weights, cores
+        self._child = Child(contender.name.replace(" ", "-"), state)
+        self.port = free_port()
+
+    def __enter__(self) -> OtherProcess:
+        environment = {**serving_environment(os.environ), "OMP_NUM_THREADS": str(len(self._cores or (0,)))}
+        script = Path(__file__).resolve().with_name(f"baseline_{self._contender.kind}.py")
+        command = [sys.executable, str(script), str(self._state.resolve()), str(self._weights.resolve())]
+        command += [str(self._contender.knob), str(self.port)]
+        self._child.start(command, environment, Path.cwd())
+        if self._cores is not None and self._child.pid is not None:
+            psutil.Process(self._child.pid).cpu_affinity(list(self._cores))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.stop()
+
+    async def wait(self, target: HttpTarget, picture: TaskImages) -> None:
+        """Until it answers a query."""
+        end = time.monotonic() + START_SECONDS
+        while (await target.query(picture.task, picture.pictures[0], 0.0, 0.0)).kind != "answered":
+            if self._child.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{self._contender.name} does not start: {self._child.last_words()}")
+            await asyncio.sleep(0.2)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run everything, print a table and ratios."""
+    options = _parser().parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    with tempfile.TemporaryDirectory() as scratch:
+        state = options.state or (Path(scratch) / "state" if options.quick else Path("runs") / "serving_live")
+        setting = (
+            tiny_setting(Path(scratch))
+            if options.quick
+            else real_setting(options.val_images, options.schedules, options.batches)
+        )
+        if options.quick:
+            options.seeds, options.seconds, options.rate, options.contenders = 1, 2.0, 60.0, "litserve"
+        server_cores, client_cores = split_cores()
+        if client_cores is not None:
+            os.sched_setaffinity(0, client_cores)
+        images = 40 if options.quick else options.train_images
+        with Console(stderr=True).status("tasks") as shown:
+            learn_missing(
+                state, setting.tasks, setting.weights, LearnSettings(images, images // 4), shown.update
+            )
+            ours = ServerOptions(state, setting.arguments, server_cores)
+            rate = options.rate or plain_capacity(measured_profile(ours, OURS))
+            test = LoadTest(("synthetic",), (OURS,), (options.load,), options.seeds, options.seconds, rate)
+            pictures = [held_out_images(task, options.pictures) for task in setting.tasks]
+            contenders = [Contender(OURS), *_others(options.contenders.split(","), options.quick)]
+            rows: list[RunRow] = []
+            for seed in range(options.seeds):
+                for contender in rotated(contenders, seed):
+                    shown.update(f"seed {seed}: {contender.name}")
+                    try:
+                        rows.append(run_one(contender, ours, setting.weights, test, pictures, seed))
+                    except RuntimeError as error:
+                        console.print(f"left out: {error}")
+    report(console, rows, rate, options.load)
+    if options.out is not None:
+        content = {
+            "hardware": hardware(),
+            "rate": rate,
+            "load": options.load,
+            "runs": [asdict(row) for row in rows],
+        }
+        write_text_atomically(options.out, json.dumps(content, indent=1) + "\n")
+        console.print(f"results: {options.out}")
+
+
+def run_one(
+    contender: Contender,
+    ours: ServerOptions,
+    weights: Path,
+    test: LoadTest,
+    pictures: Sequence[TaskImages],
+    seed: int,
+) -> RunRow:
+    """One seed of the load on one server of its own."""
+    load = live_load(
+        draw("synthetic", test, test.loads[0], seed, [sent.task for sent in pictures], None), LiveSettings()
+    )
+
+    async def play(target: Target) -> RunRow:
+        labels, record = await ask(target, load, pictures, LiveSettings(), GRACE_SECONDS)
+        run = LiveRun(contender.name, "synthetic", test.loads[0], seed, load, labels, record, test.seconds)
+        return run_row(run)
+
+    async def over_http(server: OtherProcess) -> RunRow:
+        async with HttpTarget(server.port) as target:
+            await server.wait(target, pictures[0])
+            return await play(target)
+
+    async def over_grpc(server: ServedProcess) -> RunRow:
+        async with GrpcTarget(Address(server.target)) as target:
+            await target.describe()
+            return await play(target)
+
+    if contender.kind == OURS:
+        with ServedProcess(ours, OURS) as server:
+            return asyncio.run(over_grpc(server))
+    with OtherProcess(contender, ours.state, weights, ours.cores) as other:
+        return asyncio.run(over_http(other))
+
+
+def report(console: Console, rows: Sequence[RunRow], rate: float, load: float) -> None:
+    """A table, and our goodput over the best of each other kind."""
+    names = list(dict.fromkeys(row.policy for row in rows))
+    grid = Table(title=f"{load:g} x {rate:.1f} queries/s, means over seeds", box=SIMPLE_HEAD)
+    for heading in ("server", "utility of offered", "right in time", "wrong", "late", "not served", "batch"):
+        grid.add_column(heading, justify="left" if heading == "server" else "right")
+    for name in names:
+        mine = [row for row in rows if row.policy == name]
+        types = [fmean(getattr(row, f"type{kind}") / row.queries for row in mine) for kind in (1, 2, 3, 4)]
+        shares = (fmean(row.share for row in mine), *types)
+        grid.add_row(
+            name, *(f"{100 * part:.1f} %" for part in shares), f"{fmean(row.mean_batch for row in mine):.1f}"
+        )
+    console.print(grid)
+    for kind in dict.fromkeys(name.split()[0] for name in names if name != OURS):
+        knobs = [name for name in names if name.split()[0] == kind]
+        for what in ("share", "type1"):
+            means = {
+                name: fmean(getattr(row, what) for row in rows if row.policy == name)
+                for name in (OURS, *knobs)
+            }
+            words = "utility in time" if what == "share" else "right answers in time"
+            best = max(knobs, key=lambda name: means[name])
+            for name in dict.fromkeys((knobs[0], best)):
+                which = "as it comes" if name == knobs[0] else "the best of its settings"
+                ratio = means[OURS] / max(1e-9, means[name])
+                console.print(f"{words}: ratio of {OURS} to {name} ({which}) {ratio:.2f}")
+
+
+def _others(kinds: Sequence[str], quick: bool) -> list[Contender]:
+    knobs: dict[str, tuple[float, ...]] = {"litserve": LITSERVE_TIMEOUTS, "ray": RAY_QUEUES}
+    return [Contender(kind, knob) for kind in kinds for knob in (knobs[kind][:1] if quick else knobs[kind])]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
+    parser.add_argument("--contenders", default="litserve,ray", help="others to compare with")
+    parser.add_argument("--load", type=float, default=2.0)
+    parser.add_argument(
+        "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
+    parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
+    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
+    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
+    parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
+    parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
+    parser.add_argument("--out", type=Path, help="JSON of the runs")
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

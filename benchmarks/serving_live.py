@@ -1,0 +1,146 @@
+"""Live policies against each other on this CPU: ViT-Tiny, three real tasks, load from 0.3x to 3x of its capacity.
+
+Servers run on one core and the load generator on another, policies take turns within one run, and all meet the same
+queries (see ``simulation/live_sweep.py``). The rate at load 1 is the plain model's capacity by the profile that the
+server measured of itself. Heads are linear probes on the frozen trunk; pictures are the tasks' test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from fedstill.cloud_server.serving.learn_task import LearnSettings
+from fedstill.simulation.learnt_state import learn_missing
+from fedstill.simulation.live_loadtest import LiveSettings
+from fedstill.simulation.live_sweep import Sweep, run_sweep
+from fedstill.simulation.loadtest import LoadTest
+from fedstill.simulation.provenance import git_revision, hardware
+from fedstill.simulation.served_process import ServerOptions
+from fedstill.simulation.served_setting import (
+    BATCHES,
+    SCHEDULES,
+    ServedSetting,
+    real_setting,
+    split_cores,
+    tiny_setting,
+)
+from fedstill.simulation.serving_plots import save_figures
+from fedstill.simulation.serving_report import console_report, write_serving_markdown
+from fedstill.simulation.serving_results import ServingResults, write_serving_results
+from fedstill.simulation.serving_summary import BASELINE, OURS, gain
+from fedstill.simulation.task_images import held_out_images
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the sweep, print its tables, keep its results."""
+    options = _parser().parse_args(arguments)
+    if options.quick:
+        options.policies, options.loads, options.seeds = "tome,faithful,fedstill", "1,2", 1
+        options.seconds, options.rate = 2.0, 60.0
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    with tempfile.TemporaryDirectory() as scratch:
+        state = options.state or (Path(scratch) / "state" if options.quick else Path("runs") / "serving_live")
+        setting = (
+            tiny_setting(Path(scratch))
+            if options.quick
+            else real_setting(options.val_images, options.schedules, options.batches)
+        )
+        server_cores, client_cores = split_cores()
+        if client_cores is not None:
+            os.sched_setaffinity(0, client_cores)
+        images = 40 if options.quick else options.train_images
+        status = Console(stderr=True)
+        with status.status("tasks") as shown:
+            learn_missing(
+                state, setting.tasks, setting.weights, LearnSettings(images, images // 4), shown.update
+            )
+            sweep = Sweep(
+                test=LoadTest(
+                    traces=("synthetic",),
+                    policies=tuple(options.policies.split(",")),
+                    loads=tuple(float(load) for load in options.loads.split(",")),
+                    seeds=options.seeds,
+                    seconds=options.seconds,
+                    rate=options.rate,
+                ),
+                settings=LiveSettings(latency_scale=options.latency_scale),
+                server=ServerOptions(state, setting.arguments, server_cores),
+                pictures=tuple(held_out_images(task, options.pictures) for task in setting.tasks),
+                measured_on=f"{hardware()}; server and client on one core each"
+                if server_cores
+                else hardware(),
+                command=" ".join(["python", "benchmarks/serving_live.py", *map(shlex.quote, arguments)]),
+            )
+            results = run_sweep(sweep, shown.update)
+    console.print(console_report(results))
+    for line in ratios(results):
+        console.print(line)
+    if options.out is not None:
+        write_serving_results(results, options.out)
+        save_figures(results, options.out / "plots")
+        console.print(f"results: {options.out}")
+    if options.markdown is not None:
+        write_serving_markdown(results, options.markdown, _facts(setting))
+        console.print(f"page: {options.markdown}")
+
+
+def ratios(results: ServingResults) -> list[str]:
+    """fedstill against each of the others, per load."""
+    lines = []
+    for trace, load in results.places():
+        for policy in results.policies():
+            found = gain(results, OURS, policy, trace, load) if policy != OURS else None
+            if found is not None:
+                lines.append(
+                    f"load {load:g}: utility ratio of {OURS} to {policy} {1 + found.percent.value / 100:.3f} ({found})"
+                )
+    return lines
+
+
+def _facts(setting: ServedSetting) -> str:
+    names = ", ".join(task.name for task in setting.tasks)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, revision {git_revision()}: {setting.weights.stem}, tasks {names}. Load 1 is "
+        f"what the plain model serves per second by the measured profile. {BASELINE} is OTAS as in the thesis."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
+    parser.add_argument(
+        "--policies", default="pets,tome,clipper,slackfit,faithful,fedstill", help="tome: the best"
+    )
+    parser.add_argument("--loads", default="0.3,0.6,1,1.5,2,3")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals, per policy, load and seed")
+    parser.add_argument(
+        "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"
+    )
+    parser.add_argument("--latency-scale", type=float, default=1.0)
+    parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
+    parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
+    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
+    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
+    parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
+    parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
+    parser.add_argument("--out", type=Path, help="folder of results.json and plots")
+    parser.add_argument(
+        "--markdown", type=Path, help="page to write, for instance docs/results/serving_live.md"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,139 @@
+"""How much of the engine's time a saturated server spends on anything but the forward pass.
+
+The real dispatcher, policy, image preparation and engine (random weights: times do not depend on them), always with
+more queries waiting than a batch takes; no network. Decisions, waiting for images, stacking, heads and answers all
+count as overhead.
+
+    python benchmarks/serving_overhead.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from timm.models.vision_transformer import VisionTransformer
+
+from fedstill.cloud_server.serving.answers import Answer, Refusal
+from fedstill.cloud_server.serving.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.live_profile import measure_profile
+from fedstill.cloud_server.serving.policies import make_policy
+from fedstill.cloud_server.serving.policy import Policy
+from fedstill.cloud_server.serving.profile import Profile
+from fedstill.cloud_server.serving.request_images import pixels
+from fedstill.cloud_server.serving.requests import Outcome
+from fedstill.cloud_server.serving.serving_metrics import ServingMetrics
+from fedstill.models.elastic_vit import ElasticViT
+from fedstill.models.schedules import constant_schedule
+from fedstill.models.task_bank import TaskParameters
+from fedstill.simulation.provenance import hardware
+
+DELTAS = (0, -10, -20)
+TASKS = ("cats", "dogs")
+LATENCY_SECONDS = 5.0
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--model", default="vit_tiny_patch16_224")
+    arguments.add_argument("--policies", nargs="+", default=["fedstill", "faithful", "pets"])
+    arguments.add_argument("--device", default="auto")
+    arguments.add_argument("--seconds", type=float, default=10.0)
+    arguments.add_argument("--waiting", type=int, default=128, help="queries that always wait")
+    options = arguments.parse_args()
+    net = ElasticViT(cast(VisionTransformer, timm.create_model(options.model).eval().requires_grad_(False)))
+    generator = torch.Generator().manual_seed(0)
+    tasks = {
+        name: TaskParameters(tuple("abcde"), torch.randn(5, net.width, generator=generator), torch.zeros(5))
+        for name in TASKS
+    }
+    schedules = tuple(constant_schedule(delta, net.layers) for delta in DELTAS)
+    engine = Engine(net, tasks, EngineSettings(schedules, (1, 2, 4, 8, 16), options.device))
+    engine.warm_up()
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    profile = measured(engine, image, options.model)
+    console = Console(highlight=False)
+    console.print(f"{options.model}, {engine.variant} on {engine.device}, {hardware()}")
+    for policy in options.policies:
+        saturated = Saturated(engine, make_policy(policy, profile), options.waiting, image)
+        wall, forward, batches, answers = saturated.run(options.seconds)
+        console.print(
+            f"{policy:<9} {answers / wall:7.1f} answers/s in {batches} batches; "
+            f"outside the forward pass {100 * (1 - forward / wall):.1f} % of wall time"
+        )
+
+
+def measured(engine: Engine, image: np.ndarray, name: str) -> Profile:
+    """Measured times; accuracies that fall with the tokens, since random heads have none."""
+    sets = dict.fromkeys(TASKS, ([image], np.zeros(1, dtype=np.int64)))
+    profile = measure_profile(engine, sets, name, "benchmark")
+    schedules = (
+        replace(one, accuracy=(0.9 + one.token_delta / 200,) * len(TASKS)) for one in profile.schedules
+    )
+    return replace(profile, schedules=tuple(schedules))
+
+
+class Saturated:
+    """A dispatcher in which as many queries wait at any time as were asked for."""
+
+    def __init__(self, engine: Engine, policy: Policy, waiting: int, image: np.ndarray) -> None:
+        self._engine, self._waiting, self._image = engine, waiting, image
+        self._schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
+        self._answers = 0
+        self._passes: list[tuple[float, float]] = []
+        self._preparing = ThreadPoolExecutor(2)
+        self._room = threading.Semaphore(waiting)
+        metrics = ServingMetrics("benchmark", tasks=lambda: TASKS)
+        self._dispatcher = Dispatcher(policy, self._infer, self._preparing, (metrics,), 2 * waiting)
+
+    def run(self, seconds: float) -> tuple[float, float, int, int]:
+        """Wall seconds from the end of the first forward pass to the end of the last one, seconds in the passes
+        between, batches and answers of all of them."""
+        plain = self._engine._features
+
+        def timed(*arguments: object) -> torch.Tensor:
+            started = time.perf_counter()
+            features: torch.Tensor = plain(*arguments)  # type: ignore[arg-type]
+            if self._engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            self._passes.append((started, time.perf_counter()))
+            return features
+
+        self._engine._features = timed  # type: ignore[assignment, method-assign]
+        self._dispatcher.start()
+        began = time.perf_counter()
+        number = 0
+        while time.perf_counter() - began < seconds:
+            if self._room.acquire(timeout=0.1):
+                number += 1
+                prepare = pixels(self._image, self._engine.net.image_size)
+                self._dispatcher.submit(TASKS[number % 2], [prepare], LATENCY_SECONDS, 1.0, self._answered)
+        passes, answers = tuple(self._passes), self._answers
+        self._dispatcher.stop()
+        self._preparing.shutdown()
+        self._engine._features = plain  # type: ignore[method-assign]
+        wall = passes[-1][1] - passes[0][1]
+        return wall, sum(end - start for start, end in passes[1:]), len(passes), answers
+
+    def _answered(self, outcome: Outcome) -> None:
+        self._answers += 1
+        self._room.release()
+
+    def _infer(
+        self, images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: str
+    ) -> list[Answer | Refusal]:
+        return self._engine.infer(torch.stack(list(images)), tasks, self._schedules[schedule])
+
+
+if __name__ == "__main__":
+    main()

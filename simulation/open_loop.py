@@ -1,0 +1,109 @@
+"""Sends queries at their planned times, whatever the server does with them, and notes what came back.
+
+Open loop: a slow answer never delays the next query, so an overloaded server meets the whole load. Latency counts
+from the *planned* time, so that a generator that falls behind makes the server look no faster; how far it fell
+behind is part of the record. What travels, and over what, is the business of the `send` that the caller gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+ReplyKind = Literal["answered", "too_late", "overload", "failed"]
+
+LEAD_SECONDS = 0.2
+"""Before the first query, so that it is not late for being first."""
+GRACE_SECONDS = 10.0
+"""After the last deadline, to wait for answers that are late; a server that has not answered then never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server said to one query.
+
+    kind: answered, refused as too late or for overload, or failed otherwise (`detail` says how). label: the class that
+    it named; schedule, waiting_ms, inference_ms and batch_size as it reported them. All but kind and detail are of
+    answers only.
+    """
+
+    kind: ReplyKind
+    label: str = ""
+    schedule: str = ""
+    waiting_ms: float = float("nan")
+    inference_ms: float = float("nan")
+    batch_size: int = 0
+    detail: str = ""
+
+
+UNSENT = Reply("failed", detail="not sent: too many queries outstanding")
+UNANSWERED = Reply("failed", detail="no answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of a load; everything in its order.
+
+    replies: one per query. seconds: float64, from the planned time to the reply, infinite where there was none. lag:
+    float64, from the planned time to the sending, NaN for queries that were not sent.
+    """
+
+    replies: tuple[Reply, ...]
+    seconds: npt.NDArray[np.float64]
+    lag: npt.NDArray[np.float64]
+
+
+Send = Callable[[int, float], Awaitable[Reply]]
+"""Takes a query's place in the load and the seconds left until its deadline; must not raise."""
+
+
+async def play(
+    arrival: npt.NDArray[np.float64],
+    deadline: npt.NDArray[np.float64],
+    send: Send,
+    *,
+    outstanding: int,
+    grace: float = GRACE_SECONDS,
+) -> Record:
+    """Send every query at its time and wait for what comes back.
+
+    arrival, deadline: seconds from the start of the load, sorted by arrival. outstanding: at most so many queries
+    wait for an answer at once; what is due beyond that is not sent, and recorded as UNSENT. grace: seconds after
+    the last deadline for which late answers are awaited.
+    """
+    count = len(arrival)
+    replies = [UNANSWERED] * count
+    finished, sent = np.full(count, np.inf), np.full(count, np.nan)
+    waiting: set[asyncio.Task[None]] = set()
+    start = time.perf_counter() + LEAD_SECONDS
+
+    async def one(place: int) -> None:
+        sent[place] = time.perf_counter() - start
+        reply = await send(place, float(deadline[place] - sent[place]))
+        finished[place] = time.perf_counter() - start
+        replies[place] = reply
+
+    for place, due in enumerate(arrival.tolist()):
+        # At least one turn for the answers, also when behind.
+        await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
+        if len(waiting) >= outstanding:
+            replies[place] = UNSENT
+            continue
+        task = asyncio.create_task(one(place))
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+    end = start + float(deadline.max(initial=0.0)) + grace
+    if waiting:
+        done, left = await asyncio.wait(waiting.copy(), timeout=max(0.0, end - time.perf_counter()))
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for task in done:
+            task.result()  # a `send` that raised is a defect, not a measurement
+    return Record(tuple(replies), finished - arrival, sent - arrival)

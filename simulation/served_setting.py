@@ -1,0 +1,76 @@
+"""What the live benchmarks serve: real tasks on ViT-Tiny, or something tiny with random weights for a smoke test."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fedstill.datasets.image_tasks import ImageTask, open_image_task
+from fedstill.models.schedules import decreasing_schedule, layer_wise_schedule
+from fedstill.simulation.config import data_path
+from fedstill.simulation.tasks_command import WEIGHTS, find_images
+
+TASKS = ("cifar10", "tinyimagenet100", "mnist")
+SCHEDULES = ",".join(
+    ("0", "-5", "-10", "-15", "-20", layer_wise_schedule(2).name, decreasing_schedule(15, 12).name)
+)
+BATCHES = "1,2,4,8,16"
+
+
+@dataclass(frozen=True)
+class ServedSetting:
+    """What is served: images, trunk, and further arguments of the server."""
+
+    tasks: tuple[ImageTask, ...]
+    weights: Path
+    arguments: tuple[str, ...]
+
+
+def real_setting(val_images: int, schedules: str = SCHEDULES, batches: str = BATCHES) -> ServedSetting:
+    """ViT-Tiny and the three tasks of the data folder. Raises ConfigError where that is not found."""
+    arguments = ("--weights", WEIGHTS, f"--schedules={schedules}", "--batches", batches)
+    tasks = tuple(find_images(name, None) for name in TASKS)
+    return ServedSetting(tasks, data_path(WEIGHTS), (*arguments, "--val-images", str(val_images)))
+
+
+def tiny_setting(folder: Path) -> ServedSetting:
+    """timm's tiny ViT for tests, with random weights, and two drawn tasks."""
+    weights = folder / "test_vit.safetensors"
+    torch.manual_seed(0)
+    save_file({k: v.contiguous() for k, v in timm.create_model("test_vit").state_dict().items()}, weights)
+    generator = np.random.default_rng(0)
+    tasks = []
+    for name in ("left", "right"):
+        for split, count in (("train", 25), ("test", 10)):
+            for label, shade in (("dark", 60), ("light", 190)):
+                place = folder / name / split / label
+                place.mkdir(parents=True)
+                for number in range(count):
+                    pixels = generator.integers(shade - 50, shade + 50, (16, 16, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(place / f"{number}.png")
+        tasks.append(open_image_task(name, folder / name))
+    arguments = [
+        "--weights",
+        str(weights),
+        "--schedules=0,-10,-20",
+        "--batches",
+        "1,2,4",
+        "--val-images",
+        "8",
+    ]
+    for task in tasks:
+        arguments += ["--images", f"{task.name}={task.place}"]
+    return ServedSetting(tuple(tasks), weights, tuple(arguments))
+
+
+def split_cores() -> tuple[list[int] | None, list[int] | None]:
+    """One core for the server and another one for the client; None where there is only one."""
+    mine = sorted(os.sched_getaffinity(0))
+    return (None, None) if len(mine) < 2 else ([mine[0]], [mine[1]])

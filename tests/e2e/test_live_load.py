@@ -1,0 +1,104 @@
+"""A real server under ``fedstill loadtest --target``, watched in a browser, and the same page after a restart."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from headless import Browser
+from typer.testing import CliRunner
+
+from fedstill.cloud_server.serving.learn_task import LearnSettings
+from fedstill.protos.flower_cli import free_port
+from fedstill.simulation import cli
+from fedstill.simulation.learnt_state import learn_missing
+from fedstill.simulation.live_sweep import plain_capacity
+from fedstill.simulation.served_process import ServedProcess, ServerOptions
+from fedstill.simulation.served_setting import ServedSetting, tiny_setting
+from fedstill.simulation.serving_results import read_serving_results
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServedSetting, ServerOptions]:
+    """Two easy tasks on timm's tiny ViT, learnt."""
+    folder = tmp_path_factory.mktemp("live")
+    setting = tiny_setting(folder)
+    learn_missing(folder / "state", setting.tasks, setting.weights, LearnSettings(40, 10))
+    return setting, ServerOptions(folder / "state", setting.arguments)
+
+
+def loadtest(setting: ServedSetting, server: ServedProcess, out: Path, *options: str) -> None:
+    arguments = [
+        "loadtest",
+        "--target",
+        server.target,
+        "--insecure",
+        "--seeds",
+        "1",
+        "--out",
+        str(out),
+        *options,
+    ]
+    arguments += ["--tasks", ",".join(task.name for task in setting.tasks)]
+    for task in setting.tasks:
+        arguments += ["--images", f"{task.name}={task.place}"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.slow
+def test_a_live_server_is_measured_by_true_labels(
+    setting: tuple[ServedSetting, ServerOptions], tmp_path: Path
+) -> None:
+    served, options = setting
+    with ServedProcess(options, "faithful") as server:
+        profile = server.profile()
+        assert set(profile.tasks) == {task.name for task in served.tasks}
+        assert plain_capacity(profile) > 0
+        loadtest(served, server, tmp_path / "run", "--rate", "10", "--seconds", "3", "--latency-scale", "10")
+    results = read_serving_results(tmp_path / "run")
+    assert results.policies() == ["faithful"]
+    row = results.runs[0]
+    assert row.queries > 5
+    assert row.type1 + row.type2 == row.queries  # deadlines of six seconds and more
+    assert row.accuracy >= 0.9  # dark squares and light ones
+    assert set(row.schedules) <= {schedule.name for schedule in profile.schedules}
+    assert sum(size * count for size, count in enumerate(row.batch_sizes, 1)) == row.queries
+    assert row.client is not None
+    assert row.client.failed == {}
+
+
+@pytest.mark.slow
+def test_the_page_of_a_server_moves_under_load_and_comes_back_after_a_restart(
+    setting: tuple[ServedSetting, ServerOptions], tmp_path: Path
+) -> None:
+    served, options = setting
+    options = replace(options, arguments=(*options.arguments, "--web", f"127.0.0.1:{free_port()}"))
+    with Browser(tmp_path) as browser:
+        browser.show(1200, 900)
+        with ServedProcess(options, "fedstill") as server:
+            browser.open(f"http://127.0.0.1:{server.web_port}/")
+            browser.until(lambda: browser.text("state") == "live")
+            assert browser.text("load") == "0"
+            assert "policy fedstill · left, right" in browser.text("about")
+            seconds = ("--rate", "20", "--seconds", "6", "--latency-scale", "10")
+            load = threading.Thread(target=loadtest, args=(served, server, tmp_path / "run", *seconds))
+            load.start()
+            seen: set[str] = set()
+            browser.until(lambda: bool(seen.add(browser.text("load"))) or len(seen) >= 4)
+            browser.until(lambda: browser.text("share").endswith("%"))
+            browser.until(
+                lambda: browser.evaluate("document.querySelectorAll('[data-schedule]').length") >= 1
+            )
+            load.join(60)
+            assert not load.is_alive()
+            queries = read_serving_results(tmp_path / "run").runs[0].queries
+            browser.until(lambda: browser.text("load-sub") == f"{queries} since the start")
+        browser.until(lambda: browser.text("state").startswith("no connection"))
+        with ServedProcess(options, "pets"):
+            browser.until(lambda: browser.text("state") == "live", 60)
+            browser.until(lambda: browser.evaluate("document.body.dataset.restarts") == "1")
+            assert "policy pets" in browser.text("about")
+            assert browser.text("load-sub") == "0 since the start"
