@@ -27,7 +27,9 @@ def served(snapshot, port: int = 0, ready=lambda: True) -> Iterator[int]:
     """The page in a thread; gives the port."""
     app, closing = FastAPI(), threading.Event()
     Dashboard(snapshot, ready, closing.is_set).add_to(app)
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=3)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_level="error", ws="none", timeout_graceful_shutdown=3
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
