@@ -115,11 +115,8 @@ def fine_tune(
     return FineTuned(tuple(training.accuracies), training.seconds)
 
 
-def epoch_seconds(net: ReducedNet, train: ImageSet, settings: FineTuneSettings, steps: int = 3) -> float:
-    """What an epoch will take, from ``steps`` timed ones on a copy of nothing: the weights are put back.
-
-    The first step is a warm-up and does not count, so ``steps`` must be at least 2.
-    """
+def step_seconds(net: ReducedNet, train: ImageSet, settings: FineTuneSettings, steps: int = 3) -> float:
+    """Median time of a training step; the weights are put back. The first is a warm-up: ``steps`` is at least 2."""
     kept = {name: value.clone() for name, value in net.module.state_dict().items()}
     net.module.to(settings.compute.torch_device).requires_grad_(True)
     training = _begin(net, len(train), settings)
@@ -131,7 +128,7 @@ def epoch_seconds(net: ReducedNet, train: ImageSet, settings: FineTuneSettings, 
         seconds.append(perf_counter() - started)
     net.module.load_state_dict(kept)
     net.module.requires_grad_(False)
-    return median(seconds[1:]) * len(train) / len(chosen)
+    return median(seconds[1:])
 
 
 @torch.inference_mode()

@@ -8,18 +8,21 @@ finished is on disk, so the command that was killed is simply typed again.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from fedstill.cloud_server.warmup.ensembler import EnsembleSettings, best_single, choose_recipe
 from fedstill.cloud_server.warmup.facility_planner import plan_by_coverage
 from fedstill.cloud_server.warmup.fine_tuning import (
     FineTuneSettings,
     Prepared,
-    epoch_seconds,
     fine_tune,
     right_answers,
+    step_seconds,
 )
 from fedstill.cloud_server.warmup.planner import Budget, Cost, plan_ratios
 from fedstill.cloud_server.warmup.reduced_nets import MergingNet
@@ -29,6 +32,7 @@ from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, sin
 from fedstill.datasets.clip import DataError
 from fedstill.datasets.image_tasks import ImageSet
 from fedstill.models.elastic_vit import ElasticViT
+from fedstill.models.schedules import forward_macs
 
 PlannerName = Literal["thesis", "coverage"]
 PLANNERS = {"thesis": plan_ratios, "coverage": plan_by_coverage}
@@ -76,20 +80,37 @@ class WarmUp:
         self.kitchen = SoupKitchen(store, plain)
         self._plain, self._train, self._profiling = plain, train, profiling
         self._settings, self._measured, self._told = settings, tuple(measured), told
-        self._costs: dict[int, Cost] = {}
         self._mine: list[int] = []
 
     def cost(self, reduction: int) -> Cost:
-        """A few timed steps at ``reduction``, times what a whole fine-tuning has of them."""
+        """What the model took, or would take: training steps timed at three reductions, and a line over their work."""
         made = self.store.catalogue.model(reduction)
         if made is not None:
             return Cost(made.seconds, made.bytes)
-        if reduction not in self._costs:
+        self._time_steps()
+        timed = {int(r): seconds for r, seconds in self.store.catalogue.step_seconds.items()}
+        slope, fixed = np.polyfit([self._macs(r) for r in timed], list(timed.values()), 1)
+        steps = math.ceil(len(self._train) / self._settings.batch_size) * self._settings.epochs
+        # Never below what was timed: a line through few points may be.
+        seconds = max(float(slope * self._macs(reduction) + fixed), min(timed.values()))
+        size = sum(value.numel() * value.element_size() for value in self._plain.state_dict().values())
+        return Cost(seconds * steps, size)
+
+    def _time_steps(self) -> None:
+        """At no reduction, where half of the work is saved, and at the largest; once per catalogue."""
+        if self.store.catalogue.step_seconds:
+            return
+        largest = max(*self._measured, 1)
+        half = min(range(largest + 1), key=lambda r: abs(self._macs(r) - self._macs(0) / 2))
+        for reduction in sorted({0, half, largest}):
             self._told(f"timing a training step at reduction {reduction}")
-            seconds = epoch_seconds(self._net(reduction), self._train, self._settings)
-            size = sum(value.numel() * value.element_size() for value in self._plain.state_dict().values())
-            self._costs[reduction] = Cost(seconds * self._settings.epochs, size)
-        return self._costs[reduction]
+            seconds = step_seconds(self._net(reduction), self._train, self._settings)
+            self.store.record_step(reduction, seconds)
+
+    def _macs(self, reduction: int) -> int:
+        net = self._plain
+        schedule = reduction_schedule(reduction, net.layers)
+        return forward_macs(schedule, net.patches, net.width, net.hidden, protected=net.protected)
 
     def fine_tune(self, reduction: int) -> Cost:
         """Make the model, go on with it, or find it finished."""

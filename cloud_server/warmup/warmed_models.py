@@ -83,6 +83,7 @@ class Catalogue:
         models: in the order in which they were made.
         right: recipe name -> reduction -> digits of right (1) and wrong (0) answers on the profiling images.
         recipes: reduction -> what the ensembler chose to serve it with.
+        step_seconds: reduction -> time of a training step, as timed before the first fine-tuning.
     """
 
     identity: dict[str, Any]
@@ -90,6 +91,7 @@ class Catalogue:
     models: tuple[WarmedModel, ...] = ()
     right: dict[str, dict[str, str]] = field(default_factory=dict)
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
     def model(self, reduction: int) -> WarmedModel | None:
         """The model that was fine-tuned at ``reduction``, if there is one."""
@@ -153,6 +155,10 @@ class WarmedModels:
         right = {name: dict(found) for name, found in self.catalogue.right.items()}
         right.setdefault(recipe.name, {})[str(reduction)] = digits
         self._change(right=right)
+
+    def record_step(self, reduction: int, seconds: float) -> None:
+        """Keep what a training step takes."""
+        self._change(step_seconds={**self.catalogue.step_seconds, str(reduction): seconds})
 
     def choose(self, recipes: Mapping[int, Recipe]) -> None:
         """What each reduction is served with from now on."""
