@@ -62,7 +62,7 @@ def add(
         from fedstill.cloud_server.serving.trunk import load_trunk
         from fedstill.simulation.config import data_path
 
-        counts = _numbers("--prompts", prompts)
+        counts = whole_numbers("--prompts", prompts)
         trained = None
         if counts:
             with _as_mistake("--prompts"):
@@ -192,7 +192,9 @@ def profile(
         places = dict(_pair(text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
         with _as_mistake("--schedules or --batches"):
-            settings = EngineSettings(_schedules(schedules, trunk.net, tasks), _numbers("--batches", batches))
+            settings = EngineSettings(
+                _schedules(schedules, trunk.net, tasks), whole_numbers("--batches", batches)
+            )
         with console.status("measuring") as status:
             sets = {
                 name: (loaded.images, loaded.labels)
@@ -264,7 +266,8 @@ def _open(registry: Path) -> TaskRegistry:
     return TaskRegistry(registry)
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """An option's numbers with commas between. Raises ConfigError naming the option."""
     from fedstill.simulation.config import ConfigError
 
     try:

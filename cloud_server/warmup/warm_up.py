@@ -82,6 +82,16 @@ class WarmUp:
         self._settings, self._measured, self._told = settings, tuple(measured), told
         self._mine: list[int] = []
 
+    @property
+    def plain(self) -> ElasticViT:
+        """The task's network before any fine-tuning."""
+        return self._plain
+
+    @property
+    def steps(self) -> int:
+        """Of training, per model."""
+        return math.ceil(len(self._train) / self._settings.batch_size) * self._settings.epochs
+
     def cost(self, reduction: int) -> Cost:
         """What the model took, or would take: training steps timed at three reductions, and a line over their work."""
         made = self.store.catalogue.model(reduction)
@@ -90,11 +100,10 @@ class WarmUp:
         self._time_steps()
         timed = {int(r): seconds for r, seconds in self.store.catalogue.step_seconds.items()}
         slope, fixed = np.polyfit([self._macs(r) for r in timed], list(timed.values()), 1)
-        steps = math.ceil(len(self._train) / self._settings.batch_size) * self._settings.epochs
         # Never below what was timed: a line through few points may be.
         seconds = max(float(slope * self._macs(reduction) + fixed), min(timed.values()))
         size = sum(value.numel() * value.element_size() for value in self._plain.state_dict().values())
-        return Cost(seconds * steps, size)
+        return Cost(seconds * self.steps, size)
 
     def _time_steps(self) -> None:
         """At no reduction, where half of the work is saved, and at the largest; once per catalogue."""
