@@ -27,7 +27,7 @@ def warmup_study(
     train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 256,
     profiling_images: Annotated[int, typer.Option(help="Per task, to choose by.", min=2)] = 80,
     test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 150,
-    epochs: Annotated[int, typer.Option(help="Per model.", min=1)] = 2,
+    epochs: Annotated[int, typer.Option(help="Per model.", min=1)] = 3,
     batch_size: Annotated[int, typer.Option(help="Of training.", min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of the trunk.", min=0)] = 1e-4,
     models: Annotated[int, typer.Option(help="The planners' budget.", min=2)] = 6,
