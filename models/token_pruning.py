@@ -82,10 +82,11 @@ class PrunedViT(nn.Module):
         self.keep = keep
         self.places = tuple(net.layers * stage // (STAGES + 1) for stage in range(1, STAGES + 1))
         self.predictors = nn.ModuleList(TokenPredictor(net.width) for _ in self.places)
-        for parameter in self.predictors.parameters():
-            if parameter.ndim > 1:
-                bound = 1 / math.sqrt(parameter.shape[1])
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        for module in self.predictors.modules():
+            if isinstance(module, nn.Linear):
+                bound = 1 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.zeros_(module.bias)
 
     def left(self, stage: int) -> int:
         """Patches that go on after stage 1, 2 or 3, at least one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -17,7 +17,7 @@ from fedstill.simulation.tasks_command import WEIGHTS, Architecture, Weights, fi
 if TYPE_CHECKING:
     from fedstill.cloud_server.serving.profile import Profile
     from fedstill.cloud_server.warmup.planner import Budget
-    from fedstill.cloud_server.warmup.warm_up import WarmUp
+    from fedstill.cloud_server.warmup.warm_up import PlannerName, WarmUp
     from fedstill.cloud_server.warmup.warmed_models import Recipe
 
 MEASURED = "0,5,10,15,18,20,22,25,30,40,50,100"
@@ -120,7 +120,9 @@ def warmup(
             workshop = WarmUp(plain, store, train, profiling, settings, grid, status.update)
             workshop.fine_tune(0)
             planning = WarmUp(plain, store, train, profiling, settings, grid, status.update)
-            chosen = find_ratio(planning, PlanSettings(allowed, middle, grid, limits, planner))
+            chosen = find_ratio(
+                planning, PlanSettings(allowed, middle, grid, limits, cast("PlannerName", planner))
+            )
             recipes = choose_recipes(workshop, (0, *chosen), grid, EnsembleSettings())
             store.choose(recipes)
             profile = _profile(workshop, name, trunk.architecture, recipes, status.update)

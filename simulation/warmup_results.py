@@ -56,6 +56,14 @@ class WarmupSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchTime:
+    """A batch of n takes fixed_seconds + n * per_query_seconds."""
+
+    fixed_seconds: float
+    per_query_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRow:
     """A fine-tuned model: seconds in training steps, accuracy on the profiling images by epoch, bytes on disk."""
 
@@ -142,13 +150,13 @@ class TaskRun:
 
 @dataclass(frozen=True, slots=True)
 class WarmupStudy:
-    """Everything that was measured, and where. times: reduction -> (fixed, per query) seconds. objective: of the
-    simulated loads, seconds."""
+    """Everything that was measured, and where. times: by reduction. objective: of the simulated loads,
+    seconds."""
 
     architecture: str
     variant: str
     settings: WarmupSettings
-    times: dict[str, tuple[float, ...]]
+    times: dict[str, BatchTime]
     objective: float
     runs: tuple[TaskRun, ...]
     date: str

@@ -21,7 +21,7 @@ from fedstill.cloud_server.warmup.reduction_scheduler import warmed_profile
 from fedstill.datasets.arrivals import Times, modulated
 from fedstill.datasets.query_mix import Load, QueryKind, draw_load
 from fedstill.simulation.serving_results import percentiles
-from fedstill.simulation.warmup_results import ServedRow, SystemRow
+from fedstill.simulation.warmup_results import BatchTime, ServedRow, SystemRow
 
 THESIS_OBJECTIVE = 0.1
 UTILITY = 0.5
@@ -35,35 +35,37 @@ CURVE_STEPS = 20
 """Of the latency curve, a tenth of the objective each."""
 
 
-def time_scale(times: Mapping[int, tuple[float, ...]]) -> float:
+def time_scale(times: Mapping[int, BatchTime]) -> float:
     """How many times slower than the thesis' GPU this machine is, unreduced and in full batches."""
-    fixed, per_query = times[0]
-    return THROUGHPUT[0] * (fixed / LARGEST_BATCH + per_query)
+    plain = times[0]
+    return THROUGHPUT[0] * (plain.fixed_seconds / LARGEST_BATCH + plain.per_query_seconds)
 
 
 def profiles(
-    task: str, systems: Sequence[SystemRow], times: Mapping[int, tuple[float, ...]]
+    task: str, systems: Sequence[SystemRow], times: Mapping[int, BatchTime]
 ) -> tuple[Profile, Profile]:
     """What policies believe, and what is true: vanilla, Maxprune's model, and what Prodigy with soups serves."""
-    found = []
-    for read in (lambda row, r: row.profiled[str(r)], lambda row, r: row.accuracy(r)):
-        by_name = {row.system: row for row in systems}
+    by_name = {row.system: row for row in systems}
+
+    def of(share: Callable[[SystemRow, int], float]) -> Profile:
         plain = {
             reduction: Schedule(
                 f"-{reduction}" if reduction else "0",
                 -reduction,
-                *seconds,
-                (read(by_name["vanilla"], reduction),),
+                time.fixed_seconds,
+                time.per_query_seconds,
+                (share(by_name["vanilla"], reduction),),
                 LARGEST_BATCH,
             )
-            for reduction, seconds in times.items()
+            for reduction, time in times.items()
         }
         warmed: dict[str, dict[int, float]] = {}
         for row in (by_name["maxprune"], by_name["soup"]):
             for reduction, recipe in row.recipes.items():
-                warmed.setdefault(recipe, {})[int(reduction)] = read(row, int(reduction))
-        found.append(warmed_profile(task, "warmup-study", task, plain, warmed))
-    return found[0], found[1]
+                warmed.setdefault(recipe, {})[int(reduction)] = share(row, int(reduction))
+        return warmed_profile(task, "warmup-study", task, plain, warmed)
+
+    return of(lambda row, reduction: row.profiled[str(reduction)]), of(SystemRow.accuracy)
 
 
 def loads(seconds: float, scale: float, azure: Times | None, seed: int) -> dict[str, Times]:
@@ -87,7 +89,7 @@ def loads(seconds: float, scale: float, azure: Times | None, seed: int) -> dict[
 def serve(
     task: str,
     systems: Sequence[SystemRow],
-    times: Mapping[int, tuple[float, ...]],
+    times: Mapping[int, BatchTime],
     seconds: float,
     azure: Times | None,
     seed: int,

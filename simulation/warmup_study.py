@@ -37,6 +37,7 @@ from fedstill.simulation.provenance import git_revision, hardware
 from fedstill.simulation.results import ResultsError
 from fedstill.simulation.warmup_results import (
     STUDY_FILE,
+    BatchTime,
     ModelRow,
     SoupTime,
     SystemRow,
@@ -59,10 +60,10 @@ BLENDS = ((0.5, 0.5), (0.1, 0.9), (0.2, 0.8))
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """What is kept of the timing: the engine's variant, and (fixed, per query) seconds by reduction."""
+    """What is kept of the timing: the engine's variant, and times by reduction."""
 
     variant: str
-    seconds: dict[str, tuple[float, ...]]
+    times: dict[str, BatchTime]
 
 
 def run_warmup_study(
@@ -102,7 +103,7 @@ def run_warmup_study(
         architecture=trunk.architecture,
         variant=variant,
         settings=settings,
-        times={str(reduction): seconds for reduction, seconds in times.items()},
+        times={str(reduction): time for reduction, time in times.items()},
         objective=THESIS_OBJECTIVE * time_scale(times),
         runs=tuple(runs),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,7 +123,7 @@ def _run(
     seed: int,
     settings: WarmupSettings,
     folder: Path,
-    times: Mapping[int, tuple[float, ...]],
+    times: Mapping[int, BatchTime],
     azure: Times | None,
     told: Told,
 ) -> TaskRun:
@@ -271,18 +272,17 @@ def _soup_times(
     return tuple(rows)
 
 
-def _times(
-    net: ElasticViT, grid: Sequence[int], out: Path, told: Told
-) -> tuple[dict[int, tuple[float, ...]], str]:
+def _times(net: ElasticViT, grid: Sequence[int], out: Path, told: Told) -> tuple[dict[int, BatchTime], str]:
     """Affine time of every grid reduction; it does not depend on task or weights, so it is measured once."""
     path = out / "times.json"
     if path.exists():
         kept = read_plain(_Times, path)
-        return {int(r): seconds for r, seconds in kept.seconds.items()}, kept.variant
+        return {int(r): time for r, time in kept.times.items()}, kept.variant
     told("timing reductions")
-    times, variant = reduction_times(net, grid, TIMED_BATCHES, TIMED_ROUNDS)
-    write_plain(path, _Times(variant, {str(r): seconds for r, seconds in times.items()}))
-    return dict(times), variant
+    measured, variant = reduction_times(net, grid, TIMED_BATCHES, TIMED_ROUNDS)
+    times = {reduction: BatchTime(*seconds) for reduction, seconds in measured.items()}
+    write_plain(path, _Times(variant, {str(r): time for r, time in times.items()}))
+    return times, variant
 
 
 def _check_folder(out: Path, settings: WarmupSettings) -> None:

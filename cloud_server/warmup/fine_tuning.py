@@ -164,11 +164,12 @@ def prepare_images(images: ImageSet, size: int) -> Prepared:
 
 
 def _begin(net: ReducedNet, images: int, settings: FineTuneSettings) -> Training:
-    head = set(net.head.parameters())
-    body = [parameter for parameter in net.module.parameters() if parameter not in head]
+    head = list(net.head.parameters())  # a fixed order: a saved optimiser knows its parameters by position
+    mine = {id(parameter) for parameter in head}
+    body = [parameter for parameter in net.module.parameters() if id(parameter) not in mine]
     rate = settings.learning_rate
     optimiser = torch.optim.AdamW(
-        [{"params": body, "lr": rate}, {"params": list(head), "lr": rate * settings.head_rate}],
+        [{"params": body, "lr": rate}, {"params": head, "lr": rate * settings.head_rate}],
         weight_decay=settings.weight_decay,
     )
     steps = settings.epochs * math.ceil(images / settings.batch_size)
