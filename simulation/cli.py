@@ -169,10 +169,12 @@ def reproduce(
     """Render a table or figure of the thesis from a run: its numbers beside ours."""
     from fedstill.simulation.elastic_results import read_study
     from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, reproduce_elastic, sheet_grid
+    from fedstill.simulation.plot_style import save
     from fedstill.simulation.reproduce import reproduce as render
     from fedstill.simulation.results import read_clips, read_results
     from fedstill.simulation.serving_reproduce import TABLES, reproduce_serving
     from fedstill.simulation.serving_results import is_load_test, read_serving_results
+    from fedstill.simulation.warmup_plots import WARMUP_FIGURES
     from fedstill.simulation.warmup_results import STUDY_FILE, WarmupStudy, read_plain
     from fedstill.simulation.warmup_tables import WARMUP_TARGETS, warmup_sheet
 
@@ -180,6 +182,9 @@ def reproduce(
         if target in WARMUP_TARGETS:
             study = read_plain(WarmupStudy, run_dir / STUDY_FILE)
             console.print(sheet_grid(warmup_sheet(target, study)))
+            if target in WARMUP_FIGURES:
+                drawn = save(WARMUP_FIGURES[target](study), run_dir / "plots" / f"{target}.png")
+                console.print(f"Picture: {drawn}", soft_wrap=True, highlight=False)
             return
         if target in ELASTIC_TARGETS:
             console.print(reproduce_elastic(target, read_study(run_dir)))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedstill.simulation.tasks_command import WEIGHTS, Architecture, Weights, find_images
 
-GRID = "0,5,10,15,18,20,22,25,30,40,50,100"
+GRID = "0,5,10,15,20,22,25,30,40,50,100"
 console = Console()
 
 
@@ -81,6 +81,9 @@ def warmup_study(
                 study = run_warmup_study(trunk, chosen, settings, out, azure, status.update)
         console.print(sheet_grid(summary(study)))
         if markdown is not None:
+            from fedstill.simulation.warmup_plots import save_warmup_figures
+
             command = " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])])
-            write_text_atomically(markdown, warmup_page(study, command))
+            pictures = save_warmup_figures(study, markdown.parent / markdown.stem)
+            write_text_atomically(markdown, warmup_page(study, command, pictures))
             console.print(f"page: {markdown}", highlight=False, soft_wrap=True)

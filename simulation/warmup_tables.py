@@ -7,6 +7,7 @@ Differences between systems are taken on the same images and loads, seed by seed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
 from fedstill.cloud_server.serving.policies import LABELS
@@ -342,8 +343,8 @@ WARMUP_TARGETS: Mapping[str, Callable[[WarmupStudy], Sheet]] = {
 }
 
 
-def warmup_page(study: WarmupStudy, command: str) -> str:
-    """The whole study as a markdown page."""
+def warmup_page(study: WarmupStudy, command: str, pictures: Sequence[Path] = ()) -> str:
+    """The whole study as a markdown page. pictures: in a folder beside it."""
     settings = study.settings
     versions = ", ".join(f"{name} {number}" for name, number in study.versions.items())
     intro = (
@@ -365,6 +366,7 @@ def warmup_page(study: WarmupStudy, command: str) -> str:
     parts = ["# Token-reduction warm-up on real tasks", intro, how]
     for sheet in sheets:
         parts += [f"## {sheet.title}", sheet_markdown(sheet), *sheet.notes]
+    parts += [f"![{picture.stem}]({picture.parent.name}/{picture.name})" for picture in pictures]
     return "\n\n".join(parts) + "\n"
 
 

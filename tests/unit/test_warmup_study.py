@@ -173,6 +173,13 @@ def test_every_target_renders_and_stands_on_the_page(study: WarmupStudy, place: 
         warmup_sheet("table4.1", replace(study, runs=tuple(replace(run, blends={}) for run in study.runs)))
     if all(run.blends for run in study.runs):
         assert "0.10r10+0.90r20" in page
+    assert {path.name for path in (place / "study" / "plots").iterdir()} == {"fig4.7.png", "fig4.10.png"}
+    rendered = CliRunner().invoke(
+        app, ["warmup-study", "--out", str(place / "study"), "--render", "--markdown", str(place / "page.md")]
+    )
+    assert rendered.exit_code == 0, rendered.output
+    assert "![fig4.7](page/fig4.7.png)" in (place / "page.md").read_text()
+    assert (place / "page" / "fig4.7.png").exists()
     missing = CliRunner().invoke(app, ["reproduce", "fig4.7", str(place)])
     assert missing.exit_code == 2
     assert "fedstill warmup-study" in missing.output
