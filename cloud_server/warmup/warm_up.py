@@ -109,7 +109,7 @@ class WarmUp:
         """At no reduction, where half of the work is saved, and at the largest; once per catalogue."""
         if self.store.catalogue.step_seconds:
             return
-        largest = max(*self._measured, 1)
+        largest = max((*self._measured, 1))
         half = min(range(largest + 1), key=lambda r: abs(self._macs(r) - self._macs(0) / 2))
         for reduction in sorted({0, half, largest}):
             self._told(f"timing a training step at reduction {reduction}")
