@@ -46,6 +46,10 @@ def warmup(
     train_images: Annotated[int | None, typer.Option(help="Learn from at most so many.", min=2)] = None,
     profiling_images: Annotated[int, typer.Option(help="Choose by at most so many.", min=2)] = 200,
     seed: Annotated[int, typer.Option(help="Of the images and their order.")] = 0,
+    keep_mb: Annotated[
+        float | None,
+        typer.Option(help="Serve with at most so much storage: the models that add most per byte.", min=0),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Where the models go (default: runs/warm/TASK); the command goes on in it."),
@@ -123,7 +127,8 @@ def warmup(
             chosen = find_ratio(
                 planning, PlanSettings(allowed, middle, grid, limits, cast("PlannerName", planner))
             )
-            recipes = choose_recipes(workshop, (0, *chosen), grid, EnsembleSettings())
+            kept = (0, *chosen) if keep_mb is None else _kept(workshop, (0, *chosen), keep_mb)
+            recipes = choose_recipes(workshop, kept, grid, EnsembleSettings())
             store.choose(recipes)
             profile = _profile(workshop, name, trunk.architecture, recipes, status.update)
         from fedstill.cloud_server.serving.profile import profile_to_plain
@@ -194,6 +199,21 @@ def _preview(workshop: WarmUp, allowed: tuple[int, ...], middle: int, limits: Bu
         f"minutes of training for up to {count} models."
     )
     return grid
+
+
+def _kept(workshop: WarmUp, models: tuple[int, ...], megabytes: float) -> tuple[int, ...]:
+    """The models to serve with. Raises DataError where not even one fits."""
+    from fedstill.cloud_server.warmup.ensembler import affordable_models
+    from fedstill.datasets.clip import DataError
+
+    sizes = {model.reduction: model.bytes for model in workshop.store.catalogue.models}
+    accuracies = {model: workshop.accuracies(model) for model in models}
+    shared = set.intersection(*(set(row) for row in accuracies.values()))
+    rows = {model: {r: value for r, value in row.items() if r in shared} for model, row in accuracies.items()}
+    kept = affordable_models(rows, sizes, int(megabytes * 1e6))
+    if not kept:
+        raise DataError(f"--keep-mb {megabytes:g}: a model takes {min(sizes.values()) / 1e6:.1f} MB")
+    return kept
 
 
 def _profile(

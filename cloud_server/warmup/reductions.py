@@ -45,14 +45,6 @@ def check_reductions(reductions: Sequence[int], layers: int, patches: int) -> tu
     return tuple(seen.values())
 
 
-def distinct_reductions(reductions: Sequence[int], layers: int, patches: int) -> dict[int, int]:
-    """Every reduction -> the smallest one of the list that is the same forward pass."""
-    first: dict[tuple[int, ...], int] = {}
-    for reduction in sorted(reductions):
-        first.setdefault(effective_merges(reduction_schedule(reduction, layers), patches), reduction)
-    return {r: first[effective_merges(reduction_schedule(r, layers), patches)] for r in reductions}
-
-
 def spread(measured: Mapping[int, float], reductions: Sequence[int]) -> dict[int, float]:
     """A value for every one of ``reductions``: what was measured, and straight lines between, over list positions.
 

@@ -11,7 +11,6 @@ from fedstill.cloud_server.warmup.planner import Budget, Cost, plan_ratios
 from fedstill.cloud_server.warmup.reductions import (
     THESIS_REDUCTIONS,
     check_reductions,
-    distinct_reductions,
     spread,
 )
 from fedstill.datasets.clip import DataError
@@ -154,7 +153,6 @@ def test_reductions_that_are_the_same_forward_pass_are_named() -> None:
         check_reductions((0, 20, 20), 12, 196)
     with pytest.raises(DataError, match="at least two"):
         check_reductions((20,), 12, 196)
-    assert distinct_reductions((0, 98, 100), 12, 196) == {0: 0, 98: 98, 100: 98}
 
 
 def test_between_measured_reductions_lies_a_line_over_list_positions() -> None:

@@ -95,6 +95,7 @@ def test_each_mistake_is_one_line_with_exit_code_2(place: Path, tmp_path: Path) 
         (["--reductions", "0,10,10,40"], "10 and 10 are the same forward pass on 100 patches: leave 10 out"),
         (["--reductions", "0,10,40,60,70"], "70 and 60 are the same forward pass"),
         (["--middle", "11"], "--middle 11: is not one of the allowed"),
+        (["--keep-mb", "0.001", "--budget", "models=3"], "--keep-mb 0.001: a model takes"),
         (["--planner", "best"], "use thesis or coverage"),
         (["--task", str(tmp_path / "none")], "is not a known task"),
         (["--task", str(many), "--train-images", "2"], "2 training images for 3 classes, none of"),
