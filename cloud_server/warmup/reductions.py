@@ -1,7 +1,8 @@
 """The reductions that a model may be fine-tuned and served at: thesis Section 4.6's list of merging numbers.
 
 A reduction is how many tokens every layer merges away. Two numbers can come to the same forward pass once a layer
-runs out of tokens (from 98 on for 196 patches); such doubles are measured and fine-tuned once.
+runs out of tokens (from 98 on for 196 patches); such doubles are refused,
+for a planner would pay twice for one model.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from fedstill.models.schedules import TokenSchedule, constant_schedule, effectiv
 
 THESIS_REDUCTIONS = (*range(26), 30, 40, 50, 100)
 """Section 4.6.1: 0 to 25, and the additional set."""
-
-THESIS_MIDDLE = 20
-"""r_mid of Section 4.6.1, where the flat region of accuracy is said to end."""
 
 
 def reduction_schedule(reduction: int, layers: int) -> TokenSchedule:

@@ -73,7 +73,7 @@ def test_gradients_reach_every_predictor_and_the_loss_wants_the_shares() -> None
     pruning_loss(student, teacher, labels, 0.5).backward()
     for predictor in pruned.predictors:
         assert all(float(parameter.grad.abs().sum()) > 0 for parameter in predictor.parameters())
-    kept = [float(mask.mean()) for mask in student.masks]
+    kept = [float(mask.detach().mean()) for mask in student.masks]
     far = pruning_loss(student, teacher, labels, 0.999)
     near = pruning_loss(student, teacher, labels, kept[0])
     assert float(near.detach()) < float(far.detach())
