@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,7 @@ def save_progress(path: Path, progress: Progress) -> None:
     distiller = progress.distiller
     optimiser = distiller.optimiser.state_dict()
     tensors = {WEIGHT + name: value for name, value in distiller.student.state_dict().items()}
-    for index, values in optimiser["state"].items():
-        tensors |= {f"{STATE}{index}.{name}": value for name, value in values.items()}
+    tensors |= optimiser_tensors(optimiser["state"])
     tensors[RANDOMNESS] = distiller.generator.get_state()
     numbers = {
         "groups": optimiser["param_groups"],
@@ -64,7 +64,9 @@ def load_progress(path: Path, progress: Progress) -> None:
         raise ValueError(f"{path}: no usable training state ({error})") from error
     weights = {name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}
     distiller.student.load_state_dict(weights)
-    distiller.optimiser.load_state_dict({"state": _states(tensors), "param_groups": numbers["groups"]})
+    distiller.optimiser.load_state_dict(
+        {"state": optimiser_states(tensors), "param_groups": numbers["groups"]}
+    )
     for group in distiller.optimiser.param_groups:
         if "betas" in group:
             group["betas"] = tuple(group["betas"])
@@ -73,7 +75,15 @@ def load_progress(path: Path, progress: Progress) -> None:
     progress.rng.bit_generator.state = numbers["rng"]
 
 
-def _states(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def optimiser_tensors(states: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A torch optimiser's ``state`` as flat, named tensors."""
+    return {
+        f"{STATE}{index}.{name}": value for index, values in states.items() for name, value in values.items()
+    }
+
+
+def optimiser_states(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """A torch optimiser's ``state`` out of the flat tensors that :func:`optimiser_tensors` made."""
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(STATE):

@@ -30,6 +30,8 @@ from fedstill.simulation.privacy_command import privacy
 from fedstill.simulation.redteam_command import redteam
 from fedstill.simulation.serve_command import serve_
 from fedstill.simulation.status_command import status
+from fedstill.simulation.warmup_command import warmup
+from fedstill.simulation.warmup_study_command import warmup_study
 
 app = typer.Typer(
     name="fedstill",
@@ -51,6 +53,8 @@ app.command()(loadtest)
 app.command(name="serve")(serve_)
 app.add_typer(tasks_command.app, name="tasks")
 app.command()(elastic_command.elastic)
+app.command()(warmup)
+app.command(name="warmup-study")(warmup_study)
 console = Console()
 errors = Console(stderr=True)
 
@@ -171,20 +175,32 @@ def reproduce(
         typer.Argument(
             help="table5.2, table5.3, table5.4, fig5.6, fig5.10, fig5.12 or fig5.13; "
             "of fedstill elastic: table3.1, table3.2, fig3.4a or fig3.4b; "
-            "of a load test: fig3.10, fig3.11, fig3.14 or fig3.15."
+            "of a load test: fig3.10, fig3.11, fig3.14 or fig3.15; "
+            "of fedstill warmup-study: fig4.3, fig4.4, fig4.7 to fig4.10, table4.1 or table4.2."
         ),
     ],
     run_dir: Annotated[Path, typer.Argument(help="A finished run.")],
 ) -> None:
     """Render a table or figure of the thesis from a run: its numbers beside ours."""
     from fedstill.simulation.elastic_results import read_study
-    from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, reproduce_elastic
+    from fedstill.simulation.elastic_tables import ELASTIC_TARGETS, reproduce_elastic, sheet_grid
+    from fedstill.simulation.plot_style import save
     from fedstill.simulation.reproduce import reproduce as render
     from fedstill.simulation.results import read_clips, read_results
     from fedstill.simulation.serving_reproduce import TABLES, reproduce_serving
     from fedstill.simulation.serving_results import is_load_test, read_serving_results
+    from fedstill.simulation.warmup_plots import WARMUP_FIGURES
+    from fedstill.simulation.warmup_results import STUDY_FILE, WarmupStudy, read_plain
+    from fedstill.simulation.warmup_tables import WARMUP_TARGETS, warmup_sheet
 
     with one_line_errors():
+        if target in WARMUP_TARGETS:
+            study = read_plain(WarmupStudy, run_dir / STUDY_FILE)
+            console.print(sheet_grid(warmup_sheet(target, study)))
+            if target in WARMUP_FIGURES:
+                drawn = save(WARMUP_FIGURES[target](study), run_dir / "plots" / f"{target}.png")
+                console.print(f"Picture: {drawn}", soft_wrap=True, highlight=False)
+            return
         if target in ELASTIC_TARGETS:
             console.print(reproduce_elastic(target, read_study(run_dir)))
             return

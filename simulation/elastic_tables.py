@@ -61,7 +61,11 @@ def reproduce_elastic(target: str, study: Study) -> RenderableType:
     known = ELASTIC_TARGETS.get(target)
     if known is None:
         raise ResultsError(f"unknown target {target!r} (known: {', '.join(ELASTIC_TARGETS)})")
-    sheet = known(study)
+    return sheet_grid(known(study))
+
+
+def sheet_grid(sheet: Sheet) -> RenderableType:
+    """A sheet for the console."""
     grid = Table(title=sheet.title, title_style="bold", caption_justify="left", box=SIMPLE_HEAD)
     for place, heading in enumerate(sheet.headings):
         grid.add_column(heading, justify="right" if place else "left", overflow="fold")
@@ -92,7 +96,7 @@ def elastic_page(study: Study) -> str:
     )
     parts = ["# The elastic ViT on real weights and tasks", intro, warning]
     for sheet in sheets:
-        parts += [f"## {sheet.title}", _markdown(sheet), *sheet.notes]
+        parts += [f"## {sheet.title}", sheet_markdown(sheet), *sheet.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -250,6 +254,7 @@ def _comparison(baseline: str, other: str) -> Comparison:
     return Comparison(100 * float(changes.mean()), low, high, p, None, p_label(p))
 
 
-def _markdown(sheet: Sheet) -> str:
+def sheet_markdown(sheet: Sheet) -> str:
+    """A sheet's table; its title and notes are the caller's."""
     lines: list[Sequence[str]] = [sheet.headings, ["---"] * len(sheet.headings), *sheet.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

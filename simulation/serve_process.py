@@ -52,9 +52,9 @@ from fedstill.simulation.tasks_command import (
     as_mistake,
     chosen_schedules,
     find_images,
-    numbers,
     open_registry,
     pair,
+    whole_numbers,
 )
 
 LOG = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class ServePlan:
             raise ConfigError(f"--device: {self.device!r} is not here: use auto, cpu or cuda")
         for text in self.images:
             pair(text)
-        if not numbers("--batches", self.batches):
+        if not whole_numbers("--batches", self.batches):
             raise ConfigError("--batches: name at least one batch size")
         open_registry(self.state).close()
 
@@ -188,7 +188,7 @@ def _make_engine(
         else:
             schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in given.schedules)
         precision: Any = plan.precision  # checked
-        settings = EngineSettings(schedules, numbers("--batches", plan.batches), plan.device, precision)
+        settings = EngineSettings(schedules, whole_numbers("--batches", plan.batches), plan.device, precision)
         return Engine(trunk.net, parameters, settings)
 
 

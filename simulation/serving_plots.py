@@ -31,6 +31,9 @@ COLOURS = {
     "clipper": OKABE_ITO[6],
     "slackfit": OKABE_ITO[7],
     "faithful": OKABE_ITO[4],
+    "vanilla": "#A9D8F0",
+    "maxprune": "#B08060",
+    "prodigy": OKABE_ITO[8],
     "fedstill": OKABE_ITO[0],
 }
 ADAPTIVE = ("faithful", "fedstill")

@@ -62,7 +62,7 @@ def add(
         from fedstill.cloud_server.serving.trunk import load_trunk
         from fedstill.simulation.config import data_path
 
-        counts = numbers("--prompts", prompts)
+        counts = whole_numbers("--prompts", prompts)
         trained = None
         if counts:
             with as_mistake("--prompts"):
@@ -193,7 +193,7 @@ def profile(
         known = {name: find_images(name, places.get(name)) for name in tasks}
         with as_mistake("--schedules or --batches"):
             settings = EngineSettings(
-                chosen_schedules(schedules, trunk.net, tasks), numbers("--batches", batches)
+                chosen_schedules(schedules, trunk.net, tasks), whole_numbers("--batches", batches)
             )
         with console.status("measuring") as status:
             sets = {
@@ -266,8 +266,8 @@ def open_registry(registry: Path) -> TaskRegistry:
     return TaskRegistry(registry)
 
 
-def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas. Raises ConfigError naming the option."""
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """An option's numbers with commas between. Raises ConfigError naming the option."""
     from fedstill.simulation.config import ConfigError
 
     try:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from fedstill.cloud_server.serving.policies import POLICIES
 from fedstill.cloud_server.serving.profile import Profile, Schedule, Variant
 from fedstill.cloud_server.serving.queries import Query
+
+ON_THESIS = sorted(set(POLICIES) - {"maxprune"})
+"""Policies that the thesis' profile can serve; Maxprune needs a warmed model."""
 
 
 def made_profile(maximum_batch: int = 8) -> Profile:

@@ -13,11 +13,20 @@ from fedstill.cloud_server.serving.infaas_policy import InfaasPolicy
 from fedstill.cloud_server.serving.policy import Policy
 from fedstill.cloud_server.serving.profile import Profile
 from fedstill.cloud_server.serving.slackfit_policy import SlackFitPolicy
+from fedstill.cloud_server.warmup.reduction_scheduler import ProdigyPolicy, most_reduced
 from fedstill.datasets.clip import DataError
 
 
 def _fixed(name: str, token_delta: int) -> Callable[[Profile], Policy]:
     return partial(FixedPolicy, name, token_delta=token_delta)
+
+
+def _vanilla(profile: Profile) -> Policy:
+    return FaithfulPolicy(profile.of_model(""))
+
+
+def _maxprune(profile: Profile) -> Policy:
+    return ProdigyPolicy(most_reduced(profile))
 
 
 POLICIES: Mapping[str, Callable[[Profile], Policy]] = {
@@ -33,6 +42,9 @@ POLICIES: Mapping[str, Callable[[Profile], Policy]] = {
     "clipper": ClipperPolicy,
     "slackfit": SlackFitPolicy,
     "faithful": FaithfulPolicy,
+    "vanilla": _vanilla,
+    "maxprune": _maxprune,
+    "prodigy": ProdigyPolicy,
     "fedstill": FedstillPolicy,
 }
 
@@ -49,6 +61,9 @@ LABELS: Mapping[str, str] = {
     "clipper": "Clipper",
     "slackfit": "SlackFit",
     "faithful": "OTAS",
+    "vanilla": "OTAS, no warm-up",
+    "maxprune": "Maxprune",
+    "prodigy": "Prodigy",
     "fedstill": "fedstill",
 }
 

@@ -27,7 +27,9 @@ class Schedule:
 
     name: unique in its profile. token_delta: tokens added (> 0, prompts) or removed (< 0) per layer, the thesis'
     gamma. fixed_seconds, per_query_seconds: of the affine time. accuracy: expected share of right answers per task,
-    in the order of the profile's tasks. maximum_batch: the largest batch that fits in memory (Eq. 3.2c).
+    in the order of the profile's tasks. maximum_batch: the largest batch that fits in memory (Eq. 3.2c). model: which
+    warmed model (or soup of them) it runs, empty for the one without warm-up; a planner that chooses among a
+    profile's schedules so chooses model and reduction together.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Schedule:
     per_query_seconds: float
     accuracy: tuple[float, ...]
     maximum_batch: int = 64
+    model: str = ""
 
     def __post_init__(self) -> None:
         times = (self.fixed_seconds, self.per_query_seconds)
@@ -135,6 +138,15 @@ class Profile:
         raise DataError(
             f"profile {self.name!r} has no schedule with token delta {token_delta} (it has {known})"
         )
+
+    def of_model(self, model: str) -> Profile:
+        """Only the schedules of one model, without variants. Raises DataError where it has none."""
+        mine = tuple(schedule for schedule in self.schedules if schedule.model == model)
+        if not mine:
+            raise DataError(
+                f"profile {self.name!r}: has no schedules of model {model or 'without warm-up'!r}"
+            )
+        return Profile(self.name, self.source, self.tasks, mine)
 
     def task_index(self, name: str) -> int:
         """Place of a task by name. Raises DataError for an unknown one."""

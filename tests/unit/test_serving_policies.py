@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_queries import made_profile, made_query
+from made_queries import ON_THESIS, made_profile, made_query
 
 from fedstill.cloud_server.serving.fedstill_policy import FedstillPolicy, FedstillSettings
 from fedstill.cloud_server.serving.policies import LABELS, POLICIES, make_policy
@@ -39,7 +39,7 @@ def filled(policy: Policy, drawn: list[tuple[float, float, float, int]]) -> dict
     return accepted
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_THESIS)
 @settings(max_examples=40, deadline=None)
 @given(drawn=QUERIES, now=st.floats(0.5, 1.5))
 def test_no_dispatched_batch_is_late_under_its_own_predictor(
@@ -61,7 +61,7 @@ def test_no_dispatched_batch_is_late_under_its_own_predictor(
     assert policy.queued() + len(fates) == len(accepted)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_THESIS)
 def test_an_expired_request_never_outranks_a_live_one(name: str) -> None:
     """However valuable: the live one runs, the expired one is evicted in the same decision."""
     policy = make_policy(name, THESIS)
@@ -74,7 +74,7 @@ def test_an_expired_request_never_outranks_a_live_one(name: str) -> None:
     assert policy.queued() == 0
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_THESIS)
 def test_an_idle_policy_with_servable_queries_runs_something(name: str) -> None:
     policy = make_policy(name, THESIS)
     for identifier in range(40):
@@ -82,7 +82,7 @@ def test_an_idle_policy_with_servable_queries_runs_something(name: str) -> None:
     assert policy.dispatch(0.0).batch is not None
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_THESIS)
 def test_a_withdrawn_query_is_gone(name: str) -> None:
     policy = make_policy(name, THESIS)
     for identifier in range(3):
@@ -97,7 +97,7 @@ def test_a_withdrawn_query_is_gone(name: str) -> None:
     assert 1 not in {query.identifier for query in batch.queries}
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_THESIS)
 def test_a_policy_survives_withdrawing_its_whole_queue(name: str) -> None:
     policy = make_policy(name, THESIS)
     for identifier in range(3):

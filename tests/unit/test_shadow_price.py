@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_queries import made_profile
+from made_queries import ON_THESIS, made_profile
 from scipy.optimize import linprog
 
 from fedstill.cloud_server.serving.fluid_reference import upper_bound, window_reference
-from fedstill.cloud_server.serving.policies import POLICIES, make_policy
+from fedstill.cloud_server.serving.policies import make_policy
 from fedstill.cloud_server.serving.profile import Schedule
 from fedstill.cloud_server.serving.shadow_price import Demand, HullStep, fluid_optimum, upper_hull
 from fedstill.cloud_server.serving.thesis_profile import thesis_profile
@@ -70,7 +70,7 @@ def test_the_greedy_fill_is_the_linear_programme(
     assert fluid_optimum(demand, hulls, capacity).value == pytest.approx(-solved.fun, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"infaas"}))  # the bound knows no whole models
+@pytest.mark.parametrize("name", sorted(set(ON_THESIS) - {"infaas"}))  # the bound knows no whole models
 def test_no_policy_expects_more_than_the_upper_bound(name: str) -> None:
     """Expected utility, so without luck: every query counts with the accuracy of the schedule that served it."""
     profile = thesis_profile()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from made_queries import made_profile
+from made_queries import ON_THESIS, made_profile
 
 from fedstill.cloud_server.serving.fixed_policies import FixedPolicy
-from fedstill.cloud_server.serving.policies import POLICIES, make_policy
+from fedstill.cloud_server.serving.policies import make_policy
 from fedstill.cloud_server.serving.policy import Policy
 from fedstill.cloud_server.serving.profile import Profile
 from fedstill.cloud_server.serving.queries import Batch, Decision, Query, Rejection
@@ -92,7 +92,7 @@ def test_jitter_is_the_same_for_the_same_seed() -> None:
     assert not np.array_equal(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_THESIS)
 def test_every_query_gets_exactly_one_answer_through_a_burst(name: str) -> None:
     """Ten times the load for two seconds, on an engine that is sometimes three times as slow; `simulate` counts."""
     profile = thesis_profile()

@@ -1,0 +1,149 @@
+"""Algorithm 4: which reductions to fine-tune at, within a budget of time, storage and number of models.
+
+Repaired where it is printed wrongly: the midpoint is taken over positions in the list of allowed reductions (60 is
+none); a pair is unsplittable when its ends are neighbours *or the same* (splitting makes such pairs); raising the
+new number stops when it fits and is then accepted, instead of inside the loop; and the budgets are "at most".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedstill.datasets.clip import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of fine-tuning and keeping one model."""
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What warm-up may take in all (the thesis' alpha and beta, and how many models); None is no limit."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+    models: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(limit is not None and limit <= 0 for limit in (self.seconds, self.bytes, self.models)):
+            raise DataError("budget: limits must be above 0")
+
+    def time_allows(self, seconds: float) -> bool:
+        return self.seconds is None or seconds <= self.seconds
+
+    def storage_allows(self, size: int, models: int) -> bool:
+        return (self.bytes is None or size <= self.bytes) and (self.models is None or models <= self.models)
+
+
+class Workshop(Protocol):
+    """What a planner can ask for: costs, fine-tuning, and how good the best model so far is at a reduction."""
+
+    def cost(self, reduction: int) -> Cost:
+        """Measured estimate for one more model."""
+
+    def fine_tune(self, reduction: int) -> Cost:
+        """Make the model; what it really took."""
+
+    def accuracy(self, reduction: int) -> float:
+        """On the profiling images, of the best model so far at that reduction."""
+
+    def accuracies(self, model: int) -> dict[int, float]:
+        """Of one fine-tuned model, at every reduction where it was measured."""
+
+
+class Spending:
+    """What has been fine-tuned and spent so far, against the budget."""
+
+    def __init__(self, workshop: Workshop, budget: Budget) -> None:
+        self._workshop, self._budget = workshop, budget
+        self.chosen: list[int] = []
+        self.seconds = 0.0
+        self.bytes = 0
+
+    def time_allows(self, cost: Cost) -> bool:
+        return self._budget.time_allows(self.seconds + cost.seconds)
+
+    def storage_allows(self, cost: Cost) -> bool:
+        return self._budget.storage_allows(self.bytes + cost.bytes, len(self.chosen) + 1)
+
+    def buy(self, reduction: int) -> None:
+        """Fine-tune at ``reduction`` and pay what it took."""
+        cost = self._workshop.fine_tune(reduction)
+        self.chosen.append(reduction)
+        self.seconds += cost.seconds
+        self.bytes += cost.bytes
+
+    def buy_first(self, reductions: Sequence[int]) -> None:
+        """The models that a planner cannot do without.
+
+        Raises:
+            DataError: the budget does not hold them, saying what it would take.
+        """
+        costs = [self._workshop.cost(reduction) for reduction in reductions]
+        together = Cost(sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs))
+        enough = self._budget.time_allows(together.seconds) and self._budget.storage_allows(
+            together.bytes, len(costs)
+        )
+        if not enough:
+            named = " and ".join(map(str, reductions))
+            raise DataError(
+                f"budget: too small for the first models, at reductions {named}: they take {len(costs)} models, "
+                f"{together.seconds:.0f} s and {together.bytes / 1e6:.1f} MB"
+            )
+        for reduction in reductions:
+            self.buy(reduction)
+
+
+def plan_ratios(
+    workshop: Workshop, reductions: Sequence[int], middle: int, budget: Budget
+) -> tuple[int, ...]:
+    """Algorithm 4. The reductions that were fine-tuned, in the order in which they were.
+
+    Args:
+        reductions: allowed ones, ascending; the last is r_max.
+        middle: r_mid, one of them and not the last.
+
+    Raises:
+        DataError: ``middle`` is not allowed, or the budget does not hold the first two models.
+    """
+    if middle not in reductions[:-1]:
+        raise DataError(f"middle: {middle} is not an allowed reduction below the largest, {reductions[-1]}")
+    spending = Spending(workshop, budget)
+    spending.buy_first((middle, reductions[-1]))
+    pairs = [(reductions.index(middle), len(reductions) - 1)]
+    while True:
+        pairs.sort(key=lambda pair: _fall(workshop, reductions, pair), reverse=True)
+        found = None
+        while pairs and found is None:
+            low, high = pairs.pop(0)
+            found = _split(workshop, reductions, low, high, spending)
+        if found is None:
+            return tuple(spending.chosen)
+        spending.buy(reductions[found])
+        pairs += [(low, found - 1), (found, high)]
+
+
+def _fall(workshop: Workshop, reductions: Sequence[int], pair: tuple[int, int]) -> float:
+    """How much accuracy falls from one end of the pair to the other, with the best model at each."""
+    return workshop.accuracy(reductions[pair[0]]) - workshop.accuracy(reductions[pair[1]])
+
+
+def _split(
+    workshop: Workshop, reductions: Sequence[int], low: int, high: int, spending: Spending
+) -> int | None:
+    """Position of the new reduction between two others: the middle, or what is above it and can be paid."""
+    if high - low <= 1:
+        return None
+    for new in range((low + high) // 2, high):
+        cost = workshop.cost(reductions[new])
+        if not spending.storage_allows(cost):
+            return None
+        if spending.time_allows(cost):
+            return new
+    return None

@@ -1,0 +1,78 @@
+"""Averaged models on demand: a weighted sum of warmed models' weights, kept while it is used.
+
+A soup costs no storage and hardly any time (one read and one sum per parameter), so nothing has to decide in
+advance which soups to keep on disk: the most recently used ones stay in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels
+from fedstill.models.elastic_vit import ElasticViT
+
+
+def average(states: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Weighted sum of state dicts (Wortsman et al., "Model soups", arXiv 2203.05482).
+
+    Raises:
+        ValueError: states of different networks, or of another number of classes.
+    """
+    (first_weight, first), *others = states
+    shapes = {name: value.shape for name, value in first.items()}
+    for _, state in others:
+        if {name: value.shape for name, value in state.items()} != shapes:
+            raise ValueError(
+                "soup: the models differ in their parameters; only models of one task can be averaged"
+            )
+    if not others:
+        return dict(first)
+    mixed = {name: value * first_weight for name, value in first.items()}
+    for weight, state in others:
+        for name, value in mixed.items():
+            value.add_(state[name], alpha=weight)
+    return mixed
+
+
+class SoupKitchen:
+    """Networks by recipe, the most recently used in memory.
+
+    Args:
+        store: where the ingredients are.
+        plain: a network of the task, whose weights do not matter.
+        capacity: networks to keep. ingredients: single models' weights to keep.
+    """
+
+    def __init__(
+        self, store: WarmedModels, plain: ElasticViT, capacity: int = 4, ingredients: int = 8
+    ) -> None:
+        self._store, self._plain = store, plain
+        self._capacity, self._ingredients = capacity, ingredients
+        self._nets: OrderedDict[str, ElasticViT] = OrderedDict()
+        self._states: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+
+    @torch.no_grad()
+    def net(self, recipe: Recipe) -> ElasticViT:
+        """The network, ready for inference. Raises WarmedModelError where an ingredient is missing or altered."""
+        if recipe.name not in self._nets:
+            parts = [(weight, self._state(int(model))) for model, weight in recipe.weights.items()]
+            net = copy.deepcopy(self._plain).eval().requires_grad_(False)
+            net.load_state_dict(average(parts))
+            self._nets[recipe.name] = net
+        self._nets.move_to_end(recipe.name)
+        while len(self._nets) > self._capacity:
+            self._nets.popitem(last=False)
+        return self._nets[recipe.name]
+
+    def _state(self, model: int) -> dict[str, Tensor]:
+        if model not in self._states:
+            self._states[model] = self._store.load(model)
+        self._states.move_to_end(model)
+        while len(self._states) > self._ingredients:
+            self._states.popitem(last=False)
+        return self._states[model]

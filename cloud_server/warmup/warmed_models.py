@@ -1,0 +1,216 @@
+"""The warmed models of one task on disk: a catalogue, and weights in files named by the SHA-256 of their content.
+
+The catalogue also keeps what was measured, right answers image by image, so that a run that was killed measures nothing
+twice. A file whose content does not match its name is refused; who serves then takes the next best model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedstill.datasets.clip import DataError
+from fedstill.models.packing import pack, unpack
+from fedstill.protos.plain import from_plain, to_plain
+
+FORMAT = 1
+CATALOGUE = "warmed.json"
+
+
+class WarmedModelError(DataError):
+    """A warmed model, or a whole catalogue, that cannot be used; one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmedModel:
+    """One fine-tuned model.
+
+    Attributes:
+        reduction: that it was fine-tuned at; 0 is the vanilla model.
+        sha256, bytes: of its file.
+        seconds: spent in training steps.
+        accuracies: on the profiling images at its own reduction, before training and after each epoch.
+    """
+
+    reduction: int
+    sha256: str
+    bytes: int
+    seconds: float
+    accuracies: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which models are averaged, with what weights: by reduction, as text for JSON's sake. They sum to 1."""
+
+    weights: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) <= 0 or abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"weights: {self.weights} are not positive with a sum of 1")
+
+    @property
+    def name(self) -> str:
+        """``r20``, or ``0.70r20+0.30r24``: unique up to two decimals."""
+        if len(self.weights) == 1:
+            return f"r{next(iter(self.weights))}"
+        return "+".join(f"{weight:.2f}r{model}" for model, weight in self.weights.items())
+
+    @property
+    def models(self) -> tuple[int, ...]:
+        return tuple(int(model) for model in self.weights)
+
+
+def single(model: int) -> Recipe:
+    """One model as it is."""
+    return Recipe({str(model): 1.0})
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of a task's warmed models.
+
+    Attributes:
+        identity: what the models depend on (trunk, images, settings); another identity is another catalogue.
+        models: in the order in which they were made.
+        right: recipe name -> reduction -> digits of right (1) and wrong (0) answers on the profiling images.
+        recipes: reduction -> what the ensembler chose to serve it with.
+        step_seconds: reduction -> time of a training step, as timed before the first fine-tuning.
+    """
+
+    identity: dict[str, Any]
+    class_names: tuple[str, ...]
+    models: tuple[WarmedModel, ...] = ()
+    right: dict[str, dict[str, str]] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    step_seconds: dict[str, float] = field(default_factory=dict)
+
+    def model(self, reduction: int) -> WarmedModel | None:
+        """The model that was fine-tuned at ``reduction``, if there is one."""
+        return next((model for model in self.models if model.reduction == reduction), None)
+
+    def accuracy(self, recipe: Recipe, reduction: int) -> float | None:
+        """On the profiling images, if it was measured."""
+        digits = self.right.get(recipe.name, {}).get(str(reduction))
+        return None if digits is None else digits.count("1") / len(digits)
+
+
+class WarmedModels:
+    """A folder with a catalogue. Every change is on disk before the call returns.
+
+    Args:
+        folder: made if needed.
+        identity, class_names: of the task; an existing catalogue must have the same.
+
+    Raises:
+        WarmedModelError: the folder holds another task's models, or models made with other settings.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], class_names: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.catalogue = Catalogue(dict(identity), class_names)
+        if (folder / CATALOGUE).exists():
+            found = read_catalogue(folder)
+            differing = [
+                key
+                for key in {*found.identity, *identity}
+                if found.identity.get(key) != json.loads(json.dumps(identity.get(key)))
+            ]
+            if differing or found.class_names != class_names:
+                what = ", ".join(sorted(differing)) or "class_names"
+                raise WarmedModelError(
+                    f"{folder}: holds models of another {what}: choose another folder, or repeat its settings"
+                )
+            self.catalogue = found
+
+    @property
+    def training_folder(self) -> Path:
+        """Where unfinished fine-tunings keep their state."""
+        return self.folder / "training"
+
+    def add(
+        self, reduction: int, state: Mapping[str, Tensor], seconds: float, accuracies: tuple[float, ...]
+    ) -> WarmedModel:
+        """Keep a finished model: its file first, then its line in the catalogue."""
+        content = pack(dict(sorted(state.items()))).tobytes()
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.path(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, content)
+        model = WarmedModel(reduction, digest, len(content), seconds, accuracies)
+        others = tuple(other for other in self.catalogue.models if other.reduction != reduction)
+        self._change(models=(*others, model))
+        return model
+
+    def record_right(self, recipe: Recipe, reduction: int, digits: str) -> None:
+        """Keep what was measured."""
+        right = {name: dict(found) for name, found in self.catalogue.right.items()}
+        right.setdefault(recipe.name, {})[str(reduction)] = digits
+        self._change(right=right)
+
+    def record_step(self, reduction: int, seconds: float) -> None:
+        """Keep what a training step takes."""
+        self._change(step_seconds={**self.catalogue.step_seconds, str(reduction): seconds})
+
+    def choose(self, recipes: Mapping[int, Recipe]) -> None:
+        """What each reduction is served with from now on."""
+        self._change(recipes={str(reduction): recipe for reduction, recipe in recipes.items()})
+
+    def load(self, reduction: int) -> dict[str, Tensor]:
+        """A model's weights. Raises WarmedModelError where there is none, or its file is missing or altered."""
+        model = self.catalogue.model(reduction)
+        if model is None:
+            known = ", ".join(str(other.reduction) for other in self.catalogue.models)
+            raise WarmedModelError(
+                f"{self.folder}: has no model of reduction {reduction} (it has {known or 'none'})"
+            )
+        path = self.path(model.sha256)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise WarmedModelError(f"{path}: cannot be read ({error.strerror}): warm up again") from error
+        if hashlib.sha256(content).hexdigest() != model.sha256:
+            raise WarmedModelError(f"{path}: was altered, its SHA-256 is another: warm up again")
+        return unpack(np.frombuffer(content, dtype=np.uint8))
+
+    def path(self, digest: str) -> Path:
+        """The file of a model."""
+        return self.folder / "models" / f"{digest}.safetensors"
+
+    def _change(self, **changes: Any) -> None:
+        self.catalogue = replace(self.catalogue, **changes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, **to_plain(self.catalogue)}, indent=1)
+        _write(self.folder / CATALOGUE, text.encode())
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """A folder's catalogue. Raises WarmedModelError, one line, where there is none that can be read."""
+    path = folder / CATALOGUE
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WarmedModelError(
+            f"{path}: not a readable catalogue ({error}); make one with: fedstill warmup"
+        ) from error
+    if not isinstance(plain, dict) or plain.pop("format", None) != FORMAT:
+        raise WarmedModelError(f"{path}: is of another format: warm up again")
+    try:
+        return from_plain(Catalogue, plain)
+    except ValueError as error:
+        raise WarmedModelError(f"{path}: {error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    """By rename: a half-written file is never read."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
