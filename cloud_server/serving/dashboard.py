@@ -55,7 +55,7 @@ class Dashboard:
 
     def add_to(self, app: FastAPI) -> None:
         """Serve the page at ``/`` and the snapshots at ``/events``."""
-        folder = files("fedstill.cloud_server.serving") / "dashboard"
+        folder = files("fedstill.cloud_server.serving") / "dashboard_page"
         for path, (name, kind) in ASSETS.items():
             app.add_api_route(path, _asset((folder / name).read_bytes(), kind), methods=["GET"])
         app.add_api_route("/events", self.events, methods=["GET"], response_model=None)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedstill.cloud_server.serving.engine import Answer, Engine, EngineSettings, Refusal
+from fedstill.cloud_server.serving.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine import Engine, EngineSettings
 from fedstill.cloud_server.warmup.reduced_nets import task_head
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
 from fedstill.cloud_server.warmup.soups import SoupKitchen

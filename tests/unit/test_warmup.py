@@ -14,7 +14,8 @@ import torch
 from made_vit import images as made_images
 from made_vit import tiny_trunk
 
-from fedstill.cloud_server.serving.engine import Answer, EngineSettings
+from fedstill.cloud_server.serving.answers import Answer
+from fedstill.cloud_server.serving.engine import EngineSettings
 from fedstill.cloud_server.warmup.ensembler import EnsembleSettings, ranking
 from fedstill.cloud_server.warmup.fine_tuning import (
     FineTuneSettings,
