@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_queries import ON_THESIS
 
 from fedstill.cloud_server.serving.answers import Answer, ImageError, Refusal
 from fedstill.cloud_server.serving.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.events import RanBatch
 from fedstill.cloud_server.serving.fedstill_policy import FedstillPolicy
-from fedstill.cloud_server.serving.policies import POLICIES, make_policy
+from fedstill.cloud_server.serving.policies import make_policy
 from fedstill.cloud_server.serving.policy import Policy
 from fedstill.cloud_server.serving.profile import Profile, Schedule
 from fedstill.cloud_server.serving.queries import Batch, Decision, Query, Rejection
@@ -24,7 +25,7 @@ from fedstill.cloud_server.serving.requests import Outcome, Refused, Request, Se
 
 CLASSES = ("yes", "no")
 DELTAS = (0, -5, -10, -15, -20, 2, 4, 8)
-LIVE = tuple(name for name in POLICIES if name != "infaas")
+LIVE = tuple(name for name in ON_THESIS if name != "infaas")
 
 
 def made_profile(tasks: tuple[str, ...] = ("cats", "dogs"), largest: int = 4) -> Profile:
