@@ -97,12 +97,13 @@ def test_swapping_under_load_answers_every_row_by_one_version_or_the_other() -> 
     askers = [threading.Thread(target=ask) for _ in range(2)]
     for asker in askers:
         asker.start()
-    for turn in range(200):
+    turn = 0
+    while turn < 200 or len(results) <= 20:  # a busy machine may swap 200 times before it answers
         engine.swap({"t": task(3, 1 + turn % 2)})
+        turn += 1
     stop.set()
     for asker in askers:
         asker.join()
-    assert len(results) > 20
     for result in results:
         assert min(np.abs(result.logits - one).max() for one in possible) < 1e-4
 
