@@ -32,6 +32,7 @@ from fedstill.cloud_server.serving.environment import serving_environment
 from fedstill.cloud_server.serving.learn_task import LearnSettings
 from fedstill.protos.child import Child
 from fedstill.protos.flower_cli import free_port
+from fedstill.protos.serving_client import ServingAddress
 from fedstill.simulation.files import write_text_atomically
 from fedstill.simulation.learnt_state import learn_missing
 from fedstill.simulation.live_loadtest import Description, LiveSettings, Target, ask, live_load
@@ -43,7 +44,7 @@ from fedstill.simulation.provenance import hardware
 from fedstill.simulation.served_process import ServedProcess, ServerOptions
 from fedstill.simulation.served_setting import BATCHES, SCHEDULES, real_setting, split_cores, tiny_setting
 from fedstill.simulation.serving_results import RunRow
-from fedstill.simulation.serving_target import Address, GrpcTarget
+from fedstill.simulation.serving_target import GrpcTarget
 from fedstill.simulation.task_images import TaskImages, held_out_images
 
 OURS = "fedstill"
@@ -203,7 +204,7 @@ def run_one(
             return await play(target)
 
     async def over_grpc(server: ServedProcess) -> RunRow:
-        async with GrpcTarget(Address(server.target)) as target:
+        async with GrpcTarget(ServingAddress(server.target)) as target:
             await target.describe()
             return await play(target)
 

@@ -14,11 +14,12 @@ from typing import TypeVar
 
 from fedstill.cloud_server.serving.profile import Profile
 from fedstill.datasets.clip import DataError
+from fedstill.protos.serving_client import ServingAddress
 from fedstill.simulation.live_loadtest import LiveSettings, run_live
 from fedstill.simulation.loadtest import LoadTest, Progress, run_virtual
 from fedstill.simulation.served_process import ServedProcess, ServerOptions
 from fedstill.simulation.serving_results import ServingResults
-from fedstill.simulation.serving_target import Address, GrpcTarget
+from fedstill.simulation.serving_target import GrpcTarget
 from fedstill.simulation.task_images import TaskImages
 
 Contender = TypeVar("Contender")
@@ -112,7 +113,7 @@ def merged(parts: Sequence[ServingResults], test: LoadTest, sweep: Sweep) -> Ser
 async def _one(
     sweep: Sweep, test: LoadTest, target: str, profile: Profile, seed: int, progress: Callable[[str], None]
 ) -> ServingResults:
-    async with GrpcTarget(Address(target)) as server:
+    async with GrpcTarget(ServingAddress(target)) as server:
         return await run_live(
             test,
             sweep.settings,

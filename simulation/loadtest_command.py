@@ -16,10 +16,10 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from fedstill.cloud_server.serving.profile import Profile
+    from fedstill.protos.serving_client import ServingAddress
     from fedstill.simulation.live_loadtest import LiveSettings
     from fedstill.simulation.loadtest import LoadTest
     from fedstill.simulation.serving_results import ServingResults
-    from fedstill.simulation.serving_target import Address
     from fedstill.simulation.task_images import TaskImages
 
 STANDARD_POLICIES = "pets,infaas,tome5,tome10,tome15,tome20,vpt2,vpt4,vpt8,clipper,slackfit,faithful,fedstill"
@@ -143,7 +143,7 @@ def _virtual(test: LoadTest, profile: str | None, load_seconds: float | None) ->
 def _live(
     test: LoadTest,
     settings: LiveSettings,
-    address: Address,
+    address: ServingAddress,
     pictures: Sequence[TaskImages] | None,
     profile: str | None,
 ) -> ServingResults:

@@ -6,22 +6,22 @@ Pictures travel as PNG files, as from a user's device, so that decoding and resi
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import grpc
 import grpc.aio
 
+from fedstill.cloud_server.serving.open_inference import MODEL
 from fedstill.datasets.clip import DataError
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fedstill.protos.serving_client import ServingAddress
 from fedstill.protos.serving_pb2 import ListTasksRequest
 from fedstill.protos.serving_pb2_grpc import ServingStub
 from fedstill.simulation.live_loadtest import Description
 from fedstill.simulation.open_loop import Reply, ReplyKind
 
-MODEL = "elastic_vit"
 CONNECT_SECONDS = 10.0
 OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new TCP connection
@@ -33,20 +33,9 @@ REFUSALS: dict[grpc.StatusCode, ReplyKind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the server is and how to prove who we are.
-
-    target: HOST:PORT. authority: PEM of the certificate authority to trust; None connects in plain text. token: of the
-    client; empty sends none.
-    """
-
-    target: str
-    authority: bytes | None = None
-    token: str = field(default="", repr=False)
-
-
-def address_of(target: str, *, insecure: bool, authority: Path | None, token_file: Path | None) -> Address:
+def address_of(
+    target: str, *, insecure: bool, authority: Path | None, token_file: Path | None
+) -> ServingAddress:
     """From what a user types. Raises DataError, one line, for what does not fit together or cannot be read."""
     host, colon, port = target.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
@@ -54,17 +43,17 @@ def address_of(target: str, *, insecure: bool, authority: Path | None, token_fil
     if insecure:
         if authority is not None or token_file is not None:
             raise DataError("--insecure goes without --ca and --token-file: drop one or the other")
-        return Address(target)
+        return ServingAddress(target)
     if authority is None:
         raise DataError("--target needs --ca FILE (and --token-file FILE), or --insecure")
     token = "" if token_file is None else _read(token_file).decode("ascii", "replace").strip()
-    return Address(target, _read(authority), token)
+    return ServingAddress(target, _read(authority), token)
 
 
 class GrpcTarget:
     """One connection to a server. Use as ``async with``."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: ServingAddress) -> None:
         self._address = address
         self._metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
 

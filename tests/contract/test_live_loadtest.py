@@ -20,12 +20,13 @@ from typer.testing import CliRunner
 from fedstill.cloud_server.authority import create_authority, issue_node
 from fedstill.cloud_server.serving.profile import profile_to_plain
 from fedstill.datasets.clip import DataError
+from fedstill.protos.serving_client import ServingAddress
 from fedstill.simulation import cli
 from fedstill.simulation.live_loadtest import LiveSettings, run_live
 from fedstill.simulation.loadtest import LoadTest
 from fedstill.simulation.open_loop import Reply
 from fedstill.simulation.serving_results import ServingResults, read_serving_results
-from fedstill.simulation.serving_target import Address, GrpcTarget, address_of
+from fedstill.simulation.serving_target import GrpcTarget, address_of
 from fedstill.simulation.task_images import TaskImages, drawn_images, encoded
 
 CLASSES = {"easy": ("cat", "dog"), "hard": ("dog", "cat", "owl")}
@@ -55,7 +56,7 @@ def run(made: MadeServer, settings: LiveSettings | None = None, profile=None, **
     )
 
     async def both() -> ServingResults:
-        async with Served(made) as place, GrpcTarget(Address(place)) as target:
+        async with Served(made) as place, GrpcTarget(ServingAddress(place)) as target:
             return await run_live(test, settings or LiveSettings(), target, PICTURES, profile=profile)
 
     return asyncio.run(both())
@@ -146,7 +147,7 @@ def test_a_bounded_generator_says_what_it_did_not_send(caplog: pytest.LogCapture
 
     async def both() -> ServingResults:
         made = MadeServer(CLASSES, script)
-        async with Served(made) as place, GrpcTarget(Address(place)) as target:
+        async with Served(made) as place, GrpcTarget(ServingAddress(place)) as target:
             test = LoadTest(traces=("poisson",), policies=("any",), seeds=1, seconds=1.0, rate=60.0)
             return await run_live(
                 test, LiveSettings(latency_scale=0.01, outstanding=5), target, PICTURES, grace=0.3
