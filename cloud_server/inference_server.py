@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -86,17 +83,3 @@ class InferenceServer:
         await self.service.batcher.stop()
         self._server = None
         LOG.info("event=inference_stopped answered=%d", self.service.counters.answered)
-
-
-def run_until_signalled(server: InferenceServer, announce: Callable[[int], None]) -> None:
-    """Serve in this process until SIGTERM or SIGINT, then drain. ``announce`` gets the port."""
-    asyncio.run(_run(server, announce))
-
-
-async def _run(server: InferenceServer, announce: Callable[[int], None]) -> None:
-    leave = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave.set)
-    announce(await server.start())
-    await leave.wait()
-    await server.stop()

@@ -17,6 +17,10 @@ def serve_(
     state: Annotated[
         Path, typer.Option(help="Folder of the task registry (fedstill tasks --registry).")
     ] = DEFAULT_REGISTRY,
+    warmed: Annotated[
+        Path | None,
+        typer.Option(help="Serve the models of this folder of fedstill warmup, not those of a registry."),
+    ] = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC; port 0 is any.")] = "0.0.0.0:8001",
     web: Annotated[
         str,
@@ -59,7 +63,8 @@ def serve_(
     from fedstill.cloud_server.inference_server import ServerError
     from fedstill.cloud_server.serving.environment import missing_settings, serving_environment
     from fedstill.simulation.config import ConfigError
-    from fedstill.simulation.serve_process import ServePlan, run_serving
+    from fedstill.simulation.serve_plan import ServePlan
+    from fedstill.simulation.serve_process import run_serving
 
     with serve(ServerError):
         if insecure == (authority is not None):
@@ -70,8 +75,13 @@ def serve_(
             raise ConfigError("--operator: everybody may do everything with --insecure; drop one of the two")
         if profile is not None and schedules is not None:
             raise ConfigError("--schedules: the profile names them; drop --schedules or --profile")
+        if warmed is not None and (profile is not None or schedules is not None or images or operator):
+            raise ConfigError(
+                "--warmed: its folder says what is served; drop --profile, --schedules, --images and --operator"
+            )
         plan = ServePlan(
             state=state,
+            warmed=warmed,
             listen=address(listen, "--listen"),
             web=address(web, "--web") if web else None,
             policy=policy,

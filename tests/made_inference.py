@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fedstill.cloud_server.heads import HeadShelf, save_heads
-from fedstill.cloud_server.inference_server import InferenceServer, ServerTls, run_until_signalled
+from fedstill.cloud_server.inference_server import InferenceServer, ServerTls
 from fedstill.cloud_server.inference_service import InferenceService
 from fedstill.cloud_server.tokens import issue, verify
+from fedstill.cloud_server.until_signalled import run_until_signalled
 from fedstill.edge_client.runtime_api import FeatureArrays
 from fedstill.models.audiovisual import AudioVisualNet, Features, NetworkSpec
 from fedstill.models.compression import RATES, RungNet

@@ -115,7 +115,7 @@ def serving(
             generation,
             partial(make_policy, policy),
         )
-        metrics.queued, metrics.tasks = dispatcher.queued, tasks.names
+        metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
         service = ServingService(dispatcher, tasks, door or ServingDoor(None), SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
         server = ServingServer(

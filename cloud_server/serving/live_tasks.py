@@ -60,10 +60,6 @@ class LiveTasks:
         """What is served now, by name."""
         return self._served
 
-    def names(self) -> tuple[str, ...]:
-        """Of the tasks that are served now."""
-        return tuple(self._served)
-
     def refresh(self) -> bool:
         """Serve what the registry holds now; whether anything changed. What cannot be served is logged."""
         with self._changing:

@@ -34,6 +34,10 @@ class RegistryError(DataError):
     """What was asked of the registry cannot be; one line that says what to do instead."""
 
 
+DEFAULT_LATENCY_MS, DEFAULT_UTILITY = 600.0, 1.0
+"""Of queries that name none, of a task that names none."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskVersion:
     """One registered version of a task.
@@ -119,8 +123,8 @@ class TaskRegistry:
         task: TaskParameters,
         trunk: str,
         *,
-        latency_ms: float = 600.0,
-        utility: float = 1.0,
+        latency_ms: float = DEFAULT_LATENCY_MS,
+        utility: float = DEFAULT_UTILITY,
         accuracy: float = 0.0,
     ) -> TaskVersion:
         """Store a new version and make it the active one.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fedstill.cloud_server.inference_server import ServerError, ServerTls
 from fedstill.cloud_server.serving.dispatcher import Dispatcher
-from fedstill.cloud_server.serving.live_tasks import LiveTasks
+from fedstill.cloud_server.serving.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.serving_service import INFERENCE_SERVICE, OWN_SERVICE, ServingService
 
 LOG = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class ServingServer:
         self,
         service: ServingService,
         dispatcher: Dispatcher,
-        tasks: LiveTasks,
+        tasks: ServedTasks,
         app: FastAPI,
         address: ServingAddress,
     ) -> None:
@@ -157,17 +156,3 @@ class _Uvicorn(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def run_until_signalled(server: ServingServer, announce: Callable[[Ports], None]) -> None:
-    """Serve in this process until SIGTERM or SIGINT, then drain. ``announce`` gets the ports."""
-    asyncio.run(_run(server, announce))
-
-
-async def _run(server: ServingServer, announce: Callable[[Ports], None]) -> None:
-    leave = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave.set)
-    announce(await server.start())
-    await leave.wait()
-    await server.stop()

@@ -26,9 +26,9 @@ from fedstill.cloud_server.serving import request_images
 from fedstill.cloud_server.serving.answers import ImageError
 from fedstill.cloud_server.serving.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.events import DropReason
-from fedstill.cloud_server.serving.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.registry import TaskVersion
 from fedstill.cloud_server.serving.requests import Outcome, Prepare, Refused, Served
+from fedstill.cloud_server.serving.served_tasks import ServedTasks
 from fedstill.cloud_server.tokens import TokenError
 from fedstill.models.packing import unpack
 from fedstill.models.preprocess import IMAGE_MEAN, IMAGE_STD
@@ -82,7 +82,7 @@ class ServingService:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, tasks: LiveTasks, door: ServingDoor, image_size: int, policy: str
+        self, dispatcher: Dispatcher, tasks: ServedTasks, door: ServingDoor, image_size: int, policy: str
     ) -> None:
         self._dispatcher, self._tasks, self._door = dispatcher, tasks, door
         self._size, self._policy = image_size, policy

@@ -9,7 +9,7 @@ model on images that did not choose it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedstill.cloud_server.warmup.warmed_models import Recipe, single
@@ -109,14 +109,9 @@ def affordable_models(
             best[r] = max(best.get(r, 0.0), value)
 
 
-def ranking(right: Mapping[int, str], chosen: Recipe | None = None) -> tuple[Recipe, ...]:
-    """What a reduction can be served with, best first: the chosen recipe, then single models."""
-    singles = sorted(right, key=lambda model: (-right[model].count("1"), model))
-    return _distinct([*([chosen] if chosen else []), *map(single, singles)])
-
-
-def _distinct(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
-    return tuple({recipe.name: recipe for recipe in recipes}.values())
+def ranking(right: Mapping[int, str]) -> tuple[Recipe, ...]:
+    """The single models that a reduction can be served with, most right answers first."""
+    return tuple(map(single, sorted(right, key=lambda model: (-right[model].count("1"), model))))
 
 
 def _half(digits: str, which: int) -> str:

@@ -1,22 +1,18 @@
-"""A fine-tuning in the middle, on disk: one safetensors file per epoch's end, numbers as JSON in its header.
+"""A fine-tuning in the middle, on disk: one file per epoch's end.
 
-Loading it continues to the very same weights as if nothing had happened. Never pickle.
+Loading it continues to the very same weights as if nothing had happened.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fedstill.cloud_server.training_state import optimiser_states, optimiser_tensors
+from fedstill.cloud_server.state_file import load_state, optimiser_state, optimiser_tensors, part, save_state
 from fedstill.datasets.clip import DataError
 
 NET, BEST, RANDOMNESS = "net.", "best.", "generator"
@@ -44,7 +40,7 @@ class Training:
 
 
 def save_training(path: Path, training: Training) -> None:
-    """Write by rename: a file that is cut short is never read."""
+    """Put everything that :func:`load_training` needs into one file."""
     optimiser = training.optimiser.state_dict()
     tensors = {NET + name: value for name, value in training.net.state_dict().items()}
     tensors |= {BEST + name: value for name, value in training.best.items()}
@@ -56,11 +52,7 @@ def save_training(path: Path, training: Training) -> None:
         "accuracies": training.accuracies,
         "seconds": training.seconds,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    safetensors.torch.save_file(ready, temporary, metadata={"numbers": json.dumps(numbers)})
-    temporary.replace(path)
+    save_state(path, tensors, numbers)
 
 
 def load_training(path: Path, training: Training) -> None:
@@ -70,25 +62,14 @@ def load_training(path: Path, training: Training) -> None:
         DataError: the file is damaged, or of another network; removing it starts this model again.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            numbers = json.loads(file.metadata()["numbers"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        training.net.load_state_dict(_part(tensors, NET))
-        states = optimiser_states(tensors)
-        training.optimiser.load_state_dict({"state": states, "param_groups": numbers["groups"]})
+        tensors, numbers = load_state(path)
+        training.net.load_state_dict(part(tensors, NET))
+        training.optimiser.load_state_dict(optimiser_state(tensors, numbers["groups"]))
         training.decay.load_state_dict(numbers["decay"])
         training.generator.set_state(tensors[RANDOMNESS])
         training.accuracies = [float(value) for value in numbers["accuracies"]]
         training.seconds = float(numbers["seconds"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise DataError(
-            f"{path}: no usable training state ({reason}): remove it to start this model again"
-        ) from error
-    for group in training.optimiser.param_groups:
-        group["betas"] = tuple(group["betas"])  # JSON made a list of them
-    training.best = _part(tensors, BEST)
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip().removeprefix(f"{path}: ")
+        raise DataError(f"{path}: {reason}: remove it to start this model again") from error
+    training.best = part(tensors, BEST)

@@ -94,10 +94,15 @@ def warmed_profile(
         accuracies: model name -> reduction -> accuracy. The plain model's own are not among them.
     """
     warmed = [
-        replace(schedule, name=f"{schedule.name}@{model}", model=model, accuracy=(row[reduction],))
+        warmed_schedule(schedule, model, row[reduction])
         for model, row in accuracies.items()
         for reduction, schedule in plain.items()
         if reduction in row
     ]
     # The plain model first: policies that know no models (Clipper, fixed schedules) take the first that fits.
     return Profile(name, source, (task,), (*plain.values(), *warmed))
+
+
+def warmed_schedule(plain: Schedule, model: str, accuracy: float) -> Schedule:
+    """A schedule of the model without warm-up, run by the warmed model (or average) of that name."""
+    return replace(plain, name=f"{plain.name}@{model}", model=model, accuracy=(accuracy,))

@@ -1,80 +1,161 @@
-"""Runs batches on the model that a schedule names, and on the next best one where that model cannot be used.
+"""The warmed models of one task behind one ``infer``: a batch runs on the model that its schedule names.
 
-One engine per model in use, made when first asked for. A file whose hash is wrong is refused once, with a line in
-the log, and never asked for again until the process starts anew.
+Every model and average that the profile names is in memory before the first query. A file whose hash is wrong is
+refused then, with a line in the log, and the next best model that is whole takes its place in the profile.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from fedstill.cloud_server.serving.answers import Answer, Refusal
-from fedstill.cloud_server.serving.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine import Engine, EngineSettings, Precision
+from fedstill.cloud_server.serving.profile import Profile, Schedule
+from fedstill.cloud_server.warmup.ensembler import ranking
 from fedstill.cloud_server.warmup.reduced_nets import task_head
+from fedstill.cloud_server.warmup.reduction_scheduler import warmed_schedule
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
 from fedstill.cloud_server.warmup.soups import SoupKitchen
-from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModelError
+from fedstill.cloud_server.warmup.warmed_models import (
+    Catalogue,
+    Recipe,
+    WarmedModelError,
+    WarmedModels,
+    single,
+)
+from fedstill.models.elastic_vit import ElasticViT
+from fedstill.models.schedules import TokenSchedule
 from fedstill.models.task_bank import TaskParameters
 
 log = logging.getLogger(__name__)
 
+PLAIN = single(0)
+"""The model without warm-up: its schedules name no model."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the engines of all models have in common; see ``EngineSettings``."""
+
+    batch_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    device: str = "auto"
+    precision: Precision = "auto"
+
 
 class WarmedServing:
-    """The warmed models of one task behind one ``infer``.
+    """One engine per model or average.
 
     Args:
-        rankings: what each reduction can be served with, best first (``ensembler.ranking``).
-        settings: of every engine; its schedules must hold those of the reductions.
-        capacity: engines to keep.
+        store: what ``fedstill warmup`` made, its recipes chosen.
+        plain: a network of the task (``reduced_nets.task_net``), whose weights do not matter.
+        profile: that ``fedstill warmup`` wrote beside the models.
+
+    Raises:
+        WarmedModelError: the profile is not of these models, or none of them is usable.
     """
 
     def __init__(
-        self,
-        task: str,
-        class_names: tuple[str, ...],
-        kitchen: SoupKitchen,
-        rankings: Mapping[int, Sequence[Recipe]],
-        settings: EngineSettings,
-        capacity: int = 4,
+        self, store: WarmedModels, plain: ElasticViT, profile: Profile, options: EngineOptions
     ) -> None:
-        self._task, self._class_names = task, class_names
-        self._kitchen, self._rankings = kitchen, rankings
-        self._settings, self._capacity = settings, capacity
-        self._engines: OrderedDict[str, Engine] = OrderedDict()
-        self._refused: set[str] = set()
+        (self._task,) = profile.tasks
+        whole = _whole_models(store)
+        recipes: dict[str, Recipe] = {}
+        schedules: dict[str, Schedule] = {}
+        for wanted in profile.schedules:
+            for schedule, recipe in _candidates(store.catalogue, wanted):
+                if whole.issuperset(recipe.models):
+                    schedules[schedule.name], recipes[schedule.name] = schedule, recipe
+                    break
+        if not schedules:
+            raise WarmedModelError(f"{store.folder}: no model is usable: warm up again")
+        self.profile = replace(profile, schedules=tuple(schedules.values()))
+        """Of the models that are usable."""
+        self.schedules: dict[str, TokenSchedule] = {
+            name: reduction_schedule(-schedule.token_delta, plain.layers)
+            for name, schedule in schedules.items()
+        }
+        """What each name of the profile means."""
+        kitchen = SoupKitchen(store, plain, capacity=1)
+        classes = store.catalogue.class_names
+        engines: dict[str, Engine] = {}
+        for recipe in {recipe.name: recipe for recipe in recipes.values()}.values():
+            mine = tuple(self.schedules[name] for name in recipes if recipes[name].name == recipe.name)
+            engine = self._engine(kitchen.net(recipe), classes, mine, options)
+            engines[recipe.name] = engine
+            # All models compute alike, so only the first has to try precisions.
+            options = replace(options, precision="bf16" if engine.variant.startswith("bf16") else "fp32")
+        self._engines = {name: engines[recipe.name] for name, recipe in recipes.items()}
 
-    def infer(self, images: Tensor, reduction: int) -> tuple[list[Answer | Refusal], Recipe]:
-        """One answer or refusal per row, and what they were made with.
+    @property
+    def maximum_batch(self) -> int:
+        return next(iter(self._engines.values())).maximum_batch
 
-        Raises:
-            WarmedModelError: none of the models that this reduction can be served with is usable.
-        """
-        engine, recipe = self._best(reduction)
-        schedule = reduction_schedule(reduction, engine.net.layers)
-        return engine.infer(images, [self._task] * len(images), schedule), recipe
+    def warm_up(self) -> None:
+        """Run every schedule of every model once."""
+        for engine in dict.fromkeys(self._engines.values()):
+            engine.warm_up()
 
-    def _best(self, reduction: int) -> tuple[Engine, Recipe]:
-        for recipe in self._rankings[reduction]:
-            if recipe.name in self._refused:
-                continue
-            try:
-                return self._engine(recipe), recipe
-            except WarmedModelError as error:
-                self._refused.add(recipe.name)
-                log.error("warmed model refused model=%s reason=%s", recipe.name, error)
-        raise WarmedModelError(f"no usable model is left for reduction {reduction}: warm up again")
+    def infer(self, images: Tensor, tasks: Sequence[str], schedule: str) -> list[Answer | Refusal]:
+        """One answer or refusal per row, by the model that the profile's schedule names; see ``Engine.infer``."""
+        return self._engines[schedule].infer(images, tasks, self.schedules[schedule])
 
-    def _engine(self, recipe: Recipe) -> Engine:
-        if recipe.name not in self._engines:
-            net = self._kitchen.net(recipe)
-            head = task_head(net)
-            parameters = TaskParameters(self._class_names, head.weight.detach(), head.bias.detach())
-            self._engines[recipe.name] = Engine(net, {self._task: parameters}, self._settings)
-        self._engines.move_to_end(recipe.name)
-        while len(self._engines) > self._capacity:
-            self._engines.popitem(last=False)
-        return self._engines[recipe.name]
+    def _engine(
+        self,
+        net: ElasticViT,
+        class_names: tuple[str, ...],
+        schedules: tuple[TokenSchedule, ...],
+        options: EngineOptions,
+    ) -> Engine:
+        head = task_head(net)
+        parameters = TaskParameters(class_names, head.weight.detach(), head.bias.detach())
+        settings = EngineSettings(schedules, options.batch_buckets, options.device, options.precision)
+        return Engine(net, {self._task: parameters}, settings)
+
+
+def _whole_models(store: WarmedModels) -> set[int]:
+    """The reductions of the models whose files are as they were written; each other one is logged."""
+    whole = set()
+    for model in store.catalogue.models:
+        try:
+            store.load(model.reduction)
+        except WarmedModelError as error:
+            log.error("event=warmed_model_refused model=%d reason=%r", model.reduction, str(error))
+        else:
+            whole.add(model.reduction)
+    return whole
+
+
+def _candidates(catalogue: Catalogue, wanted: Schedule) -> list[tuple[Schedule, Recipe]]:
+    """What can stand for a schedule, best first: itself, then the single models by what was measured there."""
+    reduction = -wanted.token_delta
+    bare = replace(wanted, name=wanted.name.partition("@")[0], model="")
+    right = {
+        model.reduction: digits
+        for model in catalogue.models
+        if (digits := catalogue.right.get(single(model.reduction).name, {}).get(str(reduction)))
+    }
+    chosen = _recipe(catalogue, wanted)
+    found = [(wanted, chosen)]
+    for recipe in ranking(right):
+        accuracy = catalogue.accuracy(recipe, reduction) or 0.0
+        schedule = (
+            replace(bare, accuracy=(accuracy,))
+            if recipe == PLAIN
+            else warmed_schedule(bare, recipe.name, accuracy)
+        )
+        found.append((schedule, recipe))
+    return found
+
+
+def _recipe(catalogue: Catalogue, schedule: Schedule) -> Recipe:
+    """What the schedule's model is made of."""
+    if not schedule.model:
+        return PLAIN
+    chosen = catalogue.recipes.get(str(-schedule.token_delta))
+    if chosen is None or chosen.name != schedule.model:
+        raise WarmedModelError(f"the profile's {schedule.name} is not among the warmed models: warm up again")
+    return chosen

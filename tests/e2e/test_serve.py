@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from fedstill.cloud_server.authority import create_authority, issue_node
-from fedstill.cloud_server.serving.profile import Profile, Schedule, profile_to_plain
+from fedstill.cloud_server.serving.profile import Profile, Schedule, profile_to_plain, read_profile
 from fedstill.cloud_server.serving.registry import TaskRegistry
 from fedstill.cloud_server.serving.trunk import load_trunk
 from fedstill.protos import serving_pb2 as pb
@@ -108,9 +108,9 @@ class Serve:
 
 
 @contextmanager
-def serving(place: Place, *options: str) -> Iterator[Serve]:
-    """Started, and gone at the end whatever happened."""
-    ready, log = place.state / "serve" / "server.json", place.folder / "serve.log"
+def serving(place: Place, *options: str, folder: Path | None = None) -> Iterator[Serve]:
+    """Started, and gone at the end whatever happened. folder: where it keeps its files, if not with the registry."""
+    ready, log = (folder or place.state) / "serve" / "server.json", place.folder / "serve.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
     environment |= {"OMP_NUM_THREADS": "1"}
     with log.open("ab") as output:
@@ -133,11 +133,17 @@ def serving(place: Place, *options: str) -> Iterator[Serve]:
             process.wait(30)
 
 
+def draw_pictures(folder: Path, classes: tuple[str, ...]) -> None:
+    """Ten training pictures per class, and two to test with."""
+    for seed in range(12 * len(classes)):
+        split = "train" if seed < 10 * len(classes) else "test"
+        place = folder / split / classes[seed % len(classes)]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{seed}.png").write_bytes(png(seed, 12))
+
+
 def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
-    for seed in range(36):
-        folder = place.folder / "cats" / ("train" if seed < 30 else "test") / f"class{seed % 3}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{seed}.png").write_bytes(png(seed, 12))
+    draw_pictures(place.folder / "cats", ("class0", "class1", "class2"))
     authority = create_authority(place.folder / "authority")
     issue_node(place.folder / "authority", "kitchen")
     issue_node(place.folder / "authority", "boss")
@@ -310,6 +316,34 @@ def test_a_burst_with_vanishing_clients_leaves_a_healthy_server(place: Place) ->
         assert server.end() == 0
 
 
+def test_warmed_models_are_served_by_the_reduction_that_the_policy_chooses(place: Place) -> None:
+    draw_pictures(place.folder / "pets", ("cats", "dogs"))
+    warmed, weights = place.folder / "warm", str(place.folder / "test_vit.safetensors")
+    sizes = ["--reductions", "0,10,40", "--middle", "10", "--measured", "0,40", "--epochs", "1"]
+    command = ["warmup", "--task", str(place.folder / "pets"), "--weights", weights, "--out", str(warmed)]
+    done = CliRunner().invoke(cli.app, [*command, *sizes, "--budget", "models=2", "--yes"])
+    assert done.exit_code == 0, done.output
+    names = {schedule.name for schedule in read_profile(warmed / "profile.json").schedules}
+    options = ["--warmed", str(warmed), "--insecure", "--batches", "1,4"]
+    with serving(place, *options, folder=warmed) as server, ServingClient(server.address) as client:
+        (task,) = client.describe().tasks
+        assert (task.name, task.class_names) == ("pets", ("cats", "dogs"))
+        answer = client.make_query("pets", png(), latency_ms=20_000)
+        assert answer.label in task.class_names
+        assert answer.schedule in names
+        with pytest.raises(ServingError, match="stay as they are"):
+            client.delete_task("pets")
+        with pytest.raises(ServingError, match=r"not served|unknown"):
+            client.make_query("cats", png())
+        assert server.end() == 0
+    kept = next((warmed / "models").iterdir())
+    kept.write_bytes(kept.read_bytes()[:-1])
+    server.log.unlink()
+    with serving(place, *options, folder=warmed) as server, ServingClient(server.address) as client:
+        assert "event=warmed_model_refused" in server.log.read_text()
+        assert client.make_query("pets", png(), latency_ms=20_000).label in task.class_names
+
+
 def refused(place: Place, *options: str) -> tuple[int, str]:
     """Exit code and last line of a server that does not start."""
     done = subprocess.run(
@@ -361,6 +395,8 @@ def own_signals() -> Iterator[None]:
         (["--insecure", "--images", "cats"], "write NAME=PATH"),
         (["--insecure", "--profile", "p.json", "--schedules", "0"], "--schedules"),
         (["--insecure", "--state", "nowhere"], "no task registry here"),
+        (["--insecure", "--warmed", "nowhere"], "make one with: fedstill warmup"),
+        (["--insecure", "--warmed", "nowhere", "--images", "cats=x"], "its folder says what is served"),
     ],
 )
 def test_each_mistake_is_one_line_with_exit_code_2(

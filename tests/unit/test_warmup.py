@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,7 @@ import torch
 from made_vit import images as made_images
 from made_vit import tiny_trunk
 
-from fedstill.cloud_server.serving.answers import Answer
-from fedstill.cloud_server.serving.engine import EngineSettings
+from fedstill.cloud_server.serving.profile import Profile, Schedule
 from fedstill.cloud_server.warmup.ensembler import EnsembleSettings, ranking
 from fedstill.cloud_server.warmup.fine_tuning import (
     FineTuneSettings,
@@ -26,6 +27,7 @@ from fedstill.cloud_server.warmup.fine_tuning import (
 )
 from fedstill.cloud_server.warmup.planner import Budget
 from fedstill.cloud_server.warmup.reduced_nets import MergingNet, task_net
+from fedstill.cloud_server.warmup.reduction_scheduler import warmed_profile
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
 from fedstill.cloud_server.warmup.soups import SoupKitchen, average
 from fedstill.cloud_server.warmup.warm_up import (
@@ -42,7 +44,7 @@ from fedstill.cloud_server.warmup.warmed_models import (
     read_catalogue,
     single,
 )
-from fedstill.cloud_server.warmup.warmed_serving import WarmedServing
+from fedstill.cloud_server.warmup.warmed_serving import EngineOptions, WarmedServing
 from fedstill.datasets.clip import DataError
 from fedstill.datasets.image_tasks import ImageSet
 from fedstill.models.elastic_vit import ElasticViT
@@ -213,44 +215,92 @@ def test_recipes_are_chosen_per_reduction_and_soups_only_where_better(warm: Warm
     assert read_catalogue(warm.store.folder).recipes == {str(r): recipe for r, recipe in souped.items()}
 
 
-def test_a_corrupt_model_is_refused_by_hash_and_the_next_best_serves(
-    warm: WarmUp, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    import shutil
+def made_profile(store: WarmedModels, recipes: dict[int, Recipe]) -> Profile:
+    """As ``fedstill warmup`` writes it: the plain model and what was chosen, at every measured reduction."""
+    catalogue = store.catalogue
+    plain = {
+        reduction: Schedule(
+            f"-{reduction}", -reduction, 0.0, 0.01, (catalogue.accuracy(single(0), reduction),), 2
+        )
+        for reduction in recipes
+    }
+    chosen: dict[str, dict[int, float]] = {}
+    for reduction, recipe in recipes.items():
+        chosen.setdefault(recipe.name, {})[reduction] = catalogue.accuracy(recipe, reduction)
+    return warmed_profile("made", "made up", "greys", plain, chosen)
 
-    folder = tmp_path / "copy"
-    shutil.copytree(warm.store.folder, folder)
-    store = WarmedModels(folder, {"task": "greys"}, CLASSES)
-    models = [model.reduction for model in store.catalogue.models]
-    right = {model: "1" * (10 - at) + "0" * at for at, model in enumerate(models)}
-    rankings = {2: ranking(right)}
-    serving = WarmedServing(
-        "greys",
-        CLASSES,
-        SoupKitchen(store, made_net()),
-        rankings,
-        EngineSettings((reduction_schedule(2, 4),), (1, 2), precision="fp32"),
-    )
-    best = store.catalogue.model(models[0])
-    path = store.path(best.sha256)
+
+@pytest.fixture
+def served(warm: WarmUp, tmp_path: Path) -> tuple[WarmedModels, Profile]:
+    """A copy of the models, reduction 2 served by the first of them and reduction 6 by an average."""
+    warm.fine_tune(0)
+    models = [model.reduction for model in warm.store.catalogue.models if model.reduction]
+    recipes = {2: single(models[0]), 6: Recipe({str(models[0]): 0.25, str(models[1]): 0.75})}
+    for reduction, recipe in recipes.items():
+        for model in (0, *models):
+            warm.digits(single(model), reduction)
+        warm.digits(recipe, reduction)
+    warm.store.choose(recipes)
+    shutil.copytree(warm.store.folder, tmp_path / "copy")
+    store = WarmedModels(tmp_path / "copy", {"task": "greys"}, CLASSES)
+    return store, made_profile(store, recipes)
+
+
+def logits(store: WarmedModels, recipe: Recipe, reduction: int) -> np.ndarray:
+    net = SoupKitchen(store, made_net()).net(recipe)
+    return net(made_images(2), reduction_schedule(reduction, 4)).numpy()
+
+
+OPTIONS = EngineOptions((1, 2), precision="fp32")
+
+
+def test_every_schedule_is_served_by_the_model_that_it_names(served: tuple[WarmedModels, Profile]) -> None:
+    store, profile = served
+    serving = WarmedServing(store, made_net(), profile, OPTIONS)
+    serving.warm_up()
+    assert serving.profile == profile
+    for schedule in profile.schedules:
+        reduction = -schedule.token_delta
+        recipe = store.catalogue.recipes[str(reduction)] if schedule.model else single(0)
+        answers = serving.infer(made_images(2), ["greys"] * 2, schedule.name)
+        expected = logits(store, recipe, reduction)
+        assert np.allclose([answer.logits for answer in answers], expected, atol=1e-4)
+    with pytest.raises(WarmedModelError, match="is not among the warmed models"):
+        WarmedServing(store, made_net(), warmed_without_catalogue(profile), OPTIONS)
+
+
+def warmed_without_catalogue(profile: Profile) -> Profile:
+    strange = replace(profile.schedules[-1], name="-6@r77", model="r77")
+    return replace(profile, schedules=(*profile.schedules, strange))
+
+
+def test_a_corrupt_model_is_refused_by_hash_and_the_next_best_serves(
+    served: tuple[WarmedModels, Profile], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, profile = served
+    first, *others = [model.reduction for model in store.catalogue.models if model.reduction]
+    path = store.path(store.catalogue.model(first).sha256)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(WarmedModelError, match="was altered, its SHA-256 is another"):
-        store.load(models[0])
-    answers, recipe = serving.infer(made_images(2), 2)
-    assert recipe == single(models[1])
-    assert all(isinstance(answer, Answer) for answer in answers)
-    expected = SoupKitchen(store, made_net()).net(recipe)(made_images(2), reduction_schedule(2, 4))
-    assert np.allclose([answer.logits for answer in answers], expected.numpy(), atol=1e-4)
-    assert caplog.text.count("warmed model refused model=r1") == 1
-    serving.infer(made_images(1), 2)
-    assert caplog.text.count("warmed model refused") == 1  # asked for once
-    for model in models[1:]:
+        store.load(first)
+    serving = WarmedServing(store, made_net(), profile, OPTIONS)
+    assert caplog.text.count("event=warmed_model_refused") == 1
+    right = {model: store.catalogue.right[f"r{model}"]["2"] for model in (0, *others)}
+    best = ranking(right)[0]
+    substitute = next(
+        s for s in serving.profile.schedules if s.token_delta == -2 and (s.model or best == single(0))
+    )
+    assert substitute.model == ("" if best == single(0) else best.name)
+    assert substitute.accuracy == (store.catalogue.accuracy(best, 2),)
+    (answer, _) = serving.infer(made_images(2), ["greys"] * 2, substitute.name)
+    assert np.allclose(answer.logits, logits(store, best, 2)[0], atol=1e-4)
+    assert {str(first)}.isdisjoint(s.model.removeprefix("r") for s in serving.profile.schedules)
+    for model in (0, *others):
         store.path(store.catalogue.model(model).sha256).unlink()
-    fresh = WarmedServing("greys", CLASSES, SoupKitchen(store, made_net()), rankings, serving._settings)
-    with pytest.raises(WarmedModelError, match="no usable model is left for reduction 2"):
-        fresh.infer(made_images(1), 2)
+    with pytest.raises(WarmedModelError, match="no model is usable: warm up again"):
+        WarmedServing(store, made_net(), profile, OPTIONS)
 
 
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
