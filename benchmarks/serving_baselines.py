@@ -42,7 +42,7 @@ from fedstill.simulation.loadtest import LoadTest, draw
 from fedstill.simulation.open_loop import GRACE_SECONDS, Reply
 from fedstill.simulation.provenance import hardware
 from fedstill.simulation.served_process import ServedProcess, ServerOptions
-from fedstill.simulation.served_setting import BATCHES, SCHEDULES, real_setting, split_cores, tiny_setting
+from fedstill.simulation.served_setting import add_setting_options, real_setting, split_cores, tiny_setting
 from fedstill.simulation.serving_results import RunRow
 from fedstill.simulation.serving_target import GrpcTarget
 from fedstill.simulation.task_images import TaskImages, held_out_images
@@ -251,20 +251,11 @@ def _others(kinds: Sequence[str], quick: bool) -> list[Contender]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
     parser.add_argument("--contenders", default="litserve,ray", help="others to compare with")
     parser.add_argument("--load", type=float, default=2.0)
-    parser.add_argument(
-        "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"
-    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
-    parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
-    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
-    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
-    parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
-    parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
+    add_setting_options(parser)
     parser.add_argument("--out", type=Path, help="JSON of the runs")
     return parser
 

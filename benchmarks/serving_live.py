@@ -27,9 +27,8 @@ from fedstill.simulation.loadtest import LoadTest
 from fedstill.simulation.provenance import git_revision, hardware
 from fedstill.simulation.served_process import ServerOptions
 from fedstill.simulation.served_setting import (
-    BATCHES,
-    SCHEDULES,
     ServedSetting,
+    add_setting_options,
     real_setting,
     split_cores,
     tiny_setting,
@@ -118,23 +117,14 @@ def _facts(setting: ServedSetting) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
     parser.add_argument(
         "--policies", default="pets,tome,clipper,slackfit,faithful,fedstill", help="tome: the best"
     )
     parser.add_argument("--loads", default="0.3,0.6,1,1.5,2,3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals, per policy, load and seed")
-    parser.add_argument(
-        "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"
-    )
     parser.add_argument("--latency-scale", type=float, default=1.0)
-    parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
-    parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
-    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
-    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
-    parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
-    parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
+    add_setting_options(parser)
     parser.add_argument("--out", type=Path, help="folder of results.json and plots")
     parser.add_argument(
         "--markdown", type=Path, help="page to write, for instance docs/results/serving_live.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,3 +75,17 @@ def split_cores() -> tuple[list[int] | None, list[int] | None]:
     """One core for the server and another one for the client; None where there is only one."""
     mine = sorted(os.sched_getaffinity(0))
     return (None, None) if len(mine) < 2 else ([mine[0]], [mine[1]])
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """What a benchmark of a live server can be asked for: which model, which tasks, how fast."""
+    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
+    parser.add_argument(
+        "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"
+    )
+    parser.add_argument("--train-images", type=int, default=500, help="per task, for the heads")
+    parser.add_argument("--val-images", type=int, default=100, help="per task, for the profile")
+    parser.add_argument("--schedules", default=SCHEDULES, help="of the server, as of fedstill serve")
+    parser.add_argument("--batches", default=BATCHES, help="of the server, as of fedstill serve")
+    parser.add_argument("--pictures", type=int, default=1000, help="test images per task, at most")
+    parser.add_argument("--state", type=Path, help="tasks and profile, kept (default: runs/serving_live)")
