@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedstill.simulation.tasks_command import WEIGHTS, Architecture, Weights, find_images
 
-GRID = "0,5,10,15,20,22,25,30,40,50,100"
+GRID = "0,10,15,20,25,30,40,50,100"
 console = Console()
 
 
@@ -24,9 +24,9 @@ def warmup_study(
     weights: Weights = WEIGHTS,
     architecture: Architecture = None,
     seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
-    train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 256,
-    profiling_images: Annotated[int, typer.Option(help="Per task, to choose by.", min=2)] = 80,
-    test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 150,
+    train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 512,
+    profiling_images: Annotated[int, typer.Option(help="Per task, to choose by.", min=2)] = 160,
+    test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 200,
     epochs: Annotated[int, typer.Option(help="Per model.", min=1)] = 3,
     batch_size: Annotated[int, typer.Option(help="Of training.", min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of the trunk.", min=0)] = 1e-4,
