@@ -24,12 +24,13 @@ JUMP = 0.2  # log error at which an observation counts half for its schedule's o
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
     """scale_weight: of the newest batch in the shared scale. memory: how much an older observation counts per newer
-    one. prior_weight: observations that the profile is worth. quantile: of the time that deadlines are checked with."""
+    one. prior_weight: observations that the profile is worth. quantile: of the time that deadlines are checked with: one
+    answer in a hundred may be late."""
 
     scale_weight: float = 0.2
     memory: float = 0.98
     prior_weight: float = 10.0
-    quantile: float = 0.95
+    quantile: float = 0.99
 
     def __post_init__(self) -> None:
         if not (0 < self.scale_weight <= 1 and 0 < self.memory < 1 and self.prior_weight > 0):
