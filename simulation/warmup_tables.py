@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from fedstill.cloud_server.serving.policies import LABELS
-from fedstill.cloud_server.warmup.reductions import spread
 from fedstill.simulation.elastic_tables import Sheet, sheet_markdown
 from fedstill.simulation.results import ResultsError
 from fedstill.simulation.serving_summary import Mean
-from fedstill.simulation.statistics import signed
-from fedstill.simulation.warmup_results import SYSTEMS, ServedRow, TaskRun, WarmupStudy
+from fedstill.simulation.warmup_aims import aims
+from fedstill.simulation.warmup_load_tables import figure_4_9, figure_4_10
+from fedstill.simulation.warmup_means import exhaustive_seconds, mean_over_reductions, paired_points
+from fedstill.simulation.warmup_results import SYSTEMS, WarmupStudy
 
 PRINTED_BLENDS = (
     "r10 91.41, 78.56, 47.45, 61.45; r15 91.37, 80.11, 48.98, 70.13; r20 91.08, 79.88, 54.15, 77.19; "
@@ -26,19 +26,6 @@ PRINTED_BLENDS = (
 PRINTED_SOUPS = (
     "CIFAR100 88.29 and 88.68, Cars 65.53 and 70.76, CUB 74.37 and 74.07, Aircraft 53.66 and 54.16"
 )
-
-
-def mean_over_reductions(study: WarmupStudy, run: TaskRun, system: str) -> float:
-    """Eq. (4.1) on the test images: the mean over all allowed reductions, lines between the measured ones."""
-    row = run.system(system)
-    measured = {reduction: row.accuracy(reduction) for reduction in study.settings.grid}
-    return fmean(spread(measured, study.settings.reductions).values())
-
-
-def exhaustive_seconds(study: WarmupStudy, run: TaskRun) -> float:
-    """Training seconds of a model at every allowed reduction: measured on the grid, lines between."""
-    measured = {row.reduction: row.seconds for row in run.models}
-    return sum(spread(measured, study.settings.reductions).values())
 
 
 def summary(study: WarmupStudy) -> Sheet:
@@ -61,8 +48,8 @@ def summary(study: WarmupStudy) -> Sheet:
                     label,
                     str(round(fmean(len(m) for m in models))),
                     Mean.of(means[name]).percent(),
-                    _points(means[name], means["vanilla"]),
-                    _points(means[name], means["exhaustive"]),
+                    paired_points(means[name], means["vanilla"]),
+                    paired_points(means[name], means["exhaustive"]),
                     f"{fmean(shares):.2f}",
                     f"{fmean(whole):.2f}",
                 )
@@ -230,10 +217,10 @@ def table_4_2(study: WarmupStudy) -> Sheet:
                 task,
                 Mean.of(values["prodigy"]).percent(),
                 Mean.of(values["soup"]).percent(),
-                _points(values["soup"], values["prodigy"]),
+                paired_points(values["soup"], values["prodigy"]),
                 f"{fmean(averaged):.1f} of {len(study.settings.grid)}",
                 Mean.of(values["printed"]).percent(),
-                _points(values["printed"], values["prodigy"]),
+                paired_points(values["printed"], values["prodigy"]),
             )
         )
     return Sheet(
@@ -265,72 +252,6 @@ def soup_times(study: WarmupStudy) -> Sheet:
     )
 
 
-def figure_4_9(study: WarmupStudy) -> Sheet:
-    """Goodput under load."""
-    rows = []
-    for task, trace in _places(study):
-        vanilla = _served(study, task, trace, "vanilla")
-        for policy in dict.fromkeys(row.policy for run in study.runs for row in run.served):
-            mine = _served(study, task, trace, policy)
-            gains = [m.goodput / v.goodput - 1 for m, v in zip(mine, vanilla, strict=True)]
-            change = Mean.of([100 * gain for gain in gains])
-            rows.append(
-                (
-                    task,
-                    trace,
-                    LABELS[policy],
-                    f"{fmean(row.goodput for row in mine):.0f}",
-                    "" if policy == "vanilla" else _bracketed(change, " %"),
-                    f"{100 * fmean(row.in_time for row in mine):.1f} %",
-                )
-            )
-    return Sheet(
-        "Figure 4.9: queries answered rightly in time, per minute",
-        ("task", "load", "system", "per minute", "vs OTAS, no warm-up", "answered in time"),
-        tuple(rows),
-        (
-            _served_note(study),
-            "Thesis: Prodigy serves up to 36 % more than OTAS on the synthetic load, 4 to 23 % more on Azure's.",
-        ),
-    )
-
-
-def figure_4_10(study: WarmupStudy) -> Sheet:
-    """Latency under load."""
-    rows = []
-    for task, trace in _places(study):
-        clipper = _served(study, task, trace, "clipper")
-        for policy in dict.fromkeys(row.policy for run in study.runs for row in run.served):
-            mine = _served(study, task, trace, policy)
-            changes = [
-                100 * (m.latency_ms["p95"] / c.latency_ms["p95"] - 1)
-                for m, c in zip(mine, clipper, strict=True)
-            ]
-            rows.append(
-                (
-                    task,
-                    trace,
-                    LABELS[policy],
-                    f"{fmean(row.latency_ms['p50'] for row in mine):.0f} ms",
-                    f"{fmean(row.latency_ms['p95'] for row in mine):.0f} ms",
-                    "" if policy == "clipper" else _bracketed(Mean.of(changes), " %"),
-                    *(f"{100 * fmean(row.within[step] for row in mine):.0f} %" for step in (2, 4, 9)),
-                )
-            )
-    return Sheet(
-        "Figure 4.10: latency",
-        ("task", "load", "system", "p50", "p95", "p95 vs Clipper", "within 0.3", "within 0.5", "within 1"),
-        tuple(rows),
-        (
-            _served_note(study),
-            "Percentiles are of answered queries; a query that is late before it starts is never run, so the last "
-            "columns count all queries: answered within 0.3, 0.5 and 1 of the objective.",
-            "Thesis: 62 % less latency than Clipper; more than 80 % of the queries within the objective, Clipper "
-            "40 and 60 %.",
-        ),
-    )
-
-
 WARMUP_TARGETS: Mapping[str, Callable[[WarmupStudy], Sheet]] = {
     "fig4.3": figure_4_3,
     "fig4.4": figure_4_4,
@@ -359,6 +280,7 @@ def warmup_page(study: WarmupStudy, command: str, pictures: Sequence[Path] = ())
         "allows: they are the same for every system."
     )
     sheets = [
+        aims(study),
         summary(study),
         *(make(study) for name, make in WARMUP_TARGETS.items() if _has(study, name)),
         soup_times(study),
@@ -379,34 +301,6 @@ def warmup_sheet(target: str, study: WarmupStudy) -> Sheet:
 
 def _has(study: WarmupStudy, target: str) -> bool:
     return target != "table4.1" or any(run.blends for run in study.runs)
-
-
-def _places(study: WarmupStudy) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((run.task, row.trace) for run in study.runs for row in run.served))
-
-
-def _served(study: WarmupStudy, task: str, trace: str, policy: str) -> list[ServedRow]:
-    return [
-        row for run in study.of_task(task) for row in run.served if (row.trace, row.policy) == (trace, policy)
-    ]
-
-
-def _served_note(study: WarmupStudy) -> str:
-    return (
-        f"In virtual time, {study.settings.serving_seconds:.0f} s of arrivals per seed, with batch times measured "
-        f"here; objective {1e3 * study.objective:.0f} ms, which is the thesis' 100 ms stretched by how much slower "
-        "this machine is, and rates shrunk by as much. Policies believe profiling accuracies; answers are as tested."
-    )
-
-
-def _points(values: Sequence[float], baseline: Sequence[float]) -> str:
-    """Paired difference in points, empty where both are the same."""
-    changes = [100 * (value - base) for value, base in zip(values, baseline, strict=True)]
-    return "" if not any(changes) else _bracketed(Mean.of(changes), "")
-
-
-def _bracketed(mean: Mean, unit: str) -> str:
-    return f"{signed(mean.value)}{unit} [{signed(mean.low)}, {signed(mean.high)}]"
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -24,8 +24,8 @@ JUMP = 0.2  # log error at which an observation counts half for its schedule's o
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
     """scale_weight: of the newest batch in the shared scale. memory: how much an older observation counts per newer
-    one. prior_weight: observations that the profile is worth. quantile: of the time that deadlines are checked with: one
-    answer in a hundred may be late."""
+    one. prior_weight: observations that the profile is worth. quantile: of the time that deadlines are checked with, so
+    that one answer in a hundred may be late."""
 
     scale_weight: float = 0.2
     memory: float = 0.98

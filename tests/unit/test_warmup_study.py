@@ -25,11 +25,13 @@ from fedstill.datasets.image_tasks import open_image_task
 from fedstill.simulation.cli import app
 from fedstill.simulation.elastic_tables import sheet_grid
 from fedstill.simulation.results import ResultsError
+from fedstill.simulation.warmup_aims import aims
 from fedstill.simulation.warmup_command import read_budget
+from fedstill.simulation.warmup_means import mean_over_reductions
 from fedstill.simulation.warmup_results import SYSTEMS, WarmupSettings, WarmupStudy, read_plain
 from fedstill.simulation.warmup_serving import POLICIES
 from fedstill.simulation.warmup_study import run_warmup_study
-from fedstill.simulation.warmup_tables import WARMUP_TARGETS, mean_over_reductions, warmup_page, warmup_sheet
+from fedstill.simulation.warmup_tables import WARMUP_TARGETS, warmup_page, warmup_sheet
 
 SETTINGS = WarmupSettings(
     ("pets",), 16, 4, 8, 1, 8, 1e-3, (0, 2, 5, 10, 15, 20, 40), 10, 3, (0, 10, 15, 20, 40), 2, 20.0
@@ -159,6 +161,28 @@ def test_the_mean_counts_every_allowed_reduction(study: WarmupStudy) -> None:
     )
     made = replace(run, systems=(row,))
     assert mean_over_reductions(study, made, "vanilla") == pytest.approx(4 / 7)  # 0, 2, 5, 10 of seven
+
+
+def test_aims_are_met_or_missed_by_what_was_measured(study: WarmupStudy) -> None:
+    def verdicts(prodigy: str, vanilla: str) -> dict[str, str]:
+        rows = {
+            "prodigy": dict.fromkeys(("0", "10", "15", "20", "40"), prodigy),
+            "vanilla": {"0": "11111111", **dict.fromkeys(("10", "15", "20", "40"), vanilla)},
+            "exhaustive": dict.fromkeys(("0", "10", "15", "20", "40"), "11111111"),
+        }
+        run = study.runs[0]
+        systems = tuple(replace(row, right=rows.get(row.system, row.right)) for row in run.systems)
+        sheet = aims(replace(study, runs=(replace(run, systems=systems),)))
+        return {aim: verdict for _, aim, _, verdict in sheet.rows}
+
+    good, bad = verdicts("11111111", "00000000"), verdicts("11110000", "11111111")
+    gain, behind = (
+        f"{SYSTEMS['prodigy']}: {aim}"
+        for aim in ("mean accuracy 20 points over vanilla", "at most 2 points behind Exhaustive")
+    )
+    assert (good[gain], good[behind]) == ("met", "met")
+    assert (bad[gain], bad[behind]) == ("missed", "missed")
+    assert len([aim for aim in good if "Clipper" in aim]) == 4  # two policies, two loads
 
 
 def test_every_target_renders_and_stands_on_the_page(study: WarmupStudy, place: Path) -> None:
