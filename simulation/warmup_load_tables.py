@@ -74,5 +74,6 @@ def _served_note(study: WarmupStudy) -> str:
     return (
         f"In virtual time, {study.settings.serving_seconds:.0f} s of arrivals per seed, with batch times measured "
         f"here; objective {1e3 * study.objective:.0f} ms, which is the thesis' 100 ms stretched by how much slower "
-        "this machine is, and rates shrunk by as much. Policies believe profiling accuracies; answers are as tested."
+        "this machine is, and rates shrunk by as much; twice the rates are our addition. Policies believe "
+        "profiling accuracies; answers are as tested."
     )

@@ -122,7 +122,8 @@ class ServedRow:
 @dataclass(frozen=True, slots=True)
 class TaskRun:
     """One task and seed. matrix: profiling accuracy, fine-tuned at -> served at. blends: Table 4.1, test accuracy by
-    recipe. chosen: what the planners picked, in their order."""
+    recipe. chosen: what the planners picked, in their order. served: made from the others whenever they are looked at,
+    so a file of one run has none."""
 
     task: str
     seed: int

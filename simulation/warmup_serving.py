@@ -28,6 +28,8 @@ UTILITY = 0.5
 """Of every query; above 0.8 Algorithm 3 gives up its rule by rate for the largest schedule."""
 SYNTHETIC_RATES = (1.0, 700.0)
 AZURE_RATES = (100.0, 300.0)
+TWICE = "synthetic, twice the rates"
+"""Not in the thesis: so much load that the model without warm-up has to reduce to where it fails."""
 LARGEST_BATCH = 32
 POLICIES = ("clipper", "vanilla", "maxprune", "prodigy", "fedstill")
 LEVEL_SECONDS = 20
@@ -76,6 +78,7 @@ def loads(seconds: float, scale: float, azure: Times | None, seed: int) -> dict[
     # "Fluctuates between 1 and 700": a new level every 20 s, so that queues can build up and drain.
     levels = np.repeat(generator.uniform(*SYNTHETIC_RATES, steps // LEVEL_SECONDS + 1), LEVEL_SECONDS)[:steps]
     found["synthetic"] = modulated(levels / scale, seconds, generator)
+    found[TWICE] = modulated(2 * levels / scale, seconds, np.random.default_rng([seed, 14]))
     if azure is not None:
         per_second = np.bincount(azure.astype(np.int64)).astype(np.float64)
         start = int(generator.integers(len(per_second)))

@@ -92,13 +92,12 @@ def run_warmup_study(
     for seed in range(settings.seeds):
         for task in tasks:
             path = out / f"{task.name}-{seed}.json"
-            if path.exists():
-                runs.append(read_plain(TaskRun, path))
-                continue
-            run = _run(trunk, task, seed, settings, out / f"{task.name}-{seed}", times, azure, told)
-            write_plain(path, run)
-            shutil.rmtree(out / f"{task.name}-{seed}", ignore_errors=True)
-            runs.append(run)
+            if not path.exists():
+                write_plain(path, _run(trunk, task, seed, settings, out / f"{task.name}-{seed}", told))
+                shutil.rmtree(out / f"{task.name}-{seed}", ignore_errors=True)
+            run = read_plain(TaskRun, path)
+            served = serve(task.name, run.systems, times, settings.serving_seconds, azure, seed, told)
+            runs.append(replace(run, served=served))
     study = WarmupStudy(
         architecture=trunk.architecture,
         variant=variant,
@@ -123,8 +122,6 @@ def _run(
     seed: int,
     settings: WarmupSettings,
     folder: Path,
-    times: Mapping[int, BatchTime],
-    azure: Times | None,
     told: Told,
 ) -> TaskRun:
     def say(line: str) -> None:
@@ -168,7 +165,6 @@ def _run(
         "coverage": _plan(workshop(), settings, settings.grid, "coverage"),
     }
     systems = _systems(everyone, chosen, settings, test)
-    served = serve(task.name, systems, times, settings.serving_seconds, azure, seed, told)
     catalogue = store.catalogue
     return TaskRun(
         task=task.name,
@@ -186,7 +182,7 @@ def _run(
         systems=systems,
         blends=_blends(everyone, test, settings.grid),
         soups=_soup_times(store, plain, chosen["prodigy"], settings.grid),
-        served=served,
+        served=(),
     )
 
 
