@@ -134,7 +134,6 @@ class TaskRun:
     chosen: dict[str, tuple[int, ...]]
     systems: tuple[SystemRow, ...]
     blends: dict[str, float]
-    soups: tuple[SoupTime, ...]
     served: tuple[ServedRow, ...]
 
     def seconds(self, models: tuple[int, ...]) -> float:
@@ -151,8 +150,8 @@ class TaskRun:
 
 @dataclass(frozen=True, slots=True)
 class WarmupStudy:
-    """Everything that was measured, and where. times: by reduction. objective: of the simulated loads,
-    seconds."""
+    """Everything that was measured, and where. times: by reduction. soups: averages made on demand. objective: of the
+    simulated loads, seconds."""
 
     architecture: str
     variant: str
@@ -160,6 +159,7 @@ class WarmupStudy:
     times: dict[str, BatchTime]
     objective: float
     runs: tuple[TaskRun, ...]
+    soups: tuple[SoupTime, ...]
     date: str
     hardware: str
     threads: int

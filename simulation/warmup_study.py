@@ -7,8 +7,8 @@ seed is done.
 
 from __future__ import annotations
 
-import copy
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ Told = Callable[[str], None]
 TIMED_BATCHES = (1, 4, 16)
 TIMED_ROUNDS = 3
 SOUP_ROUNDS = 9
-SOUP_BATCH = 8
+SOUP_BATCH, SOUP_CLASSES, SOUP_MODELS = 8, 10, (10, 20)
 BLENDS = ((0.5, 0.5), (0.1, 0.9), (0.2, 0.8))
 """Table 4.1: weights of the models fine-tuned at 10 and 20, served at 15."""
 
@@ -64,6 +64,13 @@ class _Times:
 
     variant: str
     times: dict[str, BatchTime]
+
+
+@dataclass(frozen=True, slots=True)
+class _Soups:
+    """What is kept of the timing of soups."""
+
+    soups: tuple[SoupTime, ...]
 
 
 def run_warmup_study(
@@ -88,6 +95,7 @@ def run_warmup_study(
     started = perf_counter()
     _check_folder(out, settings)
     times, variant = _times(net, settings.grid, out, told)
+    soups = _soups(trunk, settings.grid, out, told)
     runs = []
     for seed in range(settings.seeds):
         for task in tasks:
@@ -105,6 +113,7 @@ def run_warmup_study(
         times={str(reduction): time for reduction, time in times.items()},
         objective=THESIS_OBJECTIVE * time_scale(times),
         runs=tuple(runs),
+        soups=soups,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(),
         threads=torch.get_num_threads(),
@@ -181,7 +190,6 @@ def _run(
         chosen=chosen,
         systems=systems,
         blends=_blends(everyone, test, settings.grid),
-        soups=_soup_times(store, plain, chosen["prodigy"], settings.grid),
         served=(),
     )
 
@@ -241,14 +249,25 @@ def _blends(workshop: WarmUp, test: Prepared, grid: Sequence[int]) -> dict[str, 
     return {name: digits.count("1") / len(digits) for name, digits in found.items()}
 
 
+def _soups(trunk: Trunk, grid: Sequence[int], out: Path, told: Told) -> tuple[SoupTime, ...]:
+    """Time of a soup; like that of a batch it depends on neither task nor weights, so it is measured once."""
+    path = out / "soups.json"
+    if not path.exists():
+        told("timing soups")
+        with tempfile.TemporaryDirectory() as folder:
+            write_plain(path, _Soups(_soup_times(trunk.net, grid, Path(folder))))
+    return read_plain(_Soups, path).soups
+
+
 @torch.inference_mode()
-def _soup_times(
-    store: WarmedModels, plain: ElasticViT, models: Sequence[int], grid: Sequence[int]
-) -> tuple[SoupTime, ...]:
+def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[SoupTime, ...]:
     """A soup of two models that are in memory against one batch's forward, taking turns; at every fourth reduction."""
-    net = copy.deepcopy(plain).eval().requires_grad_(False)
+    plain = task_net(net, (torch.zeros(SOUP_CLASSES, net.width), torch.zeros(SOUP_CLASSES)))
+    plain.eval().requires_grad_(False)
+    store = WarmedModels(folder, {}, tuple(map(str, range(SOUP_CLASSES))))
+    for model in SOUP_MODELS:
+        store.add(model, plain.state_dict(), 0.0, ())
     images = torch.zeros(SOUP_BATCH, 3, net.image_size, net.image_size)
-    pair = [str(model) for model in models[:2]]
     kitchen = SoupKitchen(store, plain, capacity=1)
     rows = []
     for reduction in dict.fromkeys((grid[0], *grid[3::4])):
@@ -258,9 +277,9 @@ def _soup_times(
             # Another recipe each time, so that it is made and not found.
             share = 0.3 + 0.04 * turn
             started = perf_counter()
-            kitchen.net(Recipe({pair[0]: share, pair[1]: 1 - share}))
+            kitchen.net(Recipe(dict(zip(map(str, SOUP_MODELS), (share, 1 - share), strict=True))))
             between = perf_counter()
-            net(images, schedule)
+            plain(images, schedule)
             if turn:  # the first reads the models from disk
                 soups.append(between - started)
                 forwards.append(perf_counter() - between)

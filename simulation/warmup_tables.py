@@ -236,19 +236,20 @@ def table_4_2(study: WarmupStudy) -> Sheet:
 
 def soup_times(study: WarmupStudy) -> Sheet:
     """A soup on demand against a batch's forward pass."""
-    rows = []
-    for reduction in dict.fromkeys(row.reduction for run in study.runs for row in run.soups):
-        found = [row for run in study.runs for row in run.soups if row.reduction == reduction]
-        soup, forward = fmean(r.soup_seconds for r in found), fmean(r.forward_seconds for r in found)
-        rows.append(
-            (str(reduction), f"{1e3 * soup:.1f} ms", f"{1e3 * forward:.1f} ms", f"{soup / forward:.2f}")
+    rows = tuple(
+        (
+            str(row.reduction),
+            f"{1e3 * row.soup_seconds:.1f} ms",
+            f"{1e3 * row.forward_seconds:.1f} ms",
+            f"{row.soup_seconds / row.forward_seconds:.2f}",
         )
-    batch = study.runs[0].soups[0].batch
+        for row in study.soups
+    )
     return Sheet(
         "A soup of two models, made on demand",
-        ("reduction", "soup", f"forward of {batch}", "ratio"),
-        tuple(rows),
-        ("Medians of interleaved rounds, mean over runs; the two models are in memory, the soup is not.",),
+        ("reduction", "soup", f"forward of {study.soups[0].batch}", "ratio"),
+        rows,
+        ("Medians of interleaved rounds; the two models are in memory, the soup is not.",),
     )
 
 

@@ -18,7 +18,7 @@ from fedstill.models.elastic_vit import ElasticViT
 
 
 def average(states: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """Weighted sum of state dicts (Wortsman et al., "Model soups", arXiv 2203.05482).
+    """Weighted mean of state dicts (Wortsman et al., "Model soups", arXiv 2203.05482); weights above 0 that sum to 1.
 
     Raises:
         ValueError: states of different networks, or of another number of classes.
@@ -32,10 +32,10 @@ def average(states: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, T
             )
     if not others:
         return dict(first)
-    mixed = {name: value * first_weight for name, value in first.items()}
-    for weight, state in others:
-        for name, value in mixed.items():
-            value.add_(state[name], alpha=weight)
+    mixed, total = dict(first), first_weight
+    for weight, state in others:  # as a running mean, which reads and writes every parameter once per model
+        total += weight
+        mixed = {name: torch.lerp(value, state[name], weight / total) for name, value in mixed.items()}
     return mixed
 
 
@@ -51,7 +51,9 @@ class SoupKitchen:
     def __init__(
         self, store: WarmedModels, plain: ElasticViT, capacity: int = 4, ingredients: int = 8
     ) -> None:
-        self._store, self._plain = store, plain
+        self._store = store
+        # Copied once without its weights: a network is this skeleton and a soup's own tensors, nothing is copied twice.
+        self._skeleton = copy.deepcopy(plain).eval().requires_grad_(False).to("meta")
         self._capacity, self._ingredients = capacity, ingredients
         self._nets: OrderedDict[str, ElasticViT] = OrderedDict()
         self._states: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
@@ -61,8 +63,8 @@ class SoupKitchen:
         """The network, ready for inference. Raises WarmedModelError where an ingredient is missing or altered."""
         if recipe.name not in self._nets:
             parts = [(weight, self._state(int(model))) for model, weight in recipe.weights.items()]
-            net = copy.deepcopy(self._plain).eval().requires_grad_(False)
-            net.load_state_dict(average(parts))
+            net = copy.deepcopy(self._skeleton)
+            net.load_state_dict(average(parts), assign=True)
             self._nets[recipe.name] = net
         self._nets.move_to_end(recipe.name)
         while len(self._nets) > self._capacity:
