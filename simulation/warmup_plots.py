@@ -16,6 +16,7 @@ from fedstill.simulation.warmup_results import SYSTEMS, WarmupStudy
 
 PANEL = 3.6
 """Inches, each way."""
+COLUMNS = 3
 
 
 def accuracy_over_reductions(study: WarmupStudy) -> Figure:
@@ -65,10 +66,12 @@ def save_warmup_figures(study: WarmupStudy, folder: Path) -> tuple[Path, ...]:
 
 
 def _panels(titles: Sequence[str], title: str) -> tuple[Figure, tuple[Axes, ...]]:
-    figure = Figure(figsize=(PANEL * len(titles), PANEL), layout="constrained")
+    columns = min(COLUMNS, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(PANEL * columns, PANEL * rows), layout="constrained")
     figure.set_facecolor("white")
     figure.suptitle(title, fontsize=11, color=INK)
-    panels = tuple(figure.add_subplot(1, len(titles), place + 1) for place in range(len(titles)))
+    panels = tuple(figure.add_subplot(rows, columns, place + 1) for place in range(len(titles)))
     for axes, name in zip(panels, titles, strict=True):
         calm(axes, name, "y")
     return figure, panels
