@@ -221,8 +221,6 @@ def utility_over_load(results: ServingResults) -> Figure:
     for trace, axes in panels.items():
         loads = sorted({load for name, load in results.places() if name == trace})
         for policy in results.policies():
-            if policy not in SYSTEMS:
-                continue
             shares = [np.mean([row.share for row in results.rows(policy, trace, load)]) for load in loads]
             axes.plot(loads, shares, "o-", color=COLOURS[policy], ms=3.5, lw=1.6, label=LABELS[policy])
         if results.references:
