@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import fmean
 
 from fedstill.cloud_server.serving.policies import LABELS
 from fedstill.simulation.elastic_tables import Sheet
 from fedstill.simulation.warmup_means import bracketed, goodput_gain, loads, p95_change, served_rows
-from fedstill.simulation.warmup_results import WarmupStudy
+from fedstill.simulation.warmup_results import ServedRow, WarmupStudy
 
 
 def figure_4_9(study: WarmupStudy) -> Sheet:
     """Goodput under load."""
     rows = []
-    for task, trace in loads(study):
-        for policy in dict.fromkeys(row.policy for run in study.runs for row in run.served):
-            mine = served_rows(study, task, trace, policy)
-            change = goodput_gain(study, task, trace, policy)
-            rows.append(
-                (
-                    task,
-                    trace,
-                    LABELS[policy],
-                    f"{fmean(row.goodput for row in mine):.0f}",
-                    "" if policy == "vanilla" else bracketed(change, " %"),
-                    f"{100 * fmean(row.in_time for row in mine):.1f} %",
-                )
+    for task, trace, policy, mine in _everyone(study):
+        change = goodput_gain(study, task, trace, policy)
+        rows.append(
+            (
+                task,
+                trace,
+                LABELS[policy],
+                f"{fmean(row.goodput for row in mine):.0f}",
+                "" if policy == "vanilla" else bracketed(change, " %"),
+                f"{100 * fmean(row.in_time for row in mine):.1f} %",
             )
+        )
     return Sheet(
         "Figure 4.9: queries answered rightly in time, per minute",
         ("task", "load", "system", "per minute", "vs OTAS, no warm-up", "answered in time"),
@@ -41,21 +40,19 @@ def figure_4_9(study: WarmupStudy) -> Sheet:
 def figure_4_10(study: WarmupStudy) -> Sheet:
     """Latency under load."""
     rows = []
-    for task, trace in loads(study):
-        for policy in dict.fromkeys(row.policy for run in study.runs for row in run.served):
-            mine = served_rows(study, task, trace, policy)
-            change = p95_change(study, task, trace, policy)
-            rows.append(
-                (
-                    task,
-                    trace,
-                    LABELS[policy],
-                    f"{fmean(row.latency_ms['p50'] for row in mine):.0f} ms",
-                    f"{fmean(row.latency_ms['p95'] for row in mine):.0f} ms",
-                    "" if policy == "clipper" else bracketed(change, " %"),
-                    *(f"{100 * fmean(row.within[step] for row in mine):.0f} %" for step in (2, 4, 9)),
-                )
+    for task, trace, policy, mine in _everyone(study):
+        change = p95_change(study, task, trace, policy)
+        rows.append(
+            (
+                task,
+                trace,
+                LABELS[policy],
+                f"{fmean(row.latency_ms['p50'] for row in mine):.0f} ms",
+                f"{fmean(row.latency_ms['p95'] for row in mine):.0f} ms",
+                "" if policy == "clipper" else bracketed(change, " %"),
+                *(f"{100 * fmean(row.within[step] for row in mine):.0f} %" for step in (2, 4, 9)),
             )
+        )
     return Sheet(
         "Figure 4.10: latency",
         ("task", "load", "system", "p50", "p95", "p95 vs Clipper", "within 0.3", "within 0.5", "within 1"),
@@ -68,6 +65,14 @@ def figure_4_10(study: WarmupStudy) -> Sheet:
             "40 and 60 %.",
         ),
     )
+
+
+def _everyone(study: WarmupStudy) -> Iterator[tuple[str, str, str, list[ServedRow]]]:
+    """Task, trace, policy, and the policy's rows by seed, in the order of the tables."""
+    policies = dict.fromkeys(row.policy for run in study.runs for row in run.served)
+    for task, trace in loads(study):
+        for policy in policies:
+            yield task, trace, policy, served_rows(study, task, trace, policy)
 
 
 def _served_note(study: WarmupStudy) -> str:

@@ -62,7 +62,7 @@ class SoupKitchen:
     def net(self, recipe: Recipe) -> ElasticViT:
         """The network, ready for inference. Raises WarmedModelError where an ingredient is missing or altered."""
         if recipe.name not in self._nets:
-            parts = [(weight, self._state(int(model))) for model, weight in recipe.weights.items()]
+            parts = [(weight, self.ingredient(int(model))) for model, weight in recipe.weights.items()]
             net = copy.deepcopy(self._skeleton)
             net.load_state_dict(average(parts), assign=True)
             self._nets[recipe.name] = net
@@ -71,7 +71,8 @@ class SoupKitchen:
             self._nets.popitem(last=False)
         return self._nets[recipe.name]
 
-    def _state(self, model: int) -> dict[str, Tensor]:
+    def ingredient(self, model: int) -> dict[str, Tensor]:
+        """A single model's weights. Raises WarmedModelError where its file is missing or altered."""
         if model not in self._states:
             self._states[model] = self._store.load(model)
         self._states.move_to_end(model)

@@ -62,7 +62,8 @@ class WarmedServing:
         self, store: WarmedModels, plain: ElasticViT, profile: Profile, options: EngineOptions
     ) -> None:
         (self._task,) = profile.tasks
-        whole = _whole_models(store)
+        kitchen = SoupKitchen(store, plain, capacity=1, ingredients=len(store.catalogue.models))
+        whole = _whole_models(store.catalogue, kitchen)
         recipes: dict[str, Recipe] = {}
         schedules: dict[str, Schedule] = {}
         for wanted in profile.schedules:
@@ -79,7 +80,6 @@ class WarmedServing:
             for name, schedule in schedules.items()
         }
         """What each name of the profile means."""
-        kitchen = SoupKitchen(store, plain, capacity=1)
         classes = store.catalogue.class_names
         engines: dict[str, Engine] = {}
         for recipe in {recipe.name: recipe for recipe in recipes.values()}.values():
@@ -116,12 +116,12 @@ class WarmedServing:
         return Engine(net, {self._task: parameters}, settings)
 
 
-def _whole_models(store: WarmedModels) -> set[int]:
+def _whole_models(catalogue: Catalogue, kitchen: SoupKitchen) -> set[int]:
     """The reductions of the models whose files are as they were written; each other one is logged."""
     whole = set()
-    for model in store.catalogue.models:
+    for model in catalogue.models:
         try:
-            store.load(model.reduction)
+            kitchen.ingredient(model.reduction)
         except WarmedModelError as error:
             log.error("event=warmed_model_refused model=%d reason=%r", model.reduction, str(error))
         else:
