@@ -61,23 +61,23 @@ class WarmedServing:
     def __init__(
         self, store: WarmedModels, plain: ElasticViT, profile: Profile, options: EngineOptions
     ) -> None:
-        (self._task,) = profile.tasks
+        if len(profile.tasks) != 1:
+            raise WarmedModelError(
+                f"{store.folder}: its profile is of {len(profile.tasks)} tasks, not of one"
+            )
+        self._task = profile.tasks[0]
         kitchen = SoupKitchen(store, plain, capacity=1, ingredients=len(store.catalogue.models))
-        whole = _whole_models(store.catalogue, kitchen)
-        recipes: dict[str, Recipe] = {}
-        schedules: dict[str, Schedule] = {}
-        for wanted in profile.schedules:
-            for schedule, recipe in _candidates(store.catalogue, wanted):
-                if whole.issuperset(recipe.models):
-                    schedules[schedule.name], recipes[schedule.name] = schedule, recipe
-                    break
-        if not schedules:
+        usable = _usable(profile, store.catalogue, _whole_models(store.catalogue, kitchen))
+        if not usable:
             raise WarmedModelError(f"{store.folder}: no model is usable: warm up again")
-        self.profile = replace(profile, schedules=tuple(schedules.values()))
+        recipes = {schedule.name: recipe for schedule, recipe in usable}
+        self.profile = replace(
+            profile, schedules=tuple({schedule.name: schedule for schedule, _ in usable}.values())
+        )
         """Of the models that are usable."""
         self.schedules: dict[str, TokenSchedule] = {
-            name: reduction_schedule(-schedule.token_delta, plain.layers)
-            for name, schedule in schedules.items()
+            schedule.name: reduction_schedule(-schedule.token_delta, plain.layers)
+            for schedule in self.profile.schedules
         }
         """What each name of the profile means."""
         classes = store.catalogue.class_names
@@ -127,6 +127,15 @@ def _whole_models(catalogue: Catalogue, kitchen: SoupKitchen) -> set[int]:
         else:
             whole.add(model.reduction)
     return whole
+
+
+def _usable(profile: Profile, catalogue: Catalogue, whole: set[int]) -> list[tuple[Schedule, Recipe]]:
+    """Each of the profile's schedules, or the best of what can stand for it; nothing where no model is whole."""
+    firsts = (
+        next((pair for pair in _candidates(catalogue, wanted) if whole.issuperset(pair[1].models)), None)
+        for wanted in profile.schedules
+    )
+    return [pair for pair in firsts if pair is not None]
 
 
 def _candidates(catalogue: Catalogue, wanted: Schedule) -> list[tuple[Schedule, Recipe]]:

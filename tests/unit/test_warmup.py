@@ -267,6 +267,9 @@ def test_every_schedule_is_served_by_the_model_that_it_names(served: tuple[Warme
         assert np.allclose([answer.logits for answer in answers], expected, atol=1e-4)
     with pytest.raises(WarmedModelError, match="is not among the warmed models"):
         WarmedServing(store, made_net(), warmed_without_catalogue(profile), OPTIONS)
+    both = tuple(replace(one, accuracy=one.accuracy * 2) for one in profile.schedules)
+    with pytest.raises(WarmedModelError, match="of 2 tasks, not of one"):
+        WarmedServing(store, made_net(), replace(profile, tasks=("a", "b"), schedules=both), OPTIONS)
 
 
 def warmed_without_catalogue(profile: Profile) -> Profile:
