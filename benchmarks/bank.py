@@ -26,16 +26,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fedstill.cloud_server.compute import Compute, use_threads
-from fedstill.cloud_server.distillation import Distiller, make_distiller
-from fedstill.cloud_server.public_bank import PublicBank, compute_bank, teacher_outputs
-from fedstill.cloud_server.selection import Selection, per_prototype, select_nearest
-from fedstill.cloud_server.settings import DistillationSettings
-from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.datasets.store import ClipStore, build_store
-from fedstill.datasets.synthetic import SyntheticSource
-from fedstill.models.audiovisual import AudioVisualNet, Features, NetworkSpec
-from fedstill.models.encoders import EncoderSpec
+from fedstill.cloud_server.distillation.compute import Compute, use_threads
+from fedstill.cloud_server.distillation.distiller import Distiller, make_distiller
+from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, teacher_outputs
+from fedstill.cloud_server.distillation.selection import Selection, per_prototype, select_nearest
+from fedstill.cloud_server.distillation.settings import DistillationSettings
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.store import ClipStore, build_store
+from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+from fedstill.models.audiovisual.encoders import EncoderSpec
+from fedstill.models.audiovisual.network import AudioVisualNet, Features, NetworkSpec
 
 BUDGET = 0.28
 INNER_EPOCHS = 5

@@ -11,7 +11,7 @@ from typing import Any
 
 import litserve
 
-from fedstill.simulation.plain_model import BATCH, BATCH_SECONDS, PlainModel
+from fedstill.evaluation.serving.plain_model import BATCH, BATCH_SECONDS, PlainModel
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc] # litserve ships no types

@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from fedstill.simulation.plain_model import BATCH, BATCH_SECONDS, PlainModel
+from fedstill.evaluation.serving.plain_model import BATCH, BATCH_SECONDS, PlainModel
 
 
 class Deployment:

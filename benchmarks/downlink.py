@@ -27,16 +27,16 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from fedstill.cloud_server.compute import Compute
-from fedstill.cloud_server.plan import read_plan
-from fedstill.cloud_server.teacher import count_correct
-from fedstill.datasets.store import ClipStore, open_store
-from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
-from fedstill.models.checkpoint import load_checkpoint
-from fedstill.models.delta import Update, apply_update, content_hash, encode_update
-from fedstill.models.delta_coding import SMALL, UpdatePrecision
-from fedstill.models.encoders import EncoderSpec
-from fedstill.models.packing import arrays, load_arrays
+from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.distillation.teacher import count_correct
+from fedstill.datasets.audiovisual.store import ClipStore, open_store
+from fedstill.models.audiovisual.encoders import EncoderSpec
+from fedstill.models.audiovisual.network import AudioVisualNet, NetworkSpec
+from fedstill.models.weights.checkpoint import load_checkpoint
+from fedstill.models.weights.delta import Update, apply_update, content_hash, encode_update
+from fedstill.models.weights.delta_coding import SMALL, UpdatePrecision
+from fedstill.models.weights.packing import arrays, load_arrays
 
 THESIS_SYNCS = 15
 GOAL = 20

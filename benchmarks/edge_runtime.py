@@ -28,7 +28,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from fedstill.datasets.store import ClipStore
+    from fedstill.datasets.audiovisual.store import ClipStore
 
 KINDS = ("torch fp32", "ONNX fp32", "ONNX int8")
 SLOWEST_OF_TWENTY = 95
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def given_student(options: argparse.Namespace, work: Path) -> Case:
     """``--student``, its int8 calibrated on ``--store``, and the labelled clips of ``--test``."""
-    from fedstill.cloud_server.export import export_student
-    from fedstill.datasets.store import open_store
+    from fedstill.cloud_server.export.students import export_student
+    from fedstill.datasets.audiovisual.store import open_store
 
     export_student(options.student, work / "given", store=open_store(options.store), int8=True)
     parts = [_clips(store, np.flatnonzero(store.labels >= 0)) for store in map(open_store, options.test)]
@@ -91,16 +91,16 @@ def trained_student(quick: bool, work: Path) -> Case:
     """A student of the quickstart's shape, trained on some synthetic speakers and measured on the others."""
     import torch
 
-    from fedstill.cloud_server.cloud import hold_out
-    from fedstill.cloud_server.compute import Compute
-    from fedstill.cloud_server.export import export_student
-    from fedstill.cloud_server.settings import OptimiserSettings, TeacherSettings
-    from fedstill.cloud_server.teacher import train_teacher
-    from fedstill.datasets.specs import AudioSpec, FrameSpec
-    from fedstill.datasets.store import build_store
-    from fedstill.datasets.synthetic import SyntheticSource
-    from fedstill.models.checkpoint import CheckpointMeta, save_checkpoint
-    from fedstill.models.specs import EncoderSpec
+    from fedstill.cloud_server.distillation.compute import Compute
+    from fedstill.cloud_server.distillation.settings import OptimiserSettings, TeacherSettings
+    from fedstill.cloud_server.distillation.teacher import train_teacher
+    from fedstill.cloud_server.export.students import export_student
+    from fedstill.cloud_server.federation.seed_state import hold_out
+    from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+    from fedstill.datasets.audiovisual.store import build_store
+    from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+    from fedstill.models.audiovisual.specs import EncoderSpec
+    from fedstill.models.weights.checkpoint import CheckpointMeta, save_checkpoint
 
     source = SyntheticSource(public_per_class=8 if quick else 200, private_per_class=0)
     audio, frames = AudioSpec(seconds=2.0, hop=512), FrameSpec()
@@ -128,14 +128,14 @@ def full_size_student(work: Path) -> Case:
     """The paper's student with random weights; its accuracy means nothing and is not shown."""
     import torch
 
-    from fedstill.cloud_server.export import export_student
-    from fedstill.datasets.specs import AudioSpec, FrameSpec
-    from fedstill.datasets.store import build_store
-    from fedstill.datasets.synthetic import SyntheticSource
-    from fedstill.models.audiovisual import AudioVisualNet
-    from fedstill.models.checkpoint import CheckpointMeta, save_checkpoint
-    from fedstill.models.preprocess import to_tensors
-    from fedstill.models.specs import EncoderSpec, NetworkSpec
+    from fedstill.cloud_server.export.students import export_student
+    from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+    from fedstill.datasets.audiovisual.store import build_store
+    from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+    from fedstill.models.audiovisual.network import AudioVisualNet
+    from fedstill.models.audiovisual.specs import EncoderSpec, NetworkSpec
+    from fedstill.models.vit.preprocess import to_tensors
+    from fedstill.models.weights.checkpoint import CheckpointMeta, save_checkpoint
 
     source = SyntheticSource(public_per_class=2, private_per_class=0, frame_size=224, frame_count=2)
     audio = AudioSpec(representation="spectrogram", seconds=3.0)
@@ -156,10 +156,10 @@ def measure(case: Case, rounds: int) -> list[str]:
     """The table of one student. Ratios are of processor time, which a busy machine does not distort."""
     import torch
 
-    from fedstill.edge_client.runtime import ExportFolder
-    from fedstill.edge_client.runtime_api import Runtime
-    from fedstill.edge_client.torch_runtime import TorchRuntime
-    from fedstill.models.checkpoint import load_checkpoint
+    from fedstill.edge_client.students.runtime import ExportFolder
+    from fedstill.edge_client.students.runtime_api import Runtime
+    from fedstill.edge_client.students.torch_runtime import TorchRuntime
+    from fedstill.models.weights.checkpoint import load_checkpoint
 
     torch.set_num_threads(1)
     folder, clips = ExportFolder.open(case.export), case.held_out
@@ -201,7 +201,7 @@ def _clips(store: ClipStore, rows: npt.NDArray[np.int64]) -> Clips:
 
 
 def _bytes_on_disk(kind: str, case: Case) -> int:
-    from fedstill.protos.exported import ENCODERS, HEAD, INT8_ENCODERS, WEIGHTS
+    from fedstill.common.export_manifest import ENCODERS, HEAD, INT8_ENCODERS, WEIGHTS
 
     if kind == "torch fp32":
         return case.stem.with_name(f"{case.stem.name}.safetensors").stat().st_size
@@ -234,19 +234,19 @@ def _classify_in_this_process(kind: str, stem: str, export: str) -> None:
     import soundfile
     from PIL import Image
 
-    from fedstill.datasets.decode import read_audio, read_image
-    from fedstill.datasets.specs import AudioSpec, FrameSpec
-    from fedstill.datasets.spectrogram_numpy import audio_features
-    from fedstill.datasets.store import frame_tensor
-    from fedstill.edge_client.runtime import ExportFolder
-    from fedstill.edge_client.runtime_api import Runtime
+    from fedstill.datasets.audiovisual.decode import read_audio, read_image
+    from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+    from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
+    from fedstill.datasets.audiovisual.store import frame_tensor
+    from fedstill.edge_client.students.runtime import ExportFolder
+    from fedstill.edge_client.students.runtime_api import Runtime
 
     folder = ExportFolder.open(Path(export))
     about = folder.described
     runtime: Runtime
     if kind == "torch fp32":
-        from fedstill.edge_client.torch_runtime import TorchRuntime, use_one_thread
-        from fedstill.models.checkpoint import load_checkpoint
+        from fedstill.edge_client.students.torch_runtime import TorchRuntime, use_one_thread
+        from fedstill.models.weights.checkpoint import load_checkpoint
 
         use_one_thread()
         runtime = TorchRuntime(load_checkpoint(Path(stem))[0], about.class_names, "")

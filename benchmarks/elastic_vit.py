@@ -2,7 +2,7 @@
 
 Everything takes turns in every round, so that a busy neighbour slows all of them; ratios are medians of the ratios
 within a round. ``--environments`` runs the whole comparison twice more, in processes that were started with and
-without the settings of ``cloud_server/serving/environment.py``, taking turns as well. At schedule 0 the logits have to
+without the settings of ``serving/engine/environment.py``, taking turns as well. At schedule 0 the logits have to
 be timm's, or the benchmark stops. Weights are random: time does not depend on them.
 """
 
@@ -24,18 +24,18 @@ from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedstill.cloud_server.serving.answers import Answer
-from fedstill.cloud_server.serving.engine import Engine, EngineSettings
-from fedstill.cloud_server.serving.environment import CPU_SETTINGS, serving_environment
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import (
+from fedstill.cloud_server.serving.engine.answers import Answer
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.environment import CPU_SETTINGS, serving_environment
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import (
     TokenSchedule,
     constant_schedule,
     decreasing_schedule,
     forward_macs,
     layer_wise_schedule,
 )
-from fedstill.models.task_bank import TaskParameters
+from fedstill.models.vit.task_bank import TaskParameters
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Largest accepted difference of logits at schedule 0, by the precision that the engine chose."""

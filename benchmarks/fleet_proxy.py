@@ -29,10 +29,10 @@ import psutil
 import uvicorn
 from rich.console import Console
 
-from fedstill.cloud_server.authority import Authority, create_authority
-from fedstill.cloud_server.fleet_proxy import FLEET, ProxySettings
-from fedstill.cloud_server.traffic import read_traffic
-from fedstill.protos.plain import to_plain
+from fedstill.cloud_server.auth.authority import Authority, create_authority
+from fedstill.cloud_server.coordinator.fleet_proxy import FLEET, ProxySettings
+from fedstill.cloud_server.coordinator.traffic import read_traffic
+from fedstill.common.dataclass_codec import to_plain
 
 HEARTBEAT = b"h" * 60
 PIECE = b"p" * (5 * 2**20)
@@ -163,7 +163,7 @@ def _proxy(folder: Path, authority: Authority, upstream: str) -> Iterator[tuple[
     )  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(to_plain(settings)), encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-m", "fedstill.cloud_server.fleet_proxy", str(folder / "settings.json")]
+        [sys.executable, "-m", "fedstill.cloud_server.coordinator.fleet_proxy", str(folder / "settings.json")]
     )
     try:
         end = time.monotonic() + START_SECONDS

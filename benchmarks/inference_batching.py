@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from fedstill.cloud_server.heads import Heads, HeadShelf, save_heads
-from fedstill.cloud_server.micro_batching import Batching, MicroBatcher
-from fedstill.models.audiovisual import AudioVisualNet, NetworkSpec
-from fedstill.models.encoders import EncoderSpec
-from fedstill.models.fusion import Fusion
+from fedstill.cloud_server.edge_inference.heads import Heads, HeadShelf, save_heads
+from fedstill.cloud_server.edge_inference.micro_batching import Batching, MicroBatcher
+from fedstill.models.audiovisual.encoders import EncoderSpec
+from fedstill.models.audiovisual.fusion import Fusion
+from fedstill.models.audiovisual.network import AudioVisualNet, NetworkSpec
 from fedstill.protos.features import FeatureVectors
 
 WIDTH, CLASSES = 512, 6

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.edge_client.cloud_connection import Address, CloudConnection
-from fedstill.edge_client.cloud_inference import Answer, EdgeInference
+from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import made_inference  # type: ignore[import-not-found]
-import made_link  # type: ignore[import-not-found]
+from helpers import inference as fakes
+from helpers import link
 
 TRACE = Path(__file__).parent / "traces" / "link.csv"
 OBJECTIVE_MS = 300.0
@@ -131,14 +131,14 @@ def measure(trace: Sequence[Moment], clips_per_second: float) -> Tally:
     """Drive one device through the trace in real time."""
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
-        heads = made_inference.made_heads(Path(folder) / "heads")
-        certificates = made_inference.made_certificates(Path(folder) / "certificates")
-        process, port = made_inference.start_cloud(heads, certificates)
+        heads = fakes.made_heads(Path(folder) / "heads")
+        certificates = fakes.made_certificates(Path(folder) / "certificates")
+        process, port = fakes.start_cloud(heads, certificates)
         try:
             first = trace[0]
-            with made_link.ThrottledProxy(("127.0.0.1", port), first.bytes_per_second, first.delay) as proxy:
+            with link.ThrottledProxy(("127.0.0.1", port), first.bytes_per_second, first.delay) as proxy:
                 authority = (certificates / "ca.crt").read_bytes()
-                token = made_inference.token("node-0")
+                token = fakes.token("node-0")
                 address = Address(f"127.0.0.1:{proxy.port}", "node-0", token, authority)
                 _drive(proxy, address, trace, clips_per_second, tally)
         finally:
@@ -148,13 +148,13 @@ def measure(trace: Sequence[Moment], clips_per_second: float) -> Tally:
 
 
 def _drive(
-    proxy: made_link.ThrottledProxy,
+    proxy: link.ThrottledProxy,
     address: Address,
     trace: Sequence[Moment],
     clips_per_second: float,
     tally: Tally,
 ) -> None:
-    runtime = made_inference.MadeRuntime(ENCODERS)
+    runtime = fakes.MadeRuntime(ENCODERS)
     connection = CloudConnection(address, runtime.version, runtime.class_names)
     connection.start()
     inference = EdgeInference(runtime, connection, "auto", OBJECTIVE_MS)
@@ -166,13 +166,13 @@ def _drive(
         when = time.monotonic() - started
         if when >= len(trace):
             break
-        answer = inference.classify(made_inference.AUDIO, made_inference.FRAMES)
+        answer = inference.classify(fakes.AUDIO, fakes.FRAMES)
         tally.add(when, trace[int(when)].segment, answer)
     following.join()
     connection.close()
 
 
-def _follow(proxy: made_link.ThrottledProxy, trace: Sequence[Moment], started: float) -> None:
+def _follow(proxy: link.ThrottledProxy, trace: Sequence[Moment], started: float) -> None:
     for second, moment in enumerate(trace):
         time.sleep(max(0.0, started + second - time.monotonic()))
         if moment.bytes_per_second:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from fedstill.cloud_server.selection import per_prototype, select_nearest, unit_rows
+from fedstill.cloud_server.distillation.selection import per_prototype, select_nearest, unit_rows
 
 CLASSES = 6
 BUDGET = 0.28

@@ -28,24 +28,29 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fedstill.cloud_server.serving.environment import serving_environment
-from fedstill.cloud_server.serving.learn_task import LearnSettings
-from fedstill.protos.child import Child
-from fedstill.protos.flower_cli import free_port
-from fedstill.protos.serving_client import ServingAddress
-from fedstill.simulation.files import write_text_atomically
-from fedstill.simulation.learnt_state import learn_missing
-from fedstill.simulation.live_loadtest import Description, LiveSettings, Target, ask, live_load
-from fedstill.simulation.live_rows import LiveRun, run_row
-from fedstill.simulation.live_sweep import measured_profile, plain_capacity, rotated
-from fedstill.simulation.loadtest import LoadTest, draw
-from fedstill.simulation.open_loop import GRACE_SECONDS, Reply
-from fedstill.simulation.provenance import hardware
-from fedstill.simulation.served_process import ServedProcess, ServerOptions
-from fedstill.simulation.served_setting import add_setting_options, real_setting, split_cores, tiny_setting
-from fedstill.simulation.serving_results import RunRow
-from fedstill.simulation.serving_target import GrpcTarget
-from fedstill.simulation.task_images import TaskImages, held_out_images
+from fedstill.client.serving_client import ServingAddress
+from fedstill.cloud_server.serving.engine.environment import serving_environment
+from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
+from fedstill.common.child_process import Child
+from fedstill.common.files import write_text_atomically
+from fedstill.common.flower_cli import free_port
+from fedstill.common.provenance import hardware
+from fedstill.evaluation.serving.learnt_state import learn_missing
+from fedstill.evaluation.serving.live_loadtest import Description, LiveSettings, Target, ask, live_load
+from fedstill.evaluation.serving.live_rows import LiveRun, run_row
+from fedstill.evaluation.serving.live_sweep import measured_profile, plain_capacity, rotated
+from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Reply
+from fedstill.evaluation.serving.results import RunRow
+from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
+from fedstill.evaluation.serving.served_setting import (
+    add_setting_options,
+    real_setting,
+    split_cores,
+    tiny_setting,
+)
+from fedstill.evaluation.serving.target import GrpcTarget
+from fedstill.evaluation.serving.task_images import TaskImages, held_out_images
+from fedstill.evaluation.serving.virtual import LoadTest, draw
 
 OURS = "fedstill"
 START_SECONDS = 180.0

@@ -16,13 +16,13 @@ from statistics import median
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.serving.exact_plan import exact_plan, grid_plan
-from fedstill.cloud_server.serving.faithful_policy import FaithfulPolicy
-from fedstill.cloud_server.serving.fedstill_policy import FedstillPolicy
-from fedstill.cloud_server.serving.policy import Policy
-from fedstill.cloud_server.serving.thesis_profile import thesis_profile
-from fedstill.cloud_server.serving.virtual_time import as_queries
-from fedstill.datasets.query_mix import draw_load
+from fedstill.cloud_server.serving.policies.exact_plan import exact_plan, grid_plan
+from fedstill.cloud_server.serving.policies.fedstill import FedstillPolicy
+from fedstill.cloud_server.serving.policies.otas import FaithfulPolicy
+from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
+from fedstill.cloud_server.serving.scheduling.virtual_time import as_queries
+from fedstill.datasets.loads.query_mix import draw_load
 
 BATCHES, BATCH = 64, 64
 

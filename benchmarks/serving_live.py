@@ -1,7 +1,7 @@
 """Live policies against each other on this CPU: ViT-Tiny, three real tasks, load from 0.3x to 3x of its capacity.
 
 Servers run on one core and the load generator on another, policies take turns within one run, and all meet the same
-queries (see ``simulation/live_sweep.py``). The rate at load 1 is the plain model's capacity by the profile that the
+queries (see ``live_sweep.py``). The rate at load 1 is the plain model's capacity by the profile that the
 server measured of itself. Heads are linear probes on the frozen trunk; pictures are the tasks' test images.
 """
 
@@ -19,25 +19,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedstill.cloud_server.serving.learn_task import LearnSettings
-from fedstill.simulation.learnt_state import learn_missing
-from fedstill.simulation.live_loadtest import LiveSettings
-from fedstill.simulation.live_sweep import Sweep, run_sweep
-from fedstill.simulation.loadtest import LoadTest
-from fedstill.simulation.provenance import git_revision, hardware
-from fedstill.simulation.served_process import ServerOptions
-from fedstill.simulation.served_setting import (
+from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
+from fedstill.common.provenance import git_revision, hardware
+from fedstill.evaluation.serving.learnt_state import learn_missing
+from fedstill.evaluation.serving.live_loadtest import LiveSettings
+from fedstill.evaluation.serving.live_sweep import Sweep, run_sweep
+from fedstill.evaluation.serving.plots import save_figures
+from fedstill.evaluation.serving.report import console_report, write_serving_markdown
+from fedstill.evaluation.serving.results import ServingResults, write_serving_results
+from fedstill.evaluation.serving.served_process import ServerOptions
+from fedstill.evaluation.serving.served_setting import (
     ServedSetting,
     add_setting_options,
     real_setting,
     split_cores,
     tiny_setting,
 )
-from fedstill.simulation.serving_plots import save_figures
-from fedstill.simulation.serving_report import console_report, write_serving_markdown
-from fedstill.simulation.serving_results import ServingResults, write_serving_results
-from fedstill.simulation.serving_summary import BASELINE, OURS, gain
-from fedstill.simulation.task_images import held_out_images
+from fedstill.evaluation.serving.summary import BASELINE, OURS, gain
+from fedstill.evaluation.serving.task_images import held_out_images
+from fedstill.evaluation.serving.virtual import LoadTest
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -23,20 +23,20 @@ import torch
 from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 
-from fedstill.cloud_server.serving.answers import Answer, Refusal
-from fedstill.cloud_server.serving.dispatcher import Dispatcher
-from fedstill.cloud_server.serving.engine import Engine, EngineSettings
-from fedstill.cloud_server.serving.live_profile import measure_profile
-from fedstill.cloud_server.serving.policies import make_policy
-from fedstill.cloud_server.serving.policy import Policy
-from fedstill.cloud_server.serving.profile import Profile
-from fedstill.cloud_server.serving.request_images import pixels
-from fedstill.cloud_server.serving.requests import Outcome
-from fedstill.cloud_server.serving.serving_metrics import ServingMetrics
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import constant_schedule
-from fedstill.models.task_bank import TaskParameters
-from fedstill.simulation.provenance import hardware
+from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.policies.registry import make_policy
+from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.live_profile import measure_profile
+from fedstill.cloud_server.serving.server.request_images import pixels
+from fedstill.cloud_server.serving.server.requests import Outcome
+from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
+from fedstill.common.provenance import hardware
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import constant_schedule
+from fedstill.models.vit.task_bank import TaskParameters
 
 DELTAS = (0, -10, -20)
 TASKS = ("cats", "dogs")

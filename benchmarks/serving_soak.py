@@ -31,10 +31,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from fedstill.cloud_server.serving.profile import Profile, Schedule, profile_to_plain
-from fedstill.cloud_server.serving.registry import TaskRegistry
-from fedstill.cloud_server.serving.trunk import load_trunk
-from fedstill.models.task_bank import TaskParameters
+from fedstill.cloud_server.serving.engine.trunk import load_trunk
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.protos import serving_pb2 as pb
 from fedstill.protos.serving_pb2_grpc import ServingStub
 
@@ -91,7 +91,7 @@ def made_task(seed: int) -> TaskParameters:
 
 
 def start(place: Path, policy: str) -> tuple[subprocess.Popen[bytes], int]:
-    command = [sys.executable, "-c", "from fedstill.simulation.cli import main; main()", "serve"]
+    command = [sys.executable, "-c", "from fedstill.cli.main import main; main()", "serve"]
     command += ["--state", str(place / "tasks"), "--weights", str(place / "test_vit.safetensors")]
     command += ["--profile", str(place / "profile.json"), "--insecure", "--listen", "127.0.0.1:0"]
     with (place / "log").open("wb") as log:

@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import constant_schedule
-from fedstill.simulation.provenance import hardware
+from fedstill.common.provenance import hardware
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import constant_schedule
 
 ARCHITECTURE, TOKEN_DELTA = "vit_tiny_patch16_224", -10
 INTERVALS = (5e-3, 1e-3, 1e-4, 2e-5)

@@ -14,9 +14,9 @@ import sys
 import numpy as np
 from rich.console import Console
 
-from fedstill.edge_client.private_prototypes import private_prototypes
-from fedstill.edge_client.prototypes import Prototypes, summarise
-from fedstill.models.rungs import Precision, compressed_payload_bytes
+from fedstill.edge_client.privacy.private_prototypes import private_prototypes
+from fedstill.edge_client.privacy.prototypes import Prototypes, summarise
+from fedstill.models.audiovisual.rungs import Precision, compressed_payload_bytes
 from fedstill.protos.messages import Job, PrototypeRequest, PrototypeUpload, Student
 from fedstill.protos.records import encode, payload_bytes
 

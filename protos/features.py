@@ -12,7 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.models.rungs import SCALE_BYTES, Precision, compressed_payload_bytes, compressed_width
+from fedstill.models.audiovisual.rungs import (
+    SCALE_BYTES,
+    Precision,
+    compressed_payload_bytes,
+    compressed_width,
+)
 
 LARGEST = 65504.0
 """Of half precision; encoders make values around 1."""

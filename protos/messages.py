@@ -36,7 +36,7 @@ class HelloRequest:
 
     Attributes:
         version: the cloud's fedstill.
-        clip_format: ``datasets/clip_format.py`` as JSON: the classes, and what clips must look like.
+        clip_format: ``datasets/audiovisual/clip_format.py`` as JSON: the classes, and what clips must look like.
     """
 
     version: str
@@ -73,7 +73,7 @@ class Student:
     """Cloud -> device: an update of the student's weights, with the specification to rebuild it.
 
     Attributes:
-        weights: uint8 (bytes,), an update as ``models/delta.py`` packs it, near-empty where nothing changed.
+        weights: uint8 (bytes,), an update as ``models/weights/delta.py`` packs it, near-empty where nothing changed.
         spec: JSON of the network specification.
         class_names: order of the logits; a device with another order refuses the student.
         version: ``content_hash`` of the weights that the update leads to, with ``spec`` and ``class_names``.

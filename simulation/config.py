@@ -6,7 +6,6 @@ A file says only what differs from its mode's defaults (``modes/clean.toml``, ``
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from fedstill.cloud_server.compute import Compute
-from fedstill.cloud_server.settings import (
+from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.cloud_server.distillation.settings import (
     DistillationSettings,
     DownlinkSettings,
     PrototypeSettings,
@@ -24,15 +23,12 @@ from fedstill.cloud_server.settings import (
     TeacherSettings,
     at_least,
 )
-from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.protos.plain import PlainError, from_plain
-from fedstill.simulation.results import ARMS, SCENARIOS, SWEEPS
+from fedstill.common.dataclass_codec import PlainError, from_plain
+from fedstill.common.errors import ConfigError
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.evaluation.results import ARMS, SCENARIOS, SWEEPS
 
 Values = dict[str, Any]
-
-
-class ConfigError(ValueError):
-    """An experiment that cannot be run as asked; one line that says what to type instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +151,6 @@ def shipped_experiments() -> list[str]:
     """Names of the experiments that come with fedstill."""
     return sorted(
         item.name.removesuffix(".toml") for item in _shipped().iterdir() if item.name.endswith(".toml")
-    )
-
-
-def data_path(text: str) -> Path:
-    """A dataset path: as given, else under $FEDSTILL_DATA, else under ../shared/data.
-
-    Raises:
-        ConfigError: it is in none of them.
-    """
-    places = [Path(), Path(os.environ.get("FEDSTILL_DATA", "../shared/data"))]
-    for place in places:
-        if (place / Path(text).expanduser()).exists():
-            return (place / Path(text).expanduser()).resolve()
-    raise ConfigError(
-        f"{text}: not found here nor under {places[1]} (set FEDSTILL_DATA, or give the path with --set)"
     )
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.arms import ARMS
-from fedstill.cloud_server.plan import PLAN_FILE, write_plan
-from fedstill.datasets.store import build_store
-from fedstill.models.delta_coding import UpdatePrecision
-from fedstill.protos.plain import to_plain
-from fedstill.simulation.config import ConfigError, Experiment
+from fedstill.cloud_server.distillation.arms import ARMS
+from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, write_plan
+from fedstill.common.dataclass_codec import to_plain
+from fedstill.common.errors import ConfigError
+from fedstill.datasets.audiovisual.store import build_store
+from fedstill.models.weights.delta_coding import UpdatePrecision
+from fedstill.simulation.config import Experiment
 from fedstill.simulation.launcher import EXPERIMENT_FILE, load_run, make_plan
 from fedstill.simulation.sources import open_source
 

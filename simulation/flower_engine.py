@@ -20,11 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from fedstill.cloud_server.flower_tools import FlowerError, flwr
-from fedstill.cloud_server.metrics import EventTail
-from fedstill.protos.child import STOP_SECONDS, end, family
-from fedstill.protos.flower_cli import environment, free_port, tool
-from fedstill.simulation.engine_error import EngineError
+from fedstill.cloud_server.federation.event_log import EventTail
+from fedstill.common.child_process import STOP_SECONDS, end, family
+from fedstill.common.errors import RunError
+from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port, tool
 
 CONNECTION = "fedstill"
 START_SECONDS = 60.0
@@ -38,10 +37,10 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
     """Run the whole plan of ``run_dir`` on Flower's simulation runtime; returns when it has finished.
 
     Raises:
-        EngineError: Flower did not start, or the run failed.
+        RunError: Flower did not start, or the run failed.
     """
     if len(tempfile.gettempdir()) + len("/fs-12345678") > LONGEST_HOME:
-        raise EngineError(
+        raise RunError(
             f"{tempfile.gettempdir()}: too long a path for Ray's sockets; set TMPDIR to a shorter one"
         )
     events = EventTail(run_dir, from_end=True)
@@ -60,7 +59,7 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
             )  # fmt: skip
             _wait(run_dir, events, link, env)
         except FlowerError as error:
-            raise EngineError(str(error)) from error
+            raise RunError(str(error)) from error
 
 
 def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str, str]) -> None:
@@ -71,13 +70,13 @@ def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str,
             if event["event"] == "finished":
                 return
             if event["event"] == "aborted":
-                raise EngineError(str(event["reason"]))
+                raise RunError(str(event["reason"]))
         if not link.is_running() or link.status() == psutil.STATUS_ZOMBIE:
-            raise EngineError(f"Flower's SuperLink ended unexpectedly; see {run_dir / LOG_FILE}")
+            raise RunError(f"Flower's SuperLink ended unexpectedly; see {run_dir / LOG_FILE}")
         if time.monotonic() - asked > STATUS_SECONDS:
             status = json.loads(flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
             if status.startswith("finished"):
-                raise EngineError(f"Flower says {status}; see {run_dir / LOG_FILE}")
+                raise RunError(f"Flower says {status}; see {run_dir / LOG_FILE}")
             asked = time.monotonic()
         time.sleep(0.5)
 
@@ -112,7 +111,7 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], run_dir: Path)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise EngineError(f"Flower's SuperLink did not start; see {run_dir / LOG_FILE}")
+    raise RunError(f"Flower's SuperLink did not start; see {run_dir / LOG_FILE}")
 
 
 def bundle() -> Path:

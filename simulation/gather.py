@@ -12,10 +12,10 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from fedstill.cloud_server.journal import open_journal
-from fedstill.cloud_server.metrics import read_events
-from fedstill.cloud_server.plan import read_plan
-from fedstill.simulation.results import (
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.evaluation.results import (
     ARMS,
     AccuracyRow,
     ClipRow,

@@ -20,7 +20,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedstill.simulation.engine_error import EngineError
+from fedstill.common.errors import RunError
 
 CLOUD = 1
 RUN = 7
@@ -114,8 +114,8 @@ class InProcessGrid(Grid):
 
 def run_inprocess(run_dir: Path, devices: int) -> None:
     """Run the whole plan of ``run_dir`` in this process."""
-    from fedstill.cloud_server.server_app import app as server_app
-    from fedstill.edge_client.client_app import app as client_app
+    from fedstill.cloud_server.federation.server_app import app as server_app
+    from fedstill.edge_client.node.client_app import app as client_app
 
     run_config = {"run-dir": str(run_dir)}
     grid = InProcessGrid(client_app, devices, run_config)
@@ -123,7 +123,7 @@ def run_inprocess(run_dir: Path, devices: int) -> None:
         server_app(grid, Context(RUN, CLOUD, {}, RecordDict(), dict(run_config)))
     except Exception as error:
         (run_dir / LOG_FILE).write_text(traceback.format_exc())
-        raise EngineError(f"{error}; see {run_dir / LOG_FILE}") from error
+        raise RunError(f"{error}; see {run_dir / LOG_FILE}") from error
 
 
 def _node_id(index: int) -> int:

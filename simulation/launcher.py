@@ -18,20 +18,21 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.metrics import read_events
-from fedstill.cloud_server.plan import PLAN_FILE, Plan, read_plan, write_plan
-from fedstill.cloud_server.teacher import student_spec, teacher_spec
-from fedstill.datasets.clip import ClipSource
-from fedstill.datasets.store import ClipStore, build_store, open_store
-from fedstill.edge_client.privacy_policy import PrivacyPolicy, write_policy
-from fedstill.models.audiovisual import AudioVisualNet, parameter_count
-from fedstill.protos.plain import from_plain, to_plain
-from fedstill.simulation.config import ConfigError, Experiment
+from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, Plan, read_plan, write_plan
+from fedstill.cloud_server.distillation.teacher import student_spec, teacher_spec
+from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.common.errors import ConfigError
+from fedstill.common.provenance import git_revision, hardware
+from fedstill.datasets.audiovisual.clip import ClipSource
+from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
+from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
+from fedstill.evaluation.federated.report import write_report
+from fedstill.evaluation.results import ClientClasses, Results, write_clips, write_results
+from fedstill.models.audiovisual.network import AudioVisualNet, parameter_count
+from fedstill.simulation.config import Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
-from fedstill.simulation.provenance import git_revision, hardware
-from fedstill.simulation.report import write_report
-from fedstill.simulation.results import ClientClasses, Results, write_clips, write_results
 from fedstill.simulation.sources import Positions, deal, open_source, split_positions
 
 Engine = Literal["flower", "inprocess"]
@@ -49,7 +50,7 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
 
     Raises:
         ConfigError, DataError: the experiment or its data cannot be used; nothing has been trained.
-        EngineError: Flower failed; what was finished stays, ``--resume`` goes on.
+        RunError: Flower failed; what was finished stays, ``--resume`` goes on.
     """
     started = time.monotonic()
     if not (run_dir / PLAN_FILE).exists():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.clip import EMOTIONS, ClipSource
-from fedstill.datasets.manifest import ManifestSource
-from fedstill.datasets.partition import by_speaker, dirichlet, halves, pathological
-from fedstill.simulation.config import ConfigError, DatasetSettings, Experiment, PartitionSettings, data_path
+from fedstill.common.errors import ConfigError
+from fedstill.common.paths import data_path
+from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipSource
+from fedstill.datasets.audiovisual.manifest import ManifestSource
+from fedstill.datasets.audiovisual.partition import by_speaker, dirichlet, halves, pathological
+from fedstill.simulation.config import DatasetSettings, Experiment, PartitionSettings
 
 Positions = npt.NDArray[np.int64]
 
@@ -57,7 +59,7 @@ def deal(source: ClipSource, private: Positions, settings: PartitionSettings) ->
 
 
 def _synthetic(settings: DatasetSettings, size: int, count: int) -> ClipSource:
-    from fedstill.datasets.synthetic import SyntheticSource
+    from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
     return SyntheticSource(
         seed=settings.seed,
@@ -70,7 +72,7 @@ def _synthetic(settings: DatasetSettings, size: int, count: int) -> ClipSource:
 
 
 def _prepared(settings: DatasetSettings) -> ClipSource:
-    from fedstill.datasets.prepare import PreparedSource
+    from fedstill.datasets.audiovisual.prepare import PreparedSource
 
     if not settings.root:
         raise ConfigError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedstill.cloud_server.warmup.planner import Budget, Spending, Workshop
-from fedstill.datasets.clip import DataError
+from fedstill.datasets.audiovisual.clip import DataError
 
 LEAST_GAIN = 1e-4
 """Mean accuracy over all reductions below which another model is not worth having."""

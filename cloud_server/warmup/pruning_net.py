@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedstill.cloud_server.warmup.reduced_nets import task_head
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.token_pruning import PrunedViT, pruning_loss
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.token_pruning import PrunedViT, pruning_loss
 
 
 class PruningNet:

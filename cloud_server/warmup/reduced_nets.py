@@ -1,7 +1,7 @@
 """A task's network with token reduction in its forward pass: what the fine-tuning engine trains.
 
 The engine needs no more of a reduction method than logits and a loss, so merging (here) and pruning
-(``models/token_pruning.py``) are trained by the same code.
+(``models/vit/token_pruning.py``) are trained by the same code.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import TokenSchedule
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import TokenSchedule
 
 
 class ReducedNet(Protocol):

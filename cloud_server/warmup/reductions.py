@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedstill.datasets.clip import DataError
-from fedstill.models.schedules import TokenSchedule, constant_schedule, effective_merges
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.models.vit.schedules import TokenSchedule, constant_schedule, effective_merges
 
 THESIS_REDUCTIONS = (*range(26), 30, 40, 50, 100)
 """Section 4.6.1: 0 to 25, and the additional set."""

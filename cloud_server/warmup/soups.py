@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels
-from fedstill.models.elastic_vit import ElasticViT
+from fedstill.models.vit.elastic_vit import ElasticViT
 
 
 def average(states: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from fedstill.cloud_server.serving.engine import Engine, EngineSettings
-from fedstill.cloud_server.serving.profiler import measure_times
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.profiler import measure_times
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.task_bank import TaskParameters
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.task_bank import TaskParameters
 
 SMALLEST_SLOPE = 1e-6
 """Seconds per query that a profile accepts, where noise fitted none."""

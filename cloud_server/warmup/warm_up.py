@@ -29,10 +29,10 @@ from fedstill.cloud_server.warmup.reduced_nets import MergingNet
 from fedstill.cloud_server.warmup.reductions import reduction_schedule, spread
 from fedstill.cloud_server.warmup.soups import SoupKitchen
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
-from fedstill.datasets.clip import DataError
-from fedstill.datasets.image_tasks import ImageSet
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import forward_macs
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.images.image_tasks import ImageSet
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import forward_macs
 
 PlannerName = Literal["thesis", "coverage"]
 PLANNERS = {"thesis": plan_ratios, "coverage": plan_by_coverage}

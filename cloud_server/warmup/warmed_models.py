@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedstill.datasets.clip import DataError
-from fedstill.models.packing import pack, unpack
-from fedstill.protos.plain import from_plain, to_plain
+from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.models.weights.packing import pack, unpack
 
 FORMAT = 1
 CATALOGUE = "warmed.json"

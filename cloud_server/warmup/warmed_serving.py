@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedstill.cloud_server.serving.answers import Answer, Refusal
-from fedstill.cloud_server.serving.engine import Engine, EngineSettings, Precision
-from fedstill.cloud_server.serving.profile import Profile, Schedule
+from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings, Precision
+from fedstill.cloud_server.serving.policies.prodigy import warmed_schedule
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.warmup.ensembler import ranking
 from fedstill.cloud_server.warmup.reduced_nets import task_head
-from fedstill.cloud_server.warmup.reduction_scheduler import warmed_schedule
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
 from fedstill.cloud_server.warmup.soups import SoupKitchen
 from fedstill.cloud_server.warmup.warmed_models import (
@@ -27,9 +27,9 @@ from fedstill.cloud_server.warmup.warmed_models import (
     WarmedModels,
     single,
 )
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import TokenSchedule
-from fedstill.models.task_bank import TaskParameters
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import TokenSchedule
+from fedstill.models.vit.task_bank import TaskParameters
 
 log = logging.getLogger(__name__)
 

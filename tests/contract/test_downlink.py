@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from made_runs import prepared_run
+from helpers.runs import prepared_run
 
-from fedstill.cloud_server.exchange import Exchange
-from fedstill.cloud_server.journal import JOURNAL_FILE
-from fedstill.cloud_server.metrics import Metrics, read_events
-from fedstill.cloud_server.plan import Plan, read_plan, write_plan
-from fedstill.cloud_server.server_app import run_plan
-from fedstill.cloud_server.settings import DownlinkSettings
-from fedstill.edge_client.client_app import app as real_app
-from fedstill.edge_client.students import StudentShelf
-from fedstill.models.checkpoint import load_checkpoint
-from fedstill.models.packing import arrays
+from fedstill.cloud_server.distillation.run_plan import Plan, read_plan, write_plan
+from fedstill.cloud_server.distillation.settings import DownlinkSettings
+from fedstill.cloud_server.federation.event_log import Metrics, read_events
+from fedstill.cloud_server.federation.exchange import Exchange
+from fedstill.cloud_server.federation.journal import JOURNAL_FILE
+from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.edge_client.node.client_app import app as real_app
+from fedstill.edge_client.students.students import StudentShelf
+from fedstill.models.weights.checkpoint import load_checkpoint
+from fedstill.models.weights.packing import arrays
 from fedstill.protos.messages import EvaluationRequest, InstallRequest, Lacking, PrototypeRequest, Student
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid

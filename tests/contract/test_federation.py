@@ -15,23 +15,23 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from made_runs import prepared_run, silent_console, table, tiny_experiment
+from helpers.runs import prepared_run, silent_console, table, tiny_experiment
 
-from fedstill.cloud_server.arms import SHARED
-from fedstill.cloud_server.exchange import Exchange
-from fedstill.cloud_server.journal import JOURNAL_FILE
-from fedstill.cloud_server.metrics import METRICS_FILE, Metrics, read_events
-from fedstill.cloud_server.plan import read_plan, write_plan
-from fedstill.cloud_server.server_app import run_plan
-from fedstill.datasets.store import open_store
-from fedstill.edge_client.client_app import app as real_app
+from fedstill.cloud_server.distillation.arms import SHARED
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, read_events
+from fedstill.cloud_server.federation.exchange import Exchange
+from fedstill.cloud_server.federation.journal import JOURNAL_FILE
+from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.datasets.audiovisual.store import open_store
+from fedstill.edge_client.node.client_app import app as real_app
+from fedstill.evaluation.results import ARMS, SCENARIOS, Results
 from fedstill.protos.messages import EvaluationResult, Hello, Job, PrototypeUpload
 from fedstill.protos.records import encode
 from fedstill.simulation import inprocess
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import InProcessGrid, run_inprocess
 from fedstill.simulation.launcher import simulate
-from fedstill.simulation.results import ARMS, SCENARIOS, Results
 
 CLIPS_PER_CLASS, CLASSES_PER_CLIENT = 4, 3
 REPLIES = {"query.hello": Hello, "query.prototypes": PrototypeUpload, "evaluate.student": EvaluationResult}

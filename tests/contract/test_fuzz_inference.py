@@ -16,9 +16,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from made_inference import (
+from helpers.inference import (
     AUDIO,
     CLASSES,
     FRAMES,
@@ -28,15 +26,17 @@ from made_inference import (
     made_heads,
     wait_until,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedstill.cloud_server.heads import HeadShelf
-from fedstill.cloud_server.inference_server import LARGEST_REQUEST, InferenceServer
-from fedstill.cloud_server.inference_service import SERVICE, InferenceService, counted
-from fedstill.cloud_server.micro_batching import Batching, QueueFull
-from fedstill.cloud_server.tokens import TokenError
-from fedstill.edge_client.cloud_connection import Address, CloudConnection
-from fedstill.edge_client.cloud_inference import EdgeInference
-from fedstill.models.rungs import RATES, Precision, compressed_payload_bytes
+from fedstill.cloud_server.auth.tokens import TokenError
+from fedstill.cloud_server.edge_inference.heads import HeadShelf
+from fedstill.cloud_server.edge_inference.inference_server import LARGEST_REQUEST, InferenceServer
+from fedstill.cloud_server.edge_inference.inference_service import SERVICE, InferenceService, counted
+from fedstill.cloud_server.edge_inference.micro_batching import Batching, QueueFull
+from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_inference import EdgeInference
+from fedstill.models.audiovisual.rungs import RATES, Precision, compressed_payload_bytes
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.features import FeatureError, FeatureVectors, decode_features, encode_features
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from made_runs import prepared_run
+from helpers.runs import prepared_run
 from test_wire import MESSAGES, same
 
-from fedstill.edge_client.client_app import app
+from fedstill.edge_client.node.client_app import app
 from fedstill.protos.messages import WireError
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid

@@ -12,22 +12,22 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from made_queries import made_profile
-from made_target import MadeServer, Served, never
+from helpers.queries import made_profile
+from helpers.target import MadeServer, Served, never
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedstill.cloud_server.authority import create_authority, issue_node
-from fedstill.cloud_server.serving.profile import profile_to_plain
-from fedstill.datasets.clip import DataError
-from fedstill.protos.serving_client import ServingAddress
-from fedstill.simulation import cli
-from fedstill.simulation.live_loadtest import LiveSettings, run_live
-from fedstill.simulation.loadtest import LoadTest
-from fedstill.simulation.open_loop import Reply
-from fedstill.simulation.serving_results import ServingResults, read_serving_results
-from fedstill.simulation.serving_target import GrpcTarget, address_of
-from fedstill.simulation.task_images import TaskImages, drawn_images, encoded
+from fedstill.cli import main as cli
+from fedstill.client.serving_client import ServingAddress
+from fedstill.cloud_server.auth.authority import create_authority, issue_node
+from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.evaluation.serving.live_loadtest import LiveSettings, run_live
+from fedstill.evaluation.serving.open_loop import Reply
+from fedstill.evaluation.serving.results import ServingResults, read_serving_results
+from fedstill.evaluation.serving.target import GrpcTarget, address_of
+from fedstill.evaluation.serving.task_images import TaskImages, drawn_images, encoded
+from fedstill.evaluation.serving.virtual import LoadTest
 
 CLASSES = {"easy": ("cat", "dog"), "hard": ("dog", "cat", "owl")}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import prepared_run
+from helpers.runs import prepared_run
 
-from fedstill.edge_client.privacy_ledger import LEDGER_FILE, PrivacyLedger
-from fedstill.edge_client.privacy_policy import POLICY_FILE, PrivacyPolicy, write_policy
+from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
+from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy, write_policy
 from fedstill.protos.messages import PrototypeRequest
 from fedstill.protos.records import decode
 from fedstill.simulation import inprocess

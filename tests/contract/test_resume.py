@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import prepared_run
+from helpers.runs import prepared_run
 
-from fedstill.cloud_server.exchange import Exchange
-from fedstill.cloud_server.jobs import PersonalisationJob
-from fedstill.cloud_server.journal import Journal, open_journal
-from fedstill.cloud_server.metrics import Metrics
-from fedstill.cloud_server.plan import read_plan, write_plan
-from fedstill.cloud_server.server_app import run_plan
-from fedstill.edge_client.client_app import app
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.exchange import Exchange
+from fedstill.cloud_server.federation.jobs import PersonalisationJob
+from fedstill.cloud_server.federation.journal import Journal, open_journal
+from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.edge_client.node.client_app import app
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import InProcessGrid
 

@@ -13,19 +13,19 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from helpers.serving import SIZE, TASKS, TRUNK, MadeServer, png, serving
+from helpers.vit import LAYERS, WIDTH, task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_serving import SIZE, TASKS, TRUNK, MadeServer, png, serving
-from made_vit import LAYERS, WIDTH, task
 from safetensors.numpy import save
 
-from fedstill.cloud_server.serving.serving_service import ServingDoor
-from fedstill.cloud_server.tokens import issue, verify
-from fedstill.models.schedules import constant_schedule
+from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
+from fedstill.cloud_server.auth.tokens import issue, verify
+from fedstill.cloud_server.serving.server.serving_service import ServingDoor
+from fedstill.models.vit.schedules import constant_schedule
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos import serving_pb2 as own
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from fedstill.protos.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.protos.serving_pb2_grpc import ServingStub
 
 SECRET = bytes(range(32))
@@ -111,7 +111,7 @@ def test_one_image_in_every_form_is_answered_alike(stub: GRPCInferenceServiceStu
 
     from PIL import Image
 
-    from fedstill.models.preprocess import image_tensor
+    from fedstill.models.vit.preprocess import image_tensor
 
     pixels = np.asarray(Image.open(BytesIO(png())))
     forms = [

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faults import ARM, SETTINGS
-from fleet import Fleet
-from made_runs import TINY, prepared_run
+from helpers.faults import ARM, SETTINGS
+from helpers.fleet import Fleet
+from helpers.runs import TINY, prepared_run
 
-from fedstill.cloud_server.cloud import SeedCloud
-from fedstill.cloud_server.export import export_student
-from fedstill.cloud_server.metrics import Metrics
-from fedstill.cloud_server.plan import read_plan, write_plan
-from fedstill.datasets.store import open_store
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.export.students import export_student
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import EXPORT_FOLDER
 from fedstill.simulation.inprocess import run_inprocess
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import prepared_run, silent_console, tiny_experiment, write_experiment
+from helpers.runs import prepared_run, silent_console, tiny_experiment, write_experiment
 from typer.testing import CliRunner
 
-from fedstill.datasets.store import build_store
-from fedstill.simulation import cli, launcher
+from fedstill.cli import main as cli
+from fedstill.datasets.audiovisual.store import build_store
+from fedstill.simulation import launcher
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
 
@@ -176,7 +177,7 @@ def test_a_cloud_that_fails_is_one_line(
     def nobody(*_: object) -> None:
         raise RuntimeError("no device is usable; the reasons are in metrics.jsonl")
 
-    monkeypatch.setattr("fedstill.cloud_server.server_app.run_plan", nobody)
+    monkeypatch.setattr("fedstill.cloud_server.federation.server_app.run_plan", nobody)
     path = write_experiment(tmp_path)
     done = quick.invoke(
         cli.app, ["simulate", str(path), "--out", str(tmp_path / "run"), "--engine", "inprocess"]
@@ -220,7 +221,7 @@ def test_interrupted_while_training(
     def pressed(*_: object) -> None:
         signal.raise_signal(number)
 
-    monkeypatch.setattr("fedstill.cloud_server.server_app.run_plan", pressed)
+    monkeypatch.setattr("fedstill.cloud_server.federation.server_app.run_plan", pressed)
     out = tmp_path / "run"
     command = ["simulate", str(write_experiment(tmp_path)), "--out", str(out), "--engine", "inprocess"]
     done = quick.invoke(cli.app, command)

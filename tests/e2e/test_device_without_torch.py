@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_exports import Exported, make_export
-from made_media import write_sound, write_video
+from helpers.exports import Exported, make_export
+from helpers.media import write_sound, write_video
 
-from fedstill.datasets.decode import read_audio, read_video_frames
-from fedstill.datasets.manifest import ManifestSource
-from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.datasets.spectrogram import audio_features
-from fedstill.datasets.store import build_store, frame_tensor, open_store
-from fedstill.edge_client.device import Device
-from fedstill.edge_client.torch_runtime import TorchRuntime, load_torch
-from fedstill.models.delta import content_hash, encode_update
-from fedstill.models.packing import arrays
-from fedstill.models.specs import network_to_json
+from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
+from fedstill.datasets.audiovisual.manifest import ManifestSource
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.spectrogram import audio_features
+from fedstill.datasets.audiovisual.store import build_store, frame_tensor, open_store
+from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.students.torch_runtime import TorchRuntime, load_torch
+from fedstill.models.audiovisual.specs import network_to_json
+from fedstill.models.weights.delta import content_hash, encode_update
+from fedstill.models.weights.packing import arrays
 from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
 
 LEFT_OUT = ("torch", "torchvision", "torchaudio", "ray", "matplotlib", "tensorboard", "onnx")
@@ -41,11 +41,11 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 """
 CLASSIFY = """
-from fedstill.datasets.decode import read_audio, read_video_frames
-from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.datasets.spectrogram_numpy import audio_features
-from fedstill.datasets.store import frame_tensor
-from fedstill.edge_client.runtime import ExportFolder
+from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
+from fedstill.datasets.audiovisual.store import frame_tensor
+from fedstill.edge_client.students.runtime import ExportFolder
 
 folder = ExportFolder.open(Path(sys.argv[1]))
 about, runtime = folder.described, folder.runtime()
@@ -56,9 +56,9 @@ shares = runtime.probabilities(runtime.logits(runtime.features(heard[None], seen
 print(json.dumps({"shares": shares[0].tolist(), "scipy": "scipy" in sys.modules}))
 """
 PREPARE = """
-from fedstill.datasets.manifest import ManifestSource
-from fedstill.datasets.specs import AudioSpec, FrameSpec
-from fedstill.datasets.store import build_store
+from fedstill.datasets.audiovisual.manifest import ManifestSource
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.store import build_store
 
 source = ManifestSource(Path(sys.argv[1]), frame_count=1)
 build_store(source, range(len(source.index)), AudioSpec(seconds=0.6), FrameSpec(size=24), Path(sys.argv[2]))
@@ -66,8 +66,8 @@ print(json.dumps("torch" in sys.modules))
 """
 SUMMARISE = """
 import numpy as np
-from fedstill.edge_client.device import Device
-from fedstill.edge_client.runtime import ExportFolder
+from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
 
 device = Device(Path(sys.argv[2]), ExportFolder.open(Path(sys.argv[1])).load)
@@ -86,8 +86,8 @@ print(json.dumps({"prototypes": sent, "correct": right.correct, "total": right.t
 APP = """
 import numpy as np
 from flwr.app import Context, Message, RecordDict
-from fedstill.edge_client import client_app
-from fedstill.edge_client.device import Device
+from fedstill.edge_client.node import client_app
+from fedstill.edge_client.node.device import Device
 
 context = Context(1, 1, {"partition-id": 0}, RecordDict(), {"run-dir": sys.argv[1]})
 print(json.dumps({"loader": type(client_app._device(context)._load.__self__).__name__}))
@@ -179,7 +179,7 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", [["export", "student", "--out", "onnx"], ["simulate"]])
 def test_a_command_of_the_full_install_says_so_in_one_line(command: list[str], tmp_path: Path) -> None:
-    done = run(f"from fedstill.simulation.cli import main\nsys.argv[1:] = {command!r}\nmain()", cwd=tmp_path)
+    done = run(f"from fedstill.cli.main import main\nsys.argv[1:] = {command!r}\nmain()", cwd=tmp_path)
     assert done.returncode == 2
     assert "pip install 'fedstill[full]'" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from made_inference import (
+from helpers.inference import (
     AUDIO,
     CLASSES,
     FRAMES,
@@ -30,12 +30,12 @@ from made_inference import (
     token,
     wait_until,
 )
-from made_link import ThrottledProxy
+from helpers.link import ThrottledProxy
 
-from fedstill.cloud_server.inference_server import ServerError
-from fedstill.cloud_server.tokens import issue
-from fedstill.edge_client.cloud_connection import Address, CloudConnection
-from fedstill.edge_client.cloud_inference import Answer, EdgeInference
+from fedstill.cloud_server.auth.tokens import issue
+from fedstill.cloud_server.edge_inference.inference_server import ServerError
+from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import finishes, is_whole, one_line, training
-from fleet import Fleet
+from helpers.faults import finishes, is_whole, one_line, training
+from helpers.fleet import Fleet
 
-from fedstill.protos.flower_cli import free_port
+from fedstill.common.flower_cli import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from faults import busy, finishes, is_whole, one_line
-from fleet import Fleet
+from helpers.faults import busy, finishes, is_whole, one_line
+from helpers.fleet import Fleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import finishes, is_whole, one_line
-from fleet import Fleet
-from made_link import ThrottledProxy
+from helpers.faults import finishes, is_whole, one_line
+from helpers.fleet import Fleet
+from helpers.link import ThrottledProxy
 
 from fedstill.simulation.gather import gather_rows
 
@@ -64,7 +64,7 @@ def test_a_forged_authority_and_a_stranger_are_refused(fleet: Fleet, undisturbed
 
 
 def test_a_revoked_device_is_left_out_and_the_other_is_served(fleet: Fleet, undisturbed: Path) -> None:
-    from fedstill.cloud_server.authority import revoke_node
+    from fedstill.cloud_server.auth.authority import revoke_node
 
     revoke_node(fleet.certs, fleet.name(1))
     coordinator = fleet.coordinator("--join-timeout", "90")

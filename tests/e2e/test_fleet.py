@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import losses
-from fleet import IMPORTROOT, Fleet, Service
-from made_media import write_video
-from made_runs import TINY, prepared_run, silent_console, write_experiment
+from helpers.faults import losses
+from helpers.fleet import IMPORTROOT, Fleet, Service
+from helpers.media import write_video
+from helpers.runs import TINY, prepared_run, silent_console, write_experiment
 
-from fedstill.cloud_server.plan import read_plan, write_plan
-from fedstill.protos.flower_cli import tool
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.common.flower_cli import tool
 from fedstill.simulation.config import load_experiment
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import run_inprocess

@@ -21,22 +21,21 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
-from made_flower_app import write_probe
-from made_proxy import Proxy, end_families, free_port, proxy
+from helpers.flower_app import write_probe
+from helpers.proxy import Proxy, end_families, free_port, proxy
 
-from fedstill.cloud_server.authority import (
+from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
     list_nodes,
     read_authority,
     revoke_node,
 )
-from fedstill.cloud_server.fleet_proxy import ProxySettings
-from fedstill.cloud_server.flower_tools import FlowerError
-from fedstill.cloud_server.superlink import ServerTls, SuperLink
-from fedstill.cloud_server.traffic import read_traffic
-from fedstill.protos.credentials import read_node_bundle, read_node_key
-from fedstill.protos.flower_cli import environment, tool
+from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
+from fedstill.cloud_server.coordinator.superlink import ServerTls, SuperLink
+from fedstill.cloud_server.coordinator.traffic import read_traffic
+from fedstill.common.credentials import read_node_bundle, read_node_key
+from fedstill.common.flower_cli import FlowerError, environment, tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

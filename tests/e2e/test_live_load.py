@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from headless import Browser
+from helpers.headless import Browser
 from typer.testing import CliRunner
 
-from fedstill.cloud_server.serving.learn_task import LearnSettings
-from fedstill.protos.flower_cli import free_port
-from fedstill.simulation import cli
-from fedstill.simulation.learnt_state import learn_missing
-from fedstill.simulation.live_sweep import plain_capacity
-from fedstill.simulation.served_process import ServedProcess, ServerOptions
-from fedstill.simulation.served_setting import ServedSetting, tiny_setting
-from fedstill.simulation.serving_results import read_serving_results
+from fedstill.cli import main as cli
+from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
+from fedstill.common.flower_cli import free_port
+from fedstill.evaluation.serving.learnt_state import learn_missing
+from fedstill.evaluation.serving.live_sweep import plain_capacity
+from fedstill.evaluation.serving.results import read_serving_results
+from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
+from fedstill.evaluation.serving.served_setting import ServedSetting, tiny_setting
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedstill.cloud_server.serving.profile import profile_to_plain
-from fedstill.cloud_server.serving.thesis_profile import thesis_profile
-from fedstill.simulation import cli
-from fedstill.simulation.loadtest import LoadTest, run_virtual
-from fedstill.simulation.serving_results import read_serving_results
+from fedstill.cli import main as cli
+from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
+from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
+from fedstill.evaluation.serving.results import read_serving_results
+from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
 ARGUMENTS = ("loadtest", "--virtual", "--seconds", "5", "--seeds", "3")
 PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}

@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from made_runs import write_experiment
+from helpers.runs import write_experiment
 from typer.testing import CliRunner
 
-from fedstill.cloud_server.cloud import SeedCloud
-from fedstill.cloud_server.metrics import Metrics
-from fedstill.cloud_server.plan import read_plan
-from fedstill.datasets.store import open_store
-from fedstill.simulation import cli
+from fedstill.cli import main as cli
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.datasets.audiovisual.store import open_store
+from fedstill.evaluation.redteam import intervals, inversion
 from fedstill.simulation.config import load_experiment
 from fedstill.simulation.launcher import prepare_run
-from fedstill.simulation.redteam import intervals, inversion
 
 ENOUGH = ["dataset.public_per_class=16", "compute.precision=fp32"]
 OVERRIDES = [part for change in ENOUGH for part in ("--set", change)]

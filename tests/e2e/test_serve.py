@@ -21,24 +21,24 @@ import psutil
 import pytest
 import timm
 import torch
-from made_serving import png
-from made_vit import task
+from helpers.serving import png
+from helpers.vit import task
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from fedstill.cloud_server.authority import create_authority, issue_node
-from fedstill.cloud_server.serving.profile import Profile, Schedule, profile_to_plain, read_profile
-from fedstill.cloud_server.serving.registry import TaskRegistry
-from fedstill.cloud_server.serving.trunk import load_trunk
+from fedstill.cli import main as cli
+from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
+from fedstill.cloud_server.auth.authority import create_authority, issue_node
+from fedstill.cloud_server.serving.engine.trunk import load_trunk
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain, read_profile
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+from fedstill.common.child_process import sole_user
 from fedstill.protos import serving_pb2 as pb
-from fedstill.protos.child import sole_user
-from fedstill.protos.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.protos.serving_pb2_grpc import ServingStub
-from fedstill.simulation import cli
 
 ARCHITECTURE, LAYERS, WIDTH, SIZE = "test_vit", 6, 64, 160  # timm's own tiny ViT for tests
 START_SECONDS = 120.0
-SERVE = [sys.executable, "-c", "from fedstill.simulation.cli import main; main()", "serve"]
+SERVE = [sys.executable, "-c", "from fedstill.cli.main import main; main()", "serve"]
 TESTS = Path(__file__).parents[1]
 
 
@@ -402,7 +402,7 @@ def own_signals() -> Iterator[None]:
 def test_each_mistake_is_one_line_with_exit_code_2(
     place: Place, options: list[str], said: str, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedstill.simulation.service.errors.width", 300)
+    monkeypatch.setattr("fedstill.cli.service.errors.width", 300)
     done = CliRunner().invoke(cli.app, ["serve", *place.options, *options])
     assert done.exit_code == 2, done.output
     assert said in done.output

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from made_runs import silent_console, table, tiny_experiment, write_experiment
+from helpers.runs import silent_console, table, tiny_experiment, write_experiment
 
-from fedstill.cloud_server.metrics import read_events
+from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.evaluation.results import read_results
 from fedstill.simulation.launcher import simulate
-from fedstill.simulation.results import read_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from fedstill.cloud_server import selection
-from fedstill.cloud_server.selection import select_nearest
-from fedstill.edge_client.prototypes import kmeans_prototypes
+from fedstill.cloud_server.distillation.distiller import selection
+from fedstill.cloud_server.distillation.selection import select_nearest
+from fedstill.edge_client.privacy.prototypes import kmeans_prototypes
 
 Array = npt.NDArray[np.floating]
 TINY_SCANS = {"GROUP": 3, "BLOCK": 7, "SAMPLE": 5}

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedstill.models.audiovisual import Features
-from fedstill.models.compression import (
+from fedstill.models.audiovisual.compression import (
     RATES,
     Compressor,
     Precision,
@@ -20,6 +19,7 @@ from fedstill.models.compression import (
     dequantise,
     quantise,
 )
+from fedstill.models.audiovisual.network import Features
 
 
 @pytest.mark.parametrize(

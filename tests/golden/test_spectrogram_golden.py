@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import signal
 
-from fedstill.datasets.spectrogram import LogSpectrogram
+from fedstill.datasets.audiovisual.spectrogram import LogSpectrogram
 
 SECONDS = {3: 299, 10: 1004}
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from scipy import signal
 
-from fedstill.datasets import spectrogram, spectrogram_numpy
-from fedstill.datasets.decode import read_audio
-from fedstill.datasets.specs import AudioSpec
+from fedstill.datasets.audiovisual import spectrogram, spectrogram_numpy
+from fedstill.datasets.audiovisual.decode import read_audio
+from fedstill.datasets.audiovisual.specs import AudioSpec
 
 LIGHT = AudioSpec()
 SPECS = {

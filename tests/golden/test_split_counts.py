@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fedstill.datasets import ave
-from fedstill.datasets.clip import EMOTIONS, ClipInfo
-from fedstill.datasets.cremad import CODES, read_split
+from fedstill.datasets.audiovisual import ave
+from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo
+from fedstill.datasets.audiovisual.cremad import CODES, read_split
 
 pytestmark = pytest.mark.data
 

@@ -9,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from fedstill.models.elastic_vit import ElasticViT
-from fedstill.models.schedules import TokenSchedule, constant_schedule, decreasing_schedule
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import TokenSchedule, constant_schedule, decreasing_schedule
 
 pytestmark = pytest.mark.data
 TOLERANCE = 1e-3

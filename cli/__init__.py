@@ -1,0 +1,1 @@
+"""Every ``fedstill`` command: options, one call, one line for an error."""

@@ -1,0 +1,187 @@
+"""``fedstill agent``: the device owner's door. Bare, it joins a fleet; ``infer`` classifies clips once."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedstill.cli.service import serve
+from fedstill.common.option_values import address
+
+if TYPE_CHECKING:
+    from fedstill.edge_client.inference.cloud_connection import Address
+    from fedstill.edge_client.inference.current_student import CurrentStudent
+    from fedstill.edge_client.node.agent import Task
+    from fedstill.edge_client.node.supernode import Link
+
+agent = typer.Typer(
+    help="Run a device: personalised by a coordinator, useful on its own.", no_args_is_help=True
+)
+
+
+class Infer(StrEnum):
+    """Where the head runs."""
+
+    LOCAL = "local"
+    CLOUD = "cloud"
+    AUTO = "auto"
+
+
+State = Annotated[Path | None, typer.Option(help="This agent's own folder; kept over restarts.")]
+Credentials = Annotated[Path | None, typer.Option(help="This device's folder of: fedstill certs issue.")]
+Inference = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the coordinator answers for clips.")]
+Mode = Annotated[Infer, typer.Option(help="auto: the cloud where the link allows, else this device.")]
+Objective = Annotated[float, typer.Option(help="Milliseconds from a clip to its answer.", min=1)]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")]
+Client = Annotated[int, typer.Option(help="This device's number, with --insecure only.", min=-1)]
+
+
+@dataclass(frozen=True)
+class _Identity:
+    name: str
+    client: int
+    link: Link
+    inference: Address | None
+
+
+@agent.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    coordinator: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the coordinator listens.")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="This device's clips: a manifest.csv, or a prepared folder.")
+    ] = None,
+    state: State = None,
+    credentials: Credentials = None,
+    inference: Inference = "",
+    watch: Annotated[Path | None, typer.Option(help="Classify every new clip in this folder.")] = None,
+    infer: Mode = Infer.AUTO,
+    objective: Objective = 300.0,
+    insecure: Insecure = False,
+    client: Client = -1,
+    patience: Annotated[float, typer.Option(help="Seconds of refusals until it gives up.", min=1)] = 180.0,
+    health: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Also serve gRPC health here, on loopback.")
+    ] = "",
+) -> None:
+    """Join the fleet and stay in it until SIGTERM; results of --watch go to stdout as JSON lines."""
+    if context.invoked_subcommand is not None:
+        return
+    from contextlib import ExitStack
+
+    from fedstill.common.errors import ConfigError
+    from fedstill.common.grpc_health import health_serving
+    from fedstill.edge_client.node.agent import AgentSettings, run_agent
+    from fedstill.edge_client.node.agent_data import use_clips
+
+    with serve(*_failures()) as stop, ExitStack() as stack:
+        address(coordinator, "--coordinator")
+        if data is None or state is None:
+            raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
+        who = _identity(coordinator, inference, credentials, insecure, client)
+        folder = state.resolve()
+        use_clips(data, folder)
+        tasks: list[Task] = []
+        if watch is not None:
+            student = _student(folder, who, infer, objective)
+            stack.callback(student.close)
+            tasks += [_watching(student, watch, folder)]
+        if health:
+            stack.enter_context(health_serving(health, "agent"))
+        run_agent(AgentSettings(folder, who.link, who.client, who.name, patience), tasks, stop)
+
+
+@agent.command("infer")
+def infer_once(
+    clips: Annotated[list[Path], typer.Argument(help="Videos, or sound files with pictures beside them.")],
+    state: Annotated[Path, typer.Option(help="The agent's folder.")],
+    credentials: Credentials = None,
+    inference: Inference = "",
+    infer: Mode = Infer.LOCAL,
+    objective: Objective = 300.0,
+    insecure: Insecure = False,
+    client: Client = -1,
+) -> None:
+    """Classify clips with the student that this device has: one JSON line each."""
+    from fedstill.edge_client.inference.watch import infer_files
+
+    with serve(*_failures()):
+        who = None
+        if infer is not Infer.LOCAL:
+            who = _identity("", inference, credentials, insecure, client)
+        student = _student(state.resolve(), who, infer, objective)
+        try:
+            fine = infer_files(student.classify, clips, sys.stdout)
+        finally:
+            student.close()
+    if not fine:
+        raise typer.Exit(1)
+
+
+def _identity(
+    coordinator: str, inference: str, credentials: Path | None, insecure: bool, client: int
+) -> _Identity:
+    from fedstill.common.credentials import read_node_bundle
+    from fedstill.common.errors import ConfigError
+    from fedstill.edge_client.inference.cloud_connection import Address
+    from fedstill.edge_client.node.supernode import Link
+
+    if insecure == (credentials is not None):
+        raise ConfigError("--credentials: needs a folder of fedstill certs issue, or --insecure")
+    if inference:
+        address(inference, "--inference")
+    if credentials is None:
+        if client < 0:
+            raise ConfigError("--client: needed with --insecure, where nobody issues numbers")
+        name = f"device{client}"
+        where = Address(inference, name) if inference else None
+        return _Identity(name, client, Link(coordinator, None, None), where)
+    bundle = read_node_bundle(credentials)
+    name = bundle.identity.name
+    where = Address(inference, name, bundle.token, bundle.ca_file.read_bytes()) if inference else None
+    return _Identity(name, bundle.identity.client, Link(coordinator, bundle.ca_file, bundle.key_file), where)
+
+
+def _student(folder: Path, who: _Identity | None, infer: Infer, objective: float) -> CurrentStudent:
+    from fedstill.common.errors import ConfigError
+    from fedstill.edge_client.inference.current_student import CurrentStudent
+    from fedstill.edge_client.node.loading import loader
+    from fedstill.edge_client.privacy.privacy_policy import read_policy
+
+    reachable = who.inference if who else None
+    if infer is Infer.CLOUD and reachable is None:
+        raise ConfigError("--inference: needed with --infer cloud")
+    mode = Infer.LOCAL if reachable is None else infer
+    return CurrentStudent(
+        folder, loader(folder), mode.value, objective, reachable, uploads_allowed=read_policy(folder).features
+    )
+
+
+def _watching(student: CurrentStudent, watch: Path, folder: Path) -> Task:
+    from fedstill.edge_client.inference.watch import WatchError, run_watch
+
+    if not watch.is_dir():
+        raise WatchError(f"{watch}: is no folder: make it, or watch another")
+
+    def task(stop: threading.Event) -> None:
+        student.wait(stop)
+        run_watch(student.classify, watch, folder, sys.stdout, stop)
+
+    return task
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What ends an agent with one line that is no mistake on the command line."""
+    from fedstill.edge_client.inference.watch import WatchError
+    from fedstill.edge_client.node.supernode import NodeRefused
+    from fedstill.edge_client.privacy.prototypes import DeviceError
+
+    return NodeRefused, DeviceError, WatchError

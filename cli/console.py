@@ -1,0 +1,38 @@
+"""What a command prints on, and the one line in which its errors end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedstill.common.errors import RunError, UserError
+
+FAILED, MISTAKE = 1, 2
+"""Exit codes."""
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def one_line_errors(*failures: type[Exception]) -> Iterator[None]:
+    """A mistake of the user's: one line, exit code 2. A failed run, or one of ``failures``: one line, exit code 1."""
+    expected: tuple[type[Exception], ...] = (RunError, *failures)
+    try:
+        yield
+    except UserError as error:
+        say_in_one_line("error", error)
+        raise typer.Exit(MISTAKE) from None
+    except expected as error:
+        say_in_one_line("stopped" if failures else "the run failed", error)
+        raise typer.Exit(FAILED) from None
+
+
+def say_in_one_line(what: str, error: BaseException) -> None:
+    """The first line of an error, after what kind of end it is."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    errors.print(f"[red]{what}:[/] {escape(line)}", highlight=False, soft_wrap=True)

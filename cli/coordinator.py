@@ -1,0 +1,84 @@
+"""``fedstill coordinator``: the operator's door."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedstill.cli.service import serve
+from fedstill.common.option_values import address
+
+
+class Precision(StrEnum):
+    """Of the weights in a student's update."""
+
+    EXACT = "exact"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+def coordinator(
+    state: Annotated[Path, typer.Option(help="This coordinator's own folder; kept over restarts.")],
+    experiment: Annotated[str, typer.Option(help="Shipped experiment or TOML file.")] = "quickstart",
+    certs: Annotated[Path | None, typer.Option(help="Folder of: fedstill certs init.")] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where devices connect.")] = "0.0.0.0:9092",
+    inference_listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where devices ask about single clips; empty: nowhere.")
+    ] = "0.0.0.0:9093",
+    downlink: Annotated[Precision, typer.Option(help="How students travel.")] = Precision.INT8,
+    arms: Annotated[
+        str, typer.Option(help="What every device gets, comma-separated.")
+    ] = "all_distill,fedstill",
+    journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
+    join_timeout: Annotated[float, typer.Option(help="Seconds that a device may be late.", min=1)] = 600.0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
+    clients: Annotated[int, typer.Option(help="Number of devices, with --insecure only.", min=0)] = 0,
+    once: Annotated[bool, typer.Option("--once", help="End when every device is served.")] = False,
+) -> None:
+    """Serve devices: teach each its own student, through Flower, behind TLS."""
+    from rich.console import Console
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from fedstill.cloud_server.coordinator.coordinator import (
+        CoordinatorError,
+        CoordinatorSettings,
+        run_coordinator,
+    )
+    from fedstill.cloud_server.edge_inference.inference_server import ServerError
+    from fedstill.cloud_server.federation.journal import JournalError
+    from fedstill.common.errors import ConfigError
+    from fedstill.common.flower_cli import FlowerError
+    from fedstill.simulation.config import load_experiment
+    from fedstill.simulation.deployment import prepare_deployment
+    from fedstill.simulation.flower_engine import bundle
+
+    failures = CoordinatorError, FlowerError, JournalError, ServerError, SQLAlchemyError
+    with serve(*failures) as stop:
+        host, port = address(listen, "--listen")
+        if inference_listen:
+            address(inference_listen, "--inference-listen")
+        if insecure == (certs is not None):
+            raise ConfigError(
+                "--certs: needs a folder of fedstill certs init, or --insecure on a trusted network"
+            )
+        if insecure and not clients:
+            raise ConfigError("--clients: needed with --insecure, where nobody issues devices")
+        folder = state.resolve()
+        prepare_deployment(
+            load_experiment(experiment, set_ or []),
+            folder,
+            Console(stderr=True),
+            arms=tuple(arms.split(",")),
+            clients=clients,
+            journal=journal,
+            join_timeout=join_timeout,
+            downlink=downlink.value,
+        )
+        settings = CoordinatorSettings(folder, bundle(), host, port, certs, inference_listen, once)
+        run_coordinator(settings, stop)

@@ -1,0 +1,65 @@
+"""``fedstill elastic``: measure token schedules and prompts on real weights and tasks, for Tables 3.1 and 3.2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedstill.cli.options import Architecture, Weights
+from fedstill.common.paths import VIT_WEIGHTS
+from fedstill.datasets.images.image_tasks import find_images
+
+console = Console()
+
+
+def elastic(
+    out: Annotated[Path, typer.Option(help="Folder of the measurements.")] = Path("runs") / "elastic",
+    tasks: Annotated[str, typer.Option(help="Known image tasks.")] = "cifar10,tinyimagenet100,mnist",
+    weights: Weights = VIT_WEIGHTS,
+    architecture: Architecture = None,
+    train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 800,
+    val_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 200,
+    test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 300,
+    prompt_epochs: Annotated[int, typer.Option(help="Also train prompts, slow; 0: do not.", min=0)] = 0,
+    prompt_images: Annotated[int, typer.Option(help="To train prompts on, per task.", min=1)] = 256,
+    prompt_learning_rate: Annotated[float, typer.Option(help="Of prompts.", min=0)] = 0.002,
+    seed: Annotated[int, typer.Option(help="Of splits and prompts.")] = 0,
+    render: Annotated[bool, typer.Option("--render", help="Show what --out holds; measure nothing.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
+) -> None:
+    """Measure what merging tokens and adding prompts does to accuracy and speed of a real ViT."""
+    from fedstill.cli.console import one_line_errors
+
+    with one_line_errors():
+        from fedstill.cloud_server.serving.engine.trunk import load_trunk
+        from fedstill.common.files import write_text_atomically
+        from fedstill.common.paths import data_path
+        from fedstill.evaluation.elastic.results import StudySettings, read_study
+        from fedstill.evaluation.elastic.study import run_study
+        from fedstill.evaluation.elastic.tables import ELASTIC_TARGETS, elastic_page, reproduce_elastic
+
+        if render:
+            study = read_study(out)
+        else:
+            trunk = load_trunk(data_path(weights), architecture)
+            chosen = [find_images(name.strip(), None) for name in tasks.split(",")]
+            settings = StudySettings(
+                train_images,
+                val_images,
+                test_images,
+                prompt_images,
+                prompt_epochs,
+                prompt_learning_rate,
+                seed=seed,
+            )
+            with console.status("measuring") as status:
+                study = run_study(trunk, chosen, settings, out, status.update)
+        for target in ELASTIC_TARGETS:
+            if target != "table3.1" or study.settings.prompt_epochs:
+                console.print(reproduce_elastic(target, study))
+        if markdown is not None:
+            write_text_atomically(markdown, elastic_page(study))
+            console.print(f"page: {markdown}", highlight=False, soft_wrap=True)

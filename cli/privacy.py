@@ -1,0 +1,40 @@
+"""``fedstill privacy``: what a device's owner allows, and how much of the privacy budget is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def privacy(
+    device_dir: Annotated[Path, typer.Argument(help="A device's folder, the one that holds its data/.")],
+) -> None:
+    """Show what a device accepts and what its private uploads have cost so far."""
+    from fedstill.cli.console import console, one_line_errors
+    from fedstill.common.errors import ConfigError
+    from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
+    from fedstill.edge_client.privacy.privacy_policy import read_policy
+    from fedstill.edge_client.privacy.prototypes import DeviceError
+
+    with one_line_errors():
+        if not device_dir.is_dir():
+            raise ConfigError(
+                f"{device_dir}: no such folder; give the device's folder, the one that holds data/"
+            )
+        path = device_dir / LEDGER_FILE
+        try:
+            policy = read_policy(device_dir)
+            ledger = PrivacyLedger(path, policy.epsilon, policy.delta) if path.exists() else None
+            uploads, epsilon = (ledger.uploads(), ledger.spent()) if ledger else (0, 0.0)
+        except DeviceError as error:
+            raise ConfigError(f"{device_dir}: {error}") from error
+    budget = "no limit" if policy.epsilon is None else f"{policy.epsilon:g}"
+    console.print(f"accepts {policy.accepts} uploads or stronger", highlight=False)
+    console.print(
+        f"spent epsilon {epsilon:.4g} of {budget} at delta {policy.delta:g}, in {uploads} private uploads",
+        highlight=False,
+    )
+    if policy.noise_seed is not None:
+        console.print("noise_seed is set: the noise is predictable and protects nobody", highlight=False)

@@ -1,0 +1,109 @@
+"""``fedstill serve``: the elastic ViT as a service, for any client of the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedstill.cli.options import DEFAULT_REGISTRY, Architecture, Weights
+from fedstill.cli.service import serve
+from fedstill.common.option_values import address
+from fedstill.common.paths import VIT_WEIGHTS
+
+
+def serve_(
+    state: Annotated[
+        Path, typer.Option(help="Folder of the task registry (fedstill tasks --registry).")
+    ] = DEFAULT_REGISTRY,
+    warmed: Annotated[
+        Path | None,
+        typer.Option(help="Serve the models of this folder of fedstill warmup, not those of a registry."),
+    ] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC; port 0 is any.")] = "0.0.0.0:8001",
+    web: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Metrics and dashboard, without authentication; empty: none."),
+    ] = "",
+    policy: Annotated[
+        str, typer.Option(help="Who decides: fedstill, faithful, slackfit, pets, ...")
+    ] = "fedstill",
+    authority: Annotated[
+        Path | None, typer.Option(help="Folder of fedstill certs init: TLS, and tokens of its nodes.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Whose token may register and delete tasks; repeatable."),
+    ] = None,
+    weights: Weights = VIT_WEIGHTS,
+    architecture: Architecture = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    profile: Annotated[
+        Path | None, typer.Option(help="Use this profile (of fedstill tasks profile) and measure none.")
+    ] = None,
+    schedules: Annotated[
+        str | None, typer.Option(help="Token schedules, such as 0,-10,+4 (default: as tasks profile).")
+    ] = None,
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes to warm up; the last is the largest.")
+    ] = "1,2,4,8,16,32",
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Images to measure a task with; repeatable."),
+    ] = None,
+    val_images: Annotated[int, typer.Option(help="Per task, to measure with.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="As it was at `tasks add`.")] = 0,
+    waiting: Annotated[int, typer.Option(help="Queries that may wait at once.", min=1)] = 1024,
+    drain_seconds: Annotated[float, typer.Option(help="For the last answers, at the end.", min=0)] = 10.0,
+) -> None:
+    """Serve the tasks of a registry: one Vision Transformer, as fast or as sharp as the load allows."""
+    from fedstill.cloud_server.edge_inference.inference_server import ServerError
+    from fedstill.cloud_server.serving.app.serve_plan import ServePlan
+    from fedstill.cloud_server.serving.app.serve_process import run_serving
+    from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
+    from fedstill.common.errors import ConfigError
+
+    with serve(ServerError):
+        if insecure == (authority is not None):
+            raise ConfigError(
+                "--authority: needs a folder of fedstill certs init, or --insecure on a trusted network"
+            )
+        if insecure and operator:
+            raise ConfigError("--operator: everybody may do everything with --insecure; drop one of the two")
+        if profile is not None and schedules is not None:
+            raise ConfigError("--schedules: the profile names them; drop --schedules or --profile")
+        if warmed is not None and (profile is not None or schedules is not None or images or operator):
+            raise ConfigError(
+                "--warmed: its folder says what is served; drop --profile, --schedules, --images and --operator"
+            )
+        plan = ServePlan(
+            state=state,
+            warmed=warmed,
+            listen=address(listen, "--listen"),
+            web=address(web, "--web") if web else None,
+            policy=policy,
+            authority=authority,
+            operators=frozenset(operator or ()),
+            weights=weights,
+            architecture=architecture,
+            device=device,
+            precision=precision,
+            profile=profile,
+            schedules=schedules,
+            batches=batches,
+            images=tuple(images or ()),
+            val_images=val_images,
+            seed=seed,
+            waiting=waiting,
+            drain_seconds=drain_seconds,
+        )
+        plan.check()
+        if missing_settings(os.environ):
+            # Allocator and oneDNN read these before any of our code runs: begin again with them, as the same process.
+            os.execve(sys.executable, sys.orig_argv, serving_environment(os.environ))
+        run_serving(plan)

@@ -1,0 +1,26 @@
+"""What long-lived commands share: signals, logging, and one line for whatever stops them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedstill.cli.console import one_line_errors
+
+
+@contextmanager
+def serve(*failures: type[Exception]) -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set. A mistake of the user's ends with 2, one of ``failures`` with 1.
+
+    Either says why in one line.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
+    with one_line_errors(*failures, OSError):
+        yield stop

@@ -1,0 +1,215 @@
+"""``fedstill tasks``: what the serving tier serves. Add a task from images, list, remove, go back, profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fedstill.cli.console import console, one_line_errors
+from fedstill.cli.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
+from fedstill.common.option_values import as_mistake, pair, whole_numbers
+from fedstill.common.paths import VIT_WEIGHTS
+
+app = typer.Typer(help="Tasks of the serving tier: add, list, remove, profile.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="cifar10, tinyimagenet100, mnist, emotion_faces, or your own.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder or zip with train/CLASS/IMAGE and test/CLASS/IMAGE.")
+    ] = None,
+    registry: RegistryFolder = DEFAULT_REGISTRY,
+    weights: Weights = VIT_WEIGHTS,
+    architecture: Architecture = None,
+    train_images: Annotated[int | None, typer.Option(help="Learn from at most so many.", min=2)] = None,
+    val_images: Annotated[int | None, typer.Option(help="Choose by at most so many.", min=1)] = None,
+    prompts: Annotated[
+        str, typer.Option(help="Prompt numbers to train in turn, such as 2,4; empty for none.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(help="Passes per prompt number.", min=1)] = 50,
+    latency_ms: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 600.0,
+    utility: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of split, images and prompts.")] = 0,
+) -> None:
+    """Learn a task's head (and prompts) on the frozen trunk and register it as a new version."""
+    with one_line_errors():
+        from fedstill.cloud_server.serving.engine.trunk import load_trunk
+        from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, learn_task
+        from fedstill.cloud_server.serving.tasks.prompt_training import PromptSettings
+        from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+        from fedstill.common.paths import data_path
+        from fedstill.datasets.images.image_tasks import find_images
+
+        counts = whole_numbers("--prompts", prompts)
+        trained = None
+        if counts:
+            with as_mistake("--prompts"):
+                trained = PromptSettings(counts, epochs)
+        task = find_images(name, images)
+        trunk = load_trunk(data_path(weights), architecture)
+        store = TaskRegistry(registry)
+        with console.status(f"learning {name}") as status:
+            learnt = learn_task(
+                trunk.net, task, LearnSettings(train_images, val_images, trained, seed), status.update
+            )
+        version = store.register(
+            name,
+            learnt.parameters,
+            trunk.fingerprint,
+            latency_ms=latency_ms,
+            utility=utility,
+            accuracy=learnt.accuracy,
+        )
+        store.close()
+    console.print(
+        f"{name} version {version.version}: {len(version.class_names)} classes, "
+        f"{100 * version.accuracy:.1f} % of the validation images right",
+        highlight=False,
+    )
+
+
+@app.command(name="list")
+def list_(
+    registry: RegistryFolder = DEFAULT_REGISTRY,
+    everything: Annotated[bool, typer.Option("--all", help="Also versions that are not served.")] = False,
+) -> None:
+    """Show the tasks that are served."""
+    with one_line_errors():
+        from fedstill.cloud_server.serving.tasks.registry import open_registry
+
+        store = open_registry(registry)
+        versions = [version for version in store.versions() if version.active or everything]
+        store.close()
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("task", "no.", "served", "classes", "prompts", "query", "accuracy", "added"):
+        grid.add_column(heading, overflow="fold")
+    for version in versions:
+        grid.add_row(
+            version.name,
+            str(version.version),
+            "yes" if version.active else "no",
+            str(len(version.class_names)),
+            ", ".join(map(str, version.prompts)) or "-",
+            f"{version.latency_ms:g} ms, {version.utility:g}",
+            f"{100 * version.accuracy:.1f} %",
+            version.created[:10],
+        )
+    console.print(grid if versions else "no tasks; add one with: fedstill tasks add NAME")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Which task.")], registry: RegistryFolder = DEFAULT_REGISTRY
+) -> None:
+    """Stop serving a task. Its versions stay: `activate` brings one back."""
+    with one_line_errors():
+        from fedstill.cloud_server.serving.tasks.registry import open_registry
+
+        store = open_registry(registry)
+        store.remove(name)
+        store.close()
+    console.print(f"{name} is not served any more", highlight=False)
+
+
+@app.command()
+def activate(
+    name: Annotated[str, typer.Argument(help="Which task.")],
+    version: Annotated[int, typer.Argument(help="Which of its versions.", min=1)],
+    registry: RegistryFolder = DEFAULT_REGISTRY,
+) -> None:
+    """Serve this version of a task; running servers swap to it."""
+    with one_line_errors():
+        from fedstill.cloud_server.serving.tasks.registry import open_registry
+
+        store = open_registry(registry)
+        store.activate(name, version)
+        store.close()
+    console.print(f"{name} version {version} is served", highlight=False)
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="Where the profile goes, JSON.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Images of a task that is not a known one; repeatable."),
+    ] = None,
+    registry: RegistryFolder = DEFAULT_REGISTRY,
+    weights: Weights = VIT_WEIGHTS,
+    architecture: Architecture = None,
+    schedules: Annotated[
+        str | None,
+        typer.Option(
+            help="Token schedules, such as 0,-10,+4,m22x4-20x8 (default: the thesis' and decreasing)."
+        ),
+    ] = None,
+    val_images: Annotated[int, typer.Option(help="Images per task.", min=1)] = 200,
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes to time; the last is the largest.")
+    ] = "1,2,4,8,16,32",
+    memory_mb: Annotated[int | None, typer.Option(help="For the activations of a batch.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="As it was at `tasks add`.")] = 0,
+) -> None:
+    """Measure accuracy and time of every token schedule on this machine, for the planner."""
+    with one_line_errors():
+        from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
+        from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+        from fedstill.cloud_server.serving.engine.profiler import profile_engine, profile_to_plain
+        from fedstill.cloud_server.serving.engine.trunk import load_trunk
+        from fedstill.cloud_server.serving.tasks.registry import open_registry
+        from fedstill.common.errors import ConfigError
+        from fedstill.common.files import write_text_atomically
+        from fedstill.common.paths import data_path
+        from fedstill.common.provenance import hardware
+        from fedstill.datasets.images.image_tasks import find_images
+
+        trunk = load_trunk(data_path(weights), architecture)
+        store = open_registry(registry)
+        tasks = store.load_active(trunk.fingerprint)
+        store.close()
+        if not tasks:
+            raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
+        places = dict(pair(text) for text in images or ())
+        known = {name: find_images(name, places.get(name)) for name in tasks}
+        with as_mistake("--schedules or --batches"):
+            settings = EngineSettings(
+                chosen_schedules(schedules, trunk.net, tasks), whole_numbers("--batches", batches)
+            )
+        with console.status("measuring") as status:
+            sets = {
+                name: (loaded.images, loaded.labels)
+                for name, loaded in ((n, task.load("val", val_images, seed)) for n, task in known.items())
+            }
+            engine = Engine(trunk.net, tasks, settings)
+            engine.warm_up()
+            with as_mistake("--schedules"):
+                profiles = profile_engine(
+                    engine,
+                    sets,
+                    memory_limit=None if memory_mb is None else memory_mb * 2**20,
+                    progress=status.update,
+                )
+        source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {val_images} images per task"
+        plain = profile_to_plain(trunk.architecture, source, list(sets), profiles)
+        write_text_atomically(out, json.dumps(plain, indent=1))
+    kept = {entry["name"] for entry in plain["schedules"]}
+    grid = Table(box=SIMPLE_HEAD, title=source)
+    for heading in ("schedule", "time of n", "largest error", *sets, ""):
+        grid.add_column(heading, justify="left" if heading in ("schedule", "") else "right")
+    for measured in profiles:
+        time = measured.time
+        grid.add_row(
+            measured.schedule.name,
+            f"{1e3 * time.fixed_seconds:.1f} + {1e3 * time.per_query_seconds:.2f} n ms",
+            f"{100 * time.worst_error:.0f} %",
+            *(f"{100 * share:.1f} %" for share in measured.accuracy),
+            "" if measured.schedule.name in kept else "dominated, left out",
+        )
+    console.print(grid)
+    console.print(f"profile: {out}", highlight=False, soft_wrap=True)

@@ -1,0 +1,42 @@
+"""Who calls a gRPC service of ours: the bearer token of a call, and whose it is by the register as it is now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import grpc
+from google.protobuf.message import Message
+
+from fedstill.cloud_server.auth.authority import Authority, read_authority
+from fedstill.cloud_server.auth.tokens import TokenError, verify
+
+FRESH_SECONDS = 5.0
+"""How long a revoked node's token may still work."""
+
+Authorise = Callable[[str], str]
+"""Token -> the device's name; raises TokenError. Asked again for every request: streams outlive tokens."""
+Context = grpc.aio.ServicerContext[Message, Message]
+
+
+class Doorkeeper:
+    """Token -> device name, by the register as it is now."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+        self._read_at = time.monotonic()
+
+    def __call__(self, token: str) -> str:
+        if time.monotonic() - self._read_at > FRESH_SECONDS:
+            self._authority = read_authority(self._authority.directory)
+            self._read_at = time.monotonic()
+        return verify(self._authority.secret, token, time.time(), self._authority.revoked_names)
+
+
+def bearer_token(context: Context) -> str:
+    """The token that a call carries. Raises TokenError where there is none, or more than one."""
+    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    scheme, _, token = str(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() != "bearer":
+        raise TokenError("a bearer token is needed")
+    return token

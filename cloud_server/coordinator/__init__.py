@@ -1,0 +1,1 @@
+"""The coordinator process: SuperLink, proxy of the fleet, inference service."""

@@ -1,0 +1,221 @@
+"""The cloud's process: a SuperLink on loopback, the only door to it that devices get, and the run itself.
+
+It keeps all of that alive. When the SuperLink or the ServerApp dies, it starts them again and submits the plan anew;
+the journal makes that a continuation. When nodes are issued or revoked meanwhile, the SuperLink's list follows; a new
+device gets its jobs once the present ones are done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedstill.cloud_server.auth.authority import Authority, read_authority
+from fedstill.cloud_server.coordinator.inference_thread import inference_serving
+from fedstill.cloud_server.coordinator.proxy_process import FleetDoor
+from fedstill.cloud_server.coordinator.superlink import ServerTls, SuperLink
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER
+from fedstill.cloud_server.federation.event_log import EventTail
+from fedstill.common.child_process import sole_user
+from fedstill.common.flower_cli import FlowerError
+
+LOG = logging.getLogger(__name__)
+
+TEND_SECONDS = 1.0
+LOOK_SECONDS = 5.0
+"""Between two looks at the register of nodes and at Flower's own word on the run."""
+MOST_UNANSWERED = 5
+"""Questions in a row that a SuperLink may leave unanswered: one that was just killed still counts as running."""
+STATUS_FILE = "coordinator.json"
+
+
+class CoordinatorError(RuntimeError):
+    """The service cannot go on; one line."""
+
+
+@dataclass(frozen=True)
+class CoordinatorSettings:
+    """One coordinator.
+
+    Attributes:
+        state: its folder, a run directory with ``plan.json``.
+        app: folder of the Flower app bundle.
+        host, port: where devices reach the fleet routes; port 0 takes a free one.
+        authority: folder of ``fedstill certs init``; None serves without TLS and without node authentication.
+        inference_listen: ``HOST:PORT`` of the inference service; empty for none.
+        once: end when the plan is done, instead of waiting for new devices.
+        attempts: how often in a row a run may fail.
+    """
+
+    state: Path
+    app: Path
+    host: str
+    port: int
+    authority: Path | None
+    inference_listen: str = ""
+    once: bool = False
+    attempts: int = 5
+
+
+def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> None:
+    """Until ``stop`` is set, or the plan is done if ``once``.
+
+    Raises:
+        FolderInUse: another coordinator uses this state folder.
+        CoordinatorError: the run failed ``attempts`` times in a row; the reason is the last one.
+        FlowerError: the SuperLink does not start, or runs and does not answer.
+    """
+    with sole_user(settings.state):
+        authority = read_authority(settings.authority) if settings.authority else None
+        with (
+            _superlink(settings.state, authority) as link,
+            _door(settings, authority, link.url) as door,
+            _inference(settings, authority),
+        ):
+            run = _Run(settings, link)
+            unanswered = 0
+            while not stop.wait(TEND_SECONDS):
+                _keep_alive(link, run)
+                door.tend()
+                try:
+                    run.tend()
+                    unanswered = 0
+                except FlowerError as error:
+                    unanswered += 1
+                    LOG.warning(
+                        "event=superlink_silent times=%d reason=%s", unanswered, json.dumps(str(error))
+                    )
+                    if unanswered == MOST_UNANSWERED:
+                        raise
+                if run.finished and settings.once:
+                    return
+
+
+@dataclass
+class _Run:
+    """The plan at work: submitted, watched, submitted again."""
+
+    settings: CoordinatorSettings
+    link: SuperLink
+    run_id: int | None = None
+    finished: bool = False
+    failures: int = 0
+    _looked: float = 0.0
+    _tail: EventTail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tail = EventTail(self.settings.state)
+
+    def tend(self) -> None:
+        """Call about once a second."""
+        look = time.monotonic() - self._looked > LOOK_SECONDS
+        if look:
+            self._looked = time.monotonic()
+            if self._devices_changed():
+                self.finished = False
+        if self.run_id is None:
+            if not self.finished:
+                self._submit()
+            return
+        for event in self._tail.new():
+            if event["event"] == "finished":
+                LOG.info("event=run_finished run=%d", self.run_id)
+                self.run_id, self.finished, self.failures = None, True, 0
+                self._write_status("finished")
+                return
+            if event["event"] == "aborted":
+                self._failed(str(event["reason"]))
+                return
+        if look and self.link.status(self.run_id).finished:
+            self._failed(f"Flower says {self.link.status(self.run_id)}")
+
+    def lost(self) -> None:
+        """The SuperLink ended, and the ServerApp with it; that is no failure of the run."""
+        self.run_id = None
+
+    def _submit(self) -> None:
+        plan = read_plan(self.settings.state)
+        if plan.clients == 0:
+            self._write_status("waiting for the first node; issue one with: fedstill certs issue")
+            return
+        self._tail = EventTail(self.settings.state, from_end=True)
+        self.run_id = self.link.submit(self.settings.app, {"run-dir": str(self.settings.state)})
+        LOG.info("event=run_submitted run=%d clients=%d", self.run_id, plan.clients)
+        self._write_status("running")
+
+    def _devices_changed(self) -> bool:
+        """Bring SuperLink and plan in line with the register of nodes."""
+        if self.settings.authority is None:
+            return False
+        nodes = read_authority(self.settings.authority).nodes
+        self.link.synchronise(nodes)
+        names = {node.client: node.name for node in nodes}
+        clients = max(names, default=-1) + 1
+        devices = tuple(names.get(client, "") for client in range(clients))
+        plan = read_plan(self.settings.state)
+        if plan.devices == devices or self.run_id is not None:
+            return False
+        write_plan(replace(plan, clients=clients, devices=devices))
+        return True
+
+    def _failed(self, reason: str) -> None:
+        self.run_id = None
+        self.failures += 1
+        LOG.error("event=run_failed failures=%d reason=%s", self.failures, json.dumps(reason))
+        if self.failures >= self.settings.attempts:
+            self._write_status(f"failed: {reason}")
+            raise CoordinatorError(f"the run failed {self.failures} times in a row: {reason}")
+
+    def _write_status(self, run: str) -> None:
+        status = {"run": run, "failures": self.failures, "time": time.time()}
+        temporary = self.settings.state / f".{STATUS_FILE}"
+        temporary.write_text(json.dumps(status))
+        temporary.replace(self.settings.state / STATUS_FILE)
+
+
+def _keep_alive(link: SuperLink, run: _Run) -> None:
+    code = link.poll()
+    if code is None:
+        return
+    LOG.error("event=superlink_ended code=%d action=restart", code)
+    run.lost()
+    link.restart()
+    link.wait_until_healthy()
+
+
+@contextmanager
+def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
+    tls = ServerTls(authority.ca_file, authority.certificate_file, authority.key_file) if authority else None
+    link = SuperLink(state, tls)
+    try:
+        link.start()
+        link.wait_until_healthy()
+        yield link
+    finally:
+        link.stop()
+
+
+@contextmanager
+def _inference(settings: CoordinatorSettings, authority: Authority | None) -> Iterator[None]:
+    if not settings.inference_listen:
+        yield
+        return
+    with inference_serving(settings.state / HEADS_FOLDER, settings.inference_listen, authority):
+        yield
+
+
+@contextmanager
+def _door(settings: CoordinatorSettings, authority: Authority | None, upstream: str) -> Iterator[FleetDoor]:
+    door = FleetDoor(settings.state, settings.host, settings.port, upstream, authority)
+    try:
+        door.open()
+        yield door
+    finally:
+        door.close()

@@ -1,0 +1,60 @@
+"""The inference service inside the coordinator: its event loop runs in a thread of its own, beside the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedstill.cloud_server.auth.authenticator import Doorkeeper
+from fedstill.cloud_server.auth.authority import Authority
+from fedstill.cloud_server.edge_inference.heads import HeadShelf
+from fedstill.cloud_server.edge_inference.inference_server import InferenceServer, ServerTls
+from fedstill.cloud_server.edge_inference.inference_service import InferenceService
+
+
+@contextmanager
+def inference_serving(heads: Path, listen: str, authority: Authority | None) -> Iterator[int]:
+    """Serve while inside; the port.
+
+    Args:
+        heads: folder of the students' heads; new ones are found as they come.
+        listen: ``HOST:PORT``.
+        authority: whose nodes may ask; None asks for no token and has no TLS.
+
+    Raises:
+        ServerError: the address cannot be used.
+    """
+    service = InferenceService(HeadShelf(heads), Doorkeeper(authority) if authority else None)
+    tls = (
+        ServerTls(authority.key_file.read_bytes(), authority.certificate_file.read_bytes())
+        if authority
+        else None
+    )
+    opened: Future[int] = Future()
+    loop = asyncio.new_event_loop()
+    leave = asyncio.Event()
+    thread = threading.Thread(
+        target=loop.run_until_complete, args=(_serve(InferenceServer(service, listen, tls), opened, leave),),
+        name="inference",
+    )  # fmt: skip
+    thread.start()
+    try:
+        yield opened.result()
+    finally:
+        loop.call_soon_threadsafe(leave.set)
+        thread.join()
+        loop.close()
+
+
+async def _serve(server: InferenceServer, opened: Future[int], leave: asyncio.Event) -> None:
+    try:
+        opened.set_result(await server.start())
+    except Exception as error:
+        opened.set_exception(error)
+        return
+    await leave.wait()
+    await server.stop()

@@ -1,0 +1,67 @@
+"""The fleet proxy as a child of the coordinator: the only way by which devices reach the SuperLink."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from fedstill.cloud_server.auth.authority import Authority
+from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
+from fedstill.common.child_process import Child
+from fedstill.common.flower_cli import FlowerError, environment
+
+LOG = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+
+
+class FleetDoor:
+    """Started, watched and started again on the same port."""
+
+    def __init__(self, state: Path, host: str, port: int, upstream: str, authority: Authority | None) -> None:
+        self._folder = state / "proxy"
+        self._folder.mkdir(exist_ok=True)
+        self._ready = self._folder / "ready.json"
+        self._settings = ProxySettings(
+            host=host,
+            port=port,
+            upstream=upstream,
+            ca_file=str(authority.ca_file) if authority else "",
+            certificate_file=str(authority.certificate_file) if authority else "",
+            key_file=str(authority.key_file) if authority else "",
+            ready_file=str(self._ready),
+            traffic_file=str(self._folder / "traffic.json"),
+        )
+        self._child = Child("proxy", self._folder)
+
+    def open(self) -> None:
+        """Start it and wait until it listens. Raises FlowerError if it does not."""
+        self._ready.unlink(missing_ok=True)
+        path = self._folder / "settings.json"
+        path.write_text(json.dumps(asdict(self._settings)))
+        command = [sys.executable, "-m", "fedstill.cloud_server.coordinator.fleet_proxy", str(path)]
+        self._child.start(command, environment(self._folder), self._folder)
+        end = time.monotonic() + START_SECONDS
+        while not self._ready.exists():
+            if self._child.poll() is not None or time.monotonic() > end:
+                raise FlowerError(
+                    f"the fleet proxy does not start: {self._child.last_words()}; see {self._child.log_file}"
+                )
+            time.sleep(0.1)
+        self._settings = replace(self._settings, port=json.loads(self._ready.read_text())["port"])
+        LOG.info("event=fleet_open address=%s:%d", self._settings.host, self._settings.port)
+
+    def tend(self) -> None:
+        """Call about once a second: a proxy that ended is started again."""
+        code = self._child.poll()
+        if code is not None:
+            LOG.error("event=proxy_ended code=%d action=restart", code)
+            self.open()
+
+    def close(self) -> None:
+        """End it."""
+        self._child.stop()

@@ -1,0 +1,189 @@
+"""One SuperLink under supervision: start, health, nodes, runs, end.
+
+It listens on loopback only, always with a database (without one, every node is thrown out when it restarts), and with
+node authentication whenever there is TLS. The same port is kept over restarts, because the proxy in front
+of it knows no other.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedstill.cloud_server.auth.authority import IssuedNode
+from fedstill.cloud_server.coordinator.superlink_control import (
+    FleetNode,
+    RunState,
+    SuperLinkControl,
+    synchronise,
+)
+from fedstill.common.child_process import Child
+from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port, tool
+
+CONNECTION = "fedstill"
+START_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """Certificate files of the SuperLink, as ``authority.Authority`` has them."""
+
+    ca_file: Path
+    certificate_file: Path
+    key_file: Path
+
+
+class SuperLink:
+    """A child process and what one asks it.
+
+    Not for use by several threads at once.
+    """
+
+    def __init__(self, state_dir: Path, tls: ServerTls | None, port: int | None = None) -> None:
+        self.folder = state_dir.resolve() / "superlink"
+        self.home = self.folder / "home"
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._tls = tls
+        self.port = port or free_port()
+        self._child = Child("superlink", self.folder)
+        self._environment = environment(self.home)
+        self._control = SuperLinkControl(self.url, None if tls is None else tls.ca_file)
+
+    @property
+    def url(self) -> str:
+        """Where the proxy finds it."""
+        return f"http{'' if self._tls is None else 's'}://127.0.0.1:{self.port}"
+
+    @property
+    def log_file(self) -> Path:
+        """The SuperLink's own words, and those of the ServerApp below it."""
+        return self._child.log_file
+
+    @property
+    def pid(self) -> int | None:
+        """Of the SuperLink that was started last."""
+        return self._child.pid
+
+    def start(self) -> None:
+        """Start it, after ending one that an earlier coordinator left on the same database; does not wait."""
+        tls = [] if self._tls is None else [f'root-certificates = "{self._tls.ca_file.resolve()}"']
+        lines = [
+            f'[superlink]\ndefault = "{CONNECTION}"',
+            f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"',
+            *(tls or ["insecure = true"]),
+        ]
+        self.home.joinpath("config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = [
+            tool("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
+            "--database", str(self.folder / "state.db"), "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+        if self._tls is None:
+            command.append("--insecure")
+        else:
+            command += [
+                "--enable-supernode-auth",
+                "--ssl-ca-certfile", str(self._tls.ca_file.resolve()),
+                "--ssl-certfile", str(self._tls.certificate_file.resolve()),
+                "--ssl-keyfile", str(self._tls.key_file.resolve()),
+            ]  # fmt: skip
+        self._child.start(command, self._environment, self.folder)
+
+    def wait_until_healthy(self, seconds: float = START_SECONDS) -> None:
+        """Until ``GET /health`` answers.
+
+        Raises:
+            FlowerError: it ended, or does not answer in time.
+        """
+        end = time.monotonic() + seconds
+        while not self.healthy():
+            status = self.poll()
+            if status is not None:
+                said = self._child.last_words()
+                raise FlowerError(f"SuperLink ended with status {status}: {said}; see {self.log_file}")
+            if time.monotonic() > end:
+                raise FlowerError(f"SuperLink does not answer after {seconds:.0f} s; see {self.log_file}")
+            time.sleep(0.2)
+
+    def healthy(self) -> bool:
+        """Whether it answers now."""
+        return self._control.healthy()
+
+    def poll(self) -> int | None:
+        """None while the process runs, then its exit status. Ask every few seconds: it also notes its children."""
+        return self._child.poll()
+
+    def restart(self) -> None:
+        """End what is left of it and start it again on the same port and database; does not wait.
+
+        Nodes reconnect by themselves. A run that was under way is lost: ``status`` says failed after
+        about 60 s, and a new one is to be submitted.
+        """
+        self._child.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """End it, the ServerApp and all else below it."""
+        self._control.close()
+        self._child.stop()
+
+    def synchronise(self, issued: Iterable[IssuedNode]) -> dict[str, int]:
+        """Bring the SuperLink in line with the authority's register: new nodes in, revoked ones out for ever.
+
+        Idempotent, and one request when nothing changed: to be called at start and every few seconds. A revoked
+        node's SuperNode ends within 30 s. The ids of the nodes that are in, by name.
+
+        Raises:
+            FlowerError: the SuperLink does not answer or refuses.
+        """
+        return synchronise(self._control, issued)
+
+    def nodes(self) -> tuple[FleetNode, ...]:
+        """Every node that the SuperLink knows, unregistered ones too."""
+        return self._control.nodes()
+
+    def submit(self, app: Path, run_config: Mapping[str, str | int | float | bool] | None = None) -> int:
+        """Start a run of the Flower app in the folder ``app``; its id.
+
+        Raises:
+            FlowerError: not accepted.
+        """
+        arguments = ["run", str(app), CONNECTION, "--format", "json"]
+        if run_config:
+            pairs = (f"{key}={_toml(value)}" for key, value in run_config.items())
+            arguments += ["--run-config", " ".join(pairs)]
+        said = flwr(arguments, self._environment)
+        try:
+            return int(json.loads(said)["run-id"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise FlowerError(f"flwr run answered without a run id; see {self.log_file}") from None
+
+    def status(self, run_id: int) -> RunState:
+        """Where a run stands.
+
+        Raises:
+            FlowerError: no such run.
+        """
+        return self._control.status(run_id)
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run; its ServerApp ends within about 30 s.
+
+        Raises:
+            FlowerError: no such run, or it has finished.
+        """
+        self._control.stop_run(run_id)
+
+
+def _toml(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        if "'" in value or "\n" in value:
+            raise FlowerError(
+                f"{value!r}: a value of the run's configuration may hold no quote and no line break"
+            )
+        return f"'{value}'"
+    return repr(value)

@@ -1,0 +1,97 @@
+"""Who moved how many bytes over which route: what the proxy counts and the traffic ledger reads.
+
+Counted are bodies, not headers and not TLS records, and only of requests that the SuperLink accepted: the peer is
+whom the node's signed headers name, and the SuperLink is who checks the signature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
+
+
+class TrafficError(ValueError):
+    """A file of counts that cannot be read; one line."""
+
+
+@dataclass(frozen=True)
+class RouteTraffic:
+    """What one peer moved over one route since the file was begun."""
+
+    peer: str
+    """``SHA256:...`` of the node's key (as in ``nodes.json``), or its address where nodes have no keys."""
+    route: str
+    """Last part of the path: ``pull-object``, ``push-object``, ..."""
+    requests: int
+    bytes_up: int
+    """From the node to the cloud."""
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class _File:
+    traffic: tuple[RouteTraffic, ...] = ()
+
+
+class TrafficCounters:
+    """Running totals, kept in a file so that a restarted proxy goes on counting."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._up: Counter[tuple[str, str]] = Counter()
+        self._down: Counter[tuple[str, str]] = Counter()
+        self._changed = False
+        for entry in read_traffic(path) if path is not None else ():
+            key = (entry.peer, entry.route)
+            self._requests[key], self._up[key], self._down[key] = (
+                entry.requests,
+                entry.bytes_up,
+                entry.bytes_down,
+            )
+
+    def add(self, peer: str, route: str, up: int, down: int) -> None:
+        """One request that was accepted."""
+        key = (peer, route)
+        self._requests[key] += 1
+        self._up[key] += up
+        self._down[key] += down
+        self._changed = True
+
+    def totals(self) -> tuple[RouteTraffic, ...]:
+        """By peer and route, sorted."""
+        return tuple(
+            RouteTraffic(*key, self._requests[key], self._up[key], self._down[key])
+            for key in sorted(self._requests)
+        )
+
+    def save(self) -> None:
+        """Write the file if anything changed; readers see the old or the new one."""
+        if self._path is None or not self._changed:
+            return
+        part = self._path.with_name(f".{self._path.name}.part")
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(to_plain(_File(self.totals())), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._path)
+        self._changed = False
+
+
+def read_traffic(path: Path) -> tuple[RouteTraffic, ...]:
+    """The totals that a proxy keeps in ``path``; nothing as long as there is no such file.
+
+    Raises:
+        TrafficError: the file is damaged.
+    """
+    try:
+        return from_plain(_File, json.loads(path.read_bytes())).traffic
+    except FileNotFoundError:
+        return ()
+    except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TrafficError(f"{path}: damaged ({error}); move it away to count from zero") from error

@@ -1,0 +1,179 @@
+"""The arms of the comparison: what each asks of a device and how it chooses public clips.
+
+The thesis' four (all_distill, + random, + select, + select + cluster), the controls that an honest table needs
+(equal steps, class-prior sampling, oracle classes, prior correction) and ``fedstill``, our combination.
+Every arm that trains further gets the same number of clips and of epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedstill.cloud_server.distillation.public_bank import PublicBank
+from fedstill.cloud_server.distillation.rounds import SelectData
+from fedstill.cloud_server.distillation.run_plan import Plan
+from fedstill.cloud_server.distillation.selection import (
+    Selection,
+    per_prototype,
+    select_by_prior,
+    select_by_transport,
+    select_nearest,
+    select_random,
+    supported_shares,
+)
+from fedstill.cloud_server.distillation.settings import DistillationSettings, PrototypeSettings
+from fedstill.protos.messages import PrototypeUpload
+
+SHARED = (
+    "all_distill",
+    "all_distill_equal_steps",
+    "fedstill_without_selection",
+    "prior_corrected",
+    "teacher",
+)
+"""Arms whose network is the same for every device: trained once per seed. The teacher is no arm of the table, only
+its upper reference."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How one arm works.
+
+    Attributes:
+        upload: what the device uploads: every sample's probabilities, prototypes, one histogram; None: nothing.
+        calibrated: the device corrects its probabilities for its own class prior before it summarises them.
+        upload_once: the device is asked under the AllDistill student only. A student that was trained on some
+            classes no longer tells whether the others are there.
+        prior_correction: the device corrects for its own class prior when it decides.
+        own_settings: trains with the experiment's ``[fedstill]`` table instead of ``[distillation]``.
+    """
+
+    name: str
+    upload: str | None = None
+    calibrated: bool = False
+    upload_once: bool = False
+    prior_correction: bool = False
+    own_settings: bool = False
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("all_distill"),
+        Arm("all_distill_random"),
+        Arm("all_distill_select", upload="samples"),
+        Arm("all_distill_select_cluster", upload="prototypes"),
+        Arm("all_distill_equal_steps"),
+        Arm("class_prior_sampling", upload="histogram"),
+        Arm("oracle_classes"),
+        Arm("prior_corrected", prior_correction=True),
+        Arm("fedstill_without_selection", own_settings=True),
+        Arm("teacher"),
+    )
+}
+OURS = {
+    "support": Arm(
+        "fedstill",
+        upload="histogram",
+        calibrated=True,
+        upload_once=True,
+        prior_correction=True,
+        own_settings=True,
+    ),
+    "transport": Arm(
+        "fedstill", upload="prototypes", calibrated=True, prior_correction=True, own_settings=True
+    ),
+}
+"""The fedstill arm, by ``selection.rule``."""
+
+
+def arm_of(name: str, plan: Plan) -> Arm:
+    """The arm ``name`` as this plan wants it."""
+    return OURS[plan.selection.rule] if name == "fedstill" else ARMS[name]
+
+
+def distillation_of(arm: Arm, plan: Plan) -> DistillationSettings:
+    """The training settings of an arm."""
+    return plan.ours if arm.own_settings else plan.distillation
+
+
+def budget_of(plan: Plan, public: int) -> int:
+    """Public clips per outer epoch, equal in all arms."""
+    return max(1, round(plan.selection.budget * public))
+
+
+def upload_kind(arm: Arm, prototypes: PrototypeSettings) -> str:
+    """The wire's name for what this arm's devices upload."""
+    assert arm.upload is not None
+    private = prototypes.kind == "dp" and arm.upload == "histogram"
+    return prototypes.kind if private or arm.upload == "prototypes" else arm.upload
+
+
+def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.random.Generator) -> SelectData:
+    """The arm's SelectData, with its own stream of randomness."""
+    public = len(bank.labels)
+    budget = budget_of(plan, public)
+    settings = plan.selection
+
+    def at_random(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        return Selection.uniform(select_random(public, budget, rng))
+
+    def nearest(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        n = per_prototype(budget, len(prototypes.counts))
+        beliefs = bank.probabilities(settings.temperature)
+        return Selection.uniform(select_nearest(prototypes.probabilities, beliefs, n))
+
+    def by_prior(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        return Selection.uniform(select_by_prior(bank.labels, prototypes.probabilities[0], budget, rng))
+
+    def by_true_classes(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        prior = np.isin(np.arange(bank.logits.shape[1]), plan.oracle_classes[client]) * bank.class_prior()
+        return Selection.uniform(select_by_prior(bank.labels, prior, budget, rng))
+
+    def by_support(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        shares = supported_shares(prototypes.probabilities[0], bank.class_prior(), settings.support)
+        return Selection.uniform(select_by_prior(bank.labels, shares, budget, rng))
+
+    def by_transport(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        assert prototypes is not None
+        beliefs = bank.probabilities(settings.temperature)
+        return select_by_transport(
+            prototypes.probabilities, prototypes.counts, beliefs, budget, sharpness=settings.sharpness
+        )
+
+    rules: dict[str, SelectData] = {
+        "all_distill_random": at_random,
+        "all_distill_select": nearest,
+        "all_distill_select_cluster": nearest,
+        "class_prior_sampling": by_prior,
+        "oracle_classes": by_true_classes,
+        "fedstill": by_support if settings.rule == "support" else by_transport,
+    }
+    return rules[arm.name]
+
+
+def whole_set_in_turns(public: int, budget: int, rng: np.random.Generator) -> SelectData:
+    """All public clips, ``budget`` at a time and none twice before all had their turn: the equal-steps control."""
+    waiting = np.empty(0, np.int64)
+
+    def next_turn(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
+        nonlocal waiting
+        while len(waiting) < budget:
+            waiting = np.concatenate([waiting, rng.permutation(public)])
+        turn, waiting = waiting[:budget], waiting[budget:]
+        return Selection.uniform(turn)
+
+    return next_turn
+
+
+def with_variant(plan: Plan, sweep: str, value: int) -> Plan:
+    """The plan with one prototype setting swept (Figures 5.12 and 5.13)."""
+    if sweep == "cluster_samples":
+        return replace(plan, prototypes=replace(plan.prototypes, samples_per_prototype=value))
+    # the swept arm uploads samples; a limit does not go with dp, which another arm of the plan may use
+    return replace(plan, prototypes=replace(plan.prototypes, upload_limit=value, kind="constrained"))

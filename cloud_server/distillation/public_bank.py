@@ -1,0 +1,123 @@
+"""The public bank: what the teacher thinks of every public clip, computed once per teacher and kept.
+
+Algorithm 7 as printed asks the teacher again in every outer epoch (line 5) and for every batch (Eq. 5.4). Its
+answers never change, so they are stored as memory-mapped arrays and shared by all devices, rounds and
+arms; the cost per device no longer depends on the teacher.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.datasets.audiovisual.store import ClipStore
+from fedstill.models.audiovisual.network import AudioVisualNet, Features, Logits
+from fedstill.models.vit.preprocess import to_tensors
+
+Floats = npt.NDArray[np.float32]
+BATCH = 256
+ARRAYS = ("audio", "visual", "logits", "labels")
+
+
+@dataclass(frozen=True)
+class PublicBank:
+    """Teacher features and logits of N public clips.
+
+    Attributes:
+        audio, visual: float32 (N, feature_width).
+        logits: float32 (N, classes) of the fused head.
+        labels: int64 (N,).
+        version: content hash of the teacher that the arrays belong to.
+    """
+
+    audio: Floats
+    visual: Floats
+    logits: Floats
+    labels: npt.NDArray[np.int64]
+    version: str
+
+    def features(self, positions: npt.NDArray[np.int64]) -> Features:
+        """Teacher features of some clips, each float32 (len(positions), feature_width)."""
+        return Features(torch.from_numpy(self.audio[positions]), torch.from_numpy(self.visual[positions]))
+
+    def probabilities(self, temperature: float = 1.0) -> Floats:
+        """Softmax of logits / temperature, float32 (N, classes)."""
+        result: Floats = (torch.from_numpy(np.array(self.logits)) / temperature).softmax(dim=1).numpy()
+        return result
+
+    @cached_property
+    def feature_variance(self) -> tuple[float, float]:
+        """Variance of each modality's features, the unit in which feature losses are counted."""
+        return float(np.var(self.audio)), float(np.var(self.visual))
+
+    def class_prior(self) -> Floats:
+        """Share of each class among the public labels, float32 (classes,)."""
+        counts = np.bincount(self.labels, minlength=self.logits.shape[1])
+        shares: Floats = (counts / counts.sum()).astype(np.float32)
+        return shares
+
+
+def compute_bank(teacher: AudioVisualNet, store: ClipStore, compute: Compute, version: str) -> PublicBank:
+    """Run the teacher once over all public clips."""
+    audio, visual, logits = [], [], []
+    for features, outputs in teacher_outputs(teacher, store, np.arange(len(store.info)), compute):
+        audio.append(features.audio.cpu())
+        visual.append(features.visual.cpu())
+        logits.append(outputs.joint.cpu())
+    return PublicBank(
+        torch.cat(audio).numpy(), torch.cat(visual).numpy(), torch.cat(logits).numpy(), store.labels, version
+    )
+
+
+@torch.no_grad()
+def teacher_outputs(
+    net: AudioVisualNet, store: ClipStore, positions: npt.NDArray[np.int64], compute: Compute
+) -> Iterator[tuple[Features, Logits]]:
+    """Features and logits of stored clips in batches, float32 on the compute device."""
+    net.eval()
+    device = compute.torch_device
+    for start in range(0, len(positions), BATCH):
+        rows = positions[start : start + BATCH]
+        audio, frames = to_tensors(store.audio[rows], store.frames[rows])
+        with compute.autocast():
+            found = net.encoders(audio.to(device), frames.to(device))
+            outputs = net.head(found)
+        yield Features(*_floats(found)), Logits(*_floats(outputs))
+
+
+def save_bank(bank: PublicBank, directory: Path) -> None:
+    """Write the arrays and, last, ``bank.json``: a folder without it is unfinished and will be recomputed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "bank.json").unlink(missing_ok=True)
+    for name in ARRAYS:
+        np.save(directory / f"{name}.npy", getattr(bank, name), allow_pickle=False)
+    draft = directory / "bank.json.tmp"
+    draft.write_text(json.dumps({"version": bank.version}))
+    draft.replace(directory / "bank.json")
+
+
+def open_bank(directory: Path, version: str) -> PublicBank | None:
+    """The bank of teacher ``version``, memory-mapped; None if there is none (then compute it)."""
+    try:
+        found = json.loads((directory / "bank.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("version") != version:
+        return None
+    audio, visual, logits, labels = (
+        np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
+    )
+    return PublicBank(audio, visual, logits, labels, version)
+
+
+def _floats(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [tensor.float() for tensor in tensors]

@@ -1,0 +1,80 @@
+"""The cloud's work order for one run: which seeds, devices, scenarios and arms, with which settings.
+
+The launcher writes it as ``plan.json`` into the run directory and the ServerApp reads it there, so that
+both engines, and a resumed run, do the same work.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.cloud_server.distillation.settings import (
+    DistillationSettings,
+    DownlinkSettings,
+    PrototypeSettings,
+    SelectionSettings,
+    StudentSettings,
+    TeacherSettings,
+)
+from fedstill.common.dataclass_codec import from_plain, to_plain
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """See the module.
+
+    Attributes:
+        public: folder of the public clip store.
+        work: folder for teachers, banks, students and metrics; what is finished there is not done again.
+        clients: how many devices take part; their partition ids are 0 .. clients - 1.
+        oracle_classes: per client the classes that it really holds, for the ``oracle_classes`` control only.
+        holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
+        sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
+        reply_timeout: seconds to wait for one device's reply, asking again included.
+        join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
+        devices: the registered name of each client's device where nodes are authenticated, else empty.
+        teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download.
+        journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
+    """
+
+    public: str
+    work: str
+    clients: int
+    seeds: tuple[int, ...]
+    scenarios: tuple[str, ...]
+    arms: tuple[str, ...]
+    oracle_classes: tuple[tuple[int, ...], ...]
+    teacher: TeacherSettings
+    student: StudentSettings
+    distillation: DistillationSettings
+    selection: SelectionSettings
+    prototypes: PrototypeSettings
+    ours: DistillationSettings
+    compute: Compute
+    downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
+    sweeps: tuple[str, ...] = ()
+    sweep_seeds: int = 1
+    holdout: float = 0.1
+    reply_timeout: float = 300.0
+    join_timeout: float = 120.0
+    devices: tuple[str, ...] = ()
+    journal: str = ""
+    teacher_reference: bool = True
+
+
+def write_plan(plan: Plan) -> None:
+    """Write the plan into its own work folder."""
+    path = Path(plan.work) / PLAN_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_plain(plan), indent=1))
+    temporary.replace(path)
+
+
+def read_plan(work: Path) -> Plan:
+    """The plan of a run directory."""
+    return from_plain(Plan, json.loads((work / PLAN_FILE).read_text()))

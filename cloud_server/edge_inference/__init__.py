@@ -1,0 +1,1 @@
+"""The gRPC service that answers clips for devices."""

@@ -1,0 +1,266 @@
+"""The cloud's side of edge inference: one gRPC service, its checks, its TLS server and its clean end.
+
+A request that does not fit is answered with an error that names the field, and neither its stream nor the server's
+state changes. Bytes that are no request at all are treated alike, which is why requests are parsed here and not by
+gRPC. Devices prove who they are by a bearer token; the name in a request must be the token's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, field
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from fedstill.cloud_server.auth.authenticator import Authorise, Context, bearer_token
+from fedstill.cloud_server.auth.tokens import TokenError
+from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadShelf, UnknownVersion
+from fedstill.cloud_server.edge_inference.micro_batching import Batching, MicroBatcher, QueueFull
+from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.models.audiovisual.rungs import Precision
+from fedstill.protos import edge_inference_pb2 as pb
+from fedstill.protos.features import FeatureError, FeatureVectors, decode_features
+
+LOG = logging.getLogger(__name__)
+
+SERVICE = "fedstill.edge_inference.v1.EdgeInference"
+PRECISIONS = {pb.FP32: Precision.FP32, pb.FP16: Precision.FP16, pb.INT8: Precision.INT8}
+IN_FLIGHT_PER_DEVICE = 32
+LONGEST_NAME = 128
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whom a stream belongs to: the name that its token proves; None where none is asked for."""
+
+    name: str | None
+    token: str = field(default="", repr=False)
+
+
+@dataclass
+class Counters:
+    """What the service has done since it began."""
+
+    answered: int = 0
+    refused: int = 0
+    echoes: int = 0
+    feature_bytes: int = 0
+
+
+class InferenceService:
+    """Answers devices.
+
+    Args:
+        shelf: the heads.
+        authorise: how a token becomes a device's name; None accepts everybody (``--insecure``).
+        batching: of clips across devices.
+    """
+
+    def __init__(
+        self,
+        shelf: HeadShelf,
+        authorise: Authorise | None,
+        batching: Batching = Batching(),  # noqa: B008, it is frozen
+    ) -> None:
+        self.counters = Counters()
+        self.batcher = MicroBatcher(batching)
+        self._shelf = shelf
+        self._authorise = authorise
+        self._readers: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    def handlers(self) -> grpc.GenericRpcHandler[Message, Message]:
+        """The service for a gRPC server."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Describe": grpc.unary_unary_rpc_method_handler(
+                    self.describe, _parser(pb.DescribeRequest), pb.DescribeResponse.SerializeToString
+                ),
+                "Classify": grpc.stream_stream_rpc_method_handler(
+                    self.classify, _parser(pb.ClassifyRequest), pb.ClassifyResponse.SerializeToString
+                ),
+            },
+        )
+
+    def drain(self) -> None:
+        """Take no further request; what was taken is still answered, then the streams end."""
+        self._draining = True
+        for reader in self._readers:
+            reader.cancel()
+
+    async def describe(self, request: pb.DescribeRequest | None, context: Context) -> pb.DescribeResponse:
+        """The unary call; refusals are gRPC status codes."""
+        caller = await self._caller(context)
+        try:
+            if request is None:
+                raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "message", "not a DescribeRequest")
+            self._check_name(request.device, caller)
+            heads = await self._heads(request.student_version)
+        except RequestError as error:
+            self.counters.refused += 1
+            await context.abort(error.code, f"{error.field}: {error}")
+            raise  # abort has raised already
+        return pb.DescribeResponse(
+            class_names=heads.class_names, feature_width=heads.feature_width, rates=sorted(heads.by_rate)
+        )
+
+    async def classify(
+        self, requests: AsyncIterator[pb.ClassifyRequest | None], context: Context
+    ) -> AsyncIterator[pb.ClassifyResponse]:
+        """The stream: answers in the order of the requests, at most ``IN_FLIGHT_PER_DEVICE`` at work."""
+        caller = await self._caller(context)
+        answers: asyncio.Queue[asyncio.Task[pb.ClassifyResponse] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(IN_FLIGHT_PER_DEVICE)
+        reader = asyncio.create_task(self._read(requests, caller, answers, room))
+        self._readers.add(reader)
+        if self._draining:
+            reader.cancel()
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+                room.release()
+        finally:
+            reader.cancel()
+            self._readers.discard(reader)
+
+    async def _read(
+        self,
+        requests: AsyncIterator[pb.ClassifyRequest | None],
+        caller: Caller,
+        answers: asyncio.Queue[asyncio.Task[pb.ClassifyResponse] | None],
+        room: asyncio.Semaphore,
+    ) -> None:
+        try:
+            async for request in requests:
+                await room.acquire()
+                answers.put_nowait(asyncio.create_task(self._answer(request, caller, time.perf_counter())))
+        finally:
+            answers.put_nowait(None)
+
+    async def _answer(
+        self, request: pb.ClassifyRequest | None, caller: Caller, received: float
+    ) -> pb.ClassifyResponse:
+        sequence = 0 if request is None else request.sequence
+        try:
+            if request is None:
+                raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "message", "not a ClassifyRequest")
+            self._check_caller(caller)
+            self._check_name(request.device, caller)
+            if request.echo:
+                self.counters.echoes += 1
+                return pb.ClassifyResponse(sequence=sequence, echo=pb.Echo())
+            heads = await self._heads(request.student_version)
+            features = _features_of(request, heads)
+            row = await self.batcher.classify(heads, request.rate, features)
+        except RequestError as error:
+            return self._refusal(sequence, error)
+        except QueueFull as error:
+            busy = RequestError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "", f"busy: {error}", error.retry_milliseconds
+            )
+            return self._refusal(sequence, busy)
+        except Exception:
+            LOG.exception("event=classify_failed device=%s sequence=%d", caller.name, sequence)
+            failure = RequestError(grpc.StatusCode.INTERNAL, "", "the server failed; see its log")
+            return self._refusal(sequence, failure)
+        self.counters.answered += 1
+        self.counters.feature_bytes += len(request.features)
+        answer = pb.Answer(
+            probabilities=row.tolist(),
+            path="cloud",
+            rate=request.rate,
+            precision=request.precision,
+            feature_bytes=len(request.features),
+            server_milliseconds=1000 * (time.perf_counter() - received),
+        )
+        return pb.ClassifyResponse(sequence=sequence, answer=answer)
+
+    def _refusal(self, sequence: int, error: RequestError) -> pb.ClassifyResponse:
+        self.counters.refused += 1
+        refusal = pb.Error(
+            code=error.code.value[0],
+            field=error.field,
+            message=str(error),
+            retry_milliseconds=error.retry_milliseconds,
+        )
+        return pb.ClassifyResponse(sequence=sequence, error=refusal)
+
+    async def _heads(self, version: str) -> Heads:
+        if (heads := self._shelf.loaded(version)) is not None:
+            return heads
+        try:
+            return await asyncio.to_thread(self._shelf.get, version)
+        except UnknownVersion:
+            text = "no heads of this student here"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, "student_version", text) from None
+        except HeadError as error:
+            LOG.error("event=heads_unusable reason=%s", error)
+            text = "the heads of this student are damaged on the server"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, "student_version", text) from None
+
+    async def _caller(self, context: Context) -> Caller:
+        """Who calls. Aborts an unknown caller."""
+        if self._authorise is None:
+            return Caller(None)
+        try:
+            token = bearer_token(context)
+            return Caller(self._authorise(token), token)
+        except TokenError as error:
+            self.counters.refused += 1
+            LOG.warning("event=caller_refused peer=%s reason=%s", context.peer(), error)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"authorization: {error}")
+            raise  # abort has raised already
+
+    def _check_caller(self, caller: Caller) -> None:
+        """A token may expire or be revoked while its stream lives on."""
+        if self._authorise is None:
+            return
+        try:
+            self._authorise(caller.token)
+        except TokenError as error:
+            raise RequestError(grpc.StatusCode.UNAUTHENTICATED, "authorization", str(error)) from None
+
+    def _check_name(self, claimed: str, caller: Caller) -> None:
+        if not 0 < len(claimed) <= LONGEST_NAME:
+            text = f"needs 1 to {LONGEST_NAME} characters"
+            raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "device", text)
+        if caller.name is not None and claimed != caller.name:
+            raise RequestError(grpc.StatusCode.PERMISSION_DENIED, "device", "the token is another device's")
+
+
+def _features_of(request: pb.ClassifyRequest, heads: Heads) -> FeatureVectors:
+    if request.rate not in heads.by_rate:
+        rates = ", ".join(f"{rate:g}" for rate in sorted(heads.by_rate))
+        text = f"{request.rate:g} has no head; there are {rates}"
+        raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "rate", text)
+    precision = PRECISIONS.get(request.precision)
+    if precision is None:
+        text = f"{request.precision} is not one of 1 (fp32), 2 (fp16), 3 (int8)"
+        raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "precision", text)
+    try:
+        return decode_features(request.features, heads.feature_width, request.rate, precision)
+    except FeatureError as error:
+        field, _, text = str(error).partition(": ")
+        raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, field, text) from None
+
+
+def _parser(kind: type[pb.DescribeRequest] | type[pb.ClassifyRequest]) -> Callable[[bytes], Message | None]:
+    """Bytes -> message, or None where they are none; gRPC itself would end the whole stream."""
+
+    def parse(content: bytes) -> Message | None:
+        try:
+            return kind.FromString(content)
+        except DecodeError:
+            return None
+
+    return parse
+
+
+def counted(service: InferenceService) -> dict[str, int]:
+    """The counters as plain numbers, for a status page."""
+    return {**asdict(service.counters), "batches": service.batcher.batches}

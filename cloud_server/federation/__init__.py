@@ -1,0 +1,1 @@
+"""The ServerApp: personalisation jobs over Flower, their journal, what travels."""

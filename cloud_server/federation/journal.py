@@ -1,0 +1,361 @@
+"""What the cloud must not forget: one SQL database per run, written before anything is acted upon.
+
+A row is added once and never changed by a repeated message: an upload that was accepted stays the accepted one, a
+finished round is not done again, a finished job is not counted twice. Any SQLAlchemy URL works; without one it is a
+SQLite file in the run's own folder. What is large (training states, students) lies in files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import safetensors.numpy
+from sqlalchemy import (
+    JSON,
+    Column,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from fedstill.cloud_server.distillation.selection import Selection
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.protos.messages import PrototypeUpload
+
+JOURNAL_FILE = "journal.db"
+BUSY_SECONDS = 30.0
+"""A status command may read while the cloud writes."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+tables = MetaData()
+
+
+def _table(name: str, *columns: Column[Any]) -> Table:
+    return Table(name, tables, *columns)
+
+
+def _text(name: str, **options: Any) -> Column[Any]:
+    return Column(name, String(200), **options)
+
+
+def _number(name: str, **options: Any) -> Column[Any]:
+    return Column(name, Integer, **options)
+
+
+def _time(name: str) -> Column[Any]:
+    return Column(name, Float, nullable=False)
+
+
+NODES = _table(
+    "nodes", _number("client", primary_key=True, autoincrement=False), _text("node"), _text("name"), _text("version"),
+    _text("state"), _time("since"), _time("seen"),
+)  # fmt: skip
+JOBS = _table(
+    "jobs", _text("job", primary_key=True), _number("client"), _number("seed"), Column("record", JSON),
+    _time("finished"),
+)  # fmt: skip
+ROUNDS = _table(
+    "rounds", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
+    Column("losses", JSON), Column("class_counts", JSON), _text("state_file"), _time("finished"),
+)  # fmt: skip
+UPLOADS = _table(
+    "uploads", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
+    _number("client"), Column("content", LargeBinary), _time("accepted"),
+)  # fmt: skip
+SELECTIONS = _table(
+    "selections", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
+    Column("content", LargeBinary), _time("chosen"),
+)  # fmt: skip
+STUDENTS = _table(
+    "students", _text("job", primary_key=True), _text("version"), _text("file"), _number("bytes"), _time("made"),
+)  # fmt: skip
+TRAFFIC = _table(
+    "traffic", _number("row", primary_key=True), _text("job"), _number("client"), _number("round"), _text("action"),
+    _number("up_bytes"), _number("down_bytes"), _time("at"),
+)  # fmt: skip
+PRIVACY = _table(
+    "privacy", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
+    _number("client"), _text("kind"), _number("clips"), Column("epsilon", Float), Column("delta", Float),
+    _time("released"),
+)  # fmt: skip
+FAILURES = _table(
+    "failures", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
+    Column("record", JSON), _time("at"),
+)  # fmt: skip
+
+
+class JournalError(RuntimeError):
+    """The journal cannot be opened or read; one line."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What was promised to a device for an upload: its kind, and (epsilon, delta) where that is ``dp``, else 0."""
+
+    kind: str
+    epsilon: float = 0.0
+    delta: float = 0.0
+
+
+@dataclass(frozen=True)
+class FinishedRound:
+    """One outer epoch that need not be done again."""
+
+    round: int
+    losses: list[float]
+    class_counts: list[int]
+    state_file: str
+
+
+class Journal:
+    """Thread-safe; every method is one transaction, and what it wrote is on disk when it returns.
+
+    Raises:
+        JournalError: the database cannot be reached, or is of another kind.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = _engine(url)
+            tables.create_all(self._engine)
+        except (SQLAlchemyError, ImportError) as error:
+            raise JournalError(f"journal {_without_password(url)}: {str(error).splitlines()[0]}") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # Jobs and their rounds.
+
+    def finish_job(self, key: JobKey, record: Mapping[str, Any]) -> None:
+        """Keep a finished job's record; the first one stays."""
+        row = {"job": key.text, "client": key.client, "seed": key.seed, "record": dict(record)}
+        self._add_once(JOBS, {**row, "finished": time.time()})
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The records of all finished jobs, in the order in which they finished."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(select(JOBS.c.record).order_by(JOBS.c.finished)))
+
+    def finish_round(
+        self, key: JobKey, outer_epoch: int, losses: list[float], class_counts: list[int], state_file: str
+    ) -> None:
+        """Keep one trained outer epoch; ``state_file`` is already on disk."""
+        row = {"job": key.text, "round": outer_epoch, "losses": losses, "class_counts": class_counts}
+        self._add_once(ROUNDS, {**row, "state_file": state_file, "finished": time.time()})
+
+    def rounds(self, key: JobKey) -> list[FinishedRound]:
+        """The finished outer epochs of a job, oldest first."""
+        wanted = select(ROUNDS).where(ROUNDS.c.job == key.text).order_by(ROUNDS.c.round)
+        with self._engine.connect() as connection:
+            return [
+                FinishedRound(row.round, row.losses, row.class_counts, row.state_file)
+                for row in connection.execute(wanted)
+            ]
+
+    def fail(self, key: JobKey, outer_epoch: int, record: Mapping[str, Any]) -> None:
+        """Keep why a device was left out of a round."""
+        row = {"job": key.text, "round": outer_epoch, "record": dict(record), "at": time.time()}
+        self._add_once(FAILURES, row)
+
+    def forget_failures(self, key: JobKey) -> None:
+        """A job that is taken up again may do better than before, in the rounds that it has not finished."""
+        finished = select(ROUNDS.c.round).where(ROUNDS.c.job == key.text)
+        with self._engine.begin() as connection:
+            last = max(connection.scalars(finished), default=-1)
+            connection.execute(delete(FAILURES).where(FAILURES.c.job == key.text, FAILURES.c.round > last))
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Every round that a device was left out of."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(select(FAILURES.c.record).order_by(FAILURES.c.at)))
+
+    # What devices sent, and what was made of it.
+
+    def accept_upload(
+        self, key: JobKey, outer_epoch: int, upload: PrototypeUpload, promise: Promise
+    ) -> PrototypeUpload:
+        """Keep an upload and its line of the privacy ledger; returns the one that counts, which is the first."""
+        where = {"job": key.text, "round": outer_epoch, "client": key.client}
+        clips, now = int(upload.counts.sum()), time.time()
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(UPLOADS).values(**where, content=_packed(upload), accepted=now))
+                connection.execute(
+                    insert(PRIVACY).values(**where, **asdict(promise), clips=clips, released=now)
+                )
+        except IntegrityError:
+            earlier = self.upload(key, outer_epoch)
+            assert earlier is not None
+            return earlier
+        return upload
+
+    def upload(self, key: JobKey, outer_epoch: int) -> PrototypeUpload | None:
+        """The accepted upload of one round, or None."""
+        wanted = select(UPLOADS.c.content).where(UPLOADS.c.job == key.text, UPLOADS.c.round == outer_epoch)
+        with self._engine.connect() as connection:
+            content = connection.scalar(wanted)
+        return None if content is None else _unpacked(content, key, outer_epoch)
+
+    def uploaded(self) -> list[tuple[str, int, int]]:
+        """(job, round, client) of every accepted upload."""
+        wanted = select(UPLOADS.c.job, UPLOADS.c.round, UPLOADS.c.client).order_by(UPLOADS.c.accepted)
+        with self._engine.connect() as connection:
+            return [(row.job, row.round, row.client) for row in connection.execute(wanted)]
+
+    def select(self, key: JobKey, outer_epoch: int, selection: Selection) -> None:
+        """Keep which public clips a round was trained on."""
+        arrays: Arrays = {"positions": selection.positions, "weights": selection.weights}
+        content = safetensors.numpy.save(arrays)
+        row = {"job": key.text, "round": outer_epoch, "content": content}
+        self._add_once(SELECTIONS, {**row, "chosen": time.time()})
+
+    def selection(self, key: JobKey, outer_epoch: int) -> Selection | None:
+        """The public clips of one round, or None."""
+        wanted = select(SELECTIONS.c.content)
+        wanted = wanted.where(SELECTIONS.c.job == key.text, SELECTIONS.c.round == outer_epoch)
+        with self._engine.connect() as connection:
+            content = connection.scalar(wanted)
+        if content is None:
+            return None
+        found = safetensors.numpy.load(content)
+        return Selection(found["positions"], found["weights"])
+
+    def keep_student(self, key: JobKey, version: str, file: str, size: int) -> None:
+        """Name the file, called by its content, that holds a job's student of ``size`` bytes."""
+        row = {"job": key.text, "version": version, "file": file, "bytes": size, "made": time.time()}
+        self._add_once(STUDENTS, row)
+
+    def students(self) -> list[dict[str, Any]]:
+        """job, version (hash of the content), file and bytes of every kept student."""
+        columns = STUDENTS.c.job, STUDENTS.c.version, STUDENTS.c.file, STUDENTS.c.bytes
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(select(*columns))]
+
+    def privacy(self) -> list[dict[str, Any]]:
+        """The privacy ledger, oldest release first."""
+        columns = [column for column in PRIVACY.c if column.name != "released"]
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(*columns).order_by(PRIVACY.c.released))
+            return [dict(row._mapping) for row in rows]
+
+    def spend(self, key: JobKey, outer_epoch: int, action: str, up_bytes: int, down_bytes: int) -> None:
+        """Add a line to the traffic ledger: what an answered question cost, also when its answer came twice."""
+        row = {"job": key.text, "client": key.client, "round": outer_epoch, "action": action}
+        with self._engine.begin() as connection:
+            connection.execute(
+                insert(TRAFFIC).values(**row, up_bytes=up_bytes, down_bytes=down_bytes, at=time.time())
+            )
+
+    def traffic(self, key: JobKey) -> list[dict[str, int]]:
+        """The ledger's lines of one job: round, up_bytes, down_bytes."""
+        wanted = select(TRAFFIC.c.round, TRAFFIC.c.up_bytes, TRAFFIC.c.down_bytes)
+        wanted = wanted.where(TRAFFIC.c.job == key.text).order_by(TRAFFIC.c.row)
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(wanted)]
+
+    # Who is there.
+
+    def see_node(self, client: int, node: str, name: str, version: str, state: str) -> None:
+        """Note the state of a client's device; ``since`` moves when the state does."""
+        now = time.time()
+        values = {"node": node, "name": name, "version": version, "state": state, "seen": now}
+        with self._engine.begin() as connection:
+            before = connection.execute(select(NODES.c.state).where(NODES.c.client == client)).scalar()
+            if before is None:
+                connection.execute(insert(NODES).values(client=client, since=now, **values))
+                return
+            since = {} if before == state else {"since": now}
+            connection.execute(update(NODES).where(NODES.c.client == client).values(**values, **since))
+
+    def overview(self) -> list[dict[str, Any]]:
+        """One row per known client for ``fedstill status``: node columns, bytes so far, last round and accuracy."""
+        spent = (
+            select(
+                TRAFFIC.c.client,
+                func.sum(TRAFFIC.c.up_bytes).label("up_bytes"),
+                func.sum(TRAFFIC.c.down_bytes).label("down_bytes"),
+            )
+            .group_by(TRAFFIC.c.client)
+            .subquery()
+        )
+        wanted = select(NODES, spent.c.up_bytes, spent.c.down_bytes)
+        wanted = wanted.join(spent, spent.c.client == NODES.c.client, isouter=True).order_by(NODES.c.client)
+        with self._engine.connect() as connection:
+            rows = [dict(row._mapping) for row in connection.execute(wanted)]
+            for row in rows:
+                row |= _last_of(connection, row["client"])
+        return rows
+
+    def _add_once(self, table: Table, row: Mapping[str, Any]) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(table).values(**row))
+        except IntegrityError:
+            return  # it is there already, and the first one counts
+
+
+def open_journal(work: Path, url: str = "") -> Journal:
+    """The journal of a run directory: its own SQLite file, or ``url``."""
+    return Journal(url or f"sqlite:///{work / JOURNAL_FILE}")
+
+
+def _last_of(connection: Connection, client: int) -> dict[str, Any]:
+    """The newest round and the newest accuracy of a client's jobs."""
+    newest = select(TRAFFIC.c.job, TRAFFIC.c.round).where(TRAFFIC.c.client == client)
+    place = connection.execute(newest.order_by(TRAFFIC.c.row.desc()).limit(1)).one_or_none()
+    done = select(JOBS.c.record).where(JOBS.c.client == client).order_by(JOBS.c.finished.desc()).limit(1)
+    record = connection.scalar(done)
+    counts = record["evaluations"][-1] if record and record["evaluations"] else None
+    return {
+        "job": place.job if place else "",
+        "round": place.round if place else None,
+        "accuracy": counts["correct"] / counts["total"] if counts else None,
+        "jobs_done": connection.scalar(select(func.count()).where(JOBS.c.client == client)),
+    }
+
+
+def _packed(upload: PrototypeUpload) -> bytes:
+    arrays: Arrays = {"probabilities": upload.probabilities, "counts": upload.counts}
+    return safetensors.numpy.save(arrays, metadata={"class_names": json.dumps(upload.class_names)})
+
+
+def _unpacked(content: bytes, key: JobKey, outer_epoch: int) -> PrototypeUpload:
+    arrays = safetensors.numpy.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    names = tuple(json.loads(header["__metadata__"]["class_names"]))
+    return PrototypeUpload(key.at(outer_epoch), arrays["probabilities"], arrays["counts"], names)
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
+
+    return engine
+
+
+def _without_password(url: str) -> str:
+    return url if "@" not in url else f"{url.split('://')[0]}://...@{url.rsplit('@', 1)[1]}"

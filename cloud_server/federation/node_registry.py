@@ -1,0 +1,160 @@
+"""Which node speaks for which client, kept up to date while the run goes on.
+
+A device may come late, vanish and come back, also as another node. One thread looks who is online and lets every new
+node introduce itself; whoever needs a client's device waits for it here, and for nobody else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from fedstill.cloud_server.distillation.rounds import DeviceFailure
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
+from fedstill.cloud_server.federation.journal import Journal
+from fedstill.protos.messages import Hello, HelloRequest
+
+LOG = logging.getLogger(__name__)
+
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
+INTRODUCTIONS = 8
+"""Nodes that introduce themselves at the same time."""
+
+
+@dataclass
+class Roster:
+    """Use as a context manager.
+
+    Attributes:
+        clip_format: what devices are told about the run's clips.
+        clients: how many clients the run has; 0 .. clients - 1.
+        names: the registered name of each client's device where nodes are authenticated, else empty. A node's
+            name is bound to its key, so nobody can claim somebody else's place.
+    """
+
+    exchange: Exchange
+    clients: int
+    journal: Journal
+    metrics: Metrics
+    clip_format: str
+    names: Sequence[str] = ()
+    _nodes: dict[int, int] = field(default_factory=dict)
+    _heard: dict[int, Hello] = field(default_factory=dict)
+    _asked: set[int] = field(default_factory=set)
+    _late: set[int] = field(default_factory=set)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Roster:
+        self._pool = ThreadPoolExecutor(INTRODUCTIONS)
+        self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def met(self) -> bool:
+        """Whether any device has been usable so far."""
+        return bool(self._heard)
+
+    def node(self, client: int, timeout: float) -> int:
+        """The node that speaks for ``client``, as soon as it is online.
+
+        Raises:
+            DeviceLost: it was not there for ``timeout`` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: client in self._nodes, timeout):
+                raise DeviceLost(f"its device was not online for {timeout:.0f} s")
+            return self._nodes[client]
+
+    def late(self, client: int) -> None:
+        """Note that a client's device let a question wait in vain."""
+        with self._changed:
+            if client in self._nodes:
+                self._late.add(client)
+                self._note(client, self._nodes[client], "late")
+
+    def answered(self, client: int) -> None:
+        """Note that a client's device is not late any more."""
+        with self._changed:
+            if client in self._late and client in self._nodes:
+                self._late.remove(client)
+                self._note(client, self._nodes[client], "connected")
+
+    def _watch(self) -> None:
+        pause = FIRST_LOOK_SECONDS
+        while not self._stop.wait(pause):
+            pause = min(1.5 * pause, LOOK_SECONDS)
+            try:
+                self._look()
+            except Exception as error:  # the connection may fail for a moment; we look again
+                LOG.warning("event=roster_blind reason=%r", error)
+
+    def _look(self) -> None:
+        online = self.exchange.online()
+        with self._changed:
+            gone = [client for client, node in self._nodes.items() if node not in online]
+            back = [node for node in self._heard if node in online and node not in self._nodes.values()]
+            for client in gone:
+                self._note(client, self._nodes.pop(client), "dead")
+            for node in back:
+                if self._heard[node].partition not in self._nodes:
+                    self._seat(node, self._heard[node])
+            self._asked &= online  # whoever went away may introduce itself again
+            new = sorted(online - self._asked - set(self._nodes.values()))
+            self._asked |= set(new)
+        for node in new:
+            self._pool.submit(self._meet, node)
+
+    def _meet(self, node: int) -> None:
+        try:
+            hello = self._introduced(node)
+            with self._changed:
+                self._seat(node, hello)
+        except DeviceLost:
+            self._asked.discard(node)  # try again while it is online
+        except DeviceFailure as failure:
+            self.metrics.emit("refused", node=str(node), reason=str(failure))
+
+    def _introduced(self, node: int) -> Hello:
+        """What a node says about itself. Raises DeviceFailure if it may not take part."""
+        ours = version("fedstill")
+        hello, _ = self.exchange.ask(node, "query.hello", HelloRequest(ours, self.clip_format), Hello)
+        if hello.version != ours:
+            raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
+        if not 0 <= hello.partition < self.clients:
+            raise DeviceFailure(
+                f"says it is client {hello.partition}; this run has clients 0 to {self.clients - 1}"
+            )
+        if self.names and self._registered(node) != self.names[hello.partition]:
+            raise DeviceFailure(f"says it is client {hello.partition}, which its certificate does not cover")
+        return hello
+
+    def _registered(self, node: int) -> str:
+        with self.exchange.lock:
+            return next((info.name for info in self.exchange.grid.get_nodes() if info.node_id == node), "")
+
+    def _seat(self, node: int, hello: Hello) -> None:
+        taken = self._nodes.get(hello.partition)
+        if taken is not None and taken != node:
+            raise DeviceFailure(f"says it is client {hello.partition}, which another device already is")
+        known = any(other.partition == hello.partition for other in self._heard.values())
+        self._nodes[hello.partition] = node
+        self._heard[node] = hello
+        self._note(hello.partition, node, "revived" if known else "connected")
+        self._changed.notify_all()
+
+    def _note(self, client: int, node: int, state: str) -> None:
+        hello = self._heard[node]
+        self.journal.see_node(client, str(node), hello.name, hello.version, state)
+        self.metrics.emit("device", client=client, node=str(node), state=state)

@@ -1,0 +1,203 @@
+"""What the cloud owns for one seed: public clips, teacher, public bank and the students shared by all devices.
+
+Everything here is made once and kept in the run directory; a resumed run finds it there.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedstill.cloud_server.distillation.arms import budget_of, whole_set_in_turns
+from fedstill.cloud_server.distillation.centres import public_centres
+from fedstill.cloud_server.distillation.distiller import make_distiller
+from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, open_bank, save_bank
+from fedstill.cloud_server.distillation.randomness import generator
+from fedstill.cloud_server.distillation.run_plan import Plan
+from fedstill.cloud_server.distillation.selection import Selection
+from fedstill.cloud_server.distillation.teacher import count_correct, student_spec, train_teacher
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.datasets.audiovisual.store import ClipStore, open_store
+from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.weights.checkpoint import (
+    CheckpointMeta,
+    checkpoint_exists,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fedstill.models.weights.packing import pack
+
+EQUAL_STEPS = ("all_distill_equal_steps", "fedstill_without_selection")
+
+
+@dataclass
+class SeedCloud:
+    """The cloud side of one seed."""
+
+    plan: Plan
+    seed: int
+    metrics: Metrics
+    _trained_on: dict[str, AudioVisualNet] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.plan.work) / f"seed{self.seed}"
+
+    @cached_property
+    def public(self) -> ClipStore:
+        return open_store(Path(self.plan.public))
+
+    @cached_property
+    def split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(training, held-out) public positions of the teacher; students are distilled on both."""
+        return hold_out(self.public.speakers, self.plan.holdout, self.seed)
+
+    @cached_property
+    def teacher(self) -> AudioVisualNet:
+        """Trained once per seed (Algorithm 6, lines 1-3)."""
+        return self._kept("teacher", self._train_teacher).to(self.plan.compute.torch_device)
+
+    @cached_property
+    def bank(self) -> PublicBank:
+        """The teacher's view of all public clips (Algorithm 7, line 5), computed once."""
+        version = hashlib.sha256(pack(self.teacher.state_dict()).tobytes()).hexdigest()[:16]
+        folder = self.directory / "bank"
+        bank = open_bank(folder, version)
+        if bank is None:
+            save_bank(compute_bank(self.teacher, self.public, self.plan.compute, version), folder)
+            bank = open_bank(folder, version)
+            assert bank is not None
+        return bank
+
+    @cached_property
+    def centres(self) -> npt.NDArray[np.float32]:
+        """Public cells for private prototypes, once per seed; float32 (k, classes)."""
+        settings = self.plan.prototypes
+        beliefs = self.bank.probabilities(self.plan.selection.temperature)
+        return public_centres(beliefs, settings.centres or beliefs.shape[1], self.seed)
+
+    @cached_property
+    def all_distill(self) -> AudioVisualNet:
+        """The student distilled on all public clips (Algorithm 6, line 4), under the teacher's head."""
+        return self._kept("all_distill", self._distil_on_all)
+
+    def shared(self, arm: str) -> AudioVisualNet:
+        """The network of an arm that is the same for all devices, made when first asked for."""
+        if arm == "teacher":
+            return self.teacher
+        if arm not in EQUAL_STEPS:
+            return self.all_distill
+        if arm not in self._trained_on:
+            self._trained_on[arm] = self._kept(arm, lambda: self._train_on(arm))
+        return self._trained_on[arm]
+
+    def save_student(self, name: str, net: AudioVisualNet) -> Path:
+        """Keep a personal student beside the seed's other models; returns its weights' file."""
+        stem = self.directory / "students" / name
+        self._save(stem, net)
+        return stem.with_name(f"{name}.safetensors")
+
+    def _kept(self, name: str, make: Callable[[], AudioVisualNet]) -> AudioVisualNet:
+        """The network ``name`` of this seed: from disk if an earlier run finished it, else made and kept."""
+        stem = self.directory / name
+        if checkpoint_exists(stem):
+            return load_checkpoint(stem)[0]
+        net = make()
+        self._save(stem, net)
+        return net
+
+    def _train_teacher(self) -> AudioVisualNet:
+        training, held_out = self.split
+        settings = self.plan.teacher
+
+        def report(epoch: int, loss: float) -> None:
+            curve = f"teacher/seed{self.seed}"
+            self.metrics.loss("teacher_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
+
+        net = train_teacher(
+            self.public, training, settings, self.plan.compute, self._generator("teacher"), report
+        )
+        if len(held_out):
+            correct = count_correct(net, self.public, held_out, self.plan.compute)
+            self.metrics.emit("teacher", seed=self.seed, correct=correct, total=len(held_out))
+        return net
+
+    def _distil_on_all(self) -> AudioVisualNet:
+        settings, public = self.plan.student, len(self.public.info)
+        spec = student_spec(self.public, self.plan.teacher, settings)
+        student = AudioVisualNet(spec, self._generator("student"))
+        student.head.load_state_dict(self.teacher.head.state_dict())
+        distiller = make_distiller(
+            student,
+            self.public,
+            self.bank,
+            replace(self.plan.distillation, freeze_batch_norm=False),  # there are no statistics to keep yet
+            settings.optimiser,
+            self.plan.compute,
+            self._generator("all_distill"),
+            epochs=settings.epochs,
+            clips_per_epoch=public,
+        )
+        everything = Selection.uniform(np.arange(public))
+        curve = f"all_distill/seed{self.seed}"
+        for epoch in range(1, settings.epochs + 1):
+            (loss,) = distiller.run(everything, 1)
+            self.metrics.loss("all_distill_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
+        return distiller.student.cpu().eval()
+
+    def _train_on(self, arm: str) -> AudioVisualNet:
+        """AllDistill trained on with as many steps as the other arms, on all public clips: no selection."""
+        settings = self.plan.distillation if arm == "all_distill_equal_steps" else self.plan.ours
+        public = len(self.public.info)
+        turns = settings.outer_epochs * settings.inner_epochs
+        budget = budget_of(self.plan, public)
+        distiller = make_distiller(
+            copy.deepcopy(self.all_distill),
+            self.public,
+            self.bank,
+            settings,
+            settings.optimiser,
+            self.plan.compute,
+            self._generator(arm),
+            epochs=turns,
+            clips_per_epoch=budget,
+        )
+        next_turn = whole_set_in_turns(public, budget, np.random.default_rng(self.seed))
+        for turn in range(1, turns + 1):
+            (loss,) = distiller.run(next_turn(None, self.bank), 1)
+            self.metrics.emit(
+                "equal_steps_epoch", seed=self.seed, arm=arm, epoch=turn, epochs=turns, loss=loss
+            )
+        return distiller.student.cpu().eval()
+
+    def _save(self, stem: Path, net: AudioVisualNet) -> None:
+        specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
+        save_checkpoint(stem, net, CheckpointMeta(net.spec, self.public.class_names, *specs))
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return generator(self.seed, purpose)
+
+
+def hold_out(
+    speakers: tuple[str, ...], share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(training, held-out) positions: whole speakers are held out until they make up ``share`` of the clips.
+
+    A new device is a new speaker, so accuracy on known speakers would promise too much. One speaker always
+    stays to train on; where there is only one, nobody is held out.
+    """
+    names = np.array(speakers)
+    held_out = np.zeros(len(names), dtype=bool)
+    for speaker in np.random.default_rng(seed).permutation(np.unique(names))[:-1]:
+        if held_out.mean() >= share:
+            break
+        held_out |= names == speaker
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,0 +1,137 @@
+"""The cloud's Flower ServerApp: seed by seed, train the teacher, fill the bank, run every device's jobs.
+
+It reads its work order from ``plan.json`` in the run directory, writes its diary to ``metrics.jsonl`` there, and does
+nothing again that the journal already holds, so starting it again on the same directory resumes the run.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedstill.cloud_server.distillation.arms import SHARED
+from fedstill.cloud_server.distillation.compute import use_threads
+from fedstill.cloud_server.distillation.rounds import DeviceFailure
+from fedstill.cloud_server.distillation.run_plan import Plan, read_plan
+from fedstill.cloud_server.federation.device_line import DeviceLine
+from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics
+from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.federation.jobs import PersonalisationJob
+from fedstill.cloud_server.federation.journal import Journal, open_journal
+from fedstill.cloud_server.federation.node_registry import Roster
+from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
+from fedstill.datasets.audiovisual.store import open_store
+
+SWEEP_VALUES: Mapping[str, tuple[float, ...]] = {
+    "cluster_samples": (3, 6, 9, 12),
+    "uploaded_samples": (25, 50, 100, 150),
+    "compression": (0,),
+}
+"""Figure 5.12, Figure 5.13 and Table 5.3; a compression job evaluates the whole ladder."""
+SWEEP_ARM: Mapping[str, str] = {
+    "cluster_samples": "all_distill_select_cluster",
+    "uploaded_samples": "all_distill_select",
+    "compression": "all_distill_select_cluster",
+}
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the whole plan."""
+    plan = read_plan(Path(str(context.run_config["run-dir"])))
+    metrics = Metrics(Path(plan.work))
+    try:
+        run_plan(plan, Exchange(grid, plan.reply_timeout), metrics)
+        metrics.emit("finished")
+    except Exception as error:
+        metrics.emit("aborted", reason=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        metrics.close()
+
+
+def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
+    """All seeds in turn; within a seed every device is served on its own.
+
+    Raises:
+        DeviceFailure: there was not a single usable device.
+    """
+    journal = open_journal(Path(plan.work), plan.journal)
+    done = {JobKey.of(record) for record in journal.jobs()}
+    public = open_store(Path(plan.public))
+    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
+    with Roster(exchange, plan.clients, journal, metrics, clips, plan.devices) as roster:
+        for seed in plan.seeds:
+            waiting = [key for key in job_keys(plan, seed) if key not in done]
+            metrics.emit("seed", seed=seed, jobs=len(waiting))
+            if waiting:
+                run_seed(SeedCloud(plan, seed, metrics), waiting, exchange, roster, journal)
+            if waiting and not roster.met:
+                raise DeviceFailure(f"no device was usable; the reasons are in {METRICS_FILE}")
+    journal.close()
+
+
+def run_seed(
+    cloud: SeedCloud, keys: list[JobKey], exchange: Exchange, roster: Roster, journal: Journal
+) -> None:
+    """What is shared first, with all cores; then every device's jobs in turn, the devices side by side.
+
+    ``compute.workers`` jobs train at the same time, one core each; a job that waits for its device does not count.
+    """
+    plan = cloud.plan
+    use_threads(os.cpu_count() or 1)
+    _ = cloud.bank, cloud.all_distill
+    for arm in {key.arm: None for key in keys if key.arm in SHARED}:
+        cloud.shared(arm)
+    use_threads(1)
+    slots = ComputeSlots(plan.compute.workers)
+    stopped = threading.Event()
+
+    def serve(client: int) -> None:
+        use_threads(1)
+        line = DeviceLine(exchange, roster, client, plan.reply_timeout)
+        jobs = [PersonalisationJob(key, cloud, line, journal, slots) for key in keys if key.client == client]
+        try:
+            roster.node(client, plan.join_timeout)
+        except DeviceLost:
+            for job in jobs:
+                job.failed(0, "its device never became usable")
+            return
+        for job in jobs:
+            if not stopped.is_set():
+                cloud.metrics.emit("job", **job.run().as_event())
+
+    clients = sorted({key.client for key in keys})
+    pool = ThreadPoolExecutor(len(clients))
+    try:
+        for future in as_completed([pool.submit(serve, client) for client in clients]):
+            future.result()
+    finally:
+        stopped.set()  # after an error or Ctrl-C, what has not begun does not begin
+        pool.shutdown(cancel_futures=True)
+
+
+def job_keys(plan: Plan, seed: int) -> Iterator[JobKey]:
+    """Every job of one seed, in the order of the table."""
+    for client in range(plan.clients if plan.teacher_reference else 0):
+        yield JobKey("latency_insensitive", "teacher", client, seed)
+    for scenario in plan.scenarios:
+        for arm in plan.arms:
+            for client in range(plan.clients):
+                yield JobKey(scenario, arm, client, seed)
+    if plan.seeds.index(seed) < plan.sweep_seeds:
+        for sweep in plan.sweeps:
+            for value in SWEEP_VALUES[sweep]:
+                for client in range(plan.clients):
+                    yield JobKey("latency_sensitive", SWEEP_ARM[sweep], client, seed, sweep, value)

@@ -1,0 +1,1 @@
+"""What both gRPC servers share."""

@@ -1,0 +1,1 @@
+"""How ``fedstill serve`` is put together."""

@@ -1,0 +1,78 @@
+"""What an operator asked ``fedstill serve`` for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from fedstill.cloud_server.serving.engine.engine import Precision
+from fedstill.cloud_server.serving.policies.registry import POLICIES
+from fedstill.cloud_server.serving.tasks.registry import open_registry
+from fedstill.cloud_server.warmup.warmed_models import read_catalogue
+from fedstill.common.errors import ConfigError
+from fedstill.common.option_values import pair, whole_numbers
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """What was typed; see ``fedstill serve --help``."""
+
+    state: Path
+    warmed: Path | None
+    listen: tuple[str, int]
+    web: tuple[str, int] | None
+    policy: str
+    authority: Path | None
+    operators: frozenset[str]
+    weights: str
+    architecture: str | None
+    device: str
+    precision: str
+    profile: Path | None
+    schedules: str | None
+    batches: str
+    images: tuple[str, ...]
+    val_images: int
+    seed: int
+    waiting: int
+    drain_seconds: float
+
+    def check(self) -> None:
+        """What can be seen at a glance. Raises ConfigError, WarmedModelError."""
+        if self.policy not in POLICIES:
+            raise ConfigError(
+                f"--policy: unknown policy {self.policy!r} (known: {', '.join(_live_policies())})"
+            )
+        if self.policy not in _live_policies():
+            raise ConfigError(
+                f"--policy {self.policy}: switches between whole models, and a server has one trunk; "
+                f"compare it with: fedstill loadtest --virtual --policies {self.policy}"
+            )
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"--precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}"
+            )
+        if self.device not in ("auto", "cpu") and not (
+            self.device.startswith("cuda") and torch.cuda.is_available()
+        ):
+            raise ConfigError(f"--device: {self.device!r} is not here: use auto, cpu or cuda")
+        for text in self.images:
+            pair(text)
+        if not whole_numbers("--batches", self.batches):
+            raise ConfigError("--batches: name at least one batch size")
+        if self.warmed is None:
+            open_registry(self.state).close()
+        else:
+            read_catalogue(self.warmed)
+
+    @property
+    def folder(self) -> Path:
+        """Where the server keeps what it writes."""
+        return (self.warmed or self.state) / "serve"
+
+
+def _live_policies() -> tuple[str, ...]:
+    return tuple(name for name in POLICIES if name != "infaas")

@@ -1,0 +1,137 @@
+"""The tasks of a registry on one trunk, ready to serve: trunk, tasks, engine, profile, in this order."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from fedstill.cloud_server.serving.app.serve_plan import ServePlan
+from fedstill.cloud_server.serving.app.served_models import ServedModels
+from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
+from fedstill.cloud_server.serving.policies.registry import make_policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile, profile_to_plain, read_profile
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.live_profile import (
+    ProfileKey,
+    Validation,
+    fit_profile,
+    measure_profile,
+)
+from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
+from fedstill.cloud_server.serving.tasks.registry import TaskVersion, open_registry
+from fedstill.common.errors import ConfigError
+from fedstill.common.files import write_text_atomically
+from fedstill.common.option_values import as_mistake, pair, whole_numbers
+from fedstill.common.paths import data_path
+from fedstill.common.provenance import hardware
+from fedstill.datasets.images.image_tasks import KNOWN_TASKS, find_images
+from fedstill.models.vit.schedules import TokenSchedule, parse_schedule
+from fedstill.models.vit.task_bank import TaskParameters
+
+LOG = logging.getLogger(__name__)
+
+
+def registry_models(plan: ServePlan) -> ServedModels:
+    """Open, measure (or find what was measured) and warm up. Raises ConfigError, DataError."""
+    registry = open_registry(plan.state)
+    trunk = load_trunk(data_path(plan.weights), plan.architecture)
+    generation = registry.generation()
+    tasks = registry.active()
+    parameters = registry.load_active(trunk.fingerprint)
+    if not tasks or parameters.keys() != tasks.keys():
+        raise ConfigError(f"{plan.state}: serves no task; add one with: fedstill tasks add NAME")
+    given = read_profile(plan.profile) if plan.profile is not None else None
+    engine = _make_engine(plan, trunk, parameters, given)
+    engine.warm_up()
+    measured, columns = _profile(plan, trunk, engine, tasks, given)
+    schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
+
+    def live_tasks(dispatcher: Dispatcher) -> LiveTasks:
+        return LiveTasks(
+            registry, engine, dispatcher, trunk.fingerprint, measured, columns, tasks, generation,
+            partial(make_policy, plan.policy),
+        )  # fmt: skip
+
+    return ServedModels(
+        fit_profile(measured, columns, tasks, schedules, engine.maximum_batch),
+        partial(_infer, engine, schedules),
+        engine.net.image_size,
+        live_tasks,
+        registry.close,
+    )
+
+
+def _make_engine(
+    plan: ServePlan, trunk: Trunk, parameters: dict[str, TaskParameters], given: Profile | None
+) -> Engine:
+    with as_mistake("--profile, --schedules or --batches"):
+        if given is None:
+            schedules = chosen_schedules(plan.schedules, trunk.net, parameters)
+        else:
+            schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in given.schedules)
+        precision: Any = plan.precision  # checked
+        settings = EngineSettings(schedules, whole_numbers("--batches", plan.batches), plan.device, precision)
+        return Engine(trunk.net, parameters, settings)
+
+
+def _profile(
+    plan: ServePlan, trunk: Trunk, engine: Engine, tasks: Mapping[str, TaskVersion], given: Profile | None
+) -> tuple[Profile, dict[str, str]]:
+    """The profile, and the parameters that each of its columns belongs to."""
+    if given is not None:
+        return given, {name: tasks[name].parameters for name in given.tasks if name in tasks}
+    places = dict(pair(text) for text in plan.images)
+    strange = sorted(set(places) - set(tasks))
+    if strange:
+        raise ConfigError(f"--images: {strange[0]} is not served (served: {', '.join(tasks)})")
+    known = [name for name in tasks if name in places or name in KNOWN_TASKS]
+    if not known:
+        first = next(iter(tasks))
+        raise ConfigError(
+            f"{first}: no images to measure with; give --images {first}=PATH, or --profile FILE"
+        )
+    columns = {name: tasks[name].parameters for name in known}
+    key = ProfileKey(
+        trunk.fingerprint,
+        tuple(sorted(columns.items())),
+        tuple(schedule.name for schedule in engine.settings.schedules),
+        engine.settings.batch_buckets,
+        (plan.val_images, plan.seed),
+        f"{hardware()} {engine.device} {engine.dtype} {torch.get_num_threads()} threads",
+    )
+    file = plan.folder / f"profile-{key.digest}.json"
+    if file.exists():
+        LOG.info("event=profile_found file=%s", file)
+        return read_profile(file), columns
+    for name in set(tasks) - set(known):
+        LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
+    LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(key.schedules))
+    validation: Validation = {
+        name: (loaded.images, loaded.labels)
+        for name in known
+        for loaded in [find_images(name, places.get(name)).load("val", plan.val_images, plan.seed)]
+    }
+    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {plan.val_images} images per task"
+    with as_mistake("--schedules"):
+        profile = measure_profile(engine, validation, trunk.architecture, source)
+    write_text_atomically(file, json.dumps(profile_to_plain(profile), indent=1))
+    LOG.info("event=profile_measured file=%s", file)
+    return profile, columns
+
+
+def _infer(
+    engine: Engine,
+    schedules: Mapping[str, TokenSchedule],
+    images: Sequence[torch.Tensor],
+    tasks: Sequence[str],
+    schedule: str,
+) -> list[Answer | Refusal]:
+    return engine.infer(torch.stack(list(images)), tasks, schedules[schedule])

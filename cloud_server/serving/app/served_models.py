@@ -1,0 +1,24 @@
+"""What a server is built around: something that infers, what is known of it, and the tasks it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+
+
+@dataclass(frozen=True)
+class ServedModels:
+    """Measured and warm.
+
+    tasks: of the dispatcher that serves them. close: to be called at the end.
+    """
+
+    profile: Profile
+    infer: Infer
+    image_size: int
+    tasks: Callable[[Dispatcher], ServedTasks]
+    close: Callable[[], None] = lambda: None

@@ -1,0 +1,1 @@
+"""One forward of the elastic ViT for a batch of several tasks."""

@@ -1,0 +1,207 @@
+"""What a planner must know before it serves: how right and how fast every token schedule is on this machine.
+
+Time is affine in the batch size, t = a + b n, per schedule (tasks share the trunk); accuracy is per schedule and
+task, measured through the engine itself on images that nothing was trained on. A schedule that another one beats
+everywhere is left out: a planner would only lose time with it. The JSON is the profile format of the serving tier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedstill.cloud_server.serving.engine.answers import Answer
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.scheduling.latency_model import SMALLEST_SLOPE
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.preprocess import image_batch
+from fedstill.models.vit.schedules import TokenSchedule, effective_merges, token_counts
+
+FORMAT = 1
+"""Of the profile's JSON."""
+
+Images = Sequence[npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class AffineTime:
+    """t(n) = fixed + per_query x n seconds for a batch of n, and the largest relative error on the measured sizes."""
+
+    fixed_seconds: float
+    per_query_seconds: float
+    worst_error: float
+
+    def seconds(self, size: int) -> float:
+        return self.fixed_seconds + self.per_query_seconds * size
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleProfile:
+    """One schedule as measured: accuracy is a share of right answers per task, in the order of the tasks."""
+
+    schedule: TokenSchedule
+    time: AffineTime
+    accuracy: tuple[float, ...]
+    maximum_batch: int
+
+    def dominates(self, other: ScheduleProfile) -> bool:
+        """Nowhere slower, less accurate or smaller, and somewhere better."""
+        mine, theirs = (
+            (-p.time.seconds(1), -p.time.seconds(other.maximum_batch), p.maximum_batch, *p.accuracy)
+            for p in (self, other)
+        )
+        return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
+
+
+def profile_engine(
+    engine: Engine,
+    validation: Mapping[str, tuple[Images, npt.NDArray[np.int64]]],
+    *,
+    rounds: int = 7,
+    memory_limit: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[ScheduleProfile, ...]:
+    """Measure every schedule of the engine that all tasks have prompts for.
+
+    Args:
+        validation: images and labels by task; the tasks of the profile, in this order.
+        rounds: timings per schedule and batch size.
+        memory_limit: bytes that the activations of a batch may take (thesis Eq. 3.2c); no limit by default.
+
+    Raises:
+        ValueError: no schedule that all tasks can run.
+    """
+    tasks = tuple(validation)
+    schedules = [s for s in engine.settings.schedules if not engine.bank.lacking(tasks, s.prompts)]
+    if not schedules:
+        raise ValueError(f"no schedule of the engine suits all of the tasks {', '.join(tasks)}")
+    times = measure_times(engine, schedules, rounds)
+    profiles = []
+    for schedule in schedules:
+        shares = []
+        for task, (images, labels) in validation.items():
+            right = measure_right(engine, schedule, task, images, labels)
+            shares.append(float(right.mean()))
+            if progress is not None:
+                progress(f"{schedule.name} {task} {100 * shares[-1]:.1f} %")
+        batch = engine.maximum_batch
+        if memory_limit is not None:
+            per_image = activation_bytes(engine.net, schedule, engine.dtype.itemsize)
+            batch = max(1, min(batch, memory_limit // per_image))
+        profiles.append(ScheduleProfile(schedule, times[schedule], tuple(shares), batch))
+    return tuple(profiles)
+
+
+def measure_times(
+    engine: Engine, schedules: Sequence[TokenSchedule], rounds: int = 7
+) -> dict[TokenSchedule, AffineTime]:
+    """Affine times from medians over the engine's buckets; schedules and sizes take turns in every round."""
+    task = engine.bank.names[0]
+    sizes = engine.settings.batch_buckets
+    seconds: dict[tuple[TokenSchedule, int], list[float]] = {}
+    side = engine.net.image_size
+    batches = {size: torch.randn(size, 3, side, side, generator=_seeded()) for size in sizes}
+    for turn in range(rounds + 1):
+        for schedule in schedules:
+            for size, images in batches.items():
+                started = perf_counter()
+                engine.infer(images, [task] * size, schedule)
+                if turn:  # the first is warm-up
+                    seconds.setdefault((schedule, size), []).append(perf_counter() - started)
+    return {
+        schedule: fit_affine(sizes, [median(seconds[schedule, size]) for size in sizes])
+        for schedule in schedules
+    }
+
+
+def fit_affine(sizes: Sequence[int], seconds: Sequence[float]) -> AffineTime:
+    """Least squares of relative errors; the fixed part is not negative, the part per query above 0.
+
+    Relative, because a planner errs by the same share at a batch of 1 as at a batch of 32. A slope of 0 would say that
+    a batch of any size is free, which no planner believes (``Schedule`` refuses it). Raises ValueError for
+    times that are not positive.
+    """
+    n, t = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
+    if not len(n) or len(n) != len(t) or not (t > 0).all():
+        raise ValueError(f"times: {list(seconds)} for sizes {list(sizes)}: need one positive time per size")
+    design = np.stack((1 / t, n / t), axis=1)
+    fixed, slope = np.linalg.lstsq(design, np.ones(len(n)), rcond=None)[0]
+    if len(set(sizes)) == 1 or fixed < 0:  # through the origin
+        fixed, slope = 0.0, float((n / t).sum() / ((n / t) ** 2).sum())
+    elif slope < SMALLEST_SLOPE:
+        fixed, slope = float((1 / t).sum() / ((1 / t) ** 2).sum()), SMALLEST_SLOPE
+    errors = np.abs(fixed + slope * n - t) / t
+    return AffineTime(float(fixed), float(slope), float(errors.max()))
+
+
+def measure_right(
+    engine: Engine, schedule: TokenSchedule, task: str, images: Images, labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which images the engine classifies right, bool (images,). A refused row counts as wrong."""
+    right = np.zeros(len(labels), dtype=bool)
+    step = engine.maximum_batch
+    for start in range(0, len(labels), step):
+        batch = image_batch(images[start : start + step], engine.net.image_size)
+        answers = engine.infer(batch, [task] * len(batch), schedule)
+        for row, answer in enumerate(answers, start):
+            right[row] = isinstance(answer, Answer) and int(answer.logits.argmax()) == labels[row]
+    return right
+
+
+def activation_bytes(net: ElasticViT, schedule: TokenSchedule, item_bytes: int) -> int:
+    """Upper estimate of what one image of a batch needs at once: residual stream, its norm, and the widest of a layer.
+
+    Attention holds queries, keys, values and, unfused, its scores; the MLP its hidden values.
+    """
+    counts = token_counts(schedule, net.patches, net.protected)
+    merged = effective_merges(schedule, net.patches)
+    widest = 0
+    for count, gone in zip(counts[:-1], merged, strict=True):
+        attention = 3 * count * net.width + net.heads * count**2
+        widest = max(widest, 2 * count * net.width + max(attention, (count - gone) * net.hidden))
+    return widest * item_bytes
+
+
+def useful(profiles: Sequence[ScheduleProfile]) -> tuple[ScheduleProfile, ...]:
+    """Those that no other dominates, in the order given."""
+    return tuple(profile for profile in profiles if not any(other.dominates(profile) for other in profiles))
+
+
+def profile_to_plain(
+    name: str, source: str, tasks: Sequence[str], profiles: Sequence[ScheduleProfile]
+) -> dict[str, Any]:
+    """The JSON layout: times in seconds, accuracies in the order of ``tasks``, dominated schedules left out."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "source": source,
+        "tasks": list(tasks),
+        "schedules": [
+            {
+                "name": profile.schedule.name,
+                "token_delta": token_delta(profile.schedule),
+                "fixed_seconds": profile.time.fixed_seconds,
+                "per_query_seconds": profile.time.per_query_seconds,
+                "accuracy": list(profile.accuracy),
+                "maximum_batch": profile.maximum_batch,
+            }
+            for profile in useful(profiles)
+        ],
+        "variants": [],
+    }
+
+
+def token_delta(schedule: TokenSchedule) -> int:
+    """The thesis' gamma; of a layer-wise schedule, its mean over the layers, rounded."""
+    return schedule.prompts - round(sum(schedule.merges) / len(schedule.merges))
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

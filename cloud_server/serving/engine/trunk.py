@@ -1,0 +1,71 @@
+"""The shared trunk from a weights file: a timm state dict as safetensors, and the timm architecture that it fits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load
+from timm.models.vision_transformer import VisionTransformer
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.models.vit.elastic_vit import ElasticViT
+
+
+class TrunkError(DataError):
+    """Weights that cannot be used; one line that says what to type instead."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A loaded trunk. ``fingerprint`` is the SHA-256 of its file: tasks name the trunk that they were trained on."""
+
+    net: ElasticViT
+    architecture: str
+    fingerprint: str
+
+
+def load_trunk(weights: Path, architecture: str | None = None, proportional_attention: bool = True) -> Trunk:
+    """Read weights into timm's ViT or DeiT, fp32, for inference.
+
+    Args:
+        weights: safetensors with timm's key names, any float type.
+        architecture: timm model name, with or without tag; by default what the file's name begins with
+            (``vit_tiny_patch16_224_augreg.safetensors``).
+        proportional_attention: see :class:`ElasticViT`.
+
+    Raises:
+        TrunkError: no such file, not safetensors, an unknown or unsupported architecture, weights that do not fit.
+    """
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        raise TrunkError(f"{weights}: cannot be read ({error.strerror}): check the path") from error
+    try:
+        state = {name: tensor.float() for name, tensor in load(content).items()}
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise TrunkError(f"{weights}: is not a safetensors file: download or export it again") from error
+    name = architecture or _named_after(weights)
+    if not timm.is_model(name):
+        raise TrunkError(f"architecture {name!r} is not a timm model: use one like vit_tiny_patch16_224")
+    head = state.get("head.bias")
+    net = timm.create_model(name, pretrained=False, num_classes=0 if head is None else len(head))
+    if not isinstance(net, VisionTransformer):
+        raise TrunkError(f"architecture {name}: is not a Vision Transformer of timm")
+    try:
+        net.load_state_dict(state, strict=True)
+        elastic = ElasticViT(net.eval().requires_grad_(False), proportional_attention)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise TrunkError(f"{weights}: does not fit {name} ({reason[:200]}): give --architecture") from error
+    return Trunk(elastic, name, hashlib.sha256(content).hexdigest())
+
+
+def _named_after(weights: Path) -> str:
+    fitting = [name for name in timm.list_models() if weights.name.startswith(name)]
+    if not fitting:
+        raise TrunkError(f"{weights.name}: does not begin with a timm model name: give --architecture")
+    return max(fitting, key=len)

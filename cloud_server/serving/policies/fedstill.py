@@ -1,0 +1,219 @@
+"""The policy that we believe in: bind late, plan exactly, charge for time.
+
+Late binding: queries wait unbatched; at every idle moment batches are formed from all of them, so that
+nothing decided earlier is in the way. Planning: an exact programme over the clock, of which only the first
+batch is run. Price: what engine time is worth to the queries that are here and about to come is charged to
+every plan, and decides who can be told at once that there will be no room. Times are learned from what
+batches really take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.cloud_server.serving.policies.exact_plan import grid_plan
+from fedstill.cloud_server.serving.policies.waiting_lines import Forming, Line, fill
+from fedstill.cloud_server.serving.scheduling.latency_model import CalibrationSettings, LatencyModel
+from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
+from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
+from fedstill.cloud_server.serving.scheduling.shadow_price import Demand, fluid_optimum, upper_hull
+
+MARGINAL = 0.99
+"""At the full price the kind of query that sets it would be worth exactly nothing; it should still be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class FedstillSettings:
+    """What can be tuned.
+
+    largest_batch: queries. window: seconds of arrivals from which the load and its mix are estimated. ahead, capacity:
+    the price is that of serving what waits and what will arrive within `ahead` mean latency objectives, in `capacity`
+    mean latency objectives of engine time (what arrives last may still be served a little later). grid: steps of the
+    plan's clock up to the last deadline. most_batches: that one plan looks at. utility_bins: utilities within a factor
+    of exp(1 / utility_bins) wait in one line and count as its first query's. patience: a query is turned away when it
+    is asked for this many times what it can pay.
+    """
+
+    largest_batch: int = 64
+    window: float = 1.0
+    ahead: float = 0.75
+    capacity: float = 1.1
+    grid: int = 400
+    most_batches: int = 24
+    utility_bins: float = 10.0
+    patience: float = 3.0
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+
+
+class FedstillPolicy(Policy):
+    """Late binding, exact plan, shadow price, admission, calibration."""
+
+    name = "fedstill"
+
+    def __init__(self, profile: Profile, settings: FedstillSettings | None = None) -> None:
+        super().__init__(profile)
+        self.settings = settings or FedstillSettings()
+        self.latency = LatencyModel(profile.useful, self.settings.calibration)
+        self.price = 0.0
+        self._schedules = profile.useful
+        self._accuracy = np.array(
+            [schedule.accuracy for schedule in self._schedules]
+        ).T.copy()  # (tasks, schedules)
+        self._largest = min(self.settings.largest_batch, *(s.maximum_batch for s in self._schedules))
+        self._hulls = [upper_hull(self._schedules, task, self._largest) for task in range(len(profile.tasks))]
+        self._lines: dict[tuple[int, int], Line] = {}
+        self._recent: deque[tuple[float, Line]] = deque()
+        self._busy_until = 0.0
+        self._started = math.inf
+        self._objective = 0.0  # mean latency objective of recent queries, seconds
+
+    def arrive(self, query: Query, now: float) -> Rejection | None:
+        line = self._line(query)
+        line.recent += 1
+        self._recent.append((now, line))
+        self._started = min(self._started, now)
+        objective = query.deadline - query.arrival
+        self._objective = (
+            objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
+        )
+        if max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1) > query.deadline:
+            return Rejection("too_late", 0.0)
+        if self.price and self._asks_too_much(query):
+            return Rejection("overload", self._objective)
+        line.add(query)
+        return None
+
+    def dispatch(self, now: float) -> Decision:
+        evicted = self._drop_hopeless(now)
+        self.price = self._current_price(now)
+        choice = self._choose(self._form(self.price, now), now, self.price)
+        if choice is None:  # nothing pays the price, but an engine that stands still earns less
+            choice = self._choose(self._form(0.0, now), now, 0.0)
+        if choice is None:
+            return Decision(None, evicted)
+        forming, schedule = choice
+        seconds = self.latency.seconds(schedule, forming.size)
+        self._busy_until = now + seconds
+        return Decision(Batch(forming.take(), schedule, seconds), evicted)
+
+    def completed(self, batch: Batch, now: float, seconds: float) -> None:
+        self._busy_until = now
+        if batch.queries:
+            self.latency.observe(batch.schedule, len(batch.queries), seconds)
+
+    def adopt(self, other: Policy) -> None:
+        if isinstance(other, FedstillPolicy):
+            self.latency.adopt(other.latency)
+
+    def withdraw(self, identifier: int) -> Query | None:
+        for line in self._lines.values():
+            for place, (_, waiting, query) in enumerate(line.waiting):
+                if waiting == identifier:
+                    del line.waiting[place]
+                    return query
+        return None
+
+    def queued(self) -> int:
+        return sum(len(line.waiting) for line in self._lines.values())
+
+    def _asks_too_much(self, query: Query) -> bool:
+        """Whether the price of the cheapest way to serve the query is far above what the query can pay."""
+        hull = self._hulls[query.task]
+        if not hull:  # a task that is never answered rightly
+            return True
+        return self.price * hull[0].seconds > self.settings.patience * query.utility * hull[0].accuracy
+
+    def _line(self, query: Query) -> Line:
+        size = round(self.settings.utility_bins * math.log(query.utility)) if query.utility > 0 else -(10**6)
+        key = (query.task, size)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(query.task, query.utility)
+        return line
+
+    def _drop_hopeless(self, now: float) -> tuple[Query, ...]:
+        """Queries that even a batch of one at the fastest schedule would answer late."""
+        last_chance = now + self.latency.upper_seconds(self._schedules[0], 1)
+        return tuple(query for line in self._lines.values() for query in line.drop_before(last_chance))
+
+    def _current_price(self, now: float) -> float:
+        """Utility per second of engine time."""
+        window = self.settings.window
+        while self._recent and self._recent[0][0] < now - window:
+            self._recent.popleft()[1].recent -= 1
+        soon = self.settings.ahead * self._objective / max(min(window, now - self._started), 0.1 * window)
+        demand = [
+            Demand(line.task, line.utility, line.recent * soon + len(line.waiting))
+            for line in self._lines.values()
+        ]
+        capacity = self.settings.capacity * self._objective / self.latency.scale
+        return MARGINAL * fluid_optimum(demand, self._hulls, capacity).price / self.latency.scale
+
+    def _form(self, price: float, now: float) -> list[Forming]:
+        """Batches of queries that would choose the same schedule at this price, most valuable first within each."""
+        size = self._largest
+        charge = (
+            price / size * np.array([self.latency.seconds(schedule, size) for schedule in self._schedules])
+        )
+        groups: dict[int, list[tuple[float, Line]]] = {}
+        for line in self._lines.values():
+            if line.waiting:
+                net = line.utility * self._accuracy[line.task] - charge
+                choice = int(net.argmax())
+                if net[choice] >= 0:
+                    groups.setdefault(choice, []).append((line.utility, line))
+        batches: list[Forming] = []
+        for lines in groups.values():
+            lines.sort(key=lambda entry: -entry[0])
+            batches += fill([line for _, line in lines], size, self.settings.most_batches)
+        for batch in batches:
+            self._trim(batch, now)
+        return [batch for batch in batches if batch.size]
+
+    def _trim(self, batch: Forming, now: float) -> None:
+        """Leave behind the fewest, most urgent queries, so that the rest can be answered in time together."""
+        fastest = self._schedules[0]
+        while batch.size and now + self.latency.upper_seconds(fastest, batch.size) > batch.deadline():
+            batch.drop_most_urgent()
+
+    def _choose(self, batches: list[Forming], now: float, price: float) -> tuple[Forming, Schedule] | None:
+        """The first batch of the best plan, and its schedule."""
+        if not batches:
+            return None
+        lines = np.array([self.latency.line(schedule) for schedule in self._schedules])  # (schedules, 2)
+        sizes = np.array([batch.size for batch in batches], dtype=np.float64)
+        seconds = lines[:, 0] + sizes[:, None] * lines[:, 1]
+        values = self._worth(batches) - price * seconds
+        slack = np.array([batch.deadline() for batch in batches]) - now
+        if len(batches) > self.settings.most_batches:
+            # Not all can run before the last deadline: plan for those that earn most per second.
+            best = np.argsort(-(values / seconds).max(axis=1))[: self.settings.most_batches]
+            order = best[np.argsort(slack[best], kind="stable")]
+        else:
+            order = np.argsort(slack, kind="stable")
+        plan = grid_plan(
+            seconds[order] * self.latency.margin,
+            values[order],
+            slack[order],
+            float(slack[order[-1]]) / self.settings.grid,
+        )
+        for place, choice in zip(order.tolist(), plan.choices, strict=True):
+            if choice is not None:
+                return batches[place], self._schedules[choice]
+        return None
+
+    def _worth(self, batches: Sequence[Forming]) -> npt.NDArray[np.float64]:
+        """Expected utility of each batch at each schedule: float (batches, schedules)."""
+        stakes = np.zeros((len(batches), len(self._accuracy)))
+        for row, batch in zip(stakes, batches, strict=True):
+            for piece in batch.pieces:
+                row[piece.line.task] += (piece.stop - piece.start) * piece.line.utility
+        worth: npt.NDArray[np.float64] = stakes @ self._accuracy
+        return worth

@@ -1,0 +1,75 @@
+"""Every policy by the name that users type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fedstill.cloud_server.serving.policies.clipper import ClipperPolicy
+from fedstill.cloud_server.serving.policies.fedstill import FedstillPolicy
+from fedstill.cloud_server.serving.policies.fixed import FixedPolicy
+from fedstill.cloud_server.serving.policies.infaas import InfaasPolicy
+from fedstill.cloud_server.serving.policies.otas import FaithfulPolicy
+from fedstill.cloud_server.serving.policies.prodigy import ProdigyPolicy, most_reduced
+from fedstill.cloud_server.serving.policies.slackfit import SlackFitPolicy
+from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.datasets.audiovisual.clip import DataError
+
+
+def _fixed(name: str, token_delta: int) -> Callable[[Profile], Policy]:
+    return partial(FixedPolicy, name, token_delta=token_delta)
+
+
+def _vanilla(profile: Profile) -> Policy:
+    return FaithfulPolicy(profile.of_model(""))
+
+
+def _maxprune(profile: Profile) -> Policy:
+    return ProdigyPolicy(most_reduced(profile))
+
+
+POLICIES: Mapping[str, Callable[[Profile], Policy]] = {
+    "pets": _fixed("pets", 0),
+    "infaas": InfaasPolicy,
+    "tome5": _fixed("tome5", -5),
+    "tome10": _fixed("tome10", -10),
+    "tome15": _fixed("tome15", -15),
+    "tome20": _fixed("tome20", -20),
+    "vpt2": _fixed("vpt2", 2),
+    "vpt4": _fixed("vpt4", 4),
+    "vpt8": _fixed("vpt8", 8),
+    "clipper": ClipperPolicy,
+    "slackfit": SlackFitPolicy,
+    "faithful": FaithfulPolicy,
+    "vanilla": _vanilla,
+    "maxprune": _maxprune,
+    "prodigy": ProdigyPolicy,
+    "fedstill": FedstillPolicy,
+}
+
+LABELS: Mapping[str, str] = {
+    "pets": "PetS",
+    "infaas": "INFaaS",
+    "tome5": "ToMe -5",
+    "tome10": "ToMe -10",
+    "tome15": "ToMe -15",
+    "tome20": "ToMe -20",
+    "vpt2": "VPT +2",
+    "vpt4": "VPT +4",
+    "vpt8": "VPT +8",
+    "clipper": "Clipper",
+    "slackfit": "SlackFit",
+    "faithful": "OTAS",
+    "vanilla": "OTAS, no warm-up",
+    "maxprune": "Maxprune",
+    "prodigy": "Prodigy",
+    "fedstill": "fedstill",
+}
+
+
+def make_policy(name: str, profile: Profile) -> Policy:
+    """A fresh policy. Raises DataError for an unknown name, or one that the profile has no schedule for."""
+    if name not in POLICIES:
+        raise DataError(f"unknown policy {name!r} (known: {', '.join(POLICIES)})")
+    return POLICIES[name](profile)

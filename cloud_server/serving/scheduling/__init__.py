@@ -1,0 +1,1 @@
+"""Queries, profiles, latency, virtual time: what policies decide on."""

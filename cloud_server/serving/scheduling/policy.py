@@ -1,0 +1,46 @@
+"""What every serving policy can be asked, by the simulator and by the live server alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
+
+
+class Policy(ABC):
+    """Owns the queue and decides what runs next. One engine, one thread: calls never overlap.
+
+    The caller promises that `now` never falls, that an accepted query gets exactly one fate (in a batch or evicted by
+    `dispatch`, or given back by `withdraw`), and that `completed` follows every batch before the next `dispatch`.
+    """
+
+    name: str
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+
+    @abstractmethod
+    def arrive(self, query: Query, now: float) -> Rejection | None:
+        """Queue the query, or say why not. Called at once on arrival, also while a batch is running."""
+
+    @abstractmethod
+    def dispatch(self, now: float) -> Decision:
+        """The engine is idle: what to run now, and which queries can no longer be served in time."""
+
+    @abstractmethod
+    def withdraw(self, identifier: int) -> Query | None:
+        """Take a waiting query back (its client left, its task was deleted); None if it does not wait here."""
+
+    @abstractmethod
+    def queued(self) -> int:
+        """How many queries wait."""
+
+    def completed(self, batch: Batch, now: float, seconds: float) -> None:  # noqa: B027 - most policies do not learn
+        """A batch ended at `now` after `seconds` on the engine; a policy may learn from that.
+
+        `batch` holds the queries that did run: none where their clients left or the engine failed.
+        """
+
+    def adopt(self, other: Policy) -> None:  # noqa: B027 - most policies have learnt nothing
+        """Go on with what `other` has learnt about the engine that both have run on (a hot swap of tasks)."""

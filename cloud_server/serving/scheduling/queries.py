@@ -1,0 +1,50 @@
+"""The words that policies, simulator and live server share: a query, a batch, a decision, a rejection.
+
+They hold plain numbers only (no images, no tensors), so that a policy can be run in virtual time and in a server
+without knowing which of the two it is in. All times are seconds on one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedstill.cloud_server.serving.scheduling.profile import Schedule
+
+RejectionReason = Literal["too_late", "overload"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request. task: index into the profile's tasks. utility: what a right answer by `deadline` earns."""
+
+    identifier: int
+    task: int
+    arrival: float
+    deadline: float
+    utility: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Queries that run in one forward pass, the schedule that they run at, and how long that should take."""
+
+    queries: tuple[Query, ...]
+    schedule: Schedule
+    predicted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an idle engine is told: the batch to run now (None: nothing to run), and who left the queue unserved."""
+
+    batch: Batch | None
+    evicted: tuple[Query, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a query was turned away on arrival, and when trying again makes sense (0: never for this query)."""
+
+    reason: RejectionReason
+    retry_after_seconds: float

@@ -1,0 +1,1 @@
+"""The serving process: gRPC service, dispatcher, dashboard, metrics."""

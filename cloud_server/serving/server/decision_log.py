@@ -1,0 +1,54 @@
+"""The decision log: one JSON line per dispatch, so that what the planner did can be looked up afterwards.
+
+Two files at most: when the newer has grown large, it becomes the older.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from fedstill.cloud_server.serving.server.events import DropReason, RanBatch
+
+LARGEST_BYTES = 64 * 2**20
+
+
+class DecisionLog:
+    """An observer of the dispatcher that appends to ``path``. Times in milliseconds; ``time``: seconds since 1970."""
+
+    def __init__(self, path: Path, largest_bytes: int = LARGEST_BYTES) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = RotatingFileHandler(path, maxBytes=largest_bytes, backupCount=1, encoding="utf-8")
+
+    def offered(self, task: str, utility: float, queries: int) -> None:
+        """Not a decision."""
+
+    def dropped(self, task: str, reason: DropReason, queries: int) -> None:
+        """Not a decision."""
+
+    def answered(self, task: str, utility: float, accuracies: tuple[float, ...], late: bool) -> None:
+        """Not a decision."""
+
+    def ran(self, batch: RanBatch) -> None:
+        """Append the line of a batch."""
+        line = json.dumps(
+            {
+                "time": round(batch.time, 4),
+                "batch": batch.size,
+                "tasks": batch.tasks,
+                "schedule": batch.schedule,
+                "predicted_ms": round(1e3 * batch.predicted_seconds, 3),
+                "actual_ms": round(1e3 * batch.seconds, 3),
+                "waiting_ms": round(1e3 * max(batch.waiting_seconds), 3),
+                "queue": batch.queued,
+                "evicted": batch.evicted,
+                "decision_ms": round(1e3 * batch.decision_seconds, 3),
+            }
+        )
+        self._file.emit(logging.makeLogRecord({"msg": line}))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()

@@ -1,0 +1,437 @@
+"""The live server's heart: owns the policy and the engine's thread, and sees to it that every request gets one answer.
+
+A request is one or more images of a task; each is a query of the policy, and they are answered together. Requests
+arrive from any thread. The engine's thread asks the policy whenever it is idle, so nothing is bound to a batch earlier
+than it must be. Images are made ready for the engine in another thread, and only those that the policy has taken in.
+No torch in here: the engine is a callable.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedstill.cloud_server.serving.engine.answers import Answer, ImageError, Refusal
+from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.queries import Batch, Query
+from fedstill.cloud_server.serving.server.events import DropReason, Observer, RanBatch
+from fedstill.cloud_server.serving.server.requests import Deliver, Outcome, Prepare, Refused, Request, Served
+
+LOG = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.01
+"""After which a policy that holds back what it has is asked again."""
+QUIET_SECONDS = 0.5
+"""After which a policy without queries is asked again: it may have to notice that the load is gone."""
+SHORTEST_SECONDS = 1e-9
+"""No batch takes no time, whatever the clock's resolution."""
+LEAST_UTILITY = 1e-6
+"""A query that is worth nothing is still answered where there is time."""
+
+Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Answer | Refusal]]
+"""Ready images, the task of each, a schedule's name -> an answer or a refusal per image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One query of a request: its row and its image."""
+
+    request: Request
+    row: int
+    query: Query
+
+
+class Dispatcher:
+    """Call `start` once, `submit` from anywhere, `drain` and `stop` at the end.
+
+    Args:
+        policy: whose every call happens under one lock.
+        infer: runs a batch; called by the engine's thread only.
+        preparing: where images are made ready.
+        observers: told of everything.
+        waiting: queries that may wait at once.
+        clock: seconds, never falling.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        infer: Infer,
+        preparing: Executor,
+        observers: Sequence[Observer] = (),
+        waiting: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy, self._infer, self._preparing = policy, infer, preparing
+        self._observers, self._most, self._clock = observers, waiting, clock
+        self._changed = threading.Condition()
+        self._news = False  # something happened since the engine's thread looked last
+        self._open: set[Request] = set()
+        self._items: dict[int, _Item] = {}  # of queries that the policy holds
+        self._outbox: list[tuple[Deliver, Outcome]] = []
+        self._swaps: list[tuple[Callable[[], Policy], Future[None]]] = []
+        self._following = 0
+        self._draining = self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the moment; to look at, not to call."""
+        return self._policy
+
+    def queued(self) -> int:
+        """Queries that wait."""
+        return len(self._items)
+
+    def submit(
+        self, task: str, images: Sequence[Prepare], latency_seconds: float, utility: float, deliver: Deliver
+    ) -> Request:
+        """Take a request in, or refuse it.
+
+        Args:
+            images: at least one.
+            utility: of each image.
+            deliver: called exactly once, from any thread, unless the request is cancelled before; must be quick.
+        """
+        with self._changed:
+            now = self._clock()
+            request = Request(task, utility, now, now + latency_seconds, deliver)
+            self._open.add(request)
+            for observer in self._observers:
+                observer.offered(task, utility, len(images))
+            refused = self._admit(request, len(images), now)
+            if refused is not None:
+                self._refuse(request, refused, len(images))
+            else:
+                request.images = [self._preparing.submit(prepare) for prepare in images]
+            self._wake()  # also after a refusal: who refuses may think otherwise at the next decision
+        self._flush()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """The client has gone: forget the request, without an answer. Nothing happens to one that is answered."""
+        with self._changed:
+            if not request.closed:
+                self._close(request)
+                self._drop(request, "cancelled")
+
+    def swap(self, make: Callable[[], Policy]) -> Future[None]:
+        """Between two batches, put the policy that ``make`` returns in place of the one of now.
+
+        Who waits goes over to it, and who waits for a task that it does not know is refused. ``make`` runs in the
+        engine's thread, so it may also change the engine. Where it raises, nothing changes, and the future says why;
+        after `stop` it is cancelled.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            if self._stopping:
+                done.cancel()
+            else:
+                self._swaps.append((make, done))
+                self._wake()
+        return done
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread = threading.Thread(target=self._run, name="engine")
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those taken in are still answered."""
+        with self._changed:
+            self._draining = True
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until every request has its answer, at most so long; whether that came about."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._open, seconds)
+
+    def stop(self) -> None:
+        """Refuse whoever still waits and end the engine's thread after its batch."""
+        with self._changed:
+            self._draining = self._stopping = True
+            self._refuse_all(Refused("draining", "the server is going down"))
+            for _, done in self._swaps:
+                done.cancel()
+            self._swaps.clear()
+            self._wake()
+        self._flush()
+        if self._thread is not None:
+            self._thread.join()
+
+    def step(self) -> bool:
+        """One turn of the engine's thread: decide, and run the batch. False where there was nothing to run."""
+        with self._changed:
+            self._news = False
+            self._do_swaps()
+            now = self._clock()
+            began = time.perf_counter()
+            decision = self._policy.dispatch(now)
+            decided = time.perf_counter() - began
+            batch = decision.batch
+            evicted = self._pop(decision.evicted)
+            items = self._pop(() if batch is None else batch.queries)
+            for item in evicted:
+                if not item.request.closed:
+                    self._refuse(
+                        item.request, Refused("evicted", "no answer was possible before its deadline")
+                    )
+            queued = self._policy.queued()
+        self._flush()
+        if batch is None:
+            return False
+        ready = self._ready(items)
+        seconds, results = self._compute(batch, ready, now)
+        outcomes = [None] * len(ready) if results is None else results
+        with self._changed:
+            finished = self._clock()
+            ran = tuple(item.query for item, _ in ready) if results is not None else ()
+            self._policy.completed(replace(batch, queries=ran), finished, seconds)
+            for (item, _), result in zip(ready, outcomes, strict=True):
+                self._take(item, result, batch, len(ready), now, finished)
+            if ran:
+                report = RanBatch(
+                    time=time.time() - seconds,
+                    schedule=batch.schedule.name,
+                    tasks=dict(Counter(item.request.task for item, _ in ready)),
+                    predicted_seconds=batch.predicted_seconds,
+                    seconds=seconds,
+                    waiting_seconds=tuple(now - item.query.arrival for item, _ in ready),
+                    queued=queued,
+                    evicted=len(decision.evicted),
+                    decision_seconds=decided,
+                )
+                for observer in self._observers:
+                    observer.ran(report)
+        self._flush()
+        return True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                ran = self.step()
+            except Exception:
+                # A policy or an observer of ours is wrong. Nobody may wait for ever for that.
+                LOG.exception("event=dispatch_failed")
+                with self._changed:
+                    self._refuse_all(Refused("failed", "the server failed; see its log"))
+                self._flush()
+                ran = False
+            if ran:
+                continue
+            with self._changed:
+                if not self._news and not self._stopping:
+                    self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
+
+    def _admit(self, request: Request, count: int, now: float) -> Refused | None:
+        """Hand the queries to the policy; why not, if not all of them could be."""
+        profile = self._policy.profile
+        if self._draining:
+            return Refused("draining", "the server is going down")
+        if request.task not in profile.tasks:
+            return _unknown(request.task, profile.tasks)
+        if request.deadline <= now:
+            return Refused("too_late", "its deadline has passed on arrival")
+        if len(self._items) + count > self._most:
+            seconds = len(self._items) / profile.fastest.throughput
+            return Refused("full", f"{len(self._items)} queries wait already", seconds)
+        for row in range(count):
+            refused = self._enqueue(request, row, now)
+            if refused is not None:
+                return refused
+        return None
+
+    def _enqueue(self, request: Request, row: int, now: float) -> Refused | None:
+        task = self._policy.profile.task_index(request.task)
+        utility = max(request.utility, LEAST_UTILITY)
+        query = Query(self._following, task, request.arrival, request.deadline, utility)
+        self._following += 1
+        try:
+            rejection = self._policy.arrive(query, now)
+        except Exception:
+            LOG.exception("event=policy_failed policy=%s", self._policy.name)
+            return Refused("failed", "the server failed; see its log")
+        if rejection is None:
+            self._items[query.identifier] = _Item(request, row, query)
+            request.queries.append(query.identifier)
+            return None
+        late = rejection.reason == "too_late"
+        message = "no answer is possible before its deadline" if late else "more load than can be served"
+        return Refused(rejection.reason, message, rejection.retry_after_seconds)
+
+    def _pop(self, queries: Sequence[Query]) -> list[_Item]:
+        return [self._items.pop(query.identifier) for query in queries if query.identifier in self._items]
+
+    def _ready(self, items: Sequence[_Item]) -> list[tuple[_Item, Any]]:
+        """The items that are still wanted, with their images; a request with a bad image is refused."""
+        ready = []
+        for item in items:
+            if item.request.closed:
+                continue
+            try:
+                ready.append((item, item.request.images[item.row].result()))
+            except CancelledError:
+                continue  # closed while we waited
+            except Exception as error:
+                if isinstance(error, ImageError):
+                    refused = Refused("bad_image", str(error))
+                else:
+                    LOG.error("event=prepare_failed task=%s", item.request.task, exc_info=error)
+                    refused = Refused("failed", "the server failed; see its log")
+                with self._changed:
+                    if not item.request.closed:
+                        self._refuse(item.request, refused)
+        return [(item, image) for item, image in ready if not item.request.closed]
+
+    def _compute(
+        self, batch: Batch, ready: Sequence[tuple[_Item, Any]], started: float
+    ) -> tuple[float, Sequence[Answer | Refusal] | None]:
+        """Seconds since the decision, and the engine's results; None where there was nothing to run or it failed."""
+        if not ready:
+            return self._since(started), None
+        try:
+            results = self._infer(
+                [image for _, image in ready], [item.request.task for item, _ in ready], batch.schedule.name
+            )
+        except Exception:
+            LOG.exception("event=engine_failed schedule=%s size=%d", batch.schedule.name, len(ready))
+            return self._since(started), None
+        return self._since(started), results
+
+    def _since(self, started: float) -> float:
+        return max(self._clock() - started, SHORTEST_SECONDS)
+
+    def _take(
+        self,
+        item: _Item,
+        result: Answer | Refusal | None,
+        batch: Batch,
+        size: int,
+        now: float,
+        finished: float,
+    ) -> None:
+        request = item.request
+        if request.closed:
+            return
+        if result is None:
+            self._refuse(request, Refused("failed", "the engine failed; see the server's log"))
+            return
+        if isinstance(result, Refusal):
+            reasons: dict[str, DropReason] = {"unknown_task": "unknown_task", "bad_image": "bad_image"}
+            self._refuse(request, Refused(reasons.get(result.kind, "failed"), result.message))
+            return
+        request.answers[item.row] = result
+        request.schedules[item.row] = batch.schedule.name
+        request.accuracies[item.row] = batch.schedule.accuracy[item.query.task]
+        request.waiting_seconds = max(request.waiting_seconds, now - request.arrival)
+        request.inference_seconds = max(request.inference_seconds, finished - now)
+        request.batch_size = max(request.batch_size, size)
+        rows = range(len(request.images))
+        if len(request.answers) < len(rows):
+            return
+        late = finished > request.deadline
+        self._close(request)
+        served = Served(
+            answers=tuple(request.answers[row] for row in rows),
+            schedules=tuple(request.schedules[row] for row in rows),
+            waiting_seconds=request.waiting_seconds,
+            inference_seconds=request.inference_seconds,
+            batch_size=request.batch_size,
+            late=late,
+        )
+        self._outbox.append((request.deliver, served))
+        for observer in self._observers:
+            observer.answered(
+                request.task, request.utility, tuple(request.accuracies[row] for row in rows), late
+            )
+
+    def _do_swaps(self) -> None:
+        swaps, self._swaps = self._swaps, []
+        for make, done in swaps:
+            try:
+                policy = make()
+            except Exception as error:  # belongs to whoever asked for it
+                done.set_exception(error)
+                continue
+            self._move_to(policy)
+            done.set_result(None)
+
+    def _move_to(self, policy: Policy) -> None:
+        now = self._clock()
+        old, self._policy = self._policy, policy
+        policy.adopt(old)
+        waiting, self._items = self._items, {}
+        for identifier in waiting:
+            old.withdraw(identifier)
+        for item in waiting.values():
+            request = item.request
+            if request.closed:
+                continue
+            known = request.task in policy.profile.tasks
+            refused = (
+                self._enqueue(request, item.row, now)
+                if known
+                else _unknown(request.task, policy.profile.tasks)
+            )
+            if refused is not None:
+                self._refuse(request, refused)
+
+    def _refuse_all(self, refused: Refused) -> None:
+        for request in tuple(self._open):
+            self._refuse(request, refused)
+
+    def _refuse(self, request: Request, refused: Refused, queries: int | None = None) -> None:
+        self._close(request)
+        self._outbox.append((request.deliver, refused))
+        self._drop(request, refused.reason, queries)
+
+    def _drop(self, request: Request, reason: DropReason, queries: int | None = None) -> None:
+        for observer in self._observers:
+            observer.dropped(request.task, reason, len(request.images) if queries is None else queries)
+
+    def _close(self, request: Request) -> None:
+        """Take what is left of a request out of the queue; the caller has its one answer."""
+        request.closed = True
+        self._open.discard(request)
+        for identifier in request.queries:
+            if self._items.pop(identifier, None) is not None:
+                self._withdraw(identifier)
+        for image in request.images:
+            image.cancel()
+        self._changed.notify_all()
+
+    def _withdraw(self, identifier: int) -> None:
+        try:
+            self._policy.withdraw(identifier)
+        except Exception:  # it would come back as a query that nobody knows, which is harmless
+            LOG.exception("event=policy_failed policy=%s", self._policy.name)
+
+    def _wake(self) -> None:
+        self._news = True
+        self._changed.notify_all()
+
+    def _flush(self) -> None:
+        """Deliver outside of the lock."""
+        with self._changed:
+            outbox, self._outbox = self._outbox, []
+        for deliver, outcome in outbox:
+            try:
+                deliver(outcome)
+            except (
+                Exception
+            ):  # this caller's trouble, and no reason to leave the others without their answers
+                LOG.exception("event=delivery_failed")
+
+
+def _unknown(task: str, known: Sequence[str]) -> Refused:
+    return Refused("unknown_task", f"{task!r} is not served (served: {', '.join(known)})")

@@ -1,0 +1,136 @@
+"""The profile of a live server: measured once per model and tasks, kept, and fitted to the tasks as they come and go.
+
+What is measured is how right and how fast every schedule is. A task that nothing was measured for (it was just
+registered, or nobody has its images) is expected to lose by fewer tokens what the others lose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.profiler import Images, profile_engine, token_delta
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
+from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.models.vit.schedules import TokenSchedule
+
+LEAST_ACCURACY = 1e-3
+"""A planner that is told that a task is never answered rightly would never answer it."""
+
+Validation = Mapping[str, tuple[Images, npt.NDArray[np.int64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileKey:
+    """All that a measured profile depends on: another key, another profile.
+
+    tasks: (name, SHA-256 of the parameters). images: how many per task, and their seed. engine: where
+    and how it runs.
+    """
+
+    trunk: str
+    tasks: tuple[tuple[str, str], ...]
+    schedules: tuple[str, ...]
+    batches: tuple[int, ...]
+    images: tuple[int, int]
+    engine: str
+
+    @property
+    def digest(self) -> str:
+        """Names the file in which the profile is kept."""
+        plain = [self.trunk, self.tasks, self.schedules, self.batches, self.images, self.engine]
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def measure_profile(
+    engine: Engine,
+    validation: Validation,
+    name: str,
+    source: str,
+    progress: Callable[[str], None] | None = None,
+) -> Profile:
+    """Every schedule of the engine, also dominated ones: a fixed policy may be asked for one of them."""
+    measured = profile_engine(engine, validation, progress=progress)
+    schedules = tuple(
+        Schedule(
+            name=one.schedule.name,
+            token_delta=token_delta(one.schedule),
+            fixed_seconds=one.time.fixed_seconds,
+            per_query_seconds=one.time.per_query_seconds,
+            accuracy=one.accuracy,
+            maximum_batch=one.maximum_batch,
+        )
+        for one in measured
+    )
+    return Profile(name, source, tuple(validation), schedules)
+
+
+def fit_profile(
+    profile: Profile,
+    measured: Mapping[str, str],
+    tasks: Mapping[str, TaskVersion],
+    schedules: Mapping[str, TokenSchedule],
+    maximum_batch: int,
+) -> Profile:
+    """The profile for exactly these tasks, of the schedules that the engine has and that all of the tasks can run.
+
+    Args:
+        measured: SHA-256 of the parameters that each column of the profile belongs to.
+        tasks: that are served now.
+        schedules: of the engine, by name.
+
+    Raises:
+        DataError: no task, or no schedule is left.
+    """
+    if not tasks:
+        raise DataError("no task is left to serve")
+    usable = [
+        schedule
+        for schedule in profile.schedules
+        if schedule.name in schedules and _suits(schedules[schedule.name], tasks)
+    ]
+    if not usable:
+        raise DataError(f"profile {profile.name!r}: none of its schedules suits all of {', '.join(tasks)}")
+    kept = {name: _kept_shares(profile, measured, version) for name, version in tasks.items()}
+    return replace(
+        profile,
+        tasks=tuple(tasks),
+        schedules=tuple(
+            replace(
+                schedule,
+                accuracy=tuple(min(1.0, max(LEAST_ACCURACY, kept[name][schedule.name])) for name in tasks),
+                maximum_batch=min(schedule.maximum_batch, maximum_batch),
+            )
+            for schedule in usable
+        ),
+        variants=(),
+    )
+
+
+def _suits(schedule: TokenSchedule, tasks: Mapping[str, TaskVersion]) -> bool:
+    return not schedule.prompts or all(schedule.prompts in task.prompts for task in tasks.values())
+
+
+def _kept_shares(profile: Profile, measured: Mapping[str, str], version: TaskVersion) -> dict[str, float]:
+    """Accuracy of a task by schedule: as measured, or its own accuracy times what others keep at that schedule."""
+    if measured.get(version.name) == version.parameters:
+        column = profile.task_index(version.name)
+        return {schedule.name: schedule.accuracy[column] for schedule in profile.schedules}
+    plain = min(profile.schedules, key=lambda schedule: abs(schedule.token_delta))
+    own = version.accuracy or fmean(plain.accuracy)
+    return {
+        schedule.name: own
+        * fmean(
+            here / max(there, LEAST_ACCURACY)
+            for here, there in zip(schedule.accuracy, plain.accuracy, strict=True)
+        )
+        for schedule in profile.schedules
+    }

@@ -1,0 +1,139 @@
+"""The tasks of a running server: the registry's, in engine and policy at once, swapped between two batches.
+
+The registry may be changed by calls to this server or by `fedstill tasks` beside it. Whatever cannot be served (a task
+of another trunk, a damaged file) leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+
+import grpc
+
+from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.live_profile import fit_profile
+from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.models.vit.task_bank import TaskBank, TaskParameters
+
+LOG = logging.getLogger(__name__)
+
+
+class LiveTasks:
+    """Safe to call from any thread but the engine's; calls wait for the batch that runs.
+
+    Args:
+        trunk: SHA-256 of the engine's weights.
+        profile, measured: as measured, and the parameters that its columns belong to.
+        served: what engine and dispatcher serve already.
+        generation: of the registry, read before ``served`` was.
+        make_policy: for the profile of the moment.
+    """
+
+    def __init__(
+        self,
+        registry: TaskRegistry,
+        engine: Engine,
+        dispatcher: Dispatcher,
+        trunk: str,
+        profile: Profile,
+        measured: Mapping[str, str],
+        served: Mapping[str, TaskVersion],
+        generation: int,
+        make_policy: Callable[[Profile], Policy],
+    ) -> None:
+        self.trunk = trunk
+        self._registry, self._engine, self._dispatcher = registry, engine, dispatcher
+        self._profile, self._measured, self._make_policy = profile, measured, make_policy
+        self._served, self._generation = dict(served), generation
+        self._changing = threading.Lock()
+
+    @property
+    def served(self) -> Mapping[str, TaskVersion]:
+        """What is served now, by name."""
+        return self._served
+
+    def refresh(self) -> bool:
+        """Serve what the registry holds now; whether anything changed. What cannot be served is logged."""
+        with self._changing:
+            generation = self._registry.generation()
+            if generation == self._generation:
+                return False
+            try:
+                self._swap()
+            except (DataError, ValueError, CancelledError) as error:
+                LOG.error("event=swap_refused reason=%r", str(error))
+                self._generation = generation  # said once; the next change is looked at again
+                return False
+            return True
+
+    def register(
+        self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
+    ) -> TaskVersion:
+        """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
+        try:  # what the engine would refuse must not come into the registry
+            TaskBank({name: parameters}, self._engine.net.layers, self._engine.net.width)
+        except ValueError as error:
+            raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "parameters", error) from None
+        with self._changing:
+            before = self._registry.active().get(name)
+            try:
+                version = self._registry.register(
+                    name, parameters, self.trunk, latency_ms=latency_ms, utility=utility, accuracy=accuracy
+                )
+            except RegistryError as error:
+                raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "name", error) from None
+            try:
+                self._swap()
+            except (DataError, ValueError, CancelledError) as error:
+                if before is None:
+                    self._registry.remove(name)
+                else:
+                    self._registry.activate(name, before.version)
+                raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
+        return version
+
+    def delete(self, name: str) -> None:
+        """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
+        with self._changing:
+            before = self._registry.active().get(name)
+            if before is None:
+                known = ", ".join(self._served)
+                raise RequestError(
+                    grpc.StatusCode.NOT_FOUND, "name", f"{name[:64]!r} is not served (served: {known})"
+                )
+            self._registry.remove(name)
+            try:
+                self._swap()
+            except (DataError, ValueError, CancelledError) as error:
+                self._registry.activate(name, before.version)
+                raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
+
+    def _swap(self) -> None:
+        generation = self._registry.generation()
+        tasks = self._registry.active()
+        parameters = self._registry.load_active(self.trunk)
+        if parameters.keys() != tasks.keys():
+            raise RegistryError("the registry was changed meanwhile: trying again")
+        schedules = {schedule.name: schedule for schedule in self._engine.settings.schedules}
+        profile = fit_profile(self._profile, self._measured, tasks, schedules, self._engine.maximum_batch)
+
+        def change() -> Policy:
+            policy = self._make_policy(profile)
+            self._engine.swap(parameters)
+            return policy
+
+        self._dispatcher.swap(change).result()
+        self._served, self._generation = tasks, generation
+        LOG.info("event=tasks_swapped tasks=%s generation=%d", ",".join(tasks), generation)
+
+
+def _refused(code: grpc.StatusCode, field: str, error: BaseException) -> RequestError:
+    return RequestError(code, field, str(error) or "the server is going down")

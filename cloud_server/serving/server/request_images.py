@@ -1,0 +1,63 @@
+"""Images of requests to what the engine takes, each by itself and not before somebody has room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fedstill.cloud_server.serving.engine.answers import ImageError
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.decode import read_image
+from fedstill.models.vit.preprocess import image_tensor
+
+FORMATS = ("JPEG", "PNG")
+LARGEST_PIXELS = 16 * 2**20
+"""Of an encoded image: a small file may hold an absurdly large one."""
+
+
+def normalised(values: npt.NDArray[np.float32]) -> Callable[[], Tensor]:
+    """(3, size, size), normalised by the client."""
+    return lambda: torch.from_numpy(values)
+
+
+def pixels(values: npt.NDArray[np.uint8], size: int) -> Callable[[], Tensor]:
+    """(height, width, 3), RGB."""
+    return lambda: image_tensor(values, size)
+
+
+def encoded(content: bytes, size: int) -> Callable[[], Tensor]:
+    """JPEG or PNG; calling the result raises ImageError for anything else."""
+    return lambda: image_tensor(_decode(content), size)
+
+
+def check_header(content: bytes) -> None:
+    """Refuse at once what is no JPEG or PNG, or too large; decoding comes later. Raises ImageError."""
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        raise ImageError("neither JPEG nor PNG") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot be read ({_short(error)})") from None
+    if width * height > LARGEST_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are more than {LARGEST_PIXELS}")
+
+
+def _decode(content: bytes) -> npt.NDArray[np.uint8]:
+    try:
+        return read_image(Path("encoded"), content)
+    except DataError as error:
+        raise ImageError(str(error)) from None
+    except (ValueError, EOFError) as error:  # of a damaged file, by some of Pillow's decoders
+        raise ImageError(f"cannot be decoded ({_short(error)})") from None
+
+
+def _short(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,62 @@
+"""A request of a client as the live server sees it: images that belong together, and the one outcome that they get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedstill.cloud_server.serving.engine.answers import Answer
+from fedstill.cloud_server.serving.server.events import DropReason
+
+Prepare = Callable[[], Any]
+"""Makes one image ready for the engine. Raises ImageError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A request's answers, one per image, and how they came about.
+
+    waiting_seconds, inference_seconds, batch_size: the largest of its queries'. schedules: names, one per image.
+    """
+
+    answers: tuple[Answer, ...]
+    schedules: tuple[str, ...]
+    waiting_seconds: float
+    inference_seconds: float
+    batch_size: int
+    late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a request gets no answers. retry_after_seconds: when trying again makes sense, 0 for unknown or never."""
+
+    reason: DropReason
+    message: str
+    retry_after_seconds: float = 0.0
+
+
+Outcome = Served | Refused
+Deliver = Callable[[Outcome], None]
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """What is known of a request; whoever submits it keeps it as a ticket for `cancel` and looks at nothing else."""
+
+    task: str
+    utility: float
+    arrival: float
+    deadline: float
+    deliver: Deliver
+    images: list[Future[Any]] = field(default_factory=list)
+    queries: list[int] = field(default_factory=list)
+    answers: dict[int, Answer] = field(default_factory=dict)
+    schedules: dict[int, str] = field(default_factory=dict)
+    accuracies: dict[int, float] = field(default_factory=dict)
+    waiting_seconds: float = 0.0
+    inference_seconds: float = 0.0
+    batch_size: int = 0
+    closed: bool = False

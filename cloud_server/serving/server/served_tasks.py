@@ -1,0 +1,59 @@
+"""What a running server asks of its tasks; and tasks that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn, Protocol
+
+import grpc
+
+from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+from fedstill.models.vit.task_bank import TaskParameters
+
+
+class ServedTasks(Protocol):
+    """Safe to call from any thread but the engine's."""
+
+    @property
+    def trunk(self) -> str:
+        """SHA-256 of the weights that tasks are trained on."""
+
+    @property
+    def served(self) -> Mapping[str, TaskVersion]:
+        """What is served now, by name."""
+
+    def refresh(self) -> bool:
+        """Serve what is registered now; whether anything changed."""
+
+    def register(
+        self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
+    ) -> TaskVersion:
+        """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
+
+    def delete(self, name: str) -> None:
+        """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
+
+
+class FixedTasks:
+    """Tasks that only another start of the server changes: those of warmed models, which are trunk and head in one."""
+
+    def __init__(self, trunk: str, served: Mapping[str, TaskVersion]) -> None:
+        self.trunk, self.served = trunk, dict(served)
+
+    def refresh(self) -> bool:
+        return False
+
+    def register(
+        self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
+    ) -> TaskVersion:
+        _refuse()
+
+    def delete(self, name: str) -> None:
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise RequestError(
+        grpc.StatusCode.FAILED_PRECONDITION, "name", "the tasks of a server of warmed models stay as they are"
+    )

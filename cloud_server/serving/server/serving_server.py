@@ -1,0 +1,162 @@
+"""The process side of the serving tier: ports, an eye on the registry, and a drain before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import grpc
+import uvicorn
+from fastapi import FastAPI
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sqlalchemy.exc import SQLAlchemyError
+
+from fedstill.cloud_server.edge_inference.inference_server import ServerError, ServerTls
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.serving_service import (
+    INFERENCE_SERVICE,
+    OWN_SERVICE,
+    ServingService,
+)
+
+LOG = logging.getLogger(__name__)
+
+LARGEST_REQUEST = 64 * 2**20
+"""Bytes."""
+REFRESH_SECONDS = 1.0
+"""Between two looks at the registry."""
+GOODBYE_SECONDS = 1.0
+"""For the last answers to leave."""
+
+
+@dataclass(frozen=True)
+class ServingAddress:
+    """Where to serve. listen, web: ``HOST, PORT`` with 0 for a free port; no web server where ``web`` is None."""
+
+    listen: tuple[str, int]
+    web: tuple[str, int] | None = None
+    tls: ServerTls | None = None
+    drain_seconds: float = 10.0
+    concurrent: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What was taken."""
+
+    grpc: int
+    web: int | None
+
+
+class ServingServer:
+    """Everything of a running server that needs an event loop."""
+
+    def __init__(
+        self,
+        service: ServingService,
+        dispatcher: Dispatcher,
+        tasks: ServedTasks,
+        app: FastAPI,
+        address: ServingAddress,
+    ) -> None:
+        self._service, self._dispatcher, self._tasks = service, dispatcher, tasks
+        self._app, self._address = app, address
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._web: _Web | None = None
+
+    async def start(self) -> Ports:
+        """Serve. Raises ServerError where an address is taken or the TLS material is unusable."""
+        options = (
+            ("grpc.max_receive_message_length", LARGEST_REQUEST),
+            ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share it
+        )
+        self._grpc = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._address.concurrent)
+        self._grpc.add_generic_rpc_handlers(self._service.handlers())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        host, wanted = self._address.listen
+        where = f"[{host}]:{wanted}" if ":" in host else f"{host}:{wanted}"
+        try:
+            if self._address.tls is None:
+                port = self._grpc.add_insecure_port(where)
+            else:
+                pair = (self._address.tls.key, self._address.tls.certificate)
+                port = self._grpc.add_secure_port(where, grpc.ssl_server_credentials([pair]))
+        except RuntimeError as error:
+            raise ServerError(f"{where}: cannot listen here (port taken, or bad TLS files)") from error
+        web_port = await self._start_web()
+        self._dispatcher.start()
+        await self._grpc.start()
+        for name in ("", INFERENCE_SERVICE, OWN_SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._watching = asyncio.create_task(self._watch())
+        return Ports(port, web_port)
+
+    async def stop(self) -> None:
+        """Take nothing new, answer what was taken (for so long as the address says), then close."""
+        LOG.info("event=draining queued=%d", self._dispatcher.queued())
+        self._dispatcher.drain()
+        await self._health.enter_graceful_shutdown()
+        self._watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._watching
+        idle = await asyncio.to_thread(self._dispatcher.wait_until_idle, self._address.drain_seconds)
+        await asyncio.to_thread(self._dispatcher.stop)
+        await self._grpc.stop(GOODBYE_SECONDS)
+        if self._web is not None:
+            await self._web.end()
+        LOG.info("event=stopped everyone_answered=%s", idle)
+
+    async def _start_web(self) -> int | None:
+        if self._address.web is None:
+            return None
+        host, port = self._address.web
+        try:
+            listener = socket.create_server(
+                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            )
+        except OSError as error:
+            raise ServerError(f"{host}:{port}: cannot listen here ({error.strerror})") from error
+        self._web = _Web(self._app, listener)
+        return int(listener.getsockname()[1])
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                await asyncio.to_thread(self._tasks.refresh)
+            except SQLAlchemyError as error:  # the database may be back the next time
+                LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])
+
+
+class _Web:
+    """uvicorn inside our event loop."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            ws="none",
+        )
+        self._app, self._server = app, _Uvicorn(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+
+    async def end(self) -> None:
+        self._app.state.closing = True  # the dashboard's streams
+        self._server.should_exit = True
+        await self._serving
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to us: uvicorn would end the process before it is drained."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

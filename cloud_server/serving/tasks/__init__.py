@@ -1,0 +1,1 @@
+"""Tasks of the serving tier: registry, heads, prompts."""

@@ -1,0 +1,77 @@
+"""From a folder of labelled images to a task that the serving tier can register (thesis ``Register_Task``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fedstill.cloud_server.serving.tasks.prompt_training import (
+    PromptSettings,
+    extract_features,
+    fit_head,
+    train_prompts,
+)
+from fedstill.datasets.images.image_tasks import ImageTask
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.task_bank import TaskParameters
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSettings:
+    """How much of a task is learnt from.
+
+    Attributes:
+        train_images, val_images: at most so many; None for all.
+        prompts: how prompts are trained; None for a head alone.
+        seed: of the validation split, of the images taken, and of prompts.
+    """
+
+    train_images: int | None = None
+    val_images: int | None = None
+    prompts: PromptSettings | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LearntTask:
+    """What was learnt, and its accuracy on the validation images at the plain schedule."""
+
+    parameters: TaskParameters
+    accuracy: float
+
+
+def learn_task(
+    net: ElasticViT,
+    task: ImageTask,
+    settings: LearnSettings,
+    progress: Callable[[str], None] | None = None,
+) -> LearntTask:
+    """A head, and prompts where asked for, on the frozen trunk ``net``.
+
+    progress: called with a line for a person. Raises DataError for images that cannot be used.
+    """
+    train = task.load("train", settings.train_images, settings.seed)
+    val = task.load("val", settings.val_images, settings.seed)
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{task.name}: features of {done} / {total} images")
+
+    features = [extract_features(net, images.images, progress=told) for images in (train, val)]
+    weight, bias, accuracy = fit_head(
+        (features[0], train.labels), (features[1], val.labels), len(task.class_names)
+    )
+    prompts = {}
+    if settings.prompts is not None:
+        prompts = train_prompts(
+            net,
+            (weight, bias),
+            train.images,
+            train.labels,
+            settings.prompts,
+            torch.Generator().manual_seed(settings.seed),
+            lambda count, loss: progress and progress(f"{task.name}: {count} prompts, loss {loss:.4f}"),
+        )
+    return LearntTask(TaskParameters(task.class_names, weight, bias, prompts), accuracy)

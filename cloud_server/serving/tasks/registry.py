@@ -1,0 +1,300 @@
+"""The task registry: which tasks are served, in which version, with which parameters (thesis ``Register_Task``).
+
+Every registration makes a new version; one version per task is active. Parameters are safetensors files named by
+the SHA-256 of their content, written before the row that points at them, so a killed process leaves at most a file
+that nobody points at. Servers watch ``generation`` and swap tasks when it has grown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, select
+from sqlalchemy.engine import Connection, Row
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
+
+from fedstill.common.errors import ConfigError
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.models.vit.task_bank import TaskParameters
+from fedstill.models.weights.packing import pack, unpack
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+ATTEMPTS = 20
+"""To get a version number of one's own when several processes register the same task at once."""
+
+
+class RegistryError(DataError):
+    """What was asked of the registry cannot be; one line that says what to do instead."""
+
+
+DEFAULT_LATENCY_MS, DEFAULT_UTILITY = 600.0, 1.0
+"""Of queries that name none, of a task that names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskVersion:
+    """One registered version of a task.
+
+    Attributes:
+        name, version: versions of a name count up from 1.
+        class_names: in the order of the logits.
+        trunk: SHA-256 of the trunk's weights that the parameters were trained on.
+        parameters: SHA-256 of the safetensors file.
+        prompts: prompt numbers that it has sets for.
+        latency_ms, utility: what a query gets that names none (thesis Table 3.5).
+        accuracy: share of right answers on its validation images at registration.
+        created: ISO time, UTC.
+        active: whether this is the version that is served.
+    """
+
+    name: str
+    version: int
+    class_names: tuple[str, ...]
+    trunk: str
+    parameters: str
+    prompts: tuple[int, ...]
+    latency_ms: float
+    utility: float
+    accuracy: float
+    created: str
+    active: bool
+
+
+_metadata = MetaData()
+_versions = Table(
+    "task_versions",
+    _metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("class_names", String, nullable=False),
+    Column("trunk", String(64), nullable=False),
+    Column("parameters", String(64), nullable=False),
+    Column("prompts", String, nullable=False),
+    Column("latency_ms", Float, nullable=False),
+    Column("utility", Float, nullable=False),
+    Column("accuracy", Float, nullable=False),
+    Column("created", String(32), nullable=False),
+)
+_active = Table(
+    "active_tasks",
+    _metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+)
+_changes = Table("changes", _metadata, Column("generation", Integer, primary_key=True))
+
+
+class TaskRegistry:
+    """Tasks below one folder: ``registry.sqlite`` and ``parameters/SHA256.safetensors``.
+
+    Args:
+        folder: made if needed.
+        url: another SQLAlchemy database than the folder's own SQLite file.
+
+    Raises:
+        RegistryError: the database cannot be opened.
+    """
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self._blobs = folder / "parameters"
+        try:
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            self._database = create_engine(url or f"sqlite:///{folder / 'registry.sqlite'}")
+            with self._database.begin() as connection:
+                for table in _metadata.sorted_tables:  # others may be creating them right now
+                    connection.execute(CreateTable(table, if_not_exists=True))
+        except (OSError, SQLAlchemyError) as error:
+            raise RegistryError(f"{folder}: cannot be used as a task registry ({_short(error)})") from error
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.dispose()
+
+    def register(
+        self,
+        name: str,
+        task: TaskParameters,
+        trunk: str,
+        *,
+        latency_ms: float = DEFAULT_LATENCY_MS,
+        utility: float = DEFAULT_UTILITY,
+        accuracy: float = 0.0,
+    ) -> TaskVersion:
+        """Store a new version and make it the active one.
+
+        Raises:
+            RegistryError: a name, latency objective or utility that cannot be.
+        """
+        if not NAME.fullmatch(name):
+            raise RegistryError(f"task name {name!r}: use lower-case letters, digits, '.', '_' and '-'")
+        if not 0 < latency_ms < float("inf") or not 0 <= utility < float("inf"):
+            raise RegistryError(f"task {name}: latency_ms must be above 0 and utility not below 0")
+        values = {
+            "name": name,
+            "class_names": json.dumps(task.class_names),
+            "trunk": trunk,
+            "parameters": self._store(task),
+            "prompts": json.dumps(sorted(task.prompts)),
+            "latency_ms": latency_ms,
+            "utility": utility,
+            "accuracy": accuracy,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return self.get(name, self._add_version(name, values))
+
+    def _add_version(self, name: str, values: dict[str, object]) -> int:
+        """The number that the new version got; somebody else may register at the same time."""
+        for _ in range(ATTEMPTS):
+            try:
+                with self._database.begin() as connection:
+                    version = max((row.version for row in _rows(connection, name)), default=0) + 1
+                    connection.execute(_versions.insert().values(version=version, **values))
+                    _activate(connection, name, version)
+                return version
+            except IntegrityError:
+                continue
+        raise RegistryError(f"task {name}: is being registered by too many others: try again")
+
+    def activate(self, name: str, version: int) -> TaskVersion:
+        """Serve that version from now on: back to an older one, or a removed task again."""
+        self.get(name, version)
+        with self._database.begin() as connection:
+            _activate(connection, name, version)
+        return self.get(name, version)
+
+    def remove(self, name: str) -> None:
+        """Stop serving a task; its versions stay, so that it can be activated again."""
+        with self._database.begin() as connection:
+            gone = connection.execute(_active.delete().where(_active.c.name == name))
+            if not gone.rowcount:
+                raise self._unknown(name, connection)
+            _count_change(connection)
+
+    def get(self, name: str, version: int | None = None) -> TaskVersion:
+        """One version, by default the active one. Raises RegistryError naming what there is."""
+        with self._database.connect() as connection:
+            for row in _rows(connection, name):
+                if row.active if version is None else row.version == version:
+                    return row
+            raise self._unknown(name, connection, version)
+
+    def active(self) -> dict[str, TaskVersion]:
+        """All active versions by name, sorted."""
+        return {row.name: row for row in self.versions() if row.active}
+
+    def versions(self, name: str | None = None) -> tuple[TaskVersion, ...]:
+        """All versions, by name and number."""
+        with self._database.connect() as connection:
+            return tuple(_rows(connection, name))
+
+    def generation(self) -> int:
+        """Grows with every change; equal numbers mean that nothing changed."""
+        with self._database.connect() as connection:
+            return max(connection.execute(select(_changes.c.generation)).scalars(), default=0)
+
+    def load(self, version: TaskVersion) -> TaskParameters:
+        """The parameters of a version. Raises RegistryError for a missing or altered file."""
+        path = self._path(version.parameters)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RegistryError(
+                f"{path}: cannot be read ({_short(error)}): register the task again"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != version.parameters:
+            raise RegistryError(f"{path}: was altered, its SHA-256 is another: register the task again")
+        try:
+            tensors = unpack(np.frombuffer(content, dtype=np.uint8))
+            prompts = {count: tensors[f"prompts.{count}"] for count in version.prompts}
+            weight, bias = tensors["head.weight"], tensors["head.bias"]
+            return TaskParameters(version.class_names, weight, bias, prompts)
+        except (KeyError, ValueError) as error:
+            raise RegistryError(f"{path}: does not hold task parameters ({_short(error)})") from error
+
+    def load_active(self, trunk: str) -> dict[str, TaskParameters]:
+        """All active tasks' parameters, to build a task bank from.
+
+        Raises:
+            RegistryError: one of them was trained on another trunk than ``trunk``.
+        """
+        loaded = {}
+        for name, version in self.active().items():
+            if version.trunk != trunk:
+                raise RegistryError(
+                    f"task {name} was trained on trunk {version.trunk[:12]}, not {trunk[:12]}: add it again"
+                )
+            loaded[name] = self.load(version)
+        return loaded
+
+    def _store(self, task: TaskParameters) -> str:
+        tensors = {"head.weight": task.head_weight, "head.bias": task.head_bias}
+        tensors |= {f"prompts.{count}": prompts for count, prompts in task.prompts.items()}
+        content = pack({name: tensor.float() for name, tensor in sorted(tensors.items())}).tobytes()
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._path(digest)
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=self._blobs, suffix=".tmp", delete=False) as part:
+                part.write(content)
+            Path(part.name).replace(path)
+        return digest
+
+    def _path(self, digest: str) -> Path:
+        return self._blobs / f"{digest}.safetensors"
+
+    def _unknown(self, name: str, connection: Connection, version: int | None = None) -> RegistryError:
+        rows = _rows(connection, name)
+        if rows and version is not None:
+            there = ", ".join(str(row.version) for row in rows)
+            return RegistryError(f"task {name} has no version {version} (it has {there})")
+        known = ", ".join(connection.execute(select(_active.c.name).order_by(_active.c.name)).scalars())
+        return RegistryError(f"task {name!r} is not active (active: {known or 'none'})")
+
+
+def _rows(connection: Connection, name: str | None) -> list[TaskVersion]:
+    wanted = (
+        select(_versions, _active.c.version.label("active"))
+        .outerjoin(_active, _active.c.name == _versions.c.name)
+        .order_by(_versions.c.name, _versions.c.version)
+    )
+    if name is not None:
+        wanted = wanted.where(_versions.c.name == name)
+    return [_version(row) for row in connection.execute(wanted)]
+
+
+def _version(row: Row[tuple[object, ...]]) -> TaskVersion:
+    values = row._asdict()
+    values["class_names"] = tuple(json.loads(values["class_names"]))
+    values["prompts"] = tuple(json.loads(values["prompts"]))
+    values["active"] = values["active"] == values["version"]
+    return TaskVersion(**values)
+
+
+def _activate(connection: Connection, name: str, version: int) -> None:
+    connection.execute(_active.delete().where(_active.c.name == name))
+    connection.execute(_active.insert().values(name=name, version=version))
+    _count_change(connection)
+
+
+def _count_change(connection: Connection) -> None:
+    latest = max(connection.execute(select(_changes.c.generation)).scalars(), default=0)
+    connection.execute(_changes.delete())
+    connection.execute(_changes.insert().values(generation=latest + 1))
+
+
+def _short(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+
+
+def open_registry(registry: Path) -> TaskRegistry:
+    """An existing registry: reading must not make one."""
+    if not registry.is_dir():
+        raise ConfigError(f"{registry}: no task registry here; make one with: fedstill tasks add NAME")
+    return TaskRegistry(registry)

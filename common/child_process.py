@@ -1,0 +1,158 @@
+"""One long-lived child process: started, watched, ended with its whole family, also across a crash of its parent.
+
+The parent leaves the child's pid and start time in a file. A parent that was killed with -9 leaves an orphan on
+the same folder; the next parent finds it there and ends it before it starts its own. Both services do so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from fedstill.common.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = "lock"
+STOP_SECONDS = 10.0
+
+
+class FolderInUse(UserError):
+    """Another process of ours uses this state folder; one line."""
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold a state folder; the lock goes with the process, however that ends.
+
+    Raises:
+        FolderInUse: somebody else holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderInUse(
+                f"{folder}: another fedstill process uses it; stop that one or choose another --state"
+            ) from None
+        yield
+
+
+class Child:
+    """A process in a session of its own, its output in ``folder/NAME.log``."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.log_file = folder / f"{name}.log"
+        self._pid_file = folder / f"{name}.pid"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._family: set[psutil.Process] = set()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that was started last."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, command: Sequence[str], environment: dict[str, str], folder: Path) -> None:
+        """End what an earlier parent may have left, then start."""
+        self._end_orphan()
+        with self.log_file.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        started = psutil.Process(self._process.pid)
+        self._family = {started}
+        _write(self._pid_file, {"pid": started.pid, "started": started.create_time()})
+        log.info("event=started child=%s pid=%d", self.name, started.pid)
+
+    def poll(self) -> int | None:
+        """None while it runs (or before it was started), then its exit status."""
+        if self._process is None:
+            return None
+        status = self._process.poll()
+        if status is None:  # remembered, so that none of them outlives a head that was killed
+            self._family = {
+                process
+                for process in {*self._family, *family(psutil.Process(self._process.pid))}
+                if process.is_running()
+            }
+        return status
+
+    def stop(self) -> None:
+        """End it and everything below it: SIGTERM, and after ``STOP_SECONDS`` SIGKILL."""
+        if self._process is None:
+            return
+        self.poll()
+        end(self._family)
+        status = self._process.wait(STOP_SECONDS)
+        log.info("event=stopped child=%s pid=%d status=%d", self.name, self._process.pid, status)
+        self._process = None
+        self._family = set()
+        self._pid_file.unlink(missing_ok=True)
+
+    def last_words(self) -> str:
+        """The last line of its log, for an error message."""
+        try:
+            with self.log_file.open("rb") as output:
+                output.seek(max(0, output.seek(0, os.SEEK_END) - 4096))
+                lines = output.read().decode("utf-8", "replace").strip().splitlines()
+        except FileNotFoundError:
+            lines = []
+        return lines[-1].strip() if lines else "no output"
+
+    def _end_orphan(self) -> None:
+        try:
+            left = json.loads(self._pid_file.read_bytes())
+            orphan = psutil.Process(left["pid"])
+            if orphan.create_time() != left["started"]:
+                return
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, psutil.NoSuchProcess):
+            return
+        log.warning("event=orphan child=%s pid=%d action=end", self.name, orphan.pid)
+        end(family(orphan))
+
+
+def _write(path: Path, content: dict[str, float]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    part.replace(path)
+
+
+def family(head: psutil.Process) -> list[psutil.Process]:
+    """A process and everything below it, youngest first; empty if it is gone."""
+    try:
+        return [*head.children(recursive=True), head]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """End these processes, each by its pid, first politely, then surely."""
+    told = list(processes)
+    for process in told:
+        _signal(process, "terminate")
+    _, alive = psutil.wait_procs(told, timeout=STOP_SECONDS)
+    for process in alive:
+        _signal(process, "kill")
+
+
+def _signal(process: psutil.Process, how: str) -> None:
+    try:
+        getattr(process, how)()  # psutil checks the start time: a pid that was given again is not touched
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,215 @@
+"""What a node carries to prove who it is, and how to read it.
+
+Both rooms read credentials, only the cloud issues them (``cloud_server/auth/authority.py``). A bundle is one folder per
+node: the certificate authority that the node trusts, its key for Flower's node authentication, its token for the
+inference service, and who it is. Everything that can be wrong with one is said here in one line, before a process
+starts that would only say "connection refused".
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+
+from fedstill.common.dataclass_codec import PlainError, from_plain
+from fedstill.common.errors import UserError
+
+CA_FILE = "ca.crt"
+NODE_KEY_FILE = "node"
+NODE_PUBLIC_FILE = "node.pub"
+TOKEN_FILE = "token"
+IDENTITY_FILE = "node.json"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+Parsed = TypeVar("Parsed")
+
+
+class CredentialError(UserError):
+    """Credentials that cannot be used; one line that names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """The content of ``node.json``."""
+
+    name: str
+    client: int
+    """Which share of the partition is this node's: 0, 1, 2, ..."""
+    fingerprint: str
+    """Of the public key, as ``ssh-keygen -l`` prints it: ``SHA256:...``."""
+
+
+@dataclass(frozen=True)
+class NodeBundle:
+    """A checked bundle; paths are absolute."""
+
+    identity: NodeIdentity
+    ca_file: Path
+    key_file: Path
+    token: str = field(repr=False)
+    token_expiry: int
+    """Seconds since 1970."""
+    warnings: tuple[str, ...] = ()
+    """What is unwise but does not keep the node from connecting; to be logged."""
+
+
+def read_node_bundle(directory: Path, now: float | None = None) -> NodeBundle:
+    """Read and check the bundle that ``fedstill certs issue`` wrote.
+
+    Raises:
+        CredentialError: a file is missing or damaged, the key is not the one of ``node.json``, the token is
+            another node's, or the token or the authority has expired.
+    """
+    now = time.time() if now is None else now
+    folder = directory.resolve()
+    if not folder.is_dir():
+        raise CredentialError(f"{directory}: no such folder; make one with: fedstill certs issue")
+    read_certificate(folder / CA_FILE, now)
+    try:
+        identity = from_plain(NodeIdentity, json.loads(read_bytes(folder / IDENTITY_FILE)), complete=True)
+    except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CredentialError(f"{folder / IDENTITY_FILE}: {error}") from error
+    key = read_node_key(folder / NODE_KEY_FILE)
+    if fingerprint(key.public_key()) != identity.fingerprint:
+        raise CredentialError(f"{folder / NODE_KEY_FILE}: not the key that {IDENTITY_FILE} names; {_again()}")
+    public = parse(folder / NODE_PUBLIC_FILE, load_ssh_public_key)
+    if not isinstance(public, ec.EllipticCurvePublicKey) or fingerprint(public) != identity.fingerprint:
+        raise CredentialError(
+            f"{folder / NODE_PUBLIC_FILE}: does not belong to the key beside it; {_again()}"
+        )
+    token, expiry = _read_token(folder / TOKEN_FILE, identity.name)
+    if expiry <= now:
+        raise CredentialError(
+            f"{folder / TOKEN_FILE}: expired on {day(expiry)}; renew with: fedstill certs renew"
+        )
+    return NodeBundle(
+        identity=identity,
+        ca_file=folder / CA_FILE,
+        key_file=folder / NODE_KEY_FILE,
+        token=token,
+        token_expiry=expiry,
+        warnings=open_secrets(folder / NODE_KEY_FILE, folder / TOKEN_FILE),
+    )
+
+
+def check_name(name: str) -> str:
+    """A node's name, which is part of its token and of file names.
+
+    Raises:
+        CredentialError: it does not match ``NAME``.
+    """
+    if not NAME.fullmatch(name):
+        raise CredentialError(
+            f"{name!r} is no node name: use up to 63 lower-case letters, digits and hyphens, as in kitchen-2"
+        )
+    return name
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """``SHA256:...`` of a public key, as OpenSSH writes it (RFC 4253 blob, unpadded base64)."""
+    blob = base64.b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
+
+
+def read_certificate(path: Path, now: float, issuer: x509.Certificate | None = None) -> x509.Certificate:
+    """A certificate in PEM that is valid now and, where ``issuer`` is given, signed by it.
+
+    Raises:
+        CredentialError: missing, damaged, not yet or no longer valid, or of another authority.
+    """
+    certificate = parse(path, x509.load_pem_x509_certificate)
+    if certificate.not_valid_after_utc.timestamp() <= now:
+        raise CredentialError(f"{path}: expired on {day(certificate.not_valid_after_utc.timestamp())}")
+    if certificate.not_valid_before_utc.timestamp() > now:
+        raise CredentialError(f"{path}: valid only from {certificate.not_valid_before_utc}; check this clock")
+    if issuer is not None:
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except (InvalidSignature, ValueError, TypeError):
+            raise CredentialError(f"{path}: not signed by the {CA_FILE} beside it") from None
+    return certificate
+
+
+def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A node's private key in OpenSSH format.
+
+    Raises:
+        CredentialError: missing, damaged, encrypted, or not an elliptic-curve key.
+    """
+    key = parse(path, lambda content: load_ssh_private_key(content, password=None))
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CredentialError(f"{path}: not an elliptic-curve key; {_again()}")
+    return key
+
+
+def parse(path: Path, reader: Callable[[bytes], Parsed]) -> Parsed:
+    """A file through one of cryptography's loaders; its errors in one line without any of the content."""
+    try:
+        return reader(read_bytes(path))
+    except CredentialError:
+        raise
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CredentialError(f"{path}: damaged, or not the kind of file it should be") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        CredentialError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CredentialError(f"{path}: missing") from None
+    except OSError as error:
+        raise CredentialError(f"{path}: {error.strerror}") from error
+
+
+def open_secrets(*paths: Path) -> tuple[str, ...]:
+    """One line for each secret file that other users of the machine may read."""
+    return tuple(
+        f"{path}: other users may read it; close it with: chmod 600 {path}"
+        for path in paths
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    )
+
+
+def day(seconds: float) -> str:
+    """A time since 1970 as a date in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+
+
+def _read_token(path: Path, name: str) -> tuple[str, int]:
+    """The token and when it expires; only its issuer can check the signature."""
+    token = read_bytes(path).decode("ascii", "replace").strip()
+    owner, _, rest = token.partition(".")
+    expiry, _, signature = rest.partition(".")
+    if not signature or not (expiry.isascii() and expiry.isdigit()):
+        raise CredentialError(f"{path}: damaged; {_again()}")
+    if owner != name:
+        raise CredentialError(f"{path}: issued to another node than {name}; {_again()}")
+    return token, int(expiry)
+
+
+def _again() -> str:
+    return "copy the whole folder from the coordinator again"

@@ -1,0 +1,65 @@
+"""How either side calls Flower's own commands: which program, and with what environment.
+
+Telemetry, update checks and the per-run ``uv sync`` are off, and loopback never goes through a proxy of the
+environment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+class FlowerError(RuntimeError):
+    """Flower could not be started, or refused what was asked; one line that says where to look."""
+
+
+def tool(name: str) -> str:
+    """A command of this very environment, whatever PATH says."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a Flower process whose configuration and extracted apps live in ``home``."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower calls its tools
+        "FLWR_HOME": str(home),
+        "RAY_TMPDIR": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def flwr(arguments: list[str], environment: dict[str, str]) -> str:
+    """What ``flwr`` printed.
+
+    Raises:
+        FlowerError: it ended with an error; its last line.
+    """
+    done = subprocess.run(
+        [tool("flwr"), *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise FlowerError(f"flwr {arguments[0]} failed: {said[-1]}")
+    return done.stdout

@@ -1,0 +1,1 @@
+"""From audio-visual files to tensors: readers, spectrograms, stores, partitions."""

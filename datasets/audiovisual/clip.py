@@ -1,0 +1,65 @@
+"""The one shape in which every dataset hands its clips on, so that nothing downstream knows where a clip came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.common.errors import UserError
+
+Split = Literal["public", "private"]
+
+EMOTIONS = ("neutral", "happy", "sad", "fear", "disgust", "angry")
+"""CREMA-D's six classes in the order of the thesis' line of work (NEU, HAP, SAD, FEA, DIS, ANG)."""
+
+
+class DataError(UserError):
+    """Something is wrong with the user's data; the message is one line and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What is known about a clip before it is decoded. ``label`` is None where the owner has not labelled it."""
+
+    clip_id: str
+    split: Split
+    speaker: str
+    label: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One decoded audio-visual clip.
+
+    Attributes:
+        info: identity, split, speaker and label.
+        audio: float32; a mono waveform in [-1, 1] of shape (samples,) at ``sample_rate`` Hz, or a ready
+            feature matrix of shape (features, time), which is then used as it is.
+        frames: uint8 RGB frames of shape (count, height, width, 3), in time order, count >= 1.
+        sample_rate: Hz of a waveform; 0 for a feature matrix.
+    """
+
+    info: ClipInfo
+    audio: npt.NDArray[np.float32]
+    frames: npt.NDArray[np.uint8]
+    sample_rate: int
+
+
+class ClipSource(Protocol):
+    """A dataset on disk or drawn from a seed. Iteration decodes; ``index`` is cheap and in iteration order."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def index(self) -> tuple[ClipInfo, ...]: ...
+
+    def load(self, position: int) -> Clip:
+        """Decode clip ``position`` of ``index``. Raises DataError naming the file and what to do."""
+        ...

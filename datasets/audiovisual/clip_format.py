@@ -1,0 +1,36 @@
+"""What a run's clips must look like: class names and how media become tensors. A device learns it before it decodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """``class_names`` in the order of the logits, and the two specifications."""
+
+    class_names: tuple[str, ...]
+    audio: AudioSpec
+    frames: FrameSpec
+
+
+def format_to_json(made: ClipFormat) -> str:
+    """As it travels and lies in a device's folder."""
+    return json.dumps(asdict(made))
+
+
+def format_from_json(text: str) -> ClipFormat:
+    """The inverse of :func:`format_to_json`. Raises DataError where the text is none."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        names = tuple(values["class_names"])
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names: needs texts")
+        return ClipFormat(names, AudioSpec(**values["audio"]), FrameSpec(**values["frames"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"clip format: {error}") from error

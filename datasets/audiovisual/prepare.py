@@ -1,0 +1,427 @@
+"""Decode a raw dataset once into small files, so that training needs no video decoder.
+
+Downloads are never perfect: files are missing, cut short, or differ from the original. Every clip of the
+split list therefore ends up either prepared or in the report with its reason. The work is parallel and
+resumable: each clip is one file that appears complete or not at all, and finished ones are not decoded again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.audiovisual import ave, cremad
+from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
+from fedstill.datasets.audiovisual.decode import (
+    REPLACE,
+    read_audio,
+    read_video_frames,
+    resample,
+    resize_frames,
+)
+from fedstill.datasets.audiovisual.manifest import read_table
+
+SAMPLE_RATE = 16_000
+FRAME_COUNT = 10
+FORMAT_VERSION = 1
+INDEX_COLUMNS = ("clip_id", "split", "speaker", "label")
+
+Progress = Callable[[int, int], None]
+Outcome = Literal["prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped"]
+OUTCOMES: tuple[Outcome, ...] = ("prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipReport:
+    """What became of a clip; ``reason`` names the file and the remedy where it is not in the result."""
+
+    clip_id: str
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What became of every clip of the split list; also written as ``report.json``."""
+
+    folder: Path
+    clips: tuple[ClipReport, ...]
+
+    @property
+    def counts(self) -> dict[Outcome, int]:
+        """Clips per outcome; they add up to the split list."""
+        found = [clip.outcome for clip in self.clips]
+        return {outcome: found.count(outcome) for outcome in OUTCOMES}
+
+    @property
+    def bad(self) -> tuple[ClipReport, ...]:
+        """The clips that are not in the prepared dataset, in the order of the split list."""
+        return tuple(clip for clip in self.clips if clip.outcome not in ("prepared", "reused"))
+
+
+@dataclass(frozen=True, slots=True)
+class RawClip:
+    """A clip before decoding: its media, the stretch that belongs to it (s; to the end if ``end`` is None).
+
+    ``sha256`` is what each media file must hash to; empty where no checksums are given.
+    """
+
+    info: ClipInfo
+    sound: Path
+    video: Path
+    start: float = 0.0
+    end: float | None = None
+    sha256: tuple[tuple[Path, str], ...] = ()
+
+
+def prepare_cremad(
+    root: Path,
+    out: Path,
+    *,
+    split_csv: Path | None = None,
+    checksums: Path | None = None,
+    size: int = 224,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """Prepare what is present of CREMA-D; absent clips are reported as missing.
+
+    Args:
+        root: holds VideoFlash/ID.flv and AudioWAV/ID.wav; a clip without WAV gets the sound of its FLV.
+        out: where clips/, index.csv and report.json go; an earlier or interrupted run is completed. Its
+            finished clips are kept even where ``root`` has changed since; delete those to decode them again.
+        split_csv: clip_id,label,split; ``root/split.csv`` by default.
+        checksums: path,sha256,bytes with paths relative to ``root``; files that differ are not prepared.
+        size: of the square frames, in pixels.
+        workers: decoder processes; 1 decodes in this process.
+        progress: called with (clips done, clips in all).
+
+    Raises:
+        DataError: unusable split list or checksum table, ``root`` without media, ``out`` of other settings.
+    """
+    _check_folder(root / "VideoFlash", "the folder that holds VideoFlash and AudioWAV")
+    clips = [
+        RawClip(info, *cremad.media_paths(root, info.clip_id))
+        for info in cremad.read_split(split_csv or root / "split.csv")
+    ]
+    settings = {"dataset": cremad.NAME, "class_names": list(EMOTIONS), "size": size}
+    return _prepare(_with_checksums(clips, root, checksums), (), out, settings, workers, progress)
+
+
+def prepare_ave(
+    root: Path,
+    out: Path,
+    *,
+    segment: Literal["event", "full"] = "event",
+    deduplicate: bool = False,
+    checksums: Path | None = None,
+    size: int = 224,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """Prepare what is present of AVE; absent clips are reported as missing, events of no length as dropped.
+
+    Args:
+        root: holds AVE's four lists and AVE/ID.mp4.
+        segment: only the annotated event, as the thesis' line of work does, or the full ten seconds.
+        deduplicate: one row per video, see ``ave.read_events``.
+        out, checksums, size, workers, progress: see ``prepare_cremad``.
+
+    Raises:
+        DataError: see ``prepare_cremad``.
+    """
+    _check_folder(root / "AVE", "the folder that holds Annotations.txt and AVE")
+    class_names, events = ave.read_events(root, deduplicate)
+    dropped = tuple(
+        ClipReport(event.info.clip_id, "dropped", "its event has no length: nothing to do")
+        for event in events
+        if event.start == event.end
+    )
+    clips = []
+    for event in events:
+        if event.start == event.end:
+            continue
+        video = ave.video_path(root, event.video_id)
+        stretch = (event.start, event.end) if segment == "event" else (0.0, None)
+        clips.append(RawClip(event.info, video, video, *stretch))
+    settings = {
+        "dataset": ave.NAME,
+        "class_names": list(class_names),
+        "size": size,
+        "segment": segment,
+        "deduplicate": deduplicate,
+    }
+    return _prepare(_with_checksums(clips, root, checksums), dropped, out, settings, workers, progress)
+
+
+class PreparedSource:
+    """A prepared folder as a ClipSource. Decoding a clip is unpacking one .npz.
+
+    Args:
+        out_dir: the ``out`` of ``prepare_cremad`` or ``prepare_ave``.
+        class_names: what the caller expects; a folder with other classes, or another order, is refused.
+        name: of the dataset; as prepared by default.
+
+    Raises:
+        DataError: no finished preparation, a damaged index, or other classes than expected.
+    """
+
+    def __init__(
+        self, out_dir: Path, class_names: Sequence[str] | None = None, name: str | None = None
+    ) -> None:
+        settings = _read_settings(out_dir)
+        if settings is None or not (out_dir / "index.csv").exists():
+            raise DataError(f"{out_dir}: holds no finished preparation: run 'fedstill data prepare' first")
+        self.class_names = tuple(settings["class_names"])
+        if class_names is not None and tuple(class_names) != self.class_names:
+            raise DataError(
+                f"{out_dir}: has the classes {' '.join(self.class_names)}, not {' '.join(class_names)}: "
+                "use them in this order"
+            )
+        self.name = name or str(settings["dataset"])
+        self.index = tuple(
+            _parse_index(row, self.class_names, f"{out_dir / 'index.csv'}, line {line}")
+            for line, row in read_table(out_dir / "index.csv", INDEX_COLUMNS)
+        )
+        self._clips = out_dir / "clips"
+
+    def load(self, position: int) -> Clip:
+        """float32 sound at 16 kHz and uint8 (10, size, size, 3). Raises DataError naming the file."""
+        info = self.index[position]
+        path = self._clips / f"{info.clip_id}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Clip(info, arrays["audio"].astype(np.float32) / 32768, arrays["frames"], SAMPLE_RATE)
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such file: prepare the dataset again") from error
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise DataError(f"{path}: is damaged: delete it and prepare the dataset again") from error
+
+
+def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[str]:
+    """Decode everything; one line per problem, each with its remedy. Empty means fit for training."""
+    public = {info.label for info in source.index if info.split == "public"}
+    problems = [
+        f"class {name!r} has no public clip: add some or leave the class out"
+        for label, name in enumerate(source.class_names)
+        if label not in public
+    ]
+    for position, info in enumerate(source.index):
+        try:
+            if np.ptp(source.load(position).audio) == 0:
+                problems.append(f"clip {info.clip_id}: its sound is silence: record it again or remove it")
+        except DataError as error:
+            problems.append(f"clip {info.clip_id}: {error}")
+        if progress is not None:
+            progress(position + 1, len(source.index))
+    return problems
+
+
+def _prepare(
+    clips: Sequence[RawClip],
+    dropped: tuple[ClipReport, ...],
+    out: Path,
+    settings: dict[str, Any],
+    workers: int,
+    progress: Progress | None,
+) -> PrepareReport:
+    try:
+        _claim(out, {"format": FORMAT_VERSION, **settings})
+        reports: list[ClipReport] = []
+        work = partial(_prepare_clip, out / "clips", settings["size"])
+        with closing(_in_parallel(work, clips, workers)) as results:
+            for done in results:
+                reports.append(done)
+                if progress is not None:
+                    progress(len(reports), len(clips))
+        report = PrepareReport(out, (*reports, *dropped))
+        bad = {clip.clip_id for clip in report.bad}
+        _write_index(out, [clip.info for clip in clips if clip.info.clip_id not in bad], settings)
+        _write_report(report)
+    except OSError as error:  # of writing; what cannot be read is in the report
+        raise DataError(f"{out}: cannot be written ({error}): free disk space and run again") from error
+    return report
+
+
+def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
+    """Decode one clip into ``folder`` unless it is there. Raises OSError only where writing fails."""
+    clip_id = clip.info.clip_id
+    target = folder / f"{clip_id}.npz"
+    absent = next((path for path in (clip.video, clip.sound) if not path.exists()), None)
+    if absent is None:
+        for path, expected in clip.sha256:
+            if not expected:
+                return ClipReport(
+                    clip_id, "checksum mismatch", f"{path}: has no checksum: add it to the table"
+                )
+            if _sha256(path) != expected:
+                return ClipReport(
+                    clip_id, "checksum mismatch", f"{path}: differs from the original: {REPLACE}"
+                )
+    if target.exists():
+        return ClipReport(clip_id, "reused")
+    if absent is not None:
+        return ClipReport(clip_id, "missing", f"{absent}: no such file: download it")
+    try:
+        audio, frames = _decode(clip, size)
+    except DataError as error:
+        return ClipReport(clip_id, "corrupt", str(error))
+    with _replacing(target) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, audio=audio, frames=frames)
+    return ClipReport(clip_id, "prepared")
+
+
+def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """int16 (samples,) at 16 kHz, lossless for 16-bit sources, and uint8 (10, size, size, 3)."""
+    for path in {clip.sound, clip.video}:
+        with path.open("rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                raise DataError(f"{path}: is a Git LFS pointer, not the media: run 'git lfs pull' there")
+    audio = resample(*read_audio(clip.sound), SAMPLE_RATE)
+    stop = None if clip.end is None else round(clip.end * SAMPLE_RATE)
+    audio = audio[round(clip.start * SAMPLE_RATE) : stop]
+    if not audio.size:
+        raise DataError(f"{clip.sound}: its sound ends before {clip.start} s: {REPLACE}")
+    frames = read_video_frames(clip.video, FRAME_COUNT, start=clip.start, end=clip.end)
+    pcm = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+    return pcm, resize_frames(frames, size)
+
+
+def _in_parallel(
+    work: Callable[[RawClip], ClipReport], clips: Sequence[RawClip], workers: int
+) -> Generator[ClipReport, None, None]:
+    """Results in order. On an interrupt the clips in progress are finished and no others are begun."""
+    if workers <= 1:
+        yield from map(work, clips)
+        return
+    # Spawned, because a process that has threads (PyTorch's, a progress bar's) must not be forked.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    try:
+        with _interrupts_blocked():
+            results = pool.map(work, clips, chunksize=4)
+        yield from results
+    except BrokenProcessPool as error:
+        raise DataError("a decoder process died: run again with one worker to see at which clip") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes begun in this block never see Ctrl-C, which a terminal sends to all of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _with_checksums(clips: Sequence[RawClip], root: Path, table: Path | None) -> Sequence[RawClip]:
+    if table is None:
+        return clips
+    known = {row["path"]: row["sha256"].lower() for _, row in read_table(table, ("path", "sha256"))}
+    return [
+        replace(
+            clip,
+            sha256=tuple(
+                (path, known.get(path.relative_to(root).as_posix(), ""))
+                for path in dict.fromkeys((clip.sound, clip.video))
+            ),
+        )
+        for clip in clips
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_folder(folder: Path, wanted: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder: give {wanted}")
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make ``out`` ours, or continue an earlier run with the same settings."""
+    found = _read_settings(out)
+    if found is not None and found != settings:
+        differs = next(key for key in {**found, **settings} if found.get(key) != settings.get(key))
+        raise DataError(
+            f"{out}: was prepared with {differs} {found.get(differs)}, not {settings.get(differs)}: "
+            "choose another folder or delete this one"
+        )
+    (out / "clips").mkdir(parents=True, exist_ok=True)
+    for leftover in (out / "clips").glob(".*.draft"):  # of a run that was killed
+        leftover.unlink()
+    with _replacing(out / "settings.json") as draft:
+        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_settings(out: Path) -> dict[str, Any] | None:
+    path = out / "settings.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return settings
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is damaged: delete {out} and prepare again") from error
+
+
+def _write_index(out: Path, clips: Sequence[ClipInfo], settings: dict[str, Any]) -> None:
+    with _replacing(out / "index.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(INDEX_COLUMNS)
+        for clip in clips:
+            label = "" if clip.label is None else settings["class_names"][clip.label]
+            rows.writerow([clip.clip_id, clip.split, clip.speaker, label])
+
+
+def _parse_index(row: dict[str, str], class_names: tuple[str, ...], where: str) -> ClipInfo:
+    if row["label"] not in (*class_names, "") or row["split"] not in ("public", "private"):
+        raise DataError(f"{where}: is damaged: prepare the dataset again")
+    return ClipInfo(
+        clip_id=row["clip_id"],
+        split="public" if row["split"] == "public" else "private",
+        speaker=row["speaker"],
+        label=class_names.index(row["label"]) if row["label"] else None,
+    )
+
+
+def _write_report(report: PrepareReport) -> None:
+    content = {
+        "counts": report.counts,
+        "bad": [
+            {"clip_id": clip.clip_id, "outcome": clip.outcome, "reason": clip.reason} for clip in report.bad
+        ],
+    }
+    with _replacing(report.folder / "report.json") as draft:
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A sibling to write; it becomes ``target`` only where the block succeeds."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    try:
+        yield draft
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

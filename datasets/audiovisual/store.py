@@ -1,0 +1,272 @@
+"""Clips decoded and transformed once, then memory-mapped: what training and devices read.
+
+A folder with two arrays, one table and one description. It needs no decoder, opens in milliseconds whatever
+its size, and is shared by all processes of a machine through the page cache.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
+from fedstill.datasets.audiovisual.decode import resize_frames, spread
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.waveform import AudioTransform
+
+FORMAT_VERSION = 1
+INDEX_COLUMNS = ["clip_id", "split", "speaker", "label"]
+
+
+@dataclass(frozen=True)
+class ClipStore:
+    """The tensors of some clips of a dataset, in the order in which they were asked for.
+
+    Attributes:
+        directory: where the files lie.
+        dataset: the source's name.
+        class_names: what the labels count.
+        audio_spec, frame_spec: how the clips became these arrays.
+        info: identity, split, speaker and label of each clip.
+        audio: float32 (clips, bins, steps), memory-mapped, read-only.
+        frames: uint8 (clips, count, channels, size, size), memory-mapped, read-only.
+    """
+
+    directory: Path
+    dataset: str
+    class_names: tuple[str, ...]
+    audio_spec: AudioSpec
+    frame_spec: FrameSpec
+    info: tuple[ClipInfo, ...]
+    audio: npt.NDArray[np.float32]
+    frames: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """int64 (clips,), -1 where the owner has not labelled the clip."""
+        return np.array([-1 if clip.label is None else clip.label for clip in self.info], dtype=np.int64)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        return tuple(clip.speaker for clip in self.info)
+
+
+def build_store(
+    source: ClipSource,
+    positions: Sequence[int],
+    audio: AudioSpec,
+    frames: FrameSpec,
+    directory: Path,
+    progress: Callable[[int, int], None] | None = None,
+    transform: AudioTransform | None = None,
+) -> ClipStore:
+    """Decode ``positions`` of ``source`` into ``directory``, or reuse what is there if it describes the same.
+
+    The folder appears complete or not at all: it is written as a sibling and renamed. An older store in its
+    place is replaced. The same clip ids, specifications and versions count as the same; to take up media that
+    changed under the same ids, delete the folder first.
+
+    Args:
+        source: any dataset.
+        positions: into ``source.index``; their order becomes the store's.
+        audio, frames: what the model expects.
+        directory: of the store; not existing yet, or an earlier store.
+        progress: called with (clips done, clips in all) after each clip.
+        transform: makes waveforms into matrices; by default torch's, and numpy's, which equals it, where
+            there is no torch.
+
+    Raises:
+        DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
+            waveforms and feature matrices, or a ``directory`` that holds something else.
+    """
+    if not len(positions):
+        raise DataError(f"no clips of {source.name} are chosen for {directory}: choose at least one")
+    info = tuple(source.index[position] for position in positions)
+    meta = _describe(source, audio, frames)
+    if _holds(directory, meta, info):
+        return open_store(directory)
+    if directory.exists() and not (directory / "meta.json").exists() and any(directory.iterdir()):
+        raise DataError(f"{directory}: is not a clip store and not empty: choose another folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = directory.with_name(f".{directory.name}.{os.getpid()}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        _write_arrays(source, positions, audio, frames, draft, progress, transform or _default_transform())
+        _write_index(draft / "index.csv", info)
+        (draft / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        _put_in_place(draft, directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return open_store(directory)
+
+
+def open_store(directory: Path) -> ClipStore:
+    """Map a store into memory. Raises DataError where it is missing, damaged or of another format version."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT_VERSION:
+            raise DataError(f"{directory}: has format {meta['format']}, not {FORMAT_VERSION}: build it again")
+        info = _read_index(directory / "index.csv")
+        audio = np.load(directory / "audio.npy", mmap_mode="r", allow_pickle=False)
+        frames = np.load(directory / "frames.npy", mmap_mode="r", allow_pickle=False)
+        if not len(info) == len(audio) == len(frames):
+            raise ValueError("its files differ in length")
+        return ClipStore(
+            directory=directory,
+            dataset=meta["dataset"],
+            class_names=tuple(meta["class_names"]),
+            audio_spec=AudioSpec(**meta["audio"]),
+            frame_spec=FrameSpec(**meta["frames"]),
+            info=info,
+            audio=audio,
+            frames=frames,
+        )
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: no such file: build the store {directory} again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{directory}: is damaged ({error}): delete it and build it again") from error
+
+
+def frame_tensor(frames: npt.NDArray[np.uint8], spec: FrameSpec) -> npt.NDArray[np.uint8]:
+    """uint8 (stored, height, width, 3) -> uint8 (count, channels, size, size), picked by ``spread``."""
+    chosen = frames[spread(spec.count, len(frames))]
+    if spec.channels == 1:  # ITU-R 601 luma; grey pictures keep their values
+        grey = np.stack([np.asarray(Image.fromarray(frame).convert("L")) for frame in chosen])
+        chosen = np.repeat(grey[..., None], 3, axis=-1)
+    return resize_frames(chosen, spec.size)[..., : spec.channels].transpose(0, 3, 1, 2)
+
+
+def audio_tensor(clip: Clip, spec: AudioSpec, transform: AudioTransform) -> npt.NDArray[np.float32]:
+    """float32 (bins, steps) of a clip; a ready feature matrix stays. Raises DataError naming the clip."""
+    if clip.sample_rate == 0:
+        return clip.audio
+    try:
+        return transform(clip.audio, clip.sample_rate, spec)
+    except DataError as error:
+        raise DataError(f"clip {clip.info.clip_id}: {error}") from error
+
+
+def _default_transform() -> AudioTransform:
+    try:
+        from fedstill.datasets.audiovisual import spectrogram
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in ("torch", "torchaudio"):
+            raise
+        from fedstill.datasets.audiovisual import spectrogram_numpy  # a device without torch
+
+        return spectrogram_numpy.audio_features
+    return spectrogram.audio_features
+
+
+def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[str, Any]:
+    try:
+        fedstill_version = version("fedstill")
+    except PackageNotFoundError:
+        fedstill_version = "not installed"
+    return {
+        "format": FORMAT_VERSION,
+        "fedstill": fedstill_version,
+        "dataset": source.name,
+        "class_names": list(source.class_names),
+        "audio": asdict(audio),
+        "frames": asdict(frames),
+    }
+
+
+def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...]) -> bool:
+    """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``."""
+    try:
+        found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        return bool(found == meta) and open_store(directory).info == info
+    except (OSError, ValueError):  # absent or damaged (DataError is a ValueError): build it
+        return False
+
+
+def _write_arrays(
+    source: ClipSource,
+    positions: Sequence[int],
+    audio_spec: AudioSpec,
+    frame_spec: FrameSpec,
+    draft: Path,
+    progress: Callable[[int, int], None] | None,
+    transform: AudioTransform,
+) -> None:
+    audio = frames = None
+    ready_made = False
+    for row, position in enumerate(positions):
+        clip = source.load(position)
+        features, pictures = audio_tensor(clip, audio_spec, transform), frame_tensor(clip.frames, frame_spec)
+        if audio is None or frames is None:
+            ready_made = clip.sample_rate == 0
+            audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
+            frames = _create(draft / "frames.npy", np.uint8, (len(positions), *pictures.shape))
+        if ready_made != (clip.sample_rate == 0):
+            raise DataError(
+                f"clip {clip.info.clip_id}: waveforms and ready feature matrices are mixed: use one kind"
+            )
+        if features.shape != audio.shape[1:]:
+            raise DataError(
+                f"clip {clip.info.clip_id}: has features {features.shape}, the first clip {audio.shape[1:]}: "
+                "give all clips one shape"
+            )
+        audio[row], frames[row] = features, pictures
+        if progress is not None:
+            progress(row + 1, len(positions))
+
+
+def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _put_in_place(draft: Path, directory: Path) -> None:
+    """Rename ``draft`` to ``directory``; an older store makes way first."""
+    old = draft.with_suffix(".old")
+    if directory.exists():
+        directory.replace(old)
+    try:
+        draft.replace(directory)
+    except OSError:
+        if not (directory / "meta.json").exists():  # else another process was faster: take its store
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_index(path: Path, info: Sequence[ClipInfo]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(INDEX_COLUMNS)
+        for clip in info:
+            label = "" if clip.label is None else clip.label
+            rows.writerow([clip.clip_id, clip.split, clip.speaker, label])
+
+
+def _read_index(path: Path) -> tuple[ClipInfo, ...]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(
+            ClipInfo(
+                clip_id=row["clip_id"],
+                split="public" if row["split"] == "public" else "private",
+                speaker=row["speaker"],
+                label=int(row["label"]) if row["label"] else None,
+            )
+            for row in csv.DictReader(file)
+        )

@@ -1,0 +1,1 @@
+"""Image tasks of the serving tier."""

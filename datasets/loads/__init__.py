@@ -1,0 +1,1 @@
+"""Loads of the serving tier: arrival times, query mixes."""

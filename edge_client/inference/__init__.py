@@ -1,0 +1,1 @@
+"""Clips answered on the device or by the cloud, whichever the link allows."""

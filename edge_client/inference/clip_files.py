@@ -1,0 +1,87 @@
+"""Which files of a folder make one clip: a video with sound, or a sound file and its picture(s) of the same name.
+
+``walk.mp4`` is a clip; so are ``walk.wav`` with ``walk.jpg``, with a silent ``walk.mp4``, or with a folder ``walk`` of
+images. Where a sound file lies beside a video of its name, the two are one clip: sound from the one, pictures from
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
+from fedstill.datasets.audiovisual.decode import (
+    IMAGE_SUFFIXES,
+    SOUND_SUFFIXES,
+    read_audio,
+    read_images,
+    read_video_frames,
+)
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v"})
+
+
+def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Complete clips in a folder's listing: name of the clip's main file -> its files, main file first.
+
+    Names with a leading dot and unknown suffixes (``.part``, ``.tmp``, ...) are no clips. A sound file without
+    pictures is none yet.
+    """
+    files = sorted(path for path in paths if not path.name.startswith("."))
+    videos = {path.stem: path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    images = {path.stem: path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    folders = {path.name: path for path in files if path.is_dir() and _images_in(path)}
+    clips: dict[str, tuple[Path, ...]] = {}
+    paired = set()
+    for sound in (path for path in files if path.suffix.lower() in SOUND_SUFFIXES):
+        pictures = next((kind[sound.stem] for kind in (videos, images, folders) if sound.stem in kind), None)
+        if pictures is not None:
+            clips[sound.name] = (sound, pictures)
+            paired.add(pictures)
+    clips |= {video.name: (video,) for video in videos.values() if video not in paired}
+    return dict(sorted(clips.items()))
+
+
+def _images_in(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+
+
+def files_of_clip(path: Path) -> tuple[Path, ...]:
+    """The files of the clip that ``path`` names, by its video or its sound file.
+
+    Raises:
+        DataError: no such file, or a sound file without pictures beside it.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: name a video, or a sound file with its pictures beside it")
+    clips = clips_among(path.parent.iterdir())
+    for files in clips.values():
+        if path in files:
+            return files
+    raise DataError(
+        f"{path}: is no clip: name a video ({', '.join(sorted(VIDEO_SUFFIXES))}), or put {path.stem}.jpg, "
+        f"{path.stem}.mp4 or a folder {path.stem} with images beside the sound file"
+    )
+
+
+def read_clip(path: Path, frame_count: int) -> Clip:
+    """Decode the clip that ``path`` names; unlabelled, of nobody in particular.
+
+    Args:
+        path: its video or its sound file.
+        frame_count: how many frames to take, uniformly spaced in time.
+
+    Raises:
+        DataError: not a clip, or undecodable; names the file and what to do.
+    """
+    files = files_of_clip(path)
+    sound, pictures = files[0], files[-1]
+    audio, sample_rate = read_audio(sound)
+    if pictures.is_dir() or pictures.suffix.lower() in IMAGE_SUFFIXES:
+        frames = read_images(pictures, frame_count)
+    else:
+        frames = read_video_frames(pictures, frame_count)
+    return Clip(ClipInfo(path.stem, "private", "", None), audio, np.ascontiguousarray(frames), sample_rate)

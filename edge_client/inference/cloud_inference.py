@@ -1,0 +1,219 @@
+"""Edge inference (thesis 5.3.5, Figure 5.5): features here, the head wherever the link and the owner allow.
+
+In ``auto`` every clip gets an answer by its deadline: the cloud's if it comes in time, else the local head's, which
+the same features feed. ``local`` never sends anything. ``cloud`` never uses the local head and fails instead.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.edge_client.inference.cloud_connection import Description, Reply, Ticket
+from fedstill.edge_client.inference.ladder import Decision, Rung, RungSwitch, ladder, smallest
+from fedstill.edge_client.inference.link import LinkEstimate
+from fedstill.edge_client.students.runtime_api import FeatureArrays, Runtime
+from fedstill.protos.features import FeatureError, FeatureVectors, encode_features
+
+Mode = Literal["local", "cloud", "auto"]
+
+LOCAL_RESERVE_MS = 10.0
+"""Kept of the objective for the local head and for waking up."""
+CLOUD_PATIENCE_MS = 10_000.0
+"""How long ``cloud`` waits for an answer; it has nothing else to offer."""
+FIRST_TRIAL, LONGEST_TRIAL = 1.0, 8.0
+"""Seconds between clips that are sent over a link that seems too slow, to notice when it is no longer."""
+
+
+class NoAnswer(RuntimeError):
+    """Mode ``cloud`` and the cloud does not answer; one line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One clip's class probabilities and how they came about.
+
+    Attributes:
+        probabilities: float32 (classes,).
+        path: who classified.
+        rung: such as ``1.5 int8``; empty for ``local``.
+        bytes: feature bytes sent for this clip; counted, too, where the answer came too late to be used.
+        milliseconds: from the clip to this answer, encoders included.
+        reason: why it was not the cloud; empty for ``cloud``.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    path: Literal["local", "cloud"]
+    rung: str
+    bytes: int
+    milliseconds: float
+    reason: str
+
+
+class Connection(Protocol):
+    """What inference needs of :class:`~fedstill.edge_client.inference.cloud_connection.CloudConnection`."""
+
+    @property
+    def estimate(self) -> LinkEstimate: ...
+
+    @property
+    def description(self) -> Description | None: ...
+
+    def hindrance(self) -> str: ...
+
+    def send(self, rung: Rung, payload: bytes) -> Ticket: ...
+
+    def gave_up(self, ticket: Ticket) -> None: ...
+
+
+class EdgeInference:
+    """Classifies clips, one at a time. A new student needs a new one.
+
+    Args:
+        runtime: the student.
+        connection: started; None where there is no cloud, which is allowed in ``local`` only.
+        mode: see the top of the file.
+        objective_ms: from the clip to its answer.
+        uploads_allowed: False where the privacy mode forbids that features of a clip leave the device (design
+            note on the wire privacy of inference: a clip's features are more than prototypes).
+        clock: seconds, steady.
+
+    Raises:
+        ValueError: a combination that makes no sense.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        connection: Connection | None,
+        mode: Mode = "auto",
+        objective_ms: float = 300.0,
+        *,
+        uploads_allowed: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if mode == "cloud" and not uploads_allowed:
+            raise ValueError("infer: cloud needs uploads, which the privacy mode forbids: use --infer local")
+        if mode != "local" and connection is None:
+            raise ValueError(f"infer: {mode} needs a cloud: name one, or use --infer local")
+        if not (math.isfinite(objective_ms) and objective_ms > 0):
+            raise ValueError(f"objective_ms: {objective_ms} is not a time")
+        self._runtime, self._connection, self._mode = runtime, connection, mode
+        self._objective_ms = objective_ms
+        self._uploads_allowed = uploads_allowed
+        self._clock = clock
+        self._known: Description | None = None
+        self._rungs: tuple[Rung, ...] = ()
+        self._switch = RungSwitch(())
+        self._trial_pause = FIRST_TRIAL
+        self._trial_at = 0.0
+        self._trial: Ticket | None = None
+
+    def classify(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> Answer:
+        """Classify one clip.
+
+        Args:
+            audio: float32 (1, bins, steps).
+            frames: uint8 (1, count, channels, size, size).
+
+        Raises:
+            NoAnswer: in mode ``cloud`` only.
+        """
+        started = self._clock()
+        features = self._runtime.features(audio, frames)
+        if self._mode == "local" or self._connection is None:
+            return self._local(features, started, 0, "local mode")
+        if not self._uploads_allowed:
+            return self._local(features, started, 0, "privacy mode forbids uploads")
+        if hindrance := self._connection.hindrance():
+            return self._local(features, started, 0, hindrance)
+        return self._over_the_link(self._connection, features, started)
+
+    def _over_the_link(self, connection: Connection, features: FeatureArrays, started: float) -> Answer:
+        if hindrance := self._learn_rungs(connection, features):
+            return self._local(features, started, 0, hindrance)
+        now = self._clock()
+        left = self._objective_ms - 1000 * (now - started) - LOCAL_RESERVE_MS
+        decision = self._switch.decide(connection.estimate, left, now)
+        rung = decision.rung
+        if rung is None:
+            if self._mode == "cloud":
+                rung = smallest(self._rungs)
+            else:
+                return self._local(features, started, self._try_anyway(connection, features, now), decision)
+        try:
+            payload = self._payload(features, rung)
+        except FeatureError as error:
+            return self._local(features, started, 0, str(error))
+        ticket = connection.send(rung, payload)
+        reply = ticket.wait((CLOUD_PATIENCE_MS if self._mode == "cloud" else left) / 1000)
+        if reply is None:
+            connection.gave_up(ticket)
+            return self._local(features, started, rung.size, "no answer in time")
+        return self._answered(reply, features, started, rung)
+
+    def _answered(self, reply: Reply, features: FeatureArrays, started: float, rung: Rung) -> Answer:
+        if reply.probabilities is None:
+            return self._local(features, started, rung.size, reply.refusal)
+        self._trial_pause = FIRST_TRIAL
+        spent = 1000 * (self._clock() - started)
+        return Answer(reply.probabilities, "cloud", rung.name, rung.size, spent, "")
+
+    def _local(self, features: FeatureArrays, started: float, sent: int, why: str | Decision) -> Answer:
+        reason = why.reason if isinstance(why, Decision) else why
+        if self._mode == "cloud":
+            raise NoAnswer(f"no answer from the cloud: {reason}")
+        logits = self._runtime.logits(features)[0]
+        powers = np.exp(logits - logits.max())
+        probabilities = (powers / powers.sum()).astype(np.float32)
+        return Answer(probabilities, "local", "", sent, 1000 * (self._clock() - started), reason)
+
+    def _try_anyway(self, connection: Connection, features: FeatureArrays, now: float) -> int:
+        """Now and then send a clip, without waiting for it, over a link that seems too slow: bytes sent."""
+        if self._trial is not None and self._trial.seconds is not None:
+            if 1000 * self._trial.seconds <= self._objective_ms:  # it gets better: look again soon
+                self._trial_pause = FIRST_TRIAL
+                self._trial_at = min(self._trial_at, now + FIRST_TRIAL)
+            self._trial = None
+        if now < self._trial_at:
+            return 0
+        self._trial_at = now + self._trial_pause
+        self._trial_pause = min(2 * self._trial_pause, LONGEST_TRIAL)
+        rung = smallest(self._rungs)
+        try:
+            self._trial = connection.send(rung, self._payload(features, rung))
+        except FeatureError:
+            return 0  # the clip has a local answer, and the next one can measure the link
+        return rung.size
+
+    def _payload(self, features: FeatureArrays, rung: Rung) -> bytes:
+        reduced = self._runtime.compress(features, rung.rate)
+        return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), rung.precision)
+
+    def _learn_rungs(self, connection: Connection, features: FeatureArrays) -> str:
+        """Which rungs both sides understand, asked anew when the cloud's description changes; why none, or empty."""
+        description = connection.description
+        if description is None:
+            return "link down (not described yet)"
+        width = features.audio.shape[1]
+        if description.feature_width != width:
+            return f"the cloud means {description.feature_width} features, this student has {width}"
+        if description != self._known:
+            rates = [rate for rate in description.rates if self._can_compress(features, rate)]
+            self._known, self._rungs = description, ladder(width, rates)
+            self._switch = RungSwitch(self._rungs)
+        return "" if self._rungs else "no rung that both sides know"
+
+    def _can_compress(self, features: FeatureArrays, rate: float) -> bool:
+        """A student may come without some compressors."""
+        try:
+            self._runtime.compress(features, rate)
+        except ValueError:
+            return False
+        return True

@@ -1,0 +1,116 @@
+"""The student that a device uses at this moment, ready to classify, and loaded again when another one is installed."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json
+from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
+from fedstill.datasets.audiovisual.store import frame_tensor
+from fedstill.edge_client.folder import FORMAT_FILE, LADDER_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.inference.clip_files import read_clip
+from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_inference import EdgeInference, Mode
+from fedstill.edge_client.students.ladder_files import LadderRuntime, read_compressors
+from fedstill.edge_client.students.runtime_api import LoadStudent
+from fedstill.edge_client.students.students import StudentShelf
+
+LOOK_SECONDS = 1.0
+
+
+class NoStudent(DataError):
+    """Nothing is installed yet; one line."""
+
+
+@dataclass
+class CurrentStudent:
+    """Classifies media files with what lies in a device's folder.
+
+    Args:
+        folder: the device's.
+        load: makes a runtime of a student.
+        mode: where the head runs.
+        objective_ms: from the clip to its answer.
+        address: of the cloud's inference service; None where there is none.
+        uploads_allowed: False where the owner forbids that features leave the device.
+    """
+
+    folder: Path
+    load: LoadStudent
+    mode: Mode
+    objective_ms: float
+    address: Address | None
+    uploads_allowed: bool = True
+    _inference: EdgeInference | None = None
+    _connection: CloudConnection | None = None
+    _version: str = ""
+
+    def classify(self, path: Path) -> dict[str, Any]:
+        """One clip, by its main file: class, probability, path, rung, bytes, milliseconds, student.
+
+        Raises:
+            NoStudent: the cloud has not installed one yet.
+            DataError: the file is no clip.
+            NoAnswer: mode ``cloud``, and the cloud does not answer.
+        """
+        wanted = self._format()
+        inference = self._ready()
+        clip = read_clip(path, wanted.frames.count)
+        audio = audio_features(clip.audio, clip.sample_rate, wanted.audio)[None]
+        answer = inference.classify(audio, frame_tensor(clip.frames, wanted.frames)[None])
+        best = int(answer.probabilities.argmax())
+        return {
+            "class": wanted.class_names[best],
+            "probability": round(float(answer.probabilities[best]), 4),
+            "path": answer.path,
+            "rung": answer.rung,
+            "bytes": answer.bytes,
+            "milliseconds": round(answer.milliseconds, 1),
+            "student": self._version[:12],
+            "reason": answer.reason,
+        }
+
+    def wait(self, stop: threading.Event) -> None:
+        """Return when a student is installed, or ``stop`` is set: clips that land before wait for it."""
+        shelf = StudentShelf(self.folder / SHELF_FOLDER)
+        while shelf.current() is None and not stop.wait(LOOK_SECONDS):
+            continue
+
+    def close(self) -> None:
+        """End the connection to the cloud."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _format(self) -> ClipFormat:
+        try:
+            return format_from_json((self.folder / FORMAT_FILE).read_text())
+        except FileNotFoundError:
+            raise NoStudent("no student yet: this device has not met its coordinator") from None
+
+    def _ready(self) -> EdgeInference:
+        student = StudentShelf(self.folder / SHELF_FOLDER).current()
+        if student is None:
+            raise NoStudent("no student yet: the coordinator has not installed one on this device")
+        if self._inference is None or student.version != self._version:
+            self.close()
+            compressors = read_compressors(self.folder / LADDER_FOLDER, student.version)
+            runtime = LadderRuntime(
+                self.load(student.state, student.spec, student.class_names, student.version), compressors
+            )
+            if self.address is not None and self.mode != "local":
+                self._connection = CloudConnection(self.address, student.version, student.class_names)
+                self._connection.start()
+            self._inference = EdgeInference(
+                runtime,
+                self._connection,
+                self.mode,
+                self.objective_ms,
+                uploads_allowed=self.uploads_allowed,
+            )
+            self._version = student.version
+        return self._inference

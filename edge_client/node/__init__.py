@@ -1,0 +1,1 @@
+"""The agent and the Flower app of a device."""

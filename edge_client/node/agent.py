@@ -1,0 +1,83 @@
+"""The device's process: keeps this node in the fleet and, beside that, classifies clips with the student it has.
+
+What must last lies in the state folder: the prepared clips, the students, the privacy ledger. Flower runs a fresh
+ClientApp process for every message, so this process itself holds nothing that a kill could take away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedstill.common.child_process import sole_user
+from fedstill.edge_client.node.supernode import Link, SuperNode
+
+LOG = logging.getLogger(__name__)
+
+TEND_SECONDS = 1.0
+
+Task = Callable[[threading.Event], None]
+"""Something that runs beside the node until the event is set."""
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """One device.
+
+    Attributes:
+        state: the folder that only this agent uses.
+        link: how to reach the coordinator.
+        client: this device's number in the run.
+        name: what the operator calls it.
+        patience: seconds of refusals until the agent gives up.
+    """
+
+    state: Path
+    link: Link
+    client: int
+    name: str
+    patience: float = 180.0
+
+
+def run_agent(settings: AgentSettings, tasks: Sequence[Task], stop: threading.Event) -> None:
+    """Until ``stop`` is set.
+
+    Raises:
+        FolderInUse: another agent uses this state folder.
+        NodeRefused: the coordinator does not accept this node.
+        Exception: whatever a task raised; the node is ended first.
+    """
+    with sole_user(settings.state):
+        node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
+        failed: list[BaseException] = []
+
+        def run(task: Task) -> None:
+            try:
+                task(stop)
+            except BaseException as error:
+                failed.append(error)
+                stop.set()
+
+        threads = [
+            threading.Thread(target=run, args=(task,), name=f"task{n}") for n, task in enumerate(tasks)
+        ]
+        for thread in threads:
+            thread.start()
+        LOG.info(
+            "event=agent_started name=%s client=%d state=%s", settings.name, settings.client, settings.state
+        )
+        try:
+            while not stop.is_set():
+                node.tend()
+                stop.wait(TEND_SECONDS)
+        finally:
+            stop.set()
+            node.stop()
+            for thread in threads:
+                thread.join()
+            LOG.info("event=agent_stopped name=%s", settings.name)
+        if failed:
+            raise failed[0]

@@ -1,0 +1,49 @@
+"""The clips of a device where its handlers look for them: ``data``, a clip store, made when it is first needed.
+
+A store that exists is used as it is. A manifest waits until the coordinator has said what clips must look like.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fedstill.common.atomic_files import replace_file
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.clip_format import format_from_json
+from fedstill.datasets.audiovisual.manifest import ManifestSource
+from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
+from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
+
+
+def use_clips(data: Path, folder: Path) -> None:
+    """Note where this device's clips are: a prepared clip store, or a manifest.
+
+    Raises:
+        DataError: there is nothing usable.
+    """
+    if data.is_dir():
+        open_store(data)
+    elif data.suffix == ".csv" and data.exists():
+        ManifestSource(data)
+    else:
+        raise DataError(
+            f"{data}: no manifest.csv and no prepared folder; see docs/how-to/bring-your-own-data.md"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / CLIPS_FILE, json.dumps({"data": str(data.resolve())}).encode())
+
+
+def own_clips(folder: Path) -> ClipStore:
+    """The device's clips as tensors.
+
+    Raises:
+        DataError: they cannot be decoded, or the coordinator's classes are others than the manifest's.
+    """
+    noted = folder / CLIPS_FILE
+    data = Path(json.loads(noted.read_text())["data"]) if noted.exists() else folder / DATA_FOLDER
+    if data.is_dir():
+        return open_store(data)
+    wanted = format_from_json((folder / FORMAT_FILE).read_text())
+    source = ManifestSource(data, class_names=wanted.class_names, frame_count=wanted.frames.count)
+    return build_store(source, range(len(source.index)), wanted.audio, wanted.frames, folder / DATA_FOLDER)

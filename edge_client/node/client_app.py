@@ -1,0 +1,103 @@
+"""The device's Flower ClientApp: four message handlers over ``device.Device``.
+
+In Flower's deployment every message runs in a fresh process, so the light ``query.hello`` must not pay for torch:
+the heavy imports are inside the heavy handlers, and what must last lives in the device's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedstill.common.atomic_files import replace_file
+from fedstill.edge_client.folder import FORMAT_FILE
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    Hello,
+    HelloRequest,
+    InstallRequest,
+    Lacking,
+    PrototypeRequest,
+)
+from fedstill.protos.records import decode, encode
+
+if TYPE_CHECKING:
+    from fedstill.edge_client.node.device import Device
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Who is there, with which software."""
+    request = decode(HelloRequest, message.content)
+    folder = _folder(context)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / FORMAT_FILE, request.clip_format.encode())
+    name = str(context.node_config.get("name", f"device{_partition(context)}"))
+    reply = Hello(name, version("fedstill"), _partition(context))
+    return Message(encode(reply), reply_to=message)
+
+
+@app.query("prototypes")
+def prototypes(message: Message, context: Context) -> Message:
+    """Summarise this device's clips under the received student."""
+    request = decode(PrototypeRequest, message.content)
+    return _reply(message, lambda: _device(context).prototypes(request))
+
+
+@app.evaluate("student")
+def evaluate(message: Message, context: Context) -> Message:
+    """Count how many of this device's own clips the received student gets right."""
+    request = decode(EvaluationRequest, message.content)
+    return _reply(message, lambda: _device(context).evaluate(request))
+
+
+@app.train("install")
+def install(message: Message, context: Context) -> Message:
+    """Make the received student the current one, unless it fails on the canary clips."""
+    request = decode(InstallRequest, message.content)
+    return _reply(message, lambda: _device(context).install(request))
+
+
+def _reply(message: Message, answer: Callable[[], object]) -> Message:
+    """The answer, or what this device would need to give it."""
+    from fedstill.edge_client.students.students import NotHere
+
+    try:
+        content = answer()
+    except NotHere as missing:
+        content = Lacking(missing.item, missing.version)
+    return Message(encode(content), reply_to=message)
+
+
+def _device(context: Context) -> Device:
+    from fedstill.edge_client.node.device import Device
+    from fedstill.edge_client.node.loading import loader
+
+    folder = _folder(context)
+    return Device(folder, loader(folder), run=str(context.run_config["run-dir"]))
+
+
+def _folder(context: Context) -> Path:
+    """An agent's own state folder; a simulated device's within the run."""
+    own = context.node_config.get("state-dir")
+    return (
+        Path(str(own))
+        if own
+        else device_directory(Path(str(context.run_config["run-dir"])), _partition(context))
+    )
+
+
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def device_directory(run: Path, partition: int) -> Path:
+    """Where a simulated device keeps its clips and its outcomes."""
+    return run / "devices" / str(partition)

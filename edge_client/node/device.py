@@ -1,0 +1,175 @@
+"""One device: its own clips, its own folder, and the three things that the cloud may ask of it.
+
+It can summarise its clips as probability prototypes, it can tell how well a student does on its labelled
+test clips, and it can take a student into use. Labels are used for that count alone; the per-clip outcome
+stays in the device's folder (``evaluations/``), where the owner, and a simulation, can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.audiovisual.partition import query_and_test
+from fedstill.datasets.audiovisual.store import ClipStore
+from fedstill.edge_client.folder import LADDER_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.node.agent_data import own_clips
+from fedstill.edge_client.privacy.calibration import calibrated
+from fedstill.edge_client.privacy.privacy_ledger import release_once
+from fedstill.edge_client.privacy.privacy_policy import read_policy
+from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
+from fedstill.edge_client.students.canaries import canaries_of
+from fedstill.edge_client.students.ladder_files import keep_compressors
+from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent
+from fedstill.edge_client.students.students import ShelvedStudent, StudentShelf
+from fedstill.models.audiovisual.rungs import Precision, compressed_payload_bytes
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    EvaluationResult,
+    InstallRequest,
+    InstallResult,
+    Job,
+    PrototypeRequest,
+    PrototypeUpload,
+    Student,
+    require_same_classes,
+)
+
+Positions = npt.NDArray[np.int64]
+
+
+class Device:
+    """Everything a device knows.
+
+    Args:
+        directory: holds ``data/`` (a clip store) and, where the owner wants, ``privacy.json``; receives
+            ``evaluations/``, ``students/``, ``canaries/`` and ``privacy.sqlite``.
+        run: tells runs of the cloud apart whose jobs have the same names; one private release per job and run.
+        load: makes a runtime of a received student: ``load_torch``, or ``ExportFolder.load``, which needs no torch.
+    """
+
+    def __init__(self, directory: Path, load: LoadStudent, run: str = "") -> None:
+        self.directory, self.run = directory, run
+        self._load = load
+
+    @cached_property
+    def store(self) -> ClipStore:
+        return own_clips(self.directory)
+
+    @property
+    def shelf(self) -> StudentShelf:
+        return StudentShelf(self.directory / SHELF_FOLDER)
+
+    def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
+        """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
+        policy = read_policy(self.directory)
+        policy.require(request)
+        if request.kind == "dp":
+            rows = release_once(self.directory, self.run, policy, request, self._beliefs)
+        else:
+            rows = summarise(self._beliefs(request), request, seed=_seed_of(request.job))
+        return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
+
+    def _beliefs(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
+        """(n, classes) probabilities of the query clips, corrected for their own prior where that is asked for."""
+        query, _ = self._roles(request.job)
+        runtime, found = self._features(request.student, query)
+        beliefs = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
+        if len(request.training_prior):
+            beliefs = calibrated(beliefs, beliefs, request.training_prior)
+        return beliefs
+
+    def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
+        """Classify the labelled test clips with this student; two counts go back."""
+        read_policy(self.directory).require_accuracy()
+        query, test = self._roles(request.job)
+        labelled = test[self.store.labels[test] >= 0]
+        if len(labelled) == 0:
+            raise DeviceError("this device has no labelled clips, so accuracy cannot be measured")
+        started = time.perf_counter()
+        beliefs, size = self._decide(request, labelled)
+        seconds = time.perf_counter() - started
+        if request.prior_correction:
+            known = (
+                self._decide(request, query)[0] if request.job.scenario == "latency_sensitive" else beliefs
+            )
+            beliefs = calibrated(beliefs, known, request.training_prior)
+        right = beliefs.argmax(axis=1) == self.store.labels[labelled]
+        self._remember(request.job, labelled, right)
+        return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
+
+    def install(self, request: InstallRequest) -> InstallResult:
+        """Take a student into use if it agrees with the teacher on the canary clips; else the one before stays."""
+        require_same_classes(self.store.class_names, request.student.class_names)
+        clips = canaries_of(request, self.directory / "canaries")
+        shelf = self.shelf
+        version = shelf.student(request.student).version
+
+        def agreement(student: ShelvedStudent) -> float:
+            runtime = self._runtime(student)
+            found = runtime.features(clips.audio, clips.frames)
+            return clips.agreement(runtime.probabilities(runtime.logits(found)))
+
+        keep_compressors(self.directory / LADDER_FOLDER, version, request.compressors.tobytes())
+        found = shelf.install(version, agreement, request.minimum_agreement)
+        return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
+
+    def _roles(self, job: Job) -> tuple[Positions, Positions]:
+        """(query, test) positions: the same clips when latency does not matter, disjoint halves when it does."""
+        if len(self.store.info) == 0:
+            raise DeviceError("this device has no clips; record some or check its --data path")
+        if job.scenario == "latency_insensitive":
+            everything = np.arange(len(self.store.info), dtype=np.int64)
+            return everything, everything
+        labelled = np.flatnonzero(self.store.labels >= 0)
+        query, test = query_and_test(self.store.labels[labelled], job.seed)
+        unlabelled = np.flatnonzero(self.store.labels < 0)
+        return np.sort(np.concatenate([labelled[query], unlabelled])), labelled[test]
+
+    def _features(self, student: Student, positions: Positions) -> tuple[DeviceRuntime, FeatureArrays]:
+        require_same_classes(self.store.class_names, student.class_names)
+        runtime = self._runtime(self.shelf.student(student))
+        return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
+
+    def _runtime(self, student: ShelvedStudent) -> DeviceRuntime:
+        return self._load(student.state, student.spec, student.class_names, student.version)
+
+    def _decide(
+        self, request: EvaluationRequest, positions: Positions
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """(n, classes) probabilities of the path that the request describes, and bytes per clip on its wire."""
+        runtime, found = self._features(request.student, positions)
+        width = found.audio.shape[1]
+        if not request.rung:
+            size = compressed_payload_bytes(width, 1.0, Precision.FP32)
+            return runtime.probabilities(runtime.logits(found)), size
+        rung = json.loads(request.rung)
+        rate, precision = float(rung["rate"]), Precision(rung["precision"])
+        answer = runtime.rung_logits(found, rate, precision, request.compressor)
+        return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
+
+    def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
+        """Keep the per-clip outcome here; it never travels."""
+        folder = self.directory / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = {
+            "scenario": job.scenario,
+            "arm": job.arm,
+            "seed": job.seed,
+            "clip_ids": [self.store.info[position].clip_id for position in positions],
+            "correct": "".join("1" if one else "0" for one in right),
+        }
+        path = folder / f"{job.scenario}.{job.arm}.{job.seed}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(outcome))
+        temporary.replace(path)
+
+
+def _seed_of(job: Job) -> int:
+    """A clustering seed that differs between seeds and rounds but not between engines."""
+    return job.seed * 1009 + job.round

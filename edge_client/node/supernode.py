@@ -1,0 +1,146 @@
+"""Flower's SuperNode as a child of the agent: started, watched, and started again with growing pauses.
+
+The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. Flower refuses a key
+that it believes to be still online, for up to a minute after a node was killed, so only a lasting refusal is final.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedstill.common.child_process import Child
+from fedstill.common.flower_cli import environment, free_port, tool
+
+LOG = logging.getLogger(__name__)
+
+LAST_WORDS = (b"Giving up reconnection", b"handshake error detected")
+ENDING_SECONDS = 5.0
+STUCK = -1
+REASON_LINES = 3
+"""Flower explains an exit code in the two lines below it."""
+LOOK_BACK = 12
+"""Lines of the log in which the reason is looked for."""
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
+SETTLED_SECONDS = 20.0
+"""A SuperNode that lived this long was accepted: the next failure is a new story."""
+
+
+class NodeRefused(RuntimeError):
+    """The coordinator does not want this node, for longer than a restart explains; one line."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where the coordinator is and how this node proves who it is; ``ca`` and ``key`` are empty without TLS."""
+
+    address: str
+    ca: Path | None
+    key: Path | None
+
+
+@dataclass
+class SuperNode:
+    """One SuperNode for ``folder``; ``client`` is this device's number in the run.
+
+    Attributes:
+        patience: seconds of refusals in a row until ``tend`` gives up.
+    """
+
+    folder: Path
+    link: Link
+    client: int
+    name: str
+    patience: float = 180.0
+    _started: float = 0.0
+    _pause: float = FIRST_PAUSE
+    _again: float = 0.0
+    _trouble_since: float | None = None
+    _read: int = 0
+    _ending: float = 0.0
+    _child: Child = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._child = Child("supernode", self.folder)
+
+    def tend(self) -> None:
+        """Call about once a second.
+
+        Raises:
+            NodeRefused: it ended again and again for ``patience`` seconds.
+        """
+        now = time.monotonic()
+        if self._child.pid is not None:
+            code = self._child.poll()
+            if code is None and self._gave_up():
+                code = STUCK
+            if code is None:
+                if now - self._started > SETTLED_SECONDS:
+                    self._pause, self._trouble_since = FIRST_PAUSE, None
+                return
+            self._ended(code, now)
+        if now >= self._again:
+            self._start(now)
+
+    def _gave_up(self) -> bool:
+        """Whether it has given up and yet lives on: Flower's does so when a connection breaks in a TLS handshake."""
+        log = self._child.log_file
+        if not log.exists():
+            return False
+        with log.open("rb") as file:
+            file.seek(self._read)
+            said = file.read()
+        self._read += len(said)
+        if any(words in said for words in LAST_WORDS):
+            self._ending = time.monotonic()
+        return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
+
+    def stop(self) -> None:
+        """End it and the ClientApp that it may be running."""
+        self._child.stop()
+
+    def _start(self, now: float) -> None:
+        home = self.folder / "flower"
+        home.mkdir(parents=True, exist_ok=True)
+        config = f"partition-id={self.client} state-dir={json.dumps(str(self.folder))} name={json.dumps(self.name)}"
+        command = [
+            tool("flower-supernode"), "--superlink", self.link.address, *self._trust(),
+            "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", config,
+        ]  # fmt: skip
+        log = self._child.log_file
+        self._read = log.stat().st_size if log.exists() else 0  # what an earlier one said does not count
+        self._child.start(command, environment(home), self.folder)
+        self._started = now
+
+    def _trust(self) -> list[str]:
+        if self.link.ca is None:
+            return ["--insecure"]
+        key = ["--auth-supernode-private-key", str(self.link.key)] if self.link.key else []
+        return ["--root-certificates", str(self.link.ca), *key]
+
+    def _ended(self, code: int, now: float) -> None:
+        reason = exit_reason(self._child.log_file)
+        LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
+        self._child.stop()
+        self._trouble_since = self._trouble_since or self._started
+        if now - self._trouble_since > self.patience:
+            raise NodeRefused(f"the coordinator at {self.link.address} does not accept this node: {reason}")
+        self._again = now + self._pause
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+
+
+def exit_reason(log_file: Path) -> str:
+    """Why the SuperNode ended, from its log: one line."""
+    lines = log_file.read_text(errors="replace").splitlines()[-LOOK_BACK:] if log_file.exists() else []
+    said = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines if line.strip()]
+    for number, line in enumerate(said):
+        if "Exit Code" in line:
+            return " ".join(said[number : number + REASON_LINES])
+    telling = [
+        line for line in said if re.search(r"error|refused|denied|exit code|invalid|certificate", line, re.I)
+    ]
+    return (telling or said or ["it said nothing"])[-1]

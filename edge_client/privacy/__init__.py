@@ -1,0 +1,1 @@
+"""What leaves a device: prototypes, their noise, the ledger of what was told."""

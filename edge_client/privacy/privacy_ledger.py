@@ -1,0 +1,187 @@
+"""A device's memory of what it has told: ``privacy.sqlite`` in its folder.
+
+A release is drawn, charged and kept in one transaction that is on disk before the upload leaves, so a kill at any
+point either leaves nothing (and nothing was sent) or the charge with its upload. Asked for the same job and
+round again, the device repeats the very upload that it remembers: new noise would be a second release,
+and the mean of many would be the truth. SQLite, because each Flower message is a process of its own, and two
+may come at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from fedstill.edge_client.privacy.privacy import composed, epsilon_at, sigma_for, spent
+from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy
+from fedstill.edge_client.privacy.private_prototypes import private_prototypes, require_rows
+from fedstill.edge_client.privacy.prototypes import DeviceError, Probabilities, Prototypes
+from fedstill.protos.messages import PrototypeRequest
+
+LEDGER_FILE = "privacy.sqlite"
+WAIT_SECONDS = 60.0
+"""For another process of this device that is just charging."""
+ROUNDING = 1e-9
+"""Relative slack of the budget: a budget of 4 affords one upload of 4."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS releases (
+    key TEXT PRIMARY KEY, question TEXT NOT NULL, mu REAL NOT NULL, upload TEXT NOT NULL, time REAL NOT NULL
+)
+"""
+
+
+class PrivacyLedger:
+    """All private releases of one device, oldest first, and the budget that they share."""
+
+    def __init__(self, path: Path, epsilon: float | None, delta: float) -> None:
+        self._path, self._epsilon, self._delta = path, epsilon, delta
+
+    def remembered(self, key: str, question: str) -> Prototypes | None:
+        """The upload that was made for ``key``, None if there is none.
+
+        Raises:
+            DeviceError: it answered another ``question``, or the ledger cannot be read.
+        """
+        with self._open() as ledger:
+            return _remembered(ledger, key, question)
+
+    def release(self, key: str, question: str, mu: float, draw: Callable[[], Prototypes]) -> Prototypes:
+        """Charge ``mu``, keep what ``draw`` makes, and return it; what is remembered is returned uncharged.
+
+        Raises:
+            DeviceError: the budget does not afford it (``draw`` is not called then), or as ``remembered``.
+        """
+        with self._open() as ledger:
+            ledger.execute("BEGIN IMMEDIATE")  # nobody else may charge between the check and the entry
+            known = _remembered(ledger, key, question)
+            if known is not None:
+                return known
+            self._require_budget(_mus(ledger), mu)
+            made = draw()
+            entry = (key, question, mu, _to_text(made), time.time())
+            ledger.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?)", entry)
+            ledger.execute("COMMIT")
+            return made
+
+    def uploads(self) -> int:
+        """How many private uploads were made."""
+        with self._open() as ledger:
+            return len(_mus(ledger))
+
+    def spent(self) -> float:
+        """Epsilon at this ledger's delta of everything released so far."""
+        with self._open() as ledger:
+            return spent(_mus(ledger), self._delta)
+
+    def _require_budget(self, mus: list[float], mu: float) -> None:
+        if self._epsilon is None:
+            return
+        after = epsilon_at(composed([*mus, mu]), self._delta)
+        if after > self._epsilon * (1 + ROUNDING):
+            raise DeviceError(
+                f"privacy budget: epsilon {spent(mus, self._delta):.3g} of {self._epsilon:g} is spent, and this "
+                f"upload would make it {after:.3g} (delta {self._delta:g}); nothing is uploaded"
+            )
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=WAIT_SECONDS, isolation_level=None)) as ledger:
+                ledger.execute("PRAGMA synchronous = FULL")
+                ledger.execute(SCHEMA)
+                yield ledger
+        except sqlite3.Error as error:
+            raise DeviceError(
+                f"the privacy ledger {LEDGER_FILE} cannot be used ({error}); nothing is uploaded"
+            ) from error
+
+
+def release_once(
+    directory: Path,
+    run: str,
+    policy: PrivacyPolicy,
+    request: PrototypeRequest,
+    beliefs: Callable[[PrototypeRequest], Probabilities],
+) -> Prototypes:
+    """Answer a ``dp`` request within the budget of ``policy``, once per run, job and round.
+
+    Args:
+        directory: the device's folder.
+        beliefs: makes the (n, classes) probabilities; called only if the answer is not remembered.
+
+    Raises:
+        DeviceError: the budget is spent, or the noise left nothing worth uploading.
+    """
+    ledger = PrivacyLedger(directory / LEDGER_FILE, policy.epsilon, policy.delta)
+    key, question = _key(run, request), _question(request)
+    known = ledger.remembered(key, question)
+    if known is None:
+        rows = beliefs(request)
+        mu = 1 / sigma_for(request.epsilon, request.delta)
+        noise = noise_source(
+            policy, _key("", request)
+        )  # without the run: a repeated simulation gives the same
+        known = ledger.release(key, question, mu, lambda: private_prototypes(rows, request, noise))
+    return require_rows(known)
+
+
+def noise_source(policy: PrivacyPolicy, key: str) -> np.random.Generator:
+    """The operating system's entropy; in a simulation, whose owner gave a seed, a stream per release."""
+    if policy.noise_seed is None:
+        return np.random.default_rng()
+    digest = hashlib.sha256(f"{policy.noise_seed}/{key}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def _key(run: str, request: PrototypeRequest) -> str:
+    return json.dumps({"run": run, **asdict(request.job)}, sort_keys=True)
+
+
+def _question(request: PrototypeRequest) -> str:
+    """How the answer was to be made; the student is left out, a round may train it again after a restart."""
+    fields = (
+        request.epsilon,
+        request.delta,
+        request.min_size,
+        request.temperature,
+        request.student.class_names,
+    )
+    content = json.dumps(fields).encode() + request.centres.tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _remembered(ledger: sqlite3.Connection, key: str, question: str) -> Prototypes | None:
+    row = ledger.execute("SELECT question, upload FROM releases WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        return None
+    if row[0] != question:
+        raise DeviceError(
+            "this job and round was asked before with other settings, and it is answered once; nothing is uploaded"
+        )
+    return _from_text(row[1])
+
+
+def _mus(ledger: sqlite3.Connection) -> list[float]:
+    return [mu for (mu,) in ledger.execute("SELECT mu FROM releases")]
+
+
+def _to_text(made: Prototypes) -> str:
+    rows = made.probabilities.astype(np.float64)  # float32 values survive JSON exactly as float64
+    return json.dumps(
+        {"probabilities": rows.tolist(), "counts": made.counts.tolist(), "classes": rows.shape[1]}
+    )
+
+
+def _from_text(text: str) -> Prototypes:
+    kept = json.loads(text)
+    rows = np.array(kept["probabilities"], np.float32).reshape(len(kept["counts"]), kept["classes"])
+    return Prototypes(rows, np.array(kept["counts"], np.int64))

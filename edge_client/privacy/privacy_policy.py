@@ -1,0 +1,86 @@
+"""What a device's owner allows: ``privacy.json`` in the device's folder. The cloud cannot change it.
+
+    {"accepts": "dp", "epsilon": 4.0, "delta": 1e-5}
+
+No file means the defaults: every kind of upload is answered, as the thesis assumes, and uploads with differential
+privacy may cost epsilon 8 in total. A file that cannot be understood stops the device from answering.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
+from fedstill.edge_client.privacy.prototypes import DeviceError
+from fedstill.protos.messages import PrototypeRequest
+
+POLICY_FILE = "privacy.json"
+STRENGTH = {"samples": 0, "kmeans": 1, "constrained": 2, "histogram": 2, "dp": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyPolicy:
+    """The owner's wishes."""
+
+    accepts: Literal["samples", "kmeans", "constrained", "dp"] = (
+        "samples"  # the weakest upload that is answered
+    )
+    min_size: int = 8  # accepts constrained: a request for smaller clusters is refused
+    epsilon: float | None = 8.0  # what all dp uploads together may cost; null: no limit (for simulation)
+    delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
+    features: bool = True  # whether inference may send a clip's features to the cloud
+    accuracy: bool = True  # whether the exact count of right answers is reported; dp does not cover it
+    noise_seed: int | None = None  # predictable noise, for simulation only: it voids every guarantee
+
+    def __post_init__(self) -> None:
+        if self.min_size < 1:
+            raise ValueError(f"min_size: {self.min_size} is below 1")
+        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon: {self.epsilon} is not above 0; give a number, or null for no limit")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta: {self.delta} is no probability between 0 and 1")
+
+    def require(self, request: PrototypeRequest) -> None:
+        """Raise DeviceError unless the owner allows this kind of upload."""
+        if STRENGTH[request.kind] < STRENGTH[self.accepts]:
+            raise DeviceError(
+                f"this device's owner accepts {self.accepts} uploads or stronger, and {request.kind} was asked "
+                "for; nothing is uploaded"
+            )
+        if self.accepts == "constrained" and request.kind != "dp" and request.min_size < self.min_size:
+            raise DeviceError(
+                f"min_size {request.min_size} was asked for, and this device's owner accepts {self.min_size} "
+                "or more; nothing is uploaded"
+            )
+
+    def require_accuracy(self) -> None:
+        """Raise DeviceError where the owner keeps the accuracy private."""
+        if not self.accuracy:
+            raise DeviceError("this device's owner does not report accuracy")
+
+
+def read_policy(directory: Path) -> PrivacyPolicy:
+    """The policy of a device's folder. Raises DeviceError, in one line, if the file cannot be understood."""
+    path = directory / POLICY_FILE
+    try:
+        return from_plain(PrivacyPolicy, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return PrivacyPolicy()
+    except PlainError as error:
+        raise DeviceError(f"{POLICY_FILE}: {error}; nothing is uploaded") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DeviceError(
+            f"{POLICY_FILE}: cannot be read ({type(error).__name__}); nothing is uploaded"
+        ) from error
+
+
+def write_policy(directory: Path, policy: PrivacyPolicy) -> None:
+    """Write the policy, by rename."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f"{POLICY_FILE}.tmp"
+    temporary.write_text(json.dumps(to_plain(policy), indent=1), encoding="utf-8")
+    temporary.replace(directory / POLICY_FILE)

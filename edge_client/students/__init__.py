@@ -1,0 +1,1 @@
+"""The students that a device keeps, and the runtimes that run them."""

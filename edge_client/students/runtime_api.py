@@ -1,0 +1,83 @@
+"""What a device's model must be able to do, whichever library runs it (torch, onnxruntime)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.models.audiovisual.rungs import Precision
+
+
+class FeatureArrays(NamedTuple):
+    """One float32 (n, width) array per modality."""
+
+    audio: npt.NDArray[np.float32]
+    visual: npt.NDArray[np.float32]
+
+
+class Runtime(Protocol):
+    """A student at work.
+
+    Attributes:
+        class_names: order of the logits.
+        version: hash of the student's weights; the cloud finds its heads by it.
+    """
+
+    class_names: tuple[str, ...]
+    version: str
+
+    def features(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> FeatureArrays:
+        """Audio float32 (n, bins, steps), frames uint8 (n, count, channels, size, size) -> (n, width) each."""
+        ...
+
+    def logits(self, features: FeatureArrays) -> npt.NDArray[np.float32]:
+        """The local joint head: float32 (n, classes)."""
+        ...
+
+    def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
+        """Features of one rung of the ladder; the identity at rate 1."""
+        ...
+
+
+class DeviceRuntime(Runtime, Protocol):
+    """What ``Device`` needs beside inference. Each library brings its own softmax, so that a result never changes
+    because another file does."""
+
+    def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Softmax of (n, classes) logits."""
+        ...
+
+    def rung_logits(
+        self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float32]:
+        """What the cloud would answer over one rung of the ladder: float32 (n, classes).
+
+        Args:
+            weights: safetensors of the rung's compressor and head, as in an EvaluationRequest.
+
+        Raises:
+            ValueError: weights that do not belong to this rung.
+        """
+        ...
+
+
+class LoadStudent(Protocol):
+    """How a device makes a runtime of a student that it received."""
+
+    def __call__(
+        self, state: Mapping[str, npt.NDArray[Any]], spec: str, class_names: tuple[str, ...], version: str
+    ) -> DeviceRuntime:
+        """
+        Args:
+            state: state dict by name.
+            spec: JSON of the network specification.
+            class_names: order of the logits.
+            version: hash of the weights.
+
+        Raises:
+            ValueError: what does not fit; the text starts with the field's name.
+        """
+        ...

@@ -1,0 +1,258 @@
+"""The students that a device has: one file per version, named by its content, and a pointer to the one in use.
+
+Whatever interrupts a device, it comes back with a whole student: files appear by rename, the pointer moves by rename
+and only after the new student passed its check, and a file whose content is not what its name says is never used.
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from fedstill.common.atomic_files import locked, remove_parts, replace_file
+from fedstill.edge_client.privacy.prototypes import DeviceError
+from fedstill.models.weights.delta import MOST_BYTES, apply_update, content_hash
+from fedstill.protos.messages import LONGEST_REASON, Student, WireError, is_version
+
+log = logging.getLogger(__name__)
+
+POINTER = "current.json"
+KEPT = 4
+"""Versions kept beside the two installed ones and the one just used: bases of personalisations that go on meanwhile."""
+
+
+@dataclass(frozen=True)
+class ShelvedStudent:
+    """A student as a device has it: weights by name (read-only), specification as JSON, order of the logits."""
+
+    version: str
+    spec: str
+    class_names: tuple[str, ...]
+    state: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """How an installation went.
+
+    Attributes:
+        installed: whether the new student is the current one now.
+        agreement: what the check found, 0 where it could not be made.
+        reason: empty, or in one line why the student was rolled back.
+        current: the version in use now; empty where there is none.
+    """
+
+    installed: bool
+    agreement: float
+    reason: str
+    current: str
+
+
+Check = Callable[[ShelvedStudent], float]
+"""The share of canary clips on which the student agrees with the teacher, from 0 to 1."""
+
+
+class NotHere(Exception):
+    """A message refers to something that this device does not have (any more); the cloud can send it.
+
+    Args:
+        item, version: as in ``messages.Lacking``.
+    """
+
+    def __init__(self, item: str, version: str) -> None:
+        super().__init__(f"{item}: version {version[:12]} is not on this device")
+        self.item, self.version = item, version
+
+
+class StudentShelf:
+    """The folder ``directory`` of one device; several processes may use it at the same time.
+
+    Args:
+        kept: versions to keep beside the two installed ones and the one just used; those used last.
+        most_bytes: a larger student is refused.
+    """
+
+    def __init__(self, directory: Path, kept: int = KEPT, most_bytes: int = MOST_BYTES) -> None:
+        self.directory, self.kept, self.most_bytes = directory, kept, most_bytes
+
+    def student(self, message: Student) -> ShelvedStudent:
+        """The student that a message means: from the shelf, or rebuilt from the message and kept.
+
+        Raises:
+            NotHere: the base of the update is not here, or its file is damaged.
+            WireError: the update is damaged or leads to another content than it says; nothing is kept.
+            DeviceError: the disk is full or refuses; what was there stays.
+        """
+        with self._at_work():
+            found = self._read(message.version)
+            if found is None:
+                found = self._rebuilt(message)
+                self._write(found)
+            elif (found.spec, found.class_names) != (message.spec, message.class_names):
+                raise WireError("version: is known here with another spec or other class_names")
+            now = time.time_ns()  # the clock of the file system ticks too slowly to order two messages
+            os.utime(self._path(found.version), ns=(now, now))
+            self._prune({found.version})
+            return found
+
+    def install(self, version: str, check: Check, minimum: float) -> Installation:
+        """Make a version on the shelf the current one, if it passes ``check`` as it lies on the disk.
+
+        The check runs before the pointer moves, so that no kill can leave an unchecked student in use.
+
+        Args:
+            minimum: least agreement; below it the previous student stays current.
+
+        Raises:
+            DeviceError: the version is not (or not any more) on the shelf, or the disk is full or refuses.
+        """
+        candidate = self.load(version)
+        try:
+            agreement, reason = check(candidate), ""
+        except ValueError as error:  # for example a specification that its weights do not fit
+            agreement, reason = 0.0, " ".join(str(error).split())[:LONGEST_REASON]
+        if not reason and not agreement >= minimum:
+            reason = (
+                f"agrees with the teacher on {agreement:.0%} of the canary clips, {minimum:.0%} are needed"
+            )
+        with self._at_work():
+            current, previous = self._pointer()
+            if not reason and version != current:
+                pointer = {"current": version, "previous": current}
+                replace_file(self.directory / POINTER, json.dumps(pointer).encode())
+                current, previous = version, current
+            self._prune({version, previous})
+        if reason:
+            log.warning(
+                "student rolled back version=%s current=%s reason=%r", version[:12], current[:12], reason
+            )
+        else:
+            log.info("student installed version=%s agreement=%.3f", version[:12], agreement)
+        return Installation(not reason, agreement, reason, current)
+
+    def current(self) -> ShelvedStudent | None:
+        """The student in use; the one before it where the file was tampered with; None before the first install.
+
+        Raises:
+            DeviceError: students were installed and none of them is readable.
+        """
+        with self._at_work():
+            named = [version for version in self._pointer() if version]
+            for version in named:
+                if found := self._read(version):
+                    return found
+                log.warning("student unusable version=%s: the one before it is used", version[:12])
+        if named:
+            raise DeviceError(
+                "students: no installed student is readable; wait for the next one from the cloud"
+            )
+        return None
+
+    def load(self, version: str) -> ShelvedStudent:
+        """A version as it lies on the disk. Raises DeviceError where it is missing or damaged."""
+        with self._at_work():
+            found = self._read(version)
+        if found is None:
+            raise DeviceError(f"students: version {version[:12]} is not on this device, or damaged")
+        return found
+
+    def versions(self) -> list[str]:
+        """What is on the shelf, most recently used last."""
+        return [path.stem for path in self._files()]
+
+    def _rebuilt(self, message: Student) -> ShelvedStudent:
+        base = None
+        if message.base:
+            held = self._read(message.base)
+            if held is None:
+                raise NotHere("base", message.base)
+            base = held.state
+        try:
+            state = apply_update(message.weights.tobytes(), base, self.most_bytes)
+        except ValueError as error:
+            raise WireError(f"weights: {error}") from error
+        reached = content_hash(state, (message.spec, *message.class_names))
+        if reached != message.version:
+            raise WireError(f"version: the update leads to {reached[:12]}, not to {message.version[:12]}")
+        return ShelvedStudent(message.version, message.spec, message.class_names, state)
+
+    def _write(self, student: ShelvedStudent) -> None:
+        about = {"spec": student.spec, "class_names": json.dumps(student.class_names)}
+        replace_file(self._path(student.version), safetensors.numpy.save(dict(student.state), about))
+
+    def _read(self, version: str) -> ShelvedStudent | None:
+        """None where there is no such file; a damaged one is removed, so that it can be sent again."""
+        path = self._path(version)
+        if not path.exists():
+            return None
+        try:
+            return _parsed(version, path.read_bytes())
+        except ValueError as error:
+            log.warning("student damaged version=%s reason=%r", version[:12], str(error))
+            path.unlink()
+            return None
+
+    def _pointer(self) -> tuple[str, str]:
+        """(current, previous), empty where there is none."""
+        try:
+            pointer = json.loads((self.directory / POINTER).read_bytes())
+            current, previous = pointer["current"], pointer["previous"]
+        except FileNotFoundError:
+            return "", ""
+        except (ValueError, TypeError, KeyError, RecursionError):
+            log.warning("pointer damaged file=%s: as if nothing were installed", POINTER)
+            return "", ""
+        return current if is_version(current) else "", previous if is_version(previous) else ""
+
+    def _prune(self, needed: set[str]) -> None:
+        """Drop all but the needed, the two installed and the last used versions, and what a kill left behind."""
+        remove_parts(self.directory)
+        spared = {*needed, *self._pointer()}
+        others = [path for path in self._files() if path.stem not in spared]
+        for path in others[: max(0, len(others) - self.kept)]:
+            path.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+
+    def _path(self, version: str) -> Path:
+        return self.directory / f"{version}.safetensors"
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        try:
+            with locked(self.directory):
+                yield
+        except OSError as error:
+            raise DeviceError(
+                f"students: {error.strerror or error} in the device's folder; the current student stays"
+            ) from error
+
+
+def _parsed(version: str, content: bytes) -> ShelvedStudent:
+    """A student file whose content is what its name says. Raises ValueError."""
+    try:
+        state = safetensors.numpy.load(content)
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(content[8 : 8 + length])["__metadata__"]
+        spec, class_names = about["spec"], tuple(json.loads(about["class_names"]))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"no student file ({type(error).__name__})") from error
+    if content_hash(state, (spec, *class_names)) != version:
+        raise ValueError("the content is not what the name says")
+    for value in state.values():
+        np.ndarray.setflags(value, write=False)
+    return ShelvedStudent(version, spec, class_names, state)

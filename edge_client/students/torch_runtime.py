@@ -1,0 +1,108 @@
+"""A student under torch: the default, and the reference that every other runtime is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedstill.edge_client.students.runtime_api import FeatureArrays
+from fedstill.models.audiovisual.compression import RungNet
+from fedstill.models.audiovisual.network import AudioVisualNet, Features
+from fedstill.models.audiovisual.rungs import Precision
+from fedstill.models.audiovisual.specs import network_from_json
+from fedstill.models.vit.preprocess import to_tensors
+from fedstill.models.weights.packing import load_arrays, load_packed
+
+BATCH = 64
+
+
+class TorchRuntime:
+    """A Runtime (``runtime_api.py``) over a network in evaluation mode; fp32 arithmetic, as a device would.
+
+    Args:
+        net: the student.
+        class_names: order of its logits.
+        version: hash of its weights.
+        rungs: what ``compress`` can do beside rate 1.
+    """
+
+    def __init__(
+        self,
+        net: AudioVisualNet,
+        class_names: tuple[str, ...],
+        version: str,
+        rungs: Mapping[float, RungNet] | None = None,
+    ) -> None:
+        self.class_names, self.version = class_names, version
+        self._net = net.eval()
+        self._rungs = {rate: rung.eval() for rate, rung in (rungs or {}).items()}
+
+    @torch.no_grad()
+    def features(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> FeatureArrays:
+        """Audio float32 (n, bins, steps), frames uint8 (n, count, channels, size, size) -> (n, width) each."""
+        parts = []
+        for start in range(0, len(audio), BATCH):
+            stop = start + BATCH
+            parts.append(self._net.encoders(*to_tensors(audio[start:stop], frames[start:stop])))
+        return _to_numpy(Features(*(torch.cat(column) for column in zip(*parts, strict=True))))
+
+    @torch.no_grad()
+    def logits(self, features: FeatureArrays) -> npt.NDArray[np.float32]:
+        """The local joint head: float32 (n, classes)."""
+        found: Tensor = self._net.head(_to_tensors(features)).joint
+        return found.numpy()
+
+    @torch.no_grad()
+    def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
+        """Features of one rung of the ladder; the identity at rate 1. Raises ValueError for an unknown rate."""
+        if rate == 1:
+            return features
+        if rate not in self._rungs:
+            known = ", ".join(f"{one:g}" for one in (1.0, *self._rungs))
+            raise ValueError(f"rate: {rate:g} has no compressor here (known: {known})")
+        return _to_numpy(self._rungs[rate].compressor(_to_tensors(features)))
+
+    def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Softmax of (n, classes) logits."""
+        shares: npt.NDArray[np.float32] = torch.from_numpy(logits).softmax(dim=1).numpy()
+        return shares
+
+    @torch.no_grad()
+    def rung_logits(
+        self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float32]:
+        """What the cloud would answer over one rung: float32 (n, classes); ``weights`` as in an EvaluationRequest."""
+        rung = RungNet(features.audio.shape[1], len(self.class_names), rate)
+        load_packed(rung, weights)
+        answer: Tensor = rung(_to_tensors(features), precision)
+        return answer.numpy()
+
+
+def load_torch(
+    state: Mapping[str, npt.NDArray[Any]], spec: str, class_names: tuple[str, ...], version: str
+) -> TorchRuntime:
+    """The network of a student. Raises ValueError naming what does not fit."""
+    network = network_from_json(spec)
+    if network.classes != len(class_names):
+        raise ValueError(f"spec: {network.classes} classes for {len(class_names)} class names")
+    net = AudioVisualNet(network)
+    load_arrays(net, state)
+    return TorchRuntime(net, class_names, version)
+
+
+def use_one_thread() -> None:
+    """Simulated devices share a machine; a real one has little compute. More threads help neither."""
+    torch.set_num_threads(1)
+
+
+def _to_tensors(features: FeatureArrays) -> Features:
+    return Features(*(torch.from_numpy(part) for part in features))
+
+
+def _to_numpy(features: Features) -> FeatureArrays:
+    return FeatureArrays(*(part.numpy() for part in features))

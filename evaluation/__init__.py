@@ -1,0 +1,1 @@
+"""What measures and what shows: results, statistics, tables, plots, load tests, attacks, studies."""

@@ -1,0 +1,61 @@
+"""What attacks are given: clips as each kind of upload shows them, split into the attacker's and the victims'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.cloud_server.distillation.settings import PrototypeSettings
+
+Floats = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """Some clips as each kind of upload shows them; n rows each.
+
+    Attributes:
+        sound: float32 (n, bins, steps).
+        picture: float32 (n, size, size), the first frame in grey, 0 to 1.
+        features: float32 (n, 2 * feature_width), what inference uploads at rate 1.
+        compressed: float32 (n, values), what arrives at rate 3 in int8.
+        beliefs: float32 (n, classes), the student's probabilities.
+        speaker: int64 (n,), a number per speaker.
+        recording: int64 (n,), equal for clips that share their sound.
+    """
+
+    sound: Floats
+    picture: Floats
+    features: Floats
+    compressed: Floats
+    beliefs: Floats
+    speaker: Positions
+    recording: Positions
+
+    def __len__(self) -> int:
+        return len(self.beliefs)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that the attacks need.
+
+    Attributes:
+        correct: the victims' clips that the student gets right, which says how good a student is attacked.
+        student_saw_victims: whether the victims' clips were among those that the student was distilled on.
+    """
+
+    name: str
+    dataset: str
+    synthetic: bool
+    class_names: tuple[str, ...]
+    prototypes: PrototypeSettings
+    seed: int
+    attacker: View
+    victims: View
+    centres: Floats
+    correct: int
+    student_saw_victims: bool

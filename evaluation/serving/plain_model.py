@@ -1,0 +1,48 @@
+"""The elastic model without its elasticity, as other servers serve it in comparisons: plain schedule, all heads.
+
+Those servers import nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedstill.cloud_server.serving.engine.answers import Answer
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.trunk import load_trunk
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+from fedstill.datasets.audiovisual.decode import read_image
+from fedstill.models.vit.preprocess import image_batch
+from fedstill.models.vit.schedules import constant_schedule
+
+BATCH, BATCH_SECONDS = 8, 0.01
+"""Of dynamic batching: the largest batch, and how long the first query waits for others."""
+
+
+class PlainModel:
+    """A state folder of ``fedstill serve`` and its trunk, warmed up."""
+
+    def __init__(self, state: Path, weights: Path) -> None:
+        trunk = load_trunk(weights)
+        registry = TaskRegistry(state)
+        tasks = registry.load_active(trunk.fingerprint)
+        registry.close()
+        self._schedule = constant_schedule(0, trunk.net.layers)
+        self._engine = Engine(trunk.net, tasks, EngineSettings((self._schedule,), (1, 2, 4, BATCH)))
+        self._engine.warm_up()
+
+    def answer(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One label per request of task and base64 picture, with the size and the time of their batch."""
+        started = time.perf_counter()
+        pictures = [read_image(Path("request"), base64.b64decode(request["image"])) for request in requests]
+        images = image_batch(pictures, self._engine.net.image_size)
+        answers = self._engine.infer(images, [request["task"] for request in requests], self._schedule)
+        spent = 1000 * (time.perf_counter() - started)
+        return [
+            {"label": answer.label if isinstance(answer, Answer) else "", "batch": len(requests), "ms": spent}
+            for answer in answers
+        ]

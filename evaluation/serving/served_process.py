@@ -1,0 +1,94 @@
+"""``fedstill serve`` as a process of our own, for comparisons: started, waited for, kept on its cores, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from fedstill.cloud_server.serving.engine.environment import serving_environment
+from fedstill.cloud_server.serving.scheduling.profile import Profile, read_profile
+from fedstill.common.child_process import Child
+from fedstill.common.flower_cli import tool
+from fedstill.datasets.audiovisual.clip import DataError
+
+READY_SECONDS = 1800.0
+"""The first start measures a profile."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How a server is started.
+
+    state: folder of the task registry. arguments: further ones of ``fedstill serve``. cores: that it may use, one torch
+    thread each; None for all.
+    """
+
+    state: Path
+    arguments: tuple[str, ...] = ()
+    cores: Sequence[int] | None = None
+
+
+class ServedProcess:
+    """``with ServedProcess(options, policy) as server``: plain text on a free port of loopback.
+
+    Raises DataError, with the server's last words, where it does not come up.
+    """
+
+    def __init__(self, options: ServerOptions, policy: str) -> None:
+        self._options, self._policy = options, policy
+        self._child = Child(f"serve-{policy}", options.state)
+        self._announcement = options.state / "serve" / "server.json"
+        self.port = 0
+        self.web_port = 0
+
+    @property
+    def target(self) -> str:
+        """HOST:PORT of the protocol."""
+        return f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> ServedProcess:
+        options = self._options
+        self._announcement.unlink(missing_ok=True)
+        environment = serving_environment(os.environ)
+        if options.cores is not None:
+            environment["OMP_NUM_THREADS"] = str(len(options.cores))
+        command = [tool("fedstill"), "serve", "--state", str(options.state.resolve()), "--insecure"]
+        command += ["--listen", "127.0.0.1:0", "--web", "127.0.0.1:0", "--policy", self._policy]
+        self._child.start([*command, *options.arguments], environment, Path.cwd())
+        pid = self._child.pid
+        if options.cores is not None and pid is not None:
+            psutil.Process(pid).cpu_affinity(list(options.cores))  # threads that begin later inherit it
+        self._wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.stop()
+
+    def profile(self) -> Profile:
+        """What the server knows of itself: the profile in its state folder that was used last."""
+        kept = sorted(
+            (self._options.state / "serve").glob("profile-*.json"), key=lambda file: file.stat().st_mtime
+        )
+        if not kept:
+            raise DataError(f"{self._options.state}: the server has left no profile")
+        return read_profile(kept[-1])
+
+    def _wait(self) -> None:
+        end = time.monotonic() + READY_SECONDS
+        while not self._announcement.exists():
+            if self._child.poll() is not None or time.monotonic() > end:
+                words = self._child.last_words()
+                self._child.stop()
+                raise DataError(f"fedstill serve --policy {self._policy} does not come up: {words}")
+            time.sleep(0.05)
+        told = json.loads(self._announcement.read_text(encoding="utf-8"))
+        self.port, self.web_port = told["port"], told["web_port"]

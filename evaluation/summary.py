@@ -1,0 +1,184 @@
+"""The numbers of a run as people read them, computed once: page, markdown and console cannot disagree."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedstill.evaluation.results import ARMS, SCENARIOS, THESIS_ARMS, ClipRow, Results
+from fedstill.evaluation.statistics import (
+    SEEDS_FOR_TEST,
+    Accuracy,
+    Comparison,
+    compare,
+    distinct_clips,
+    pooled_accuracy,
+)
+
+BASELINE = "all_distill"
+OURS = "fedstill"
+EQUAL_STEPS = "all_distill_equal_steps"
+CONTROLS = {
+    "fedstill_without_selection": "what selection and prior correction add to our training",
+    "prior_corrected": "what selection and further training add to prior correction alone",
+    "oracle_classes": "an upper reference for selection alone: it knows the true classes",
+}
+MB = 1e6  # decimal megabytes, as in the thesis
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ArmLine:
+    """One arm in one scenario: all clients, each client (None: not run), the difference to AllDistill."""
+
+    arm: str
+    pooled: Accuracy
+    clients: tuple[Accuracy | None, ...]
+    difference: Comparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioTable:
+    """The headline table of one scenario; `clients` heads the per-client columns."""
+
+    scenario: str
+    clients: tuple[int, ...]
+    lines: tuple[ArmLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyComparison:
+    """A question that the run was made to answer; `comparison` is None where the two arms share no clips."""
+
+    scenario: str
+    arm: str
+    baseline: str
+    comparison: Comparison | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTraffic:
+    """Mean over clients and seeds of what one client moves in a whole run, in MB."""
+
+    scenario: str
+    arm: str
+    up_mb: float
+    down_mb: float
+
+
+def scenario_tables(results: Results, clips: Sequence[ClipRow]) -> tuple[ScenarioTable, ...]:
+    """One headline table per scenario that has accuracy rows, arms in table order."""
+    return tuple(_scenario_table(results, clips, scenario) for scenario in results.scenarios())
+
+
+def _scenario_table(results: Results, clips: Sequence[ClipRow], scenario: str) -> ScenarioTable:
+    rows = [row for row in results.rows if row.scenario == scenario]
+    clients = tuple(sorted({row.client for row in rows}))
+    distinct = distinct_clips(clips, scenario)
+    lines = []
+    for arm in results.arms():
+        mine = [row for row in rows if row.arm == arm]
+        if not mine:
+            continue
+        per_client = [[row for row in mine if row.client == client] for client in clients]
+        lines.append(
+            ArmLine(
+                arm=arm,
+                pooled=pooled_accuracy(mine, distinct),
+                clients=tuple(pooled_accuracy(some, distinct) if some else None for some in per_client),
+                difference=None if arm == BASELINE else compare(clips, arm, BASELINE, scenario=scenario),
+            )
+        )
+    return ScenarioTable(scenario, clients, tuple(lines))
+
+
+def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComparison, ...]:
+    """fedstill against AllDistill, the best thesis arm and its own parts; the thesis' arms against equal steps."""
+    found = []
+    for table in scenario_tables(results, clips):
+        accuracy = {line.arm: line.pooled.fraction for line in table.lines}
+        thesis = [arm for arm in THESIS_ARMS if arm in accuracy]
+        pairs = [(OURS, BASELINE, "")]
+        if thesis:
+            best = max(thesis, key=lambda arm: accuracy[arm])
+            pairs.append(
+                (OURS, best, "the thesis' best arm here, chosen on the test clips, which favours it")
+            )
+        pairs += [(OURS, control, note) for control, note in CONTROLS.items()]
+        same_length = "both trained for the same number of steps"
+        pairs += [(arm, EQUAL_STEPS, same_length) for arm in THESIS_ARMS[2:]]
+        for arm, baseline, note in dict.fromkeys(pairs):
+            if arm in accuracy and baseline in accuracy:
+                outcome = compare(clips, arm, baseline, scenario=table.scenario)
+                found.append(KeyComparison(table.scenario, arm, baseline, outcome, note))
+    return tuple(found)
+
+
+def teacher_accuracy(results: Results) -> tuple[tuple[str, Accuracy], ...]:
+    """Teacher accuracy on held-out public clips and per client, each with a heading."""
+    groups = defaultdict(list)
+    for row in results.teacher:
+        name = "held-out public clips" if row.scope == "public_holdout" else f"client {row.client}"
+        groups[name].append(row)
+    return tuple((name, pooled_accuracy(rows)) for name, rows in groups.items())
+
+
+def traffic_totals(results: Results) -> tuple[ArmTraffic, ...]:
+    """What one client uploads and downloads in a run, per scenario and arm."""
+    totals = []
+    for scenario in SCENARIOS:
+        for arm in ARMS:
+            rows = [row for row in results.traffic if (row.scenario, row.arm) == (scenario, arm)]
+            if rows:
+                runs = len({(row.client, row.seed) for row in rows}) * MB
+                up, down = sum(row.up_bytes for row in rows), sum(row.down_bytes for row in rows)
+                totals.append(ArmTraffic(scenario, arm, up / runs, down / runs))
+    return tuple(totals)
+
+
+def what_ran(results: Results) -> str:
+    """The run in one sentence."""
+    arms, seeds = _count(len(results.arms()), "arm"), _count(len(results.seeds), "seed")
+    return (
+        f"{results.experiment} ran in {results.mode} mode on {data_name(results)}: "
+        f"{_count(len(results.clients), 'client')}, {arms} and {seeds}, "
+        f"in {duration(results.seconds.get('total', 0.0))} on {results.hardware}."
+    )
+
+
+def data_name(results: Results) -> str:
+    """The data set, with the word synthetic where it is."""
+    if not results.synthetic:
+        return results.dataset
+    return "synthetic data" if "synthetic" in results.dataset else f"synthetic data ({results.dataset})"
+
+
+def differences_note(results: Results) -> str:
+    """How to read intervals and differences of this run."""
+    n = len(results.seeds)
+    both = f"sign flips per clip and a t-test over the {n} seeds, which may disagree with the interval"
+    how = both if n >= SEEDS_FOR_TEST else f"sign flips per clip; {_count(n, 'seed')} cannot speak for seeds"
+    return (
+        "Brackets are 95 % intervals over distinct clips; differences are percentage points on the same "
+        f"clips, paired, and n.s. unless p < 0.05 ({how}). "
+        "The p values are not corrected for the number of comparisons."
+    )
+
+
+def narrow(cell: str) -> str:
+    """A cell with spaces only where a narrow terminal may break the line: "66.3% [61.4,70.9]"."""
+    return re.sub(r"(\[[^ ]+), ", r"\1,", cell).replace(" %", "%").replace(" = ", "=").replace(" < ", "<")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,1 @@
+"""The study of warm-up: fine-tuning under token reduction, averaged models, served loads."""

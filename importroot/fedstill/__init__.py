@@ -1,0 +1,1 @@
+"""Personal audio-visual models for edge devices by selective feature distillation."""

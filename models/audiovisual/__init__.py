@@ -1,0 +1,1 @@
+"""The audio-visual student and teacher: encoders, fusion, feature compression, ONNX graphs."""

@@ -1,0 +1,1 @@
+"""The elastic Vision Transformer: schedules, token merging and pruning, prompts, task parameters."""

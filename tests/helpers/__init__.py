@@ -1,0 +1,1 @@
+"""What several rooms' tests share: real processes, stand-ins and made data."""

@@ -1,0 +1,57 @@
+"""An exported student with its clips, small enough to be made in every test session."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fedstill.cloud_server.export.students import export_student
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.store import ClipStore, build_store
+from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+from fedstill.models.audiovisual.compression import RungNet
+from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.audiovisual.specs import EncoderSpec, Fusion, NetworkSpec
+from fedstill.models.vit.preprocess import to_tensors
+from fedstill.models.weights.checkpoint import CheckpointMeta, save_checkpoint, save_rungs
+
+AUDIO, FRAMES = AudioSpec(seconds=0.6, hop=512, mel_bins=32), FrameSpec(size=24)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A student three ways: the network, its checkpoint and its export."""
+
+    net: AudioVisualNet
+    store: ClipStore
+    stem: Path
+    folder: Path
+    rungs: dict[float, RungNet]
+
+
+def settled_network(spec: NetworkSpec, store: ClipStore, seed: int) -> AudioVisualNet:
+    """A network whose batch norms have met the clips, so that no two of its tensors are equal any more."""
+    generator = torch.Generator().manual_seed(seed)
+    net = AudioVisualNet(spec, generator).train()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        for _ in range(20):
+            net(*to_tensors(store.audio, store.frames))
+    return net.eval()
+
+
+def make_export(folder: Path, *, fusion: Fusion = "concat", int8: bool = True) -> Exported:
+    """Public and private synthetic clips, a student, two rungs, and what ``fedstill export`` makes of them."""
+    source = SyntheticSource(public_per_class=4, private_per_class=4, frame_size=24, frame_count=1)
+    store = build_store(source, range(len(source.index)), AUDIO, FRAMES, folder / "store")
+    spec = NetworkSpec(EncoderSpec("resnet10", 8, "compact"), 32, len(store.class_names), fusion, 1)
+    net = settled_network(spec, store, seed=1)
+    stem = folder / "students" / "mine"
+    save_checkpoint(stem, net, CheckpointMeta(spec, store.class_names, asdict(AUDIO), asdict(FRAMES)))
+    rungs = {rate: RungNet(32, len(store.class_names), rate).eval() for rate in (1.5, 3.0)}
+    save_rungs(stem, rungs)
+    export_student(stem, folder / "onnx", store=store, int8=int8)
+    return Exported(net, store, stem, folder / "onnx", rungs)

@@ -1,0 +1,99 @@
+"""The smallest run that still does everything: a few synthetic clips, two tiny networks, every arm."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+from rich.console import Console
+
+from fedstill.evaluation.results import Results
+from fedstill.simulation.config import Experiment, load_experiment
+from fedstill.simulation.launcher import prepare_run
+
+TINY = """
+name = "tiny"
+
+[dataset]
+public_per_class = 4
+private_per_class = 4
+
+[audio]
+seconds = 0.6
+hop = 512
+mel_bins = 32
+
+[frames]
+size = 24
+
+[teacher]
+encoder = { architecture = "resnet10", width = 4 }
+feature_width = 16
+epochs = 1
+optimiser = { batch_size = 16 }
+
+[student]
+encoder = { architecture = "resnet10", width = 2 }
+epochs = 1
+optimiser = { batch_size = 16 }
+
+[distillation]
+outer_epochs = 1
+inner_epochs = 1
+optimiser = { batch_size = 16 }
+
+[fedstill]
+outer_epochs = 1
+inner_epochs = 1
+optimiser = { batch_size = 16 }
+
+[selection]
+budget = 0.5
+
+[prototypes]
+min_size = 3
+
+[compute]
+workers = 1
+
+[run]
+holdout = 0.25
+reply_timeout = 60.0
+"""
+
+
+def write_experiment(folder: Path) -> Path:
+    """The tiny experiment as a file, the way a user has one."""
+    path = folder / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def tiny_experiment(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The tiny experiment, loaded; ``overrides`` as after ``--set``."""
+    return load_experiment(str(write_experiment(folder)), overrides)
+
+
+def prepared_run(folder: Path, overrides: Sequence[str] = ()) -> Path:
+    """A run directory that is ready for an engine: clips dealt out, plan written, nothing trained."""
+    run_dir = folder / "run"
+    prepare_run(tiny_experiment(folder, overrides), run_dir, silent_console())
+    return run_dir
+
+
+def silent_console() -> Console:
+    """Somewhere to print that nobody looks at."""
+    return Console(file=io.StringIO())
+
+
+def table(results: Results | Mapping[str, object]) -> list[tuple[object, ...]]:
+    """The rows of a run, sorted: what must be the same through every engine."""
+    if isinstance(results, Results):
+        return sorted(astuple(row) for row in results.rows)
+    rows = results["rows"]
+    assert isinstance(rows, list)
+    return sorted(
+        tuple(row[key] for key in ("scenario", "arm", "client", "seed", "correct", "total")) for row in rows
+    )

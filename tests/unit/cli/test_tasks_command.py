@@ -1,0 +1,92 @@
+"""``fedstill tasks``: from a folder of images to a served task and its profile, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from test_image_tasks import made_folder
+from typer.testing import CliRunner
+
+from fedstill.cli.main import app
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+
+ARCHITECTURE = "test_vit"  # timm's own tiny ViT for tests: 160 pixels, 100 patches, 6 layers
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    state = timm.create_model(ARCHITECTURE).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "test_vit.safetensors")
+    made_folder(tmp_path / "pets")
+    return tmp_path
+
+
+def run(place: Path, *arguments: str):
+    command = ["tasks", *arguments, "--registry", str(place / "tasks")]
+    if arguments[0] in ("add", "profile"):
+        command += ["--weights", str(place / "test_vit.safetensors")]
+    return CliRunner().invoke(app, command)
+
+
+def test_add_list_profile_remove_and_back(place: Path) -> None:
+    images = str(place / "pets")
+    added = run(place, "add", "pets", "--images", images, "--prompts", "1,2", "--epochs", "1")
+    assert added.exit_code == 0, added.output
+    assert "pets version 1: 2 classes" in added.output
+    assert run(place, "add", "pets", "--images", images, "--utility", "0.3").exit_code == 0
+    listed = run(place, "list", "--all").output
+    rows = [line.split() for line in listed.splitlines() if "pets" in line]
+    assert [row[1:4] for row in rows] == [["1", "no", "2"], ["2", "yes", "2"]]
+    assert "1, 2" in listed
+    assert "600 ms, 0.3" in listed
+    assert run(place, "activate", "pets", "1").exit_code == 0
+
+    out = place / "profile.json"
+    options = ["--images", f"pets={images}", "--schedules=-20,0,1,2", "--val-images", "4", "--batches", "1,2"]
+    profiled = run(place, "profile", "--out", str(out), *options)
+    assert profiled.exit_code == 0, profiled.output
+    plain = json.loads(out.read_text())
+    assert plain["tasks"] == ["pets"]
+    assert {entry["name"] for entry in plain["schedules"]} <= {"-20", "0", "+1", "+2"}
+
+    assert run(place, "remove", "pets").exit_code == 0
+    assert "no tasks" in run(place, "list").output
+    store = TaskRegistry(place / "tasks")
+    assert len(store.versions("pets")) == 2
+    store.close()
+
+
+def test_each_mistake_is_one_line_with_exit_code_2(place: Path) -> None:
+    images = ["--images", str(place / "pets")]
+    assert run(place, "add", "pets", *images).exit_code == 0
+    profile = ["profile", "--out", str(place / "p.json"), "--images", f"pets={place / 'pets'}"]
+    for arguments, said in (
+        (["add", "cats"], "is not a known task"),
+        (["add", "Pets!", *images], "use lower-case letters"),
+        (["add", "pets", "--images", str(place / "none")], "no such folder or zip"),
+        (["add", "pets", *images, "--prompts", "4,2"], "must grow"),
+        (["add", "pets", *images, "--prompts", "two"], "write whole numbers"),
+        (["add", "pets", *images, "--architecture", "vit_giant"], "is not a timm model"),
+        (["remove", "cats"], "is not active"),
+        (["activate", "pets", "9"], "has no version 9"),
+        ([*profile, "--schedules", "fast"], "is not a schedule of 6 layers"),
+        ([*profile, "--schedules=-50,-60"], "are the same on 100 patches"),
+        ([*profile, "--schedules", "4"], "suits all of the tasks"),
+        ([*profile, "--batches", "4,2"], "not ascending"),
+        ([*profile, "--images", "pets"], "write NAME=PATH"),
+    ):
+        result = run(place, *arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert said in result.output, arguments
+        assert result.output.count("\n") == 1, result.output
+    nothing = CliRunner().invoke(app, ["tasks", "list", "--registry", str(place / "nowhere")])
+    assert (nothing.exit_code, (place / "nowhere").exists()) == (2, False)
+    empty = CliRunner().invoke(app, ["tasks", "remove", "pets", "--registry", str(place / "tasks")])
+    assert empty.exit_code == 0
+    assert "serves no task" in run(place, *profile).output

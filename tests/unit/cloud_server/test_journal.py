@@ -1,0 +1,193 @@
+"""Guards the journal: the first word counts, whatever is repeated, in SQLite and in PostgreSQL alike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine
+
+from fedstill.cloud_server.distillation.selection import Selection
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.federation.journal import Journal, JournalError, Promise, tables
+from fedstill.common.flower_cli import free_port
+from fedstill.protos.messages import PrototypeUpload
+
+KEY = JobKey("latency_sensitive", "fedstill", 1, 0)
+NAMES = ("calm", "happy", "sad")
+
+
+def upload(first: float) -> PrototypeUpload:
+    rows = np.array([[first, 1 - first, 0]], np.float32)
+    return PrototypeUpload(KEY.at(0), rows, np.array([7], np.int64), NAMES)
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of our own on loopback; PostgreSQL refuses to run as root, so it gets a user."""
+    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = shutil.which("initdb") or next((str(one / "initdb") for one in reversed(tools)), None)
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (initdb not found)")
+    folder, port = tmp_path_factory.mktemp("postgresql"), free_port()
+    who = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if who:
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+        shutil.chown(folder, "postgres")
+    data, bin_folder = folder / "data", Path(found).parent
+    made = subprocess.run(
+        [*who, found, "-D", str(data), "-A", "trust", "-U", "fedstill", "-N"], capture_output=True, text=True,
+        cwd=folder, check=False,
+    )  # fmt: skip
+    if made.returncode != 0:
+        pytest.skip(f"PostgreSQL cannot be set up here: {made.stderr.strip().splitlines()[-1:]}")
+    options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*who, str(bin_folder / "postgres"), "-D", str(data), *options],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+        )
+    url = f"postgresql+psycopg://fedstill@127.0.0.1:{port}/postgres"
+    try:
+        wait_for(url, folder / "log")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(url: str, log: Path) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            Journal(url).close()
+        except JournalError:
+            if time.monotonic() > end:
+                raise AssertionError(log.read_text()) from None
+            time.sleep(0.2)
+        else:
+            return
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    url = (
+        f"sqlite:///{tmp_path / 'journal.db'}"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgresql")
+    )
+    engine = create_engine(url)
+    tables.drop_all(engine)  # one PostgreSQL serves all tests
+    engine.dispose()
+    made = Journal(url)
+    yield made
+    made.close()
+
+
+def test_the_first_upload_counts(journal: Journal) -> None:
+    first = journal.accept_upload(KEY, 0, upload(0.5), Promise("dp", 4.0, 1e-5))
+    again = journal.accept_upload(KEY, 0, upload(0.25), Promise("dp", 4.0, 1e-5))
+    kept = journal.upload(KEY, 0)
+    assert kept is not None
+    for one in (first, again, kept):
+        np.testing.assert_array_equal(one.probabilities, upload(0.5).probabilities)
+        np.testing.assert_array_equal(one.counts, [7])
+        assert one.class_names == NAMES
+        assert one.job == KEY.at(0)
+    assert journal.upload(KEY, 1) is None
+    assert journal.uploaded() == [(KEY.text, 0, 1)]
+    assert journal.privacy() == [
+        {"job": KEY.text, "round": 0, "client": 1, "kind": "dp", "clips": 7, "epsilon": 4.0, "delta": 1e-5}
+    ]
+
+
+def test_many_at_once_accept_one(journal: Journal) -> None:
+    offers = [upload(share) for share in np.linspace(0, 1, 12)]
+    with ThreadPoolExecutor(12) as pool:
+        kept = list(pool.map(lambda one: journal.accept_upload(KEY, 0, one, Promise("histogram")), offers))
+    assert len({one.probabilities.tobytes() for one in kept}) == 1
+    assert len(journal.uploaded()) == 1
+
+
+def test_rounds_selections_jobs_and_students_are_written_once(journal: Journal) -> None:
+    chosen = Selection(np.array([3, 1, 2], np.int64), np.array([1, 2, 0], np.float32))
+    for losses in ([0.5], [0.1]):
+        journal.select(KEY, 0, chosen)
+        journal.finish_round(KEY, 0, losses, [1, 2, 0], "round0.safetensors")
+        journal.finish_job(KEY, {"losses": losses, "evaluations": []})
+        journal.keep_student(KEY, "ab" * 32, "students/x.safetensors", 12)
+    (one,) = journal.rounds(KEY)
+    assert (one.round, one.losses, one.class_counts, one.state_file) == (
+        0,
+        [0.5],
+        [1, 2, 0],
+        "round0.safetensors",
+    )
+    assert journal.jobs() == [{"losses": [0.5], "evaluations": []}]
+    assert journal.students() == [
+        {"job": KEY.text, "version": "ab" * 32, "file": "students/x.safetensors", "bytes": 12}
+    ]
+    found = journal.selection(KEY, 0)
+    assert found is not None
+    np.testing.assert_array_equal(found.positions, chosen.positions)
+    np.testing.assert_array_equal(found.weights, chosen.weights)
+    assert journal.selection(KEY, 1) is None
+
+
+def test_the_overview_adds_up_and_a_changed_state_begins_anew(journal: Journal) -> None:
+    journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    (before,) = journal.overview()
+    journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    (same,) = journal.overview()
+    journal.see_node(1, "42", "kitchen", "0.1.0", "dead")
+    for up, down in ((10, 1000), (5, 500)):
+        journal.spend(KEY, 2, "query.prototypes", up, down)
+    journal.finish_job(KEY, {"evaluations": [{"correct": 3, "total": 4}]})
+    (after,) = journal.overview()
+    assert same["since"] == before["since"] < after["since"]
+    assert (after["state"], after["up_bytes"], after["down_bytes"], after["round"]) == ("dead", 15, 1500, 2)
+    assert (after["accuracy"], after["jobs_done"]) == (0.75, 1)
+    assert journal.traffic(KEY) == [
+        {"round": 2, "up_bytes": 10, "down_bytes": 1000}, {"round": 2, "up_bytes": 5, "down_bytes": 500}
+    ]  # fmt: skip
+
+
+def test_a_job_that_goes_on_forgets_the_failures_of_its_open_rounds(journal: Journal) -> None:
+    journal.fail(KEY, 0, {"round": 0})
+    journal.finish_round(KEY, 1, [0.1], [1], "round1.safetensors")
+    journal.fail(KEY, 2, {"round": 2})
+    journal.forget_failures(KEY)
+    assert journal.failures() == [{"round": 0}]
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'journal.db'}"
+    first = Journal(url)
+    first.accept_upload(KEY, 0, upload(0.5), Promise("histogram"))
+    assert Journal(url).uploaded() == first.uploaded() == [(KEY.text, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite:////nowhere/at/all/journal.db", "unable to open database file"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "connection"),
+        ("nonsense", "Could not parse"),
+    ],
+)
+def test_an_unusable_journal_is_one_line_without_its_password(url: str, says: str) -> None:
+    with pytest.raises(JournalError, match=says) as caught:
+        Journal(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)

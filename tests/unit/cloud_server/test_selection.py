@@ -1,0 +1,189 @@
+"""Guards what each arm's selection promises: the budget to the clip, the wanted classes, the devices' weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedstill.cloud_server.distillation.selection import (
+    Selection,
+    per_prototype,
+    select_by_prior,
+    select_by_transport,
+    select_random,
+    supported_shares,
+)
+
+Floats = npt.NDArray[np.floating]
+
+
+def beliefs(count: int, classes: int, seed: int, sharp: float = 1.0) -> Floats:
+    logits = sharp * np.random.default_rng(seed).normal(size=(count, classes))
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found: Floats = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+@given(st.integers(1, 5000), st.integers(1, 500))
+def test_the_budget_is_shared_out_to_the_clip(budget: int, prototypes: int) -> None:
+    if prototypes > budget:
+        return
+    takes = per_prototype(budget, prototypes)
+    assert takes.sum() == budget
+    assert takes.shape == (prototypes,)
+    assert takes.min() >= 1
+    assert takes.max() - takes.min() <= 1
+    assert (np.diff(takes) <= 0).all()
+
+
+def test_random_clips_are_different_and_depend_on_the_generator_only() -> None:
+    first, same, other = (select_random(100, 40, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert len(np.unique(first)) == 40
+    assert first.max() < 100
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+    assert sorted(select_random(5, 9, np.random.default_rng(0))) == [0, 1, 2, 3, 4]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 30), min_size=2, max_size=6),
+    st.lists(st.floats(0, 1), min_size=6, max_size=6),
+    st.integers(1, 100),
+)
+def test_classes_appear_as_in_the_prior(supply: list[int], shares: list[float], budget: int) -> None:
+    prior = np.array(shares[: len(supply)])
+    wanted = np.where(np.array(supply) > 0, prior, 0.0)
+    if wanted.sum() < 1e-6:
+        return
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(supply)), supply))
+    found = select_by_prior(labels, prior, budget, np.random.default_rng(1))
+    took = np.bincount(labels[found], minlength=len(supply))
+    assert found.dtype == np.int64
+    assert len(found) == budget
+    assert np.abs(took - budget * wanted / wanted.sum()).max() <= 1
+    assert (took[wanted == 0] == 0).all()
+    for label in range(len(supply)):  # each clip of a class once before any a second time
+        times = np.bincount(found, minlength=len(labels))[labels == label]
+        assert times.size == 0 or times.max() - times.min() <= 1
+
+
+def test_exact_shares() -> None:
+    labels = np.repeat(np.arange(4), 50)
+    found = select_by_prior(labels, np.array([0.5, 0.3, 0.2, 0.0]), 40, np.random.default_rng(0))
+    assert np.bincount(labels[found]).tolist() == [20, 12, 8]
+    assert len(np.unique(found)) == 40
+
+
+def test_no_public_clip_of_any_wanted_class() -> None:
+    """The device has classes that the public set lacks: a sentence, not numpy's complaint about a shape."""
+    with pytest.raises(ValueError, match="class"):
+        select_by_prior(np.zeros(9, np.int64), np.array([0.0, 1.0]), 4, np.random.default_rng(0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.integers(1, 80),
+    st.integers(1, 100),
+    st.sampled_from([1.0, 8.0]),
+    st.integers(0, 999),
+)
+def test_transport_selects_the_budget(
+    prototypes: int, public: int, budget: int, sharp: float, seed: int
+) -> None:
+    counts = np.random.default_rng(seed).integers(1, 40, prototypes)
+    found = select_by_transport(
+        beliefs(prototypes, 5, seed), counts, beliefs(public, 5, seed + 1, sharp), budget
+    )
+    assert found.positions.dtype == np.int64
+    assert found.weights.dtype == np.float32
+    assert len(np.unique(found.positions)) == len(found.positions) == min(budget, public)
+    assert ((found.positions >= 0) & (found.positions < public)).all()
+    assert found.weights.shape == found.positions.shape
+    assert (found.weights >= 0).all()
+    assert found.weights.mean() == pytest.approx(1, abs=1e-4)
+
+
+def class_shares(counts: list[int]) -> Floats:
+    """The weight that each class gets when prototype c is almost sure of class c; 200 clips per class."""
+    public = np.repeat(np.eye(3, dtype=np.float32) * 0.97 + 0.01, 200, axis=0)
+    found = select_by_transport(np.eye(3, dtype=np.float32) * 0.97 + 0.01, np.array(counts), public, 120)
+    shares: Floats = np.bincount(found.positions // 200, found.weights, minlength=3) / 120
+    return shares
+
+
+def test_transport_follows_the_counts() -> None:
+    np.testing.assert_allclose(class_shares([10, 10, 10]), 1 / 3, atol=0.02)
+    np.testing.assert_allclose(class_shares([60, 30, 10]), [0.6, 0.3, 0.1], atol=0.03)
+    np.testing.assert_allclose(class_shares([1, 98, 1]), [0.01, 0.98, 0.01], atol=0.03)
+
+
+def test_transport_weighs_a_prototype_by_the_clips_behind_it() -> None:
+    """Two equal prototypes of 5 clips say what one of 10 says."""
+    rows, public = beliefs(3, 4, 1), beliefs(300, 4, 2)
+    one = select_by_transport(rows, np.array([10, 4, 7]), public, 50)
+    split = select_by_transport(rows[[0, 0, 1, 2]], np.array([5, 5, 4, 7]), public, 50)
+    assert np.array_equal(one.positions, split.positions)
+    np.testing.assert_allclose(one.weights, split.weights, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(7)))
+def test_the_order_of_prototypes_does_not_matter(order: list[int]) -> None:
+    rows, counts, public = beliefs(7, 5, 3), np.arange(1, 8), beliefs(250, 5, 4)
+    plain = select_by_transport(rows, counts, public, 60)
+    moved = select_by_transport(rows[order], counts[order], public, 60)
+    assert np.array_equal(plain.positions, moved.positions)
+    np.testing.assert_allclose(plain.weights, moved.weights, atol=1e-5)
+
+
+def test_transport_is_deterministic() -> None:
+    arguments = beliefs(20, 6, 5), np.arange(1, 21), beliefs(2000, 6, 6), 300
+    first, second = select_by_transport(*arguments), select_by_transport(*arguments)
+    assert np.array_equal(first.positions, second.positions)
+    assert np.array_equal(first.weights, second.weights)
+
+
+def test_transport_forgets_no_class_that_the_device_has() -> None:
+    """A confident teacher, more public clips of each class than the budget, one class of the device rarer."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(6), 300)
+    logits = 6 * np.eye(6)[labels] + rng.normal(size=(1800, 6))
+    public = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+    own = np.array([0.6, 0.3, 0.1, 0, 0, 0])
+    found = select_by_transport(public[[0, 300, 600]], np.array([60, 30, 10]), public, 250)
+    shares = np.bincount(labels[found.positions], found.weights, minlength=6) / 250
+    np.testing.assert_allclose(shares, own, atol=0.1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 3))
+def test_supported_shares_keep_the_public_proportions(weights: list[float], threshold: float) -> None:
+    public = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    if sum(weights) < 1e-3:
+        return
+    prior = np.array(weights) / sum(weights)
+    shares = supported_shares(prior, public, threshold)
+    assert shares.sum() == pytest.approx(1)
+    kept = shares > 0
+    np.testing.assert_allclose(shares[kept], public[kept] / public[kept].sum(), rtol=1e-5)
+    assert kept[np.argmax(prior / public)]
+    assert not kept[prior / public < min(threshold, (prior / public).max()) * (1 - 1e-6)].any()
+
+
+def test_supported_shares_leave_out_a_class_that_only_noise_suggests() -> None:
+    even = np.full(6, 1 / 6)
+    prior = np.array([0.34, 0.28, 0.26, 0.05, 0.04, 0.03])
+    np.testing.assert_allclose(supported_shares(prior, even, 0.5), [1 / 3, 1 / 3, 1 / 3, 0, 0, 0])
+    assert supported_shares(prior, even, 99).tolist() == [1, 0, 0, 0, 0, 0]
+    without = np.array([0, 0.2, 0.2, 0.2, 0.2, 0.2])
+    assert supported_shares(prior, without, 0.5)[0] == 0
+
+
+def test_equal_weights() -> None:
+    chosen = Selection.uniform(np.array([4, 2, 9]))
+    assert chosen.weights.tolist() == [1.0, 1.0, 1.0]
+    assert chosen.weights.dtype == np.float32

@@ -1,0 +1,229 @@
+"""Bring your own clips: a good table is read as written, a bad row is named with its line and the remedy."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.media import cut, write_sound, write_video
+from PIL import Image
+
+from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
+from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems
+
+GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
+
+
+def write_table(folder: Path, rows: list[str], header: str = ",".join(COLUMNS)) -> Path:
+    path = folder / "manifest.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """sound/a.wav, sound/b.wav (silent), face/a.png (grey 10) and face/b.png (grey 20)."""
+    write_sound(tmp_path / "sound" / "a.wav")
+    write_sound(tmp_path / "sound" / "b.wav", level=0.0)
+    (tmp_path / "face").mkdir()
+    Image.new("L", (8, 6), 10).save(tmp_path / "face" / "a.png")
+    Image.new("L", (8, 6), 20).save(tmp_path / "face" / "b.png")
+    return tmp_path
+
+
+def test_a_good_table(media: Path) -> None:
+    source = ManifestSource(write_table(media, GOOD), frame_count=3)
+    assert source.name == media.name
+    assert source.class_names == ("sad",)
+    assert source.index == (ClipInfo("a", "public", "ann", 0), ClipInfo("b", "private", "bob", None))
+    clip = source.load(0)
+    assert clip.info == source.index[0]
+    assert (clip.audio.shape, clip.sample_rate) == ((16_000,), 16_000)
+    assert (clip.frames.shape, clip.frames.dtype) == ((3, 6, 8, 3), np.uint8)
+    assert source.load(1).frames.max() == 20
+    assert not source.load(1).audio.any()
+
+
+def test_labels_are_sorted_unless_an_order_is_given(media: Path) -> None:
+    rows = [f"{label},public,x,{label},sound/a.wav,face/a.png" for label in ("sad", "angry", "happy")]
+    table = write_table(media, rows)
+    assert ManifestSource(table).class_names == ("angry", "happy", "sad")
+    ordered = ManifestSource(table, class_names=["sad", "happy", "angry"])
+    assert [clip.label for clip in ordered.index] == [0, 2, 1]
+
+
+def test_a_root_elsewhere_notes_and_a_byte_order_mark(media: Path) -> None:
+    folder = media / "tables"
+    folder.mkdir()
+    table = write_table(folder, [row + ",nice" for row in GOOD], ",".join(COLUMNS) + ",notes")
+    table.write_text("\ufeff" + table.read_text() + "\n", encoding="utf-8")
+    assert len(ManifestSource(table, root=media).index) == 2
+
+
+def test_frames_of_every_kind(media: Path) -> None:
+    write_video(media / "clip.flv")
+    for number in range(4):
+        path = media / "folder" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(path)
+    np.save(media / "grey.npy", np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((4, 6, 8), np.uint8))
+    np.save(media / "colour.npy", np.full((5, 6, 8, 3), 7, np.uint8))
+    rows = [
+        f"{name},public,x,sad,sound/a.wav,{name}" for name in ("clip.flv", "folder", "grey.npy", "colour.npy")
+    ]
+    source = ManifestSource(write_table(media, rows), frame_count=2)
+    video, folder, grey, colour = (source.load(position).frames for position in range(4))
+    assert video.shape == (2, 48, 64, 3)
+    assert folder[:, 0, 0].tolist() == [[1, 0, 0], [3, 0, 0]]
+    assert grey[:, 0, 0].tolist() == [[1, 1, 1], [3, 3, 3]]
+    assert colour.shape == (2, 6, 8, 3)
+
+
+def test_audio_may_be_a_feature_matrix_or_a_video(media: Path) -> None:
+    write_video(media / "clip.mp4")
+    np.save(media / "mel.npy", np.ones((4, 9), np.float64))
+    rows = [f"{name},public,x,sad,{name},face/a.png" for name in ("mel.npy", "clip.mp4")]
+    source = ManifestSource(write_table(media, rows))
+    features, waveform = source.load(0), source.load(1)
+    assert (features.audio.shape, features.audio.dtype, features.sample_rate) == ((4, 9), np.float32, 0)
+    assert (waveform.audio.ndim, waveform.sample_rate) == (1, 44_100)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("c,test,x,sad,sound/a.wav,face/a.png", "split is 'test': write public or private"),
+        ("a,public,x,sad,sound/a.wav,face/a.png", "clip_id 'a' is used twice: give"),
+        ("c,public,x,glad,sound/a.wav,face/a.png", "label 'glad' is not a class: use one of happy, sad"),
+        ("c,public,x,,sound/a.wav,face/a.png", "label is empty: name the class"),
+        ("c,public,x,sad,,face/a.png", "audio is empty: fill it in"),
+        ("c,public,x,sad,sound/a.wav,", "frames is empty: fill it in"),
+        (",public,x,sad,sound/a.wav,face/a.png", "clip_id is empty: fill it in"),
+        ("c,public,,sad,sound/a.wav,face/a.png", "speaker is empty: fill it in"),
+        ("c,public,x,sad,sound/c.wav,face/a.png", "audio sound/c.wav is not a file below"),
+        ("c,public,x,sad,sound,face/a.png", "audio sound is not a file below"),
+        ("c,public,x,sad,sound/a.wav,face/c.png", "frames face/c.png is neither a file nor a folder with"),
+        ("c,public,x,sad,sound/a.wav,sound", "frames sound is neither a file nor a folder with images"),
+        ("c,public,x,sad,../a.wav,face/a.png", r"path \.\./a.wav leads out of .*: use a path below it"),
+        ("c,public,x,sad,/etc/passwd,face/a.png", "path /etc/passwd leads out of"),
+        ("c,public,x,sad,sound/a.wav", "has 5 values, the header 6: quote"),
+        ("c,public,x,sad,sound/a.wav,face/a.png,1", "has 7 values, the header 6: quote"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(media: Path, row: str, complaint: str) -> None:
+    table = write_table(media, [*GOOD, row])
+    with pytest.raises(DataError, match=f"manifest.csv, line 4: {complaint}") as refused:
+        ManifestSource(table, class_names=["happy", "sad"])
+    assert "\n" not in str(refused.value)
+
+
+def test_all_problems_are_listed(media: Path) -> None:
+    table = write_table(media, ["c,test,x,sad,a,b", *GOOD, "d,public,x,sad,a,b"])
+    problems = manifest_problems(table)
+    assert [problem.split(": ")[0] for problem in problems] == [f"{table}, line 2", f"{table}, line 5"]
+    assert manifest_problems(write_table(media, GOOD)) == []
+    with pytest.raises(DataError, match=r"line 2: split .* \(and 1 more problems\)"):
+        ManifestSource(write_table(media, ["c,test,x,sad,a,b", *GOOD, "d,public,x,sad,a,b"]))
+
+
+def test_unusable_tables(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file: check the path"):
+        ManifestSource(tmp_path / "manifest.csv")
+    with pytest.raises(DataError, match="lacks column audio, frames: use clip_id,split"):
+        ManifestSource(write_table(tmp_path, [], "clip_id,split,speaker,label"))
+    with pytest.raises(DataError, match="has no clips"):
+        ManifestSource(write_table(tmp_path, []))
+    with pytest.raises(DataError, match="names a class twice"):
+        ManifestSource(write_table(tmp_path, []), class_names=["sad", "sad"])
+    (tmp_path / "manifest.csv").write_bytes(b"clip_id,\xff\xfe")
+    with pytest.raises(DataError, match="is not a readable UTF-8 CSV"):
+        ManifestSource(tmp_path / "manifest.csv")
+    assert len(manifest_problems(tmp_path / "manifest.csv")) == 1
+
+
+def test_bad_arrays_are_refused(media: Path) -> None:
+    arrays = {
+        "flat": (np.ones(5, np.float32), "store floats of shape"),
+        "whole": (np.ones((5, 5), np.int64), "store floats of shape"),
+        "nan": (np.full((5, 5), np.nan), "holds NaN or infinity"),
+        "objects": (np.array([{}]), "no readable .npy array"),
+    }
+    for name, (array, complaint) in arrays.items():
+        np.save(media / "bad.npy", array, allow_pickle=True)
+        source = ManifestSource(write_table(media, [f"{name},public,x,sad,bad.npy,face/a.png"]))
+        with pytest.raises(DataError, match=rf"bad\.npy: .*{complaint}"):
+            source.load(0)
+    source = ManifestSource(write_table(media, ["c,public,x,sad,sound/a.wav,bad.npy"]))
+    for frames in (np.ones((2, 6, 8, 3), np.float32), np.ones((6, 8, 3), np.uint8), np.ones(3, np.uint8)):
+        np.save(media / "bad.npy", frames)
+        with pytest.raises(DataError, match=r"bad\.npy: is .*: store uint8 of shape"):
+            source.load(0)
+
+
+@pytest.fixture
+def zipped(media: Path) -> Path:
+    """The same media, with ``sound`` zipped without its top folder and ``face`` with it."""
+    shutil.make_archive(str(media / "sound"), "zip", media / "sound")
+    shutil.make_archive(str(media / "face"), "zip", media, "face")
+    shutil.rmtree(media / "sound")
+    shutil.rmtree(media / "face")
+    return media
+
+
+def loudest(source: ManifestSource, position: int) -> float:
+    return float(np.abs(source.load(position).audio).max())
+
+
+def test_zips_are_read_in_place(zipped: Path) -> None:
+    rows = [*GOOD, "c,public,x,sad,sound/a.wav,face"]
+    source = ManifestSource(write_table(zipped, rows), frame_count=2)
+    assert loudest(source, 0) > 0.4
+    assert loudest(source, 1) == 0
+    assert source.load(2).frames[:, 0, 0, 0].tolist() == [10, 20]
+    assert not (zipped / "sound").exists()
+    problems = manifest_problems(write_table(zipped, ["c,public,x,sad,sound/z.wav,face/a.png"]))
+    assert len(problems) == 1
+    assert "sound/z.wav is not a file" in problems[0]
+
+
+def test_threads_and_processes_share_a_zip(media: Path) -> None:
+    for name, level in (("a", 0.5), ("b", 0.0)):
+        write_sound(media / "sound" / f"{name}.wav", seconds=20.0, level=level)  # long, so that reads overlap
+    shutil.make_archive(str(media / "sound"), "zip", media / "sound")
+    shutil.rmtree(media / "sound")
+    source = ManifestSource(write_table(media, GOOD))
+    assert loudest(pickle.loads(pickle.dumps(source)), 0) > 0.4  # noqa: S301
+    with ThreadPoolExecutor(4) as pool:
+        heard = list(pool.map(lambda turn: loudest(source, turn % 2) > 0, range(80)))
+    assert heard == [True, False] * 40
+    with get_context("fork").Pool(2) as processes:
+        heard = [
+            level > 0 for level in processes.starmap(loudest, [(source, turn % 2) for turn in range(80)])
+        ]
+    assert heard == [True, False] * 40
+
+
+def test_a_broken_zip_is_named(zipped: Path) -> None:
+    cut(zipped / "sound.zip", 0.6)
+    problems = manifest_problems(write_table(zipped, GOOD))
+    assert len(problems) == 2
+    assert "sound.zip: is not a readable zip" in problems[0]
+
+
+@pytest.mark.data
+def test_real_emotion_pairs(data_dir: Path) -> None:
+    source = ManifestSource(data_dir / "emotion_pairs" / "manifest.csv")
+    splits = [clip.split for clip in source.index]
+    assert (splits.count("public"), splits.count("private")) == (3168, 528)
+    assert source.class_names == ("angry", "disgust", "fear", "happy", "neutral", "sad")
+    assert len({clip.speaker for clip in source.index}) == 24
+    for position in (0, 1847, 3695):
+        clip = source.load(position)
+        assert clip.sample_rate == 16_000
+        assert 2 < len(clip.audio) / 16_000 < 6
+        assert clip.frames.shape == (10, 48, 48, 3)

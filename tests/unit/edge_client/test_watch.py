@@ -1,0 +1,222 @@
+"""New clips in a folder: each once, also over restarts; nothing half-written, nothing silently left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.inference import wait_until
+from helpers.media import cut, write_sound, write_video
+from PIL import Image
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.edge_client.inference.clip_files import clips_among, read_clip
+from fedstill.edge_client.inference.watch import Journal, WatchError, infer_files, run_watch
+
+POLL = 0.02
+
+
+def classify(path: Path) -> dict[str, Any]:
+    clip = read_clip(path, 2)
+    return {"class": "calm", "samples": len(clip.audio), "frames": len(clip.frames)}
+
+
+class Watching:
+    """``run_watch`` in a thread."""
+
+    def __init__(
+        self, tmp_path: Path, classify: Callable[[Path], dict[str, Any]] = classify, poll: float = POLL
+    ) -> None:
+        self.folder, self.state = tmp_path / "in", tmp_path / "state"
+        self.folder.mkdir(exist_ok=True)
+        self.out = io.StringIO()
+        self._stop = threading.Event()
+        arguments = (classify, self.folder, self.state, self.out, self._stop, poll)
+        self._thread = threading.Thread(target=run_watch, args=arguments)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.getvalue().splitlines()]
+
+    def settle(self) -> None:
+        """Long enough for every clip that is going to be read."""
+        time.sleep(25 * POLL)
+
+    def __enter__(self) -> Watching:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+def land(path: Path) -> Path:
+    """A video that appears complete, however slow this machine is at writing one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_video(path.parent.parent / path.name).rename(path)
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+    return path
+
+
+def test_every_new_clip_gets_one_line(tmp_path: Path) -> None:
+    with Watching(tmp_path) as watching:
+        land(watching.folder / "video.mp4")
+        wait_until(lambda: len(watching.lines) == 1)
+        picture(watching.folder / "pair.png")
+        write_sound(tmp_path / "pair.wav").rename(watching.folder / "pair.wav")
+        wait_until(lambda: len(watching.lines) == 2)
+        watching.settle()
+    assert [line["clip"] for line in watching.lines] == ["video.mp4", "pair.wav"]
+    assert watching.lines[1] == {"clip": "pair.wav", "class": "calm", "samples": 16_000, "frames": 2}
+
+
+def test_a_restart_repeats_nothing_and_catches_up(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_video(folder / "a.mp4")
+    with Watching(tmp_path) as first:
+        wait_until(lambda: first.lines)
+    land(folder / "b.mp4")
+    with Watching(tmp_path) as second:
+        wait_until(lambda: second.lines)
+        second.settle()
+    assert [line["clip"] for line in (*first.lines, *second.lines)] == ["a.mp4", "b.mp4"]
+
+
+def test_a_clip_that_is_still_being_written_is_not_read(tmp_path: Path) -> None:
+    content = write_video(tmp_path / "whole.mp4").read_bytes()
+    part = len(content) // 20
+    poll = 0.25  # looks that are much rarer than writes, also on a busy machine
+    with Watching(tmp_path, poll=poll) as watching, (watching.folder / "slow.mp4").open("wb") as file:
+        for start in range(0, len(content), part):
+            file.write(content[start : start + part])
+            file.flush()
+            time.sleep(poll / 4)
+        assert watching.lines == []
+        wait_until(lambda: watching.lines)
+    (line,) = watching.lines
+    assert (line["clip"], line["class"], line["frames"]) == ("slow.mp4", "calm", 2)
+
+
+def test_an_answer_about_a_clip_that_changed_meanwhile_does_not_count(tmp_path: Path) -> None:
+    calls = []
+
+    def slow(path: Path) -> dict[str, Any]:
+        calls.append(path)
+        if len(calls) == 1:
+            write_video(path, frames=10)
+        return {"call": len(calls)}
+
+    with Watching(tmp_path, slow) as watching:
+        land(watching.folder / "a.mp4")
+        wait_until(lambda: watching.lines)
+    assert watching.lines == [{"clip": "a.mp4", "call": 2}]
+
+
+def test_temporary_and_unfinished_names_are_not_clips(tmp_path: Path) -> None:
+    with Watching(tmp_path) as watching:
+        whole = write_video(watching.folder / ".copying.mp4")
+        write_sound(watching.folder / "alone.wav")
+        (watching.folder / "notes.txt").write_text("no clip")
+        (watching.folder / "x.mp4.part").write_bytes(b"half")
+        (watching.folder / "alone").mkdir()
+        watching.settle()
+        assert watching.lines == []
+        whole.rename(watching.folder / "done.mp4")
+        picture(watching.folder / "alone" / "1.png")
+        wait_until(lambda: len(watching.lines) == 2)
+    assert {line["clip"] for line in watching.lines} == {"done.mp4", "alone.wav"}
+
+
+def test_a_bad_clip_is_one_line_and_the_rest_goes_on(tmp_path: Path) -> None:
+    with Watching(tmp_path) as watching:
+        cut(write_video(tmp_path / "bad.mp4"), 0.5).rename(watching.folder / "bad.mp4")
+        (watching.folder / "empty.mp4").touch()
+        wait_until(lambda: len(watching.lines) == 2)
+        land(watching.folder / "good.mp4")
+        wait_until(lambda: len(watching.lines) == 3)
+        watching.settle()
+    errors = {line["clip"]: line["error"] for line in watching.lines if "error" in line}
+    assert set(errors) == {"bad.mp4", "empty.mp4"}
+    assert "cannot decode" in errors["bad.mp4"]
+
+
+def test_a_clip_that_breaks_the_program_does_not_end_the_watch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_once(path: Path) -> dict[str, Any]:
+        return {"value": 1 // (path.name != "a.mp4")}
+
+    with Watching(tmp_path, break_once) as watching:
+        land(watching.folder / "a.mp4")
+        land(watching.folder / "b.mp4")
+        wait_until(lambda: len(watching.lines) == 2)
+    assert {"clip": "b.mp4", "value": 1} in watching.lines
+    assert "ZeroDivisionError" in next(line["error"] for line in watching.lines if "error" in line)
+    assert "Traceback" in caplog.text
+
+
+def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
+    Journal(tmp_path).add("a.mp4")
+    path = tmp_path / "watched.jsonl"
+    path.write_bytes(path.read_bytes() + b'"b.m')
+    journal = Journal(tmp_path)
+    assert "a.mp4" in journal
+    assert "b.mp4" not in journal
+    journal.add("c\n.mp4")
+    assert "c\n.mp4" in Journal(tmp_path)
+    path.write_bytes(b"{damaged\n")
+    with pytest.raises(WatchError, match="damaged: remove it"):
+        Journal(tmp_path)
+
+
+def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WatchError, match="is no folder"):
+        run_watch(classify, tmp_path / "none", tmp_path / "state", io.StringIO(), threading.Event())
+
+
+def test_a_folder_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_video(folder / "a.mp4")
+
+    def remove(path: Path) -> dict[str, Any]:
+        shutil.rmtree(folder)
+        return {}
+
+    with pytest.raises(WatchError, match="is gone"):
+        run_watch(remove, folder, tmp_path / "state", io.StringIO(), threading.Event(), POLL)
+
+
+def test_named_clips_are_answered_in_order(tmp_path: Path) -> None:
+    good, lone = write_video(tmp_path / "good.mp4"), write_sound(tmp_path / "lone.wav")
+    out = io.StringIO()
+    assert not infer_files(classify, [lone, good, tmp_path / "none.mp4"], out)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["clip"] for line in lines] == ["lone.wav", "good.mp4", "none.mp4"]
+    assert "beside the sound file" in lines[0]["error"]
+    assert lines[1]["class"] == "calm"
+    assert "no such file" in lines[2]["error"]
+    assert infer_files(classify, [good], io.StringIO())
+
+
+def test_sound_beside_a_video_belongs_to_it(tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "a.wav", seconds=0.5)
+    video = write_video(tmp_path / "a.mp4", sound=False)
+    assert clips_among(tmp_path.iterdir()) == {"a.wav": (sound, video)}
+    for name in (sound, video):
+        assert len(read_clip(name, 3).audio) == 8000
+    picture(tmp_path / "b.jpg")
+    with pytest.raises(DataError, match="is no clip"):
+        read_clip(tmp_path / "b.jpg", 1)

@@ -1,0 +1,59 @@
+"""The interleaved comparison of live servers: order, the best fixed policy, one result out of many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.queries import made_profile
+
+from fedstill.cloud_server.serving.scheduling.profile import Schedule
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.evaluation.serving.live_loadtest import LiveSettings
+from fedstill.evaluation.serving.live_sweep import Sweep, best_fixed, merged, plain_capacity, rotated
+from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
+from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
+
+TEST = LoadTest(traces=("synthetic",), policies=("pets", "tome10"), seeds=2, seconds=10, rate=40)
+
+
+def test_every_policy_is_first_in_turn() -> None:
+    orders = [rotated(["a", "b", "c"], seed) for seed in range(4)]
+    assert [order[0] for order in orders] == ["a", "b", "c", "a"]
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+
+
+def test_capacity_is_that_of_the_plain_model() -> None:
+    assert plain_capacity(made_profile()) == pytest.approx(8 / (0.02 + 8 * 0.02))
+    assert plain_capacity(made_profile(maximum_batch=2)) == pytest.approx(2 / (0.02 + 2 * 0.02))
+
+
+def test_the_best_fixed_policy_is_chosen_by_what_it_earns() -> None:
+    profile = made_profile()
+    slow = Schedule("-5", -5, 0.02, 0.02, (0.9, 0.9), 8)
+    useless = Schedule("-20", -20, 0.001, 0.001, (0.0, 0.0), 8)
+    profile = replace(profile, schedules=(*profile.schedules, slow, useless))
+    assert best_fixed(profile, replace(TEST, rate=5.0)) == "tome5"  # time for everybody: accuracy counts
+    assert best_fixed(profile, replace(TEST, rate=80.0)) == "tome10"  # more than the slow one can serve
+    with pytest.raises(DataError, match="none of the schedules"):
+        best_fixed(replace(profile, schedules=profile.schedules[:1]), TEST)
+
+
+def test_results_of_single_servers_become_one_load_test() -> None:
+    profile = made_profile()
+    parts = [
+        run_virtual(replace(TEST, policies=(policy,)), profile, None, "") for policy in ("pets", "tome10")
+    ]
+    sweep = Sweep(TEST, LiveSettings(), ServerOptions(Path()), (), "here", "typed")
+    whole = merged(parts, TEST, sweep)
+    together = run_virtual(TEST, profile, None, "typed")
+    assert sorted(whole.runs, key=str) == sorted(together.runs, key=str)
+    assert whole.references == together.references
+    assert whole.policies() == ["pets", "tome10"]
+    assert whole.command == "typed"
+
+
+def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"serve --policy otas does not come up: .*unknown policy"):
+        ServedProcess(ServerOptions(tmp_path), "otas").__enter__()

@@ -1,0 +1,59 @@
+"""The benchmarks keep working and keep finding both ways equal."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bank",
+        "downlink",
+        "edge_runtime",
+        "elastic_vit",
+        "fleet_proxy",
+        "inference_batching",
+        "many_agents",
+        "selection",
+        "serving_decision",
+    ],
+)
+def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "uplink.py"))["main"](["--clips", "60"])
+    report = capsys.readouterr().out
+    assert report.count("meets 1/50") == report.count(", ratio") == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["serving_live", "serving_baselines"])
+def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "serving_baselines":
+        pytest.importorskip("litserve", reason="install fedstill[bench] to compare with LitServe")
+    cores = os.sched_getaffinity(0)
+    try:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert "ratio of fedstill to" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_rung_benchmark_drives_a_device_through_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "rung_choice.py"))["main"](["--quick"])
+    report = capsys.readouterr().out
+    assert "at most" in report
+    assert all(segment in report for segment in ("good", "64 kbit/s", "outage", "recovery"))

@@ -1,0 +1,123 @@
+"""The profile is what was measured, without schedules that nobody should ever choose."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers.vit import LAYERS, task, tiny_trunk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.profiler import (
+    AffineTime,
+    ScheduleProfile,
+    activation_bytes,
+    fit_affine,
+    measure_right,
+    profile_engine,
+    profile_to_plain,
+    useful,
+)
+from fedstill.cloud_server.serving.scheduling.profile import Schedule
+from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.schedules import constant_schedule, parse_schedule
+
+SCHEDULES = tuple(constant_schedule(delta, LAYERS) for delta in (-3, 0, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    tasks = {"a": task(3, 1), "b": task(5, 2)}  # both have two prompts, none has four
+    settings = EngineSettings(SCHEDULES, (1, 2, 4), device="cpu", precision="fp32")
+    return Engine(ElasticViT(tiny_trunk()), tasks, settings)
+
+
+def pictures(count: int, seed: int):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8) for _ in range(count))
+
+
+def made(name: str, fixed: float, slope: float, *accuracy: float, batch: int = 32) -> ScheduleProfile:
+    return ScheduleProfile(parse_schedule(name, LAYERS), AffineTime(fixed, slope, 0.0), accuracy, batch)
+
+
+@given(st.floats(0, 0.1), st.floats(1e-4, 0.1))
+def test_an_affine_time_is_found_again(fixed: float, slope: float) -> None:
+    sizes = (1, 2, 8, 32)
+    found = fit_affine(sizes, [fixed + slope * n for n in sizes])
+    assert found.seconds(5) == pytest.approx(fixed + slope * 5, rel=1e-6)
+    assert found.worst_error < 1e-6
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=6))
+def test_no_measurement_yields_negative_parts(seconds: list[float]) -> None:
+    found = fit_affine(range(1, len(seconds) + 1), seconds)
+    assert found.fixed_seconds >= 0
+    assert found.per_query_seconds > 0  # no planner takes a profile by which larger batches are free
+    assert found.seconds(1) > 0
+
+
+def test_times_that_fall_with_the_batch_are_a_schedule_all_the_same() -> None:
+    found = fit_affine((1, 2, 4), (0.03, 0.02, 0.01))
+    assert found.seconds(4) == pytest.approx(found.seconds(1), rel=1e-3)
+    Schedule("0", 0, found.fixed_seconds, found.per_query_seconds, (0.5,))  # takes it
+
+
+def test_times_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="need one positive time per size"):
+        fit_affine((1, 2), (0.0, 1.0))
+
+
+def test_dominated_schedules_are_left_out() -> None:
+    fast, exact = made("-3", 0.001, 0.01, 0.7, 0.8), made("0", 0.001, 0.02, 0.9, 0.9)
+    slower_and_worse = made("-2", 0.002, 0.021, 0.8, 0.8)
+    slow_start = made("-1", 0.02, 0.009, 0.6, 0.6)  # worse, but faster in large batches
+    assert useful((fast, exact, slower_and_worse, slow_start)) == (fast, exact, slow_start)
+    assert useful((fast, made("-1", 0.001, 0.01, 0.7, 0.8))) == (fast, made("-1", 0.001, 0.01, 0.7, 0.8))
+
+
+def test_a_profile_of_what_all_tasks_can_run(engine: Engine) -> None:
+    rng = np.random.default_rng(0)
+    sets = {name: (pictures(6, 1), rng.integers(0, 3, 6)) for name in ("a", "b")}
+    profiles = profile_engine(engine, sets, rounds=2)
+    assert [profile.schedule.name for profile in profiles] == ["-3", "0", "+2"]
+    for profile in profiles:
+        assert len(profile.accuracy) == 2
+        assert profile.time.seconds(1) > 0
+        assert profile.maximum_batch == 4
+    plain = json.loads(json.dumps(profile_to_plain("made", "a test", list(sets), profiles)))
+    assert (plain["format"], plain["tasks"], plain["variants"]) == (1, ["a", "b"], [])
+    for entry in plain["schedules"]:
+        assert parse_schedule(entry["name"], LAYERS).prompts == max(entry["token_delta"], 0)
+    assert {entry["name"] for entry in plain["schedules"]} == {p.schedule.name for p in useful(profiles)}
+
+
+def test_accuracy_is_of_the_right_task_and_images(engine: Engine) -> None:
+    images, schedule = pictures(7, 3), SCHEDULES[1]
+    right = measure_right(engine, schedule, "a", images, np.zeros(7, np.int64))
+    answers = [measure_right(engine, schedule, "a", images, np.full(7, label)) for label in range(3)]
+    assert (np.sum(answers, axis=0) == 1).all()  # exactly one label is the answer
+    np.testing.assert_array_equal(right, answers[0])
+    assert not measure_right(
+        engine, SCHEDULES[3], "a", images, np.zeros(7, np.int64)
+    ).any()  # refused: no prompts
+
+
+def test_memory_bounds_the_batch(engine: Engine) -> None:
+    per_image = [activation_bytes(engine.net, schedule, 4) for schedule in SCHEDULES]
+    assert all(a < b for a, b in pairwise(per_image[1:]))
+    sets = {"a": (pictures(2, 1), np.zeros(2, np.int64))}
+    profiles = profile_engine(engine, sets, rounds=1, memory_limit=2 * per_image[1])
+    assert {p.schedule.name: p.maximum_batch for p in profiles}["0"] == 2
+    assert all(p.maximum_batch >= 1 for p in profile_engine(engine, sets, rounds=1, memory_limit=1))
+
+
+def test_nothing_to_profile_is_said() -> None:
+    settings = EngineSettings((SCHEDULES[3],), (1,), device="cpu", precision="fp32")
+    engine = Engine(ElasticViT(tiny_trunk()), {"a": task(3, 1)}, settings)
+    with pytest.raises(ValueError, match="suits all of the tasks a"):
+        profile_engine(engine, {"a": (pictures(2, 1), np.zeros(2, np.int64))})
