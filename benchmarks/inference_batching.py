@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from fedstill.cloud_server.edge_inference.heads import Heads, HeadShelf, save_heads
+from fedstill.cloud_server.edge_inference.heads import Heads, HeadStore, save_heads
 from fedstill.cloud_server.edge_inference.micro_batching import Batching, MicroBatcher
 from fedstill.models.audiovisual.encoders import EncoderSpec
 from fedstill.models.audiovisual.fusion import Fusion
@@ -84,7 +84,7 @@ def made_heads(fusion: Fusion) -> Heads:
     with tempfile.TemporaryDirectory() as folder:
         names = tuple(f"class {number}" for number in range(CLASSES))
         save_heads(Path(folder), "made", net, {}, names)
-        return HeadShelf(Path(folder)).get("made")
+        return HeadStore(Path(folder)).get("made")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class OtherProcess:
         end = time.monotonic() + START_SECONDS
         while (await target.query(picture.task, picture.pictures[0], 0.0, 0.0)).kind != "answered":
             if self._child.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{self._contender.name} does not start: {self._child.last_words()}")
+                raise RuntimeError(f"{self._contender.name} does not start: {self._child.log_tail()}")
             await asyncio.sleep(0.2)
 
 

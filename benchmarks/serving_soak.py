@@ -161,10 +161,10 @@ def made_request(images: list[bytes], rng: np.random.Generator) -> pb.MakeQueryR
     return pb.MakeQueryRequest(task=task, image=image, latency_ms=latency, utility=float(rng.random()))
 
 
-async def ask(stub: ServingStub, request: pb.MakeQueryRequest, luck: float, answers: Counter[str]) -> None:
+async def ask(stub: ServingStub, request: pb.MakeQueryRequest, outcome: float, answers: Counter[str]) -> None:
     call = stub.MakeQuery(request)
-    if luck < VANISHING:
-        await asyncio.sleep(luck)
+    if outcome < VANISHING:
+        await asyncio.sleep(outcome)
         call.cancel()
     code = await call.code()
     answers[code.name] += 1

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fedstill.edge_client.privacy.private_prototypes import private_prototypes
 from fedstill.edge_client.privacy.prototypes import Prototypes, summarise
-from fedstill.models.audiovisual.rungs import Precision, compressed_payload_bytes
+from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
 from fedstill.protos.messages import Job, PrototypeRequest, PrototypeUpload, Student
 from fedstill.protos.records import encode, payload_bytes
 

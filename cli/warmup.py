@@ -119,26 +119,26 @@ def warmup(
             plain = task_net(net, (weight, bias))
             settings = FineTuneSettings(epochs, learning_rate=learning_rate, seed=seed)
             profiling = prepare_images(val, net.image_size)
-            workshop = WarmUp(plain, store, train, profiling, settings, grid, status.update)
-            preview = _preview(workshop, allowed, middle, limits)
+            backend = WarmUp(plain, store, train, profiling, settings, grid, status.update)
+            preview = _preview(backend, allowed, middle, limits)
         console.print(preview)
         if not yes and not typer.confirm("Start?"):
             raise typer.Exit(0)
         with console.status("warming up") as status:
-            workshop = WarmUp(plain, store, train, profiling, settings, grid, status.update)
-            workshop.fine_tune(0)
+            backend = WarmUp(plain, store, train, profiling, settings, grid, status.update)
+            backend.fine_tune(0)
             planning = WarmUp(plain, store, train, profiling, settings, grid, status.update)
             chosen = find_ratio(
                 planning, PlanSettings(allowed, middle, grid, limits, cast("PlannerName", planner))
             )
-            kept = (0, *chosen) if keep_mb is None else _kept(workshop, (0, *chosen), keep_mb)
-            recipes = choose_recipes(workshop, kept, grid, EnsembleSettings())
+            kept = (0, *chosen) if keep_mb is None else _kept(backend, (0, *chosen), keep_mb)
+            recipes = choose_recipes(backend, kept, grid, EnsembleSettings())
             store.choose(recipes)
-            profile = _profile(workshop, name, trunk.architecture, recipes, status.update)
+            profile = _profile(backend, name, trunk.architecture, recipes, status.update)
         from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 
         path = write_text_atomically(folder / "profile.json", json.dumps(profile_to_plain(profile), indent=1))
-    console.print(_outcome(workshop, recipes))
+    console.print(_outcome(backend, recipes))
     spent = sum(model.seconds for model in store.catalogue.models if model.reduction in chosen)
     console.print(
         f"fine-tuned at {', '.join(map(str, chosen))} in {spent:.0f} s of training; models: {folder}, profile: {path}",
@@ -176,15 +176,15 @@ def read_budget(text: str) -> Budget:
     )
 
 
-def _preview(workshop: WarmUp, allowed: tuple[int, ...], middle: int, limits: Budget) -> Table:
+def _preview(backend: WarmUp, allowed: tuple[int, ...], middle: int, limits: Budget) -> Table:
     """What the plan begins with, what each further model will cost, and what the whole may cost at most."""
     grid = Table(box=SIMPLE_HEAD, title="Plan")
     for heading in ("model", "training", "storage", ""):
         grid.add_column(heading, justify="left" if heading in ("model", "") else "right")
 
     def add(label: str, reduction: int, note: str) -> None:
-        cost = workshop.cost(reduction)
-        made = "made already" if workshop.store.catalogue.model(reduction) else note
+        cost = backend.cost(reduction)
+        made = "made already" if backend.store.catalogue.model(reduction) else note
         grid.add_row(label, f"{cost.seconds:.0f} s", f"{cost.bytes / 1e6:.1f} MB", made)
 
     add("no reduction", 0, "to compare with, not in the budget")
@@ -193,25 +193,25 @@ def _preview(workshop: WarmUp, allowed: tuple[int, ...], middle: int, limits: Bu
     between = [r for r in allowed if middle < r < allowed[-1]]
     for reduction in dict.fromkeys((*between[:1], *between[-1:])):
         add(f"reduction {reduction}", reduction, "possible: the planner decides as accuracies come in")
-    first = [workshop.cost(r) for r in (middle, allowed[-1])]
-    dearest = max(workshop.cost(r).seconds for r in allowed if r >= middle)
+    first = [backend.cost(r) for r in (middle, allowed[-1])]
+    dearest = max(backend.cost(r).seconds for r in allowed if r >= middle)
     count = limits.models or len(allowed)
     most = sum(cost.seconds for cost in first) + max(0, count - 2) * dearest
     bound = most if limits.seconds is None else min(most, limits.seconds)
     grid.caption = (
-        f"Timed here, {workshop.steps} steps per model; measuring comes on top. In all at most about {bound / 60:.1f} "
+        f"Timed here, {backend.steps} steps per model; measuring comes on top. In all at most about {bound / 60:.1f} "
         f"minutes of training for up to {count} models."
     )
     return grid
 
 
-def _kept(workshop: WarmUp, models: tuple[int, ...], megabytes: float) -> tuple[int, ...]:
+def _kept(backend: WarmUp, models: tuple[int, ...], megabytes: float) -> tuple[int, ...]:
     """The models to serve with. Raises DataError where not even one fits."""
     from fedstill.cloud_server.warmup.ensembler import affordable_models
     from fedstill.datasets.audiovisual.clip import DataError
 
-    sizes = {model.reduction: model.bytes for model in workshop.store.catalogue.models}
-    accuracies = {model: workshop.accuracies(model) for model in models}
+    sizes = {model.reduction: model.bytes for model in backend.store.catalogue.models}
+    accuracies = {model: backend.accuracies(model) for model in models}
     shared = set.intersection(*(set(row) for row in accuracies.values()))
     rows = {model: {r: value for r, value in row.items() if r in shared} for model, row in accuracies.items()}
     kept = affordable_models(rows, sizes, int(megabytes * 1e6))
@@ -221,7 +221,11 @@ def _kept(workshop: WarmUp, models: tuple[int, ...], megabytes: float) -> tuple[
 
 
 def _profile(
-    workshop: WarmUp, task: str, architecture: str, recipes: dict[int, Recipe], told: Callable[[str], None]
+    backend: WarmUp,
+    task: str,
+    architecture: str,
+    recipes: dict[int, Recipe],
+    on_progress: Callable[[str], None],
 ) -> Profile:
     """The serving profile: the plain model at every measured reduction, and what was chosen there."""
     from fedstill.cloud_server.serving.policies.prodigy import warmed_profile
@@ -230,11 +234,11 @@ def _profile(
     from fedstill.cloud_server.warmup.warmed_models import single
     from fedstill.common.provenance import hardware
 
-    told("timing reductions")
-    times, variant = reduction_times(workshop.plain, tuple(recipes), TIMED_BATCHES, TIMED_ROUNDS)
+    on_progress("timing reductions")
+    times, variant = reduction_times(backend.plain, tuple(recipes), TIMED_BATCHES, TIMED_ROUNDS)
 
     def accuracy(recipe: Recipe, reduction: int) -> float:
-        digits = workshop.digits(recipe, reduction)
+        digits = backend.digits(recipe, reduction)
         return digits.count("1") / len(digits)
 
     plain = {
@@ -255,7 +259,7 @@ def _profile(
     return warmed_profile(task, source, task, plain, warmed)
 
 
-def _outcome(workshop: WarmUp, recipes: dict[int, Recipe]) -> Table:
+def _outcome(backend: WarmUp, recipes: dict[int, Recipe]) -> Table:
     """What each reduction is served with, and what that is worth."""
     from fedstill.cloud_server.warmup.warmed_models import single
 
@@ -265,7 +269,7 @@ def _outcome(workshop: WarmUp, recipes: dict[int, Recipe]) -> Table:
     for reduction, recipe in recipes.items():
         shares = [
             digits.count("1") / len(digits)
-            for digits in (workshop.digits(recipe, reduction), workshop.digits(single(0), reduction))
+            for digits in (backend.digits(recipe, reduction), backend.digits(single(0), reduction))
         ]
         grid.add_row(str(reduction), recipe.name, *(f"{100 * share:.1f} %" for share in shares))
     return grid

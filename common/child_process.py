@@ -105,7 +105,7 @@ class Child:
         self._family = set()
         self._pid_file.unlink(missing_ok=True)
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The last line of its log, for an error message."""
         try:
             with self.log_file.open("rb") as output:
@@ -143,10 +143,10 @@ def family(head: psutil.Process) -> list[psutil.Process]:
 
 def end(processes: Iterable[psutil.Process]) -> None:
     """End these processes, each by its pid, first politely, then surely."""
-    told = list(processes)
-    for process in told:
+    ending = list(processes)
+    for process in ending:
         _signal(process, "terminate")
-    _, alive = psutil.wait_procs(told, timeout=STOP_SECONDS)
+    _, alive = psutil.wait_procs(ending, timeout=STOP_SECONDS)
     for process in alive:
         _signal(process, "kill")
 

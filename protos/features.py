@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.models.audiovisual.rungs import (
+from fedstill.models.audiovisual.levels import (
     SCALE_BYTES,
     Precision,
     compressed_payload_bytes,

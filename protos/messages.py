@@ -97,7 +97,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Lacking:
+class MissingDependency:
     """Device -> cloud, instead of the answer: I do not have what you refer to, send it whole.
 
     Attributes:

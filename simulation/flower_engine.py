@@ -63,7 +63,7 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
 
 
 def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str, str]) -> None:
-    """Until the diary says that the ServerApp is done; Flower itself is asked now and then, in case it cannot."""
+    """Until the event log says that the ServerApp is done; Flower itself is asked now and then, in case it cannot."""
     asked = time.monotonic()
     while True:
         for event in events.new():

@@ -96,13 +96,13 @@ def _traffic(job: Event) -> Iterable[TrafficRow]:
 
 
 def _sweep(job: Event) -> Iterable[SweepRow]:
-    ladder = job["sweep"] == "compression"
+    compression_levels = job["sweep"] == "compression"
     for result in job["evaluations"]:
         yield SweepRow(
             job["sweep"],
-            result["rate"] if ladder else job["value"],
-            result["precision"] if ladder else "fp32",
-            result["bytes_per_clip"] if ladder else None,
+            result["rate"] if compression_levels else job["value"],
+            result["precision"] if compression_levels else "fp32",
+            result["bytes_per_clip"] if compression_levels else None,
             job["scenario"],
             job["client"],
             job["seed"],

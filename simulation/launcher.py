@@ -1,7 +1,7 @@
 """``fedstill simulate``: from an experiment to a run directory with results, models, plots and a report.
 
 The launcher is the only place that sees cloud and devices at once. It deals the private clips out to one folder
-per device, writes the cloud's plan, starts the engine, follows the diary, and gathers what both sides left.
+per device, writes the cloud's plan, starts the engine, follows the event log, and gathers what both sides left.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _store(experiment: Experiment, source: ClipSource, positions: Positions, dir
 def make_plan(
     experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path
 ) -> Plan:
-    """The cloud's work order for devices that hold these shares of the private clips."""
+    """The cloud's run plan for devices that hold these shares of the private clips."""
     run = experiment.run
     held = [{source.index[position].label for position in share} - {None} for share in shares]
     return Plan(

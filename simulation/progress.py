@@ -1,4 +1,4 @@
-"""Live progress of a run, drawn from its diary, and the memory that its processes took meanwhile."""
+"""Live progress of a run, drawn from its event log, and the memory that its processes took meanwhile."""
 
 from __future__ import annotations
 

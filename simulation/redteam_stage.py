@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fedstill.cloud_server.distillation.centres import public_centres
-from fedstill.cloud_server.distillation.compression_training import train_rung
+from fedstill.cloud_server.distillation.compression_training import train_level
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, Plan, read_plan
 from fedstill.cloud_server.federation.event_log import Metrics
@@ -25,7 +25,7 @@ from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.students.torch_runtime import TorchRuntime
 from fedstill.evaluation.redteam.stage import Positions, Stage, View
-from fedstill.models.audiovisual.compression import RungNet, dequantise, quantise
+from fedstill.models.audiovisual.compression import CompressionNet, dequantise, quantise
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
 from fedstill.models.weights.checkpoint import checkpoint_exists
 from fedstill.simulation.config import Experiment
@@ -145,7 +145,7 @@ def _stage(
         say("looking at the clips through the student")
         attacker, victims = (_view(net, rate3, store) for store in stores)
         centres = public_centres(
-            attacker.beliefs,
+            attacker.probabilities,
             plan.prototypes.centres or len(stores[0].class_names),
             stream(seed, "centres") % 2**32,
         )
@@ -161,21 +161,21 @@ def _stage(
         attacker=attacker,
         victims=victims,
         centres=centres,
-        correct=int((victims.beliefs.argmax(axis=1) == stores[1].labels).sum()),
+        correct=int((victims.probabilities.argmax(axis=1) == stores[1].labels).sum()),
         student_saw_victims=saw_victims,
     )
 
 
-def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> RungNet:
+def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> CompressionNet:
     found = _features(net, store)
     labels = torch.from_numpy(store.labels)
-    return train_rung(
+    return train_level(
         found, labels, COMPRESSED_RATE, len(store.class_names), generator(seed, "redteam", "rung")
     )
 
 
 @torch.no_grad()
-def _view(net: AudioVisualNet, rung: RungNet, store: ClipStore) -> View:
+def _view(net: AudioVisualNet, rung: CompressionNet, store: ClipStore) -> View:
     found = _features(net, store)
     reduced: Features = rung.compressor(found)
     arrived = Features(*(dequantise(*quantise(part)) for part in reduced))
@@ -188,7 +188,7 @@ def _view(net: AudioVisualNet, rung: RungNet, store: ClipStore) -> View:
         picture=picture,
         features=found.joined().numpy(),
         compressed=arrived.joined().numpy(),
-        beliefs=net.head(found).joint.softmax(dim=1).numpy(),
+        probabilities=net.head(found).joint.softmax(dim=1).numpy(),
         speaker=speaker.astype(np.int64),
         recording=np.array([known[digest] for digest in heard], np.int64),
     )

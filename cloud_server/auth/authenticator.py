@@ -19,7 +19,7 @@ Authorise = Callable[[str], str]
 Context = grpc.aio.ServicerContext[Message, Message]
 
 
-class Doorkeeper:
+class Authenticator:
     """Token -> device name, by the register as it is now."""
 
     def __init__(self, authority: Authority) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedstill.cloud_server.auth.authority import Authority, read_authority
 from fedstill.cloud_server.coordinator.inference_thread import inference_serving
-from fedstill.cloud_server.coordinator.proxy_process import FleetDoor
+from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.cloud_server.coordinator.superlink import ServerTls, SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER
@@ -83,9 +83,9 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
             unanswered = 0
             while not stop.wait(TEND_SECONDS):
                 _keep_alive(link, run)
-                door.tend()
+                door.reconcile()
                 try:
-                    run.tend()
+                    run.reconcile()
                     unanswered = 0
                 except FlowerError as error:
                     unanswered += 1
@@ -113,7 +113,7 @@ class _Run:
     def __post_init__(self) -> None:
         self._tail = EventTail(self.settings.state)
 
-    def tend(self) -> None:
+    def reconcile(self) -> None:
         """Call about once a second."""
         look = time.monotonic() - self._looked > LOOK_SECONDS
         if look:
@@ -212,8 +212,10 @@ def _inference(settings: CoordinatorSettings, authority: Authority | None) -> It
 
 
 @contextmanager
-def _door(settings: CoordinatorSettings, authority: Authority | None, upstream: str) -> Iterator[FleetDoor]:
-    door = FleetDoor(settings.state, settings.host, settings.port, upstream, authority)
+def _door(
+    settings: CoordinatorSettings, authority: Authority | None, upstream: str
+) -> Iterator[ProxyProcess]:
+    door = ProxyProcess(settings.state, settings.host, settings.port, upstream, authority)
     try:
         door.open()
         yield door

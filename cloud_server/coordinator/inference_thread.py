@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedstill.cloud_server.auth.authenticator import Doorkeeper
+from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
-from fedstill.cloud_server.edge_inference.heads import HeadShelf
+from fedstill.cloud_server.edge_inference.heads import HeadStore
 from fedstill.cloud_server.edge_inference.inference_server import InferenceServer, ServerTls
 from fedstill.cloud_server.edge_inference.inference_service import InferenceService
 
@@ -28,7 +28,7 @@ def inference_serving(heads: Path, listen: str, authority: Authority | None) -> 
     Raises:
         ServerError: the address cannot be used.
     """
-    service = InferenceService(HeadShelf(heads), Doorkeeper(authority) if authority else None)
+    service = InferenceService(HeadStore(heads), Authenticator(authority) if authority else None)
     tls = (
         ServerTls(authority.key_file.read_bytes(), authority.certificate_file.read_bytes())
         if authority

@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 START_SECONDS = 60.0
 
 
-class FleetDoor:
+class ProxyProcess:
     """Started, watched and started again on the same port."""
 
     def __init__(self, state: Path, host: str, port: int, upstream: str, authority: Authority | None) -> None:
@@ -49,13 +49,13 @@ class FleetDoor:
         while not self._ready.exists():
             if self._child.poll() is not None or time.monotonic() > end:
                 raise FlowerError(
-                    f"the fleet proxy does not start: {self._child.last_words()}; see {self._child.log_file}"
+                    f"the fleet proxy does not start: {self._child.log_tail()}; see {self._child.log_file}"
                 )
             time.sleep(0.1)
         self._settings = replace(self._settings, port=json.loads(self._ready.read_text())["port"])
         LOG.info("event=fleet_open address=%s:%d", self._settings.host, self._settings.port)
 
-    def tend(self) -> None:
+    def reconcile(self) -> None:
         """Call about once a second: a proxy that ended is started again."""
         code = self._child.poll()
         if code is not None:

@@ -101,7 +101,7 @@ class SuperLink:
         while not self.healthy():
             status = self.poll()
             if status is not None:
-                said = self._child.last_words()
+                said = self._child.log_tail()
                 raise FlowerError(f"SuperLink ended with status {status}: {said}; see {self.log_file}")
             if time.monotonic() > end:
                 raise FlowerError(f"SuperLink does not answer after {seconds:.0f} s; see {self.log_file}")

@@ -123,8 +123,8 @@ def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.ran
     def nearest(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         assert prototypes is not None
         n = per_prototype(budget, len(prototypes.counts))
-        beliefs = bank.probabilities(settings.temperature)
-        return Selection.uniform(select_nearest(prototypes.probabilities, beliefs, n))
+        class_probabilities = bank.probabilities(settings.temperature)
+        return Selection.uniform(select_nearest(prototypes.probabilities, class_probabilities, n))
 
     def by_prior(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         assert prototypes is not None
@@ -141,9 +141,13 @@ def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.ran
 
     def by_transport(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         assert prototypes is not None
-        beliefs = bank.probabilities(settings.temperature)
+        class_probabilities = bank.probabilities(settings.temperature)
         return select_by_transport(
-            prototypes.probabilities, prototypes.counts, beliefs, budget, sharpness=settings.sharpness
+            prototypes.probabilities,
+            prototypes.counts,
+            class_probabilities,
+            budget,
+            sharpness=settings.sharpness,
         )
 
     rules: dict[str, SelectData] = {

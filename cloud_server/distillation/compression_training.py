@@ -14,9 +14,9 @@ from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.public_bank import teacher_outputs
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.datasets.audiovisual.store import ClipStore
-from fedstill.models.audiovisual.compression import RungNet
+from fedstill.models.audiovisual.compression import CompressionNet
+from fedstill.models.audiovisual.levels import RATES
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
-from fedstill.models.audiovisual.rungs import RATES
 from fedstill.models.weights.packing import pack
 
 EPOCHS = 60
@@ -24,31 +24,31 @@ BATCH = 64
 LEARNING_RATE = 2e-3
 
 
-def train_ladder(
+def train_levels(
     student: AudioVisualNet, public: ClipStore, positions: npt.NDArray[np.int64], compute: Compute, seed: int
-) -> dict[float, RungNet]:
+) -> dict[float, CompressionNet]:
     """A rung per rate for a finished student, on the public clips at ``positions``; each has its own randomness."""
     outputs = teacher_outputs(student, public, positions, compute)
     parts = [found for found, _ in outputs]
     found = Features(*(torch.cat(column).cpu().clone() for column in zip(*parts, strict=True)))
     labels, classes = torch.from_numpy(public.labels[positions]), len(public.class_names)
-    return {rate: train_rung(found, labels, rate, classes, generator(seed, "rung", rate)) for rate in RATES}
+    return {rate: train_level(found, labels, rate, classes, generator(seed, "rung", rate)) for rate in RATES}
 
 
-def pack_compressors(rungs: Mapping[float, RungNet]) -> npt.NDArray[np.uint8]:
+def pack_compressors(levels: Mapping[float, CompressionNet]) -> npt.NDArray[np.uint8]:
     """What a device needs of rungs, uint8 (bytes,): safetensors named ``1.5.audio.weight``; rate 1 has none."""
     return pack(
         {
             f"{rate:g}.{name}": value
-            for rate, rung in rungs.items()
+            for rate, rung in levels.items()
             for name, value in rung.compressor.state_dict().items()
         }
     )
 
 
-def train_rung(
+def train_level(
     features: Features, labels: Tensor, rate: float, classes: int, generator: torch.Generator
-) -> RungNet:
+) -> CompressionNet:
     """Cross-entropy training (Eq. 5.9) on the features of the selected public clips.
 
     Args:
@@ -56,7 +56,7 @@ def train_rung(
         labels: int64 (n,).
         rate: compression ratio, >= 1.
     """
-    net = RungNet(features.audio.shape[1], classes, rate)
+    net = CompressionNet(features.audio.shape[1], classes, rate)
     for parameter in net.parameters():
         bound = parameter.shape[-1] ** -0.5
         torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""The cloud's work order for one run: which seeds, devices, scenarios and arms, with which settings.
+"""The cloud's run plan for one run: which seeds, devices, scenarios and arms, with which settings.
 
 The launcher writes it as ``plan.json`` into the run directory and the ServerApp reads it there, so that
 both engines, and a resumed run, do the same work.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedstill.models.audiovisual.compression import MODALITIES, RATES, RungNet, compressed_width
+from fedstill.models.audiovisual.compression import MODALITIES, RATES, CompressionNet, compressed_width
 from fedstill.models.audiovisual.fusion import Fusion, fusion_head
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import load_packed, pack
@@ -62,7 +62,7 @@ def save_heads(
     directory: Path,
     version: str,
     net: AudioVisualNet,
-    rungs: Mapping[float, RungNet],
+    levels: Mapping[float, CompressionNet],
     class_names: tuple[str, ...],
 ) -> None:
     """Keep the heads of a student: its joint head, and of every rung the head. The JSON is written last.
@@ -81,7 +81,7 @@ def save_heads(
     if len(class_names) != spec.classes:
         raise HeadError(f"class_names: {len(class_names)} names for {spec.classes} outputs")
     parts: dict[str, nn.Module] = {_name(1.0): net.head.joint}
-    for rate, rung in rungs.items():
+    for rate, rung in levels.items():
         if rate not in RATES:
             raise HeadError(f"rungs: rate {rate:g} is not one of {', '.join(f'{one:g}' for one in RATES)}")
         if rate != 1:
@@ -91,7 +91,7 @@ def save_heads(
         "class_names": list(class_names),
         "feature_width": spec.feature_width,
         "fusion": spec.fusion,
-        "rates": sorted({1.0, *rungs}),
+        "rates": sorted({1.0, *levels}),
     }
     _heads_from(version, described, pack(nn.ModuleDict(parts).state_dict()))  # refuse what could not be read
     directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def save_heads(
     _write(directory / f"{version}.json", json.dumps(described, indent=1).encode())
 
 
-class HeadShelf:
+class HeadStore:
     """The heads in a folder, the most recently used ones in memory; safe to use from several threads."""
 
     def __init__(self, directory: Path, capacity: int = CAPACITY) -> None:

@@ -18,10 +18,10 @@ from google.protobuf.message import DecodeError, Message
 
 from fedstill.cloud_server.auth.authenticator import Authorise, Context, bearer_token
 from fedstill.cloud_server.auth.tokens import TokenError
-from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadShelf, UnknownVersion
+from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadStore, UnknownVersion
 from fedstill.cloud_server.edge_inference.micro_batching import Batching, MicroBatcher, QueueFull
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.models.audiovisual.rungs import Precision
+from fedstill.models.audiovisual.levels import Precision
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.features import FeatureError, FeatureVectors, decode_features
 
@@ -62,13 +62,13 @@ class InferenceService:
 
     def __init__(
         self,
-        shelf: HeadShelf,
+        model_store: HeadStore,
         authorise: Authorise | None,
         batching: Batching = Batching(),  # noqa: B008, it is frozen
     ) -> None:
         self.counters = Counters()
         self.batcher = MicroBatcher(batching)
-        self._shelf = shelf
+        self._model_store = model_store
         self._authorise = authorise
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -191,10 +191,10 @@ class InferenceService:
         return pb.ClassifyResponse(sequence=sequence, error=refusal)
 
     async def _heads(self, version: str) -> Heads:
-        if (heads := self._shelf.loaded(version)) is not None:
+        if (heads := self._model_store.loaded(version)) is not None:
             return heads
         try:
-            return await asyncio.to_thread(self._shelf.get, version)
+            return await asyncio.to_thread(self._model_store.get, version)
         except UnknownVersion:
             text = "no heads of this student here"
             raise RequestError(grpc.StatusCode.NOT_FOUND, "student_version", text) from None

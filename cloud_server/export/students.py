@@ -41,7 +41,7 @@ from fedstill.models.audiovisual.onnx_export import (
     point_to,
     weight_shapes,
 )
-from fedstill.models.weights.checkpoint import CheckpointMeta, load_checkpoint, load_rungs, network_to_json
+from fedstill.models.weights.checkpoint import CheckpointMeta, load_checkpoint, load_levels, network_to_json
 from fedstill.models.weights.packing import pack
 
 
@@ -110,13 +110,13 @@ def _write_graphs(
 
 
 def _write_compressors(stem: Path, net: AudioVisualNet, out: Path) -> tuple[float, ...]:
-    rungs = load_rungs(stem, net.spec)
-    for rate, rung in rungs.items():
+    levels = load_levels(stem, net.spec)
+    for rate, rung in levels.items():
         packed = pack(rung.state_dict())
         (out / compressor_weights_file(rate)).write_bytes(packed.tobytes())
         graph = compressor_graph(rung.compressor, net.spec.feature_width)
         (out / compressor_file(rate)).write_bytes(point_to(graph, packed, compressor_weights_file(rate)))
-    return tuple(rungs)
+    return tuple(levels)
 
 
 def _class_prior(store: ClipStore | None) -> tuple[float, ...]:

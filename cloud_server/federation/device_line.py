@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedstill.cloud_server.federation.exchange import Answer, DeviceLost, Exchange
-from fedstill.cloud_server.federation.node_registry import Roster
+from fedstill.cloud_server.federation.node_registry import NodeRegistry
 
 Reply = TypeVar("Reply")
 
@@ -20,7 +20,7 @@ class DeviceLine:
     """``patience``: seconds that one question may take, all its repetitions included."""
 
     exchange: Exchange
-    roster: Roster
+    node_registry: NodeRegistry
     client: int
     patience: float
 
@@ -34,13 +34,13 @@ class DeviceLine:
         end = time.monotonic() + self.patience
         while True:
             try:
-                node = self.roster.node(self.client, end - time.monotonic())
+                node = self.node_registry.node(self.client, end - time.monotonic())
                 found = self.exchange.ask(node, action, request, expect, end - time.monotonic())
             except DeviceLost:
-                self.roster.late(self.client)
+                self.node_registry.late(self.client)
                 if time.monotonic() + AGAIN_SECONDS >= end:
                     raise
                 time.sleep(AGAIN_SECONDS)
             else:
-                self.roster.answered(self.client)
+                self.node_registry.answered(self.client)
                 return found

@@ -1,4 +1,4 @@
-"""The run's diary: one JSON line per event in ``metrics.jsonl``, losses also as TensorBoard scalars.
+"""The run's event log: one JSON line per event in ``metrics.jsonl``, losses also as TensorBoard scalars.
 
 The launcher follows the file to draw progress, and reads finished jobs from it; after an interruption the
 same file says what need not be done again. A line cut short by a kill is ignored.
@@ -56,7 +56,7 @@ def read_events(work: Path) -> Iterator[dict[str, Any]]:
 
 
 class EventTail:
-    """The events that are new since one last looked, without reading the whole diary again."""
+    """The events that are new since one last looked, without reading the whole event log again."""
 
     def __init__(self, work: Path, from_end: bool = False) -> None:
         self._path = work / METRICS_FILE

@@ -16,7 +16,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
-from fedstill.protos.messages import Lacking, WireError
+from fedstill.protos.messages import MissingDependency, WireError
 from fedstill.protos.records import decode, encode, payload_bytes
 
 Reply = TypeVar("Reply")
@@ -42,9 +42,9 @@ class Answer:
 
 
 class DeviceLacks(DeviceFailure):
-    """A device needs ``item`` (see ``messages.Lacking``) before it can answer; ``spent`` is what it cost to learn."""
+    """A device needs ``item`` (see ``messages.MissingDependency``) first; ``spent`` is what it cost to learn."""
 
-    def __init__(self, lacking: Lacking, spent: Answer) -> None:
+    def __init__(self, lacking: MissingDependency, spent: Answer) -> None:
         super().__init__(f"says that it lacks {lacking.item} {lacking.version[:12]}")
         self.item, self.spent = lacking.item, spent
 
@@ -73,7 +73,7 @@ class Exchange:
         try:
             return decode(expect, reply), cost
         except WireError as error:
-            if lacking := _lacking(reply):
+            if lacking := _missing_dependency(reply):
                 raise DeviceLacks(lacking, cost) from None
             raise DeviceFailure(f"sent an unusable {expect.__name__}: {error}") from error
 
@@ -104,10 +104,10 @@ class Exchange:
         return replies[0].content
 
 
-def _lacking(content: RecordDict) -> Lacking | None:
+def _missing_dependency(content: RecordDict) -> MissingDependency | None:
     """What the device says it needs, if that is what it says."""
     try:
-        return decode(Lacking, content)
+        return decode(MissingDependency, content)
     except WireError:
         return None
 

@@ -66,11 +66,14 @@ def canary_positions(bank: PublicBank, positions: npt.NDArray[np.int64], count: 
 
     Sure clips, because on these a student that arrived whole agrees with the teacher and a broken one does not.
     """
-    beliefs = bank.probabilities()[positions]
-    decided, surest_first = beliefs.argmax(axis=1), np.argsort(-beliefs.max(axis=1), kind="stable")
+    class_probabilities = bank.probabilities()[positions]
+    decided, surest_first = (
+        class_probabilities.argmax(axis=1),
+        np.argsort(-class_probabilities.max(axis=1), kind="stable"),
+    )
     turn = np.empty(len(positions), np.int64)
     for label in np.unique(decided):
         members = surest_first[decided[surest_first] == label]
         turn[members] = np.arange(len(members))
-    order = np.lexsort((-beliefs.max(axis=1), turn))
+    order = np.lexsort((-class_probabilities.max(axis=1), turn))
     return np.sort(positions[order[:count]])

@@ -28,7 +28,7 @@ from fedstill.cloud_server.distillation.arms import (
     with_variant,
 )
 from fedstill.cloud_server.distillation.centres import one_cell
-from fedstill.cloud_server.distillation.compression_training import pack_compressors, train_ladder
+from fedstill.cloud_server.distillation.compression_training import pack_compressors, train_levels
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.rounds import DeviceFailure, personalise
@@ -40,11 +40,11 @@ from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.exchange import Answer, DeviceLacks
 from fedstill.cloud_server.federation.installation import install
 from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal, Promise
+from fedstill.cloud_server.federation.journal import Journal, PrivacyGuarantee
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import Progress, load_progress, save_progress
-from fedstill.models.audiovisual.compression import Precision, RungNet
+from fedstill.models.audiovisual.compression import CompressionNet, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import load_arrays, pack
 from fedstill.protos.messages import (
@@ -79,7 +79,7 @@ class JobRecord:
     install: dict[str, object] = field(default_factory=dict)
 
     def as_event(self) -> dict[str, object]:
-        """Flat, ready for the diary."""
+        """Flat, ready for the event log."""
         values = asdict(self)
         return {**values.pop("key"), **values}
 
@@ -198,7 +198,9 @@ class PersonalisationJob:
         settings = self.plan.prototypes
         kind = upload_kind(self.arm, settings)
         private = kind == "dp"
-        promise = Promise(kind, settings.epsilon, settings.delta) if private else Promise(kind)
+        guarantee = (
+            PrivacyGuarantee(kind, settings.epsilon, settings.delta) if private else PrivacyGuarantee(kind)
+        )
         histogram = self.arm.upload == "histogram"
 
         def request(shown: Student) -> PrototypeRequest:
@@ -211,15 +213,15 @@ class PersonalisationJob:
                 settings.upload_limit,
                 1.0 if histogram or self.arm.calibrated else self.plan.selection.temperature,
                 self.cloud.bank.class_prior() if self.arm.calibrated and not private else NO_PRIOR,
-                promise.epsilon,
-                promise.delta,
+                guarantee.epsilon,
+                guarantee.delta,
                 self._centres(histogram) if private else NO_CENTRES,
             )
 
         upload = self._ask("query.prototypes", student, request, PrototypeUpload, outer_epoch)
         if upload.class_names != self.cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
-        upload = self.journal.accept_upload(self.key, outer_epoch, upload, promise)
+        upload = self.journal.accept_upload(self.key, outer_epoch, upload, guarantee)
         self.first_upload = self.first_upload or upload
         return upload
 
@@ -250,8 +252,8 @@ class PersonalisationJob:
             self.failed(0, "no selection to train the compression ladder on: every outer epoch was left out")
             return
         positions = self.last_selection.positions
-        rungs = train_ladder(student, self.cloud.public, positions, self.plan.compute, self.key.seed)
-        for rate, net in rungs.items():
+        levels = train_levels(student, self.cloud.public, positions, self.plan.compute, self.key.seed)
+        for rate, net in levels.items():
             for precision in TABLE_PRECISIONS:
                 rung = {"rate": rate, "precision": precision.value}
                 self._count(student, pack(net.state_dict()), json.dumps(rung), rung)
@@ -286,14 +288,14 @@ class PersonalisationJob:
         final = distillation_of(self.arm, self.plan).outer_epochs
         everything = np.arange(len(self.cloud.bank.labels))
         seen = everything if self.last_selection is None else np.unique(self.last_selection.positions)
-        rungs = train_ladder(student, self.cloud.public, seen, self.plan.compute, self.key.seed)
+        levels = train_levels(student, self.cloud.public, seen, self.plan.compute, self.key.seed)
 
         def ask(request: Callable[[Student], InstallRequest]) -> InstallResult:
             return self._ask("train.install", student, request, InstallResult, final)
 
-        self._offer_heads(student, rungs)  # first: the device may ask as soon as it has the student
+        self._offer_heads(student, levels)  # first: the device may ask as soon as it has the student
         try:
-            result = install(self.cloud, seen, self.key.at(final), pack_compressors(rungs), ask)
+            result = install(self.cloud, seen, self.key.at(final), pack_compressors(levels), ask)
         except DeviceFailure as failure:
             self.failed(final, str(failure))
             self.record.install = {"installed": False, "reason": str(failure)}
@@ -302,13 +304,13 @@ class PersonalisationJob:
             self.record.install = {name: getattr(result, name) for name in names}
         self.cloud.metrics.emit("install", **asdict(self.key), **self.record.install)
 
-    def _offer_heads(self, student: AudioVisualNet, rungs: Mapping[float, RungNet]) -> None:
+    def _offer_heads(self, student: AudioVisualNet, levels: Mapping[float, CompressionNet]) -> None:
         """Let the inference service answer for the student as the device will have it, rounded weights included."""
         has = self.downlink.reaches(student)
         net = AudioVisualNet(student.spec)
         load_arrays(net, has.state)
         folder = Path(self.plan.work) / HEADS_FOLDER
-        save_heads(folder, has.version, net, rungs, self.cloud.public.class_names)
+        save_heads(folder, has.version, net, levels, self.cloud.public.class_names)
 
     def _ask(
         self,

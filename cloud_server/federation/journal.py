@@ -108,7 +108,7 @@ class JournalError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Promise:
+class PrivacyGuarantee:
     """What was promised to a device for an upload: its kind, and (epsilon, delta) where that is ``dp``, else 0."""
 
     kind: str
@@ -191,7 +191,7 @@ class Journal:
     # What devices sent, and what was made of it.
 
     def accept_upload(
-        self, key: JobKey, outer_epoch: int, upload: PrototypeUpload, promise: Promise
+        self, key: JobKey, outer_epoch: int, upload: PrototypeUpload, guarantee: PrivacyGuarantee
     ) -> PrototypeUpload:
         """Keep an upload and its line of the privacy ledger; returns the one that counts, which is the first."""
         where = {"job": key.text, "round": outer_epoch, "client": key.client}
@@ -200,7 +200,7 @@ class Journal:
             with self._engine.begin() as connection:
                 connection.execute(insert(UPLOADS).values(**where, content=_packed(upload), accepted=now))
                 connection.execute(
-                    insert(PRIVACY).values(**where, **asdict(promise), clips=clips, released=now)
+                    insert(PRIVACY).values(**where, **asdict(guarantee), clips=clips, released=now)
                 )
         except IntegrityError:
             earlier = self.upload(key, outer_epoch)

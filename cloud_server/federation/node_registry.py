@@ -27,7 +27,7 @@ INTRODUCTIONS = 8
 
 
 @dataclass
-class Roster:
+class NodeRegistry:
     """Use as a context manager.
 
     Attributes:
@@ -50,7 +50,7 @@ class Roster:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Roster:
+    def __enter__(self) -> NodeRegistry:
         self._pool = ThreadPoolExecutor(INTRODUCTIONS)
         self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
         self._thread.start()
@@ -109,7 +109,7 @@ class Roster:
                 self._note(client, self._nodes.pop(client), "dead")
             for node in back:
                 if self._heard[node].partition not in self._nodes:
-                    self._seat(node, self._heard[node])
+                    self._register(node, self._heard[node])
             self._asked &= online  # whoever went away may introduce itself again
             new = sorted(online - self._asked - set(self._nodes.values()))
             self._asked |= set(new)
@@ -120,7 +120,7 @@ class Roster:
         try:
             hello = self._introduced(node)
             with self._changed:
-                self._seat(node, hello)
+                self._register(node, hello)
         except DeviceLost:
             self._asked.discard(node)  # try again while it is online
         except DeviceFailure as failure:
@@ -144,7 +144,7 @@ class Roster:
         with self.exchange.lock:
             return next((info.name for info in self.exchange.grid.get_nodes() if info.node_id == node), "")
 
-    def _seat(self, node: int, hello: Hello) -> None:
+    def _register(self, node: int, hello: Hello) -> None:
         taken = self._nodes.get(hello.partition)
         if taken is not None and taken != node:
             raise DeviceFailure(f"says it is client {hello.partition}, which another device already is")

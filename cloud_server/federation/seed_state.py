@@ -81,8 +81,10 @@ class SeedCloud:
     def centres(self) -> npt.NDArray[np.float32]:
         """Public cells for private prototypes, once per seed; float32 (k, classes)."""
         settings = self.plan.prototypes
-        beliefs = self.bank.probabilities(self.plan.selection.temperature)
-        return public_centres(beliefs, settings.centres or beliefs.shape[1], self.seed)
+        class_probabilities = self.bank.probabilities(self.plan.selection.temperature)
+        return public_centres(
+            class_probabilities, settings.centres or class_probabilities.shape[1], self.seed
+        )
 
     @cached_property
     def all_distill(self) -> AudioVisualNet:

@@ -1,6 +1,6 @@
 """The cloud's Flower ServerApp: seed by seed, train the teacher, fill the bank, run every device's jobs.
 
-It reads its work order from ``plan.json`` in the run directory, writes its diary to ``metrics.jsonl`` there, and does
+It reads its run plan from ``plan.json`` in the run directory, writes its event log to ``metrics.jsonl`` there, and does
 nothing again that the journal already holds, so starting it again on the same directory resumes the run.
 """
 
@@ -25,7 +25,7 @@ from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.jobs import PersonalisationJob
 from fedstill.cloud_server.federation.journal import Journal, open_journal
-from fedstill.cloud_server.federation.node_registry import Roster
+from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
@@ -71,19 +71,19 @@ def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
     done = {JobKey.of(record) for record in journal.jobs()}
     public = open_store(Path(plan.public))
     clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
-    with Roster(exchange, plan.clients, journal, metrics, clips, plan.devices) as roster:
+    with NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices) as node_registry:
         for seed in plan.seeds:
             waiting = [key for key in job_keys(plan, seed) if key not in done]
             metrics.emit("seed", seed=seed, jobs=len(waiting))
             if waiting:
-                run_seed(SeedCloud(plan, seed, metrics), waiting, exchange, roster, journal)
-            if waiting and not roster.met:
+                run_seed(SeedCloud(plan, seed, metrics), waiting, exchange, node_registry, journal)
+            if waiting and not node_registry.met:
                 raise DeviceFailure(f"no device was usable; the reasons are in {METRICS_FILE}")
     journal.close()
 
 
 def run_seed(
-    cloud: SeedCloud, keys: list[JobKey], exchange: Exchange, roster: Roster, journal: Journal
+    cloud: SeedCloud, keys: list[JobKey], exchange: Exchange, node_registry: NodeRegistry, journal: Journal
 ) -> None:
     """What is shared first, with all cores; then every device's jobs in turn, the devices side by side.
 
@@ -100,10 +100,10 @@ def run_seed(
 
     def serve(client: int) -> None:
         use_threads(1)
-        line = DeviceLine(exchange, roster, client, plan.reply_timeout)
+        line = DeviceLine(exchange, node_registry, client, plan.reply_timeout)
         jobs = [PersonalisationJob(key, cloud, line, journal, slots) for key in keys if key.client == client]
         try:
-            roster.node(client, plan.join_timeout)
+            node_registry.node(client, plan.join_timeout)
         except DeviceLost:
             for job in jobs:
                 job.failed(0, "its device never became usable")

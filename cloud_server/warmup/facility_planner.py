@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedstill.cloud_server.warmup.planner import Budget, Spending, Workshop
+from fedstill.cloud_server.warmup.planner import Budget, Spending, WarmUpBackend
 from fedstill.datasets.audiovisual.clip import DataError
 
 LEAST_GAIN = 1e-4
@@ -83,7 +83,7 @@ def _rate(losses: Mapping[tuple[int, int], float]) -> float:
 
 
 def plan_by_coverage(
-    workshop: Workshop, reductions: Sequence[int], middle: int, budget: Budget
+    backend: WarmUpBackend, reductions: Sequence[int], middle: int, budget: Budget
 ) -> tuple[int, ...]:
     """The reductions that were fine-tuned, in order: ``middle`` and the largest, then the greatest gain each time.
 
@@ -94,14 +94,14 @@ def plan_by_coverage(
     """
     if middle not in reductions[:-1]:
         raise DataError(f"middle: {middle} is not an allowed reduction below the largest, {reductions[-1]}")
-    spending = Spending(workshop, budget)
+    spending = Spending(backend, budget)
     spending.buy_first((middle, reductions[-1]))
     place = {reduction: at for at, reduction in enumerate(reductions)}
     while True:
         measured = {
             (place[model], place[reduction]): value
             for model in spending.chosen
-            for reduction, value in workshop.accuracies(model).items()
+            for reduction, value in backend.accuracies(model).items()
             if reduction in place
         }
         curve = fit_curve(measured)
@@ -114,7 +114,7 @@ def plan_by_coverage(
         ]
         best: tuple[float, int] | None = None
         for reduction in reductions:
-            cost = workshop.cost(reduction)
+            cost = backend.cost(reduction)
             affordable = spending.time_allows(cost) and spending.storage_allows(cost)
             if reduction in spending.chosen or not affordable:
                 continue

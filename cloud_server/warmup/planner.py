@@ -41,7 +41,7 @@ class Budget:
         return (self.bytes is None or size <= self.bytes) and (self.models is None or models <= self.models)
 
 
-class Workshop(Protocol):
+class WarmUpBackend(Protocol):
     """What a planner can ask for: costs, fine-tuning, and how good the best model so far is at a reduction."""
 
     def cost(self, reduction: int) -> Cost:
@@ -60,8 +60,8 @@ class Workshop(Protocol):
 class Spending:
     """What has been fine-tuned and spent so far, against the budget."""
 
-    def __init__(self, workshop: Workshop, budget: Budget) -> None:
-        self._workshop, self._budget = workshop, budget
+    def __init__(self, backend: WarmUpBackend, budget: Budget) -> None:
+        self._workshop, self._budget = backend, budget
         self.chosen: list[int] = []
         self.seconds = 0.0
         self.bytes = 0
@@ -101,7 +101,7 @@ class Spending:
 
 
 def plan_ratios(
-    workshop: Workshop, reductions: Sequence[int], middle: int, budget: Budget
+    backend: WarmUpBackend, reductions: Sequence[int], middle: int, budget: Budget
 ) -> tuple[int, ...]:
     """Algorithm 4. The reductions that were fine-tuned, in the order in which they were.
 
@@ -114,34 +114,34 @@ def plan_ratios(
     """
     if middle not in reductions[:-1]:
         raise DataError(f"middle: {middle} is not an allowed reduction below the largest, {reductions[-1]}")
-    spending = Spending(workshop, budget)
+    spending = Spending(backend, budget)
     spending.buy_first((middle, reductions[-1]))
     pairs = [(reductions.index(middle), len(reductions) - 1)]
     while True:
-        pairs.sort(key=lambda pair: _fall(workshop, reductions, pair), reverse=True)
+        pairs.sort(key=lambda pair: _fall(backend, reductions, pair), reverse=True)
         found = None
         while pairs and found is None:
             low, high = pairs.pop(0)
-            found = _split(workshop, reductions, low, high, spending)
+            found = _split(backend, reductions, low, high, spending)
         if found is None:
             return tuple(spending.chosen)
         spending.buy(reductions[found])
         pairs += [(low, found - 1), (found, high)]
 
 
-def _fall(workshop: Workshop, reductions: Sequence[int], pair: tuple[int, int]) -> float:
+def _fall(backend: WarmUpBackend, reductions: Sequence[int], pair: tuple[int, int]) -> float:
     """How much accuracy falls from one end of the pair to the other, with the best model at each."""
-    return workshop.accuracy(reductions[pair[0]]) - workshop.accuracy(reductions[pair[1]])
+    return backend.accuracy(reductions[pair[0]]) - backend.accuracy(reductions[pair[1]])
 
 
 def _split(
-    workshop: Workshop, reductions: Sequence[int], low: int, high: int, spending: Spending
+    backend: WarmUpBackend, reductions: Sequence[int], low: int, high: int, spending: Spending
 ) -> int | None:
     """Position of the new reduction between two others: the middle, or what is above it and can be paid."""
     if high - low <= 1:
         return None
     for new in range((low + high) // 2, high):
-        cost = workshop.cost(reductions[new])
+        cost = backend.cost(reductions[new])
         if not spending.storage_allows(cost):
             return None
         if spending.time_allows(cost):

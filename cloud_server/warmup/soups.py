@@ -39,7 +39,7 @@ def average(states: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, T
     return mixed
 
 
-class SoupKitchen:
+class SoupCache:
     """Networks by recipe, the most recently used in memory.
 
     Args:
@@ -49,12 +49,12 @@ class SoupKitchen:
     """
 
     def __init__(
-        self, store: WarmedModels, plain: ElasticViT, capacity: int = 4, ingredients: int = 8
+        self, store: WarmedModels, plain: ElasticViT, capacity: int = 4, source_models: int = 8
     ) -> None:
         self._store = store
         # Copied once without its weights: a network is this skeleton and a soup's own tensors, nothing is copied twice.
         self._skeleton = copy.deepcopy(plain).eval().requires_grad_(False).to("meta")
-        self._capacity, self._ingredients = capacity, ingredients
+        self._capacity, self._ingredients = capacity, source_models
         self._nets: OrderedDict[str, ElasticViT] = OrderedDict()
         self._states: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
 

@@ -27,7 +27,7 @@ from fedstill.cloud_server.warmup.fine_tuning import (
 from fedstill.cloud_server.warmup.planner import Budget, Cost, plan_ratios
 from fedstill.cloud_server.warmup.reduced_nets import MergingNet
 from fedstill.cloud_server.warmup.reductions import reduction_schedule, spread
-from fedstill.cloud_server.warmup.soups import SoupKitchen
+from fedstill.cloud_server.warmup.soups import SoupCache
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.images.image_tasks import ImageSet
@@ -62,7 +62,7 @@ class WarmUp:
         plain: the task's network before any fine-tuning (``reduced_nets.task_net``).
         profiling: images that nothing is trained on.
         measured: reductions for :meth:`accuracies`.
-        told: called with a line for a person.
+        on_progress: called with a line for a person.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class WarmUp:
         profiling: Prepared,
         settings: FineTuneSettings,
         measured: Sequence[int],
-        told: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         check_images(train, store.catalogue.class_names)
         self.store = store
-        self.kitchen = SoupKitchen(store, plain)
+        self.kitchen = SoupCache(store, plain)
         self._plain, self._train, self._profiling = plain, train, profiling
-        self._settings, self._measured, self._told = settings, tuple(measured), told
+        self._settings, self._measured, self._on_progress = settings, tuple(measured), on_progress
         self._mine: list[int] = []
 
     @property
@@ -112,7 +112,7 @@ class WarmUp:
         largest = max((*self._measured, 1))
         half = min(range(largest + 1), key=lambda r: abs(self._macs(r) - self._macs(0) / 2))
         for reduction in sorted({0, half, largest}):
-            self._told(f"timing a training step at reduction {reduction}")
+            self._on_progress(f"timing a training step at reduction {reduction}")
             seconds = step_seconds(self._net(reduction), self._train, self._settings)
             self.store.record_step(reduction, seconds)
 
@@ -159,7 +159,7 @@ class WarmUp:
 
     def answers(self, recipe: Recipe, reduction: int, images: Prepared) -> str:
         """Digits of right answers on any images, measured now."""
-        self._told(f"measuring {recipe.name} at reduction {reduction}")
+        self._on_progress(f"measuring {recipe.name} at reduction {reduction}")
         net = MergingNet(self.kitchen.net(recipe), reduction_schedule(reduction, self._plain.layers))
         return right_answers(net, images, self._settings)
 
@@ -168,37 +168,37 @@ class WarmUp:
         return MergingNet(copy.deepcopy(self._plain), reduction_schedule(reduction, self._plain.layers))
 
     def _epoch(self, reduction: int) -> Callable[[int, float], None]:
-        def told(epoch: int, accuracy: float) -> None:
+        def on_progress(epoch: int, accuracy: float) -> None:
             total = self._settings.epochs
-            self._told(
+            self._on_progress(
                 f"reduction {reduction}: epoch {epoch} / {total}, {100 * accuracy:.1f} % of the profiling images"
             )
 
-        return told
+        return on_progress
 
 
-def find_ratio(workshop: WarmUp, plan: PlanSettings) -> tuple[int, ...]:
+def find_ratio(backend: WarmUp, plan: PlanSettings) -> tuple[int, ...]:
     """Fine-tune what the planner wants; the reductions, in the order in which they were fine-tuned.
 
     Raises:
         DataError: the budget does not hold the first two models, or ``middle`` is not allowed.
     """
-    return PLANNERS[plan.planner](workshop, plan.reductions, plan.middle, plan.budget)
+    return PLANNERS[plan.planner](backend, plan.reductions, plan.middle, plan.budget)
 
 
 def choose_recipes(
-    workshop: WarmUp, models: Sequence[int], measured: Sequence[int], settings: EnsembleSettings | None
+    backend: WarmUp, models: Sequence[int], measured: Sequence[int], settings: EnsembleSettings | None
 ) -> dict[int, Recipe]:
     """What to serve each of ``measured`` with; settings None: single models only."""
     chosen = {}
     for reduction in measured:
-        right = workshop.right(models, reduction)
+        right = backend.right(models, reduction)
         if settings is None:
             chosen[reduction] = best_single(right)
             continue
 
         def answers(recipe: Recipe, reduction: int = reduction) -> str:
-            return workshop.digits(recipe, reduction)
+            return backend.digits(recipe, reduction)
 
         chosen[reduction] = choose_recipe(right, answers, settings)
     return chosen

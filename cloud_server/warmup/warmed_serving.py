@@ -19,7 +19,7 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.warmup.ensembler import ranking
 from fedstill.cloud_server.warmup.reduced_nets import task_head
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
-from fedstill.cloud_server.warmup.soups import SoupKitchen
+from fedstill.cloud_server.warmup.soups import SoupCache
 from fedstill.cloud_server.warmup.warmed_models import (
     Catalogue,
     Recipe,
@@ -66,7 +66,7 @@ class WarmedServing:
                 f"{store.folder}: its profile is of {len(profile.tasks)} tasks, not of one"
             )
         self._task = profile.tasks[0]
-        kitchen = SoupKitchen(store, plain, capacity=1, ingredients=len(store.catalogue.models))
+        kitchen = SoupCache(store, plain, capacity=1, source_models=len(store.catalogue.models))
         usable = _usable(profile, store.catalogue, _whole_models(store.catalogue, kitchen))
         if not usable:
             raise WarmedModelError(f"{store.folder}: no model is usable: warm up again")
@@ -116,7 +116,7 @@ class WarmedServing:
         return Engine(net, {self._task: parameters}, settings)
 
 
-def _whole_models(catalogue: Catalogue, kitchen: SoupKitchen) -> set[int]:
+def _whole_models(catalogue: Catalogue, kitchen: SoupCache) -> set[int]:
     """The reductions of the models whose files are as they were written; each other one is logged."""
     whole = set()
     for model in catalogue.models:

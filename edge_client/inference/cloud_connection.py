@@ -19,9 +19,9 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.edge_client.inference.ladder import Rung
+from fedstill.edge_client.inference.levels import CompressionLevel
 from fedstill.edge_client.inference.link import LinkEstimate, LinkEstimator
-from fedstill.models.audiovisual.rungs import Precision
+from fedstill.models.audiovisual.levels import Precision
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 
@@ -178,7 +178,7 @@ class CloudConnection:
         self._hang_up()
         return "link down (no answer)"
 
-    def send(self, rung: Rung, payload: bytes) -> Ticket:
+    def send(self, rung: CompressionLevel, payload: bytes) -> Ticket:
         """Send one clip's features after an echo request. Call it only without ``hindrance``."""
         ticket = Ticket(len(payload), self._clock())
         with self._lock:
@@ -286,7 +286,7 @@ class CloudConnection:
             if code is grpc.StatusCode.CANCELLED and not self._link.estimate.up:
                 return  # we hung up ourselves, and said why
             known, self._reason = self._reason, reason
-            self._link.failed(self._clock(), hopeless=code in REFUSALS)
+            self._link.failed(self._clock(), refused=code in REFUSALS)
         if reason != known:
             LOG.warning("event=cloud_lost target=%s reason=%s", self._address.target, reason)
 

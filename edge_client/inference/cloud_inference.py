@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.edge_client.inference.cloud_connection import Description, Reply, Ticket
-from fedstill.edge_client.inference.ladder import Decision, Rung, RungSwitch, ladder, smallest
+from fedstill.edge_client.inference.levels import (
+    CompressionLevel,
+    Decision,
+    LevelSwitch,
+    compression_levels,
+    smallest,
+)
 from fedstill.edge_client.inference.link import LinkEstimate
 from fedstill.edge_client.students.runtime_api import FeatureArrays, Runtime
 from fedstill.protos.features import FeatureError, FeatureVectors, encode_features
@@ -67,7 +73,7 @@ class Connection(Protocol):
 
     def hindrance(self) -> str: ...
 
-    def send(self, rung: Rung, payload: bytes) -> Ticket: ...
+    def send(self, rung: CompressionLevel, payload: bytes) -> Ticket: ...
 
     def gave_up(self, ticket: Ticket) -> None: ...
 
@@ -109,8 +115,8 @@ class EdgeInference:
         self._uploads_allowed = uploads_allowed
         self._clock = clock
         self._known: Description | None = None
-        self._rungs: tuple[Rung, ...] = ()
-        self._switch = RungSwitch(())
+        self._levels: tuple[CompressionLevel, ...] = ()
+        self._switch = LevelSwitch(())
         self._trial_pause = FIRST_TRIAL
         self._trial_at = 0.0
         self._trial: Ticket | None = None
@@ -144,7 +150,7 @@ class EdgeInference:
         rung = decision.rung
         if rung is None:
             if self._mode == "cloud":
-                rung = smallest(self._rungs)
+                rung = smallest(self._levels)
             else:
                 return self._local(features, started, self._try_anyway(connection, features, now), decision)
         try:
@@ -158,7 +164,9 @@ class EdgeInference:
             return self._local(features, started, rung.size, "no answer in time")
         return self._answered(reply, features, started, rung)
 
-    def _answered(self, reply: Reply, features: FeatureArrays, started: float, rung: Rung) -> Answer:
+    def _answered(
+        self, reply: Reply, features: FeatureArrays, started: float, rung: CompressionLevel
+    ) -> Answer:
         if reply.probabilities is None:
             return self._local(features, started, rung.size, reply.refusal)
         self._trial_pause = FIRST_TRIAL
@@ -185,14 +193,14 @@ class EdgeInference:
             return 0
         self._trial_at = now + self._trial_pause
         self._trial_pause = min(2 * self._trial_pause, LONGEST_TRIAL)
-        rung = smallest(self._rungs)
+        rung = smallest(self._levels)
         try:
             self._trial = connection.send(rung, self._payload(features, rung))
         except FeatureError:
             return 0  # the clip has a local answer, and the next one can measure the link
         return rung.size
 
-    def _payload(self, features: FeatureArrays, rung: Rung) -> bytes:
+    def _payload(self, features: FeatureArrays, rung: CompressionLevel) -> bytes:
         reduced = self._runtime.compress(features, rung.rate)
         return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), rung.precision)
 
@@ -206,9 +214,9 @@ class EdgeInference:
             return f"the cloud means {description.feature_width} features, this student has {width}"
         if description != self._known:
             rates = [rate for rate in description.rates if self._can_compress(features, rate)]
-            self._known, self._rungs = description, ladder(width, rates)
-            self._switch = RungSwitch(self._rungs)
-        return "" if self._rungs else "no rung that both sides know"
+            self._known, self._levels = description, compression_levels(width, rates)
+            self._switch = LevelSwitch(self._levels)
+        return "" if self._levels else "no rung that both sides know"
 
     def _can_compress(self, features: FeatureArrays, rate: float) -> bool:
         """A student may come without some compressors."""

@@ -15,9 +15,9 @@ from fedstill.edge_client.folder import FORMAT_FILE, LADDER_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
 from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
 from fedstill.edge_client.inference.cloud_inference import EdgeInference, Mode
-from fedstill.edge_client.students.ladder_files import LadderRuntime, read_compressors
+from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
 from fedstill.edge_client.students.runtime_api import LoadStudent
-from fedstill.edge_client.students.students import StudentShelf
+from fedstill.edge_client.students.students import ModelStore
 
 LOOK_SECONDS = 1.0
 
@@ -76,8 +76,8 @@ class CurrentStudent:
 
     def wait(self, stop: threading.Event) -> None:
         """Return when a student is installed, or ``stop`` is set: clips that land before wait for it."""
-        shelf = StudentShelf(self.folder / SHELF_FOLDER)
-        while shelf.current() is None and not stop.wait(LOOK_SECONDS):
+        model_store = ModelStore(self.folder / SHELF_FOLDER)
+        while model_store.current() is None and not stop.wait(LOOK_SECONDS):
             continue
 
     def close(self) -> None:
@@ -93,13 +93,13 @@ class CurrentStudent:
             raise NoStudent("no student yet: this device has not met its coordinator") from None
 
     def _ready(self) -> EdgeInference:
-        student = StudentShelf(self.folder / SHELF_FOLDER).current()
+        student = ModelStore(self.folder / SHELF_FOLDER).current()
         if student is None:
             raise NoStudent("no student yet: the coordinator has not installed one on this device")
         if self._inference is None or student.version != self._version:
             self.close()
             compressors = read_compressors(self.folder / LADDER_FOLDER, student.version)
-            runtime = LadderRuntime(
+            runtime = CompressedRuntime(
                 self.load(student.state, student.spec, student.class_names, student.version), compressors
             )
             if self.address is not None and self.mode != "local":

@@ -92,15 +92,15 @@ class LinkEstimator:
         if self._seconds_per_byte is None or sample > self._seconds_per_byte:
             self._seconds_per_byte = max(sample, SHORTEST_TRANSFER / size)
 
-    def failed(self, now: float, *, hopeless: bool = False) -> None:
+    def failed(self, now: float, *, refused: bool = False) -> None:
         """An attempt failed: the link is down until an echo comes back.
 
         Args:
             now: seconds, of any steady clock.
-            hopeless: the other side refused us, so that only somebody's intervention helps: the longest pause.
+            refused: the other side refused us, so that only somebody's intervention helps: the longest pause.
         """
         self._up = False
-        if hopeless:
+        if refused:
             self._pause = self._settings.longest_pause
         self._next_attempt = now + self._pause
         self._pause = min(2 * self._pause, self._settings.longest_pause)

@@ -71,7 +71,7 @@ def run_agent(settings: AgentSettings, tasks: Sequence[Task], stop: threading.Ev
         )
         try:
             while not stop.is_set():
-                node.tend()
+                node.reconcile()
                 stop.wait(TEND_SECONDS)
         finally:
             stop.set()

@@ -21,7 +21,7 @@ from fedstill.protos.messages import (
     Hello,
     HelloRequest,
     InstallRequest,
-    Lacking,
+    MissingDependency,
     PrototypeRequest,
 )
 from fedstill.protos.records import decode, encode
@@ -67,12 +67,12 @@ def install(message: Message, context: Context) -> Message:
 
 def _reply(message: Message, answer: Callable[[], object]) -> Message:
     """The answer, or what this device would need to give it."""
-    from fedstill.edge_client.students.students import NotHere
+    from fedstill.edge_client.students.students import NotInStore
 
     try:
         content = answer()
-    except NotHere as missing:
-        content = Lacking(missing.item, missing.version)
+    except NotInStore as missing:
+        content = MissingDependency(missing.item, missing.version)
     return Message(encode(content), reply_to=message)
 
 

@@ -24,10 +24,10 @@ from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
 from fedstill.edge_client.students.canaries import canaries_of
-from fedstill.edge_client.students.ladder_files import keep_compressors
+from fedstill.edge_client.students.level_files import keep_compressors
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent
-from fedstill.edge_client.students.students import ShelvedStudent, StudentShelf
-from fedstill.models.audiovisual.rungs import Precision, compressed_payload_bytes
+from fedstill.edge_client.students.students import ModelStore, StoredModel
+from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
@@ -62,8 +62,8 @@ class Device:
         return own_clips(self.directory)
 
     @property
-    def shelf(self) -> StudentShelf:
-        return StudentShelf(self.directory / SHELF_FOLDER)
+    def model_store(self) -> ModelStore:
+        return ModelStore(self.directory / SHELF_FOLDER)
 
     def prototypes(self, request: PrototypeRequest) -> PrototypeUpload:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
@@ -79,10 +79,10 @@ class Device:
         """(n, classes) probabilities of the query clips, corrected for their own prior where that is asked for."""
         query, _ = self._roles(request.job)
         runtime, found = self._features(request.student, query)
-        beliefs = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
+        class_probabilities = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
         if len(request.training_prior):
-            beliefs = calibrated(beliefs, beliefs, request.training_prior)
-        return beliefs
+            class_probabilities = calibrated(class_probabilities, class_probabilities, request.training_prior)
+        return class_probabilities
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Classify the labelled test clips with this student; two counts go back."""
@@ -92,14 +92,16 @@ class Device:
         if len(labelled) == 0:
             raise DeviceError("this device has no labelled clips, so accuracy cannot be measured")
         started = time.perf_counter()
-        beliefs, size = self._decide(request, labelled)
+        class_probabilities, size = self._decide(request, labelled)
         seconds = time.perf_counter() - started
         if request.prior_correction:
             known = (
-                self._decide(request, query)[0] if request.job.scenario == "latency_sensitive" else beliefs
+                self._decide(request, query)[0]
+                if request.job.scenario == "latency_sensitive"
+                else class_probabilities
             )
-            beliefs = calibrated(beliefs, known, request.training_prior)
-        right = beliefs.argmax(axis=1) == self.store.labels[labelled]
+            class_probabilities = calibrated(class_probabilities, known, request.training_prior)
+        right = class_probabilities.argmax(axis=1) == self.store.labels[labelled]
         self._remember(request.job, labelled, right)
         return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
 
@@ -107,16 +109,16 @@ class Device:
         """Take a student into use if it agrees with the teacher on the canary clips; else the one before stays."""
         require_same_classes(self.store.class_names, request.student.class_names)
         clips = canaries_of(request, self.directory / "canaries")
-        shelf = self.shelf
-        version = shelf.student(request.student).version
+        model_store = self.model_store
+        version = model_store.student(request.student).version
 
-        def agreement(student: ShelvedStudent) -> float:
+        def agreement(student: StoredModel) -> float:
             runtime = self._runtime(student)
             found = runtime.features(clips.audio, clips.frames)
             return clips.agreement(runtime.probabilities(runtime.logits(found)))
 
         keep_compressors(self.directory / LADDER_FOLDER, version, request.compressors.tobytes())
-        found = shelf.install(version, agreement, request.minimum_agreement)
+        found = model_store.install(version, agreement, request.minimum_agreement)
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
 
     def _roles(self, job: Job) -> tuple[Positions, Positions]:
@@ -133,10 +135,10 @@ class Device:
 
     def _features(self, student: Student, positions: Positions) -> tuple[DeviceRuntime, FeatureArrays]:
         require_same_classes(self.store.class_names, student.class_names)
-        runtime = self._runtime(self.shelf.student(student))
+        runtime = self._runtime(self.model_store.student(student))
         return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
 
-    def _runtime(self, student: ShelvedStudent) -> DeviceRuntime:
+    def _runtime(self, student: StoredModel) -> DeviceRuntime:
         return self._load(student.state, student.spec, student.class_names, student.version)
 
     def _decide(
@@ -150,7 +152,7 @@ class Device:
             return runtime.probabilities(runtime.logits(found)), size
         rung = json.loads(request.rung)
         rate, precision = float(rung["rate"]), Precision(rung["precision"])
-        answer = runtime.rung_logits(found, rate, precision, request.compressor)
+        answer = runtime.level_logits(found, rate, precision, request.compressor)
         return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
 
     def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:

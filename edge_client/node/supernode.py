@@ -67,7 +67,7 @@ class SuperNode:
     def __post_init__(self) -> None:
         self._child = Child("supernode", self.folder)
 
-    def tend(self) -> None:
+    def reconcile(self) -> None:
         """Call about once a second.
 
         Raises:

@@ -42,10 +42,10 @@ def estimate_prior(
     return prior
 
 
-def calibrated(beliefs: Array, known: Array, training_prior: Array) -> npt.NDArray[np.float32]:
-    """``beliefs`` under the class prior that ``known`` shows, float32; both (n, classes) under ``training_prior``."""
+def calibrated(class_probabilities: Array, known: Array, training_prior: Array) -> npt.NDArray[np.float32]:
+    """Probabilities under the class prior that ``known`` shows, float32; both (n, classes), of ``training_prior``."""
     prior = estimate_prior(known, training_prior)
-    return correct_posterior(beliefs, training_prior, prior).astype(np.float32)
+    return correct_posterior(class_probabilities, training_prior, prior).astype(np.float32)
 
 
 def correct_posterior(probabilities: Array, training_prior: Array, prior: Array) -> npt.NDArray[np.float64]:

@@ -110,13 +110,13 @@ def release_once(
     run: str,
     policy: PrivacyPolicy,
     request: PrototypeRequest,
-    beliefs: Callable[[PrototypeRequest], Probabilities],
+    class_probabilities: Callable[[PrototypeRequest], Probabilities],
 ) -> Prototypes:
     """Answer a ``dp`` request within the budget of ``policy``, once per run, job and round.
 
     Args:
         directory: the device's folder.
-        beliefs: makes the (n, classes) probabilities; called only if the answer is not remembered.
+        class_probabilities: makes the (n, classes) probabilities; called only if the answer is not remembered.
 
     Raises:
         DeviceError: the budget is spent, or the noise left nothing worth uploading.
@@ -125,7 +125,7 @@ def release_once(
     key, question = _key(run, request), _question(request)
     known = ledger.remembered(key, question)
     if known is None:
-        rows = beliefs(request)
+        rows = class_probabilities(request)
         mu = 1 / sigma_for(request.epsilon, request.delta)
         noise = noise_source(
             policy, _key("", request)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from fedstill.common.atomic_files import locked, remove_parts, replace_file
 from fedstill.edge_client.privacy.prototypes import DeviceError
-from fedstill.edge_client.students.students import NotHere
+from fedstill.edge_client.students.students import NotInStore
 from fedstill.models.weights.canaries import Canaries
 from fedstill.protos.messages import InstallRequest, WireError
 
@@ -20,7 +20,7 @@ def canaries_of(request: InstallRequest, folder: Path) -> Canaries:
     """The clips that an installation means: those in the request, which are kept in ``folder``, or those kept there.
 
     Raises:
-        NotHere: the request brings none, and these are not in the folder or damaged there.
+        NotInStore: the request brings none, and these are not in the folder or damaged there.
         WireError: the clips are not those that the request names.
         DeviceError: the disk is full or refuses.
     """
@@ -54,7 +54,7 @@ def _kept(path: Path, version: str) -> Canaries:
         found = safetensors.numpy.load(path.read_bytes())
         clips = Canaries(found["audio"], found["frames"], found["teacher"])
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-        raise NotHere("canaries", version) from None
+        raise NotInStore("canaries", version) from None
     if clips.version != version:
-        raise NotHere("canaries", version)
+        raise NotInStore("canaries", version)
     return clips

@@ -29,9 +29,9 @@ from fedstill.common.export_manifest import (
     from_json,
 )
 from fedstill.edge_client.privacy.prototypes import DeviceError
-from fedstill.edge_client.students import rung_numpy
+from fedstill.edge_client.students import level_numpy
 from fedstill.edge_client.students.runtime_api import FeatureArrays
-from fedstill.models.audiovisual.rungs import Precision
+from fedstill.models.audiovisual.levels import Precision
 
 State = Mapping[str, npt.NDArray[Any]]
 FEATURES = ("audio_features", "visual_features")
@@ -150,13 +150,13 @@ class OnnxRuntime:
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""
-        return rung_numpy.softmax(logits)
+        return level_numpy.softmax(logits)
 
-    def rung_logits(
+    def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:
         """What the cloud would answer over one rung: float32 (n, classes); ``weights`` as in an EvaluationRequest."""
-        return rung_numpy.rung_logits(features, len(self.class_names), rate, precision, weights)
+        return level_numpy.level_logits(features, len(self.class_names), rate, precision, weights)
 
 
 def _hash(path: Path) -> str:

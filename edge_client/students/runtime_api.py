@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.models.audiovisual.rungs import Precision
+from fedstill.models.audiovisual.levels import Precision
 
 
 class FeatureArrays(NamedTuple):
@@ -50,7 +50,7 @@ class DeviceRuntime(Runtime, Protocol):
         """Softmax of (n, classes) logits."""
         ...
 
-    def rung_logits(
+    def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:
         """What the cloud would answer over one rung of the ladder: float32 (n, classes).

@@ -35,7 +35,7 @@ KEPT = 4
 
 
 @dataclass(frozen=True)
-class ShelvedStudent:
+class StoredModel:
     """A student as a device has it: weights by name (read-only), specification as JSON, order of the logits."""
 
     version: str
@@ -61,15 +61,15 @@ class Installation:
     current: str
 
 
-Check = Callable[[ShelvedStudent], float]
+Check = Callable[[StoredModel], float]
 """The share of canary clips on which the student agrees with the teacher, from 0 to 1."""
 
 
-class NotHere(Exception):
+class NotInStore(Exception):
     """A message refers to something that this device does not have (any more); the cloud can send it.
 
     Args:
-        item, version: as in ``messages.Lacking``.
+        item, version: as in ``messages.MissingDependency``.
     """
 
     def __init__(self, item: str, version: str) -> None:
@@ -77,7 +77,7 @@ class NotHere(Exception):
         self.item, self.version = item, version
 
 
-class StudentShelf:
+class ModelStore:
     """The folder ``directory`` of one device; several processes may use it at the same time.
 
     Args:
@@ -88,11 +88,11 @@ class StudentShelf:
     def __init__(self, directory: Path, kept: int = KEPT, most_bytes: int = MOST_BYTES) -> None:
         self.directory, self.kept, self.most_bytes = directory, kept, most_bytes
 
-    def student(self, message: Student) -> ShelvedStudent:
+    def student(self, message: Student) -> StoredModel:
         """The student that a message means: from the shelf, or rebuilt from the message and kept.
 
         Raises:
-            NotHere: the base of the update is not here, or its file is damaged.
+            NotInStore: the base of the update is not here, or its file is damaged.
             WireError: the update is damaged or leads to another content than it says; nothing is kept.
             DeviceError: the disk is full or refuses; what was there stays.
         """
@@ -143,7 +143,7 @@ class StudentShelf:
             log.info("student installed version=%s agreement=%.3f", version[:12], agreement)
         return Installation(not reason, agreement, reason, current)
 
-    def current(self) -> ShelvedStudent | None:
+    def current(self) -> StoredModel | None:
         """The student in use; the one before it where the file was tampered with; None before the first install.
 
         Raises:
@@ -161,7 +161,7 @@ class StudentShelf:
             )
         return None
 
-    def load(self, version: str) -> ShelvedStudent:
+    def load(self, version: str) -> StoredModel:
         """A version as it lies on the disk. Raises DeviceError where it is missing or damaged."""
         with self._at_work():
             found = self._read(version)
@@ -173,12 +173,12 @@ class StudentShelf:
         """What is on the shelf, most recently used last."""
         return [path.stem for path in self._files()]
 
-    def _rebuilt(self, message: Student) -> ShelvedStudent:
+    def _rebuilt(self, message: Student) -> StoredModel:
         base = None
         if message.base:
             held = self._read(message.base)
             if held is None:
-                raise NotHere("base", message.base)
+                raise NotInStore("base", message.base)
             base = held.state
         try:
             state = apply_update(message.weights.tobytes(), base, self.most_bytes)
@@ -187,13 +187,13 @@ class StudentShelf:
         reached = content_hash(state, (message.spec, *message.class_names))
         if reached != message.version:
             raise WireError(f"version: the update leads to {reached[:12]}, not to {message.version[:12]}")
-        return ShelvedStudent(message.version, message.spec, message.class_names, state)
+        return StoredModel(message.version, message.spec, message.class_names, state)
 
-    def _write(self, student: ShelvedStudent) -> None:
+    def _write(self, student: StoredModel) -> None:
         about = {"spec": student.spec, "class_names": json.dumps(student.class_names)}
         replace_file(self._path(student.version), safetensors.numpy.save(dict(student.state), about))
 
-    def _read(self, version: str) -> ShelvedStudent | None:
+    def _read(self, version: str) -> StoredModel | None:
         """None where there is no such file; a damaged one is removed, so that it can be sent again."""
         path = self._path(version)
         if not path.exists():
@@ -242,7 +242,7 @@ class StudentShelf:
             ) from error
 
 
-def _parsed(version: str, content: bytes) -> ShelvedStudent:
+def _parsed(version: str, content: bytes) -> StoredModel:
     """A student file whose content is what its name says. Raises ValueError."""
     try:
         state = safetensors.numpy.load(content)
@@ -255,4 +255,4 @@ def _parsed(version: str, content: bytes) -> ShelvedStudent:
         raise ValueError("the content is not what the name says")
     for value in state.values():
         np.ndarray.setflags(value, write=False)
-    return ShelvedStudent(version, spec, class_names, state)
+    return StoredModel(version, spec, class_names, state)

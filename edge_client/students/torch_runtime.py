@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedstill.edge_client.students.runtime_api import FeatureArrays
-from fedstill.models.audiovisual.compression import RungNet
+from fedstill.models.audiovisual.compression import CompressionNet
+from fedstill.models.audiovisual.levels import Precision
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
-from fedstill.models.audiovisual.rungs import Precision
 from fedstill.models.audiovisual.specs import network_from_json
 from fedstill.models.vit.preprocess import to_tensors
 from fedstill.models.weights.packing import load_arrays, load_packed
@@ -36,11 +36,11 @@ class TorchRuntime:
         net: AudioVisualNet,
         class_names: tuple[str, ...],
         version: str,
-        rungs: Mapping[float, RungNet] | None = None,
+        levels: Mapping[float, CompressionNet] | None = None,
     ) -> None:
         self.class_names, self.version = class_names, version
         self._net = net.eval()
-        self._rungs = {rate: rung.eval() for rate, rung in (rungs or {}).items()}
+        self._levels = {rate: rung.eval() for rate, rung in (levels or {}).items()}
 
     @torch.no_grad()
     def features(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> FeatureArrays:
@@ -62,10 +62,10 @@ class TorchRuntime:
         """Features of one rung of the ladder; the identity at rate 1. Raises ValueError for an unknown rate."""
         if rate == 1:
             return features
-        if rate not in self._rungs:
-            known = ", ".join(f"{one:g}" for one in (1.0, *self._rungs))
+        if rate not in self._levels:
+            known = ", ".join(f"{one:g}" for one in (1.0, *self._levels))
             raise ValueError(f"rate: {rate:g} has no compressor here (known: {known})")
-        return _to_numpy(self._rungs[rate].compressor(_to_tensors(features)))
+        return _to_numpy(self._levels[rate].compressor(_to_tensors(features)))
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""
@@ -73,11 +73,11 @@ class TorchRuntime:
         return shares
 
     @torch.no_grad()
-    def rung_logits(
+    def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:
         """What the cloud would answer over one rung: float32 (n, classes); ``weights`` as in an EvaluationRequest."""
-        rung = RungNet(features.audio.shape[1], len(self.class_names), rate)
+        rung = CompressionNet(features.audio.shape[1], len(self.class_names), rate)
         load_packed(rung, weights)
         answer: Tensor = rung(_to_tensors(features), precision)
         return answer.numpy()

@@ -53,21 +53,21 @@ def study_schedules(layers: int) -> dict[str, TokenSchedule]:
 
 
 def run_study(
-    trunk: Trunk, tasks: Sequence[ImageTask], settings: StudySettings, out: Path, told: Told
+    trunk: Trunk, tasks: Sequence[ImageTask], settings: StudySettings, out: Path, on_progress: Told
 ) -> Study:
     """Learn heads, measure every schedule on every task, and write OUT/elastic_vit.json.
 
-    told: called with a line for a person. Raises DataError for images that cannot be used.
+    on_progress: called with a line for a person. Raises DataError for images that cannot be used.
     """
     schedules = study_schedules(trunk.net.layers)
     learn = LearnSettings(settings.train_images, settings.val_images, seed=settings.seed)
-    learnt = {task.name: learn_task(trunk.net, task, learn, told) for task in tasks}
+    learnt = {task.name: learn_task(trunk.net, task, learn, on_progress) for task in tasks}
     engine = Engine(
         trunk.net,
         {name: one.parameters for name, one in learnt.items()},
         EngineSettings(tuple(schedules.values()), settings.timed_batches),
     )
-    told("timing schedules")
+    on_progress("timing schedules")
     engine.warm_up()
     times = measure_times(engine, tuple(schedules.values()), settings.rounds)
     rows = []
@@ -75,12 +75,12 @@ def run_study(
         test = task.load("test", settings.test_images, settings.seed)
         right = {}
         for label, schedule in schedules.items():
-            told(f"{task.name}: {label}")
+            on_progress(f"{task.name}: {label}")
             answers = measure_right(engine, schedule, task.name, test.images, test.labels)
             right[label] = _digits(answers)
         prompted = {}
         if settings.prompt_epochs:
-            prompted = _prompted(trunk.net, learnt[task.name].parameters, task, settings, told)
+            prompted = _prompted(trunk.net, learnt[task.name].parameters, task, settings, on_progress)
         rows.append(TaskRow(task.name, len(task.class_names), learnt[task.name].accuracy, right, prompted))
     study = Study(
         architecture=trunk.architecture,
@@ -102,7 +102,7 @@ def run_study(
 
 
 def _prompted(
-    net: ElasticViT, parameters: TaskParameters, task: ImageTask, settings: StudySettings, told: Told
+    net: ElasticViT, parameters: TaskParameters, task: ImageTask, settings: StudySettings, on_progress: Told
 ) -> dict[str, str]:
     """Table 3.1: as many prompts from scratch and grown from half of them, on the same images, equally long."""
     train = task.load("train", settings.prompt_images, settings.seed)
@@ -121,7 +121,7 @@ def _prompted(
     for name, plan in plans.items():
 
         def tell(count: int, loss: float, name: str = name) -> None:
-            told(f"{task.name}: {name}, {count} prompts, loss {loss:.4f}")
+            on_progress(f"{task.name}: {name}, {count} prompts, loss {loss:.4f}")
 
         sets = train_prompts(
             net,

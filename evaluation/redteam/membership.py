@@ -79,5 +79,5 @@ def _clues(
     logs = np.log(np.clip(distance, NEAREST, FARTHEST))
     counts = np.append(upload.counts, 0)[owner]  # -1, no row, reads the appended 0
     oddness = np.linalg.norm(seen[asked] - usual, axis=1)
-    clues = np.column_stack([logs, counts, view.beliefs[asked].max(axis=1), oddness])
+    clues = np.column_stack([logs, counts, view.probabilities[asked].max(axis=1), oddness])
     return clues, np.arange(len(asked)) < len(device.members)

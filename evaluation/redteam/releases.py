@@ -103,7 +103,7 @@ def nearest(rows: Floats, upload: Upload) -> tuple[npt.NDArray[np.float64], Posi
 
 
 def _beliefs(view: View) -> Floats:
-    return view.beliefs
+    return view.probabilities
 
 
 def _as_they_are(rows: Floats, seed: int) -> Upload:

@@ -22,7 +22,7 @@ class View:
         picture: float32 (n, size, size), the first frame in grey, 0 to 1.
         features: float32 (n, 2 * feature_width), what inference uploads at rate 1.
         compressed: float32 (n, values), what arrives at rate 3 in int8.
-        beliefs: float32 (n, classes), the student's probabilities.
+        probabilities: float32 (n, classes), the student's probabilities.
         speaker: int64 (n,), a number per speaker.
         recording: int64 (n,), equal for clips that share their sound.
     """
@@ -31,12 +31,12 @@ class View:
     picture: Floats
     features: Floats
     compressed: Floats
-    beliefs: Floats
+    probabilities: Floats
     speaker: Positions
     recording: Positions
 
     def __len__(self) -> int:
-        return len(self.beliefs)
+        return len(self.probabilities)
 
 
 @dataclass(frozen=True)

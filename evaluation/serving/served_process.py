@@ -86,7 +86,7 @@ class ServedProcess:
         end = time.monotonic() + READY_SECONDS
         while not self._announcement.exists():
             if self._child.poll() is not None or time.monotonic() > end:
-                words = self._child.last_words()
+                words = self._child.log_tail()
                 self._child.stop()
                 raise DataError(f"fedstill serve --policy {self._policy} does not come up: {words}")
             time.sleep(0.05)

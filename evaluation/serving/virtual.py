@@ -118,10 +118,10 @@ def run_virtual(
                 )
                 for name in test.policies:
                     progress(f"{label} load {factor:g} seed {seed}: {name}")
-                    # One generator state for every policy: batch by batch, the engine's luck is the same.
-                    luck = np.random.default_rng([seed, 3])
+                    # One generator state for every policy: batch by batch, the engine's rng is the same.
+                    rng = np.random.default_rng([seed, 3])
                     outcome = simulate(
-                        make_policy(name, profile), load, queries, profile, luck, Engine(jitter=test.jitter)
+                        make_policy(name, profile), load, queries, profile, rng, Engine(jitter=test.jitter)
                     )
                     runs.append(_row(name, label, factor, seed, load, outcome, profile, test.seconds))
                     if seed == 0:

@@ -96,7 +96,7 @@ def serve(
     seconds: float,
     azure: Times | None,
     seed: int,
-    told: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> tuple[ServedRow, ...]:
     """Every policy on the same arrivals and the same luck."""
     believed, true = profiles(task, systems, times)
@@ -108,7 +108,7 @@ def serve(
         load = draw_load(arrivals, (task,), np.random.default_rng([seed, 12]), kinds)
         queries = as_queries(load)
         for name in POLICIES:
-            told(f"{task}: {name} on {trace}")
+            on_progress(f"{task}: {name} on {trace}")
             policy: Policy = make_policy(name, believed)
             outcome = simulate(policy, load, queries, true, np.random.default_rng([seed, 13]))
             rows.append(_row(name, trace, load, outcome, seconds, objective))

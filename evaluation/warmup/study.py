@@ -26,7 +26,7 @@ from fedstill.cloud_server.warmup.fine_tuning import FineTuneSettings, Prepared,
 from fedstill.cloud_server.warmup.planner import Budget
 from fedstill.cloud_server.warmup.reduced_nets import task_net
 from fedstill.cloud_server.warmup.reductions import check_reductions, reduction_schedule
-from fedstill.cloud_server.warmup.soups import SoupKitchen
+from fedstill.cloud_server.warmup.soups import SoupCache
 from fedstill.cloud_server.warmup.timing import reduction_times
 from fedstill.cloud_server.warmup.warm_up import PlannerName, PlanSettings, WarmUp, choose_recipes, find_ratio
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
@@ -79,11 +79,11 @@ def run_warmup_study(
     settings: WarmupSettings,
     out: Path,
     azure: Times | None,
-    told: Told,
+    on_progress: Told,
 ) -> WarmupStudy:
     """Measure everything and write OUT/warmup.json.
 
-    azure: arrivals of a real trace; None leaves that load out. told: called with a line for a person.
+    azure: arrivals of a real trace; None leaves that load out. on_progress: called with a line for a person.
 
     Raises:
         DataError: reductions that are the same forward pass, images that cannot be used.
@@ -94,17 +94,17 @@ def run_warmup_study(
     check_reductions(settings.reductions, net.layers, net.patches)
     started = perf_counter()
     _check_folder(out, settings)
-    times, variant = _times(net, settings.grid, out, told)
-    soups = _soups(trunk, settings.grid, out, told)
+    times, variant = _times(net, settings.grid, out, on_progress)
+    soups = _soups(trunk, settings.grid, out, on_progress)
     runs = []
     for seed in range(settings.seeds):
         for task in tasks:
             path = out / f"{task.name}-{seed}.json"
             if not path.exists():
-                write_plain(path, _run(trunk, task, seed, settings, out / f"{task.name}-{seed}", told))
+                write_plain(path, _run(trunk, task, seed, settings, out / f"{task.name}-{seed}", on_progress))
                 shutil.rmtree(out / f"{task.name}-{seed}", ignore_errors=True)
             run = read_plain(TaskRun, path)
-            served = serve(task.name, run.systems, times, settings.serving_seconds, azure, seed, told)
+            served = serve(task.name, run.systems, times, settings.serving_seconds, azure, seed, on_progress)
             runs.append(replace(run, served=served))
     study = WarmupStudy(
         architecture=trunk.architecture,
@@ -131,10 +131,10 @@ def _run(
     seed: int,
     settings: WarmupSettings,
     folder: Path,
-    told: Told,
+    on_progress: Told,
 ) -> TaskRun:
     def say(line: str) -> None:
-        told(f"{task.name}, seed {seed}: {line}")
+        on_progress(f"{task.name}, seed {seed}: {line}")
 
     say("a head on plain features")
     train = task.load("train", settings.train_images, seed)
@@ -163,15 +163,15 @@ def _run(
     store = WarmedModels(folder, identity, task.class_names)
     profiling = prepare_images(val, trunk.net.image_size)
 
-    def workshop() -> WarmUp:
+    def backend() -> WarmUp:
         return WarmUp(plain, store, train, profiling, tuning, settings.grid, say)
 
-    everyone = workshop()
+    everyone = backend()
     for reduction in settings.grid:
         everyone.fine_tune(reduction)
     chosen = {
-        "prodigy": _plan(workshop(), settings, settings.reductions, "thesis"),
-        "coverage": _plan(workshop(), settings, settings.grid, "coverage"),
+        "prodigy": _plan(backend(), settings, settings.reductions, "thesis"),
+        "coverage": _plan(backend(), settings, settings.grid, "coverage"),
     }
     systems = _systems(everyone, chosen, settings, test)
     catalogue = store.catalogue
@@ -195,38 +195,38 @@ def _run(
 
 
 def _plan(
-    workshop: WarmUp, settings: WarmupSettings, reductions: tuple[int, ...], planner: PlannerName
+    backend: WarmUp, settings: WarmupSettings, reductions: tuple[int, ...], planner: PlannerName
 ) -> tuple[int, ...]:
     middle = settings.middle if settings.middle in reductions else reductions[len(reductions) // 2]
     budget = Budget(models=settings.models)
-    return find_ratio(workshop, PlanSettings(reductions, middle, settings.grid, budget, planner))
+    return find_ratio(backend, PlanSettings(reductions, middle, settings.grid, budget, planner))
 
 
 def _systems(
-    workshop: WarmUp, chosen: Mapping[str, tuple[int, ...]], settings: WarmupSettings, test: Prepared
+    backend: WarmUp, chosen: Mapping[str, tuple[int, ...]], settings: WarmupSettings, test: Prepared
 ) -> tuple[SystemRow, ...]:
     """What each system serves each grid reduction with, and how right that is on the test images."""
     grid, prodigy = settings.grid, chosen["prodigy"]
     printed = {}
     for reduction in grid:
-        right = workshop.right(prodigy, reduction)
+        right = backend.right(prodigy, reduction)
         printed[reduction] = printed_recipe({m: d.count("1") / len(d) for m, d in right.items()})
     plans: dict[str, tuple[tuple[int, ...], dict[int, Recipe]]] = {
         "vanilla": ((0,), dict.fromkeys(grid, single(0))),
         "maxprune": ((grid[-1],), dict.fromkeys(grid, single(grid[-1]))),
-        "prodigy": (prodigy, choose_recipes(workshop, prodigy, grid, None)),
+        "prodigy": (prodigy, choose_recipes(backend, prodigy, grid, None)),
         "printed": (prodigy, printed),
-        "soup": (prodigy, choose_recipes(workshop, prodigy, grid, EnsembleSettings())),
-        "coverage": (chosen["coverage"], choose_recipes(workshop, chosen["coverage"], grid, None)),
-        "exhaustive": (grid, choose_recipes(workshop, grid, grid, None)),
+        "soup": (prodigy, choose_recipes(backend, prodigy, grid, EnsembleSettings())),
+        "coverage": (chosen["coverage"], choose_recipes(backend, chosen["coverage"], grid, None)),
+        "exhaustive": (grid, choose_recipes(backend, grid, grid, None)),
     }
     known: dict[tuple[str, int], str] = {}
     rows = []
     for name, (models, recipes) in plans.items():
         for reduction, recipe in recipes.items():
             if (recipe.name, reduction) not in known:
-                known[recipe.name, reduction] = workshop.answers(recipe, reduction, test)
-        profiled = {str(r): workshop.digits(recipe, r) for r, recipe in recipes.items()}
+                known[recipe.name, reduction] = backend.answers(recipe, reduction, test)
+        profiled = {str(r): backend.digits(recipe, r) for r, recipe in recipes.items()}
         rows.append(
             SystemRow(
                 name,
@@ -239,21 +239,21 @@ def _systems(
     return tuple(rows)
 
 
-def _blends(workshop: WarmUp, test: Prepared, grid: Sequence[int]) -> dict[str, float]:
+def _blends(backend: WarmUp, test: Prepared, grid: Sequence[int]) -> dict[str, float]:
     """Table 4.1, if the grid has its models."""
     if not {10, 15, 20} <= set(grid):
         return {}
     recipes = [single(model) for model in (10, 15, 20)]
     recipes += [Recipe({"10": low, "20": high}) for low, high in BLENDS]
-    found = {recipe.name: workshop.answers(recipe, 15, test) for recipe in recipes}
+    found = {recipe.name: backend.answers(recipe, 15, test) for recipe in recipes}
     return {name: digits.count("1") / len(digits) for name, digits in found.items()}
 
 
-def _soups(trunk: Trunk, grid: Sequence[int], out: Path, told: Told) -> tuple[SoupTime, ...]:
+def _soups(trunk: Trunk, grid: Sequence[int], out: Path, on_progress: Told) -> tuple[SoupTime, ...]:
     """Time of a soup; like that of a batch it depends on neither task nor weights, so it is measured once."""
     path = out / "soups.json"
     if not path.exists():
-        told("timing soups")
+        on_progress("timing soups")
         with tempfile.TemporaryDirectory() as folder:
             write_plain(path, _Soups(_soup_times(trunk.net, grid, Path(folder))))
     return read_plain(_Soups, path).soups
@@ -268,7 +268,7 @@ def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[Sou
     for model in SOUP_MODELS:
         store.add(model, plain.state_dict(), 0.0, ())
     images = torch.zeros(SOUP_BATCH, 3, net.image_size, net.image_size)
-    kitchen = SoupKitchen(store, plain, capacity=1)
+    kitchen = SoupCache(store, plain, capacity=1)
     rows = []
     for reduction in dict.fromkeys((grid[0], *grid[3::4])):
         schedule = reduction_schedule(reduction, net.layers)
@@ -287,13 +287,15 @@ def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[Sou
     return tuple(rows)
 
 
-def _times(net: ElasticViT, grid: Sequence[int], out: Path, told: Told) -> tuple[dict[int, BatchTime], str]:
+def _times(
+    net: ElasticViT, grid: Sequence[int], out: Path, on_progress: Told
+) -> tuple[dict[int, BatchTime], str]:
     """Affine time of every grid reduction; it does not depend on task or weights, so it is measured once."""
     path = out / "times.json"
     if path.exists():
         kept = read_plain(_Times, path)
         return {int(r): time for r, time in kept.times.items()}, kept.variant
-    told("timing reductions")
+    on_progress("timing reductions")
     measured, variant = reduction_times(net, grid, TIMED_BATCHES, TIMED_ROUNDS)
     times = {reduction: BatchTime(*seconds) for reduction, seconds in measured.items()}
     write_plain(path, _Times(variant, {str(r): time for r, time in times.items()}))

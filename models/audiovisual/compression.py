@@ -3,7 +3,7 @@
 A rung is (rate, precision). Rate 1 is no module (the thesis' Table 5.3 row equals Table 5.2's); rate r
 reduces each modality's ``feature_width`` to floor(feature_width / r) by a linear compressor, and a joint
 linear head classifies the two reduced vectors (thesis 5.3.5, Algorithm 8). int8 stores one symmetric
-scale per modality and clip, fp16 rounds to half precision. The ladder's numbers are in ``rungs.py``.
+scale per modality and clip, fp16 rounds to half precision. The ladder's numbers are in ``levels.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedstill.models.audiovisual.network import Features
-from fedstill.models.audiovisual.rungs import (
+from fedstill.models.audiovisual.levels import (
     MODALITIES,
     RATES,
     SCALE_BYTES,
@@ -20,14 +19,15 @@ from fedstill.models.audiovisual.rungs import (
     compressed_payload_bytes,
     compressed_width,
 )
+from fedstill.models.audiovisual.network import Features
 
 __all__ = [
     "MODALITIES",
     "RATES",
     "SCALE_BYTES",
+    "CompressionNet",
     "Compressor",
     "Precision",
-    "RungNet",
     "compressed_payload_bytes",
     "compressed_width",
     "dequantise",
@@ -49,7 +49,7 @@ class Compressor(nn.Module):
         return Features(self.audio(features.audio), self.visual(features.visual))
 
 
-class RungNet(nn.Module):
+class CompressionNet(nn.Module):
     """A compressor with the joint head that understands what it sends: features -> (batch, classes) logits."""
 
     def __init__(self, feature_width: int, classes: int, rate: float) -> None:

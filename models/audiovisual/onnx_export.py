@@ -87,7 +87,7 @@ def head_graph(net: AudioVisualNet) -> ModelProto:
 
 
 def compressor_graph(compressor: Compressor, feature_width: int) -> ModelProto:
-    """Features -> reduced features (thesis 5.3.5), without weights; its names are those of a ``RungNet``."""
+    """Features -> reduced features (thesis 5.3.5), without weights; its names are those of a ``CompressionNet``."""
     module = _CompressedFeatures(compressor)
     reduced = ["reduced_audio", "reduced_visual"]
     return _without_weights(_on_features(module, feature_width, reduced), module.state_dict())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedstill.models.audiovisual.compression import RATES, RungNet
+from fedstill.models.audiovisual.compression import RATES, CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.specs import CheckpointError as CheckpointError
 from fedstill.models.audiovisual.specs import NetworkSpec
@@ -83,29 +83,29 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     return net.eval(), meta
 
 
-def save_rungs(stem: Path, rungs: Mapping[float, RungNet]) -> None:
+def save_levels(stem: Path, levels: Mapping[float, CompressionNet]) -> None:
     """Keep the trained compression ladder of a student beside its checkpoint, one file per rate."""
-    for rate, rung in rungs.items():
-        _write(_rung_path(stem, rate), pack(rung.state_dict()).tobytes())
+    for rate, rung in levels.items():
+        _write(_level_path(stem, rate), pack(rung.state_dict()).tobytes())
 
 
-def load_rungs(stem: Path, network: NetworkSpec) -> dict[float, RungNet]:
+def load_levels(stem: Path, network: NetworkSpec) -> dict[float, CompressionNet]:
     """The rungs of ``RATES`` above 1 that lie beside a checkpoint, maybe none. Raises CheckpointError in one line."""
-    rungs = {}
+    levels = {}
     for rate in RATES:
-        path = _rung_path(stem, rate)
+        path = _level_path(stem, rate)
         if rate == 1 or not path.exists():
             continue
-        rungs[rate] = RungNet(network.feature_width, network.classes, rate)
+        levels[rate] = CompressionNet(network.feature_width, network.classes, rate)
         try:
-            load_packed(rungs[rate], np.frombuffer(path.read_bytes(), dtype=np.uint8))
+            load_packed(levels[rate], np.frombuffer(path.read_bytes(), dtype=np.uint8))
         except ValueError as error:
             raise CheckpointError(f"{path}: unusable ({error})") from error
-        rungs[rate].eval()
-    return rungs
+        levels[rate].eval()
+    return levels
 
 
-def _rung_path(stem: Path, rate: float) -> Path:
+def _level_path(stem: Path, rate: float) -> Path:
     return stem.with_name(f"{stem.name}.rung-{rate:g}.safetensors")
 
 

@@ -23,10 +23,16 @@ from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.journal import JOURNAL_FILE
 from fedstill.cloud_server.federation.server_app import run_plan
 from fedstill.edge_client.node.client_app import app as real_app
-from fedstill.edge_client.students.students import StudentShelf
+from fedstill.edge_client.students.students import ModelStore
 from fedstill.models.weights.checkpoint import load_checkpoint
 from fedstill.models.weights.packing import arrays
-from fedstill.protos.messages import EvaluationRequest, InstallRequest, Lacking, PrototypeRequest, Student
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    InstallRequest,
+    MissingDependency,
+    PrototypeRequest,
+    Student,
+)
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid
 
@@ -125,7 +131,7 @@ def test_the_second_student_travels_as_an_update_of_the_first(trained: Path, tmp
     _, (asked, first), (counted, second) = app.sent(0)  # the teacher comes before them
     assert (asked, first.base) == ("query.prototypes", "")
     assert (counted, second.base) == ("evaluate.student", first.version)
-    held = StudentShelf(run_dir / "devices" / "0" / "students").load(second.version)
+    held = ModelStore(run_dir / "devices" / "0" / "students").load(second.version)
     kept, _ = load_checkpoint(run_dir / "seed0" / "students" / "latency_insensitive-client0")
     assert all(np.array_equal(held.state[name], value) for name, value in arrays(kept).items())
 
@@ -200,7 +206,7 @@ def test_a_device_that_always_lacks_something_does_not_go_on_for_ever(
         if device.name != "0" or action == "query.prototypes":
             return None
         asked[action] += 1
-        return encode(Lacking(item, "0" * 64))
+        return encode(MissingDependency(item, "0" * 64))
 
     events = run(copied(trained, tmp_path, arms=("fedstill",)), Listening(lacking))
     assert set(failures(events)) == {f"says that it lacks {item} 000000000000"}
@@ -265,7 +271,7 @@ def test_a_student_that_was_changed_on_its_way_is_refused_by_name(
     expected = "class_names: expected" if "class order" in reason else reason
     assert len(failures(events)) == 2
     assert all(expected in text and "\n" not in text for text in failures(events))
-    assert StudentShelf(run_dir / "devices" / "0" / "students").versions() == []
+    assert ModelStore(run_dir / "devices" / "0" / "students").versions() == []
     assert jobs(events, "all_distill")[1]["evaluations"] != []
 
 
@@ -274,7 +280,7 @@ def installing(minimum: float) -> DownlinkSettings:
 
 
 def installed(run_dir: Path, device: int) -> str:
-    found = StudentShelf(run_dir / "devices" / str(device) / "students").current()
+    found = ModelStore(run_dir / "devices" / str(device) / "students").current()
     return found.version if found else ""
 
 

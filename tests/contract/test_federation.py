@@ -165,7 +165,7 @@ def part_of(finished: Finished) -> Mapping[str, tuple[Any, ...]]:
 
 
 def copied_run(finished: Finished, folder: Path, *leave_out: str) -> Path:
-    """The finished run with a diary that is still empty, a plan of few arms and little patience."""
+    """The finished run with an event log that is still empty, a plan of few arms and little patience."""
     run_dir = folder / "run"
     fresh = shutil.ignore_patterns(METRICS_FILE, f"{JOURNAL_FILE}*", "evaluations", *leave_out)
     shutil.copytree(finished.run_dir, run_dir, ignore=fresh)
@@ -466,8 +466,8 @@ def test_an_interrupted_run_resumes_to_the_same_table(
     monkeypatch.undo()
     done = [line for line in read_events(run_dir) if line["event"] == "job"]
     assert (count if event == "job" else 0) <= len(done) < 2 * len(FEW_ARMS)
-    with (run_dir / METRICS_FILE).open("a") as diary:
-        diary.write('{"event": "job", "scen')  # what a kill leaves of a line
+    with (run_dir / METRICS_FILE).open("a") as event_log:
+        event_log.write('{"event": "job", "scen')  # what a kill leaves of a line
 
     run_inprocess(run_dir, 2)
     jobs = [line for line in read_events(run_dir) if line["event"] == "job"]

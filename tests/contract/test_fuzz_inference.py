@@ -30,13 +30,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedstill.cloud_server.auth.tokens import TokenError
-from fedstill.cloud_server.edge_inference.heads import HeadShelf
+from fedstill.cloud_server.edge_inference.heads import HeadStore
 from fedstill.cloud_server.edge_inference.inference_server import LARGEST_REQUEST, InferenceServer
 from fedstill.cloud_server.edge_inference.inference_service import SERVICE, InferenceService, counted
 from fedstill.cloud_server.edge_inference.micro_batching import Batching, QueueFull
 from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
 from fedstill.edge_client.inference.cloud_inference import EdgeInference
-from fedstill.models.audiovisual.rungs import RATES, Precision, compressed_payload_bytes
+from fedstill.models.audiovisual.levels import RATES, Precision, compressed_payload_bytes
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.features import FeatureError, FeatureVectors, decode_features, encode_features
 
@@ -181,7 +181,7 @@ def with_service(
     folder = made_heads(tmp_path / "heads")
 
     async def run() -> Result:
-        service = InferenceService(HeadShelf(folder), authorise, batching)
+        service = InferenceService(HeadStore(folder), authorise, batching)
         server = InferenceServer(service, "127.0.0.1:0", None)
         port = await server.start()
         try:

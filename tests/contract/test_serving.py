@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.auth.tokens import issue, verify
-from fedstill.cloud_server.serving.server.serving_service import ServingDoor
+from fedstill.cloud_server.serving.server.serving_service import AccessPolicy
 from fedstill.models.vit.schedules import constant_schedule
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos import serving_pb2 as own
@@ -323,7 +323,7 @@ def test_tokens_open_doors(tmp_path: Path) -> None:
     def token(name: str, secret: bytes = SECRET, expiry: float = 3600) -> str:
         return issue(secret, name, int(time.time() + expiry))
 
-    door = ServingDoor(authorise, frozenset({"boss"}))
+    door = AccessPolicy(authorise, frozenset({"boss"}))
     with serving(tmp_path, door=door) as made:
         for wrong in ("", token("node"), token("node", bytes(32)), token("boss", expiry=-9)):
             with ServingClient(ServingAddress(made.target, None, wrong)) as client:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from fedstill.cloud_server.distillation.distiller import selection
+from fedstill.cloud_server.distillation import selection
 from fedstill.cloud_server.distillation.selection import select_nearest
 from fedstill.edge_client.privacy.prototypes import kmeans_prototypes
 
@@ -29,7 +29,7 @@ def select_data(prototypes: Array, public: Array, takes: list[int]) -> list[int]
     return chosen
 
 
-def beliefs(kind: str, count: int, classes: int, rng: np.random.Generator) -> Array:
+def class_probabilities(kind: str, count: int, classes: int, rng: np.random.Generator) -> Array:
     """Probabilities (count, classes) of the given temper."""
     spread = {"random": 1.0, "confident": 60.0, "certain": 1e4, "duplicates": 1.0}[kind]
     logits = spread * rng.normal(size=(count, classes))
@@ -54,8 +54,8 @@ def selections(draw: st.DrawFn) -> tuple[Array, Array, list[int]]:
     kinds = st.sampled_from(["random", "confident", "certain", "duplicates"])
     takes = takes or [1]
     return (
-        beliefs(draw(kinds), len(takes), classes, rng),
-        beliefs(draw(kinds), public, classes, rng),
+        class_probabilities(draw(kinds), len(takes), classes, rng),
+        class_probabilities(draw(kinds), public, classes, rng),
         takes,
     )
 
@@ -86,13 +86,16 @@ def test_equals_the_loop_when_the_scan_is_cut_into_groups_blocks_and_a_sample(
 def test_equals_the_loop_with_more_rows_than_a_group(kind: str) -> None:
     rng = np.random.default_rng(5)
     rows = selection.GROUP * 3 + 1
-    prototypes, public = beliefs(kind, rows, 6, rng), beliefs(kind, 1500, 6, rng)
+    prototypes, public = class_probabilities(kind, rows, 6, rng), class_probabilities(kind, 1500, 6, rng)
     assert select_nearest(prototypes, public, 5).tolist() == select_data(prototypes, public, [5] * rows)
 
 
 def test_equals_the_loop_when_everything_is_taken() -> None:
     rng = np.random.default_rng(6)
-    prototypes, public = beliefs("confident", 40, 4, rng), beliefs("random", 200, 4, rng)
+    prototypes, public = (
+        class_probabilities("confident", 40, 4, rng),
+        class_probabilities("random", 200, 4, rng),
+    )
     found = select_nearest(prototypes, public, 5)
     assert sorted(found.tolist()) == list(range(200))
     assert found.tolist() == select_data(prototypes, public, [5] * 40)
@@ -117,7 +120,7 @@ def test_more_clips_wanted_than_there_are() -> None:
 @pytest.mark.parametrize(("count", "per_prototype"), [(377, 3), (100, 7), (9, 2), (5, 5), (4, 1)])
 def test_kmeans_prototypes_are_the_means_of_their_clips(count: int, per_prototype: int) -> None:
     """Section 5.3.4: k = ceil(n / samples), a prototype is its cluster's mean and counts its clips."""
-    probabilities = beliefs("random", count, 6, np.random.default_rng(count))
+    probabilities = class_probabilities("random", count, 6, np.random.default_rng(count))
     clusters = -(-count // per_prototype)
     assigned = KMeans(clusters, n_init=1, random_state=11).fit_predict(probabilities)
     found = kmeans_prototypes(probabilities, per_prototype, seed=11)

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as arrays
 
 from fedstill.models.audiovisual.compression import (
     RATES,
+    CompressionNet,
     Compressor,
     Precision,
-    RungNet,
     compressed_payload_bytes,
     compressed_width,
     dequantise,
@@ -98,6 +98,6 @@ def test_zeros_survive() -> None:
 
 def test_int8_hardly_moves_the_logits() -> None:
     torch.manual_seed(0)
-    net, features = RungNet(64, 6, 2.0), Features(torch.randn(32, 64), torch.randn(32, 64))
+    net, features = CompressionNet(64, 6, 2.0), Features(torch.randn(32, 64), torch.randn(32, 64))
     plain, coarse = net(features), net(features, Precision.INT8)
     assert 0 < (plain - coarse).abs().max() < 0.05 * plain.abs().max()

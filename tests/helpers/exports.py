@@ -11,11 +11,11 @@ from fedstill.cloud_server.export.students import export_student
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import ClipStore, build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
-from fedstill.models.audiovisual.compression import RungNet
+from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.specs import EncoderSpec, Fusion, NetworkSpec
 from fedstill.models.vit.preprocess import to_tensors
-from fedstill.models.weights.checkpoint import CheckpointMeta, save_checkpoint, save_rungs
+from fedstill.models.weights.checkpoint import CheckpointMeta, save_checkpoint, save_levels
 
 AUDIO, FRAMES = AudioSpec(seconds=0.6, hop=512, mel_bins=32), FrameSpec(size=24)
 
@@ -28,7 +28,7 @@ class Exported:
     store: ClipStore
     stem: Path
     folder: Path
-    rungs: dict[float, RungNet]
+    levels: dict[float, CompressionNet]
 
 
 def settled_network(spec: NetworkSpec, store: ClipStore, seed: int) -> AudioVisualNet:
@@ -51,7 +51,7 @@ def make_export(folder: Path, *, fusion: Fusion = "concat", int8: bool = True) -
     net = settled_network(spec, store, seed=1)
     stem = folder / "students" / "mine"
     save_checkpoint(stem, net, CheckpointMeta(spec, store.class_names, asdict(AUDIO), asdict(FRAMES)))
-    rungs = {rate: RungNet(32, len(store.class_names), rate).eval() for rate in (1.5, 3.0)}
-    save_rungs(stem, rungs)
+    levels = {rate: CompressionNet(32, len(store.class_names), rate).eval() for rate in (1.5, 3.0)}
+    save_levels(stem, levels)
     export_student(stem, folder / "onnx", store=store, int8=int8)
-    return Exported(net, store, stem, folder / "onnx", rungs)
+    return Exported(net, store, stem, folder / "onnx", levels)

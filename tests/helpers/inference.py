@@ -26,12 +26,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fedstill.cloud_server.auth.tokens import issue, verify
-from fedstill.cloud_server.edge_inference.heads import HeadShelf, save_heads
+from fedstill.cloud_server.edge_inference.heads import HeadStore, save_heads
 from fedstill.cloud_server.edge_inference.inference_server import InferenceServer, ServerTls
 from fedstill.cloud_server.edge_inference.inference_service import InferenceService
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.edge_client.students.runtime_api import FeatureArrays
-from fedstill.models.audiovisual.compression import RATES, RungNet
+from fedstill.models.audiovisual.compression import RATES, CompressionNet
 from fedstill.models.audiovisual.encoders import EncoderSpec
 from fedstill.models.audiovisual.network import AudioVisualNet, Features, NetworkSpec
 
@@ -47,20 +47,20 @@ def token(device: str, secret: bytes = SECRET) -> str:
     return issue(secret, device, int(time.time()) + 3600)
 
 
-def made_student() -> tuple[AudioVisualNet, dict[float, RungNet]]:
+def made_student() -> tuple[AudioVisualNet, dict[float, CompressionNet]]:
     """A network with ``WIDTH`` features and a rung per rate, always the same."""
     generator = torch.Generator().manual_seed(7)
     net = AudioVisualNet(NetworkSpec(EncoderSpec("resnet10", 2), WIDTH, len(CLASSES)), generator).eval()
-    rungs = {rate: RungNet(WIDTH, len(CLASSES), rate).eval() for rate in RATES if rate != 1}
-    for rung in rungs.values():
+    levels = {rate: CompressionNet(WIDTH, len(CLASSES), rate).eval() for rate in RATES if rate != 1}
+    for rung in levels.values():
         for parameter in rung.parameters():
             torch.nn.init.uniform_(parameter, -0.1, 0.1, generator=generator)
-    return net, rungs
+    return net, levels
 
 
 def made_heads(directory: Path) -> Path:
-    net, rungs = made_student()
-    save_heads(directory, VERSION, net, rungs, CLASSES)
+    net, levels = made_student()
+    save_heads(directory, VERSION, net, levels, CLASSES)
     return directory
 
 
@@ -70,7 +70,7 @@ class MadeRuntime:
     def __init__(self, seconds: float = 0.0, sleep: Callable[[float], object] = time.sleep) -> None:
         self.class_names = CLASSES
         self.version = VERSION
-        self._net, self._rungs = made_student()
+        self._net, self._levels = made_student()
         self._random = np.random.default_rng(3)
         self._seconds, self._sleep = seconds, sleep
 
@@ -87,7 +87,7 @@ class MadeRuntime:
         if rate == 1:
             return features
         with torch.inference_mode():
-            reduced = self._rungs[rate].compressor(Features(*map(torch.from_numpy, features)))
+            reduced = self._levels[rate].compressor(Features(*map(torch.from_numpy, features)))
         return FeatureArrays(reduced.audio.numpy(), reduced.visual.numpy())
 
 
@@ -133,7 +133,7 @@ def made_server(heads: Path, listen: str, certificates: Path | None) -> Inferenc
     """With certificates: TLS and tokens; without: neither."""
     secured = certificates is not None
     service = InferenceService(
-        HeadShelf(heads), (lambda token: verify(SECRET, token, time.time())) if secured else None
+        HeadStore(heads), (lambda token: verify(SECRET, token, time.time())) if secured else None
     )
     tls = (
         ServerTls((certificates / "server.key").read_bytes(), (certificates / "server.crt").read_bytes())

@@ -25,7 +25,7 @@ from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.serving_server import Ports, ServingAddress, ServingServer
-from fedstill.cloud_server.serving.server.serving_service import ServingDoor, ServingService
+from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -65,7 +65,7 @@ class MadeServer:
 
 @contextmanager
 def serving(
-    folder: Path, policy: str = "fedstill", door: ServingDoor | None = None, waiting: int = 256
+    folder: Path, policy: str = "fedstill", door: AccessPolicy | None = None, waiting: int = 256
 ) -> Iterator[MadeServer]:
     """Serve ``TASKS`` on loopback while inside; drained at the end."""
     torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def serving(
             partial(make_policy, policy),
         )
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-        service = ServingService(dispatcher, tasks, door or ServingDoor(None), SIZE, policy)
+        service = ServingService(dispatcher, tasks, door or AccessPolicy(None), SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
         server = ServingServer(
             service, dispatcher, tasks, app, ServingAddress(("127.0.0.1", 0), ("127.0.0.1", 0))

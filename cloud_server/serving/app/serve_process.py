@@ -13,7 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from fedstill.cloud_server.auth.authenticator import Doorkeeper
+from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import read_authority
 from fedstill.cloud_server.edge_inference.inference_server import ServerTls
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
@@ -25,7 +25,7 @@ from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.serving_server import Ports, ServingAddress, ServingServer
-from fedstill.cloud_server.serving.server.serving_service import ServingDoor, ServingService
+from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.common.child_process import sole_user
 from fedstill.common.files import write_text_atomically
@@ -57,7 +57,7 @@ def run_serving(plan: ServePlan) -> None:
             dispatcher = Dispatcher(policy, models.infer, preparing, (metrics, decisions), plan.waiting)
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-            door = ServingDoor(Doorkeeper(authority) if authority else None, plan.operators)
+            door = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
             service = ServingService(dispatcher, tasks, door, models.image_size, plan.policy)
             tls = (
                 ServerTls(authority.key_file.read_bytes(), authority.certificate_file.read_bytes())

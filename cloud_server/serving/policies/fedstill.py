@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.cloud_server.serving.policies.exact_plan import grid_plan
-from fedstill.cloud_server.serving.policies.waiting_lines import Forming, Line, fill
+from fedstill.cloud_server.serving.policies.queues import CandidateBatch, Queue, fill
 from fedstill.cloud_server.serving.scheduling.latency_model import CalibrationSettings, LatencyModel
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
@@ -37,7 +37,7 @@ class FedstillSettings:
     the price is that of serving what waits and what will arrive within `ahead` mean latency objectives, in `capacity`
     mean latency objectives of engine time (what arrives last may still be served a little later). grid: steps of the
     plan's clock up to the last deadline. most_batches: that one plan looks at. utility_bins: utilities within a factor
-    of exp(1 / utility_bins) wait in one line and count as its first query's. patience: a query is turned away when it
+    of exp(1 / utility_bins) wait in one queue and count as its first query's. patience: a query is turned away when it
     is asked for this many times what it can pay.
     """
 
@@ -68,16 +68,16 @@ class FedstillPolicy(Policy):
         ).T.copy()  # (tasks, schedules)
         self._largest = min(self.settings.largest_batch, *(s.maximum_batch for s in self._schedules))
         self._hulls = [upper_hull(self._schedules, task, self._largest) for task in range(len(profile.tasks))]
-        self._lines: dict[tuple[int, int], Line] = {}
-        self._recent: deque[tuple[float, Line]] = deque()
+        self._queues: dict[tuple[int, int], Queue] = {}
+        self._recent: deque[tuple[float, Queue]] = deque()
         self._busy_until = 0.0
         self._started = math.inf
         self._objective = 0.0  # mean latency objective of recent queries, seconds
 
     def arrive(self, query: Query, now: float) -> Rejection | None:
-        line = self._line(query)
-        line.recent += 1
-        self._recent.append((now, line))
+        queue = self._queue(query)
+        queue.recent += 1
+        self._recent.append((now, queue))
         self._started = min(self._started, now)
         objective = query.deadline - query.arrival
         self._objective = (
@@ -87,11 +87,11 @@ class FedstillPolicy(Policy):
             return Rejection("too_late", 0.0)
         if self.price and self._asks_too_much(query):
             return Rejection("overload", self._objective)
-        line.add(query)
+        queue.add(query)
         return None
 
     def dispatch(self, now: float) -> Decision:
-        evicted = self._drop_hopeless(now)
+        evicted = self._drop_expired(now)
         self.price = self._current_price(now)
         choice = self._choose(self._form(self.price, now), now, self.price)
         if choice is None:  # nothing pays the price, but an engine that stands still earns less
@@ -113,15 +113,15 @@ class FedstillPolicy(Policy):
             self.latency.adopt(other.latency)
 
     def withdraw(self, identifier: int) -> Query | None:
-        for line in self._lines.values():
-            for place, (_, waiting, query) in enumerate(line.waiting):
+        for queue in self._queues.values():
+            for place, (_, waiting, query) in enumerate(queue.waiting):
                 if waiting == identifier:
-                    del line.waiting[place]
+                    del queue.waiting[place]
                     return query
         return None
 
     def queued(self) -> int:
-        return sum(len(line.waiting) for line in self._lines.values())
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def _asks_too_much(self, query: Query) -> bool:
         """Whether the price of the cheapest way to serve the query is far above what the query can pay."""
@@ -130,18 +130,18 @@ class FedstillPolicy(Policy):
             return True
         return self.price * hull[0].seconds > self.settings.patience * query.utility * hull[0].accuracy
 
-    def _line(self, query: Query) -> Line:
+    def _queue(self, query: Query) -> Queue:
         size = round(self.settings.utility_bins * math.log(query.utility)) if query.utility > 0 else -(10**6)
         key = (query.task, size)
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = Line(query.task, query.utility)
-        return line
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = Queue(query.task, query.utility)
+        return queue
 
-    def _drop_hopeless(self, now: float) -> tuple[Query, ...]:
+    def _drop_expired(self, now: float) -> tuple[Query, ...]:
         """Queries that even a batch of one at the fastest schedule would answer late."""
         last_chance = now + self.latency.upper_seconds(self._schedules[0], 1)
-        return tuple(query for line in self._lines.values() for query in line.drop_before(last_chance))
+        return tuple(query for queue in self._queues.values() for query in queue.drop_before(last_chance))
 
     def _current_price(self, now: float) -> float:
         """Utility per second of engine time."""
@@ -150,40 +150,42 @@ class FedstillPolicy(Policy):
             self._recent.popleft()[1].recent -= 1
         soon = self.settings.ahead * self._objective / max(min(window, now - self._started), 0.1 * window)
         demand = [
-            Demand(line.task, line.utility, line.recent * soon + len(line.waiting))
-            for line in self._lines.values()
+            Demand(queue.task, queue.utility, queue.recent * soon + len(queue.waiting))
+            for queue in self._queues.values()
         ]
         capacity = self.settings.capacity * self._objective / self.latency.scale
         return MARGINAL * fluid_optimum(demand, self._hulls, capacity).price / self.latency.scale
 
-    def _form(self, price: float, now: float) -> list[Forming]:
+    def _form(self, price: float, now: float) -> list[CandidateBatch]:
         """Batches of queries that would choose the same schedule at this price, most valuable first within each."""
         size = self._largest
         charge = (
             price / size * np.array([self.latency.seconds(schedule, size) for schedule in self._schedules])
         )
-        groups: dict[int, list[tuple[float, Line]]] = {}
-        for line in self._lines.values():
-            if line.waiting:
-                net = line.utility * self._accuracy[line.task] - charge
+        groups: dict[int, list[tuple[float, Queue]]] = {}
+        for queue in self._queues.values():
+            if queue.waiting:
+                net = queue.utility * self._accuracy[queue.task] - charge
                 choice = int(net.argmax())
                 if net[choice] >= 0:
-                    groups.setdefault(choice, []).append((line.utility, line))
-        batches: list[Forming] = []
-        for lines in groups.values():
-            lines.sort(key=lambda entry: -entry[0])
-            batches += fill([line for _, line in lines], size, self.settings.most_batches)
+                    groups.setdefault(choice, []).append((queue.utility, queue))
+        batches: list[CandidateBatch] = []
+        for queues in groups.values():
+            queues.sort(key=lambda entry: -entry[0])
+            batches += fill([queue for _, queue in queues], size, self.settings.most_batches)
         for batch in batches:
             self._trim(batch, now)
         return [batch for batch in batches if batch.size]
 
-    def _trim(self, batch: Forming, now: float) -> None:
+    def _trim(self, batch: CandidateBatch, now: float) -> None:
         """Leave behind the fewest, most urgent queries, so that the rest can be answered in time together."""
         fastest = self._schedules[0]
         while batch.size and now + self.latency.upper_seconds(fastest, batch.size) > batch.deadline():
             batch.drop_most_urgent()
 
-    def _choose(self, batches: list[Forming], now: float, price: float) -> tuple[Forming, Schedule] | None:
+    def _choose(
+        self, batches: list[CandidateBatch], now: float, price: float
+    ) -> tuple[CandidateBatch, Schedule] | None:
         """The first batch of the best plan, and its schedule."""
         if not batches:
             return None
@@ -209,11 +211,11 @@ class FedstillPolicy(Policy):
                 return batches[place], self._schedules[choice]
         return None
 
-    def _worth(self, batches: Sequence[Forming]) -> npt.NDArray[np.float64]:
+    def _worth(self, batches: Sequence[CandidateBatch]) -> npt.NDArray[np.float64]:
         """Expected utility of each batch at each schedule: float (batches, schedules)."""
         stakes = np.zeros((len(batches), len(self._accuracy)))
         for row, batch in zip(stakes, batches, strict=True):
-            for piece in batch.pieces:
-                row[piece.line.task] += (piece.stop - piece.start) * piece.line.utility
+            for slice_ in batch.slices:
+                row[slice_.queue.task] += (slice_.stop - slice_.start) * slice_.queue.utility
         worth: npt.NDArray[np.float64] = stakes @ self._accuracy
         return worth

@@ -65,7 +65,7 @@ Kind = TypeVar("Kind", bound=Message)
 
 
 @dataclass(frozen=True)
-class ServingDoor:
+class AccessPolicy:
     """Who may come in. authorise: None lets everybody do everything (``--insecure``). operators: names of tokens
     that may change tasks."""
 
@@ -82,7 +82,7 @@ class ServingService:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, tasks: ServedTasks, door: ServingDoor, image_size: int, policy: str
+        self, dispatcher: Dispatcher, tasks: ServedTasks, door: AccessPolicy, image_size: int, policy: str
     ) -> None:
         self._dispatcher, self._tasks, self._door = dispatcher, tasks, door
         self._size, self._policy = image_size, policy

@@ -55,11 +55,11 @@ def learn_task(
     train = task.load("train", settings.train_images, settings.seed)
     val = task.load("val", settings.val_images, settings.seed)
 
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         if progress is not None:
             progress(f"{task.name}: features of {done} / {total} images")
 
-    features = [extract_features(net, images.images, progress=told) for images in (train, val)]
+    features = [extract_features(net, images.images, progress=on_progress) for images in (train, val)]
     weight, bias, accuracy = fit_head(
         (features[0], train.labels), (features[1], val.labels), len(task.class_names)
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers.image_folders import made_folder
 from safetensors.torch import save_file
-from test_image_tasks import made_folder
 from typer.testing import CliRunner
 
 from fedstill.cli.main import app

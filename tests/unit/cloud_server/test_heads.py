@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.inference import CLASSES, VERSION, WIDTH, made_heads, made_student
 
-from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadShelf, UnknownVersion, save_heads
+from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadStore, UnknownVersion, save_heads
 from fedstill.cloud_server.edge_inference.micro_batching import (
     Batching,
     MicroBatcher,
@@ -24,8 +24,8 @@ from fedstill.protos.features import FeatureVectors
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> HeadShelf:
-    return HeadShelf(made_heads(tmp_path_factory.mktemp("heads")))
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> HeadStore:
+    return HeadStore(made_heads(tmp_path_factory.mktemp("heads")))
 
 
 def clips(count: int, width: int) -> list[FeatureVectors]:
@@ -34,13 +34,13 @@ def clips(count: int, width: int) -> list[FeatureVectors]:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_saved_heads_answer_as_the_networks_did(shelf: HeadShelf, rate: float) -> None:
-    net, rungs = made_student()
+def test_saved_heads_answer_as_the_networks_did(model_store: HeadStore, rate: float) -> None:
+    net, levels = made_student()
     features = Features(*torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1)))
     with torch.inference_mode():
-        logits = net.head(features).joint if rate == 1 else rungs[rate](features)
-        sent = features if rate == 1 else rungs[rate].compressor(features)
-    found = shelf.get(VERSION).probabilities(rate, sent.audio, sent.visual)
+        logits = net.head(features).joint if rate == 1 else levels[rate](features)
+        sent = features if rate == 1 else levels[rate].compressor(features)
+    found = model_store.get(VERSION).probabilities(rate, sent.audio, sent.visual)
     torch.testing.assert_close(found, logits.softmax(dim=1))
 
 
@@ -49,7 +49,7 @@ def test_every_fusion_head_survives_the_disk(tmp_path: Path, fusion: str) -> Non
     net = AudioVisualNet(NetworkSpec(EncoderSpec("resnet10", 2), 16, 3, fusion)).eval()
     save_heads(tmp_path, "abc", net, {}, CLASSES)
     features = Features(torch.randn(4, 16), torch.randn(4, 16))
-    heads = HeadShelf(tmp_path).get("abc")
+    heads = HeadStore(tmp_path).get("abc")
     assert (heads.class_names, heads.feature_width, set(heads.by_rate)) == (CLASSES, 16, {1.0})
     expected = net.head(features).joint.detach().softmax(dim=1)
     torch.testing.assert_close(heads.probabilities(1.0, features.audio, features.visual), expected)
@@ -58,7 +58,7 @@ def test_every_fusion_head_survives_the_disk(tmp_path: Path, fusion: str) -> Non
 @pytest.mark.parametrize("version", ["../x", "", ".", "a/b", "a\0b", "é", "x" * 129])
 def test_a_version_is_never_a_path(tmp_path: Path, version: str) -> None:
     with pytest.raises(UnknownVersion, match="student_version"):
-        HeadShelf(tmp_path).get(version)
+        HeadStore(tmp_path).get(version)
     with pytest.raises(HeadError, match="student_version"):
         save_heads(tmp_path, version, made_student()[0], {}, CLASSES)
     assert not list(tmp_path.iterdir())
@@ -66,40 +66,40 @@ def test_a_version_is_never_a_path(tmp_path: Path, version: str) -> None:
 
 def test_unknown_and_damaged_heads_are_told_apart(tmp_path: Path) -> None:
     made_heads(tmp_path)
-    shelf = HeadShelf(tmp_path)
+    model_store = HeadStore(tmp_path)
     with pytest.raises(UnknownVersion, match="not known"):
-        shelf.get("f" * 64)
+        model_store.get("f" * 64)
     weights = tmp_path / f"{VERSION}.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(HeadError, match="unusable"):
-        shelf.get(VERSION)
+        model_store.get(VERSION)
 
 
 def test_the_least_recently_used_heads_leave_the_memory(tmp_path: Path) -> None:
     net, _ = made_student()
     for version in "abc":
         save_heads(tmp_path, version, net, {}, CLASSES)
-    shelf = HeadShelf(tmp_path, capacity=2)
-    first = shelf.get("a")
-    shelf.get("b")
-    assert shelf.get("a") is first
-    shelf.get("c")
-    assert shelf.get("a") is first
+    model_store = HeadStore(tmp_path, capacity=2)
+    first = model_store.get("a")
+    model_store.get("b")
+    assert model_store.get("a") is first
+    model_store.get("c")
+    assert model_store.get("a") is first
     (tmp_path / "b.json").unlink()
     with pytest.raises(UnknownVersion):  # it had to be read again
-        shelf.get("b")
+        model_store.get("b")
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_a_batch_is_answered_as_one_by_one(shelf: HeadShelf, rate: float) -> None:
-    heads = shelf.get(VERSION)
+def test_a_batch_is_answered_as_one_by_one(model_store: HeadStore, rate: float) -> None:
+    heads = model_store.get(VERSION)
     many = clips(50, int(WIDTH / rate))
     alone = np.concatenate([classify_group(heads, rate, [clip]) for clip in many])
     np.testing.assert_allclose(classify_group(heads, rate, many), alone, atol=1e-6)
 
 
-def test_devices_share_products_and_get_their_own_answers(shelf: HeadShelf) -> None:
-    heads = shelf.get(VERSION)
+def test_devices_share_products_and_get_their_own_answers(model_store: HeadStore) -> None:
+    heads = model_store.get(VERSION)
     work = [(rate, clip) for rate in (1.0, 3.0) for clip in clips(20, int(WIDTH / rate))]
 
     async def all_at_once() -> tuple[list[np.ndarray], int]:
@@ -115,8 +115,8 @@ def test_devices_share_products_and_get_their_own_answers(shelf: HeadShelf) -> N
         np.testing.assert_allclose(answer, classify_group(heads, rate, [clip])[0], atol=1e-6)
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(shelf: HeadShelf) -> None:
-    heads, (clip,) = shelf.get(VERSION), clips(1, WIDTH)
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(model_store: HeadStore) -> None:
+    heads, (clip,) = model_store.get(VERSION), clips(1, WIDTH)
 
     async def too_many() -> list[object]:
         batcher = MicroBatcher(Batching(window_seconds=0.01, waiting=3))
@@ -132,8 +132,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(shelf: HeadShel
     assert all(one.retry_milliseconds >= 1 for one in found if isinstance(one, QueueFull))
 
 
-def test_one_group_that_fails_leaves_the_others_alone(shelf: HeadShelf) -> None:
-    heads, (clip,) = shelf.get(VERSION), clips(1, WIDTH)
+def test_one_group_that_fails_leaves_the_others_alone(model_store: HeadStore) -> None:
+    heads, (clip,) = model_store.get(VERSION), clips(1, WIDTH)
     broken = Heads("broken", CLASSES, WIDTH, {})
 
     async def both() -> list[object]:

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal, JournalError, Promise, tables
+from fedstill.cloud_server.federation.journal import Journal, JournalError, PrivacyGuarantee, tables
 from fedstill.common.flower_cli import free_port
 from fedstill.protos.messages import PrototypeUpload
 
@@ -96,8 +96,8 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]
 
 
 def test_the_first_upload_counts(journal: Journal) -> None:
-    first = journal.accept_upload(KEY, 0, upload(0.5), Promise("dp", 4.0, 1e-5))
-    again = journal.accept_upload(KEY, 0, upload(0.25), Promise("dp", 4.0, 1e-5))
+    first = journal.accept_upload(KEY, 0, upload(0.5), PrivacyGuarantee("dp", 4.0, 1e-5))
+    again = journal.accept_upload(KEY, 0, upload(0.25), PrivacyGuarantee("dp", 4.0, 1e-5))
     kept = journal.upload(KEY, 0)
     assert kept is not None
     for one in (first, again, kept):
@@ -115,7 +115,9 @@ def test_the_first_upload_counts(journal: Journal) -> None:
 def test_many_at_once_accept_one(journal: Journal) -> None:
     offers = [upload(share) for share in np.linspace(0, 1, 12)]
     with ThreadPoolExecutor(12) as pool:
-        kept = list(pool.map(lambda one: journal.accept_upload(KEY, 0, one, Promise("histogram")), offers))
+        kept = list(
+            pool.map(lambda one: journal.accept_upload(KEY, 0, one, PrivacyGuarantee("histogram")), offers)
+        )
     assert len({one.probabilities.tobytes() for one in kept}) == 1
     assert len(journal.uploaded()) == 1
 
@@ -174,7 +176,7 @@ def test_a_job_that_goes_on_forgets_the_failures_of_its_open_rounds(journal: Jou
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'journal.db'}"
     first = Journal(url)
-    first.accept_upload(KEY, 0, upload(0.5), Promise("histogram"))
+    first.accept_upload(KEY, 0, upload(0.5), PrivacyGuarantee("histogram"))
     assert Journal(url).uploaded() == first.uploaded() == [(KEY.text, 0, 1)]
 
 

@@ -20,7 +20,7 @@ from fedstill.cloud_server.distillation.selection import (
 Floats = npt.NDArray[np.floating]
 
 
-def beliefs(count: int, classes: int, seed: int, sharp: float = 1.0) -> Floats:
+def probabilities(count: int, classes: int, seed: int, sharp: float = 1.0) -> Floats:
     logits = sharp * np.random.default_rng(seed).normal(size=(count, classes))
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     found: Floats = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -97,7 +97,7 @@ def test_transport_selects_the_budget(
 ) -> None:
     counts = np.random.default_rng(seed).integers(1, 40, prototypes)
     found = select_by_transport(
-        beliefs(prototypes, 5, seed), counts, beliefs(public, 5, seed + 1, sharp), budget
+        probabilities(prototypes, 5, seed), counts, probabilities(public, 5, seed + 1, sharp), budget
     )
     assert found.positions.dtype == np.int64
     assert found.weights.dtype == np.float32
@@ -124,7 +124,7 @@ def test_transport_follows_the_counts() -> None:
 
 def test_transport_weighs_a_prototype_by_the_clips_behind_it() -> None:
     """Two equal prototypes of 5 clips say what one of 10 says."""
-    rows, public = beliefs(3, 4, 1), beliefs(300, 4, 2)
+    rows, public = probabilities(3, 4, 1), probabilities(300, 4, 2)
     one = select_by_transport(rows, np.array([10, 4, 7]), public, 50)
     split = select_by_transport(rows[[0, 0, 1, 2]], np.array([5, 5, 4, 7]), public, 50)
     assert np.array_equal(one.positions, split.positions)
@@ -134,7 +134,7 @@ def test_transport_weighs_a_prototype_by_the_clips_behind_it() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(7)))
 def test_the_order_of_prototypes_does_not_matter(order: list[int]) -> None:
-    rows, counts, public = beliefs(7, 5, 3), np.arange(1, 8), beliefs(250, 5, 4)
+    rows, counts, public = probabilities(7, 5, 3), np.arange(1, 8), probabilities(250, 5, 4)
     plain = select_by_transport(rows, counts, public, 60)
     moved = select_by_transport(rows[order], counts[order], public, 60)
     assert np.array_equal(plain.positions, moved.positions)
@@ -142,7 +142,7 @@ def test_the_order_of_prototypes_does_not_matter(order: list[int]) -> None:
 
 
 def test_transport_is_deterministic() -> None:
-    arguments = beliefs(20, 6, 5), np.arange(1, 21), beliefs(2000, 6, 6), 300
+    arguments = probabilities(20, 6, 5), np.arange(1, 21), probabilities(2000, 6, 6), 300
     first, second = select_by_transport(*arguments), select_by_transport(*arguments)
     assert np.array_equal(first.positions, second.positions)
     assert np.array_equal(first.weights, second.weights)

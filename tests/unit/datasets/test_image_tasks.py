@@ -7,23 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers.image_folders import made_folder
 
 from fedstill.datasets.audiovisual.clip import EMOTIONS, DataError
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, open_image_task, open_known_task
 from fedstill.models.vit.preprocess import image_batch, image_tensor
-
-
-def made_folder(root: Path, per_class: int = 10, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
-    """Every picture has a grey of its own, so that pictures can be told apart after decoding."""
-    shade = 0
-    for split, count in (("train", per_class), ("test", 4)):
-        for name in classes:
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.new("L", (6, 6), shade := shade + 1).save(folder / f"{number}.png")
-    return root
 
 
 def shades(images) -> set[int]:

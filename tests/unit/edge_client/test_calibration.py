@@ -39,42 +39,42 @@ def posteriors() -> st.SearchStrategy[Array]:
 @pytest.mark.parametrize("shifted", [[0.5, 0.3, 0.2, 0.0], [0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
 @pytest.mark.parametrize("training", [[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4]])
 def test_em_recovers_a_shifted_prior(shifted: list[float], training: list[float]) -> None:
-    beliefs, labels = calibrated(np.array(shifted), np.array(training), 4000, seed=1)
-    found = estimate_prior(beliefs, np.array(training))
+    probabilities, labels = calibrated(np.array(shifted), np.array(training), 4000, seed=1)
+    found = estimate_prior(probabilities, np.array(training))
     np.testing.assert_allclose(found, np.bincount(labels, minlength=4) / 4000, atol=0.03)
-    corrected = correct_posterior(beliefs, np.array(training), found)
-    plain, better = (np.mean(rows.argmax(axis=1) == labels) for rows in (beliefs, corrected))
+    corrected = correct_posterior(probabilities, np.array(training), found)
+    plain, better = (np.mean(rows.argmax(axis=1) == labels) for rows in (probabilities, corrected))
     assert better > plain + 0.02
 
 
 @settings(deadline=None)
 @given(posteriors(), distributions(4), distributions(4))
-def test_corrected_rows_sum_to_one(beliefs: Array, training: Array, prior: Array) -> None:
-    corrected = correct_posterior(beliefs, training, prior)
-    assert corrected.shape == beliefs.shape
+def test_corrected_rows_sum_to_one(probabilities: Array, training: Array, prior: Array) -> None:
+    corrected = correct_posterior(probabilities, training, prior)
+    assert corrected.shape == probabilities.shape
     assert (corrected >= 0).all()
     np.testing.assert_allclose(corrected.sum(axis=1), 1)
 
 
 @settings(deadline=None)
 @given(posteriors(), distributions(4))
-def test_an_equal_prior_changes_nothing(beliefs: Array, prior: Array) -> None:
-    np.testing.assert_allclose(correct_posterior(beliefs, prior, prior), beliefs, atol=1e-12)
+def test_an_equal_prior_changes_nothing(probabilities: Array, prior: Array) -> None:
+    np.testing.assert_allclose(correct_posterior(probabilities, prior, prior), probabilities, atol=1e-12)
 
 
 @settings(deadline=None)
 @given(posteriors(), distributions(4), st.floats(0.5, 20))
-def test_smoothing_keeps_every_class_alive(beliefs: Array, training: Array, smoothing: float) -> None:
-    prior = estimate_prior(beliefs, training, smoothing=smoothing)
+def test_smoothing_keeps_every_class_alive(probabilities: Array, training: Array, smoothing: float) -> None:
+    prior = estimate_prior(probabilities, training, smoothing=smoothing)
     assert prior.sum() == pytest.approx(1)
-    floor = smoothing * training / (len(beliefs) + smoothing)
+    floor = smoothing * training / (len(probabilities) + smoothing)
     assert (prior >= floor * (1 - 1e-6)).all()
 
 
 def test_much_smoothing_stays_at_the_training_prior() -> None:
     training = np.array([0.1, 0.2, 0.3, 0.4])
-    beliefs, _ = calibrated(np.array([1.0, 0, 0, 0]), training, 50, seed=2)
-    np.testing.assert_allclose(estimate_prior(beliefs, training, smoothing=1e6), training, atol=1e-3)
+    probabilities, _ = calibrated(np.array([1.0, 0, 0, 0]), training, 50, seed=2)
+    np.testing.assert_allclose(estimate_prior(probabilities, training, smoothing=1e6), training, atol=1e-3)
 
 
 def test_a_row_that_the_prior_rules_out_becomes_a_shrug() -> None:
@@ -83,7 +83,7 @@ def test_a_row_that_the_prior_rules_out_becomes_a_shrug() -> None:
 
 
 def test_single_precision_input() -> None:
-    beliefs, _ = calibrated(np.array([0.8, 0.1, 0.1]), np.full(3, 1 / 3), 300, seed=3)
-    exact = estimate_prior(beliefs, np.full(3, 1 / 3))
-    rough = estimate_prior(beliefs.astype(np.float32), np.full(3, 1 / 3, np.float32))
+    probabilities, _ = calibrated(np.array([0.8, 0.1, 0.1]), np.full(3, 1 / 3), 300, seed=3)
+    exact = estimate_prior(probabilities, np.full(3, 1 / 3))
+    rough = estimate_prior(probabilities.astype(np.float32), np.full(3, 1 / 3, np.float32))
     np.testing.assert_allclose(rough, exact, atol=1e-4)

@@ -14,7 +14,7 @@ from helpers.inference import AUDIO, FRAMES, WIDTH, MadeRuntime
 
 from fedstill.edge_client.inference.cloud_connection import PATIENCE, Description, Reply, Ticket
 from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference, NoAnswer
-from fedstill.edge_client.inference.ladder import Rung
+from fedstill.edge_client.inference.levels import CompressionLevel
 from fedstill.edge_client.inference.link import LinkEstimate, LinkEstimator
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.models.audiovisual.compression import RATES
@@ -87,7 +87,7 @@ class VirtualLink:
         self._under_way.clear()
         return "link down"
 
-    def send(self, rung: Rung, payload: bytes) -> Ticket:
+    def send(self, rung: CompressionLevel, payload: bytes) -> Ticket:
         assert len(payload) == rung.size
         self.sent.append(rung.name)
         echo = self._arrival(ECHO_BYTES) - self.clock.now

@@ -21,7 +21,7 @@ from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.edge_client.students.torch_runtime import TorchRuntime, load_torch
-from fedstill.models.audiovisual.compression import Precision, RungNet
+from fedstill.models.audiovisual.compression import CompressionNet, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.onnx_export import encoder_graph, folded_encoder_graph
 from fedstill.models.audiovisual.specs import (
@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="module")
 def reference(exported: Exported) -> TorchRuntime:
-    return TorchRuntime(exported.net, exported.store.class_names, "x", exported.rungs)
+    return TorchRuntime(exported.net, exported.store.class_names, "x", exported.levels)
 
 
 def largest_difference(one: FeatureArrays, other: FeatureArrays) -> float:
@@ -163,14 +163,14 @@ def test_a_rung_is_evaluated_as_in_torch(
 ) -> None:
     runtime = ExportFolder.open(exported.folder).runtime()
     features = reference.features(exported.store.audio, exported.store.frames)
-    weights = pack(RungNet(32, 6, rate).state_dict())
+    weights = pack(CompressionNet(32, 6, rate).state_dict())
     np.testing.assert_allclose(
-        runtime.rung_logits(features, rate, precision, weights),
-        reference.rung_logits(features, rate, precision, weights),
+        runtime.level_logits(features, rate, precision, weights),
+        reference.level_logits(features, rate, precision, weights),
         atol=PARITY,
     )
     with pytest.raises(ValueError, match=r"^(compressor|weights): "):
-        runtime.rung_logits(features, 2.0, precision, weights)
+        runtime.level_logits(features, 2.0, precision, weights)
 
 
 def test_no_clips_give_no_features(exported: Exported) -> None:

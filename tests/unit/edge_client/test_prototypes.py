@@ -33,7 +33,7 @@ def request(kind: str, *, samples: int = 3, min_size: int = 8, limit: int = 0) -
     )
 
 
-def beliefs(count: int, seed: int = 0, *, distinct: int | None = None) -> Probabilities:
+def class_probabilities(count: int, seed: int = 0, *, distinct: int | None = None) -> Probabilities:
     rows = np.random.default_rng(seed).dirichlet(np.full(5, 0.4), distinct or count)
     return np.resize(rows, (count, 5)).astype(np.float32)
 
@@ -43,7 +43,7 @@ def beliefs(count: int, seed: int = 0, *, distinct: int | None = None) -> Probab
 def test_no_cluster_is_smaller_than_the_minimum(count: int, samples: int, min_size: int, seed: int) -> None:
     if count < min_size:
         return
-    found = constrained_prototypes(beliefs(count, seed), max(samples, min_size), min_size, seed)
+    found = constrained_prototypes(class_probabilities(count, seed), max(samples, min_size), min_size, seed)
     assert found.counts.min() >= min_size
     assert found.counts.sum() == count
 
@@ -51,7 +51,7 @@ def test_no_cluster_is_smaller_than_the_minimum(count: int, samples: int, min_si
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [8, 9, 40, 101])
 def test_every_clip_is_counted_and_rows_sum_to_one(kind: str, count: int) -> None:
-    clips = beliefs(count)
+    clips = class_probabilities(count)
     found = summarise(clips, request(kind), seed=1)
     assert found.probabilities.dtype == np.float32
     assert found.counts.dtype == np.int64
@@ -66,21 +66,21 @@ def test_every_clip_is_counted_and_rows_sum_to_one(kind: str, count: int) -> Non
     ("kind", "rows"), [("samples", 30), ("histogram", 1), ("kmeans", 10), ("constrained", 3)]
 )
 def test_how_many_rows_each_kind_sends(kind: str, rows: int) -> None:
-    assert len(summarise(beliefs(30), request(kind), seed=1).counts) == rows
+    assert len(summarise(class_probabilities(30), request(kind), seed=1).counts) == rows
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_sends_the_same(kind: str) -> None:
-    first, again = (summarise(beliefs(60), request(kind, limit=40), seed=3) for _ in range(2))
+    first, again = (summarise(class_probabilities(60), request(kind, limit=40), seed=3) for _ in range(2))
     assert np.array_equal(first.probabilities, again.probabilities)
     assert np.array_equal(first.counts, again.counts)
 
 
 def test_fewer_clips_than_the_minimum_are_not_uploaded() -> None:
     with pytest.raises(DeviceError, match="7 clips") as caught:
-        summarise(beliefs(7), request("constrained"), seed=0)
+        summarise(class_probabilities(7), request("constrained"), seed=0)
     assert "\n" not in str(caught.value)
-    assert len(summarise(beliefs(8), request("constrained"), seed=0).counts) == 1
+    assert len(summarise(class_probabilities(8), request("constrained"), seed=0).counts) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +93,7 @@ def test_no_clips(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_student_uploads_nothing(kind: str, bad: float) -> None:
-    clips = beliefs(20)
+    clips = class_probabilities(20)
     clips[3, 2] = bad
     with pytest.raises(DeviceError, match="NaN"):
         summarise(clips, request(kind), seed=0)
@@ -102,14 +102,14 @@ def test_a_broken_student_uploads_nothing(kind: str, bad: float) -> None:
 @pytest.mark.parametrize("distinct", [1, 4, 11])
 def test_more_clusters_than_different_clips(distinct: int) -> None:
     """k larger than n, in the sense that counts: samples_per_prototype 1 over repeated rows."""
-    found = kmeans_prototypes(beliefs(24, distinct=distinct), 1, seed=0)
+    found = kmeans_prototypes(class_probabilities(24, distinct=distinct), 1, seed=0)
     assert len(found.counts) == distinct
     assert found.counts.sum() == 24
 
 
 @pytest.mark.parametrize("distinct", [1, 2])
 def test_constrained_clusters_of_repeated_clips(distinct: int) -> None:
-    found = constrained_prototypes(beliefs(40, distinct=distinct), 8, 8, seed=0)
+    found = constrained_prototypes(class_probabilities(40, distinct=distinct), 8, 8, seed=0)
     assert found.counts.min() >= 8
     assert found.counts.sum() == 40
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-5)
@@ -117,7 +117,7 @@ def test_constrained_clusters_of_repeated_clips(distinct: int) -> None:
 
 @pytest.mark.parametrize(("limit", "taking_part"), [(0, 30), (12, 12), (30, 30), (31, 30)])
 def test_the_upload_limit(limit: int, taking_part: int) -> None:
-    clips = beliefs(30)
+    clips = class_probabilities(30)
     found = summarise(clips, request("samples", limit=limit), seed=5)
     assert len(found.counts) == taking_part
     places = [int(np.flatnonzero((clips == row).all(axis=1))[0]) for row in found.probabilities]
@@ -128,4 +128,4 @@ def test_the_upload_limit(limit: int, taking_part: int) -> None:
 
 def test_the_limit_counts_before_the_minimum() -> None:
     with pytest.raises(DeviceError, match="5 clips"):
-        summarise(beliefs(30), request("constrained", limit=5), seed=0)
+        summarise(class_probabilities(30), request("constrained", limit=5), seed=0)

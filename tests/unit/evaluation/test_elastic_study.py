@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.image_folders import made_folder
 from helpers.vit import tiny_trunk
 from rich.console import Console
-from test_image_tasks import made_folder
 
 from fedstill.cloud_server.serving.engine.trunk import Trunk
 from fedstill.datasets.images.image_tasks import open_image_task

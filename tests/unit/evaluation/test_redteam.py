@@ -46,7 +46,7 @@ def made_view(seed: int, speakers: int, clips: int = 24) -> View:
         picture=rng.random((count, 8, 8), np.float32),
         features=hidden.astype(np.float32),
         compressed=hidden[:, :2].astype(np.float32),
-        beliefs=rng.dirichlet(np.full(CLASSES, 0.4), count).astype(np.float32),
+        probabilities=rng.dirichlet(np.full(CLASSES, 0.4), count).astype(np.float32),
         speaker=speaker,
         recording=np.arange(count) // 2,
     )
@@ -186,7 +186,7 @@ def test_the_bound_is_the_best_attack_on_gaussian_noise() -> None:
 
 
 def test_an_upload_without_rows_is_no_information(stage: Stage) -> None:
-    silent = Channel("silent", "nothing", lambda view: view.beliefs,
+    silent = Channel("silent", "nothing", lambda view: view.probabilities,
                      lambda rows, seed: Upload(rows[:0], np.empty(0, np.int64)))  # fmt: skip
     shadows, targets = played(stage.attacker), played(stage.victims, 1)
     known = bases(stage.attacker, 0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.image_folders import made_folder
 from safetensors.torch import save_file
 from test_elastic_study import text_of
-from test_image_tasks import made_folder
 from typer.testing import CliRunner
 
 from fedstill.cli.main import app

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.vit import images, tiny_trunk
-from test_warmup import SETTINGS, made_net, made_set
+from helpers.warmup import SETTINGS, made_net, made_set
 
 from fedstill.cloud_server.warmup.fine_tuning import fine_tune, prepare_images
 from fedstill.cloud_server.warmup.pruning_net import PruningNet

@@ -20,7 +20,7 @@ from fedstill.models.audiovisual.compression import (
     dequantise,
     quantise,
 )
-from fedstill.models.audiovisual.rungs import compressed_width
+from fedstill.models.audiovisual.levels import compressed_width
 from fedstill.protos.features import (
     LARGEST,
     FeatureError,
@@ -110,8 +110,9 @@ def test_a_decoder_refuses(payload: bytes, precision: Precision) -> None:
 
 
 def test_the_device_side_needs_no_torch() -> None:
-    modules = ["cloud_inference", "cloud_connection", "ladder", "link", "watch", "clip_files", "runtime_api"]
-    names = ", ".join(f"fedstill.edge_client.{module}" for module in modules)
+    modules = ["cloud_inference", "cloud_connection", "levels", "link", "watch", "clip_files"]
+    names = ", ".join(f"fedstill.edge_client.inference.{module}" for module in modules)
+    names += ", fedstill.edge_client.students.runtime_api"
     program = f"import sys, {names}, fedstill.protos.features; sys.exit('torch' in sys.modules and 'torch is loaded')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT / "importroot", capture_output=True, text=True, check=False

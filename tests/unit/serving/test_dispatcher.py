@@ -564,7 +564,7 @@ def test_a_task_that_is_never_right_breaks_nothing() -> None:
     never = replace(profile, schedules=tuple(replace(one, accuracy=(0.9, 0.0)) for one in profile.schedules))
     world = World(FedstillPolicy(never))
     good, _ = world.ask("a", task="cats")
-    hopeless, _ = world.ask("b", task="dogs", latency=0.2)
+    expired, _ = world.ask("b", task="dogs", latency=0.2)
     world.run()
     assert isinstance(world.outcome(good), Served)
-    assert not isinstance(outcome := world.outcome(hopeless), Refused) or outcome.reason != "failed"
+    assert not isinstance(outcome := world.outcome(expired), Refused) or outcome.reason != "failed"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.vit import images as made_images
 from helpers.vit import tiny_trunk
+from helpers.warmup import SETTINGS, made_net, made_set
 
 from fedstill.cloud_server.serving.policies.prodigy import warmed_profile
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
@@ -29,7 +30,7 @@ from fedstill.cloud_server.warmup.fine_tuning import (
 from fedstill.cloud_server.warmup.planner import Budget
 from fedstill.cloud_server.warmup.reduced_nets import MergingNet, task_net
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
-from fedstill.cloud_server.warmup.soups import SoupKitchen, average
+from fedstill.cloud_server.warmup.soups import SoupCache, average
 from fedstill.cloud_server.warmup.warm_up import (
     PlanSettings,
     WarmUp,
@@ -50,23 +51,6 @@ from fedstill.datasets.images.image_tasks import ImageSet
 from fedstill.models.vit.elastic_vit import ElasticViT
 
 CLASSES = ("dark", "light", "middle")
-SETTINGS = FineTuneSettings(epochs=3, batch_size=6, learning_rate=3e-3, head_rate=3.0, patience=3)
-
-
-def made_set(count: int = 24, seed: int = 0) -> ImageSet:
-    """Three greys with noise: learnt in a few steps."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 3
-    pictures = [
-        np.clip(rng.normal((40, 215, 128)[label], 30, (32, 32, 3)), 0, 255).astype(np.uint8)
-        for label in labels
-    ]
-    return ImageSet(tuple(pictures), labels.astype(np.int64))
-
-
-def made_net() -> ElasticViT:
-    generator = torch.Generator().manual_seed(3)
-    return task_net(ElasticViT(tiny_trunk()), (torch.randn(3, 32, generator=generator) * 0.1, torch.zeros(3)))
 
 
 def merging(reduction: int = 2) -> MergingNet:
@@ -82,9 +66,9 @@ def made_warm_up(folder: Path, **options) -> WarmUp:
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory) -> WarmUp:
     """Three models: at 1, 6 and one more."""
-    workshop = made_warm_up(tmp_path_factory.mktemp("warm"))
-    find_ratio(workshop, PlanSettings((0, 1, 2, 3, 6), 1, (0, 2, 6), Budget(models=3)))
-    return workshop
+    backend = made_warm_up(tmp_path_factory.mktemp("warm"))
+    find_ratio(backend, PlanSettings((0, 1, 2, 3, 6), 1, (0, 2, 6), Budget(models=3)))
+    return backend
 
 
 def test_fine_tuning_learns_with_the_reduction_in_the_loop() -> None:
@@ -196,7 +180,7 @@ def test_an_average_lies_between_and_one_model_is_itself(warm: WarmUp) -> None:
 
 
 def test_the_kitchen_keeps_what_is_used(warm: WarmUp) -> None:
-    kitchen = SoupKitchen(warm.store, made_net(), capacity=1, ingredients=1)
+    kitchen = SoupCache(warm.store, made_net(), capacity=1, source_models=1)
     first = kitchen.net(single(1))
     assert kitchen.net(single(1)) is first
     kitchen.net(Recipe({"1": 0.5, "6": 0.5}))
@@ -247,7 +231,7 @@ def served(warm: WarmUp, tmp_path: Path) -> tuple[WarmedModels, Profile]:
 
 
 def logits(store: WarmedModels, recipe: Recipe, reduction: int) -> np.ndarray:
-    net = SoupKitchen(store, made_net()).net(recipe)
+    net = SoupCache(store, made_net()).net(recipe)
     return net(made_images(2), reduction_schedule(reduction, 4)).numpy()
 
 

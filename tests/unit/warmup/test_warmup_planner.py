@@ -53,15 +53,15 @@ class Curve(MadeWorkshop):
 
 def test_the_set_published_for_vit_base_comes_out() -> None:
     """Flat up to 20, then steeper and steeper."""
-    workshop = Curve(lambda at: 0.9 - 0.004 * max(0, at - 18) ** 2)
-    assert set(plan_ratios(workshop, R, 20, Budget(models=6))) == {20, 24, 30, 40, 50, 100}
+    backend = Curve(lambda at: 0.9 - 0.004 * max(0, at - 18) ** 2)
+    assert set(plan_ratios(backend, R, 20, Budget(models=6))) == {20, 24, 30, 40, 50, 100}
 
 
 def test_the_set_published_for_vit_large_comes_out() -> None:
     """It falls from 10 on, most of all around 25, and levels off where no tokens are left to lose."""
     falls = [0.0] * 11 + [0.025] * 14 + [0.1] * 2 + [0.03] * 3
-    workshop = Curve(lambda at: 0.9 - sum(falls[: at + 1]))
-    assert set(plan_ratios(workshop, R, 10, Budget(models=6))) == {10, 14, 19, 24, 30, 100}
+    backend = Curve(lambda at: 0.9 - sum(falls[: at + 1]))
+    assert set(plan_ratios(backend, R, 10, Budget(models=6))) == {10, 14, 19, 24, 30, 100}
 
 
 def test_the_midpoint_is_one_of_the_list_and_not_of_the_numbers() -> None:
@@ -70,8 +70,8 @@ def test_the_midpoint_is_one_of_the_list_and_not_of_the_numbers() -> None:
 
 @pytest.mark.parametrize("plan", PLANNERS)
 def test_without_a_limit_it_ends_and_repeats_nothing(plan) -> None:
-    workshop = MadeWorkshop(lambda at: 0.9 - 0.01 * at)
-    chosen = plan(workshop, R, 20, Budget())
+    backend = MadeWorkshop(lambda at: 0.9 - 0.01 * at)
+    chosen = plan(backend, R, 20, Budget())
     assert len(set(chosen)) == len(chosen)
     assert set(chosen) <= set(R)
 
@@ -91,32 +91,32 @@ def test_pairs_of_neighbours_and_pairs_of_one_are_not_split() -> None:
 )
 def test_no_budget_is_ever_exceeded(plan, own, seconds, limits, middle) -> None:
     allowed = (0, 3, 5, 8, 12, 20, 40, 100)
-    workshop = MadeWorkshop(lambda at: own[at], allowed, lambda r: seconds[allowed.index(r)])
+    backend = MadeWorkshop(lambda at: own[at], allowed, lambda r: seconds[allowed.index(r)])
     budget = Budget(limits[0], limits[1], limits[2])
     try:
-        chosen = plan(workshop, allowed, allowed[middle], budget)
+        chosen = plan(backend, allowed, allowed[middle], budget)
     except DataError:
-        assert workshop.made == []  # refused before anything was spent
+        assert backend.made == []  # refused before anything was spent
         return
-    assert list(chosen) == workshop.made
+    assert list(chosen) == backend.made
     assert len(set(chosen)) == len(chosen) <= limits[2]
-    assert sum(workshop.cost(r).seconds for r in chosen) <= limits[0] + 1e-9
+    assert sum(backend.cost(r).seconds for r in chosen) <= limits[0] + 1e-9
     assert len(chosen) <= limits[1]  # bytes, one per model
 
 
 def test_a_smaller_reduction_that_costs_too_much_is_replaced_by_a_larger_one() -> None:
-    workshop = Curve(lambda at: -at, seconds=lambda r: 100 / (1 + r))
-    limit = sum(workshop.cost(r).seconds for r in (20, 100, 40)) + 0.01
-    assert plan_ratios(workshop, R, 20, Budget(seconds=limit)) == (20, 100, 40)  # 24 and 30 are too dear
+    backend = Curve(lambda at: -at, seconds=lambda r: 100 / (1 + r))
+    limit = sum(backend.cost(r).seconds for r in (20, 100, 40)) + 0.01
+    assert plan_ratios(backend, R, 20, Budget(seconds=limit)) == (20, 100, 40)  # 24 and 30 are too dear
 
 
 @pytest.mark.parametrize("plan", PLANNERS)
 def test_a_budget_that_holds_no_two_models_says_what_they_take(plan) -> None:
-    workshop = MadeWorkshop(lambda at: 0.5, size=2_000_000)
+    backend = MadeWorkshop(lambda at: 0.5, size=2_000_000)
     with pytest.raises(DataError, match=r"reductions 20 and 100: they take 2 models, 2 s and 4\.0 MB"):
-        plan(workshop, R, 20, Budget(bytes=3_000_000))
+        plan(backend, R, 20, Budget(bytes=3_000_000))
     with pytest.raises(DataError, match="middle: 21"):
-        plan(workshop, (0, 20, 100), 21, Budget())
+        plan(backend, (0, 20, 100), 21, Budget())
     with pytest.raises(DataError, match="above 0"):
         Budget(models=0)
 
@@ -125,8 +125,8 @@ def test_greedy_covers_what_the_midpoint_rule_leaves_out() -> None:
     """A fall before r_mid: Algorithm 4 never looks below it, coverage does."""
     own = [0.9] * 5 + [0.6] * 25
     workshops = [MadeWorkshop(lambda at: own[at]) for _ in PLANNERS]
-    for workshop, plan in zip(workshops, PLANNERS, strict=True):
-        plan(workshop, R, 20, Budget(models=4))
+    for backend, plan in zip(workshops, PLANNERS, strict=True):
+        plan(backend, R, 20, Budget(models=4))
     assert min(workshops[0].made) == 20
     assert min(workshops[1].made) < 20
 

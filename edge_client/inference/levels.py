@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedstill.edge_client.inference.link import LinkEstimate
-from fedstill.models.audiovisual.rungs import RATES, Precision, compressed_payload_bytes
+from fedstill.models.audiovisual.levels import RATES, Precision, compressed_payload_bytes
 
 LOCAL = None
 """The answer of :func:`choose` where no rung is fast enough: the device's own head."""
 
 
 @dataclass(frozen=True)
-class Rung:
+class CompressionLevel:
     """One way to send a clip's features; ``size`` is the bytes of the features."""
 
     rate: float
@@ -31,11 +31,11 @@ class Rung:
         return f"{self.rate:g} {self.precision.value}"
 
 
-def ladder(
+def compression_levels(
     feature_width: int,
     rates: Sequence[float] = RATES,
     accuracy: Mapping[tuple[float, Precision], float] | None = None,
-) -> tuple[Rung, ...]:
+) -> tuple[CompressionLevel, ...]:
     """All rungs of these rates, highest fidelity first.
 
     Args:
@@ -44,29 +44,29 @@ def ladder(
         accuracy: measured per (rate, precision); then this decides, and of equals the smaller one is first.
             A rung that is not in the table is left out.
     """
-    rungs = [
-        Rung(rate, precision, compressed_payload_bytes(feature_width, rate, precision))
+    levels = [
+        CompressionLevel(rate, precision, compressed_payload_bytes(feature_width, rate, precision))
         for rate in sorted(rates)
         for precision in Precision  # most bits first
     ]
     if accuracy is None:
-        return tuple(rungs)
-    known = (rung for rung in rungs if (rung.rate, rung.precision) in accuracy)
+        return tuple(levels)
+    known = (rung for rung in levels if (rung.rate, rung.precision) in accuracy)
     return tuple(sorted(known, key=lambda rung: (-accuracy[rung.rate, rung.precision], rung.size)))
 
 
 def choose(
-    rungs: Sequence[Rung], estimate: LinkEstimate, objective_ms: float, margin: float = 1.0
-) -> Rung | None:
+    levels: Sequence[CompressionLevel], estimate: LinkEstimate, objective_ms: float, margin: float = 1.0
+) -> CompressionLevel | None:
     """The first of ``rungs`` whose time on a measured link is at most ``margin * objective_ms``, else LOCAL."""
     if not estimate.up:
         return LOCAL
-    return next((rung for rung in rungs if _milliseconds(rung, estimate) <= margin * objective_ms), LOCAL)
+    return next((rung for rung in levels if _milliseconds(rung, estimate) <= margin * objective_ms), LOCAL)
 
 
-def smallest(rungs: Sequence[Rung]) -> Rung:
+def smallest(levels: Sequence[CompressionLevel]) -> CompressionLevel:
     """The rung with the fewest bytes."""
-    return min(rungs, key=lambda rung: rung.size)
+    return min(levels, key=lambda rung: rung.size)
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ class Hysteresis:
 class Decision:
     """A rung or LOCAL, and in words why it is not the cloud."""
 
-    rung: Rung | None
+    rung: CompressionLevel | None
     reason: str = ""
 
 
-class RungSwitch:
+class LevelSwitch:
     """Remembers the present rung. Pure: estimates and times come in."""
 
-    def __init__(self, rungs: Sequence[Rung], hysteresis: Hysteresis = Hysteresis()) -> None:
-        self._rungs = tuple(rungs)
+    def __init__(self, levels: Sequence[CompressionLevel], hysteresis: Hysteresis = Hysteresis()) -> None:
+        self._levels = tuple(levels)
         self._hysteresis = hysteresis
         self._current: int | None = None
         self._changed_at = 0.0
@@ -113,44 +113,44 @@ class RungSwitch:
         if estimate.seconds(0) is None:
             return self._measuring(now)
         if self._current is None:
-            return self._switch(self._rungs, estimate, objective_ms, now)
-        present, rules = self._rungs[self._current], self._hysteresis
+            return self._switch(self._levels, estimate, objective_ms, now)
+        present, rules = self._levels[self._current], self._hysteresis
         settled = now - self._changed_at >= rules.dwell
         if _milliseconds(present, estimate) > objective_ms:
-            lower = self._rungs[self._current + 1 :]
+            lower = self._levels[self._current + 1 :]
             if settled or choose(lower, estimate, objective_ms, rules.down_margin) is LOCAL:
                 return self._switch(lower, estimate, objective_ms, now)
             return Decision(LOCAL, "link slower than a moment ago")
-        better = choose(self._rungs[: self._current], estimate, objective_ms, rules.up_margin)
+        better = choose(self._levels[: self._current], estimate, objective_ms, rules.up_margin)
         if settled and better is not LOCAL:
             self._move_to(better, now)
-        return Decision(self._rungs[self._current])
+        return Decision(self._levels[self._current])
 
     def _measuring(self, now: float) -> Decision:
         """The smallest rung measures a new link; after a reconnection that is a change as any other."""
-        if not self._rungs:
+        if not self._levels:
             return Decision(LOCAL, "the cloud offers no rung")
-        probe = smallest(self._rungs)
-        if self._current is not None and self._rungs[self._current] != probe:
+        probe = smallest(self._levels)
+        if self._current is not None and self._levels[self._current] != probe:
             if now - self._changed_at < self._hysteresis.dwell:
                 return Decision(LOCAL, "link not measured yet")
             self._move_to(probe, now)
         return Decision(probe)
 
     def _switch(
-        self, rungs: Sequence[Rung], estimate: LinkEstimate, objective_ms: float, now: float
+        self, levels: Sequence[CompressionLevel], estimate: LinkEstimate, objective_ms: float, now: float
     ) -> Decision:
-        rung = choose(rungs, estimate, objective_ms, self._hysteresis.down_margin)
+        rung = choose(levels, estimate, objective_ms, self._hysteresis.down_margin)
         if rung is LOCAL:
             return Decision(LOCAL, "link too slow")
         self._move_to(rung, now)
         return Decision(rung)
 
-    def _move_to(self, rung: Rung, now: float) -> None:
-        self._current, self._changed_at = self._rungs.index(rung), now
+    def _move_to(self, rung: CompressionLevel, now: float) -> None:
+        self._current, self._changed_at = self._levels.index(rung), now
 
 
-def _milliseconds(rung: Rung, estimate: LinkEstimate) -> float:
+def _milliseconds(rung: CompressionLevel, estimate: LinkEstimate) -> float:
     seconds = estimate.seconds(rung.size)
     assert seconds is not None
     return 1000 * seconds

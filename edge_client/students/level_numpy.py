@@ -12,7 +12,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from fedstill.edge_client.students.runtime_api import FeatureArrays
-from fedstill.models.audiovisual.rungs import MODALITIES, Precision, compressed_width
+from fedstill.models.audiovisual.levels import MODALITIES, Precision, compressed_width
 
 Array = npt.NDArray[np.float32]
 
@@ -24,14 +24,14 @@ def softmax(logits: Array) -> Array:
     return shares
 
 
-def rung_logits(
+def level_logits(
     features: FeatureArrays, classes: int, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
 ) -> Array:
     """float32 (n, classes) from features that went through a rung's compressor, precision and head.
 
     Args:
         features: float32 (n, feature_width) each.
-        weights: safetensors of a ``RungNet``, uint8 (bytes,).
+        weights: safetensors of a ``CompressionNet``, uint8 (bytes,).
 
     Raises:
         ValueError: weights that do not belong to this rung.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from fedstill.common.atomic_files import replace_file
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays
-from fedstill.models.audiovisual.rungs import RATES, compressed_width
+from fedstill.models.audiovisual.levels import RATES, compressed_width
 from fedstill.protos.messages import WireError
 
 Array = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def read_compressors(folder: Path, version: str) -> dict[float, Compressor]:
     return parse_compressors(path.read_bytes()) if path.exists() else {}
 
 
-class LadderRuntime:
+class CompressedRuntime:
     """A runtime with the compressors of its student."""
 
     def __init__(self, inner: DeviceRuntime, compressors: Mapping[float, Compressor]) -> None:

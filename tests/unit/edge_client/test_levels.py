@@ -8,11 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedstill.edge_client.inference.ladder import LOCAL, Hysteresis, Rung, RungSwitch, choose, ladder
+from fedstill.edge_client.inference.levels import (
+    LOCAL,
+    CompressionLevel,
+    Hysteresis,
+    LevelSwitch,
+    choose,
+    compression_levels,
+)
 from fedstill.edge_client.inference.link import LinkEstimate, LinkEstimator, LinkSettings
-from fedstill.models.audiovisual.rungs import Precision
+from fedstill.models.audiovisual.levels import Precision
 
-RUNGS = ladder(512)
+RUNGS = compression_levels(512)
 
 
 def link(kilobytes_per_second: float, round_trip: float = 0.02) -> LinkEstimate:
@@ -55,10 +62,10 @@ def test_a_link_that_is_down_far_or_unknown() -> None:
 
 def test_a_measured_table_decides_the_order() -> None:
     table = {(1.0, Precision.INT8): 0.8, (1.0, Precision.FP32): 0.8, (2.0, Precision.FP32): 0.9}
-    assert [rung.name for rung in ladder(512, accuracy=table)] == ["2 fp32", "1 int8", "1 fp32"]
+    assert [rung.name for rung in compression_levels(512, accuracy=table)] == ["2 fp32", "1 int8", "1 fp32"]
 
 
-def decisions(switch: RungSwitch, events: list[tuple[float, LinkEstimate]]) -> list[str]:
+def decisions(switch: LevelSwitch, events: list[tuple[float, LinkEstimate]]) -> list[str]:
     found = [switch.decide(estimate, 300.0, now) for now, estimate in events]
     return ["local" if one.rung is None else one.rung.name for one in found]
 
@@ -66,27 +73,34 @@ def decisions(switch: RungSwitch, events: list[tuple[float, LinkEstimate]]) -> l
 def test_up_needs_margin_and_time_down_is_at_once() -> None:
     fast, slow, just = link(2500), link(4.5), link(14.7)  # just: 4096 bytes in 299 ms
     assert decisions(
-        RungSwitch(RUNGS),
+        LevelSwitch(RUNGS),
         [(0, slow), (1, fast), (4.9, fast), (5.0, fast), (6, just), (11, slow), (17, just), (23, fast)],
     ) == ["1 int8", "1 int8", "1 int8", "1 fp32", "1 fp32", "1 int8", "1 fp16", "1 fp32"]
 
 
 def test_a_second_change_within_the_dwell_is_answered_locally_instead() -> None:
     events = [(0, link(2500)), (5, link(4.5)), (6, link(1.5)), (9.9, link(1.5)), (10, link(1.5))]
-    assert decisions(RungSwitch(RUNGS), events) == ["1 fp32", "1 int8", "local", "local", "3 int8"]
+    assert decisions(LevelSwitch(RUNGS), events) == ["1 fp32", "1 int8", "local", "local", "3 int8"]
 
 
 def test_going_local_and_back_is_no_change_of_rung() -> None:
     down = LinkEstimate(False)
     events = [(0, link(4.5)), (1, down), (2, link(4.5)), (3, link(0.1)), (4, link(4.5))]
-    assert decisions(RungSwitch(RUNGS), events) == ["1 int8", "local", "1 int8", "local", "1 int8"]
+    assert decisions(LevelSwitch(RUNGS), events) == ["1 int8", "local", "1 int8", "local", "1 int8"]
 
 
 def test_an_unmeasured_link_gets_the_smallest_rung_unless_that_came_too_soon_after_a_change() -> None:
     new, fast = LinkEstimate(True), link(2500)
     events = [(0.0, new), (0.3, fast), (1.0, new), (6.0, new), (7.0, fast), (11.5, fast)]
-    assert decisions(RungSwitch(RUNGS), events) == ["3 int8", "1 fp32", "local", "3 int8", "3 int8", "1 fp32"]
-    assert RungSwitch(()).decide(new, 300.0, 0.0).rung is LOCAL
+    assert decisions(LevelSwitch(RUNGS), events) == [
+        "3 int8",
+        "1 fp32",
+        "local",
+        "3 int8",
+        "3 int8",
+        "1 fp32",
+    ]
+    assert LevelSwitch(()).decide(new, 300.0, 0.0).rung is LOCAL
 
 
 estimates = st.builds(
@@ -102,7 +116,7 @@ estimates = st.builds(
     st.lists(st.tuples(st.floats(0.01, 3), estimates | st.just(LinkEstimate(True))), min_size=2, max_size=60)
 )
 def test_no_trace_makes_two_changes_within_the_dwell(steps: list[tuple[float, LinkEstimate]]) -> None:
-    switch, now, taken = RungSwitch(RUNGS, Hysteresis(dwell=5.0)), 0.0, []
+    switch, now, taken = LevelSwitch(RUNGS, Hysteresis(dwell=5.0)), 0.0, []
     for pause, estimate in steps:
         now += pause
         rung = switch.decide(estimate, 300.0, now).rung
@@ -116,7 +130,7 @@ def test_no_trace_makes_two_changes_within_the_dwell(steps: list[tuple[float, Li
 
 @given(estimates, st.floats(20, 1000), st.floats(0, 500))
 def test_more_time_never_means_a_lower_rung(estimate: LinkEstimate, objective: float, more: float) -> None:
-    def rank(rung: Rung | None) -> int:
+    def rank(rung: CompressionLevel | None) -> int:
         return len(RUNGS) if rung is None else RUNGS.index(rung)
 
     assert rank(choose(RUNGS, estimate, objective + more)) <= rank(choose(RUNGS, estimate, objective))
@@ -169,5 +183,5 @@ def test_failures_back_off_exponentially_and_an_echo_resets_it() -> None:
     assert estimator.estimate.up
     estimator.failed(300.0)
     assert estimator.attempt_in(300.0) == 1
-    estimator.failed(300.0, hopeless=True)
+    estimator.failed(300.0, refused=True)
     assert estimator.attempt_in(300.0) == 5

@@ -1,4 +1,4 @@
-"""Where fedstill's queries wait, and batches as slices of these lines, so that forming one costs no loop over
+"""Where fedstill's queries wait, and batches as slices of these queues, so that forming one costs no loop over
 queries."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Waiting = tuple[float, int, Query]
 
 
 @dataclass(slots=True)
-class Line:
+class Queue:
     """Waiting queries of one task and about one utility, most urgent first, and how many came lately."""
 
     task: int
@@ -36,56 +36,58 @@ class Line:
 
 
 @dataclass(slots=True)
-class Piece:
-    """The queries of a line from `start` up to `stop`."""
+class Slice:
+    """The queries of a queue from `start` up to `stop`."""
 
-    line: Line
+    queue: Queue
     start: int
     stop: int
 
 
 @dataclass(slots=True)
-class Forming:
-    """A batch made of pieces of lines; nothing is moved until `take`."""
+class CandidateBatch:
+    """A batch made of slices of queues; nothing is moved until `take`."""
 
-    pieces: list[Piece]
+    slices: list[Slice]
     size: int
 
     def deadline(self) -> float:
         """Of the most urgent query."""
-        return min(piece.line.waiting[piece.start][0] for piece in self.pieces)
+        return min(slice_.queue.waiting[slice_.start][0] for slice_ in self.slices)
 
     def drop_most_urgent(self) -> None:
-        """Leave the most urgent query in its line."""
-        piece = min(self.pieces, key=lambda piece: piece.line.waiting[piece.start][0])
-        piece.start += 1
+        """Leave the most urgent query in its queue."""
+        slice_ = min(self.slices, key=lambda slice_: slice_.queue.waiting[slice_.start][0])
+        slice_.start += 1
         self.size -= 1
-        if piece.start == piece.stop:
-            self.pieces.remove(piece)
+        if slice_.start == slice_.stop:
+            self.slices.remove(slice_)
 
     def take(self) -> tuple[Query, ...]:
-        """Move the queries out of their lines. No other batch formed before may be used after that."""
+        """Move the queries out of their queues. No other batch formed before may be used after that."""
         taken = [
-            query for piece in self.pieces for _, _, query in piece.line.waiting[piece.start : piece.stop]
+            query
+            for slice_ in self.slices
+            for _, _, query in slice_.queue.waiting[slice_.start : slice_.stop]
         ]
-        for piece in self.pieces:
-            del piece.line.waiting[piece.start : piece.stop]
+        for slice_ in self.slices:
+            del slice_.queue.waiting[slice_.start : slice_.stop]
         return tuple(taken)
 
 
-def fill(lines: Sequence[Line], size: int, most: int) -> list[Forming]:
-    """Batches of up to `size` queries from the lines in order, at most `most` of them."""
-    batches: list[Forming] = []
-    for line in lines:
+def fill(queues: Sequence[Queue], size: int, most: int) -> list[CandidateBatch]:
+    """Batches of up to `size` queries from the queues in order, at most `most` of them."""
+    batches: list[CandidateBatch] = []
+    for queue in queues:
         start = 0
-        while start < len(line.waiting):
+        while start < len(queue.waiting):
             if not batches or batches[-1].size == size:
                 if len(batches) == most:
                     return batches
-                batches.append(Forming([], 0))
+                batches.append(CandidateBatch([], 0))
             batch = batches[-1]
-            stop = min(len(line.waiting), start + size - batch.size)
-            batch.pieces.append(Piece(line, start, stop))
+            stop = min(len(queue.waiting), start + size - batch.size)
+            batch.slices.append(Slice(queue, start, stop))
             batch.size += stop - start
             start = stop
     return batches
