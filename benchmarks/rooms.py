@@ -136,8 +136,9 @@ def main() -> None:
         if path.name != "__init__.py" and "_pb2" not in path.name
     }
     largest = max(lines, key=lambda name: lines[name])
-    print(
-        f"{len(lines)} files, median {statistics.median(lines.values()):.0f} lines, largest {largest} ({lines[largest]})"
+    middle = statistics.median(lines.values())
+    console.print(
+        f"{len(lines)} files, median {middle:.0f} lines, largest {largest} ({lines[largest]} lines)"
     )
     console.print(f"circles between files: {circles(graph) or 'none'}")
     console.print(f"circles between folders: {circles(rooms(graph)) or 'none'}")
