@@ -28,11 +28,11 @@ class EnsembleSettings:
 
 
 def printed_recipe(accuracies: Mapping[int, float]) -> Recipe:
-    """Algorithm 5 as printed: every model, weighted by its accuracy over their sum. All zero: equal weights."""
+    """Algorithm 5 as printed: every model, weighted by its accuracy over their sum. All zero: equal weights; vanishing ones are left out."""
     total = sum(accuracies.values())
     if total == 0:
         return Recipe({str(model): 1 / len(accuracies) for model in accuracies})
-    return Recipe({str(model): value / total for model, value in accuracies.items() if value > 0})
+    return Recipe({str(model): value / total for model, value in accuracies.items() if value / total > 0})
 
 
 def softmax_recipe(accuracies: Mapping[int, float], temperature: float, most: int) -> Recipe:

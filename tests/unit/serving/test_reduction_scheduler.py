@@ -120,6 +120,7 @@ def test_algorithm_5_as_printed_is_nearly_uniform() -> None:
     weights = printed_recipe({10: 0.6145, 20: 0.7719}).weights
     assert weights == pytest.approx({"10": 0.4432, "20": 0.5568}, abs=1e-4)
     assert printed_recipe({10: 0.0, 20: 0.0}).weights == {"10": 0.5, "20": 0.5}
+    assert printed_recipe({10: 1.0, 20: 1.0, 30: 5e-324}).weights == {"10": 0.5, "20": 0.5}
 
 
 def test_a_temperature_sharpens_and_neighbours_are_few() -> None:

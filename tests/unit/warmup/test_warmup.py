@@ -156,7 +156,9 @@ def test_find_ratio_fine_tunes_measures_and_remembers(warm: WarmUp) -> None:
     assert len(catalogue.models) == 3
     assert all(warm.store.path(model.sha256).stat().st_size == model.bytes for model in catalogue.models)
     assert not list(warm.store.training_folder.glob("*"))
-    again = made_warm_up(warm.store.folder, told=pytest.fail)  # nothing is timed, trained or measured anew
+    again = made_warm_up(
+        warm.store.folder, on_progress=pytest.fail
+    )  # nothing is timed, trained or measured anew
     assert find_ratio(again, PlanSettings((0, 1, 2, 3, 6), 1, (0, 2, 6), Budget(models=3))) == tuple(
         model.reduction for model in catalogue.models
     )
