@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 EVERY_SECONDS = 1.0
 MOST_VIEWERS = 64
 RETRY_MS = 1000
-"""The pause before a browser reopens a broken stream."""
+"""Pause before a browser reopens a broken stream."""
 ASSETS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
