@@ -1,2 +1,1 @@
-"""What runs in the cloud: the method and its Flower ServerApp, the coordinator, edge inference, and the serving
-tier."""
+"""What runs in the cloud: the method and its ServerApp, the coordinator, edge inference, and the serving tier."""

@@ -1,5 +1,4 @@
-"""Errors that end a command with one line: a mistake of the user's (exit code 2), or a run that failed (exit code
-1)."""
+"""Errors that end a command with one line: a user's mistake (exit code 2), or a run that failed (exit code 1)."""
 
 from __future__ import annotations
 

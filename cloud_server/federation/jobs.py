@@ -1,5 +1,4 @@
-"""One job is one device in one arm and scenario, for one seed: personalise, send the student down, let the device
-count.
+"""One job: one device in one arm and scenario, for one seed. Personalise, send the student down, let the device count.
 
 Every job stands alone: it has its own randomness, waits for its own device only, and leaves one record with all that
 the report needs. A device that fails is reported and left out of that outer round; the job goes on. Each step is in the

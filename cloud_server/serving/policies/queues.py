@@ -1,5 +1,4 @@
-"""The queues of the fedstill policy, and batches as slices of these queues, so that forming one costs no loop over
-queries."""
+"""The queues of the fedstill policy, and batches as slices of them, so that forming one needs no loop over queries."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """How much utility a load could have earned at most, if queries were a fluid.
 
-`window_reference` is the yardstick of the design: per second of the load, that second's queries fill that
-second of engine time, without batch costs or deadlines. It is not a strict bound, since a real engine may carry work
-into the next second. `upper_bound` is one, for expected utility. It assumes a planner that knows all arrivals
-beforehand, may cut work into pieces, and pays only the share of a full batch for each query. Even that planner cannot
-earn more. The gap between a policy and the bound is chance or cannot be closed.
+`window_reference` is a yardstick: per second of the load, that second's queries fill that second of engine time,
+without batch costs or deadlines. It is not a strict bound, since a real engine may carry work into the next second.
+`upper_bound` is one, for expected utility. It assumes a planner that knows all arrivals beforehand, may cut work into
+pieces, and pays only the share of a full batch for each query. Even that planner cannot earn more. The gap between a
+policy and the bound is chance or cannot be closed.
 """
 
 from __future__ import annotations

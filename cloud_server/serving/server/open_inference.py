@@ -1,5 +1,4 @@
-"""From ModelInfer to the dispatcher's request, and from its outcome to a response: checks that name the field, no
-state."""
+"""From ModelInfer to the dispatcher's request, and from its outcome to a response; checks name the field, no state."""
 
 from __future__ import annotations
 

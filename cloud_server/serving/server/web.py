@@ -1,5 +1,4 @@
-"""The server's HTTP side: metrics for Prometheus, health for an orchestrator, a page for a person. It has no
-authentication of its own."""
+"""The server's HTTP side, without authentication: metrics for Prometheus, health for an orchestrator, a page."""
 
 from __future__ import annotations
 
