@@ -1,11 +1,11 @@
-"""What the public bank saves: one outer round of Algorithm 7 with it, and as printed, on the same clips.
+"""The saving of the public bank: one outer round of Algorithm 7 with it, and as printed, on the same clips.
 
-As printed, the teacher looks at every public clip in every outer epoch (line 5) and at every batch that the student
-trains on (Eq. 5.4). The bank holds the same answers, computed once. Both ways train the same student on the same
-clips in the same order, turn by turn, and have to end with the same weights. What an inner epoch is decides how much
-that saves, so both readings are measured: a pass over the selected clips, which is what fedstill does, and the
-single batch of lines 7-9. Networks and inputs have the sizes of the ``emotion_pairs`` experiment; the teacher is
-left untrained, for what it answers does not change the time.
+As printed, the teacher runs on every public clip in every outer round (line 5) and at every batch that the student
+trains on (Eq. 5.4). The bank holds the same outputs, computed once. Both ways train the same student on the same
+clips in the same order, in turn, and must end with the same weights. The saving depends on the meaning of an inner
+epoch, so both readings are measured: a pass over the selected clips, as in fedstill, and the single batch of lines 7-9.
+Networks and inputs have the sizes of the ``emotion_pairs`` experiment; the teacher is left untrained, because its
+outputs do not affect the time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TOLERANCE = 0.01
 """Largest accepted difference of the two students, as a share of how far training moved them."""
 
 Reading = Literal["pass", "batch"]
-"""What an inner epoch is."""
+"""The meaning of an inner epoch."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Way:
     seconds: list[float] = field(default_factory=list)
 
     def outer_round(self, prototypes: np.ndarray, reading: Reading) -> Selection:
-        """Lines 5-9: the teacher's view of the public clips, SelectData, distillation."""
+        """Lines 5-9: the teacher's outputs for the public clips, SelectData, distillation."""
         started = time.perf_counter()
         public = self.public_probabilities()
         takes = per_prototype(round(BUDGET * len(public)), len(prototypes))
@@ -80,7 +80,7 @@ class Way:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, compare, print; raises SystemExit where the two ways disagree."""
+    """Measure, compare, print; raises SystemExit if the two ways disagree."""
     options = _options(arguments)
     rounds, per_class = (2, 16) if options.quick else (options.rounds, options.clips // CLASSES)
     console = Console(soft_wrap=True, highlight=False)

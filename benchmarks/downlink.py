@@ -1,12 +1,12 @@
-"""What students cost on their way down: whole and as updates, at every precision, beside 15 plain fp32 copies.
+"""The downlink cost of students: whole and as updates, at every precision, beside 15 plain fp32 copies.
 
-Algorithm 7 as printed sends the device a whole fp32 student in each of its 15 outer epochs. The fedstill arm sends
+Algorithm 7 as printed sends the device a whole fp32 student in each of its 15 outer rounds. The fedstill arm sends
 two: the AllDistill student, then the final one as an update of it. Both are measured here, packed and unpacked as on
-the wire, with the largest error of a weight at the end. "every epoch" is what 15 synchronisations would cost so.
+the wire, with the largest error of a weight at the end. "every epoch" is the cost of 15 such synchronisations.
 
 Without ``--run`` the two students are made up: random weights, and the same after some AdamW steps (distance to the
-features of a random network, random inputs; every weight moves). Trained weights pack about as well, because it is the
-lower bits that cost. With ``--run RUN_DIR`` the students are those of a finished run, and the accuracy is that on the
+features of a random network, random inputs; every weight moves). Trained weights pack about as well, because the cost
+is in the lower bits. With ``--run RUN_DIR`` the students are those of a finished run, and the accuracy is that on the
 devices' labelled clips with the student as the device has it.
 """
 
@@ -68,7 +68,7 @@ class Row:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure and print; raises SystemExit where a device would not end with what the cloud promised."""
+    """Measure and print; raises SystemExit if a device would not end with the version that the cloud announced."""
     options = _options(arguments)
     console = Console(soft_wrap=True, highlight=False)
     if options.run:
@@ -101,7 +101,7 @@ def measured(first: State, second: State, precision: UpdatePrecision) -> Row:
 
 
 def _through(update: Update, base: State | None) -> Update:
-    """The update, once the device unpacked it to just the promised state."""
+    """The update, after a check that the device unpacks it to exactly the announced state."""
     if content_hash(apply_update(update.payload, base)) != content_hash(update.state):
         sys.exit("a device ended with another state than the cloud promised")
     return update
@@ -169,7 +169,7 @@ def made_up(spec: NetworkSpec, steps: int) -> tuple[State, State]:
 
 
 def _measure_run(run_dir: Path, console: Console) -> None:
-    """Every personal student of a finished run, after the AllDistill student that it began as."""
+    """Every personal student of a finished run, with the AllDistill student from which it started."""
     plan = read_plan(run_dir)
     found = sorted(run_dir.glob("seed*/students/*.safetensors"))
     if not found:

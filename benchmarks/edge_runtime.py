@@ -46,7 +46,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint with its export, and clips that it has never seen; ``trained`` ones show their accuracy."""
+    """A checkpoint with its export, and clips that it was not trained on; ``trained`` ones show their accuracy."""
 
     name: str
     stem: Path
@@ -144,7 +144,9 @@ def full_size_student(work: Path) -> Case:
     spec = NetworkSpec(EncoderSpec("resnet18", 64, "standard"), 512, len(store.class_names), "concat", 3)
     net = AudioVisualNet(spec, torch.Generator().manual_seed(0)).train()
     with torch.no_grad():
-        net(*to_tensors(store.audio[:4], store.frames[:4]))  # so that the batch norms know the clips' scale
+        net(
+            *to_tensors(store.audio[:4], store.frames[:4])
+        )  # so that the batch norms have the clips' statistics
     stem = work / "full"
     save_checkpoint(stem, net, CheckpointMeta(spec, store.class_names, asdict(audio), asdict(frames)))
     export_student(stem, work / "full.onnx", store=store, int8=True)
@@ -230,7 +232,7 @@ def _peak_megabytes(kind: str, case: Case) -> float:
 
 
 def _classify_in_this_process(kind: str, stem: str, export: str) -> None:
-    """The child's part; imports what the kind needs and nothing more."""
+    """The child's part; imports only the modules that the kind needs."""
     import soundfile
     from PIL import Image
 

@@ -1,9 +1,9 @@
-"""What the elastic ViT and its engine save: timm's eager forward against ours at every token schedule, same images.
+"""The speed-up of the elastic ViT and its engine: timm's eager forward against ours at every token schedule.
 
-Everything takes turns in every round, so that a busy neighbour slows all of them; ratios are medians of the ratios
-within a round. ``--environments`` runs the whole comparison twice more, in processes that were started with and
-without the settings of ``serving/engine/environment.py``, taking turns as well. At schedule 0 the logits have to
-be timm's, or the benchmark stops. Weights are random: time does not depend on them.
+All contenders take turns in every round, so that other load on the machine slows all of them; ratios are medians of the
+ratios within a round. ``--environments`` runs the whole comparison twice more, in processes that were started with and
+without the settings of ``serving/engine/environment.py``, taking turns as well. At schedule 0 the logits must equal
+timm's, or the benchmark stops. Weights are random: time does not depend on them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Seconds = dict[tuple[str, int], list[float]]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure and print; raises SystemExit where ours is not timm's answer."""
+    """Measure and print; raises SystemExit if our answer is not timm's."""
     options = _options(arguments)
     console = Console(soft_wrap=True, highlight=False)
     if options.environments:

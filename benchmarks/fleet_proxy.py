@@ -1,9 +1,9 @@
-"""What the proxy in front of Flower costs: the same requests with and without it, turn by turn.
+"""The cost of the proxy in front of Flower: the same requests with and without it, in turn.
 
-A stand-in for the SuperLink answers at once, so that what is measured is the way there: TLS on both legs, headers,
+A stand-in for the SuperLink answers at once, so that only the path to it is measured: TLS on both legs, headers,
 bodies. Two loads: a fleet of devices that each send a heartbeat on a connection of their own, and one device that
-uploads and downloads large messages in Flower's pieces of 5 MiB. The benchmark ends with an error where the proxied
-answers differ, or where what the proxy counted is not what was sent.
+uploads and downloads large messages in Flower's pieces of 5 MiB. The benchmark ends with an error if the proxied
+answers differ, or if the proxy's counts are not the bytes sent.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Event = MutableMapping[str, Any]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure both loads; raises SystemExit where an answer or a count is wrong."""
+    """Measure both loads; raises SystemExit if an answer or a count is wrong."""
     options = _options(arguments)
     fleets, rounds, pieces, repeats = ([5], 2, 2, 1) if options.quick else ([20, 200], 5, 18, options.repeats)
     console = Console(soft_wrap=True, highlight=False)

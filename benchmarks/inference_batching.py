@@ -1,6 +1,6 @@
 """Micro-batching of the cloud's heads against one product per clip: clips of 200 devices at once, same answers.
 
-Both ways take turns, medians are compared, and the benchmark ends with an error where the answers differ.
+Both ways take turns, medians are compared, and the benchmark ends with an error if the answers differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOLERANCE = 1e-5
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure; raises SystemExit where the answers differ."""
+    """Measure; raises SystemExit if the answers differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few clips, once")
     parser.add_argument("--repeats", type=int, default=7)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(fusion: Fusion, clips: Sequence[FeatureVectors], repeats: int) -> str:
-    """One line: milliseconds until all clips are answered (medians, taken turn by turn), and their ratio."""
+    """One line: milliseconds until all clips are answered (medians, measured in turn), and their ratio."""
     heads = made_heads(fusion)
     plain, batched = [], []
     for _ in range(repeats):

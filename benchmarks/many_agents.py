@@ -1,9 +1,9 @@
-"""What one coordinator costs per device and round, from 20 to 200 devices: all but training and the devices' work.
+"""The coordinator's cost per device and outer round, from 20 to 200 devices: all but training and the devices' work.
 
-The real ServerApp, journal, roster, downlink and codec serve as many devices as asked for, over the in-process grid, so
-that neither Ray nor 200 Python processes compete for the machine. Devices answer at once with made-up prototypes and
-counts. Time in ``Distiller.run`` and in the devices is subtracted; what is left is the coordinator's own: sending,
-receiving, decoding, selecting, journalling, checkpointing.
+The real ServerApp, journal, node registry, downlink and codec serve the requested number of devices, over the
+in-process grid, so that neither Ray nor 200 Python processes compete for the machine. Devices answer at once with
+made-up prototypes and counts. Time in ``Distiller.run`` and in the devices is subtracted; the rest is the coordinator's
+own: sending, receiving, decoding, selecting, journalling, checkpointing.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Outcome:
 
 
 def serve(base: Path, devices: int) -> Outcome:
-    """All devices of one plan; CPU milliseconds per device and round (the last round is the evaluation)."""
+    """All devices of one plan; CPU milliseconds per device and outer round (the last one is the evaluation)."""
     run_dir = base.parent / f"run{devices}"
     shutil.copytree(base, run_dir)
     plan: Plan = replace(read_plan(base), work=str(run_dir), public=str(run_dir / "public"), clients=devices)

@@ -1,9 +1,9 @@
-"""Does the rung choice keep its promise on a bad link? A device and the cloud, TLS between them, a throttled proxy.
+"""Does the choice of the compression level keep its guarantee on a bad link? With TLS and a throttled proxy.
 
 The proxy follows ``traces/link.csv``: 20 Mbit/s, 1 Mbit/s, 64 kbit/s, an outage, a recovery, all with jitter (made up,
 not taken from a real network; one row per second: bytes per second and one-way delay, 0 is an outage). The benchmark
-ends with an error where less than 99 % of the clips are answered within the objective or locally, or where two rung
-changes are less than 5 s apart.
+ends with an error if less than 99 % of the clips are answered within the objective or locally, or if two changes of the
+level are less than 5 s apart.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class Tally:
 
     @property
     def changes(self) -> list[float]:
-        """When a clip went over another rung than the one before that went to the cloud."""
+        """When a clip went at another level than the previous one that went to the cloud."""
         sent = [(when, answer.rung) for when, _, answer in self.clips if answer.path == "cloud"]
         return [when for (_, before), (when, rung) in itertools.pairwise(sent) if before != rung]
 
     @property
     def most_changes(self) -> int:
-        """The most rung changes in any window of 5 s (less what a clip may start early or late)."""
+        """The most changes of the level in any window of 5 s (less what a clip may start early or late)."""
         window = DWELL - JITTER
         return max(
             (sum(start <= one < start + window for one in self.changes) for start in self.changes), default=0
@@ -184,7 +184,7 @@ def _follow(proxy: link.ThrottledProxy, trace: Sequence[Moment], started: float)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure; raises SystemExit where the promise is broken."""
+    """Measure; raises SystemExit if the guarantee is broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two seconds of each segment")
     parser.add_argument("--trace", type=Path, default=TRACE, help="CSV as traces/link.csv, or a log")

@@ -1,8 +1,8 @@
 """SelectData at scale: 512 prototypes against 1,000,000 public clips, fast and as the plain loop over rows.
 
-Both give the same clips in the same order; the benchmark ends with an error where they do not. The plain loop needs
+Both give the same clips in the same order; the benchmark ends with an error if they do not. The plain loop needs
 a sort of the whole public set per prototype, so only its first rows are timed and the time of all is scaled from
-them (``--full`` runs them all). How confident the probabilities are decides how hard the task is: those of an
+them (``--full`` runs them all). The task is the harder, the more confident the probabilities are: those of an
 over-trained teacher are nearly equal within a class, so that most clips tie and few can be ruled out early.
 """
 
@@ -47,7 +47,7 @@ def select_row_by_row(prototypes: Probabilities, public: Probabilities, takes: P
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure both kinds of probabilities; raises SystemExit where the two selections differ."""
+    """Measure both kinds of probabilities; raises SystemExit if the two selections differ."""
     options = _options(arguments)
     k, public, repeats = (32, 20_000, 1) if options.quick else (512, 1_000_000, options.repeats)
     timed = k if options.full or options.quick else options.rows
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(kind: str, sharpness: float, k: int, public: int, timed: int, repeats: int) -> str:
-    """One line: seconds of both ways (medians, taken turn by turn), their ratio and the fast one's peak memory."""
+    """One line: seconds of both ways (medians, measured in turn), their ratio and the fast one's peak memory."""
     rng = np.random.default_rng(0)
     prototypes, clips = _probabilities(rng, k, sharpness), _probabilities(rng, public, sharpness)
     takes = per_prototype(round(BUDGET * public), k)

@@ -1,9 +1,9 @@
 """Goodput at twice the capacity: fedstill beside the same model behind LitServe and Ray Serve with dynamic batching.
 
-All serve the same heads on the same trunk with one torch thread on the same core, get the same pictures at the same
-times from a generator on another core, and are judged by the client's clock and the true labels. The others get
-batches as large as ours, and each is also run with its own knob against overload (LitServe: timeout, Ray Serve: length
-of the queue); the ratio is to the best of their settings. Their queries travel as JSON over HTTP, ours over gRPC.
+All serve the same heads on the same trunk with one torch thread on the same core, get the same images at the same times
+from a generator on another core, and are judged by the client's clock and the true labels. The others get batches as
+large as ours, and each is also run with its own setting against overload (LitServe: timeout, Ray Serve: length of the
+queue); the ratio is to the best of their settings. Their queries travel as JSON over HTTP, ours over gRPC.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ RAY_QUEUES = (-1, 8)
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server to compare: its kind, and the knob against overload (see the constants)."""
+    """A server to compare: its kind, and its setting against overload (see the constants)."""
 
     kind: str
     knob: float = 0.0
@@ -89,11 +89,11 @@ class HttpTarget:
         await self._client.aclose()
 
     async def describe(self) -> Description:
-        """They say nothing of themselves."""
+        """These servers have no description."""
         raise NotImplementedError
 
     async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
-        """Deadline and utility are nothing that they could be told."""
+        """Deadline and utility are not sent, because these servers do not accept them."""
         content = {"task": task, "image": base64.b64encode(picture).decode("ascii")}
         try:
             answer = await self._client.post(self._address, json=content)

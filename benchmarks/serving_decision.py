@@ -1,8 +1,8 @@
 """How long the fedstill policy takes to decide with 64 batches waiting, beside the parts of that decision.
 
 The queue is filled with Table 3.5's mix within its deadlines, as after a burst that no engine could have
-served. The grid plan is also timed alone, and compared with the exact plan on the same batches where that is
-small enough. Times are CPU times of this one thread, which neighbours on the machine disturb least.
+served. The grid plan is also timed alone, and compared with the exact plan on the same batches if that is small enough.
+Times are CPU times of this one thread, which other load on the machine disturbs least.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Live policies against each other on this CPU: ViT-Tiny, three real tasks, load from 0.3x to 3x of its capacity.
+"""Comparison of live policies on this CPU: ViT-Tiny, three real tasks, load from 0.3x to 3x of its capacity.
 
 Servers run on one core and the load generator on another, policies take turns within one run, and all meet the same
-queries (see ``live_sweep.py``). The rate at load 1 is the plain model's capacity by the profile that the
-server measured of itself. Heads are linear probes on the frozen trunk; pictures are the tasks' test images.
+queries (see ``live_sweep.py``). The rate at load 1 is the plain model's capacity by the server's own profile. Heads are
+linear probes on the frozen trunk; images are the tasks' test images.
 """
 
 from __future__ import annotations

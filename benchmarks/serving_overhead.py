@@ -1,4 +1,4 @@
-"""How much of the engine's time a saturated server spends on anything but the forward pass.
+"""The share of the engine's time that a saturated server spends outside the forward pass.
 
 The real dispatcher, policy, image preparation and engine (random weights: times do not depend on them), always with
 more queries waiting than a batch takes; no network. Decisions, waiting for images, stacking, heads and answers all
@@ -84,7 +84,7 @@ def measured(engine: Engine, image: np.ndarray, name: str) -> Profile:
 
 
 class Saturated:
-    """A dispatcher in which as many queries wait at any time as were asked for."""
+    """A dispatcher in which a fixed number of queries waits at any time."""
 
     def __init__(self, engine: Engine, policy: Policy, waiting: int, image: np.ndarray) -> None:
         self._engine, self._waiting, self._image = engine, waiting, image

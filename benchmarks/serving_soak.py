@@ -1,6 +1,6 @@
-"""A live server under everything at once: bursts, vanishing clients, hot swaps, deletions, poison, objectives of zero.
+"""A live server under stress of all kinds: bursts, vanishing clients, hot swaps, deletions, bad images, no time.
 
-`fedstill serve` runs as its own process with a small random ViT; what is looked at is the server around it. Every
+`fedstill serve` runs as its own process with a small random ViT; the test is about the server around it. Every
 request must get exactly one answer, the server must still answer at the end, and its memory must stay flat.
 
     python benchmarks/serving_soak.py                 # ten minutes
@@ -152,7 +152,7 @@ def made_image(rng: np.random.Generator) -> bytes:
 
 
 def made_request(images: list[bytes], rng: np.random.Generator) -> pb.MakeQueryRequest:
-    """Mostly a right one; now and then damaged, for a task that comes and goes, or with no time at all."""
+    """Mostly a valid request; now and then damaged, for a task that comes and goes, or with no time at all."""
     image = images[rng.integers(len(images))]
     if rng.random() < 0.02:
         image = image[: len(image) // 2]
@@ -171,7 +171,7 @@ async def ask(stub: ServingStub, request: pb.MakeQueryRequest, outcome: float, a
 
 
 async def keep_house(stub: ServingStub, registry: TaskRegistry, trunk: str) -> None:
-    """New versions from beside the server, and a task that is registered and deleted over and over."""
+    """New versions from another process, and a task that is registered and deleted again and again."""
     seed = 0
     while True:
         seed += 1

@@ -1,6 +1,6 @@
-"""What a busy event loop costs the engine's thread, for several switch intervals of the interpreter.
+"""The cost of a busy event loop for the engine's thread, at several switch intervals of the interpreter.
 
-Every operator of a forward pass lets go of the interpreter and takes it back. Another thread that is busy in Python
+Every operator of a forward pass releases the interpreter lock and takes it back. Another thread that is busy in Python
 keeps it for up to a switch interval each time. Rounds are interleaved; medians.
 
     python benchmarks/serving_switching.py

@@ -1,9 +1,9 @@
-"""What a device's upload costs on the wire: prototypes of every kind, beside the raw features of the same clips.
+"""The wire cost of a device's upload: prototypes of every kind, beside the raw features of the same clips.
 
-Raw features are what feature-sharing schemes upload: both modalities' vectors as plain fp32, without any header. The
-uploads are the messages of the protocol as they are encoded, headers of the values included. Probabilities are drawn
+Raw features are uploaded by feature-sharing schemes: both modalities' vectors as plain fp32, without any header. The
+uploads are the messages of the protocol as they are encoded, headers of the values included. Probabilities are random
 (Dirichlet, as peaked as a student's); the bytes depend on their number only. "15 rounds" is Algorithm 7 as printed: an
-upload per outer epoch, set against features that would travel just once.
+upload per outer round, compared with features that would travel only once.
 """
 
 from __future__ import annotations

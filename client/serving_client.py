@@ -22,13 +22,13 @@ RETRY_KEY = "retry-after-ms"
 GRACE_SECONDS = 5.0
 """Beyond a query's latency objective, for the network: the server answers late queries, too."""
 CALL_SECONDS = 60.0
-"""For calls that are no queries."""
+"""For calls that are not queries."""
 
 
 class ServingError(Exception):
     """Why the server refused, one line.
 
-    code: gRPC status. retry_after_ms: with RESOURCE_EXHAUSTED, when trying again makes sense; else 0.
+    code: gRPC status. retry_after_ms: with RESOURCE_EXHAUSTED, after how long a retry makes sense; else 0.
     """
 
     def __init__(self, code: grpc.StatusCode, text: str, retry_after_ms: int = 0) -> None:
@@ -47,7 +47,7 @@ class ServingAddress:
 
 @dataclass(frozen=True)
 class QueryAnswer:
-    """What became of an image. logits: float32 (classes,). late: answered after its deadline."""
+    """The answer for an image. logits: float32 (classes,). late: answered after its deadline."""
 
     label: str
     logits: npt.NDArray[np.float32]
@@ -72,7 +72,7 @@ class ServedTask:
 
 @dataclass(frozen=True)
 class ServerDescription:
-    """What a server serves and how. An image is normalised by (value / 255 - image_mean) / image_std."""
+    """A server's tasks and settings. An image is normalised by (value / 255 - image_mean) / image_std."""
 
     policy: str
     image_size: int
@@ -162,7 +162,7 @@ class ServingClient:
         self._call(self._stub.DeleteTask, pb.DeleteTaskRequest(name=name))
 
     def describe(self) -> ServerDescription:
-        """What the server serves."""
+        """The server's tasks and settings."""
         found = self._call(self._stub.ListTasks, pb.ListTasksRequest())
         return ServerDescription(
             policy=found.policy,

@@ -1,1 +1,1 @@
-"""What runs in the cloud: teacher, public bank, selection, distillation, rounds and the Flower ServerApp."""
+"""What runs in the cloud: the method and its ServerApp, the coordinator, edge inference, and the serving tier."""

@@ -1,1 +1,1 @@
-"""The ground floor: what every room may use and what knows nothing of any of them."""
+"""The ground floor: code that every room may use and that depends on none of them."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PART = ".part"
-"""Ends the name of a file that is not whole yet. Nobody reads such files."""
+"""The suffix of a file that is not complete yet. Such files are never read."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -32,7 +32,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a kill left half-written; only for who holds the folder's lock."""
+    """Remove half-written files that a kill left; only for the holder of the folder's lock."""
     for part in folder.glob(f".*{PART}"):
         part.unlink(missing_ok=True)
 

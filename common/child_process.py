@@ -1,7 +1,7 @@
-"""One long-lived child process: started, watched, ended with its whole family, also across a crash of its parent.
+"""One long-lived child process: started, watched, and ended with all its descendants, also after a crash of its parent.
 
-The parent leaves the child's pid and start time in a file. A parent that was killed with -9 leaves an orphan on
-the same folder; the next parent finds it there and ends it before it starts its own. Both services do so.
+The parent leaves the child's pid and start time in a file. A parent killed with -9 leaves an orphan on the same folder.
+The next parent finds it through that file and ends it before it starts its own child. Both services do so.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class FolderInUse(UserError):
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Hold a state folder; the lock goes with the process, however that ends.
+    """Hold a state folder; the lock ends with the process, however that ends.
 
     Raises:
-        FolderInUse: somebody else holds it.
+        FolderInUse: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a") as file:
@@ -63,7 +63,7 @@ class Child:
         return None if self._process is None else self._process.pid
 
     def start(self, command: Sequence[str], environment: dict[str, str], folder: Path) -> None:
-        """End what an earlier parent may have left, then start."""
+        """End a process that an earlier parent may have left, then start."""
         self._end_orphan()
         with self.log_file.open("ab") as output:
             self._process = subprocess.Popen(
@@ -85,7 +85,7 @@ class Child:
         if self._process is None:
             return None
         status = self._process.poll()
-        if status is None:  # remembered, so that none of them outlives a head that was killed
+        if status is None:  # recorded, so that none of them outlives a killed main process
             self._family = {
                 process
                 for process in {*self._family, *family(psutil.Process(self._process.pid))}
@@ -142,7 +142,7 @@ def family(head: psutil.Process) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
-    """End these processes, each by its pid, first politely, then surely."""
+    """End these processes, each by its pid: first SIGTERM, then SIGKILL."""
     ending = list(processes)
     for process in ending:
         _signal(process, "terminate")
@@ -153,6 +153,6 @@ def end(processes: Iterable[psutil.Process]) -> None:
 
 def _signal(process: psutil.Process, how: str) -> None:
     try:
-        getattr(process, how)()  # psutil checks the start time: a pid that was given again is not touched
+        getattr(process, how)()  # psutil checks the start time: a reused pid is not touched
     except psutil.NoSuchProcess:
         return

@@ -1,9 +1,9 @@
-"""What a node carries to prove who it is, and how to read it.
+"""A node's credentials, and how to read them.
 
 Both rooms read credentials, only the cloud issues them (``cloud_server/auth/authority.py``). A bundle is one folder per
 node: the certificate authority that the node trusts, its key for Flower's node authentication, its token for the
-inference service, and who it is. Everything that can be wrong with one is said here in one line, before a process
-starts that would only say "connection refused".
+inference service, and its name. Every possible fault of a bundle is reported here in one line, before a process starts
+that would only report "connection refused".
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Parsed = TypeVar("Parsed")
 
 
 class CredentialError(UserError):
-    """Credentials that cannot be used; one line that names the file and what to do."""
+    """The credentials cannot be used; one line that names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NodeIdentity:
 
     name: str
     client: int
-    """Which share of the partition is this node's: 0, 1, 2, ..."""
+    """The client number of this node: 0, 1, 2, ..."""
     fingerprint: str
     """Of the public key, as ``ssh-keygen -l`` prints it: ``SHA256:...``."""
 
@@ -69,7 +69,7 @@ class NodeBundle:
     token_expiry: int
     """Seconds since 1970."""
     warnings: tuple[str, ...] = ()
-    """What is unwise but does not keep the node from connecting; to be logged."""
+    """Warnings that do not keep the node from connecting; to be logged."""
 
 
 def read_node_bundle(directory: Path, now: float | None = None) -> NodeBundle:
@@ -131,7 +131,7 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def read_certificate(path: Path, now: float, issuer: x509.Certificate | None = None) -> x509.Certificate:
-    """A certificate in PEM that is valid now and, where ``issuer`` is given, signed by it.
+    """A certificate in PEM that is valid now and, if ``issuer`` is given, signed by it.
 
     Raises:
         CredentialError: missing, damaged, not yet or no longer valid, or of another authority.

@@ -1,4 +1,4 @@
-"""What lies beside the ONNX files of an exported student: the cloud writes it, a device reads it."""
+"""The description beside the ONNX files of an exported student: the cloud writes it, a device reads it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ExportedStudent:
         frame_shape: (count, channels, size, size) of one clip.
         feature_width: of one modality.
         rates: compression rates whose compressors are here, beside 1.
-        training_prior: class prior that the probabilities assume, one per class; empty where it is not known.
+        training_prior: class prior that the probabilities assume, one per class; empty if it is not known.
         files: SHA-256 (hex) by file name.
         weights: by graph, the shapes of the tensors (float32) that it takes from ``student.safetensors``, by name.
     """
@@ -64,7 +64,7 @@ def compressor_file(rate: float) -> str:
 
 
 def compressor_weights_file(rate: float) -> str:
-    """Where that graph finds its weights."""
+    """The file in which that graph finds its weights."""
     return f"compressor-{rate:g}.safetensors"
 
 

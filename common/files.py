@@ -1,4 +1,4 @@
-"""Small habits of writing files: numbers that JSON understands, and never half a file."""
+"""Helpers for writing files: numbers in JSON, and never half a file."""
 
 from __future__ import annotations
 

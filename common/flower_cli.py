@@ -1,4 +1,4 @@
-"""How either side calls Flower's own commands: which program, and with what environment.
+"""Calls of Flower's own commands, on either side: the program and its environment.
 
 Telemetry, update checks and the per-run ``uv sync`` are off, and loopback never goes through a proxy of the
 environment.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 
 class FlowerError(RuntimeError):
-    """Flower could not be started, or refused what was asked; one line that says where to look."""
+    """Flower could not be started, or refused a request; one line that says where to look."""
 
 
 def tool(name: str) -> str:
-    """A command of this very environment, whatever PATH says."""
+    """A command of this Python environment, whatever PATH says."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -39,14 +39,14 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
+    """A loopback port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def flwr(arguments: list[str], environment: dict[str, str]) -> str:
-    """What ``flwr`` printed.
+    """The output of ``flwr``.
 
     Raises:
         FlowerError: it ended with an error; its last line.

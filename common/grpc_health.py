@@ -18,7 +18,8 @@ class HealthError(UserError):
 
 @contextmanager
 def health_serving(listen: str, name: str) -> Iterator[int]:
-    """Say SERVING for "" and for ``name`` while inside; the port. Raises HealthError if ``listen`` is taken."""
+    """Report SERVING for "" and for ``name`` while inside; yields the port. Raises HealthError if ``listen`` is
+    taken."""
     service = health.HealthServicer()
     server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
     health_pb2_grpc.add_HealthServicer_to_server(service, server)

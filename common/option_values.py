@@ -1,4 +1,4 @@
-"""What was typed behind an option, as values; the error names the option."""
+"""The text behind an option as values; an error names the option."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def address(text: str, option: str) -> tuple[str, int]:
 
 @contextmanager
 def as_mistake(option: str) -> Iterator[None]:
-    """A ValueError about what an option was given, as the user's mistake."""
+    """A ValueError about an option's value, as the user's mistake."""
     try:
         yield
     except ValueError as error:

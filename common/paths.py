@@ -1,4 +1,4 @@
-"""Where data and weights lie that do not come with fedstill."""
+"""The places of data and weights that do not come with fedstill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from fedstill.common.errors import ConfigError
 
 VIT_WEIGHTS = "weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.fp16.safetensors"
-"""What the serving tier uses unless told otherwise, below the data folder."""
+"""The serving tier's default weights, below the data folder."""
 
 
 def data_path(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Where numbers were made: machine and revision, written beside every result."""
+"""The origin of numbers: machine and revision, written beside every result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hardware() -> str:
 
 
 def git_revision() -> str:
-    """The revision of this checkout, with ``-dirty`` where files differ from it; ``unknown`` outside of git."""
+    """The revision of this checkout, with ``-dirty`` if files differ from it; ``unknown`` outside of git."""
     here = Path(__file__).resolve().parent
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False

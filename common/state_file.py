@@ -1,4 +1,4 @@
-"""Training that can go on: tensors, and numbers that are none, in one safetensors file; never pickle."""
+"""Training state that can be continued: tensors and plain numbers in one safetensors file; never pickle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, 
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and numbers. Raises ValueError where the file is missing, damaged, or none of ours."""
+    """Tensors and numbers. Raises ValueError if the file is missing, damaged, or of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
             numbers = json.loads(file.metadata()["numbers"])

@@ -1,4 +1,4 @@
-"""What lies where in a device's folder, for everybody who reads or writes there."""
+"""The layout of a device's folder, for all code that reads or writes there."""
 
 from __future__ import annotations
 

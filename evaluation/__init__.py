@@ -1,1 +1,1 @@
-"""What measures and what shows: results, statistics, tables, plots, load tests, attacks, studies."""
+"""Measurement and presentation: results, statistics, tables, plots, load tests, attacks, studies."""

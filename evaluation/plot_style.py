@@ -1,4 +1,4 @@
-"""One calm look for all figures: colours, panels, legends.
+"""One style for all figures: colours, panels, legends.
 
 Drawn through matplotlib's object interface, so nothing global changes and reports can be drawn in parallel.
 Colours are Okabe and Ito's, which colour-blind readers can tell apart.

@@ -1,8 +1,8 @@
-"""What a run leaves behind: ``results.json`` (every number) and ``clips.json`` (which clips were right).
+"""The results of a run: ``results.json`` (every number) and ``clips.json`` (which clips were right).
 
 The launcher writes a run directory through these records, and reports, plots and ``fedstill reproduce`` read
-it back through them, so this file is the one place where the layout is written down. A record refuses values
-that cannot be (an unknown arm, 12 of 10 correct) when it is made, and what is written is first read back.
+it back through them, so only this file defines the layout. A record refuses impossible values (an unknown arm, 12 of 10
+correct) when it is made, and every file is read back before it is written.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _ALLOWED: Mapping[str, Sequence[str]] = {
 
 
 class ResultsError(UserError):
-    """A run directory, or a request about one, that cannot be used; one line that says what to do."""
+    """A run directory, or a request about one, cannot be used; one line that says what to do."""
 
 
 class _Checked:
@@ -109,7 +109,7 @@ class AccuracyRow(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class TrafficRow(_Checked):
-    """Bytes that one round moved: up from the client, down to it."""
+    """Bytes that one outer round moved: up from the client, down to it."""
 
     scenario: str
     arm: str
@@ -122,7 +122,7 @@ class TrafficRow(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class SelectionRow(_Checked):
-    """How many public clips of each class one round selected, in the order of ``Results.class_names``."""
+    """How many public clips of each class one outer round selected, in the order of ``Results.class_names``."""
 
     scenario: str
     arm: str
@@ -134,7 +134,7 @@ class SelectionRow(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class LossRow(_Checked):
-    """Mean distillation loss of one epoch; None where it was not finite (the training diverged)."""
+    """Mean distillation loss of one epoch; None if it was not finite (the training diverged)."""
 
     scenario: str
     arm: str
@@ -161,7 +161,7 @@ class SweepRow(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class FailureRow(_Checked):
-    """A round that did not finish, and why."""
+    """An outer round that did not finish, and why."""
 
     scenario: str
     arm: str
@@ -252,17 +252,17 @@ def write_clips(run_dir: Path, clips: Sequence[ClipRow]) -> Path:
 
 
 def read_results(run_dir: Path) -> Results:
-    """Read RUN/results.json; raises ResultsError where it is missing, damaged or of another format."""
+    """Read RUN/results.json; raises ResultsError if it is missing, damaged or of another format."""
     return _read(run_dir / RESULTS_FILE, _results_from)
 
 
 def read_clips(run_dir: Path) -> tuple[ClipRow, ...]:
-    """Read RUN/clips.json; raises ResultsError where it is missing or damaged."""
+    """Read RUN/clips.json; raises ResultsError if it is missing or damaged."""
     return _read(run_dir / CLIPS_FILE, _clips_from)
 
 
 def check_agreement(results: Results, clips: Sequence[ClipRow]) -> None:
-    """Raise ResultsError where clips.json and the accuracy rows count differently."""
+    """Raise ResultsError if clips.json and the accuracy rows count differently."""
     counted = {
         (row.scenario, arm, row.client, row.seed): (bits.count("1"), len(bits))
         for row in clips

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals for accuracies and paired tests between two arms.
+"""Uncertainty of results: intervals for accuracies and paired tests between two arms.
 
 The seeds of a run score the same clips, so 5 seeds on 377 clips are not 1885 independent trials. Intervals
 therefore count distinct clips, and the paired test flips a clip's differences over all seeds together. A
@@ -22,7 +22,7 @@ from fedstill.evaluation.results import ClipRow
 SIGNIFICANT = 0.05
 FLIPS = 10_000
 RESAMPLES = 10_000
-SEEDS_FOR_TEST = 3  # below this a t-test over seeds says nothing, so the clips alone decide
+SEEDS_FOR_TEST = 3  # with fewer, a t-test over seeds has no power, so the clips alone decide
 
 
 class Tally(Protocol):
@@ -106,9 +106,8 @@ def pooled_accuracy(rows: Sequence[Tally], distinct: Mapping[int, int] | None = 
     """Accuracy over all rows (clients and seeds), with the interval of as many trials as there are clips.
 
     The seeds see the same clips, so the n of the interval is the number of distinct clips, not clips x seeds:
-    more seeds make the mean steadier but do not narrow what is known about new clips. `distinct` gives the
-    count per client (needed where seeds test on different halves); without it, the largest seed counts.
-    Raises ValueError for no rows.
+    more seeds make the mean more stable but say no more about new clips. `distinct` gives the count per client (needed
+    if seeds test on different halves); without it, the largest seed counts. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("no rows to pool")
@@ -135,7 +134,7 @@ def compare(
     client: int | None = None,
     seed: int = 0,
 ) -> Comparison | None:
-    """Paired comparison of two arms over the (seed, clip) pairs that both have; None where they share none.
+    """Paired comparison of two arms over the (seed, clip) pairs that both have; None if they share none.
 
     client: one client, or None for all of them together. seed: of the flips and of the bootstrap.
     """
@@ -178,9 +177,9 @@ def p_label(p: float) -> str:
 
 
 def sign_flip(changes: NDArray[np.int64], rng: np.random.Generator, flips: int = FLIPS) -> float:
-    """Two-sided sign-flip test that clips do not change; `changes` is per clip, summed over seeds.
+    """Two-sided sign-flip test of the hypothesis that clips do not change; `changes` is per clip, summed over seeds.
 
-    Tries all sign patterns where there are at most `flips`, else `flips` random ones (plus the observed one).
+    Tries all sign patterns if there are at most `flips`, else `flips` random ones (plus the observed one).
     """
     moved = np.abs(changes[changes != 0])
     observed = abs(int(changes.sum()))
@@ -220,7 +219,7 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired_t(differences: Sequence[float]) -> float | None:
     """Two-sided p value of a t-test that per-seed differences have mean zero; None below two seeds.
 
-    Differences that are all the same leave no spread to test: 1 where they are zero, else 0.
+    Equal differences leave no spread to test: 1 if they are zero, else 0.
     """
     if len(differences) < 2:
         return None

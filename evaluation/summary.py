@@ -1,4 +1,4 @@
-"""The numbers of a run as people read them, computed once: page, markdown and console cannot disagree."""
+"""The numbers of a run for readers, computed once, so that page, markdown and console cannot disagree."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class KeyComparison:
 
 @dataclass(frozen=True, slots=True)
 class ArmTraffic:
-    """Mean over clients and seeds of what one client moves in a whole run, in MB."""
+    """Mean over clients and seeds of one client's traffic in a whole run, in MB."""
 
     scenario: str
     arm: str
@@ -127,7 +127,7 @@ def teacher_accuracy(results: Results) -> tuple[tuple[str, Accuracy], ...]:
 
 
 def traffic_totals(results: Results) -> tuple[ArmTraffic, ...]:
-    """What one client uploads and downloads in a run, per scenario and arm."""
+    """One client's uploads and downloads in a run, per scenario and arm."""
     totals = []
     for scenario in SCENARIOS:
         for arm in ARMS:
@@ -150,7 +150,7 @@ def what_ran(results: Results) -> str:
 
 
 def data_name(results: Results) -> str:
-    """The data set, with the word synthetic where it is."""
+    """The data set, with the word synthetic if it is."""
     if not results.synthetic:
         return results.dataset
     return "synthetic data" if "synthetic" in results.dataset else f"synthetic data ({results.dataset})"

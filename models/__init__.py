@@ -1,1 +1,1 @@
-"""Networks and pure tensor functions; no files (but checkpoints), no logging, no transport."""
+"""Networks and pure tensor functions; no files (except checkpoints), no logging, no transport."""

@@ -27,7 +27,7 @@ Vector = npt.NDArray[np.float32]
 
 
 class FeatureError(ValueError):
-    """Features that do not fit; one line that starts with the field's name."""
+    """The features do not fit; one line that starts with the field's name."""
 
 
 class FeatureVectors(NamedTuple):
@@ -77,7 +77,8 @@ def decode_features(payload: bytes, feature_width: int, rate: float, precision: 
 
 
 def quantise_vector(values: Vector) -> tuple[npt.NDArray[np.int8], np.float32]:
-    """Symmetric int8 of float32 (width,), with its scale; the numpy twin of ``models.compression.quantise``."""
+    """Symmetric int8 of float32 (width,), with its scale; the numpy twin of
+    ``models.audiovisual.compression.quantise``."""
     peak = np.float32(np.abs(values).max())
     scale = peak / np.float32(INT8_STEPS)
     if not scale > 0:  # zeros, or too small to divide

@@ -1,4 +1,4 @@
-"""What travels between cloud and device, as frozen values that refuse to exist when they make no sense.
+"""The messages between cloud and device, as frozen values that are validated when they are made.
 
 Nothing here knows Flower or gRPC: ``records.py`` turns these values into Flower records and back. A
 device's replies have no field that could hold a raw clip or a label, and the codec refuses fields that
@@ -23,7 +23,7 @@ MOST_CLIPS = 10**9
 """More than any device has behind one prototype."""
 MOST_CENTRES = 4096
 MOST_EPSILON = 1000.0
-"""A larger epsilon is a mistake: it promises nothing."""
+"""A larger epsilon is a mistake: it guarantees nothing."""
 
 
 class WireError(ValueError):
@@ -36,7 +36,7 @@ class HelloRequest:
 
     Attributes:
         version: the cloud's fedstill.
-        clip_format: ``datasets/audiovisual/clip_format.py`` as JSON: the classes, and what clips must look like.
+        clip_format: ``datasets/audiovisual/clip_format.py`` as JSON: the classes, and the format of clips.
     """
 
     version: str
@@ -73,7 +73,7 @@ class Student:
     """Cloud -> device: an update of the student's weights, with the specification to rebuild it.
 
     Attributes:
-        weights: uint8 (bytes,), an update as ``models/weights/delta.py`` packs it, near-empty where nothing changed.
+        weights: uint8 (bytes,), an update as ``models/weights/delta.py`` packs it, near-empty if nothing changed.
         spec: JSON of the network specification.
         class_names: order of the logits; a device with another order refuses the student.
         version: ``content_hash`` of the weights that the update leads to, with ``spec`` and ``class_names``.
@@ -225,14 +225,14 @@ class PrototypeUpload:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Cloud -> device: classify your own test clips with this student and tell how many were right.
+    """Cloud -> device: classify your own test clips with this student and report how many were right.
 
     Attributes:
         prior_correction: estimate the device's class prior from its unlabelled predictions and correct
             for it before deciding (the device's own knowledge; nothing more is uploaded).
         training_prior: float32 (classes,), class prior that the student's probabilities assume.
-        compressor: safetensors of one ladder rung (compressor and head), or empty for none.
-        rung: JSON of the rung's specification, or empty.
+        compressor: safetensors of one compression level (compressor and head), or empty for none.
+        rung: JSON of the level's specification, or empty.
     """
 
     job: Job
@@ -280,10 +280,10 @@ class InstallRequest:
 
     Attributes:
         canaries: ``canaries_version`` of the clips; the device keeps them, so they travel once.
-        audio: float32 (n, bins, steps); without rows where the device is expected to have the clips.
+        audio: float32 (n, bins, steps); without rows if the device is expected to have the clips.
         frames: uint8 (n, count, channels, size, size).
         teacher: float32 (n, classes), the teacher's probabilities.
-        compressors: the ladder's, for edge inference: safetensors, uint8 (bytes,); empty for none.
+        compressors: of all levels, for edge inference: safetensors, uint8 (bytes,); empty for none.
         minimum_agreement: least share of clips on which student and teacher choose the same class.
     """
 
@@ -322,7 +322,7 @@ class InstallResult:
     Attributes:
         agreement: share of canary clips on which student and teacher chose the same class.
         reason: empty, or in one line why the student was rolled back.
-        current: version of the student that the device uses; empty where it has none.
+        current: version of the student that the device uses; empty if it has none.
     """
 
     job: Job

@@ -1,8 +1,8 @@
 """The codec between the messages of ``messages.py`` and Flower's records.
 
 One rule for all messages: array fields go into an ArrayRecord named ``arrays``, everything else into one
-ConfigRecord named ``fields`` (JSON per field). Decoding demands exactly the declared fields, so an
-extra one, say a label that a client tries to send along, is refused by name.
+ConfigRecord named ``fields`` (JSON per field). Decoding demands exactly the declared fields, so an extra field, say a
+label that a device tries to send along, is refused by name.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ def _value(name: str, hint: Any, raw: object) -> object:
 def _array(name: str, raw: Array) -> np.ndarray:
     try:
         return raw.numpy()
-    except Exception as error:  # whatever a mutated buffer provokes is the sender's fault
+    except Exception as error:  # any error that a mutated buffer causes is the sender's fault
         raise WireError(f"{name}: unreadable array ({type(error).__name__})") from error

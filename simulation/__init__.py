@@ -1,1 +1,1 @@
-"""The launcher, experiments, statistics, reports and plots: the only room that sees edge and cloud."""
+"""The launcher, experiments and engines: the only room that imports both edge and cloud."""

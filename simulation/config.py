@@ -1,7 +1,7 @@
-"""An experiment: one TOML file, typed, validated at load, the wrong key named.
+"""An experiment: one TOML file, typed and validated at load; an error names the wrong key.
 
-A file says only what differs from its mode's defaults (``modes/clean.toml``, ``modes/faithful.toml``), and
-``--set table.key=value`` says what differs from the file. ``[fedstill]`` says what differs from ``[distillation]``.
+A file holds only the differences from its mode's defaults (``modes/clean.toml``, ``modes/faithful.toml``), and ``--set
+table.key=value`` changes the file's values. ``[fedstill]`` holds the differences from ``[distillation]``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DatasetSettings:
 
 @dataclass(frozen=True, slots=True)
 class PartitionSettings:
-    """How private clips are dealt to devices."""
+    """How private clips are divided among devices."""
 
     kind: Literal["halves", "pathological", "dirichlet", "speaker"] = "halves"
     clients: int = 2

@@ -1,4 +1,4 @@
-"""An experiment as an operator runs it: the cloud's folder with public clips and a plan, and no private clip at all."""
+"""An experiment in an operator's hands: the cloud's folder with public clips and a plan, and no private clip at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedstill.simulation.launcher import EXPERIMENT_FILE, load_run, make_plan
 from fedstill.simulation.sources import open_source
 
 DEFAULT_ARMS = ("all_distill", "fedstill")
-"""What a device is worth before and after it was personalised."""
+"""The arms that show a device's accuracy before and after personalisation."""
 
 
 def prepare_deployment(
@@ -34,14 +34,14 @@ def prepare_deployment(
     join_timeout: float = 600.0,
     downlink: UpdatePrecision = "int8",
 ) -> None:
-    """Fill ``state`` once; a folder that holds this experiment already is left as it is.
+    """Fill ``state`` once; a folder that already holds this experiment stays as it is.
 
     Args:
-        arms: what every device gets; the ones of ``fedstill simulate``, but for the oracle.
-        clients: how many devices there are, where nobody issues them credentials.
+        arms: for every device; those of ``fedstill simulate``, except the oracle.
+        clients: how many devices there are, if no credentials are issued to them.
         journal: SQLAlchemy URL; empty for SQLite in ``state``.
         join_timeout: seconds that a device may be late.
-        downlink: how students travel. The last arm's student is the one that devices take into use.
+        downlink: how students travel. Devices install the last arm's student.
 
     Raises:
         ConfigError, DataError: something does not fit; nothing was written.

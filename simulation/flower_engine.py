@@ -1,8 +1,8 @@
 """Flower's own simulation runtime, started and stopped by the launcher.
 
-One SuperLink on a free loopback port, one Flower run for all arms and seeds, and no daemon left behind: every process
-that was started is ended by its pid, also after Ctrl-C or a crash. Flower's home, Ray's files and the logs live in a
-temporary folder; telemetry, update checks and the per-run ``uv sync`` are off (see the design notes on Flower 1.41).
+One SuperLink on a free loopback port, one Flower run for all arms and seeds, and no daemon left behind: every started
+process is ended by its pid, also after Ctrl-C or a crash. Flower's home, Ray's files and the logs are in a temporary
+folder; telemetry, update checks and the per-run ``uv sync`` are off.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
 
 
 def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str, str]) -> None:
-    """Until the event log says that the ServerApp is done; Flower itself is asked now and then, in case it cannot."""
+    """Wait until the event log says that the ServerApp is done; Flower itself is asked now and then, in case it ended
+    without an event."""
     asked = time.monotonic()
     while True:
         for event in events.new():

@@ -67,7 +67,7 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def gather_clips(run_dir: Path, clients: int) -> tuple[ClipRow, ...]:
-    """Per-clip outcomes of every device that kept them, arms side by side."""
+    """Per-clip outcomes of every device that kept them, with the arms beside each other."""
     found: dict[tuple[str, int, int], dict[str, str]] = defaultdict(dict)
     names: dict[tuple[str, int, int], tuple[str, ...]] = {}
     for client in range(clients):

@@ -1,8 +1,8 @@
 """Flower without Flower's processes: the real ServerApp and ClientApp over a Grid inside this process.
 
 For debugging (``--engine inprocess``) and tests: breakpoints work, nothing is started, and every message still goes
-through Flower's own serialisation, so that what cannot travel fails here too. ``TaskIdentity`` and the
-inflate helpers are internal to flwr, hence the pin ``flwr>=1.41,<1.42``.
+through Flower's own serialisation, so that an unsendable message fails here too. ``TaskIdentity`` and the inflate
+helpers are internal to flwr, hence the pin ``flwr>=1.41,<1.42``.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _index(node: int) -> int:
 
 
 def _become(node_id: int) -> None:
-    """Messages can only be made by somebody: Flower wants an identity per process."""
+    """Flower needs an identity per process before it can make messages."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, node_id, 1
 
 

@@ -1,7 +1,7 @@
 """``fedstill simulate``: from an experiment to a run directory with results, models, plots and a report.
 
-The launcher is the only place that sees cloud and devices at once. It deals the private clips out to one folder
-per device, writes the cloud's plan, starts the engine, follows the event log, and gathers what both sides left.
+The launcher is the only place that sees cloud and devices at once. It distributes the private clips to one folder per
+device, writes the cloud's plan, starts the engine, follows the event log, and gathers the results of both sides.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ Engine = Literal["flower", "inprocess"]
 EXPERIMENT_FILE = "experiment.json"
 VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
 SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
-"""A simulated device repeats itself, and answers every arm as if it were the only one; no real device may."""
+"""A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
 CONCURRENT_DEVICES = 2
 """Simulated devices that answer at the same time."""
 
 
 def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Console) -> Results:
-    """Run an experiment from nothing, or go on with a run directory that was interrupted.
+    """Run an experiment from the start, or continue an interrupted run directory.
 
     Raises:
         ConfigError, DataError: the experiment or its data cannot be used; nothing has been trained.
-        RunError: Flower failed; what was finished stays, ``--resume`` goes on.
+        RunError: Flower failed; finished work stays, and ``--resume`` continues.
     """
     started = time.monotonic()
     if not (run_dir / PLAN_FILE).exists():
@@ -98,7 +98,7 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
 def collect(
     experiment: Experiment, run_dir: Path, seconds: dict[str, float], peak_memory_mb: float
 ) -> Results:
-    """Write ``results.json`` and ``clips.json`` from what cloud and devices left behind."""
+    """Write ``results.json`` and ``clips.json`` from the files of cloud and devices."""
     plan = read_plan(run_dir)
     public = open_store(Path(plan.public))
     results = Results(

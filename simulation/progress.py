@@ -1,4 +1,4 @@
-"""Live progress of a run, drawn from its event log, and the memory that its processes took meanwhile."""
+"""Live progress of a run, from its event log, and the peak memory of its processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEMORY_EVERY = 5
 
 
 class LiveProgress:
-    """Draws while a run goes on; use as a context manager. ``peak_memory_mb`` is the process tree's PSS."""
+    """Shows progress during a run; use as a context manager. ``peak_memory_mb`` is the process tree's PSS."""
 
     def __init__(self, run_dir: Path, console: Console) -> None:
         self._events = EventTail(run_dir)

@@ -1,8 +1,8 @@
 """The stage of the attacks: public clips split by speaker, and a trained student seen from both sides.
 
-The attacker is the cloud: it has the student, and the clips of its own speakers. The victims are other public
-speakers who play devices. From an experiment, teacher and student are trained without the victims' clips, as a real
-device's clips are; a run directory's student has seen all public clips, which the report says.
+The attacker is the cloud: it has the student, and the clips of its own speakers. The victims are other public speakers,
+whose clips stand for those of devices. For an experiment, teacher and student are trained without the victims' clips,
+as they are for real devices. A run directory's student has seen all public clips, and the report says so.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def stage_from_run(run_dir: Path, seed: int, say: Callable[[str], None]) -> Stag
 
 
 def victims_among(speakers: tuple[str, ...], seed: int) -> list[bool]:
-    """Which clips belong to a victim: a third of the speakers, drawn by ``seed``.
+    """Which clips belong to a victim: a third of the speakers, chosen by ``seed``.
 
     Raises:
         ConfigError: fewer than four speakers.
@@ -195,6 +195,6 @@ def _view(net: AudioVisualNet, rung: CompressionNet, store: ClipStore) -> View:
 
 
 def _features(net: AudioVisualNet, store: ClipStore) -> Features:
-    """As a device computes them."""
+    """The probabilities as a device computes them."""
     found = TorchRuntime(net, store.class_names, version="").features(store.audio, store.frames)
     return Features(*map(torch.from_numpy, found))

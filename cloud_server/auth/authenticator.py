@@ -1,4 +1,4 @@
-"""Who calls a gRPC service of ours: the bearer token of a call, and whose it is by the register as it is now."""
+"""Authentication of gRPC calls: the bearer token of a call, and the device it belongs to by the present register."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FRESH_SECONDS = 5.0
 """How long a revoked node's token may still work."""
 
 Authorise = Callable[[str], str]
-"""Token -> the device's name; raises TokenError. Asked again for every request: streams outlive tokens."""
+"""Token -> the device's name; raises TokenError. Called again for every request, because streams outlive tokens."""
 Context = grpc.aio.ServicerContext[Message, Message]
 
 
 class Authenticator:
-    """Token -> device name, by the register as it is now."""
+    """Token -> device name, by the present register."""
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
@@ -34,7 +34,7 @@ class Authenticator:
 
 
 def bearer_token(context: Context) -> str:
-    """The token that a call carries. Raises TokenError where there is none, or more than one."""
+    """The token that a call carries. Raises TokenError if there is none, or more than one."""
     values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
     scheme, _, token = str(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
     if scheme.lower() != "bearer":

@@ -1,10 +1,10 @@
 """The issuing side of credentials: a development certificate authority and the register of its nodes.
 
-One folder holds everything that the coordinator needs to be believed and to know its nodes: the authority, the
-server's certificate, the secret of the inference tokens and ``nodes.json``. Nodes have no certificates: Flower knows
-them by their public key, our own service by their token, and both are checked against the register, so that revoking a
-node is one line in one file. A name is never given twice, because a token names its node and a key that Flower
-unregistered can never come back.
+One folder holds everything that the coordinator needs to prove its identity and to recognise its nodes: the authority,
+the server's certificate, the secret of the inference tokens and ``nodes.json``. Nodes have no certificates: Flower
+knows them by their public key, our own service by their token, and both are checked against the register, so that
+revoking a node is one line in one file. A name is never issued twice, because a token names its node, and a key that
+Flower unregistered can never come back.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Authority:
 
     @property
     def revoked_names(self) -> frozenset[str]:
-        """Whose tokens are refused and whose keys are to be unregistered."""
+        """The nodes whose tokens are refused and whose keys are to be unregistered."""
         return frozenset(node.name for node in self.nodes if node.revoked)
 
 
@@ -105,7 +105,7 @@ def create_authority(
     ``hosts`` and ``addresses`` are the names under which devices reach the server; loopback is always among them.
 
     Raises:
-        CredentialError: the folder holds an authority already, or a name is none.
+        CredentialError: the folder already holds an authority, or a name is invalid.
     """
     names = server_names(hosts, addresses)
     with _locked(directory):
@@ -128,7 +128,7 @@ def renew_server(directory: Path, hosts: Sequence[str] = (), addresses: Sequence
     """A new server certificate of the same authority, for new names or another ``certificates.SERVER_DAYS`` days.
 
     Raises:
-        CredentialError: there is no authority, its key is elsewhere, or a name is none.
+        CredentialError: there is no authority, its key is elsewhere, or a name is invalid.
     """
     names = server_names(hosts, addresses)
     with _locked(_existing(directory)):
@@ -168,7 +168,7 @@ def read_authority(directory: Path, now: float | None = None) -> Authority:
 
 
 def list_nodes(directory: Path) -> tuple[IssuedNode, ...]:
-    """Every node that was ever issued, in order; cheap enough to be asked every few seconds.
+    """Every node that was ever issued, in order; cheap enough to be called every few seconds.
 
     Raises:
         CredentialError: there is no register, or it is damaged.
@@ -186,7 +186,7 @@ def issue_node(directory: Path, name: str, client: int | None = None, days: int 
     Client numbers are handed out in order; a chosen one must not belong to a node that is not revoked.
 
     Raises:
-        CredentialError: the name or the client number is taken, or the name is none.
+        CredentialError: the name or the client number is taken, or the name is invalid.
     """
     check_name(name)
     with _locked(_existing(directory)):
@@ -202,9 +202,7 @@ def issue_node(directory: Path, name: str, client: int | None = None, days: int 
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
         node = IssuedNode(name, client, fingerprint(key.public_key()), f"{public} {name}", _expiry(days))
         folder = directory / NODES_FOLDER / name
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # left by an issue that was interrupted: not in the register
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted issue: not in the register
         folder.mkdir(parents=True, mode=0o700)
         identity = NodeIdentity(name, client, node.fingerprint)
         _write(folder / NODE_KEY_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
@@ -212,7 +210,7 @@ def issue_node(directory: Path, name: str, client: int | None = None, days: int 
         _write(folder / IDENTITY_FILE, json.dumps(to_plain(identity), indent=2).encode("ascii"), mode=0o644)
         _write(folder / CA_FILE, read_bytes(directory / CA_FILE), mode=0o644)
         _write_token(directory, node)
-        _write_register(directory, (*nodes, node))  # last: what is in the register is complete
+        _write_register(directory, (*nodes, node))  # last: a node in the register is complete
     return node
 
 
@@ -267,7 +265,7 @@ def _existing(directory: Path) -> Path:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Two commands at once must not hand out one client number twice; a folder that refuses is one line."""
+    """Two commands at once must not issue one client number twice; a folder that cannot be locked is one line."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / LOCK_FILE).open("a") as lock:
@@ -303,7 +301,8 @@ def _write_register(directory: Path, nodes: tuple[IssuedNode, ...]) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """The old or the new content, never half of it, and never readable by others for a moment."""
+    """Write by rename: readers see the old or the new content, and other users can never read it, not even for a
+    moment."""
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

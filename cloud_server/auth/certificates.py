@@ -1,7 +1,7 @@
 """X.509 for development: one root, one server certificate, elliptic curves throughout.
 
 Strict checkers (Python 3.13, Go, BoringSSL in gRPC) refuse certificates without key identifiers, usages and alternative
-names, so all of them are there. Nothing here touches a file.
+names, so certificates have all of them. Nothing here touches a file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def server_names(hosts: Sequence[str], addresses: Sequence[str]) -> x509.Subject
     """The names and addresses under which a server is reached; loopback is always among them.
 
     Raises:
-        CredentialError: one is no name, or no address.
+        CredentialError: one is not a name, or not an address.
     """
     names: dict[x509.GeneralName, None] = dict.fromkeys(LOOPBACK)
     for host in hosts:

@@ -16,7 +16,7 @@ LONGEST_TOKEN = 256
 
 
 class TokenError(ValueError):
-    """A token that is not accepted; the reason says nothing that would help to make a better one."""
+    """A token that is not accepted; the reason gives no help for forging a better one."""
 
 
 def issue(secret: bytes, name: str, expiry: int) -> str:

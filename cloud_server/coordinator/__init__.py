@@ -1,1 +1,1 @@
-"""The coordinator process: SuperLink, proxy of the fleet, inference service."""
+"""The coordinator process: SuperLink, fleet proxy, inference service."""

@@ -1,8 +1,8 @@
-"""The cloud's process: a SuperLink on loopback, the only door to it that devices get, and the run itself.
+"""The cloud's process: a SuperLink on loopback, the proxy by which devices reach it, and the run itself.
 
-It keeps all of that alive. When the SuperLink or the ServerApp dies, it starts them again and submits the plan anew;
-the journal makes that a continuation. When nodes are issued or revoked meanwhile, the SuperLink's list follows; a new
-device gets its jobs once the present ones are done.
+It keeps all of that alive. If the SuperLink or the ServerApp dies, it starts them again and resubmits the plan; thanks
+to the journal, the run continues. If nodes are issued or revoked meanwhile, the SuperLink's list follows. A new device
+gets its jobs once the present ones are done.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ LOG = logging.getLogger(__name__)
 
 TEND_SECONDS = 1.0
 LOOK_SECONDS = 5.0
-"""Between two looks at the register of nodes and at Flower's own word on the run."""
+"""Seconds between two looks at the register of nodes and at Flower's status of the run."""
 MOST_UNANSWERED = 5
-"""Questions in a row that a SuperLink may leave unanswered: one that was just killed still counts as running."""
+"""Requests in a row that a SuperLink may leave unanswered: one that was just killed still counts as running."""
 STATUS_FILE = "coordinator.json"
 
 
@@ -100,7 +100,7 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
 
 @dataclass
 class _Run:
-    """The plan at work: submitted, watched, submitted again."""
+    """The running plan: submitted, watched, submitted again."""
 
     settings: CoordinatorSettings
     link: SuperLink
@@ -137,7 +137,7 @@ class _Run:
             self._failed(f"Flower says {self.link.status(self.run_id)}")
 
     def lost(self) -> None:
-        """The SuperLink ended, and the ServerApp with it; that is no failure of the run."""
+        """The SuperLink ended, and the ServerApp with it; this does not count as a failure of the run."""
         self.run_id = None
 
     def _submit(self) -> None:

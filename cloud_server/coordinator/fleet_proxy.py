@@ -1,10 +1,10 @@
-"""The only door that devices have to Flower: a TLS proxy that lets through the twelve fleet routes and nothing else.
+"""The only way for devices to reach Flower: a TLS proxy that lets through the twelve fleet routes and nothing else.
 
-Flower serves devices, operators and its own processes on one port, and asks only devices who they are: whoever
-reaches that port may start a run, that is, execute code. So the SuperLink listens on loopback alone, and devices
-meet this proxy. A request passes only if its target is, byte for byte, one of the routes below; the path that is
-asked upstream comes from that table and never from the request, so there is nothing to normalise and nothing to
-smuggle. Bodies stream both ways in pieces; nothing is held in memory.
+Flower serves devices, operators and its own processes on one port, and authenticates only devices: anyone who reaches
+that port may start a run, that is, execute code. So the SuperLink listens on loopback alone, and devices connect to
+this proxy. A request passes only if its target is, byte for byte, one of the routes below. The path that is requested
+upstream comes from that table and never from the request, so there is nothing to normalise and nothing to smuggle.
+Bodies stream both ways in pieces; nothing is held in memory.
 
     python -m fedstill.cloud_server.coordinator.fleet_proxy SETTINGS.json
 """
@@ -82,11 +82,11 @@ class ProxySettings:
 
     host: str
     port: int
-    """0 takes a free one; ``ready_file`` says which."""
+    """0 takes a free one; ``ready_file`` names it."""
     upstream: str
-    """Of the SuperLink: ``https://127.0.0.1:9091``, or ``http://`` without TLS."""
+    """URL of the SuperLink: ``https://127.0.0.1:9091``, or ``http://`` without TLS."""
     ca_file: str = ""
-    """Whom to believe that it is the SuperLink; empty only with ``http://``."""
+    """The authority that must have signed the SuperLink's certificate; empty only with ``http://``."""
     certificate_file: str = ""
     """Empty: devices are served without TLS (``--insecure``)."""
     key_file: str = ""
@@ -96,12 +96,12 @@ class ProxySettings:
     body_limit: int = 128 * 2**20
     """Bytes of one request's body."""
     idle_seconds: float = 60.0
-    """How long either side may keep the other waiting for the next piece."""
+    """Seconds that either side may take for its next piece."""
     connections: int = 1024
-    """At once; further ones get 503."""
+    """At the same time; further ones get 503."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse settings that cannot work."""
         if bool(self.certificate_file) != bool(self.key_file):
             raise ValueError("key_file: a certificate and its key go together")
         if self.upstream.startswith("https://") != bool(self.ca_file):
@@ -119,7 +119,7 @@ class _Refused(Exception):
 
 
 class _Gone(Exception):
-    """The device has hung up; nobody is left to answer."""
+    """The device has closed the connection; there is nobody to answer."""
 
 
 class FleetProxy:
@@ -173,7 +173,7 @@ class FleetProxy:
                 async with asyncio.timeout(self._settings.idle_seconds):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         except httpx.TransportError as error:
-            # Half an answer cannot be taken back: without its end, the server closes the connection.
+            # A half-sent answer cannot be taken back: without its end, the server closes the connection.
             log.warning("event=cut route=%s reason=%s", route, type(error).__name__)
             return
         finally:
@@ -195,14 +195,14 @@ class FleetProxy:
             response = await self._upstream.handle_async_request(request)
         except httpx.ReadTimeout:
             raise _Refused(504) from None
-        except httpx.TransportError as error:  # not there, or gone meanwhile; Flower's nodes try again on 503
+        except httpx.TransportError as error:  # not up, or ended meanwhile; Flower's nodes try again on 503
             log.warning("event=upstream-unreachable route=%s reason=%s", route, type(error).__name__)
             raise _Refused(503) from error
         response.request = request
         return response
 
     def _peer(self, scope: Scope) -> str:
-        """The node's fingerprint; its address where no SuperLink has checked the key that it claims."""
+        """The node's fingerprint; its address if no SuperLink has checked the key that it claims."""
         if self._settings.certificate_file:
             claimed = next((value for name, value in scope["headers"] if name == PUBLIC_KEY_HEADER), b"")
             return _fingerprint(claimed)
@@ -240,7 +240,7 @@ class _Body:
 
 
 def run_proxy(settings: ProxySettings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way (10 s at most).
+    """Serve until SIGTERM or SIGINT, then finish open requests (10 s at most).
 
     Raises:
         OSError: the address is taken, or a certificate file cannot be read.
@@ -253,7 +253,8 @@ def run_proxy(settings: ProxySettings) -> None:
 
 
 def _allow_files(count: int) -> None:
-    """Two sockets a connection; the usual soft limit of 1024 open files is below that, the hard one is not."""
+    """A connection takes two sockets; the usual soft limit of 1024 open files is too low for that, the hard limit is
+    not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

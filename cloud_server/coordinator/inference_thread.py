@@ -21,9 +21,9 @@ def inference_serving(heads: Path, listen: str, authority: Authority | None) -> 
     """Serve while inside; the port.
 
     Args:
-        heads: folder of the students' heads; new ones are found as they come.
+        heads: folder of the students' heads; new ones are found as they appear.
         listen: ``HOST:PORT``.
-        authority: whose nodes may ask; None asks for no token and has no TLS.
+        authority: whose nodes may send requests; None requires no token and has no TLS.
 
     Raises:
         ServerError: the address cannot be used.

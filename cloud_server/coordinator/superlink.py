@@ -1,8 +1,8 @@
 """One SuperLink under supervision: start, health, nodes, runs, end.
 
-It listens on loopback only, always with a database (without one, every node is thrown out when it restarts), and with
-node authentication whenever there is TLS. The same port is kept over restarts, because the proxy in front
-of it knows no other.
+It listens on loopback only, always with a database (without one, a restart removes every node), and with node
+authentication whenever there is TLS. It keeps the same port over restarts, because the proxy in front of it is
+configured with that port.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ServerTls:
 
 
 class SuperLink:
-    """A child process and what one asks it.
+    """The SuperLink as a child process, and the requests to it.
 
     Not for use by several threads at once.
     """
@@ -54,12 +54,12 @@ class SuperLink:
 
     @property
     def url(self) -> str:
-        """Where the proxy finds it."""
+        """The address that the proxy connects to."""
         return f"http{'' if self._tls is None else 's'}://127.0.0.1:{self.port}"
 
     @property
     def log_file(self) -> Path:
-        """The SuperLink's own words, and those of the ServerApp below it."""
+        """The log of the SuperLink and of the ServerApp below it."""
         return self._child.log_file
 
     @property
@@ -92,7 +92,7 @@ class SuperLink:
         self._child.start(command, self._environment, self.folder)
 
     def wait_until_healthy(self, seconds: float = START_SECONDS) -> None:
-        """Until ``GET /health`` answers.
+        """Wait until ``GET /health`` answers.
 
         Raises:
             FlowerError: it ended, or does not answer in time.
@@ -112,11 +112,12 @@ class SuperLink:
         return self._control.healthy()
 
     def poll(self) -> int | None:
-        """None while the process runs, then its exit status. Ask every few seconds: it also notes its children."""
+        """None while the process runs, then its exit status. Call it every few seconds: it also records the child
+        processes."""
         return self._child.poll()
 
     def restart(self) -> None:
-        """End what is left of it and start it again on the same port and database; does not wait.
+        """End its remaining processes and start it again on the same port and database; does not wait.
 
         Nodes reconnect by themselves. A run that was under way is lost: ``status`` says failed after
         about 60 s, and a new one is to be submitted.
@@ -125,15 +126,15 @@ class SuperLink:
         self.start()
 
     def stop(self) -> None:
-        """End it, the ServerApp and all else below it."""
+        """End it, the ServerApp and all other processes below it."""
         self._control.close()
         self._child.stop()
 
     def synchronise(self, issued: Iterable[IssuedNode]) -> dict[str, int]:
-        """Bring the SuperLink in line with the authority's register: new nodes in, revoked ones out for ever.
+        """Bring the SuperLink in line with the authority's register: add new nodes, remove revoked ones for ever.
 
-        Idempotent, and one request when nothing changed: to be called at start and every few seconds. A revoked
-        node's SuperNode ends within 30 s. The ids of the nodes that are in, by name.
+        Idempotent, and only one request if nothing changed: to be called at start and every few seconds. A revoked
+        node's SuperNode ends within 30 s. Returns the ids of the registered nodes, by name.
 
         Raises:
             FlowerError: the SuperLink does not answer or refuses.

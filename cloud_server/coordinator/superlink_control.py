@@ -1,8 +1,8 @@
-"""What we ask a SuperLink about nodes and runs, over Flower's Control API on loopback.
+"""Requests to a SuperLink about nodes and runs, over Flower's Control API on loopback.
 
-``flwr supernode register`` and the like say the same, but start a Python of their own for every question: seconds for
-each of two hundred nodes, and the list of nodes leaves out their keys. This is the one file that knows this internal
-interface of Flower 1.41.
+``flwr supernode register`` and the like do the same, but start a Python process for every request: seconds for each of
+two hundred nodes. And their list of nodes leaves out the keys. This is the one file that knows this internal interface
+of Flower 1.41.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the run has ended."""
         return self.status.startswith("finished")
 
 
 class SuperLinkControl:
-    """A client of one SuperLink on loopback; connects when first asked."""
+    """A client of one SuperLink on loopback; connects on first use."""
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
         verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else False
@@ -100,7 +100,7 @@ class SuperLinkControl:
         return int(self._ask("register-node", request, RegisterNodeResponse).node_id)
 
     def unregister(self, node_id: int) -> None:
-        """Throw a node out."""
+        """Unregister a node."""
         self._ask("unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse)
 
     def status(self, run_id: int) -> RunState:
@@ -136,7 +136,7 @@ class SuperLinkControl:
 
 
 def synchronise(control: SuperLinkControl, issued: Iterable[IssuedNode]) -> dict[str, int]:
-    """New nodes in, revoked ones out; the ids of those that are in, by name."""
+    """Register new nodes, unregister revoked ones; returns the ids of the registered ones, by name."""
     known = {node.public_key: node for node in control.nodes()}
     ids = {}
     for entry in issued:
@@ -159,7 +159,7 @@ def to_pem(public_key: str) -> bytes:
 
 
 def _reason(response: httpx.Response) -> str:
-    """Flower's own words, where it has any."""
+    """Flower's own message, if there is one."""
     try:
         said = json.loads(response.content)
     except (UnicodeDecodeError, json.JSONDecodeError):

@@ -1,7 +1,7 @@
-"""Who moved how many bytes over which route: what the proxy counts and the traffic ledger reads.
+"""Bytes moved by each peer over each route: the proxy counts them, and the traffic ledger reads them.
 
-Counted are bodies, not headers and not TLS records, and only of requests that the SuperLink accepted: the peer is
-whom the node's signed headers name, and the SuperLink is who checks the signature.
+Only bodies count, not headers or TLS records, and only those of requests that the SuperLink accepted. The peer is the
+one named in the node's signed headers, and the SuperLink checks the signature.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class TrafficError(ValueError):
 
 @dataclass(frozen=True)
 class RouteTraffic:
-    """What one peer moved over one route since the file was begun."""
+    """Bytes that one peer moved over one route since the file was begun."""
 
     peer: str
-    """``SHA256:...`` of the node's key (as in ``nodes.json``), or its address where nodes have no keys."""
+    """``SHA256:...`` of the node's key (as in ``nodes.json``), or its address if nodes have no keys."""
     route: str
     """Last part of the path: ``pull-object``, ``push-object``, ..."""
     requests: int
@@ -84,7 +84,7 @@ class TrafficCounters:
 
 
 def read_traffic(path: Path) -> tuple[RouteTraffic, ...]:
-    """The totals that a proxy keeps in ``path``; nothing as long as there is no such file.
+    """The totals that a proxy keeps in ``path``; none as long as there is no such file.
 
     Raises:
         TrafficError: the file is damaged.

@@ -1,8 +1,8 @@
-"""The arms of the comparison: what each asks of a device and how it chooses public clips.
+"""The arms of the comparison: what each asks of a device, and how it chooses public clips.
 
-The thesis' four (all_distill, + random, + select, + select + cluster), the controls that an honest table needs
-(equal steps, class-prior sampling, oracle classes, prior correction) and ``fedstill``, our combination.
-Every arm that trains further gets the same number of clips and of epochs.
+The thesis' four (all_distill, + random, + select, + select + cluster), the controls that a fair table needs (equal
+steps, class-prior sampling, oracle classes, prior correction) and ``fedstill``, our combination. Every arm that trains
+further gets the same number of clips and of epochs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARED = (
     "prior_corrected",
     "teacher",
 )
-"""Arms whose network is the same for every device: trained once per seed. The teacher is no arm of the table, only
+"""Arms whose network is the same for every device: trained once per seed. The teacher is not an arm of the table, only
 its upper reference."""
 
 
@@ -44,8 +44,8 @@ class Arm:
     Attributes:
         upload: what the device uploads: every sample's probabilities, prototypes, one histogram; None: nothing.
         calibrated: the device corrects its probabilities for its own class prior before it summarises them.
-        upload_once: the device is asked under the AllDistill student only. A student that was trained on some
-            classes no longer tells whether the others are there.
+        upload_once: the device is asked under the AllDistill student only. A student that was trained on some classes
+            can no longer tell whether the others are there.
         prior_correction: the device corrects for its own class prior when it decides.
         own_settings: trains with the experiment's ``[fedstill]`` table instead of ``[distillation]``.
     """
@@ -90,7 +90,7 @@ OURS = {
 
 
 def arm_of(name: str, plan: Plan) -> Arm:
-    """The arm ``name`` as this plan wants it."""
+    """The arm ``name`` under this plan's settings."""
     return OURS[plan.selection.rule] if name == "fedstill" else ARMS[name]
 
 
@@ -100,7 +100,7 @@ def distillation_of(arm: Arm, plan: Plan) -> DistillationSettings:
 
 
 def budget_of(plan: Plan, public: int) -> int:
-    """Public clips per outer epoch, equal in all arms."""
+    """Public clips per outer round, equal in all arms."""
     return max(1, round(plan.selection.budget * public))
 
 
@@ -162,7 +162,7 @@ def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.ran
 
 
 def whole_set_in_turns(public: int, budget: int, rng: np.random.Generator) -> SelectData:
-    """All public clips, ``budget`` at a time and none twice before all had their turn: the equal-steps control."""
+    """All public clips, ``budget`` at a time, and none twice before all were used once: the equal-steps control."""
     waiting = np.empty(0, np.int64)
 
     def next_turn(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
@@ -179,5 +179,5 @@ def with_variant(plan: Plan, sweep: str, value: int) -> Plan:
     """The plan with one prototype setting swept (Figures 5.12 and 5.13)."""
     if sweep == "cluster_samples":
         return replace(plan, prototypes=replace(plan.prototypes, samples_per_prototype=value))
-    # the swept arm uploads samples; a limit does not go with dp, which another arm of the plan may use
+    # the swept arm uploads samples; a limit is not allowed with dp, which another arm of the plan may use
     return replace(plan, prototypes=replace(plan.prototypes, upload_limit=value, kind="constrained"))

@@ -19,7 +19,7 @@ def public_centres(probabilities: Floats, count: int, seed: int) -> Floats:
     rows = np.asarray(probabilities, np.float64)
     count = min(count, len(np.unique(rows, axis=0)))
     centres = KMeans(count, n_init=1, random_state=seed).fit(rows).cluster_centers_
-    centres = np.clip(centres, 0, None)  # k-means leaves rounding
+    centres = np.clip(centres, 0, None)  # k-means leaves rounding errors
     rows_of_one: Floats = (centres / centres.sum(axis=1, keepdims=True)).astype(np.float32)
     return rows_of_one
 

@@ -1,4 +1,4 @@
-"""Training of the compression ladder (Algorithm 8): a compressor and a head per rate, on frozen student features."""
+"""Training of the compression levels (Algorithm 8): a compressor and a head per rate, on frozen student features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ LEARNING_RATE = 2e-3
 def train_levels(
     student: AudioVisualNet, public: ClipStore, positions: npt.NDArray[np.int64], compute: Compute, seed: int
 ) -> dict[float, CompressionNet]:
-    """A rung per rate for a finished student, on the public clips at ``positions``; each has its own randomness."""
+    """Compressor and head per rate for a finished student, on the public clips at ``positions``; each has its own
+    randomness."""
     outputs = teacher_outputs(student, public, positions, compute)
     parts = [found for found, _ in outputs]
     found = Features(*(torch.cat(column).cpu().clone() for column in zip(*parts, strict=True)))
@@ -36,7 +37,8 @@ def train_levels(
 
 
 def pack_compressors(levels: Mapping[float, CompressionNet]) -> npt.NDArray[np.uint8]:
-    """What a device needs of rungs, uint8 (bytes,): safetensors named ``1.5.audio.weight``; rate 1 has none."""
+    """The part of the levels that a device needs, uint8 (bytes,): safetensors named ``1.5.audio.weight``; rate 1 has
+    none."""
     return pack(
         {
             f"{rate:g}.{name}": value

@@ -30,7 +30,7 @@ class Compute:
 
     @property
     def torch_device(self) -> torch.device:
-        import torch  # here: a configuration is read where there is none
+        import torch  # imported here: configurations are also read without torch
 
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(name)
@@ -59,7 +59,7 @@ def has_fast_bf16() -> bool:
 
 
 def use_threads(count: int) -> None:
-    """Let torch use ``count`` threads in this process; more than the cores there are slows everything down."""
+    """Let torch use ``count`` threads in this process; more threads than cores slow everything down."""
     import torch
 
     torch.set_num_threads(max(1, min(count, os.cpu_count() or 1)))

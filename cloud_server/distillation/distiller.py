@@ -1,6 +1,6 @@
 """Feature distillation (Eq. 5.4): a student learns to produce the teacher's features of the public clips it is given.
 
-The teacher's side comes from the public bank, so a step costs the student's forward and backward pass only.
+The teacher's features come from the public bank, so a step costs only the student's forward and backward pass.
 Beyond the thesis, and off in ``faithful`` mode: per-clip weights from the transport selection, a softened
 logit loss on the student's own head, and augmented student views.
 """
@@ -38,7 +38,7 @@ FeatureSource = Callable[[np.ndarray, Tensor, Tensor], Features]
 
 @dataclass
 class Distiller:
-    """One student while it learns; optimiser and schedule continue over the outer epochs of Algorithm 7."""
+    """One student while it learns; optimiser and schedule continue over the outer rounds of Algorithm 7."""
 
     student: AudioVisualNet
     store: ClipStore
@@ -144,7 +144,8 @@ def logit_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def augment(audio: Tensor, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Another take of the same clips: sound moved, re-levelled and masked in bands, pictures mirrored and moved."""
+    """Augmented versions of the same clips: sound moved, re-levelled and masked in bands, pictures mirrored and
+    moved."""
     _, _, bins, steps = audio.shape
     moved = move_sound(audio.squeeze(1), generator, steps=steps // 5, bins=bins // 20)
     masked = spec_augment(vary_level(moved, generator, LEVEL_SPREAD), generator, bins // 6, steps // 6)

@@ -1,8 +1,8 @@
-"""The public bank: what the teacher thinks of every public clip, computed once per teacher and kept.
+"""The public bank: the teacher's features and logits of every public clip, computed once per teacher and kept.
 
-Algorithm 7 as printed asks the teacher again in every outer epoch (line 5) and for every batch (Eq. 5.4). Its
-answers never change, so they are stored as memory-mapped arrays and shared by all devices, rounds and
-arms; the cost per device no longer depends on the teacher.
+Algorithm 7 as printed asks the teacher again in every outer round (line 5) and for every batch (Eq. 5.4). Its outputs
+never change. So they are stored as memory-mapped arrays and shared by all devices, outer rounds and arms. The cost per
+device does not depend on the teacher.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A stream of randomness of its own for every purpose, the same on every machine."""
+    """A separate random generator for every purpose, the same on every machine."""
     return torch.Generator().manual_seed(stream(seed, *purpose))
 
 

@@ -1,7 +1,7 @@
 """Algorithm 7 of the thesis, selective distillation, as one readable function.
 
-``personalise`` is the algorithm; the two protocols are all that it needs from the rest of the house: a device
-that summarises its clips, and a rule that chooses public clips for such a summary.
+``personalise`` is the algorithm. It needs only two protocols from the rest of the package: a device that summarises its
+clips, and a rule that chooses public clips for such a summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PrototypeSource(Protocol):
     """A device, seen from the cloud."""
 
     def __call__(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
-        """The device's prototypes under this student; None where an arm needs nothing from the device."""
+        """The device's prototypes under this student; None if the arm needs nothing from the device."""
         ...
 
 
@@ -34,7 +34,7 @@ class SelectData(Protocol):
 
 
 class RoundObserver(Protocol):
-    """Hears how each outer epoch went."""
+    """Is informed of the outcome of each outer round."""
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None: ...
 
@@ -53,10 +53,10 @@ def personalise(
 ) -> AudioVisualNet:
     """Algorithm 7: distil the student on public clips that look like the device's own.
 
-    Line 5, the teacher's view of the public clips, is the public bank. The returned student is line 11's;
-    downloading it (line 10) is the caller's next message to the device. An outer epoch in which the device
-    does not answer, or asks for what the public set cannot give, is reported and left out. ``done`` outer epochs
-    are behind the distiller already.
+    Line 5, the teacher's outputs for the public clips, is the public bank. The returned student is line 11's;
+    downloading it (line 10) is the caller's next message to the device. An outer round is reported and left out if the
+    device does not answer in it, or asks for something that the public set cannot give. The distiller has already
+    finished ``done`` outer rounds.
     """
     for outer_epoch in range(done, outer_epochs):  # line 1
         try:

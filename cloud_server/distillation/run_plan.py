@@ -30,14 +30,14 @@ class Plan:
 
     Attributes:
         public: folder of the public clip store.
-        work: folder for teachers, banks, students and metrics; what is finished there is not done again.
-        clients: how many devices take part; their partition ids are 0 .. clients - 1.
+        work: folder for teachers, banks, students and metrics; anything finished there is not done again.
+        clients: how many clients the run has, one per device; they are numbered 0 .. clients - 1.
         oracle_classes: per client the classes that it really holds, for the ``oracle_classes`` control only.
         holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
         sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
-        devices: the registered name of each client's device where nodes are authenticated, else empty.
+        devices: the registered name of each client's device if nodes are authenticated, else empty.
         teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download.
         journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
     """

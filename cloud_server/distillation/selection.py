@@ -1,11 +1,11 @@
-"""Which public clips a device's student is distilled on.
+"""The choice of the public clips that a device's student is distilled on.
 
 ``select_nearest`` is ``SelectData`` of the thesis' Algorithm 7 (lines 12-18): each prototype in turn takes its n most
 similar public clips that nobody took before. Similarity is the cosine of prediction probabilities (Eq. 5.5). It
 gives exactly what the row-by-row loop gives, but scans the public set once per group of prototypes in
-bounded memory. ``supported_shares`` is ours: find out which classes the device has at all, then draw from those,
-balanced. ``select_by_transport`` is the alternative that keeps every prototype's say: entropic optimal transport
-assigns public clips to all prototypes at once, weighted by the clips behind them.
+bounded memory. ``supported_shares`` is ours: estimate which classes the device has at all, then sample from those,
+balanced. ``select_by_transport`` is the alternative in which every prototype counts: entropic optimal transport assigns
+public clips to all prototypes at once, weighted by the clips behind them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ GROUP = 32
 BLOCK = 1 << 17
 """Public clips per matrix product: 32 x 131072 float32 similarities are 16 MiB."""
 SAMPLE = 16_384
-"""Public clips looked at to guess a similarity that enough clips exceed."""
+"""Public clips sampled to estimate a similarity that enough clips exceed."""
 QUOTA_ROUNDING = 1e-9
-"""More than sums of shares err by."""
+"""More than the rounding error of a sum of shares."""
 ULP = 2.0**-23
 """A float32 dot product of c values of unit vectors errs by less than (c + 2) of these."""
 
 
 class SelectionError(ValueError):
-    """A selection that the public set or the budget does not allow; one line."""
+    """The public set or the budget does not allow this selection; one line."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def per_prototype(budget: int, prototypes: int) -> Positions:
     get the remainder.
 
     Raises:
-        SelectionError: more prototypes than clips to choose, so that not everyone could get one.
+        SelectionError: more prototypes than clips to choose, so that some would get none.
     """
     if prototypes > budget:
         raise SelectionError(
@@ -102,13 +102,13 @@ def select_random(public: int, budget: int, rng: np.random.Generator) -> Positio
 def select_by_prior(
     labels: npt.NDArray[np.int64], prior: Floats, budget: int, rng: np.random.Generator
 ) -> Positions:
-    """Public clips drawn by label so that classes appear as in ``prior``: all that a K-number histogram can buy.
+    """Public clips sampled by label so that classes appear as in ``prior``: the best that a K-number histogram allows.
 
     Args:
         labels: (N,) public labels.
-        prior: (classes,) wanted class shares; classes without public clips are passed over.
-        budget: clips to draw. A class that is wanted more often than it has clips repeats them, each once
-            before any a second time, so that every arm trains on the same number.
+        prior: (classes,) target class shares; classes without public clips are skipped.
+        budget: clips to sample. If a class has too few clips for its share, they are repeated, each once before any a
+            second time, so that every arm trains on the same number.
     """
     supply = np.bincount(labels, minlength=len(prior))
     wanted = np.where(supply > 0, np.asarray(prior, np.float64), 0.0)
@@ -125,7 +125,7 @@ def select_by_prior(
 
 
 def supported_shares(prior: Floats, public_prior: Floats, threshold: float) -> npt.NDArray[np.float64]:
-    """The class shares to draw when only the classes that a device really has should count.
+    """The class shares to sample if only the classes that a device really has should count.
 
     A class is present if the device's prior reaches ``threshold`` x its public share; the present ones keep their
     public proportions. A student's noisy guesses leave some of every class in a prior, and clips of absent classes
@@ -136,7 +136,7 @@ def supported_shares(prior: Floats, public_prior: Floats, threshold: float) -> n
         public_prior: (classes,) shares among the public clips.
 
     Returns:
-        (classes,) wanted shares for :func:`select_by_prior`; the relatively largest class alone if none reaches it.
+        (classes,) target shares for :func:`select_by_prior`; the relatively largest class alone if none reaches it.
     """
     relative = np.divide(prior, public_prior, out=np.zeros(len(prior)), where=np.asarray(public_prior) > 0)
     present = relative >= min(threshold, relative.max())
@@ -183,7 +183,7 @@ def select_by_transport(
 
 
 def _round_plan(plan: npt.NDArray[np.float64], quotas: npt.NDArray[np.float64]) -> Positions:
-    """Different positions for the rows' quotas: whole parts first, then what is left; strongest entries first."""
+    """Distinct positions for the rows' quotas: whole parts first, then the remainders; strongest entries first."""
     entries = np.argsort(-plan, axis=None, kind="stable")
     free = np.ones(plan.shape[1], dtype=bool)
     whole = np.floor(quotas + QUOTA_ROUNDING)
@@ -219,7 +219,7 @@ def _scan(
 ) -> tuple[npt.NDArray[np.float32], list[Positions]]:
     """A similarity bound per row, and every free column that may reach it, in ascending order.
 
-    The rows may all want the same columns, so the bound should let through twice what they want together.
+    The rows may all compete for the same columns, so the bound should admit twice their total.
     """
     rows32 = rows.astype(np.float32)
     bounds = _similarity_bounds(rows32, columns32, free, 2 * wanted)
@@ -238,7 +238,7 @@ def _scan(
 def _similarity_bounds(
     rows: npt.NDArray[np.float32], columns: npt.NDArray[np.float32], free: npt.NDArray[np.bool_], wanted: int
 ) -> npt.NDArray[np.float32]:
-    """Per row a similarity that probably about ``wanted`` free columns reach, read off an even sample of them."""
+    """Per row a similarity that about ``wanted`` free columns probably reach, estimated from an even sample of them."""
     available = np.flatnonzero(free)
     sample = available[:: max(1, len(available) // SAMPLE)]
     rank = min(len(sample) - 1, -(-wanted * len(sample) // len(available)))

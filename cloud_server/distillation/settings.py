@@ -1,4 +1,4 @@
-"""What the cloud side can be told to do; one frozen dataclass per step, the tables of an experiment file.
+"""The settings of the cloud side: one frozen dataclass per step, which are the tables of an experiment file.
 
 Defaults are ``clean`` mode's. Field comments are the reference that docs/reference/experiment.md repeats.
 """

@@ -1,7 +1,7 @@
 """The teacher: a large audio-visual network trained on the labelled public clips (Eq. 5.3, Algorithm 6).
 
-``unimodal_weight`` 0 is the thesis' plain joint training. Above 0, each modality also has to classify on its own,
-which keeps the easier one from starving the other (balanced multimodal learning).
+``unimodal_weight`` 0 is the thesis' plain joint training. Above 0, each modality also has to classify on its own. This
+keeps the easier one from dominating the other (balanced multimodal learning).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train_teacher(
 
 
 def teacher_spec(store: ClipStore, settings: TeacherSettings) -> NetworkSpec:
-    """The network that these settings mean for this store's classes and frames."""
+    """The network for these settings and this store's classes and frames."""
     return NetworkSpec(
         settings.encoder,
         settings.feature_width,

@@ -1,1 +1,1 @@
-"""The gRPC service that answers clips for devices."""
+"""The gRPC service that classifies clips for devices."""

@@ -34,16 +34,16 @@ CAPACITY = 64
 
 
 class HeadError(ValueError):
-    """Heads that cannot be used; one line."""
+    """The heads cannot be used; one line."""
 
 
 class UnknownVersion(HeadError):
-    """No heads of this student version are here."""
+    """There are no heads of this student version."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Everything the cloud needs to answer for one student version."""
+    """Everything that the cloud needs to classify for one student version."""
 
     version: str
     class_names: tuple[str, ...]
@@ -65,16 +65,16 @@ def save_heads(
     levels: Mapping[float, CompressionNet],
     class_names: tuple[str, ...],
 ) -> None:
-    """Keep the heads of a student: its joint head, and of every rung the head. The JSON is written last.
+    """Keep the heads of a student: its joint head, and the head of every compression rate. The JSON is written last.
 
     Args:
         version: hash of the student's weights; names the files.
         net: the student.
-        rungs: trained rungs by rate; may lack some, devices are told which rates exist.
+        rungs: trained compressors and heads by rate; some may be missing, since devices learn which rates exist.
         class_names: order of the logits.
 
     Raises:
-        HeadError: a version that is no plain name, an unknown rate, a rung of another shape.
+        HeadError: a version that is not a plain name, an unknown rate, a head of another shape.
     """
     _check_version(version)
     spec = net.spec
@@ -93,7 +93,9 @@ def save_heads(
         "fusion": spec.fusion,
         "rates": sorted({1.0, *levels}),
     }
-    _heads_from(version, described, pack(nn.ModuleDict(parts).state_dict()))  # refuse what could not be read
+    _heads_from(
+        version, described, pack(nn.ModuleDict(parts).state_dict())
+    )  # refuse heads that could not be read back
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / f"{version}.safetensors", pack(nn.ModuleDict(parts).state_dict()).tobytes())
     _write(directory / f"{version}.json", json.dumps(described, indent=1).encode())

@@ -38,7 +38,7 @@ class InferenceServer:
     """The service behind a port.
 
     Args:
-        service: what answers.
+        service: answers the calls.
         listen: ``HOST:PORT``; port 0 takes a free one.
         tls: None serves plain text (``--insecure``).
     """
@@ -51,7 +51,7 @@ class InferenceServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
-        """Serve; the port. Raises ServerError where it is taken or the TLS material is unusable."""
+        """Serve; the port. Raises ServerError if it is taken or the TLS material is unusable."""
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((self.service.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -74,7 +74,7 @@ class InferenceServer:
         return port
 
     async def stop(self, grace_seconds: float = 5.0) -> None:
-        """Say that we are leaving, answer what was taken, end the streams, close the port."""
+        """Report that the server is leaving, answer accepted requests, end the streams, close the port."""
         if self._server is None:
             return
         await self._health.enter_graceful_shutdown()

@@ -1,8 +1,8 @@
 """The cloud's side of edge inference: one gRPC service, its checks, its TLS server and its clean end.
 
 A request that does not fit is answered with an error that names the field, and neither its stream nor the server's
-state changes. Bytes that are no request at all are treated alike, which is why requests are parsed here and not by
-gRPC. Devices prove who they are by a bearer token; the name in a request must be the token's.
+state changes. Bytes that are not a request at all are treated the same way; that is why requests are parsed here and
+not by gRPC. Devices prove their identity by a bearer token; the name in a request must be the token's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LONGEST_NAME = 128
 
 @dataclass(frozen=True)
 class Caller:
-    """Whom a stream belongs to: the name that its token proves; None where none is asked for."""
+    """The device of a stream: the name that its token proves; None if no token is required."""
 
     name: str | None
     token: str = field(default="", repr=False)
@@ -43,7 +43,7 @@ class Caller:
 
 @dataclass
 class Counters:
-    """What the service has done since it began."""
+    """Counters since the service began."""
 
     answered: int = 0
     refused: int = 0
@@ -56,7 +56,7 @@ class InferenceService:
 
     Args:
         shelf: the heads.
-        authorise: how a token becomes a device's name; None accepts everybody (``--insecure``).
+        authorise: turns a token into a device's name; None accepts everybody (``--insecure``).
         batching: of clips across devices.
     """
 
@@ -88,7 +88,7 @@ class InferenceService:
         )
 
     def drain(self) -> None:
-        """Take no further request; what was taken is still answered, then the streams end."""
+        """Take no further request; accepted requests are still answered, then the streams end."""
         self._draining = True
         for reader in self._readers:
             reader.cancel()
@@ -112,7 +112,7 @@ class InferenceService:
     async def classify(
         self, requests: AsyncIterator[pb.ClassifyRequest | None], context: Context
     ) -> AsyncIterator[pb.ClassifyResponse]:
-        """The stream: answers in the order of the requests, at most ``IN_FLIGHT_PER_DEVICE`` at work."""
+        """The stream: answers in the order of the requests, at most ``IN_FLIGHT_PER_DEVICE`` in progress."""
         caller = await self._caller(context)
         answers: asyncio.Queue[asyncio.Task[pb.ClassifyResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(IN_FLIGHT_PER_DEVICE)
@@ -204,7 +204,7 @@ class InferenceService:
             raise RequestError(grpc.StatusCode.NOT_FOUND, "student_version", text) from None
 
     async def _caller(self, context: Context) -> Caller:
-        """Who calls. Aborts an unknown caller."""
+        """The caller. Aborts an unknown one."""
         if self._authorise is None:
             return Caller(None)
         try:
@@ -250,7 +250,7 @@ def _features_of(request: pb.ClassifyRequest, heads: Heads) -> FeatureVectors:
 
 
 def _parser(kind: type[pb.DescribeRequest] | type[pb.ClassifyRequest]) -> Callable[[bytes], Message | None]:
-    """Bytes -> message, or None where they are none; gRPC itself would end the whole stream."""
+    """Bytes -> message, or None if they are not one; gRPC itself would end the whole stream."""
 
     def parse(content: bytes) -> Message | None:
         try:

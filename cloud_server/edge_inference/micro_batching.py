@@ -68,11 +68,11 @@ class MicroBatcher:
         self.products = 0
 
     def start(self) -> None:
-        """Begin to work on what is handed in."""
+        """Begin to work on submitted clips."""
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def stop(self) -> None:
-        """End the worker. Whoever still waits is cancelled; drain the streams first."""
+        """End the worker. Waiting clips are cancelled; drain the streams first."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -81,7 +81,7 @@ class MicroBatcher:
             self._queue.get_nowait().result.cancel()
 
     async def classify(self, heads: Heads, rate: float, features: FeatureVectors) -> Probabilities:
-        """float32 (classes,) of one clip. Raises QueueFull at once where too many wait already."""
+        """float32 (classes,) of one clip. Raises QueueFull at once if too many wait already."""
         result: asyncio.Future[Probabilities] = asyncio.get_running_loop().create_future()
         try:
             self._queue.put_nowait(_Clip(heads, rate, features, result))
@@ -117,5 +117,5 @@ class MicroBatcher:
                         clip.result.set_exception(error)
                 continue
             for clip, row in zip(clips, rows, strict=True):
-                if not clip.result.done():  # the device may have gone
+                if not clip.result.done():  # the device may have left
                     clip.result.set_result(row)

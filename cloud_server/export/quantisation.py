@@ -1,7 +1,7 @@
 """An encoder graph in int8: static, symmetric weights per output channel, unsigned activations per tensor.
 
 onnxruntime finds the ranges of the activations on public clips. Weights use seven bits: processors without VNNI
-(most small ones with x86) add pairs of products in 16 bits, which eight-bit weights would overflow in silence.
+(most small ones with x86) add pairs of products in 16 bits, which eight-bit weights would overflow silently.
 Only the encoders are quantised; the head and the compressors are a few thousand multiplications.
 """
 
@@ -59,7 +59,7 @@ def quantise_graph(graph: ModelProto, store: ClipStore) -> bytes:
     count = min(CALIBRATION_CLIPS, len(public))
     chosen = public[np.linspace(0, len(public) - 1, count).round().astype(np.int64)]
     prepared = infer_shapes(graph)
-    add_pre_process_metadata(prepared)  # folding and shapes are all that its own preparation would do
+    add_pre_process_metadata(prepared)  # its own preparation would do no more than folding and shapes
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "quantised.onnx"
         quantize_static(

@@ -1,7 +1,7 @@
 """``fedstill export``: a trained student as a folder that a device without torch can run.
 
-The fp32 graphs take their weights from the student's own safetensors file, so nothing is there twice; the int8 graph
-brings its own. Everything is hashed in ``meta.json``, which is written last.
+The fp32 graphs take their weights from the student's own safetensors file, so nothing is stored twice; the int8 graph
+holds its own. Everything is hashed in ``meta.json``, which is written last.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def export_student(
     """Write a checkpoint as ONNX into ``out``.
 
     Args:
-        stem: of the checkpoint, without suffix. Rungs saved beside it (``checkpoint.save_rungs``) become compressors.
+        stem: of the checkpoint, without suffix. Levels saved beside it (``checkpoint.save_levels``) become compressors.
         out: a new or empty folder, or an earlier export, which is replaced.
         store: clips of the student's own kind. Their labels give the class prior, and the public ones calibrate int8.
         int8: also write quantised encoders.

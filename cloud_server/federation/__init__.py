@@ -1,1 +1,1 @@
-"""The ServerApp: personalisation jobs over Flower, their journal, what travels."""
+"""The ServerApp: personalisation jobs over Flower, their journal, and the messages to devices."""

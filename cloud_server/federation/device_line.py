@@ -1,4 +1,4 @@
-"""The line to one client's device: finds its node, and asks again when that went away."""
+"""The connection to one client's device: finds its node, and asks again if that node went away."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedstill.cloud_server.federation.node_registry import NodeRegistry
 Reply = TypeVar("Reply")
 
 AGAIN_SECONDS = 0.2
-"""Pause before a lost question is asked again. Devices answer a repeated question with the same answer."""
+"""Pause before a lost request is sent again. Devices give the same answer to a repeated request."""
 
 
 @dataclass(frozen=True)
 class DeviceLine:
-    """``patience``: seconds that one question may take, all its repetitions included."""
+    """``patience``: seconds that one request may take, all its repetitions included."""
 
     exchange: Exchange
     node_registry: NodeRegistry
@@ -29,7 +29,7 @@ class DeviceLine:
 
         Raises:
             DeviceLost: no answer in time.
-            DeviceFailure: the device raised, or sent nonsense.
+            DeviceFailure: the device raised, or sent an invalid reply.
         """
         end = time.monotonic() + self.patience
         while True:

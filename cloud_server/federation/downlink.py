@@ -1,8 +1,8 @@
-"""The way down to one device: what it has, what it lacks, and updates made for exactly that.
+"""The downlink to one device: what it has, what it lacks, and updates made for exactly that.
 
 Every personalisation has a downlink of its own that starts with a full student. So the bytes of one arm do not depend
-on which arms ran before, and neither does, with rounded weights, what its device computes. What counts as known is
-what the device used in an answer. A device that lost its files gets the very same version whole, once.
+on which arms ran before. With rounded weights, neither do the results that its device computes. A version counts as
+known once the device used it in an answer. A device that lost its files gets the same version whole, once.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Downlink:
         self.acknowledged: Acknowledged | None = None
 
     def ask(self, net: AudioVisualNet, ask: Callable[[Student], Reply]) -> Reply:
-        """Put a question that needs the student ``net``; it travels as what the device does not have yet.
+        """Send a request that needs the student ``net``; only the part that the device does not have yet travels.
 
         Args:
-            ask: sends the question with the student that it is given, and returns the reply.
+            ask: sends the request with the student that it is given, and returns the reply.
 
         Raises:
-            DeviceFailure: as ``ask`` does; also where the device still lacks a base when the student came whole.
+            DeviceFailure: as ``ask`` does; also if the device still lacks a base although the student came whole.
         """
         student, reached = self._prepared(net)
         try:
@@ -74,7 +74,7 @@ class Downlink:
         spec, known = network_to_json(net.spec), self.acknowledged
         state = arrays(net)
         source = content_hash(state, (spec, *self.class_names))
-        if known and known.source == source:  # also where the device has it rounded: it is not refined
+        if known and known.source == source:  # also if the device has it rounded: it is not refined
             update, version = encode_update(known.state, known.state, "exact"), known.version
         else:
             update = encode_update(state, known.state if known else None, self.precision)

@@ -1,7 +1,7 @@
 """The run's event log: one JSON line per event in ``metrics.jsonl``, losses also as TensorBoard scalars.
 
-The launcher follows the file to draw progress, and reads finished jobs from it; after an interruption the
-same file says what need not be done again. A line cut short by a kill is ignored.
+The launcher follows the file to draw progress, and reads finished jobs from it; after an interruption the same file
+shows what is already done. A line cut short by a kill is ignored.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_events(work: Path) -> Iterator[dict[str, Any]]:
 
 
 class EventTail:
-    """The events that are new since one last looked, without reading the whole event log again."""
+    """The events since the last look, without reading the whole event log again."""
 
     def __init__(self, work: Path, from_end: bool = False) -> None:
         self._path = work / METRICS_FILE

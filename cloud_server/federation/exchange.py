@@ -1,4 +1,4 @@
-"""One question to one node over a Flower grid: an answer in time, or a reason in one line. Never a hang.
+"""One request to one node over a Flower grid: an answer in time, or a reason in one line. It never hangs.
 
 Replies are matched by message id, because an error made by the SuperLink carries the SuperLink's node id.
 Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time.
@@ -35,14 +35,14 @@ class DeviceLost(DeviceFailure):
 
 @dataclass(frozen=True)
 class Answer:
-    """A decoded reply's cost on the wire, in bytes."""
+    """A decoded reply, with its cost on the wire in bytes."""
 
     up_bytes: int
     down_bytes: int
 
 
 class DeviceLacks(DeviceFailure):
-    """A device needs ``item`` (see ``messages.MissingDependency``) first; ``spent`` is what it cost to learn."""
+    """A device needs ``item`` (see ``messages.MissingDependency``) first; ``spent`` is the cost of this reply."""
 
     def __init__(self, lacking: MissingDependency, spent: Answer) -> None:
         super().__init__(f"says that it lacks {lacking.item} {lacking.version[:12]}")
@@ -51,7 +51,7 @@ class DeviceLacks(DeviceFailure):
 
 @dataclass
 class Exchange:
-    """Asks nodes questions; ``timeout`` in seconds per question."""
+    """Sends requests to nodes; ``timeout`` in seconds per request."""
 
     grid: Grid
     timeout: float
@@ -63,9 +63,9 @@ class Exchange:
         """Send ``request`` to ``node`` and decode its reply.
 
         Raises:
-            DeviceLost: the device died or stayed silent.
-            DeviceLacks: it asks for something that the request referred to.
-            DeviceFailure: it raised, or sent nonsense.
+            DeviceLost: the device died or did not answer.
+            DeviceLacks: it lacks something that the request referred to.
+            DeviceFailure: it raised, or sent an invalid reply.
         """
         content = encode(request)
         reply = self._exchange(node, action, content, self.timeout if timeout is None else timeout)
@@ -78,7 +78,7 @@ class Exchange:
             raise DeviceFailure(f"sent an unusable {expect.__name__}: {error}") from error
 
     def online(self) -> set[int]:
-        """The nodes that are believed to be online."""
+        """The nodes that Flower takes for online."""
         with self.lock:
             return set(self.grid.get_node_ids())
 
@@ -105,7 +105,7 @@ class Exchange:
 
 
 def _missing_dependency(content: RecordDict) -> MissingDependency | None:
-    """What the device says it needs, if that is what it says."""
+    """The item that the device lacks, if its reply says so."""
     try:
         return decode(MissingDependency, content)
     except WireError:

@@ -1,4 +1,4 @@
-"""The last step of a personalisation: the device takes its student into use, after a try on a few public clips."""
+"""The last step of a personalisation: the device installs its student, after a trial on a few public clips."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def install(
     """Have the device install a student; the canary clips travel only to a device that does not have them.
 
     Args:
-        positions: the public clips that the student was last trained on, so those that look like the device's.
-        compressors: the ladder's, as ``InstallRequest`` carries them.
-        ask: asks the device the request that its argument makes of the student as it travels.
+        positions: the public clips that the student was last trained on, which resemble the device's.
+        compressors: of all compression rates, as ``InstallRequest`` carries them.
+        ask: sends the device the request that its argument builds from the student's update.
 
     Raises:
         DeviceFailure: as ``ask`` does.
@@ -62,9 +62,9 @@ def install(
 
 
 def canary_positions(bank: PublicBank, positions: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Up to ``count`` of ``positions``: those that the teacher is surest of, from its predicted classes in turns.
+    """Up to ``count`` of ``positions``: those that the teacher is surest of, taken from its predicted classes in turn.
 
-    Sure clips, because on these a student that arrived whole agrees with the teacher and a broken one does not.
+    Sure clips, because on these an intact student agrees with the teacher and a broken one does not.
     """
     class_probabilities = bank.probabilities()[positions]
     decided, surest_first = (

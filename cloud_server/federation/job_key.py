@@ -1,4 +1,4 @@
-"""The name of one piece of work: which device, arm, scenario and seed. Every row of the journal hangs on one."""
+"""The name of one piece of work: which device, arm, scenario and seed. Every row of the journal belongs to one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from fedstill.protos.messages import Job
 
 @dataclass(frozen=True)
 class JobKey:
-    """What makes a job; ``sweep`` and ``value`` name a variant (Figures 5.12, 5.13, Table 5.3), empty otherwise."""
+    """The parts that identify a job; ``sweep`` and ``value`` name a variant (Figures 5.12, 5.13, Table 5.3), empty
+    otherwise."""
 
     scenario: str
     arm: str
@@ -21,7 +22,7 @@ class JobKey:
 
     @property
     def variant(self) -> str:
-        """``all_distill_select.uploaded_samples.25``: the arm, and the sweep's value where there is one."""
+        """``all_distill_select.uploaded_samples.25``: the arm, and the sweep's value if there is one."""
         return f"{self.arm}.{self.sweep}.{self.value:g}" if self.sweep else self.arm
 
     @property
@@ -30,7 +31,7 @@ class JobKey:
         return f"{self.scenario}/{self.variant}/client{self.client}/seed{self.seed}"
 
     def at(self, outer_epoch: int) -> Job:
-        """The key as messages of one outer epoch carry it."""
+        """The key as messages of one outer round carry it."""
         return Job(self.scenario, self.variant, self.seed, outer_epoch)
 
     @classmethod

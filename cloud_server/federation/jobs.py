@@ -1,8 +1,8 @@
-"""One job = one device, in one arm and scenario, for one seed: personalise, send down, let the device count.
+"""One job: one device in one arm and scenario, for one seed. Personalise, send the student down, let the device count.
 
-Every job stands alone: it has its own randomness, waits for nobody else's device, and leaves one record with all that
-the report needs. A device that fails is reported and left out of that round; the job goes on. What a job has done is
-in the journal before it goes on, so a job that was interrupted continues in the outer epoch that it was in.
+Every job stands alone: it has its own randomness, waits for its own device only, and leaves one record with all that
+the report needs. A device that fails is reported and left out of that outer round; the job goes on. Each step is in the
+journal before the job goes on, so an interrupted job continues in the outer round that it was in.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from fedstill.protos.messages import (
 Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult)
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
-"""Those of Table 5.3's report; fp16 exists for inference."""
+"""The precisions of Table 5.3's report; fp16 exists for inference."""
 STUDENTS_FOLDER = "students"
 NOTHING = np.empty(0, np.uint8)
 NO_PRIOR = np.empty(0, np.float32)
@@ -99,13 +99,13 @@ class PersonalisationJob:
             self.plan = with_variant(cloud.plan, key.sweep, int(key.value))
         precision = (
             "exact" if key.arm == "teacher" else cloud.plan.downlink.precision
-        )  # it is no arm's student
+        )  # it is not the student of an arm
         self.downlink = Downlink(precision, cloud.public.class_names)
         self.record = JobRecord(key)
         self.last_selection: Selection | None = None
 
     def run(self) -> JobRecord:
-        """Personalise and evaluate; what the device fails at is reported and left out."""
+        """Personalise and evaluate; steps at which the device fails are reported and left out."""
         self.journal.forget_failures(self.key)
         with self.slots.held():
             return self._run()
@@ -169,7 +169,7 @@ class PersonalisationJob:
         return student.cpu().eval()
 
     def _continue(self, progress: Progress) -> int:
-        """Take up an interrupted job; returns how many outer epochs are behind it."""
+        """Resume an interrupted job; returns how many outer rounds are finished."""
         rounds = self.journal.rounds(self.key)
         for one in rounds:
             self.record.selection.append({"round": one.round, "class_counts": one.class_counts})
@@ -189,7 +189,7 @@ class PersonalisationJob:
         return self.cloud.directory / "progress" / self.key.text.replace("/", "-")
 
     def _prototypes(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
-        """Lines 2-4 of Algorithm 7 happen on the device; None where the arm asks nothing of it."""
+        """Lines 2-4 of Algorithm 7 happen on the device; None if the arm asks nothing of it."""
         if self.arm.upload is None or (self.arm.upload_once and self.first_upload is not None):
             return self.first_upload
         accepted = self.journal.upload(self.key, outer_epoch)
@@ -229,7 +229,7 @@ class PersonalisationJob:
         return one_cell(len(self.cloud.public.class_names)) if histogram else self.cloud.centres
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None:
-        """Keep what one outer epoch selected, how its losses went, and the state to go on from."""
+        """Keep the selection of one outer round, its losses, and the state to continue from."""
         self.last_selection = selection
         classes = len(self.cloud.public.class_names)
         counts = np.bincount(self.cloud.bank.labels[selection.positions], minlength=classes).tolist()
@@ -247,7 +247,7 @@ class PersonalisationJob:
         self._count(student, NOTHING, "", {})
 
     def _evaluate_ladder(self, student: AudioVisualNet) -> None:
-        """Table 5.3: every rate in both precisions, on the clips that the last outer epoch selected."""
+        """Table 5.3: every rate in both precisions, on the clips that the last outer round selected."""
         if self.last_selection is None:
             self.failed(0, "no selection to train the compression ladder on: every outer epoch was left out")
             return
@@ -284,7 +284,7 @@ class PersonalisationJob:
         return (self.key.arm, self.key.scenario, self.key.seed) == first and not self.key.sweep
 
     def _install(self, student: AudioVisualNet) -> None:
-        """The device takes the student into use; whether it did is an event and part of the record."""
+        """The device installs the student; whether it did is an event and part of the record."""
         final = distillation_of(self.arm, self.plan).outer_epochs
         everything = np.arange(len(self.cloud.bank.labels))
         seen = everything if self.last_selection is None else np.unique(self.last_selection.positions)
@@ -305,7 +305,7 @@ class PersonalisationJob:
         self.cloud.metrics.emit("install", **asdict(self.key), **self.record.install)
 
     def _offer_heads(self, student: AudioVisualNet, levels: Mapping[float, CompressionNet]) -> None:
-        """Let the inference service answer for the student as the device will have it, rounded weights included."""
+        """Give the inference service the student's heads, with the rounded weights that the device will have."""
         has = self.downlink.reaches(student)
         net = AudioVisualNet(student.spec)
         load_arrays(net, has.state)
@@ -320,7 +320,7 @@ class PersonalisationJob:
         expect: type[Reply],
         outer_epoch: int,
     ) -> Reply:
-        """One question of this job, about a student, to the device; the bytes of usable answers are counted."""
+        """One request of this job, about a student, to the device; the bytes of usable answers are counted."""
 
         def ask(shown: Student) -> Reply:
             question = request(shown)
@@ -341,7 +341,7 @@ class PersonalisationJob:
         self.journal.spend(self.key, outer_epoch, action, answer.up_bytes, answer.down_bytes)
 
     def failed(self, outer_epoch: int, reason: str) -> None:
-        """Report a device that is left out of a round."""
+        """Report a device that is left out of an outer round."""
         record = {**asdict(self.key), "round": outer_epoch, "reason": reason}
         self.journal.fail(self.key, outer_epoch, record)
         self.cloud.metrics.emit("failure", **record)

@@ -1,8 +1,8 @@
-"""What the cloud must not forget: one SQL database per run, written before anything is acted upon.
+"""What the cloud must not lose: one SQL database per run, written before the cloud acts on anything.
 
 A row is added once and never changed by a repeated message: an upload that was accepted stays the accepted one, a
-finished round is not done again, a finished job is not counted twice. Any SQLAlchemy URL works; without one it is a
-SQLite file in the run's own folder. What is large (training states, students) lies in files beside it.
+finished outer round is not done again, a finished job is not counted twice. Any SQLAlchemy URL works; the default is a
+SQLite file in the run's own folder. Large things (training states, students) are files beside it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class JournalError(RuntimeError):
 
 @dataclass(frozen=True)
 class PrivacyGuarantee:
-    """What was promised to a device for an upload: its kind, and (epsilon, delta) where that is ``dp``, else 0."""
+    """The privacy guarantee of an upload: its kind, and (epsilon, delta) if that is ``dp``, else 0."""
 
     kind: str
     epsilon: float = 0.0
@@ -118,7 +118,7 @@ class PrivacyGuarantee:
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """One outer epoch that need not be done again."""
+    """One outer round that need not be done again."""
 
     round: int
     losses: list[float]
@@ -127,10 +127,10 @@ class FinishedRound:
 
 
 class Journal:
-    """Thread-safe; every method is one transaction, and what it wrote is on disk when it returns.
+    """Thread-safe; every method is one transaction, which is on disk when it returns.
 
     Raises:
-        JournalError: the database cannot be reached, or is of another kind.
+        JournalError: the database cannot be reached, or has another schema.
     """
 
     def __init__(self, url: str) -> None:
@@ -143,7 +143,7 @@ class Journal:
     def close(self) -> None:
         self._engine.dispose()
 
-    # Jobs and their rounds.
+    # Jobs and their outer rounds.
 
     def finish_job(self, key: JobKey, record: Mapping[str, Any]) -> None:
         """Keep a finished job's record; the first one stays."""
@@ -158,12 +158,12 @@ class Journal:
     def finish_round(
         self, key: JobKey, outer_epoch: int, losses: list[float], class_counts: list[int], state_file: str
     ) -> None:
-        """Keep one trained outer epoch; ``state_file`` is already on disk."""
+        """Keep one trained outer round; ``state_file`` is already on disk."""
         row = {"job": key.text, "round": outer_epoch, "losses": losses, "class_counts": class_counts}
         self._add_once(ROUNDS, {**row, "state_file": state_file, "finished": time.time()})
 
     def rounds(self, key: JobKey) -> list[FinishedRound]:
-        """The finished outer epochs of a job, oldest first."""
+        """The finished outer rounds of a job, oldest first."""
         wanted = select(ROUNDS).where(ROUNDS.c.job == key.text).order_by(ROUNDS.c.round)
         with self._engine.connect() as connection:
             return [
@@ -172,28 +172,28 @@ class Journal:
             ]
 
     def fail(self, key: JobKey, outer_epoch: int, record: Mapping[str, Any]) -> None:
-        """Keep why a device was left out of a round."""
+        """Keep why a device was left out of an outer round."""
         row = {"job": key.text, "round": outer_epoch, "record": dict(record), "at": time.time()}
         self._add_once(FAILURES, row)
 
     def forget_failures(self, key: JobKey) -> None:
-        """A job that is taken up again may do better than before, in the rounds that it has not finished."""
+        """A resumed job may succeed where it failed before, in the outer rounds that it has not finished."""
         finished = select(ROUNDS.c.round).where(ROUNDS.c.job == key.text)
         with self._engine.begin() as connection:
             last = max(connection.scalars(finished), default=-1)
             connection.execute(delete(FAILURES).where(FAILURES.c.job == key.text, FAILURES.c.round > last))
 
     def failures(self) -> list[dict[str, Any]]:
-        """Every round that a device was left out of."""
+        """Every outer round that a device was left out of."""
         with self._engine.connect() as connection:
             return list(connection.scalars(select(FAILURES.c.record).order_by(FAILURES.c.at)))
 
-    # What devices sent, and what was made of it.
+    # What devices sent, and what was selected for it.
 
     def accept_upload(
         self, key: JobKey, outer_epoch: int, upload: PrototypeUpload, guarantee: PrivacyGuarantee
     ) -> PrototypeUpload:
-        """Keep an upload and its line of the privacy ledger; returns the one that counts, which is the first."""
+        """Keep an upload and its line of the privacy ledger; returns the upload that counts, which is the first."""
         where = {"job": key.text, "round": outer_epoch, "client": key.client}
         clips, now = int(upload.counts.sum()), time.time()
         try:
@@ -209,7 +209,7 @@ class Journal:
         return upload
 
     def upload(self, key: JobKey, outer_epoch: int) -> PrototypeUpload | None:
-        """The accepted upload of one round, or None."""
+        """The accepted upload of one outer round, or None."""
         wanted = select(UPLOADS.c.content).where(UPLOADS.c.job == key.text, UPLOADS.c.round == outer_epoch)
         with self._engine.connect() as connection:
             content = connection.scalar(wanted)
@@ -222,14 +222,14 @@ class Journal:
             return [(row.job, row.round, row.client) for row in connection.execute(wanted)]
 
     def select(self, key: JobKey, outer_epoch: int, selection: Selection) -> None:
-        """Keep which public clips a round was trained on."""
+        """Keep which public clips an outer round was trained on."""
         arrays: Arrays = {"positions": selection.positions, "weights": selection.weights}
         content = safetensors.numpy.save(arrays)
         row = {"job": key.text, "round": outer_epoch, "content": content}
         self._add_once(SELECTIONS, {**row, "chosen": time.time()})
 
     def selection(self, key: JobKey, outer_epoch: int) -> Selection | None:
-        """The public clips of one round, or None."""
+        """The public clips of one outer round, or None."""
         wanted = select(SELECTIONS.c.content)
         wanted = wanted.where(SELECTIONS.c.job == key.text, SELECTIONS.c.round == outer_epoch)
         with self._engine.connect() as connection:
@@ -240,7 +240,7 @@ class Journal:
         return Selection(found["positions"], found["weights"])
 
     def keep_student(self, key: JobKey, version: str, file: str, size: int) -> None:
-        """Name the file, called by its content, that holds a job's student of ``size`` bytes."""
+        """Record the content-addressed file that holds a job's student of ``size`` bytes."""
         row = {"job": key.text, "version": version, "file": file, "bytes": size, "made": time.time()}
         self._add_once(STUDENTS, row)
 
@@ -258,7 +258,7 @@ class Journal:
             return [dict(row._mapping) for row in rows]
 
     def spend(self, key: JobKey, outer_epoch: int, action: str, up_bytes: int, down_bytes: int) -> None:
-        """Add a line to the traffic ledger: what an answered question cost, also when its answer came twice."""
+        """Add a line to the traffic ledger: the cost of an answered request, also if its answer came twice."""
         row = {"job": key.text, "client": key.client, "round": outer_epoch, "action": action}
         with self._engine.begin() as connection:
             connection.execute(
@@ -272,10 +272,10 @@ class Journal:
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(wanted)]
 
-    # Who is there.
+    # Who is online.
 
     def see_node(self, client: int, node: str, name: str, version: str, state: str) -> None:
-        """Note the state of a client's device; ``since`` moves when the state does."""
+        """Record the state of a client's device; ``since`` changes when the state does."""
         now = time.time()
         values = {"node": node, "name": name, "version": version, "state": state, "seen": now}
         with self._engine.begin() as connection:
@@ -287,7 +287,8 @@ class Journal:
             connection.execute(update(NODES).where(NODES.c.client == client).values(**values, **since))
 
     def overview(self) -> list[dict[str, Any]]:
-        """One row per known client for ``fedstill status``: node columns, bytes so far, last round and accuracy."""
+        """One row per known client for ``fedstill status``: node columns, bytes so far, last outer round and
+        accuracy."""
         spent = (
             select(
                 TRAFFIC.c.client,
@@ -310,7 +311,7 @@ class Journal:
             with self._engine.begin() as connection:
                 connection.execute(insert(table).values(**row))
         except IntegrityError:
-            return  # it is there already, and the first one counts
+            return  # it exists already, and the first one counts
 
 
 def open_journal(work: Path, url: str = "") -> Journal:
@@ -319,7 +320,7 @@ def open_journal(work: Path, url: str = "") -> Journal:
 
 
 def _last_of(connection: Connection, client: int) -> dict[str, Any]:
-    """The newest round and the newest accuracy of a client's jobs."""
+    """The newest outer round and the newest accuracy of a client's jobs."""
     newest = select(TRAFFIC.c.job, TRAFFIC.c.round).where(TRAFFIC.c.client == client)
     place = connection.execute(newest.order_by(TRAFFIC.c.row.desc()).limit(1)).one_or_none()
     done = select(JOBS.c.record).where(JOBS.c.client == client).order_by(JOBS.c.finished.desc()).limit(1)

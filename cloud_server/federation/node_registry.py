@@ -1,7 +1,7 @@
-"""Which node speaks for which client, kept up to date while the run goes on.
+"""Which node belongs to which client, kept up to date during the run.
 
-A device may come late, vanish and come back, also as another node. One thread looks who is online and lets every new
-node introduce itself; whoever needs a client's device waits for it here, and for nobody else's.
+A device may come late, vanish and come back, also as another node. One thread checks which nodes are online and asks
+every new node to introduce itself. A job waits here for its own client's device, and for no other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 INTRODUCTIONS = 8
-"""Nodes that introduce themselves at the same time."""
+"""How many nodes introduce themselves at the same time."""
 
 
 @dataclass
@@ -31,10 +31,10 @@ class NodeRegistry:
     """Use as a context manager.
 
     Attributes:
-        clip_format: what devices are told about the run's clips.
+        clip_format: the format of the run's clips, sent to devices.
         clients: how many clients the run has; 0 .. clients - 1.
-        names: the registered name of each client's device where nodes are authenticated, else empty. A node's
-            name is bound to its key, so nobody can claim somebody else's place.
+        names: the registered name of each client's device if nodes are authenticated, else empty. A node's name is
+            bound to its key, so no node can take another's place.
     """
 
     exchange: Exchange
@@ -67,7 +67,7 @@ class NodeRegistry:
         return bool(self._heard)
 
     def node(self, client: int, timeout: float) -> int:
-        """The node that speaks for ``client``, as soon as it is online.
+        """The node of ``client``, as soon as it is online.
 
         Raises:
             DeviceLost: it was not there for ``timeout`` seconds.
@@ -78,14 +78,14 @@ class NodeRegistry:
             return self._nodes[client]
 
     def late(self, client: int) -> None:
-        """Note that a client's device let a question wait in vain."""
+        """Record that a client's device did not answer a request."""
         with self._changed:
             if client in self._nodes:
                 self._late.add(client)
                 self._note(client, self._nodes[client], "late")
 
     def answered(self, client: int) -> None:
-        """Note that a client's device is not late any more."""
+        """Record that a client's device is no longer late."""
         with self._changed:
             if client in self._late and client in self._nodes:
                 self._late.remove(client)
@@ -97,7 +97,7 @@ class NodeRegistry:
             pause = min(1.5 * pause, LOOK_SECONDS)
             try:
                 self._look()
-            except Exception as error:  # the connection may fail for a moment; we look again
+            except Exception as error:  # the connection may fail for a moment; the next look tries again
                 LOG.warning("event=roster_blind reason=%r", error)
 
     def _look(self) -> None:
@@ -110,7 +110,7 @@ class NodeRegistry:
             for node in back:
                 if self._heard[node].partition not in self._nodes:
                     self._register(node, self._heard[node])
-            self._asked &= online  # whoever went away may introduce itself again
+            self._asked &= online  # a node that went away may introduce itself again
             new = sorted(online - self._asked - set(self._nodes.values()))
             self._asked |= set(new)
         for node in new:
@@ -127,7 +127,7 @@ class NodeRegistry:
             self.metrics.emit("refused", node=str(node), reason=str(failure))
 
     def _introduced(self, node: int) -> Hello:
-        """What a node says about itself. Raises DeviceFailure if it may not take part."""
+        """A node's introduction. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
         hello, _ = self.exchange.ask(node, "query.hello", HelloRequest(ours, self.clip_format), Hello)
         if hello.version != ours:

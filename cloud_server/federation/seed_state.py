@@ -1,4 +1,4 @@
-"""What the cloud owns for one seed: public clips, teacher, public bank and the students shared by all devices.
+"""The cloud's models and data for one seed: public clips, teacher, public bank and the students shared by all devices.
 
 Everything here is made once and kept in the run directory; a resumed run finds it there.
 """
@@ -67,7 +67,7 @@ class SeedCloud:
 
     @cached_property
     def bank(self) -> PublicBank:
-        """The teacher's view of all public clips (Algorithm 7, line 5), computed once."""
+        """The teacher's outputs for all public clips (Algorithm 7, line 5), computed once."""
         version = hashlib.sha256(pack(self.teacher.state_dict()).tobytes()).hexdigest()[:16]
         folder = self.directory / "bank"
         bank = open_bank(folder, version)
@@ -92,7 +92,7 @@ class SeedCloud:
         return self._kept("all_distill", self._distil_on_all)
 
     def shared(self, arm: str) -> AudioVisualNet:
-        """The network of an arm that is the same for all devices, made when first asked for."""
+        """The network of an arm that is the same for all devices, made on first use."""
         if arm == "teacher":
             return self.teacher
         if arm not in EQUAL_STEPS:
@@ -156,7 +156,7 @@ class SeedCloud:
         return distiller.student.cpu().eval()
 
     def _train_on(self, arm: str) -> AudioVisualNet:
-        """AllDistill trained on with as many steps as the other arms, on all public clips: no selection."""
+        """AllDistill trained further with as many steps as the other arms, on all public clips: no selection."""
         settings = self.plan.distillation if arm == "all_distill_equal_steps" else self.plan.ours
         public = len(self.public.info)
         turns = settings.outer_epochs * settings.inner_epochs
@@ -193,8 +193,8 @@ def hold_out(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(training, held-out) positions: whole speakers are held out until they make up ``share`` of the clips.
 
-    A new device is a new speaker, so accuracy on known speakers would promise too much. One speaker always
-    stays to train on; where there is only one, nobody is held out.
+    A new device is a new speaker, so accuracy on known speakers would be too optimistic. At least one speaker stays in
+    the training; if there is only one, nobody is held out.
     """
     names = np.array(speakers)
     held_out = np.zeros(len(names), dtype=bool)

@@ -1,7 +1,7 @@
 """The cloud's Flower ServerApp: seed by seed, train the teacher, fill the bank, run every device's jobs.
 
-It reads its run plan from ``plan.json`` in the run directory, writes its event log to ``metrics.jsonl`` there, and does
-nothing again that the journal already holds, so starting it again on the same directory resumes the run.
+It reads its run plan from ``plan.json`` in the run directory, writes its event log to ``metrics.jsonl`` there, and
+skips everything that the journal already holds. So starting it again on the same directory resumes the run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SWEEP_VALUES: Mapping[str, tuple[float, ...]] = {
     "uploaded_samples": (25, 50, 100, 150),
     "compression": (0,),
 }
-"""Figure 5.12, Figure 5.13 and Table 5.3; a compression job evaluates the whole ladder."""
+"""Figure 5.12, Figure 5.13 and Table 5.3; a compression job evaluates all levels."""
 SWEEP_ARM: Mapping[str, str] = {
     "cluster_samples": "all_distill_select_cluster",
     "uploaded_samples": "all_distill_select",
@@ -65,7 +65,7 @@ def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
     """All seeds in turn; within a seed every device is served on its own.
 
     Raises:
-        DeviceFailure: there was not a single usable device.
+        DeviceFailure: there was no usable device.
     """
     journal = open_journal(Path(plan.work), plan.journal)
     done = {JobKey.of(record) for record in journal.jobs()}
@@ -85,7 +85,7 @@ def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
 def run_seed(
     cloud: SeedCloud, keys: list[JobKey], exchange: Exchange, node_registry: NodeRegistry, journal: Journal
 ) -> None:
-    """What is shared first, with all cores; then every device's jobs in turn, the devices side by side.
+    """First the shared models, with all cores; then every device's jobs in turn, the devices in parallel.
 
     ``compute.workers`` jobs train at the same time, one core each; a job that waits for its device does not count.
     """
@@ -118,7 +118,7 @@ def run_seed(
         for future in as_completed([pool.submit(serve, client) for client in clients]):
             future.result()
     finally:
-        stopped.set()  # after an error or Ctrl-C, what has not begun does not begin
+        stopped.set()  # after an error or Ctrl-C, no further job begins
         pool.shutdown(cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""Room to compute: as many jobs train at a time as there are slots; one that waits for its device gives its slot up."""
+"""Compute slots: as many jobs train at a time as there are slots. A job that waits for its device gives its slot up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ComputeSlots:
 
     @contextmanager
     def given_up(self) -> Iterator[None]:
-        """Wait inside, while another job computes; only where one is held."""
+        """Wait inside, while another job computes; only if a slot is held."""
         self._free.release()
         try:
             yield

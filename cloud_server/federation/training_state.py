@@ -1,6 +1,6 @@
-"""A student in the middle of Algorithm 7, on disk: weights, optimiser, schedule and randomness after an outer epoch.
+"""A student in the middle of Algorithm 7, on disk: weights, optimiser, schedule and randomness after an outer round.
 
-Loading it continues to the very same student as if nothing had happened.
+Training that continues from it gives the same student as an undisturbed run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ WEIGHT, RANDOMNESS = "student.", "generator"
 
 @dataclass(frozen=True)
 class Progress:
-    """What continues over outer epochs: the distiller, and the randomness of selection."""
+    """The state that continues over outer rounds: the distiller, and the randomness of selection."""
 
     distiller: Distiller
     rng: np.random.Generator
 
 
 def save_progress(path: Path, progress: Progress) -> None:
-    """Put everything that :func:`load_progress` needs into one file."""
+    """Write everything that :func:`load_progress` needs into one file."""
     distiller = progress.distiller
     optimiser = distiller.optimiser.state_dict()
     tensors = {WEIGHT + name: value for name, value in distiller.student.state_dict().items()}
@@ -40,7 +40,7 @@ def save_progress(path: Path, progress: Progress) -> None:
 
 
 def load_progress(path: Path, progress: Progress) -> None:
-    """Put the saved state into a distiller that was made with the same settings.
+    """Load the saved state into a distiller that was made with the same settings.
 
     Raises:
         ValueError: the file is missing, damaged, or of another network.

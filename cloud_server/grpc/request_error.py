@@ -1,4 +1,4 @@
-"""Why a gRPC service of ours refuses a request: one type for all services."""
+"""The refusal of a request by a gRPC service: one type for all services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's life in a process: start, say where it is, wait for SIGTERM or SIGINT, drain."""
+"""Run a server in a process: start, report its address, wait for SIGTERM or SIGINT, drain."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Place = TypeVar("Place", covariant=True)
 
 
 class Server(Protocol[Place]):
-    """What lives in an event loop."""
+    """A server in an event loop."""
 
     async def start(self) -> Place:
         """Serve; the port or ports."""
 
     async def stop(self) -> None:
-        """Answer what was taken, then close."""
+        """Answer accepted requests, then close."""
 
 
 def run_until_signalled(server: Server[Place], announce: Callable[[Place], None]) -> None:

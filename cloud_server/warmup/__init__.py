@@ -1,1 +1,1 @@
-"""Token-reduction warm-up of a Vision Transformer before it serves (thesis chapter 4, Prodigy)."""
+"""Token-reduction warm-up of a Vision Transformer before it serves (thesis chapter 4, "Prodigy")."""

@@ -1,9 +1,9 @@
-"""Algorithm 5 and what we do instead: from accuracies at a reduction to the weights of an averaged model.
+"""Algorithm 5 and our alternative: from accuracies at a reduction to the weights of an averaged model.
 
-The printed algorithm normalises accuracies by their sum, which comes out near uniform (61 % and 77 % give 0.44 and
-0.56 where Table 4.1 finds 0.1 and 0.9 best), and it lets a model that is useless at a reduction spoil it. Ours
-takes few models, sharpens their weights by a temperature, and keeps the soup only where it beats the best single
-model on images that did not choose it.
+The printed algorithm normalises accuracies by their sum, which gives nearly uniform weights (61 % and 77 % give 0.44
+and 0.56, although Table 4.1 finds 0.1 and 0.9 best). It also lets a model that is useless at a reduction spoil the
+average. Ours takes few models, sharpens their weights by a temperature, and keeps the soup only if it beats the best
+single model on images that did not choose it.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def softmax_recipe(accuracies: Mapping[int, float], temperature: float, most: in
 
 
 def best_single(right: Mapping[int, str]) -> Recipe:
-    """The model with most right answers; of equals, the one that was fine-tuned at less reduction."""
+    """The model with the most right answers; of equals, the one that was fine-tuned at less reduction."""
     return single(min(right, key=lambda model: (-right[model].count("1"), model)))
 
 
 def choose_recipe(
     right: Mapping[int, str], answers: Callable[[Recipe], str], settings: EnsembleSettings
 ) -> Recipe:
-    """What to serve a reduction with.
+    """Choose the model or soup that serves a reduction.
 
-    Every second profiling image chooses among soups; the others judge: a soup must be right more often on them than
-    the best single model, which all images chose, else that model stays.
+    Every second profiling image chooses among soups; the others judge: a soup must be right more often on them than the
+    best single model, which all images chose. Otherwise that model stays.
 
     Args:
         right: digits of right answers at this reduction by model.
@@ -110,7 +110,7 @@ def affordable_models(
 
 
 def ranking(right: Mapping[int, str]) -> tuple[Recipe, ...]:
-    """The single models that a reduction can be served with, most right answers first."""
+    """The single models that can serve a reduction, most right answers first."""
     return tuple(map(single, sorted(right, key=lambda model: (-right[model].count("1"), model))))
 
 

@@ -1,10 +1,10 @@
-"""A planner that looks at what a model is worth everywhere, not at one pair: greedy facility location.
+"""A planner that considers a model's worth at every reduction, not at one pair: greedy facility location.
 
 Eq. (4.1) with the best model at every reduction is the facility-location problem: models are facilities,
 reductions are clients, accuracy is the value. It is monotone and submodular, so greedy is within 1 - 1/e of the
-best set (Nemhauser, Wolsey and Fisher 1978) *for the accuracies that it believes*. It believes a small curve,
-fitted anew after each model: what a model of its own would reach at a reduction, and an exponential loss with the
-distance to the model that serves it, at one rate for models of less reduction and another for models of more
+best set (Nemhauser, Wolsey and Fisher 1978) *for the accuracies that it assumes*. These come from a small curve, fitted
+again after each model: the accuracy that a model of its own would reach at a reduction, and an exponential loss with
+the distance to the model that serves it, at one rate for models of less reduction and another for models of more
 (Observations 1 and 2). Where a model was measured, the measurement counts.
 """
 
@@ -20,10 +20,10 @@ from fedstill.cloud_server.warmup.planner import Budget, Spending, WarmUpBackend
 from fedstill.datasets.audiovisual.clip import DataError
 
 LEAST_GAIN = 1e-4
-"""Mean accuracy over all reductions below which another model is not worth having."""
+"""The least gain in mean accuracy over all reductions for which another model is worth its cost."""
 
 LEAST_ACCURACY = 0.01
-"""A model that is never right has no finite loss rate."""
+"""The least accuracy assumed: a model that is never right has no finite loss rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class AccuracyCurve:
 
 
 def fit_curve(measured: Mapping[tuple[int, int], float]) -> AccuracyCurve:
-    """Rates by least squares of logarithms where two models are known at one place; then own accuracies from the best
-    that was measured there, freed from its loss.
+    """Rates by least squares of logarithms wherever two models are known at one position; then own accuracies from the
+    best measurement there, corrected for its loss.
 
     Keys: positions of (model, reduction), each model at its own among them.
     """
@@ -69,14 +69,14 @@ def fit_curve(measured: Mapping[tuple[int, int], float]) -> AccuracyCurve:
     own: dict[int, float] = {}
     for (model, reduction), value in measured.items():
         free = min(1.0, value / rates.kept(model, reduction))
-        if reduction in models:  # its own model was measured, and only a better one says more
+        if reduction in models:  # its own model was measured; only a better one adds information
             free = value
         own[reduction] = max(own.get(reduction, 0.0), free)
     return AccuracyCurve(tuple(sorted(own.items())), up, down)
 
 
 def _rate(losses: Mapping[tuple[int, int], float]) -> float:
-    """Loss per position, not below 0; 0 where nothing is known."""
+    """Loss per position, not below 0; 0 if nothing is known."""
     distances = {pair: abs(pair[1] - pair[0]) for pair in losses}
     squares = sum(distance**2 for distance in distances.values())
     return max(0.0, sum(losses[pair] * distances[pair] for pair in losses) / squares) if squares else 0.0

@@ -1,8 +1,8 @@
 """Fine-tunes a network with token reduction in its forward pass (thesis Section 4.4.2's ``Finetune``).
 
 Trunk and head are trained together by AdamW with a cosine decay; the state after each epoch goes to disk, so a killed
-process goes on from the last finished epoch and ends with the very same weights. Training stops early when
-the profiling images say that it no longer helps, and the best epoch's weights are what remains.
+process continues from the last finished epoch and ends with the same weights. Training stops early if accuracy on the
+profiling images no longer improves, and the weights of the best epoch are kept.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class FineTuneSettings:
 
 @dataclass(frozen=True, slots=True)
 class FineTuned:
-    """How it went: accuracy on the profiling images before training and after each epoch, and the seconds in training
-    steps (measuring not counted)."""
+    """The course of a training: accuracy on the profiling images before training and after each epoch, and the seconds
+    in training steps (measuring not counted)."""
 
     accuracies: tuple[float, ...]
     seconds: float
@@ -84,7 +84,7 @@ def fine_tune(
 
     Args:
         profiling: decides which epoch is best and when to stop.
-        state: file that training goes on from where it exists, and that is written after each epoch.
+        state: file that is written after each epoch; if it exists, training continues from it.
         progress: called after each epoch with its number and the accuracy on the profiling images.
 
     Raises:
@@ -104,7 +104,7 @@ def fine_tune(
         _epoch(net, train, training, settings)
         training.seconds += perf_counter() - started
         training.accuracies.append(share_right(net, profiling, settings))
-        if training.accuracies[-1] >= max(training.accuracies[:-1]):  # of equals, the better trained
+        if training.accuracies[-1] >= max(training.accuracies[:-1]):  # of equals, the one trained longer
             training.keep_best()
         if state is not None:
             save_training(state, training)
@@ -206,6 +206,6 @@ def _step(
 
 
 def _stalled(training: Training, patience: int) -> bool:
-    """Whether the last ``patience`` epochs were all worse than what came before."""
+    """Whether the last ``patience`` epochs were all worse than an earlier one."""
     accuracies = training.accuracies
     return len(accuracies) > patience and max(accuracies[-patience:]) < max(accuracies[:-patience])

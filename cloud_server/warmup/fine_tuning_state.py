@@ -1,6 +1,6 @@
-"""A fine-tuning in the middle, on disk: one file per epoch's end.
+"""An unfinished fine-tuning on disk: one file, written after each epoch.
 
-Loading it continues to the very same weights as if nothing had happened.
+Training that continues from it ends with the same weights as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NET, BEST, RANDOMNESS = "net.", "best.", "generator"
 
 @dataclass
 class Training:
-    """What changes while a network is fine-tuned.
+    """The state that changes while a network is fine-tuned.
 
     accuracies: on the profiling images, before the first epoch and after each. best: weights of the best of them.
     seconds: spent in training steps.
@@ -40,7 +40,7 @@ class Training:
 
 
 def save_training(path: Path, training: Training) -> None:
-    """Put everything that :func:`load_training` needs into one file."""
+    """Write everything that :func:`load_training` needs into one file."""
     optimiser = training.optimiser.state_dict()
     tensors = {NET + name: value for name, value in training.net.state_dict().items()}
     tensors |= {BEST + name: value for name, value in training.best.items()}
@@ -56,7 +56,7 @@ def save_training(path: Path, training: Training) -> None:
 
 
 def load_training(path: Path, training: Training) -> None:
-    """Put the saved state into a training that was begun with the same settings.
+    """Load the saved state into a training that was begun with the same settings.
 
     Raises:
         DataError: the file is damaged, or of another network; removing it starts this model again.

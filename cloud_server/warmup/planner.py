@@ -1,8 +1,8 @@
 """Algorithm 4: which reductions to fine-tune at, within a budget of time, storage and number of models.
 
-Repaired where it is printed wrongly: the midpoint is taken over positions in the list of allowed reductions (60 is
-none); a pair is unsplittable when its ends are neighbours *or the same* (splitting makes such pairs); raising the
-new number stops when it fits and is then accepted, instead of inside the loop; and the budgets are "at most".
+Repairs of the printed version: the midpoint is taken over positions in the list of allowed reductions (60 is not in
+it). A pair is unsplittable if its ends are neighbours *or the same* (splitting makes such pairs). Raising the new
+number stops when it fits; it is accepted then, instead of inside the loop. And the budgets are "at most".
 """
 
 from __future__ import annotations
@@ -42,23 +42,24 @@ class Budget:
 
 
 class WarmUpBackend(Protocol):
-    """What a planner can ask for: costs, fine-tuning, and how good the best model so far is at a reduction."""
+    """The interface that a planner uses: costs, fine-tuning, and the accuracy of the best model so far at a
+    reduction."""
 
     def cost(self, reduction: int) -> Cost:
         """Measured estimate for one more model."""
 
     def fine_tune(self, reduction: int) -> Cost:
-        """Make the model; what it really took."""
+        """Make the model; returns its actual cost."""
 
     def accuracy(self, reduction: int) -> float:
-        """On the profiling images, of the best model so far at that reduction."""
+        """Accuracy on the profiling images of the best model so far at that reduction."""
 
     def accuracies(self, model: int) -> dict[int, float]:
-        """Of one fine-tuned model, at every reduction where it was measured."""
+        """Accuracies of one fine-tuned model, at every reduction at which it was measured."""
 
 
 class Spending:
-    """What has been fine-tuned and spent so far, against the budget."""
+    """The models fine-tuned and the budget spent so far."""
 
     def __init__(self, backend: WarmUpBackend, budget: Budget) -> None:
         self._workshop, self._budget = backend, budget
@@ -73,17 +74,17 @@ class Spending:
         return self._budget.storage_allows(self.bytes + cost.bytes, len(self.chosen) + 1)
 
     def buy(self, reduction: int) -> None:
-        """Fine-tune at ``reduction`` and pay what it took."""
+        """Fine-tune at ``reduction`` and charge the actual cost."""
         cost = self._workshop.fine_tune(reduction)
         self.chosen.append(reduction)
         self.seconds += cost.seconds
         self.bytes += cost.bytes
 
     def buy_first(self, reductions: Sequence[int]) -> None:
-        """The models that a planner cannot do without.
+        """Fine-tune the models that every plan needs.
 
         Raises:
-            DataError: the budget does not hold them, saying what it would take.
+            DataError: the budget does not hold them; says how much they need.
         """
         costs = [self._workshop.cost(reduction) for reduction in reductions]
         together = Cost(sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs))
@@ -103,7 +104,7 @@ class Spending:
 def plan_ratios(
     backend: WarmUpBackend, reductions: Sequence[int], middle: int, budget: Budget
 ) -> tuple[int, ...]:
-    """Algorithm 4. The reductions that were fine-tuned, in the order in which they were.
+    """Algorithm 4. Returns the fine-tuned reductions, in the order of fine-tuning.
 
     Args:
         reductions: allowed ones, ascending; the last is r_max.
@@ -137,7 +138,7 @@ def _fall(backend: WarmUpBackend, reductions: Sequence[int], pair: tuple[int, in
 def _split(
     backend: WarmUpBackend, reductions: Sequence[int], low: int, high: int, spending: Spending
 ) -> int | None:
-    """Position of the new reduction between two others: the middle, or what is above it and can be paid."""
+    """Position of the new reduction between two others: the middle, or one above it that fits the budget."""
     if high - low <= 1:
         return None
     for new in range((low + high) // 2, high):

@@ -1,4 +1,4 @@
-"""Token pruning as something that the fine-tuning engine can train, beside merging (``reduced_nets.py``)."""
+"""Token pruning in a form that the fine-tuning code can train, beside merging (``reduced_nets.py``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PruningNet:
     def __init__(self, net: ElasticViT, keep: float, seed: int = 0) -> None:
         self._seed = seed
         self._pruned = PrunedViT(net, keep, torch.Generator().manual_seed(seed))
-        # Counted in the state dict, so that a resumed training draws what an undisturbed one would have drawn.
+        # Counted in the state dict, so that a resumed training draws the same numbers as an undisturbed one.
         self._pruned.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self._teacher = copy.deepcopy(self._pruned).eval().requires_grad_(False)
 

@@ -1,6 +1,6 @@
-"""A task's network with token reduction in its forward pass: what the fine-tuning engine trains.
+"""A task's network with token reduction in its forward pass, for the fine-tuning code.
 
-The engine needs no more of a reduction method than logits and a loss, so merging (here) and pruning
+Fine-tuning needs only logits and a loss from a reduction method, so merging (here) and pruning
 (``models/vit/token_pruning.py``) are trained by the same code.
 """
 
@@ -17,11 +17,11 @@ from fedstill.models.vit.schedules import TokenSchedule
 
 
 class ReducedNet(Protocol):
-    """What can be fine-tuned: an ``nn.Module`` that reduces tokens on the way."""
+    """A network that can be fine-tuned: an ``nn.Module`` that reduces tokens in its forward pass."""
 
     @property
     def module(self) -> nn.Module:
-        """Whose parameters are trained and stored."""
+        """The network whose parameters are trained and stored."""
 
     @property
     def head(self) -> nn.Linear:
@@ -31,14 +31,14 @@ class ReducedNet(Protocol):
     def image_size(self) -> int: ...
 
     def logits(self, images: Tensor) -> Tensor:
-        """(batch, 3, image_size, image_size) -> (batch, classes), as it will be served."""
+        """(batch, 3, image_size, image_size) -> (batch, classes), as in serving."""
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What to descend on, a scalar."""
+        """The loss, a scalar."""
 
 
 class MergingNet:
-    """An elastic ViT that runs at one schedule, whatever that is; ``net``'s own head classifies."""
+    """An elastic ViT that always runs at one schedule; ``net``'s own head classifies."""
 
     def __init__(self, net: ElasticViT, schedule: TokenSchedule) -> None:
         self._net = net

@@ -1,8 +1,8 @@
 """The reductions that a model may be fine-tuned and served at: thesis Section 4.6's list of merging numbers.
 
-A reduction is how many tokens every layer merges away. Two numbers can come to the same forward pass once a layer
-runs out of tokens (from 98 on for 196 patches); such doubles are refused,
-for a planner would pay twice for one model.
+A reduction is the number of tokens that every layer merges away. Two numbers can give the same forward pass once a
+layer runs out of tokens (from 98 on for 196 patches). Such duplicates are refused, because a planner would pay twice
+for one model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def check_reductions(reductions: Sequence[int], layers: int, patches: int) -> tu
 
 
 def spread(measured: Mapping[int, float], reductions: Sequence[int]) -> dict[int, float]:
-    """A value for every one of ``reductions``: what was measured, and straight lines between, over list positions.
+    """A value for every one of ``reductions``: measured, or on a straight line between measurements, over list
+    positions.
 
     ``measured`` must not be empty; beyond its ends the nearest value holds.
     """

@@ -1,7 +1,7 @@
-"""Averaged models on demand: a weighted sum of warmed models' weights, kept while it is used.
+"""Averaged models on demand: a weighted sum of warmed models' weights, kept while in use.
 
-A soup costs no storage and hardly any time (one read and one sum per parameter), so nothing has to decide in
-advance which soups to keep on disk: the most recently used ones stay in memory.
+A soup costs no storage and hardly any time (one read and one sum per parameter). So soups are not stored on disk; the
+most recently used ones stay in memory.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class SoupCache:
     """Networks by recipe, the most recently used in memory.
 
     Args:
-        store: where the ingredients are.
+        store: holds the source models.
         plain: a network of the task, whose weights do not matter.
-        capacity: networks to keep. ingredients: single models' weights to keep.
+        capacity: networks to keep. source_models: single models' weights to keep.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SoupCache:
 
     @torch.no_grad()
     def net(self, recipe: Recipe) -> ElasticViT:
-        """The network, ready for inference. Raises WarmedModelError where an ingredient is missing or altered."""
+        """The network, ready for inference. Raises WarmedModelError if a source model is missing or altered."""
         if recipe.name not in self._nets:
             parts = [(weight, self.ingredient(int(model))) for model, weight in recipe.weights.items()]
             net = copy.deepcopy(self._skeleton)
@@ -72,7 +72,7 @@ class SoupCache:
         return self._nets[recipe.name]
 
     def ingredient(self, model: int) -> dict[str, Tensor]:
-        """A single model's weights. Raises WarmedModelError where its file is missing or altered."""
+        """A single model's weights. Raises WarmedModelError if its file is missing or altered."""
         if model not in self._states:
             self._states[model] = self._store.load(model)
         self._states.move_to_end(model)

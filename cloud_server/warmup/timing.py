@@ -1,6 +1,6 @@
 """How long a batch takes at each reduction: the engine's own measurement, once for all models of a trunk.
 
-Merging costs what its shapes cost, whatever the weights are, so no warmed model needs a timing of its own.
+The cost of merging depends on shapes, not on weights, so no warmed model needs a timing of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.task_bank import TaskParameters
 
 SMALLEST_SLOPE = 1e-6
-"""Seconds per query that a profile accepts, where noise fitted none."""
+"""The least slope that a profile accepts, in seconds per query; used if noise hides the slope."""
 
 
 def reduction_times(

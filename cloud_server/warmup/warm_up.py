@@ -1,8 +1,8 @@
 """``Find_Ratio`` of the thesis (Section 4.5): a task's images and a pre-trained model in, warmed models out.
 
 Every model starts from the same trunk and the same head, a linear probe on plain features, so that their weights can
-be averaged. The planner sees costs that were timed here and accuracies that were measured here, and everything that is
-finished is on disk, so the command that was killed is simply typed again.
+be averaged. The planner sees costs that were timed here and accuracies that were measured here, and all finished work
+is on disk, so a killed command can simply be repeated.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PLANNERS = {"thesis": plan_ratios, "coverage": plan_by_coverage}
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What is warmed up.
+    """The settings of a plan.
 
     Attributes:
         reductions: allowed ones, ascending.
         middle: the planner's r_mid.
-        measured: reductions at which accuracy is measured to choose by; those between get the line between.
+        measured: reductions at which accuracy is measured for choosing; those between are interpolated.
     """
 
     reductions: tuple[int, ...]
@@ -56,7 +56,7 @@ class PlanSettings:
 
 
 class WarmUp:
-    """The workshop of a planner: times, fine-tunes and measures models of one task.
+    """The backend of a planner: times, fine-tunes and measures models of one task.
 
     Args:
         plain: the task's network before any fine-tuning (``reduced_nets.task_net``).
@@ -93,7 +93,8 @@ class WarmUp:
         return math.ceil(len(self._train) / self._settings.batch_size) * self._settings.epochs
 
     def cost(self, reduction: int) -> Cost:
-        """What the model took, or would take: training steps timed at three reductions, and a line over their work."""
+        """The model's actual or estimated cost: training steps timed at three reductions, and a line over their
+        work."""
         made = self.store.catalogue.model(reduction)
         if made is not None:
             return Cost(made.seconds, made.bytes)
@@ -106,7 +107,7 @@ class WarmUp:
         return Cost(seconds * self.steps, size)
 
     def _time_steps(self) -> None:
-        """At no reduction, where half of the work is saved, and at the largest; once per catalogue."""
+        """At no reduction, at the one that saves half of the work, and at the largest; once per catalogue."""
         if self.store.catalogue.step_seconds:
             return
         largest = max((*self._measured, 1))
@@ -122,7 +123,7 @@ class WarmUp:
         return forward_macs(schedule, net.patches, net.width, net.hidden, protected=net.protected)
 
     def fine_tune(self, reduction: int) -> Cost:
-        """Make the model, go on with it, or find it finished."""
+        """Make the model, continue it, or find it finished."""
         model = self.store.catalogue.model(reduction)
         if model is None:
             net = self._net(reduction)
@@ -135,13 +136,13 @@ class WarmUp:
         return Cost(model.seconds, model.bytes)
 
     def accuracy(self, reduction: int) -> float:
-        """Of the best of this workshop's models at ``reduction``."""
+        """Accuracy of the best of this backend's models at ``reduction``."""
         right = self.right(self._mine, reduction)
         best = best_single(right).models[0]
         return right[best].count("1") / len(right[best])
 
     def accuracies(self, model: int) -> dict[int, float]:
-        """Of one model where it is asked for, and at its own reduction."""
+        """Accuracies of one model at ``measured`` and at its own reduction."""
         found = {r: self.digits(single(model), r) for r in sorted({*self._measured, model})}
         return {r: digits.count("1") / len(digits) for r, digits in found.items()}
 
@@ -178,7 +179,7 @@ class WarmUp:
 
 
 def find_ratio(backend: WarmUp, plan: PlanSettings) -> tuple[int, ...]:
-    """Fine-tune what the planner wants; the reductions, in the order in which they were fine-tuned.
+    """Fine-tune the models that the planner chooses; returns the reductions in the order of fine-tuning.
 
     Raises:
         DataError: the budget does not hold the first two models, or ``middle`` is not allowed.
@@ -189,7 +190,7 @@ def find_ratio(backend: WarmUp, plan: PlanSettings) -> tuple[int, ...]:
 def choose_recipes(
     backend: WarmUp, models: Sequence[int], measured: Sequence[int], settings: EnsembleSettings | None
 ) -> dict[int, Recipe]:
-    """What to serve each of ``measured`` with; settings None: single models only."""
+    """The recipe that serves each of ``measured``; settings None: single models only."""
     chosen = {}
     for reduction in measured:
         right = backend.right(models, reduction)
@@ -205,7 +206,7 @@ def choose_recipes(
 
 
 def mean_accuracy(measured: Mapping[int, float], reductions: Sequence[int]) -> float:
-    """Over all ``reductions``, with straight lines between those that were measured (Eq. 4.1)."""
+    """Mean accuracy over all ``reductions``, with straight lines between the measured ones (Eq. 4.1)."""
     return sum(spread(measured, reductions).values()) / len(reductions)
 
 

@@ -1,7 +1,7 @@
 """The warmed models of one task on disk: a catalogue, and weights in files named by the SHA-256 of their content.
 
-The catalogue also keeps what was measured, right answers image by image, so that a run that was killed measures nothing
-twice. A file whose content does not match its name is refused; who serves then takes the next best model.
+The catalogue also keeps all measurements, right answers image by image, so that a killed run measures nothing twice. A
+file whose content does not match its name is refused; a server then takes the next best model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CATALOGUE = "warmed.json"
 
 
 class WarmedModelError(DataError):
-    """A warmed model, or a whole catalogue, that cannot be used; one line that says why."""
+    """A warmed model, or a whole catalogue, cannot be used; one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,13 @@ def single(model: int) -> Recipe:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is known of a task's warmed models.
+    """The catalogue of a task's warmed models.
 
     Attributes:
-        identity: what the models depend on (trunk, images, settings); another identity is another catalogue.
+        identity: everything that the models depend on (trunk, images, settings); another identity is another catalogue.
         models: in the order in which they were made.
         right: recipe name -> reduction -> digits of right (1) and wrong (0) answers on the profiling images.
-        recipes: reduction -> what the ensembler chose to serve it with.
+        recipes: reduction -> the ensembler's choice to serve it.
         step_seconds: reduction -> time of a training step, as timed before the first fine-tuning.
     """
 
@@ -151,21 +151,21 @@ class WarmedModels:
         return model
 
     def record_right(self, recipe: Recipe, reduction: int, digits: str) -> None:
-        """Keep what was measured."""
+        """Keep measurements."""
         right = {name: dict(found) for name, found in self.catalogue.right.items()}
         right.setdefault(recipe.name, {})[str(reduction)] = digits
         self._change(right=right)
 
     def record_step(self, reduction: int, seconds: float) -> None:
-        """Keep what a training step takes."""
+        """Keep the time of training steps."""
         self._change(step_seconds={**self.catalogue.step_seconds, str(reduction): seconds})
 
     def choose(self, recipes: Mapping[int, Recipe]) -> None:
-        """What each reduction is served with from now on."""
+        """Set the recipe that serves each reduction from now on."""
         self._change(recipes={str(reduction): recipe for reduction, recipe in recipes.items()})
 
     def load(self, reduction: int) -> dict[str, Tensor]:
-        """A model's weights. Raises WarmedModelError where there is none, or its file is missing or altered."""
+        """A model's weights. Raises WarmedModelError if there is none, or its file is missing or altered."""
         model = self.catalogue.model(reduction)
         if model is None:
             known = ", ".join(str(other.reduction) for other in self.catalogue.models)
@@ -193,7 +193,7 @@ class WarmedModels:
 
 
 def read_catalogue(folder: Path) -> Catalogue:
-    """A folder's catalogue. Raises WarmedModelError, one line, where there is none that can be read."""
+    """A folder's catalogue. Raises WarmedModelError, one line, if none can be read."""
     path = folder / CATALOGUE
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))

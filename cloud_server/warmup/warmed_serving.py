@@ -1,7 +1,7 @@
 """The warmed models of one task behind one ``infer``: a batch runs on the model that its schedule names.
 
 Every model and average that the profile names is in memory before the first query. A file whose hash is wrong is
-refused then, with a line in the log, and the next best model that is whole takes its place in the profile.
+refused then, with a line in the log, and the next best intact model takes its place in the profile.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLAIN = single(0)
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the engines of all models have in common; see ``EngineSettings``."""
+    """The settings that the engines of all models share; see ``EngineSettings``."""
 
     batch_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     device: str = "auto"
@@ -50,7 +50,7 @@ class WarmedServing:
     """One engine per model or average.
 
     Args:
-        store: what ``fedstill warmup`` made, its recipes chosen.
+        store: the models that ``fedstill warmup`` made, its recipes chosen.
         plain: a network of the task (``reduced_nets.task_net``), whose weights do not matter.
         profile: that ``fedstill warmup`` wrote beside the models.
 
@@ -74,12 +74,12 @@ class WarmedServing:
         self.profile = replace(
             profile, schedules=tuple({schedule.name: schedule for schedule, _ in usable}.values())
         )
-        """Of the models that are usable."""
+        """The profile of the usable models."""
         self.schedules: dict[str, TokenSchedule] = {
             schedule.name: reduction_schedule(-schedule.token_delta, plain.layers)
             for schedule in self.profile.schedules
         }
-        """What each name of the profile means."""
+        """The recipe of each name in the profile."""
         classes = store.catalogue.class_names
         engines: dict[str, Engine] = {}
         for recipe in {recipe.name: recipe for recipe in recipes.values()}.values():
@@ -117,7 +117,7 @@ class WarmedServing:
 
 
 def _whole_models(catalogue: Catalogue, kitchen: SoupCache) -> set[int]:
-    """The reductions of the models whose files are as they were written; each other one is logged."""
+    """The reductions of the models whose files are intact; the others are logged."""
     whole = set()
     for model in catalogue.models:
         try:
@@ -130,7 +130,7 @@ def _whole_models(catalogue: Catalogue, kitchen: SoupCache) -> set[int]:
 
 
 def _usable(profile: Profile, catalogue: Catalogue, whole: set[int]) -> list[tuple[Schedule, Recipe]]:
-    """Each of the profile's schedules, or the best of what can stand for it; nothing where no model is whole."""
+    """Each of the profile's schedules, or its best replacement; none if no model is intact."""
     firsts = (
         next((pair for pair in _candidates(catalogue, wanted) if whole.issuperset(pair[1].models)), None)
         for wanted in profile.schedules
@@ -139,7 +139,7 @@ def _usable(profile: Profile, catalogue: Catalogue, whole: set[int]) -> list[tup
 
 
 def _candidates(catalogue: Catalogue, wanted: Schedule) -> list[tuple[Schedule, Recipe]]:
-    """What can stand for a schedule, best first: itself, then the single models by what was measured there."""
+    """The replacements of a schedule, best first: itself, then the single models by their measured accuracy there."""
     reduction = -wanted.token_delta
     bare = replace(wanted, name=wanted.name.partition("@")[0], model="")
     right = {
@@ -161,7 +161,7 @@ def _candidates(catalogue: Catalogue, wanted: Schedule) -> list[tuple[Schedule, 
 
 
 def _recipe(catalogue: Catalogue, schedule: Schedule) -> Recipe:
-    """What the schedule's model is made of."""
+    """The recipe of the schedule's model."""
     if not schedule.model:
         return PLAIN
     chosen = catalogue.recipes.get(str(-schedule.token_delta))

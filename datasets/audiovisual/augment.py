@@ -1,8 +1,8 @@
 """Training augmentation: hidden bands of sound, mirrored and slightly moved pictures.
 
 Distillation gains from seeing every clip in many views ("patient and consistent", arXiv 2106.05237), and
-several clients train in threads of one process. So every draw comes from the caller's generator: the same
-seed gives the same views, whatever other threads draw in the meantime.
+several clients train in threads of one process. So every random number comes from the caller's generator: the same seed
+gives the same views, whatever other threads do meanwhile.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torchaudio.functional import mask_along_axis_iid
 class _DrawsFrom(TorchFunctionMode):
     """Inside this context ``torch.rand`` draws from ``generator``, in this thread only.
 
-    torchaudio's masking knows only the global generator. Seeding that one would race with every other thread
-    that draws (dropout, for one); this leaves it untouched.
+    torchaudio's masking knows only the global generator. Seeding that one would race with every other thread that uses
+    it (for dropout, say); this leaves it untouched.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -51,7 +51,7 @@ def spec_augment(audio: Tensor, generator: torch.Generator, freq_width: int, tim
         freq_width, time_width: widest band; 0 leaves that axis alone.
 
     Returns:
-        A new tensor of the same shape, or ``audio`` itself where both widths are 0.
+        A new tensor of the same shape, or ``audio`` itself if both widths are 0.
     """
     with _DrawsFrom(generator):
         for axis, width in ((1, freq_width), (2, time_width)):

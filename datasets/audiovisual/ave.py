@@ -1,9 +1,8 @@
 """AVE in its published layout: 28 kinds of audio-visual events in 10-second videos (arXiv 1803.08842).
 
-The published lists hide three traps, which are answered here once: the training list lacks one row of
-Annotations.txt (which is why the thesis counts 3741 public clips), videos occur under several rows, eight of
-them on both sides of the split, and the class order of the thesis' line of work is neither alphabetical nor
-that of Annotations.txt.
+The published lists have three traps, which are handled here once. The training list lacks one row of Annotations.txt
+(which is why the thesis counts 3741 public clips). Videos occur in several rows, eight of them on both sides of the
+split. And the class order of the thesis' line of work is neither alphabetical nor that of Annotations.txt.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ def read_events(root: Path, deduplicate: bool = False) -> tuple[tuple[str, ...],
     """The class names and all events, in the order training, validation, forgotten (in no list), test.
 
     Test rows are private, all others public. Classes are numbered by first appearance in testSet.txt. The
-    clip_id is the video's id, with ~2, ~3 on repeated rows of one video. AVE knows no speakers; the video id
-    stands in, so that a split by speaker never parts a video.
+    clip_id is the video's id, with ~2, ~3 on repeated rows of one video. AVE has no speakers; the video id takes their
+    place, so that a split by speaker never divides a video.
 
     Args:
         root: holds Annotations.txt, trainSet.txt, valSet.txt and testSet.txt.
-        deduplicate: keep one row per video, a private one where there is one. The published numbers do not.
+        deduplicate: keep one row per video, a private one if there is one. The published numbers do not.
 
     Raises:
         DataError: an unreadable list or row, a list that contradicts Annotations.txt, an unknown class.
@@ -92,7 +91,7 @@ def _one_per_video(rows: list[_Row], taken: set[str]) -> list[_Row]:
 
 
 def _read_list(path: Path) -> list[_Row]:
-    """Rows of class&id&quality&start&end; a header is allowed, empty lines are no rows."""
+    """Rows of class&id&quality&start&end; a header is allowed, empty lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:

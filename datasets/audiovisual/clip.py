@@ -1,4 +1,4 @@
-"""The one shape in which every dataset hands its clips on, so that nothing downstream knows where a clip came from."""
+"""The common form of a clip in every dataset, so that no later code depends on where a clip came from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DataError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """What is known about a clip before it is decoded. ``label`` is None where the owner has not labelled it."""
+    """A clip's description before it is decoded. ``label`` is None if the owner has not labelled it."""
 
     clip_id: str
     split: Split
@@ -49,7 +49,7 @@ class Clip:
 
 
 class ClipSource(Protocol):
-    """A dataset on disk or drawn from a seed. Iteration decodes; ``index`` is cheap and in iteration order."""
+    """A dataset on disk or generated from a seed. Iteration decodes; ``index`` is cheap and in iteration order."""
 
     @property
     def name(self) -> str: ...

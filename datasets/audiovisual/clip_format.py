@@ -1,4 +1,4 @@
-"""What a run's clips must look like: class names and how media become tensors. A device learns it before it decodes."""
+"""The format of a run's clips: class names and how media become tensors. A device learns it before it decodes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ClipFormat:
 
 
 def format_to_json(made: ClipFormat) -> str:
-    """As it travels and lies in a device's folder."""
+    """The format as it travels and is stored in a device's folder."""
     return json.dumps(asdict(made))
 
 
 def format_from_json(text: str) -> ClipFormat:
-    """The inverse of :func:`format_to_json`. Raises DataError where the text is none."""
+    """The inverse of :func:`format_to_json`. Raises DataError if the text is not one."""
     try:
         values: dict[str, Any] = json.loads(text)
         names = tuple(values["class_names"])

@@ -1,9 +1,9 @@
 """CREMA-D in its official layout, with the split and class order of the thesis' line of work.
 
 91 actors say 12 sentences with six emotions. The split (6698 public, 744 private clips) is the one of
-OGM-GE (arXiv 2203.15332); it shares all actors between both sides. The class order matters: other code sorts
-the classes by name, and a checkpoint of one order is useless under the other, so nothing but the six codes
-below is taken for a class.
+OGM-GE (arXiv 2203.15332); it shares all actors between both sides. The class order matters: other code sorts the
+classes by name, and a checkpoint of one order is useless under the other. So only the six codes below are accepted as
+classes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def read_split(path: Path) -> tuple[ClipInfo, ...]:
 
 
 def media_paths(root: Path, clip_id: str) -> tuple[Path, Path]:
-    """Where a clip's sound and video lie below ``root``; the video itself where AudioWAV lacks the clip."""
+    """The files of a clip's sound and video below ``root``; the sound is the video itself if AudioWAV lacks the
+    clip."""
     sound = root / "AudioWAV" / f"{clip_id}.wav"
     video = root / "VideoFlash" / f"{clip_id}.flv"
     return (sound if sound.exists() else video), video

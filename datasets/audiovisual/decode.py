@@ -1,8 +1,8 @@
 """From media files to plain arrays: the only file that knows about codecs.
 
-Everything is decoded completely and checked here, because a half-downloaded clip that "decodes" to its first
-second would be learnt from like any other. Each failure is one DataError that names the file and says what to
-do; nothing is padded, skipped or guessed in silence.
+Everything is decoded completely and checked here, because a half-downloaded clip that "decodes" to its first second
+would be used for training like any other. Each failure is one DataError that names the file and says what to do;
+nothing is padded, skipped or guessed silently.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
 
     Args:
         path: wav, flac, ogg or mp3 go to libsndfile, everything else (flv, mp4, mkv, ...) to FFmpeg.
-        data: the file's bytes where they are in memory already (a zip member); ``path`` then only names them.
+        data: the file's bytes if they are already in memory (a zip member); ``path`` then only names them.
 
     Returns:
         float32 (samples,), the mean of all channels, in about [-1, 1], and the sample rate in Hz.
@@ -62,7 +62,8 @@ def read_video_frames(
     """Decode ``count`` frames, uniformly spaced in time, upright (a phone's rotation is applied).
 
     The stretch is cut into ``count`` equal parts and the frame on display in the middle of each is taken.
-    So a video with fewer frames than ``count`` repeats its frames in order; a single one is all it shows.
+    So a video with fewer frames than ``count`` repeats its frames in order, and a video of one frame repeats that
+    frame.
 
     Args:
         path: any video that FFmpeg reads.
@@ -113,7 +114,7 @@ def read_images(path: Path, count: int) -> Frames:
 
 
 def read_image(path: Path, data: bytes | None = None) -> Frames:
-    """Decode one image, upright, as uint8 RGB (height, width, 3). Raises DataError where that fails."""
+    """Decode one image, upright, as uint8 RGB (height, width, 3). Raises DataError if that fails."""
     _check_exists(path, data)
     try:
         with Image.open(path if data is None else BytesIO(data)) as image:
@@ -125,14 +126,14 @@ def read_image(path: Path, data: bytes | None = None) -> Frames:
 
 
 def stack_frames(path: Path, frames: Sequence[Frames]) -> Frames:
-    """(height, width, 3) each -> (count, height, width, 3). Raises DataError where their sizes differ."""
+    """(height, width, 3) each -> (count, height, width, 3). Raises DataError if their sizes differ."""
     if len({frame.shape for frame in frames}) > 1:
         raise DataError(f"{path}: its images differ in size: bring the frames of a clip to one size")
     return np.stack(frames)
 
 
 def spread(count: int, available: int) -> list[int]:
-    """The middle of each of ``count`` equal parts: 2 of 10 are 2 and 7; 4 of 2 repeat in order, 0 0 1 1.
+    """The middle index of each of ``count`` equal parts: 2 of 10 are 2 and 7; 4 of 2 repeat in order, 0 0 1 1.
 
     Source: the test rule of MMPareto (arXiv 2405.17730), ``code/dataset/av_dataset.py``.
     """
@@ -164,7 +165,7 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     if source_rate == target_rate:
         return waveform
     from scipy.signal import (
-        resample_poly,  # here: a second and 60 MB that a device's inference can do without
+        resample_poly,  # imported here: it costs a second and 60 MB, and a device's inference does not need it
     )
 
     common = gcd(source_rate, target_rate)
@@ -178,7 +179,7 @@ def _check_exists(path: Path, data: bytes | None) -> None:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error of a codec, without the file name, which our message has already."""
+    """The first line of a codec's error, without the file name, which our message already has."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0]
 
@@ -230,7 +231,7 @@ def _container(path: Path, data: bytes | None) -> Iterator[InputContainer]:
 def _stream_times(path: Path, kind: Literal["audio", "video"], data: bytes | None) -> tuple[float, float]:
     """Begin and end in seconds of the first ``kind`` stream, from its packets, without decoding.
 
-    The whole file is walked, so that one which ends early (FFmpeg takes that for a normal end) is found. Up
+    The whole file is read, so that one which ends early (FFmpeg takes that for a normal end) is found. Up
     to a tenth, or 0.25 s, may lack: announced durations are not exact, and checksums exist for the rest.
     """
     with _container(path, data) as container:
@@ -256,9 +257,7 @@ def _stream_times(path: Path, kind: Literal["audio", "video"], data: bytes | Non
     if not times:
         raise DataError(f"{path}: its {kind} stream holds nothing with a time stamp: {REPLACE}")
     first, last, end = min(times)[0], max(times)[0], max(end for _, end in times)
-    if (
-        end == last and len(times) > 1
-    ):  # the last packet does not say how long it lasts: as long as the others
+    if end == last and len(times) > 1:  # the last packet has no duration: assume that of the others
         end += (last - first) / (len(times) - 1)
     return first, end
 

@@ -1,8 +1,8 @@
-"""Bring your own clips: a CSV with one row per clip, pointing at media files, is a dataset.
+"""The user's own clips as a dataset: a CSV with one row per clip, which names media files.
 
 The whole table is checked before anything is decoded, and every bad row is named with its line and the
-remedy, so that a training run never stops half-way over a typing error. A top folder that lies below the root
-as ``FOLDER.zip`` is read in place, without unpacking.
+remedy, so that a training run never stops half-way over a typing error. A top-level folder may be a ``FOLDER.zip``
+instead; it is read in place, without unpacking.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ COLUMNS = ("clip_id", "split", "speaker", "label", "audio", "frames")
 class ManifestSource:
     """The clips of a CSV as a ClipSource; safe to share between threads and processes.
 
-    Columns: ``clip_id``, ``split`` (public or private), ``speaker``, ``label`` (a class name; empty where a
-    private clip is not labelled), ``audio`` (sound file, video, or a ``.npy`` feature matrix of shape
-    (features, time)) and ``frames`` (video, image, folder of images, or a uint8 ``.npy`` of shape
-    (time, height, width) or (time, height, width, 3)). Further columns are the owner's own notes.
+    Columns: ``clip_id``, ``split`` (public or private), ``speaker``, ``label`` (a class name; empty if a private clip
+    is not labelled), ``audio`` (sound file, video, or a ``.npy`` feature matrix of shape (features, time)) and
+    ``frames`` (video, image, folder of images, or a uint8 ``.npy`` of shape (time, height, width) or (time, height,
+    width, 3)). Further columns are ignored.
 
     Args:
         csv_path: UTF-8, with a header.
@@ -86,7 +86,7 @@ class ManifestSource:
 def manifest_problems(
     csv_path: Path, root: Path | None = None, class_names: Sequence[str] | None = None
 ) -> list[str]:
-    """Everything wrong with the table, one line each. Media files are looked for but not decoded."""
+    """All problems of the table, one line each. Media files are checked for existence but not decoded."""
     try:
         return _read_rows(csv_path, root, class_names)[1]
     except DataError as error:
@@ -95,7 +95,7 @@ def manifest_problems(
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file, or the ``member`` of a zip. ``path`` is what messages show."""
+    """A file, or the ``member`` of a zip. Messages show ``path``."""
 
     path: Path
     archive: Path | None = None
@@ -124,7 +124,7 @@ class _Row:
 def _read_rows(
     csv_path: Path, root: Path | None, class_names: Sequence[str] | None
 ) -> tuple[tuple[_Row, ...], list[str]]:
-    """The good rows, and one line about each bad one. Raises DataError where the whole table is unusable."""
+    """The good rows, and one line about each bad one. Raises DataError if the whole table is unusable."""
     if class_names is not None and len(set(class_names)) < len(class_names):
         raise DataError(f"the class list {', '.join(class_names)} names a class twice: name each once")
     rows: dict[str, _Row] = {}
@@ -155,7 +155,7 @@ def read_table(csv_path: Path, columns: Sequence[str]) -> Iterator[tuple[int, di
             missing = [column for column in columns if column not in header]
             if missing:
                 raise DataError(f"{csv_path}: lacks column {', '.join(missing)}: use {','.join(columns)}")
-            for cells in filter(None, reader):  # an empty line is no row
+            for cells in filter(None, reader):  # empty lines are skipped
                 if len(cells) != len(header):
                     raise DataError(
                         f"{csv_path}, line {reader.line_num}: has {len(cells)} values, the header "
@@ -275,7 +275,7 @@ def _load_frames(files: tuple[_File, ...], count: int) -> Frames:
     if suffix != ".npy":
         return read_video_frames(path, count, data=files[0].read())
     frames = _load_array(files[0])
-    if frames.ndim == 3 and frames.shape[-1] != 3:  # (height, width, 3) is one colour frame gone astray
+    if frames.ndim == 3 and frames.shape[-1] != 3:  # (height, width, 3) would be a single colour frame
         frames = np.repeat(frames[..., None], 3, axis=-1)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0 or frames.dtype != np.uint8:
         raise DataError(

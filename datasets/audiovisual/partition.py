@@ -1,7 +1,7 @@
-"""Who owns which clip: the ways a private dataset is dealt to clients.
+"""Partitions: the ways to divide a private dataset among clients.
 
 Pure functions from labels or speakers to positions, so that a split is a few lines in an experiment file, can
-be recomputed anywhere from its seed, and never copies data. Every function deals each position exactly once.
+be recomputed anywhere from its seed, and never copies data. Every function assigns each position exactly once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pathological(
         seed: of which client gets which classes and clips.
 
     Raises:
-        DataError: a class without owner, fewer classes than asked for, or a client without clips.
+        DataError: a class without owner, fewer classes than requested, or a client without clips.
     """
     label = _label_array(labels)
     generator = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def pathological(
             f"{clients} clients with {classes_per_client} classes each cannot own {len(classes)} classes: "
             "raise clients or classes_per_client"
         )
-    # Dealing round and round keeps a client's classes distinct and every class owned about equally often.
+    # Assigning in turn keeps a client's classes distinct and every class owned about equally often.
     slots = np.resize(classes, clients * classes_per_client)
     owner = np.empty(len(label), dtype=np.int64)
     for name in classes:
@@ -97,7 +97,7 @@ def dirichlet(labels: npt.ArrayLike, clients: int, alpha: float, seed: int) -> t
 
 
 def by_speaker(speakers: Sequence[str], clients: int, seed: int) -> tuple[Positions, ...]:
-    """All clips of a speaker go to one client; speakers are dealt evenly in a random order.
+    """All clips of a speaker go to one client; speakers are divided evenly in a random order.
 
     Args:
         speakers: the speaker of each clip.

@@ -1,8 +1,8 @@
 """Decode a raw dataset once into small files, so that training needs no video decoder.
 
-Downloads are never perfect: files are missing, cut short, or differ from the original. Every clip of the
-split list therefore ends up either prepared or in the report with its reason. The work is parallel and
-resumable: each clip is one file that appears complete or not at all, and finished ones are not decoded again.
+Downloads are often incomplete: files are missing, cut short, or differ from the original. So every clip of the split
+list is either prepared or in the report with the reason. The work is parallel and resumable: each clip is one file that
+appears complete or not at all, and finished ones are not decoded again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OUTCOMES: tuple[Outcome, ...] = ("prepared", "reused", "missing", "corrupt", "ch
 
 @dataclass(frozen=True, slots=True)
 class ClipReport:
-    """What became of a clip; ``reason`` names the file and the remedy where it is not in the result."""
+    """The outcome of a clip; if it is not in the result, ``reason`` names the file and the remedy."""
 
     clip_id: str
     outcome: Outcome
@@ -58,7 +58,7 @@ class ClipReport:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What became of every clip of the split list; also written as ``report.json``."""
+    """The outcome of every clip of the split list; also written as ``report.json``."""
 
     folder: Path
     clips: tuple[ClipReport, ...]
@@ -79,7 +79,7 @@ class PrepareReport:
 class RawClip:
     """A clip before decoding: its media, the stretch that belongs to it (s; to the end if ``end`` is None).
 
-    ``sha256`` is what each media file must hash to; empty where no checksums are given.
+    ``sha256``: the hash that each media file must have; empty if no checksums are given.
     """
 
     info: ClipInfo
@@ -104,8 +104,8 @@ def prepare_cremad(
 
     Args:
         root: holds VideoFlash/ID.flv and AudioWAV/ID.wav; a clip without WAV gets the sound of its FLV.
-        out: where clips/, index.csv and report.json go; an earlier or interrupted run is completed. Its
-            finished clips are kept even where ``root`` has changed since; delete those to decode them again.
+        out: where clips/, index.csv and report.json go; an earlier or interrupted run is completed. Its finished clips
+            are kept even if ``root`` has changed since; delete them to decode them again.
         split_csv: clip_id,label,split; ``root/split.csv`` by default.
         checksums: path,sha256,bytes with paths relative to ``root``; files that differ are not prepared.
         size: of the square frames, in pixels.
@@ -175,7 +175,7 @@ class PreparedSource:
 
     Args:
         out_dir: the ``out`` of ``prepare_cremad`` or ``prepare_ave``.
-        class_names: what the caller expects; a folder with other classes, or another order, is refused.
+        class_names: the expected classes; a folder with other classes, or another order, is refused.
         name: of the dataset; as prepared by default.
 
     Raises:
@@ -254,13 +254,13 @@ def _prepare(
         bad = {clip.clip_id for clip in report.bad}
         _write_index(out, [clip.info for clip in clips if clip.info.clip_id not in bad], settings)
         _write_report(report)
-    except OSError as error:  # of writing; what cannot be read is in the report
+    except OSError as error:  # an error of writing; files that cannot be read are in the report
         raise DataError(f"{out}: cannot be written ({error}): free disk space and run again") from error
     return report
 
 
 def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
-    """Decode one clip into ``folder`` unless it is there. Raises OSError only where writing fails."""
+    """Decode one clip into ``folder`` unless it is there. Raises OSError only if writing fails."""
     clip_id = clip.info.clip_id
     target = folder / f"{clip_id}.npz"
     absent = next((path for path in (clip.video, clip.sound) if not path.exists()), None)
@@ -359,7 +359,7 @@ def _check_folder(folder: Path, wanted: str) -> None:
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make ``out`` ours, or continue an earlier run with the same settings."""
+    """Claim ``out``, or continue an earlier run with the same settings."""
     found = _read_settings(out)
     if found is not None and found != settings:
         differs = next(key for key in {**found, **settings} if found.get(key) != settings.get(key))
@@ -418,7 +418,7 @@ def _write_report(report: PrepareReport) -> None:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A sibling to write; it becomes ``target`` only where the block succeeds."""
+    """A sibling to write; it becomes ``target`` only if the block succeeds."""
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     try:
         yield draft

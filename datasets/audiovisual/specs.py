@@ -1,4 +1,4 @@
-"""How clips become tensors: the two small specifications that a model's checkpoint carries with it."""
+"""How clips become tensors: the two small specifications in every model's checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a waveform to the matrix that an audio encoder sees, with torch: what the cloud and the simulation use.
+"""From a waveform to the input matrix of an audio encoder, with torch, for the cloud and the simulation.
 
 Two representations exist: the log power spectrogram of the thesis' line of work, rebuilt here so that it
 equals ``scipy.signal.spectrogram(fs=16000, nperseg=512, noverlap=353)`` and still exports to ONNX (torchaudio

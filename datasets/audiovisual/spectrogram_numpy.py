@@ -1,7 +1,7 @@
-"""From a waveform to the matrix that an audio encoder sees, with numpy alone: what a device without torch uses.
+"""From a waveform to the input matrix of an audio encoder, with numpy alone, for a device without torch.
 
-Equal to ``spectrogram.py`` within float rounding, whose docstrings say what the representations are; a golden
-test compares the two. Training keeps torch's version, so that published results stay what they are.
+Equal to ``spectrogram.py`` within float rounding; that file describes the representations. A golden test compares the
+two. Training keeps torch's version, so that published results stay what they are.
 """
 
 from __future__ import annotations

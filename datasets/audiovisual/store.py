@@ -1,4 +1,4 @@
-"""Clips decoded and transformed once, then memory-mapped: what training and devices read.
+"""Clip stores, which training and devices read: clips decoded and transformed once, then memory-mapped.
 
 A folder with two arrays, one table and one description. It needs no decoder, opens in milliseconds whatever
 its size, and is shared by all processes of a machine through the page cache.
@@ -32,12 +32,12 @@ INDEX_COLUMNS = ["clip_id", "split", "speaker", "label"]
 
 @dataclass(frozen=True)
 class ClipStore:
-    """The tensors of some clips of a dataset, in the order in which they were asked for.
+    """The tensors of some clips of a dataset, in the requested order.
 
     Attributes:
-        directory: where the files lie.
+        directory: of the files.
         dataset: the source's name.
-        class_names: what the labels count.
+        class_names: in the order of the labels.
         audio_spec, frame_spec: how the clips became these arrays.
         info: identity, split, speaker and label of each clip.
         audio: float32 (clips, bins, steps), memory-mapped, read-only.
@@ -58,7 +58,7 @@ class ClipStore:
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 (clips,), -1 where the owner has not labelled the clip."""
+        """int64 (clips,), -1 if the owner has not labelled the clip."""
         return np.array([-1 if clip.label is None else clip.label for clip in self.info], dtype=np.int64)
 
     @property
@@ -75,20 +75,19 @@ def build_store(
     progress: Callable[[int, int], None] | None = None,
     transform: AudioTransform | None = None,
 ) -> ClipStore:
-    """Decode ``positions`` of ``source`` into ``directory``, or reuse what is there if it describes the same.
+    """Decode ``positions`` of ``source`` into ``directory``, or reuse an existing store of the same clips.
 
     The folder appears complete or not at all: it is written as a sibling and renamed. An older store in its
-    place is replaced. The same clip ids, specifications and versions count as the same; to take up media that
-    changed under the same ids, delete the folder first.
+    place is replaced. A store with the same clip ids, specifications and versions counts as the same. If media changed
+    under the same ids, delete the folder first.
 
     Args:
         source: any dataset.
         positions: into ``source.index``; their order becomes the store's.
-        audio, frames: what the model expects.
+        audio, frames: the model's specifications.
         directory: of the store; not existing yet, or an earlier store.
         progress: called with (clips done, clips in all) after each clip.
-        transform: makes waveforms into matrices; by default torch's, and numpy's, which equals it, where
-            there is no torch.
+        transform: makes waveforms into matrices; by default torch's, or the equal one of numpy if there is no torch.
 
     Raises:
         DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
@@ -117,7 +116,7 @@ def build_store(
 
 
 def open_store(directory: Path) -> ClipStore:
-    """Map a store into memory. Raises DataError where it is missing, damaged or of another format version."""
+    """Map a store into memory. Raises DataError if it is missing, damaged or of another format version."""
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT_VERSION:
@@ -196,7 +195,7 @@ def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...]) ->
     try:
         found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         return bool(found == meta) and open_store(directory).info == info
-    except (OSError, ValueError):  # absent or damaged (DataError is a ValueError): build it
+    except (OSError, ValueError):  # missing or damaged (DataError is a ValueError): build it
         return False
 
 

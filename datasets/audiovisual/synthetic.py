@@ -1,10 +1,10 @@
-"""Drawn faces and sung voices that carry an emotion, so that everything runs without any download.
+"""Synthetic faces and voices that express an emotion, so that everything runs without any download.
 
 Real emotion sets need a licence, a form or gigabytes. Here a clip is computed from (seed, split, number) in
 about three milliseconds: eyebrows, eyelids and mouth of a cartoon face, pitch, tempo and timbre of a buzzing
-voice. It is hard in the way real sets are: intensity varies, a modality may stay blank, emotions look alike
-(fear, sad, neutral) or sound alike (happy, angry), people differ, and the private people come from a shifted
-distribution, which is what personalisation is for.
+voice. It is hard in the way real sets are: intensity varies, a modality may stay blank, emotions look alike (fear, sad,
+neutral) or sound alike (happy, angry), people differ, and the private people come from a shifted distribution, for
+which personalisation is needed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ VOWELS = np.array(
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What stays the same over a speaker's clips; lengths in units of half the picture."""
+    """The traits that a speaker's clips share; lengths in units of half the picture."""
 
     skin: Array
     hair: Array
@@ -107,7 +107,7 @@ def draw_person(generator: np.random.Generator, shift: float) -> Person:
 
 
 class SyntheticSource:
-    """A ClipSource drawn from a seed. Clip ``i`` does not depend on which clips were loaded before.
+    """A ClipSource generated from a seed. Clip ``i`` does not depend on which clips were loaded before.
 
     Args:
         seed: of people and clips.
@@ -118,7 +118,7 @@ class SyntheticSource:
         difficulty: 0 = every clip shows its emotion fully, 1 = as ambiguous as acted emotion, more = harder.
 
     Raises:
-        DataError: a count or size that leaves nothing to draw.
+        DataError: a count or size that leaves nothing to generate.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class SyntheticSource:
 
     @cached_property
     def index(self) -> tuple[ClipInfo, ...]:
-        """Public clips, then private ones; labels and speakers take turns: everyone shows all emotions."""
+        """Public clips, then private ones; labels and speakers alternate, so that every speaker shows all emotions."""
         return tuple(
             ClipInfo(
                 clip_id=f"{split}-{number:05d}-{EMOTIONS[number % len(EMOTIONS)]}",

@@ -1,7 +1,7 @@
-"""What both spectrogram backends share: the length, the level and the checks of a waveform; numpy alone.
+"""Code shared by both spectrogram backends: the length, the level and the checks of a waveform; numpy alone.
 
 The cloud computes spectrograms with torch (``spectrogram.py``), a small device with numpy
-(``spectrogram_numpy.py``). Whatever is not a transform is here, once.
+(``spectrogram_numpy.py``). Everything except the transforms is here, once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedstill.datasets.audiovisual.specs import AudioSpec
 
 Waveform = npt.NDArray[np.float32]
 Resampler = Callable[[Waveform, int, int], Waveform]
-"""(float32 (samples,), its rate in Hz, wanted rate in Hz) -> float32 (samples,)."""
+"""(float32 (samples,), its rate in Hz, target rate in Hz) -> float32 (samples,)."""
 AudioTransform = Callable[[npt.NDArray[np.floating], int, AudioSpec], npt.NDArray[np.float32]]
 """(mono waveform, its rate in Hz, what the model expects) -> float32 ``feature_shape(spec)``."""
 
@@ -32,7 +32,7 @@ RESAMPLING_TABLE_LIMIT = 20_000_000  # floats; the resampling filter bank grows 
 
 
 def feature_shape(spec: AudioSpec) -> tuple[int, int]:
-    """The (bins, steps) of ``audio_features``. Raises DataError where ``seconds`` does not hold one window.
+    """The (bins, steps) of ``audio_features``. Raises DataError if ``seconds`` is shorter than one window.
 
     ``n_fft``, ``hop`` and ``mel_bins`` belong to ``log_mel``; the thesis' spectrogram fixes 512 and 159.
     """
@@ -60,8 +60,8 @@ def fit_length(
     Args:
         waveform: floating (samples,) in about [-1, 1].
         sample_rate: of ``waveform``, in Hz.
-        spec: what the model expects.
-        resample: called only where the rates differ, with samples of its own.
+        spec: of the model.
+        resample: called only if the rates differ, with a copy of the samples.
 
     Returns:
         float32 (spec.seconds * spec.sample_rate,).

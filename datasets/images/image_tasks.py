@@ -1,8 +1,8 @@
 """Image classification tasks for the serving tier: a folder or a zip per task, read without unpacking.
 
-The layout is the one that image tools share, SPLIT/CLASS/IMAGE. A task comes with training and test images; the
-images to choose by (prompts, regularisation, token schedules) are held out of the training ones, by class and from
-a seed, so that nothing is ever chosen on the test set.
+The layout is the one that image tools share, SPLIT/CLASS/IMAGE. A task comes with training and test images. The
+validation images, used to choose prompts, regularisation and token schedules, are held out of the training images, by
+class and from a seed. So nothing is ever chosen on the test set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class KnownTask:
-    """A task of the data folder: ``path`` below that folder, and what is particular about it."""
+    """A task of the data folder: ``path`` below that folder, and its peculiarities."""
 
     path: str
     train: str = "train"
@@ -125,7 +125,7 @@ class ImageTask:
 
 
 def open_known_task(name: str, place: Path) -> ImageTask:
-    """One of KNOWN_TASKS from where it lies. Raises DataError for another name, and as ``open_image_task``."""
+    """One of KNOWN_TASKS, from the data folder. Raises DataError for another name, and as ``open_image_task``."""
     known = KNOWN_TASKS.get(name)
     if known is None:
         raise DataError(f"image task {name!r} is not known: use {', '.join(KNOWN_TASKS)}, or give a path")
@@ -147,7 +147,7 @@ def open_image_task(
 
     Raises:
         DataError: no such place, a missing split, fewer than two classes, a class without training images,
-            a folder that is no class.
+            a folder that is not a class.
     """
     found: dict[str, dict[str, list[str]]] = {train: {}, test: {}}
     for file in _list(place):
@@ -192,7 +192,7 @@ def _list(place: Path) -> list[str]:
 
 
 def _even(labels: Sequence[int], limit: int, seed: int) -> list[int]:
-    """Positions of at most ``limit`` items, the classes in turns, in ascending order."""
+    """Positions of at most ``limit`` items, taken from the classes in turn, in ascending order."""
     if limit < 1:
         raise DataError(f"limit: {limit} images are none: give at least 1")
     rng = np.random.default_rng(seed)
@@ -206,7 +206,7 @@ def _even(labels: Sequence[int], limit: int, seed: int) -> list[int]:
 
 
 def find_images(name: str, place: Path | None) -> ImageTask:
-    """A task's images: where the user says, or in the data folder. Raises ConfigError, DataError."""
+    """A task's images: from the user's path, or from the data folder. Raises ConfigError, DataError."""
     if place is not None:
         return open_image_task(name, place)
     if name not in KNOWN_TASKS:

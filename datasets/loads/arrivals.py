@@ -1,4 +1,4 @@
-"""When queries arrive: open-loop arrival processes and recorded traces, all as sorted seconds from zero.
+"""Arrival times of queries: open-loop arrival processes and recorded traces, all as sorted seconds from zero.
 
 Every generator takes its numpy generator from the caller, so that one seed gives one load to all policies.
 """
@@ -71,7 +71,7 @@ def step(
 
 
 def thesis_synthetic(seconds: float, generator: np.random.Generator, load: float = 1.0) -> Times:
-    """The thesis' synthetic load: Poisson, its rate drawn anew every second between 200 and 700, times `load`."""
+    """The thesis' synthetic load: Poisson, with a new random rate between 200 and 700 every second, times `load`."""
     _positive(seconds=seconds, load=load)
     low, high = THESIS_RATES
     rates = generator.uniform(load * low, load * high, int(np.ceil(seconds)))
@@ -113,7 +113,7 @@ def read_trace(path: Path) -> Times:
     """Arrivals of a CSV, sorted and counted from the first one.
 
     Known columns: `arrival_s` (seconds), or those of Microsoft's MAF 2021, `end_timestamp` and `duration`
-    (seconds), of which an arrival is end - duration. Raises DataError naming the row that cannot be read.
+    (seconds), from which an arrival is end - duration. Raises DataError naming the row that cannot be read.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""What arrives: which task, how urgent and how valuable each query is (Table 3.5), as arrays of one load.
+"""The mix of queries: task, urgency and value of each query (Table 3.5), as arrays of one load.
 
-Whether a query is answered rightly must not depend on luck that differs between policies, so every query
-carries one uniform draw: it is right where the draw lies below the accuracy of the schedule that served it.
+Whether an answer is right must not depend on randomness that differs between policies. So every query carries one
+uniform random number: its answer is right if that number lies below the accuracy of the schedule that served it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def draw_load(
 ) -> Load:
     """Give every arrival one of the kinds, all equally likely (thesis 3.6).
 
-    tasks: the profile's, in order. A profile with other tasks than the kinds' gets them by position (the n-th
+    tasks: the profile's, in order. If a profile's tasks differ from the kinds', they are matched by position (the n-th
     distinct task of the kinds becomes the profile's n-th, modulo their number), so that the mix works everywhere.
     """
     distinct = list(dict.fromkeys(kind.task for kind in kinds))

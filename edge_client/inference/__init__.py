@@ -1,1 +1,1 @@
-"""Clips answered on the device or by the cloud, whichever the link allows."""
+"""Classification of clips, on the device or by the cloud, as the link allows."""

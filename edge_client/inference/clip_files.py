@@ -1,8 +1,8 @@
 """Which files of a folder make one clip: a video with sound, or a sound file and its picture(s) of the same name.
 
 ``walk.mp4`` is a clip; so are ``walk.wav`` with ``walk.jpg``, with a silent ``walk.mp4``, or with a folder ``walk`` of
-images. Where a sound file lies beside a video of its name, the two are one clip: sound from the one, pictures from
-the other.
+images. If a sound file and a video have the same name, the two are one clip: sound from the one, pictures from the
+other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m
 def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     """Complete clips in a folder's listing: name of the clip's main file -> its files, main file first.
 
-    Names with a leading dot and unknown suffixes (``.part``, ``.tmp``, ...) are no clips. A sound file without
-    pictures is none yet.
+    Names with a leading dot and unknown suffixes (``.part``, ``.tmp``, ...) are not clips. A sound file without
+    pictures is not a clip yet.
     """
     files = sorted(path for path in paths if not path.name.startswith("."))
     videos = {path.stem: path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
@@ -68,7 +68,7 @@ def files_of_clip(path: Path) -> tuple[Path, ...]:
 
 
 def read_clip(path: Path, frame_count: int) -> Clip:
-    """Decode the clip that ``path`` names; unlabelled, of nobody in particular.
+    """Decode the clip that ``path`` names; it has no label and no speaker.
 
     Args:
         path: its video or its sound file.

@@ -1,8 +1,8 @@
-"""A device's standing connection to the cloud's heads: one stream, kept open, opened again when it breaks.
+"""A device's standing connection to the cloud's heads: one stream, which is opened again when it breaks.
 
 A thread of its own opens the stream and reads the answers, so that no clip ever waits for a connection. At most one
-clip is under way: on a slow link a second one would only queue behind the first. Everything that arrives, in time or
-late, teaches the link estimator.
+clip is in flight: on a slow link a second one would only queue behind the first. Every answer, in time or late, updates
+the link estimator.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where the cloud's inference service is and how to prove who we are.
+    """The address of the cloud's inference service, and the device's proof of identity.
 
     Attributes:
         target: ``HOST:PORT``.
@@ -80,14 +80,14 @@ class Reply:
 
 
 class Ticket:
-    """One clip under way."""
+    """One clip in flight."""
 
     def __init__(self, size: int, sent_at: float) -> None:
         self.size = size
         self.sent_at = sent_at
         self.echo_seconds: float | None = None
         self.seconds: float | None = None
-        """From sending to the answer, once that is here."""
+        """Seconds from sending to the answer, once it has arrived."""
         self._reply: Reply | None = None
         self._arrived = threading.Event()
 
@@ -97,7 +97,7 @@ class Ticket:
         return self._reply
 
     def resolve(self, reply: Reply) -> None:
-        """The reply is here, or will never come."""
+        """The reply has arrived, or will never come."""
         self._reply = reply
         self._arrived.set()
 
@@ -135,7 +135,7 @@ class CloudConnection:
         self._retry_at = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cloud-connection", daemon=True)
-        self._jitter = random.Random(address.device)  # so that devices do not come back all at once
+        self._jitter = random.Random(address.device)  # so that devices do not reconnect all at once
 
     def start(self) -> None:
         """Begin to connect, in the background."""
@@ -201,7 +201,7 @@ class CloudConnection:
         return ticket
 
     def gave_up(self, ticket: Ticket) -> None:
-        """The clip was answered locally; that its answer is not here yet says something about the link."""
+        """The clip was answered locally; the answer still missing tells something about the link."""
         with self._lock:
             if ticket in self._pending.values():
                 self._link.unanswered(ticket.size, self._clock() - ticket.sent_at)
@@ -250,7 +250,7 @@ class CloudConnection:
         with self._lock:
             ticket = self._pending.pop(response.sequence, None)
             if ticket is None:
-                return  # of a stream that we gave up
+                return  # an answer of a stream that was given up
             seconds = now - ticket.sent_at
             kind = response.WhichOneof("outcome")
             if kind == "echo":
@@ -284,7 +284,7 @@ class CloudConnection:
         reason = refusal or (code.name.lower() if code is not None else "failed")
         with self._lock:
             if code is grpc.StatusCode.CANCELLED and not self._link.estimate.up:
-                return  # we hung up ourselves, and said why
+                return  # we closed the stream ourselves and reported why
             known, self._reason = self._reason, reason
             self._link.failed(self._clock(), refused=code in REFUSALS)
         if reason != known:

@@ -1,7 +1,7 @@
-"""Edge inference (thesis 5.3.5, Figure 5.5): features here, the head wherever the link and the owner allow.
+"""Edge inference (thesis 5.3.5, Figure 5.5): features on the device, the head where the link and the owner allow it.
 
-In ``auto`` every clip gets an answer by its deadline: the cloud's if it comes in time, else the local head's, which
-the same features feed. ``local`` never sends anything. ``cloud`` never uses the local head and fails instead.
+In ``auto`` every clip gets an answer by its deadline: the cloud's if it comes in time, else the local head's. Both use
+the same features. ``local`` never sends anything. ``cloud`` never uses the local head and fails instead.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fedstill.protos.features import FeatureError, FeatureVectors, encode_featur
 Mode = Literal["local", "cloud", "auto"]
 
 LOCAL_RESERVE_MS = 10.0
-"""Kept of the objective for the local head and for waking up."""
+"""Part of the objective that is reserved for the local head and for waking up."""
 CLOUD_PATIENCE_MS = 10_000.0
-"""How long ``cloud`` waits for an answer; it has nothing else to offer."""
+"""How long ``cloud`` waits for an answer; it has no other way to get one."""
 FIRST_TRIAL, LONGEST_TRIAL = 1.0, 8.0
 """Seconds between clips that are sent over a link that seems too slow, to notice when it is no longer."""
 
@@ -47,9 +47,9 @@ class Answer:
 
     Attributes:
         probabilities: float32 (classes,).
-        path: who classified.
+        path: where the clip was classified.
         rung: such as ``1.5 int8``; empty for ``local``.
-        bytes: feature bytes sent for this clip; counted, too, where the answer came too late to be used.
+        bytes: feature bytes sent for this clip; counted also if the answer came too late to be used.
         milliseconds: from the clip to this answer, encoders included.
         reason: why it was not the cloud; empty for ``cloud``.
     """
@@ -83,11 +83,11 @@ class EdgeInference:
 
     Args:
         runtime: the student.
-        connection: started; None where there is no cloud, which is allowed in ``local`` only.
+        connection: started; None if there is no cloud, which is allowed in ``local`` only.
         mode: see the top of the file.
         objective_ms: from the clip to its answer.
-        uploads_allowed: False where the privacy mode forbids that features of a clip leave the device (design
-            note on the wire privacy of inference: a clip's features are more than prototypes).
+        uploads_allowed: False if the privacy mode forbids that features of a clip leave the device, since they reveal
+            more than prototypes do.
         clock: seconds, steady.
 
     Raises:
@@ -183,7 +183,8 @@ class EdgeInference:
         return Answer(probabilities, "local", "", sent, 1000 * (self._clock() - started), reason)
 
     def _try_anyway(self, connection: Connection, features: FeatureArrays, now: float) -> int:
-        """Now and then send a clip, without waiting for it, over a link that seems too slow: bytes sent."""
+        """Now and then send a clip over a link that seems too slow, without waiting for the answer; returns the bytes
+        sent."""
         if self._trial is not None and self._trial.seconds is not None:
             if 1000 * self._trial.seconds <= self._objective_ms:  # it gets better: look again soon
                 self._trial_pause = FIRST_TRIAL
@@ -205,7 +206,8 @@ class EdgeInference:
         return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), rung.precision)
 
     def _learn_rungs(self, connection: Connection, features: FeatureArrays) -> str:
-        """Which rungs both sides understand, asked anew when the cloud's description changes; why none, or empty."""
+        """Learn which levels both sides understand, again when the cloud's description changes; returns why none, or
+        empty."""
         description = connection.description
         if description is None:
             return "link down (not described yet)"

@@ -1,4 +1,4 @@
-"""The student that a device uses at this moment, ready to classify, and loaded again when another one is installed."""
+"""The student that a device uses now, ready to classify. It is loaded again when another one is installed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class CurrentStudent:
         load: makes a runtime of a student.
         mode: where the head runs.
         objective_ms: from the clip to its answer.
-        address: of the cloud's inference service; None where there is none.
-        uploads_allowed: False where the owner forbids that features leave the device.
+        address: of the cloud's inference service; None if there is none.
+        uploads_allowed: False if the owner forbids that features leave the device.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class CurrentStudent:
         }
 
     def wait(self, stop: threading.Event) -> None:
-        """Return when a student is installed, or ``stop`` is set: clips that land before wait for it."""
+        """Return when a student is installed, or ``stop`` is set; clips that arrive before have to wait."""
         model_store = ModelStore(self.folder / SHELF_FOLDER)
         while model_store.current() is None and not stop.wait(LOOK_SECONDS):
             continue

@@ -1,8 +1,8 @@
-"""Which rung of the compression ladder a clip takes: the best one that the link carries in time, and no flutter.
+"""Which compression level a clip takes: the best one that the link carries in time, without rapid changes.
 
-A rung is (rate, precision). Without a measured accuracy table the order is: lower rate first, then more bits. A
-linear layer that drops a third of the dimensions costs more than rounding to int8 does, so int8 at rate 1
-(1032 bytes) stands above fp32 at rate 1.5 (2728 bytes), which is therefore never chosen for its size.
+A level is (rate, precision). Without a measured accuracy table the order is: lower rate first, then more bits. A linear
+layer that drops a third of the dimensions costs more accuracy than rounding to int8. So int8 at rate 1 (1032 bytes)
+ranks above fp32 at rate 1.5 (2728 bytes), which is therefore never chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedstill.edge_client.inference.link import LinkEstimate
 from fedstill.models.audiovisual.levels import RATES, Precision, compressed_payload_bytes
 
 LOCAL = None
-"""The answer of :func:`choose` where no rung is fast enough: the device's own head."""
+"""What :func:`choose` returns if no level is fast enough: the device's own head."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ def compression_levels(
     rates: Sequence[float] = RATES,
     accuracy: Mapping[tuple[float, Precision], float] | None = None,
 ) -> tuple[CompressionLevel, ...]:
-    """All rungs of these rates, highest fidelity first.
+    """All levels of these rates, highest fidelity first.
 
     Args:
         feature_width: of one modality before compression.
         rates: those that the cloud has heads for.
-        accuracy: measured per (rate, precision); then this decides, and of equals the smaller one is first.
-            A rung that is not in the table is left out.
+        accuracy: measured per (rate, precision). If given, it decides, and of equals the smaller one is first. A level
+            that is not in the table is left out.
     """
     levels = [
         CompressionLevel(rate, precision, compressed_payload_bytes(feature_width, rate, precision))
@@ -65,17 +65,17 @@ def choose(
 
 
 def smallest(levels: Sequence[CompressionLevel]) -> CompressionLevel:
-    """The rung with the fewest bytes."""
+    """The level with the fewest bytes."""
     return min(levels, key=lambda rung: rung.size)
 
 
 @dataclass(frozen=True)
 class Hysteresis:
-    """When to leave a rung. Margins are shares of the objective.
+    """When to leave a level. Margins are shares of the objective.
 
-    A change needs ``dwell`` seconds since the last one, in both directions: where the present rung has become
-    too slow before that, clips are answered locally for the rest of it. So no trace of measurements whatever can
-    make more than one change per ``dwell``.
+    A change needs ``dwell`` seconds since the last one, in both directions. If the present level becomes too slow
+    before that, clips are answered locally for the rest of the time. So no trace of measurements can make more than one
+    change per ``dwell``.
     """
 
     dwell: float = 5.0
@@ -85,14 +85,14 @@ class Hysteresis:
 
 @dataclass(frozen=True)
 class Decision:
-    """A rung or LOCAL, and in words why it is not the cloud."""
+    """A level or LOCAL, and in words why it is not the cloud."""
 
     rung: CompressionLevel | None
     reason: str = ""
 
 
 class LevelSwitch:
-    """Remembers the present rung. Pure: estimates and times come in."""
+    """Remembers the present level. Pure: estimates and times are arguments."""
 
     def __init__(self, levels: Sequence[CompressionLevel], hysteresis: Hysteresis = Hysteresis()) -> None:
         self._levels = tuple(levels)
@@ -101,7 +101,7 @@ class LevelSwitch:
         self._changed_at = 0.0
 
     def decide(self, estimate: LinkEstimate, objective_ms: float, now: float) -> Decision:
-        """What the next clip does.
+        """Where the next clip goes.
 
         Args:
             estimate: of the link.
@@ -127,7 +127,7 @@ class LevelSwitch:
         return Decision(self._levels[self._current])
 
     def _measuring(self, now: float) -> Decision:
-        """The smallest rung measures a new link; after a reconnection that is a change as any other."""
+        """The smallest level measures a new link; after a reconnection this counts as a change like any other."""
         if not self._levels:
             return Decision(LOCAL, "the cloud offers no rung")
         probe = smallest(self._levels)

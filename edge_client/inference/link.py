@@ -1,8 +1,8 @@
-"""What a device knows about its link: how long a request of so many bytes will take, and whether to try at all.
+"""A device's estimate of its link: how long a request of so many bytes will take, and whether to try at all.
 
 Only real transfers count. Before each clip the connection sends a tiny echo request on the same stream: its answer
-gives the round trip, and what the clip's answer took longer is the clip's own transfer. So the two never mix, however
-alike the sizes are. No clock and no thread in here: times come in.
+gives the round trip, and the extra time of the clip's answer is the clip's own transfer. So the two never mix, even if
+all clips have the same size. There is no clock and no thread here: times are arguments.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LinkEstimator:
 
     @property
     def estimate(self) -> LinkEstimate:
-        """What is believed now."""
+        """The present estimate."""
         goodput = None if self._seconds_per_byte is None else 1 / self._seconds_per_byte
         return LinkEstimate(self._up, self._round_trip, self._deviation, goodput)
 
@@ -97,7 +97,7 @@ class LinkEstimator:
 
         Args:
             now: seconds, of any steady clock.
-            refused: the other side refused us, so that only somebody's intervention helps: the longest pause.
+            refused: the other side refused us, and only an operator can change that: the longest pause.
         """
         self._up = False
         if refused:

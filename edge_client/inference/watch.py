@@ -1,8 +1,8 @@
-"""Classify every clip that lands in a folder, once each, one JSON line per clip; or the clips that are named.
+"""Classify every clip that arrives in a folder, once each, with one JSON line per clip; or classify named clips.
 
-A file is read when several looks at the folder found it unchanged, and its answer counts if it is unchanged
-afterwards; so one that is still being written is never half-read. A file that is copied under a temporary name and
-renamed when complete is the surest. What was answered is remembered on disk, so a restart repeats nothing.
+A file is read when several looks at the folder found it unchanged, and its answer counts if it is unchanged afterwards.
+So a file that is still being written is never half-read. It is safest to copy under a temporary name and to rename when
+complete. Answered clips are recorded on disk, so a restart repeats nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5
 SETTLED = 3
 """Looks that must find a clip unchanged."""
 SETTLED_EMPTY = 20
-"""The same for a clip with an empty file, which somebody has probably just created."""
+"""The same for a clip with an empty file, which has probably just been created."""
 JOURNAL = "watched.jsonl"
 
 Classify = Callable[[Path], dict[str, Any]]
@@ -38,9 +38,9 @@ class WatchError(ValueError):
 
 
 class Journal:
-    """Names of the clips that have their line already; survives kill -9 at any moment.
+    """Names of the clips that already have their line; survives kill -9 at any moment.
 
-    The line is written before its name is noted. A kill exactly between the two repeats that one line after the
+    The line is written before its name is recorded. A kill exactly between the two repeats that one line after the
     restart; the other order could lose it.
     """
 
@@ -53,7 +53,7 @@ class Journal:
         return clip in self._done
 
     def add(self, clip: str) -> None:
-        """Note a clip as answered, on disk before this returns."""
+        """Record a clip as answered, on disk before this returns."""
         self._done.add(clip)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clip) + "\n")
@@ -64,7 +64,7 @@ class Journal:
         if not self._path.exists():
             return set()
         lines = self._path.read_bytes().split(b"\n")
-        torn = lines.pop()  # empty, or what a kill left of the last line
+        torn = lines.pop()  # empty, or the part of the last line that a kill left
         try:
             done = {json.loads(line) for line in lines}
         except ValueError as error:
@@ -83,18 +83,18 @@ def run_watch(
     stop_event: threading.Event,
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
-    """Watch until ``stop_event`` is set; the clip at work is finished first.
+    """Watch until ``stop_event`` is set; the current clip is finished first.
 
     Args:
         classify: called with a clip's main file; what it raises becomes a line with ``error``.
-        folder: where clips land; not its sub-folders, which may hold a clip's images.
+        folder: where clips arrive; its sub-folders are not watched, since they may hold a clip's images.
         state: the agent's folder, for the journal.
         out: gets one JSON line per clip, flushed.
         stop_event: set it (from a signal handler) to end.
         poll_seconds: between two looks.
 
     Raises:
-        WatchError: no such folder, it goes while we watch, or a damaged journal.
+        WatchError: no such folder, it disappears while it is watched, or a damaged journal.
     """
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or watch another")
@@ -106,7 +106,7 @@ def run_watch(
             if stop_event.is_set():
                 return
             line = _line(classify, folder / name)
-            if _look(folder).get(name) == seen[name][0]:  # else it changed, or went, while we read it
+            if _look(folder).get(name) == seen[name][0]:  # else it changed, or disappeared, while it was read
                 _write(out, line)
                 journal.add(name)
         stop_event.wait(poll_seconds)
@@ -129,7 +129,7 @@ def _line(classify: Classify, path: Path) -> dict[str, Any]:
     except (ValueError, OSError, NoAnswer) as error:  # DataError is a ValueError
         LOG.warning("event=clip_failed clip=%s reason=%s", path.name, error)
         return {"clip": path.name, "error": str(error).splitlines()[0]}
-    except Exception as error:  # a defect of ours that one clip brings out must not stop the others
+    except Exception as error:  # a defect of ours that one clip triggers must not stop the others
         LOG.exception("event=clip_broke_us clip=%s", path.name)
         return {"clip": path.name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
@@ -147,7 +147,7 @@ def _look(folder: Path) -> dict[str, Look]:
     except FileNotFoundError as error:
         if not folder.is_dir():
             raise WatchError(f"{folder}: is gone: bring it back, or watch another") from error
-        return {}  # a folder of images went while we listed: the next look decides
+        return {}  # a folder of images disappeared during the listing: the next look decides
     for name, files in clips.items():
         try:
             parts = [part for file in files for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
@@ -161,7 +161,7 @@ def _look(folder: Path) -> dict[str, Look]:
 
 
 def _counted(seen: dict[str, tuple[Look, int]], now: dict[str, Look]) -> dict[str, tuple[Look, int]]:
-    """Each clip of this look with how many looks in a row found it so."""
+    """Each clip of this look, with the number of looks in a row that found it unchanged."""
     return {
         name: (look, seen[name][1] + 1 if name in seen and seen[name][0] == look else 1)
         for name, look in now.items()

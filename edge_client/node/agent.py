@@ -1,7 +1,7 @@
-"""The device's process: keeps this node in the fleet and, beside that, classifies clips with the student it has.
+"""The device's process: keeps this node in the fleet and also classifies clips with the device's student.
 
-What must last lies in the state folder: the prepared clips, the students, the privacy ledger. Flower runs a fresh
-ClientApp process for every message, so this process itself holds nothing that a kill could take away.
+Everything that must last is in the state folder: the prepared clips, the students, the privacy ledger. Flower runs a
+fresh ClientApp process for every message, so this process itself holds nothing that a kill could lose.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class AgentSettings:
         state: the folder that only this agent uses.
         link: how to reach the coordinator.
         client: this device's number in the run.
-        name: what the operator calls it.
-        patience: seconds of refusals until the agent gives up.
+        name: the operator's name for it.
+        patience: seconds of refusals before the agent gives up.
     """
 
     state: Path
@@ -48,7 +48,7 @@ def run_agent(settings: AgentSettings, tasks: Sequence[Task], stop: threading.Ev
     Raises:
         FolderInUse: another agent uses this state folder.
         NodeRefused: the coordinator does not accept this node.
-        Exception: whatever a task raised; the node is ended first.
+        Exception: raised by a task; the node is ended first.
     """
     with sole_user(settings.state):
         node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)

@@ -1,6 +1,6 @@
-"""The clips of a device where its handlers look for them: ``data``, a clip store, made when it is first needed.
+"""A device's clips in the place where its handlers look for them: ``data``, a clip store, made when first needed.
 
-A store that exists is used as it is. A manifest waits until the coordinator has said what clips must look like.
+A store that exists is used as it is. A manifest waits until the coordinator has sent the format that clips must have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
 
 
 def use_clips(data: Path, folder: Path) -> None:
-    """Note where this device's clips are: a prepared clip store, or a manifest.
+    """Record where this device's clips are: a prepared clip store, or a manifest.
 
     Raises:
         DataError: there is nothing usable.
@@ -38,7 +38,7 @@ def own_clips(folder: Path) -> ClipStore:
     """The device's clips as tensors.
 
     Raises:
-        DataError: they cannot be decoded, or the coordinator's classes are others than the manifest's.
+        DataError: they cannot be decoded, or the coordinator's classes differ from the manifest's.
     """
     noted = folder / CLIPS_FILE
     data = Path(json.loads(noted.read_text())["data"]) if noted.exists() else folder / DATA_FOLDER

@@ -1,7 +1,7 @@
 """The device's Flower ClientApp: four message handlers over ``device.Device``.
 
 In Flower's deployment every message runs in a fresh process, so the light ``query.hello`` must not pay for torch:
-the heavy imports are inside the heavy handlers, and what must last lives in the device's folder.
+the heavy imports are inside the heavy handlers, and everything that must last is in the device's folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Who is there, with which software."""
+    """Who answers, with which software."""
     request = decode(HelloRequest, message.content)
     folder = _folder(context)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def install(message: Message, context: Context) -> Message:
 
 
 def _reply(message: Message, answer: Callable[[], object]) -> Message:
-    """The answer, or what this device would need to give it."""
+    """The answer, or the item that the device lacks to give it."""
     from fedstill.edge_client.students.students import NotInStore
 
     try:

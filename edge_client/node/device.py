@@ -1,8 +1,8 @@
 """One device: its own clips, its own folder, and the three things that the cloud may ask of it.
 
-It can summarise its clips as probability prototypes, it can tell how well a student does on its labelled
-test clips, and it can take a student into use. Labels are used for that count alone; the per-clip outcome
-stays in the device's folder (``evaluations/``), where the owner, and a simulation, can read it.
+It can summarise its clips as probability prototypes, count how many of its labelled test clips a student gets right,
+and install a student. Labels are used for that count alone; the per-clip outcome stays in the device's folder
+(``evaluations/``), where the owner, and a simulation, can read it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Positions = npt.NDArray[np.int64]
 
 
 class Device:
-    """Everything a device knows.
+    """A device's own clips and files, and the answers to the cloud's requests.
 
     Args:
-        directory: holds ``data/`` (a clip store) and, where the owner wants, ``privacy.json``; receives
+        directory: holds ``data/`` (a clip store) and, if the owner wants, ``privacy.json``; receives
             ``evaluations/``, ``students/``, ``canaries/`` and ``privacy.sqlite``.
-        run: tells runs of the cloud apart whose jobs have the same names; one private release per job and run.
+        run: distinguishes runs of the cloud whose jobs have the same names; one private release per job and run.
         load: makes a runtime of a received student: ``load_torch``, or ``ExportFolder.load``, which needs no torch.
     """
 
@@ -76,7 +76,7 @@ class Device:
         return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
 
     def _beliefs(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
-        """(n, classes) probabilities of the query clips, corrected for their own prior where that is asked for."""
+        """(n, classes) probabilities of the query clips, corrected for their own prior if the request asks for it."""
         query, _ = self._roles(request.job)
         runtime, found = self._features(request.student, query)
         class_probabilities = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
@@ -85,7 +85,7 @@ class Device:
         return class_probabilities
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
-        """Classify the labelled test clips with this student; two counts go back."""
+        """Classify the labelled test clips with this student; the answer is two counts."""
         read_policy(self.directory).require_accuracy()
         query, test = self._roles(request.job)
         labelled = test[self.store.labels[test] >= 0]
@@ -106,7 +106,7 @@ class Device:
         return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
 
     def install(self, request: InstallRequest) -> InstallResult:
-        """Take a student into use if it agrees with the teacher on the canary clips; else the one before stays."""
+        """Install a student if it agrees with the teacher on the canary clips; otherwise the previous one stays."""
         require_same_classes(self.store.class_names, request.student.class_names)
         clips = canaries_of(request, self.directory / "canaries")
         model_store = self.model_store
@@ -173,5 +173,5 @@ class Device:
 
 
 def _seed_of(job: Job) -> int:
-    """A clustering seed that differs between seeds and rounds but not between engines."""
+    """A clustering seed that differs between seeds and outer rounds but not between engines."""
     return job.seed * 1009 + job.round

@@ -1,4 +1,4 @@
-"""Which library runs this device's students: onnxruntime where an exported student lies in its folder, else torch."""
+"""Which library runs this device's students: onnxruntime if its folder holds an exported student, else torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Flower's SuperNode as a child of the agent: started, watched, and started again with growing pauses.
 
-The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. Flower refuses a key
-that it believes to be still online, for up to a minute after a node was killed, so only a lasting refusal is final.
+The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. After a node was
+killed, Flower takes its key for online and refuses it for up to a minute. So only a lasting refusal is final.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STUCK = -1
 REASON_LINES = 3
 """Flower explains an exit code in the two lines below it."""
 LOOK_BACK = 12
-"""Lines of the log in which the reason is looked for."""
+"""How many last lines of the log are searched for the reason."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
 SETTLED_SECONDS = 20.0
-"""A SuperNode that lived this long was accepted: the next failure is a new story."""
+"""A SuperNode that lived this long was accepted: the next failure has another cause."""
 
 
 class NodeRefused(RuntimeError):
@@ -36,7 +36,7 @@ class NodeRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class Link:
-    """Where the coordinator is and how this node proves who it is; ``ca`` and ``key`` are empty without TLS."""
+    """The coordinator's address and this node's proof of identity; ``ca`` and ``key`` are empty without TLS."""
 
     address: str
     ca: Path | None
@@ -87,7 +87,8 @@ class SuperNode:
             self._start(now)
 
     def _gave_up(self) -> bool:
-        """Whether it has given up and yet lives on: Flower's does so when a connection breaks in a TLS handshake."""
+        """Whether the process has given up but still runs: Flower's does so when a connection breaks in a TLS
+        handshake."""
         log = self._child.log_file
         if not log.exists():
             return False
@@ -112,7 +113,7 @@ class SuperNode:
             "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", config,
         ]  # fmt: skip
         log = self._child.log_file
-        self._read = log.stat().st_size if log.exists() else 0  # what an earlier one said does not count
+        self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
         self._child.start(command, environment(home), self.folder)
         self._started = now
 

@@ -1,1 +1,1 @@
-"""What leaves a device: prototypes, their noise, the ledger of what was told."""
+"""What leaves a device: prototypes, their noise, and the ledger of all uploads."""

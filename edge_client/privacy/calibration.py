@@ -1,4 +1,4 @@
-"""Class-prior calibration: a device that meets other classes than the public set tells its model so.
+"""Class-prior calibration: a device whose classes differ from the public set's corrects its probabilities for that.
 
 Saerens, Latinne and Decaestecker (2002): under label shift the posterior only needs re-weighting by the
 ratio of the new prior to the old one, and the new prior follows from unlabelled predictions by EM.

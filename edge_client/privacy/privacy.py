@@ -1,10 +1,10 @@
-"""The arithmetic of a device's privacy spend: Gaussian mechanisms, added up exactly.
+"""The arithmetic of a device's privacy spending: Gaussian mechanisms, composed exactly.
 
 A Gaussian mechanism with noise multiplier z (noise standard deviation over L2 sensitivity) is mu-Gaussian
-differentially private with mu = 1 / z, and a sequence of them, each chosen after the answers of the earlier
-ones, with the root of the summed squares (Dong, Roth and Su 2019, "Gaussian differential privacy", corollary 3.3).
-The step to (epsilon, delta) is exact too (their corollary 2.13; Balle and Wang 2018, theorem 8), so nothing
-is lost to a bound. Everything here is about adding or removing one clip.
+differentially private with mu = 1 / z. A sequence of them, each chosen after the answers of the earlier ones, is so
+with the root of the summed squares of mu (Dong, Roth and Su 2019, "Gaussian differential privacy", corollary 3.3). The
+step to (epsilon, delta) is exact too (their corollary 2.13; Balle and Wang 2018, theorem 8), so no accuracy is lost to
+a loose bound. Everything here is about adding or removing one clip.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from scipy.special import log_ndtr
 
 MOST_EPSILON = 1e4
-"""No sane guarantee is above; the searches below end here."""
+"""No useful guarantee is above this; the searches below end here."""
 HALVINGS = 200
 """Of a bracket; stops at the precision of a float64 long before."""
 

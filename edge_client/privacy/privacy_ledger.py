@@ -1,10 +1,9 @@
-"""A device's memory of what it has told: ``privacy.sqlite`` in its folder.
+"""A device's record of its private uploads: ``privacy.sqlite`` in its folder.
 
-A release is drawn, charged and kept in one transaction that is on disk before the upload leaves, so a kill at any
-point either leaves nothing (and nothing was sent) or the charge with its upload. Asked for the same job and
-round again, the device repeats the very upload that it remembers: new noise would be a second release,
-and the mean of many would be the truth. SQLite, because each Flower message is a process of its own, and two
-may come at the same time.
+A release is generated, charged and stored in one transaction that is on disk before the upload leaves. So a kill at any
+point leaves either nothing (and nothing was sent) or the charge with its upload. If the same job and outer round is
+requested again, the device repeats the stored upload: new noise would be a second release, and the mean of many would
+be the truth. SQLite, because each Flower message is a process of its own, and two may come at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fedstill.protos.messages import PrototypeRequest
 
 LEDGER_FILE = "privacy.sqlite"
 WAIT_SECONDS = 60.0
-"""For another process of this device that is just charging."""
+"""How long to wait for another process of this device that is charging at the same time."""
 ROUNDING = 1e-9
 """Relative slack of the budget: a budget of 4 affords one upload of 4."""
 
@@ -55,10 +54,10 @@ class PrivacyLedger:
             return _remembered(ledger, key, question)
 
     def release(self, key: str, question: str, mu: float, draw: Callable[[], Prototypes]) -> Prototypes:
-        """Charge ``mu``, keep what ``draw`` makes, and return it; what is remembered is returned uncharged.
+        """Charge ``mu``, store what ``draw`` makes, and return it; a stored upload is returned without a charge.
 
         Raises:
-            DeviceError: the budget does not afford it (``draw`` is not called then), or as ``remembered``.
+            DeviceError: it exceeds the budget (``draw`` is not called then), or as ``remembered``.
         """
         with self._open() as ledger:
             ledger.execute("BEGIN IMMEDIATE")  # nobody else may charge between the check and the entry
@@ -112,11 +111,11 @@ def release_once(
     request: PrototypeRequest,
     class_probabilities: Callable[[PrototypeRequest], Probabilities],
 ) -> Prototypes:
-    """Answer a ``dp`` request within the budget of ``policy``, once per run, job and round.
+    """Answer a ``dp`` request within the budget of ``policy``, once per run, job and outer round.
 
     Args:
         directory: the device's folder.
-        class_probabilities: makes the (n, classes) probabilities; called only if the answer is not remembered.
+        class_probabilities: makes the (n, classes) probabilities; called only if the answer is not stored yet.
 
     Raises:
         DeviceError: the budget is spent, or the noise left nothing worth uploading.
@@ -129,7 +128,7 @@ def release_once(
         mu = 1 / sigma_for(request.epsilon, request.delta)
         noise = noise_source(
             policy, _key("", request)
-        )  # without the run: a repeated simulation gives the same
+        )  # without the run's name: a repeated simulation gives the same
         known = ledger.release(key, question, mu, lambda: private_prototypes(rows, request, noise))
     return require_rows(known)
 
@@ -147,7 +146,7 @@ def _key(run: str, request: PrototypeRequest) -> str:
 
 
 def _question(request: PrototypeRequest) -> str:
-    """How the answer was to be made; the student is left out, a round may train it again after a restart."""
+    """How the answer was to be made; without the student, since an outer round may train it again after a restart."""
     fields = (
         request.epsilon,
         request.delta,

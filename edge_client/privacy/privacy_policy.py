@@ -24,7 +24,7 @@ STRENGTH = {"samples": 0, "kmeans": 1, "constrained": 2, "histogram": 2, "dp": 3
 
 @dataclass(frozen=True, slots=True)
 class PrivacyPolicy:
-    """The owner's wishes."""
+    """The owner's limits."""
 
     accepts: Literal["samples", "kmeans", "constrained", "dp"] = (
         "samples"  # the weakest upload that is answered
@@ -58,7 +58,7 @@ class PrivacyPolicy:
             )
 
     def require_accuracy(self) -> None:
-        """Raise DeviceError where the owner keeps the accuracy private."""
+        """Raise DeviceError if the owner keeps the accuracy private."""
         if not self.accuracy:
             raise DeviceError("this device's owner does not report accuracy")
 

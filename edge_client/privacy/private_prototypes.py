@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 SENSITIVITY = math.sqrt(2)
 DOUBTFUL = 2.0
-"""A noisy count below so many standard deviations of its noise is as good as an empty cell."""
+"""A noisy count below so many standard deviations of its noise is treated as an empty cell."""
 
 
 def private_prototypes(
@@ -34,11 +34,11 @@ def private_prototypes(
     Args:
         probabilities: one row per clip. A row must depend on its clip only, which a calibrated row does not.
         request: with epsilon, delta and centres.
-        rng: of the noise; unpredictable to everybody else, or the guarantee is void.
+        rng: of the noise; it must be unpredictable to everybody else, or the guarantee is void.
 
     Returns:
-        Rows on the simplex and rounded noisy counts of the cells that seem to hold ``request.min_size`` clips
-        at least. May be without rows.
+        Rows on the simplex and rounded noisy counts of the cells that seem to hold at least ``request.min_size`` clips.
+        May have no rows.
     """
     noise = SENSITIVITY * sigma_for(request.epsilon, request.delta)
     exact = cell_sums(bounded(probabilities), request.centres.astype(np.float64))
@@ -72,7 +72,7 @@ def cell_sums(rows: Floats, centres: Floats) -> Floats:
 def bounded(probabilities: npt.NDArray[np.floating]) -> Floats:
     """Every row a probability vector, whatever the student made of the clip; float64.
 
-    The sensitivity rests on it, and refusing an odd row aloud would tell that such a clip is there. So a row with
+    The sensitivity depends on it, and a refusal of an odd row would reveal that such a clip is there. So a row with
     NaN, infinite or no mass becomes the uniform one.
     """
     rows = np.asarray(probabilities, np.float64)

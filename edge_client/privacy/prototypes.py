@@ -1,4 +1,4 @@
-"""From a device's prediction probabilities to the few rows that it uploads (thesis 5.3.4).
+"""From a device's class probabilities to the few rows that it uploads (thesis 5.3.4).
 
 ``kmeans`` does what the thesis did: k = ceil(n / 3) plain k-means clusters, of which about half hold a
 single clip, which is no privacy. ``constrained`` forbids clusters below a minimum size. Differentially private
@@ -24,7 +24,7 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Rows that sum to 1, float32 (k, classes), and how many clips stand behind each, int64 (k,)."""
+    """Rows that sum to 1, float32 (k, classes), and the number of clips behind each, int64 (k,)."""
 
     probabilities: Probabilities
     counts: Counts

@@ -1,4 +1,4 @@
-"""The canary clips that a device keeps, so that they travel once and not with every student."""
+"""The canary clips that a device keeps, so that they travel once instead of with every student."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def canaries_of(request: InstallRequest, folder: Path) -> Canaries:
     """The clips that an installation means: those in the request, which are kept in ``folder``, or those kept there.
 
     Raises:
-        NotInStore: the request brings none, and these are not in the folder or damaged there.
+        NotInStore: the request holds none, and they are missing from the folder or damaged there.
         WireError: the clips are not those that the request names.
-        DeviceError: the disk is full or refuses.
+        DeviceError: the disk is full or cannot be written.
     """
     path = folder / f"{request.canaries}.safetensors"
     try:

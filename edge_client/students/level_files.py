@@ -52,14 +52,14 @@ def parse_compressors(content: bytes) -> dict[float, Compressor]:
 
 
 def keep_compressors(folder: Path, version: str, content: bytes) -> None:
-    """Keep a student's compressors beside the shelf; the file of the student before it stays, too."""
+    """Keep a student's compressors beside the model store; the previous student's file stays, too."""
     parse_compressors(content)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(_path(folder, version), content)
 
 
 def read_compressors(folder: Path, version: str) -> dict[float, Compressor]:
-    """Those of a version; none where they are not there, and then only rate 1 can be sent."""
+    """The compressors of a version; none if there is no file, and then only rate 1 can be sent."""
     path = _path(folder, version)
     return parse_compressors(path.read_bytes()) if path.exists() else {}
 
@@ -80,7 +80,7 @@ class CompressedRuntime:
         return self._inner.logits(features)
 
     def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
-        """Features of one rung; the identity at rate 1. Raises ValueError for a rate without a compressor."""
+        """Features at one rate; the identity at rate 1. Raises ValueError for a rate without a compressor."""
         if rate == 1:
             return features
         if rate not in self._compressors:

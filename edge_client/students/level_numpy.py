@@ -1,7 +1,7 @@
-"""The little that a device computes beside its graphs, in numpy: softmax, and one rung with the cloud's head.
+"""What a device computes outside its graphs, in numpy: softmax, and one compression level with the cloud's head.
 
-The rung is only for evaluation (Table 5.3), where a device plays the cloud's part, too; ``models.compression`` is
-the same in torch.
+The level is only for evaluation (Table 5.3), in which a device also plays the cloud's part;
+``models.audiovisual.compression`` is the same in torch.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def softmax(logits: Array) -> Array:
 def level_logits(
     features: FeatureArrays, classes: int, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
 ) -> Array:
-    """float32 (n, classes) from features that went through a rung's compressor, precision and head.
+    """float32 (n, classes) from features that went through a level's compressor, precision and head.
 
     Args:
         features: float32 (n, feature_width) each.
         weights: safetensors of a ``CompressionNet``, uint8 (bytes,).
 
     Raises:
-        ValueError: weights that do not belong to this rung.
+        ValueError: weights that do not belong to this level.
     """
     try:
         state = safetensors.numpy.load(weights.tobytes())
@@ -53,7 +53,8 @@ def level_logits(
 
 
 def received(values: Array, precision: Precision) -> Array:
-    """What arrives of float32 (n, width) that was sent in this precision (see ``models.compression.quantise``)."""
+    """What arrives of float32 (n, width) that was sent in this precision (see
+    ``models.audiovisual.compression.quantise``)."""
     if precision is Precision.FP16:
         return values.astype(np.float16).astype(np.float32)
     if precision is Precision.INT8:

@@ -1,7 +1,7 @@
-"""A student under onnxruntime: what a device runs that has no room for torch.
+"""A student under onnxruntime, for a device that has no room for torch.
 
 The files come from ``fedstill export``. The fp32 graphs hold no weights, so the same files also run any later
-student of the same architecture, given as a plain numpy state dict; an int8 graph is one student's only.
+student of the same architecture, given as a plain numpy state dict; an int8 graph belongs to one student only.
 Nothing here, nor in what this file imports, needs torch.
 """
 
@@ -62,7 +62,7 @@ class ExportFolder:
         return cls(directory, described)
 
     def runtime(self, *, int8: bool = False) -> OnnxRuntime:
-        """The exported student itself. Raises DeviceError where ``int8`` was not exported."""
+        """The exported student itself. Raises DeviceError if ``int8`` was not exported."""
         if int8 and INT8_ENCODERS not in self.described.files:
             raise DeviceError(f"{self.directory}: holds no int8 graph: export it with --int8")
         encoders = _session(self.directory / (INT8_ENCODERS if int8 else ENCODERS))
@@ -84,7 +84,7 @@ class ExportFolder:
             version: hash of its weights.
 
         Raises:
-            DeviceError: another architecture than the exported one.
+            DeviceError: the architecture differs from the exported one.
             ValueError: a tensor is missing or has another shape.
         """
         if json.loads(spec) != self.described.network:
@@ -110,7 +110,7 @@ class OnnxRuntime:
         kept: object = None,
     ) -> None:
         self.class_names, self.version = class_names, version
-        self._kept = kept  # sessions use these values where they are, and do not own them
+        self._kept = kept  # sessions use these values in place and do not own them
         self._encoders, self._head, self._compressors = encoders, head, compressors
         self._described = described
 
@@ -118,7 +118,7 @@ class OnnxRuntime:
         """Audio float32 (n, bins, steps), frames uint8 (n, count, channels, size, size) -> (n, width) each.
 
         Raises:
-            ValueError: clips of another shape than the student was exported for.
+            ValueError: the clips' shape differs from the exported student's.
         """
         about = self._described
         _require_shape("audio", audio, np.float32, about.audio_shape)
@@ -140,7 +140,7 @@ class OnnxRuntime:
         return found
 
     def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
-        """Features of one rung of the ladder; the identity at rate 1. Raises ValueError for a rate not exported."""
+        """Features at one compression rate; the identity at rate 1. Raises ValueError for a rate not exported."""
         if rate == 1:
             return features
         if rate not in self._compressors:
@@ -155,7 +155,8 @@ class OnnxRuntime:
     def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:
-        """What the cloud would answer over one rung: float32 (n, classes); ``weights`` as in an EvaluationRequest."""
+        """What the cloud would answer at one compression level: float32 (n, classes); ``weights`` as in an
+        EvaluationRequest."""
         return level_numpy.level_logits(features, len(self.class_names), rate, precision, weights)
 
 

@@ -38,13 +38,13 @@ class Runtime(Protocol):
         ...
 
     def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
-        """Features of one rung of the ladder; the identity at rate 1."""
+        """Features at one compression rate; the identity at rate 1."""
         ...
 
 
 class DeviceRuntime(Runtime, Protocol):
-    """What ``Device`` needs beside inference. Each library brings its own softmax, so that a result never changes
-    because another file does."""
+    """What ``Device`` needs beside inference. Each library uses its own softmax, so that a result does not depend on
+    another file."""
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""
@@ -53,13 +53,13 @@ class DeviceRuntime(Runtime, Protocol):
     def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:
-        """What the cloud would answer over one rung of the ladder: float32 (n, classes).
+        """What the cloud would answer at one compression level: float32 (n, classes).
 
         Args:
-            weights: safetensors of the rung's compressor and head, as in an EvaluationRequest.
+            weights: safetensors of the level's compressor and head, as in an EvaluationRequest.
 
         Raises:
-            ValueError: weights that do not belong to this rung.
+            ValueError: weights that do not belong to this level.
         """
         ...
 

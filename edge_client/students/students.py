@@ -1,8 +1,8 @@
 """The students that a device has: one file per version, named by its content, and a pointer to the one in use.
 
-Whatever interrupts a device, it comes back with a whole student: files appear by rename, the pointer moves by rename
-and only after the new student passed its check, and a file whose content is not what its name says is never used.
-Nothing here needs torch.
+After any interruption a device comes back with a whole student. Files appear by rename. The pointer moves by rename,
+and only after the new student passed its check. A file whose content does not match its name is never used. Nothing
+here needs torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 POINTER = "current.json"
 KEPT = 4
-"""Versions kept beside the two installed ones and the one just used: bases of personalisations that go on meanwhile."""
+"""Versions kept beside the two installed ones and the one just used: bases for personalisations that run at the
+time."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Installation:
 
     Attributes:
         installed: whether the new student is the current one now.
-        agreement: what the check found, 0 where it could not be made.
+        agreement: the result of the check, 0 if it could not be made.
         reason: empty, or in one line why the student was rolled back.
-        current: the version in use now; empty where there is none.
+        current: the version in use now; empty if there is none.
     """
 
     installed: bool
@@ -81,7 +82,7 @@ class ModelStore:
     """The folder ``directory`` of one device; several processes may use it at the same time.
 
     Args:
-        kept: versions to keep beside the two installed ones and the one just used; those used last.
+        kept: the most recently used versions to keep beside the two installed ones and the one just used.
         most_bytes: a larger student is refused.
     """
 
@@ -89,12 +90,12 @@ class ModelStore:
         self.directory, self.kept, self.most_bytes = directory, kept, most_bytes
 
     def student(self, message: Student) -> StoredModel:
-        """The student that a message means: from the shelf, or rebuilt from the message and kept.
+        """The student that a message refers to: from the store, or rebuilt from the message and stored.
 
         Raises:
             NotInStore: the base of the update is not here, or its file is damaged.
-            WireError: the update is damaged or leads to another content than it says; nothing is kept.
-            DeviceError: the disk is full or refuses; what was there stays.
+            WireError: the update is damaged or its result does not match the stated version; nothing is stored.
+            DeviceError: the disk is full or cannot be written; what was there stays.
         """
         with self._at_work():
             found = self._read(message.version)
@@ -109,7 +110,7 @@ class ModelStore:
             return found
 
     def install(self, version: str, check: Check, minimum: float) -> Installation:
-        """Make a version on the shelf the current one, if it passes ``check`` as it lies on the disk.
+        """Make a stored version the current one, if it passes ``check`` as read back from the disk.
 
         The check runs before the pointer moves, so that no kill can leave an unchecked student in use.
 
@@ -117,7 +118,7 @@ class ModelStore:
             minimum: least agreement; below it the previous student stays current.
 
         Raises:
-            DeviceError: the version is not (or not any more) on the shelf, or the disk is full or refuses.
+            DeviceError: the version is not (or no longer) in the store, or the disk is full or cannot be written.
         """
         candidate = self.load(version)
         try:
@@ -144,7 +145,7 @@ class ModelStore:
         return Installation(not reason, agreement, reason, current)
 
     def current(self) -> StoredModel | None:
-        """The student in use; the one before it where the file was tampered with; None before the first install.
+        """The student in use; the previous one if the file was tampered with; None before the first installation.
 
         Raises:
             DeviceError: students were installed and none of them is readable.
@@ -162,7 +163,7 @@ class ModelStore:
         return None
 
     def load(self, version: str) -> StoredModel:
-        """A version as it lies on the disk. Raises DeviceError where it is missing or damaged."""
+        """A version as read from the disk. Raises DeviceError if it is missing or damaged."""
         with self._at_work():
             found = self._read(version)
         if found is None:
@@ -170,7 +171,7 @@ class ModelStore:
         return found
 
     def versions(self) -> list[str]:
-        """What is on the shelf, most recently used last."""
+        """The stored versions, most recently used last."""
         return [path.stem for path in self._files()]
 
     def _rebuilt(self, message: Student) -> StoredModel:
@@ -194,7 +195,7 @@ class ModelStore:
         replace_file(self._path(student.version), safetensors.numpy.save(dict(student.state), about))
 
     def _read(self, version: str) -> StoredModel | None:
-        """None where there is no such file; a damaged one is removed, so that it can be sent again."""
+        """None if there is no such file; a damaged one is removed, so that it can be sent again."""
         path = self._path(version)
         if not path.exists():
             return None
@@ -206,7 +207,7 @@ class ModelStore:
             return None
 
     def _pointer(self) -> tuple[str, str]:
-        """(current, previous), empty where there is none."""
+        """(current, previous), empty if there is none."""
         try:
             pointer = json.loads((self.directory / POINTER).read_bytes())
             current, previous = pointer["current"], pointer["previous"]
@@ -243,7 +244,7 @@ class ModelStore:
 
 
 def _parsed(version: str, content: bytes) -> StoredModel:
-    """A student file whose content is what its name says. Raises ValueError."""
+    """A student file whose content matches its name. Raises ValueError."""
     try:
         state = safetensors.numpy.load(content)
         length = int.from_bytes(content[:8], "little")

@@ -28,7 +28,7 @@ class TorchRuntime:
         net: the student.
         class_names: order of its logits.
         version: hash of its weights.
-        rungs: what ``compress`` can do beside rate 1.
+        rungs: the compressors that ``compress`` has, by rate, beside rate 1.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TorchRuntime:
 
     @torch.no_grad()
     def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
-        """Features of one rung of the ladder; the identity at rate 1. Raises ValueError for an unknown rate."""
+        """Features at one compression rate; the identity at rate 1. Raises ValueError for an unknown rate."""
         if rate == 1:
             return features
         if rate not in self._levels:
@@ -76,7 +76,8 @@ class TorchRuntime:
     def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:
-        """What the cloud would answer over one rung: float32 (n, classes); ``weights`` as in an EvaluationRequest."""
+        """What the cloud would answer at one compression level: float32 (n, classes); ``weights`` as in an
+        EvaluationRequest."""
         rung = CompressionNet(features.audio.shape[1], len(self.class_names), rate)
         load_packed(rung, weights)
         answer: Tensor = rung(_to_tensors(features), precision)

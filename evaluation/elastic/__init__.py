@@ -1,1 +1,1 @@
-"""What token schedules cost and keep on real images (Tables 3.1 and 3.2)."""
+"""Speed and accuracy of token schedules on real images (Tables 3.1 and 3.2)."""

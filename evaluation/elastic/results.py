@@ -1,4 +1,4 @@
-"""What ``fedstill elastic`` measured, as it is written and read back; without torch, for the tables need none."""
+"""The records of ``fedstill elastic``, written and read back; without torch, which the tables do not need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class StudySettings:
-    """How much is measured: images per task, and how prompts are trained (no epochs: not at all).
+    """The size of the study: images per task, and how prompts are trained (no epochs: not at all).
 
     Attributes:
         prompt_images: training images of the prompts.
@@ -40,7 +40,7 @@ class StudySettings:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRow:
-    """One schedule: what it does to the tokens of an image, what that costs, and its time on this machine."""
+    """One schedule: its tokens per image, their cost, and its time on this machine."""
 
     label: str
     name: str
@@ -69,7 +69,7 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Everything that was measured, and where."""
+    """All measurements, and the machine."""
 
     architecture: str
     variant: str
@@ -90,7 +90,7 @@ def write_study(folder: Path, study: Study) -> Path:
 
 
 def read_study(folder: Path) -> Study:
-    """What ``write_study`` wrote. Raises ResultsError, one line, where there is none."""
+    """Read the file of ``write_study``. Raises ResultsError, one line, if there is none."""
     path = folder / STUDY_FILE
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What token schedules and prompts do to accuracy and speed on real weights and tasks (thesis Tables 3.1, 3.2).
+"""The effect of token schedules and prompts on accuracy and speed, on real weights and tasks (thesis Tables 3.1, 3.2).
 
-Heads are linear probes on the frozen trunk's plain features, as the serving tier learns them. Every schedule sees
+Heads are linear probes on the frozen trunk's plain features, as in the serving tier. Every schedule sees
 the same test images, so differences are paired; the images are kept as digits of right (1) and wrong (0) answers.
 """
 

@@ -1,4 +1,4 @@
-"""Tables 3.1 and 3.2 and Figure 3.4(a) of the thesis beside what ``fedstill elastic`` measured, for console and docs.
+"""Tables 3.1 and 3.2 and Figure 3.4(a) of the thesis beside the results of ``fedstill elastic``, for console and docs.
 
 Differences are paired on the same test images (McNemar's exact test, bootstrap interval over images). The thesis
 runs a ViT-Base fine-tuned per data set; ours is another network on other data, so only directions compare.
@@ -57,7 +57,7 @@ class Sheet:
 
 
 def reproduce_elastic(target: str, study: Study) -> RenderableType:
-    """One of ELASTIC_TARGETS to print. Raises ResultsError for another, or where the study holds no data for it."""
+    """One of ELASTIC_TARGETS to print. Raises ResultsError for another, or if the study holds no data for it."""
     known = ELASTIC_TARGETS.get(target)
     if known is None:
         raise ResultsError(f"unknown target {target!r} (known: {', '.join(ELASTIC_TARGETS)})")
@@ -115,7 +115,7 @@ def figure_3_4a(study: Study) -> Sheet:
 
 
 def figure_3_4b(study: Study) -> Sheet:
-    """Speed of every schedule, beside what its arithmetic alone would give."""
+    """Speed of every schedule, beside the speed-up of its arithmetic alone."""
     plain = study.schedules[0].images_per_second
     rows = tuple(
         (

@@ -1,6 +1,6 @@
 """The figures of a run, one function each, after Figs 5.6-5.13 and Table 5.3 of the thesis.
 
-Each takes the records of a run and returns a figure; ``save_all`` draws whatever a run holds data for.
+Each takes the records of a run and returns a figure; ``save_all`` draws every figure that the run has data for.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def loss_per_epoch(results: Results) -> Figure:
 
 
 def selected_classes(results: Results) -> Figure:
-    """Selected public clips per class, mean over rounds and seeds (Figs 5.10-5.11); own classes shaded."""
+    """Selected public clips per class, mean over outer rounds and seeds (Figs 5.10-5.11); own classes shaded."""
     counts: dict[tuple[str, int, str], list[tuple[int, ...]]] = defaultdict(list)
     for row in results.selection:
         counts[row.scenario, row.client, row.arm].append(row.class_counts)
@@ -216,7 +216,7 @@ def traffic(results: Results) -> Figure:
 
 
 def save_all(results: Results, folder: Path, clips: Sequence[ClipRow] = ()) -> tuple[Path, ...]:
-    """Draw what the run holds data for as PNG files in `folder` (made if need be); returns their paths."""
+    """Draw every figure that the run has data for as PNG files in `folder` (made if needed); returns their paths."""
     swept = {row.sweep for row in results.sweeps}
     figures: list[tuple[str, bool, Callable[[], Figure]]] = [
         ("accuracy_by_arm", bool(results.rows), lambda: accuracy_by_arm(results, clips)),

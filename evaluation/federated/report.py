@@ -1,4 +1,4 @@
-"""One run as a page to send around, as markdown for the docs and as a table for the console.
+"""One run as a self-contained page, as markdown for the docs and as a table for the console.
 
 The page is one file: pictures are inlined and nothing is fetched, so it reads the same by mail or in years.
 All three show the numbers of ``summary`` and hold no arithmetic of their own.
@@ -46,7 +46,7 @@ CAPTIONS = {
 
 
 def write_report(run_dir: Path) -> Path:
-    """Draw RUN/plots and write RUN/report.html; raises ResultsError where the run cannot be read."""
+    """Draw RUN/plots and write RUN/report.html; raises ResultsError if the run cannot be read."""
     results, clips = read_results(run_dir), read_clips(run_dir)
     check_agreement(results, clips)
     drawn = plots.save_all(results, run_dir / PLOTS_FOLDER, clips)
@@ -85,7 +85,7 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
 
 
 def _unbroken(cell: str) -> str:
-    """Hard spaces, but for around the interval: there a phone may break the line."""
+    """Non-breaking spaces, except around the interval: there a narrow screen may break the line."""
     hard = "\u00a0"
     return cell.replace(" ", hard).replace(f"{hard}[", " [").replace(f"],{hard}", "], ")
 
@@ -189,7 +189,7 @@ def headings(table: ScenarioTable) -> list[str]:
 
 
 def cells(line: ArmLine, clients: Sequence[int]) -> list[str]:
-    """One table row: all clients, difference to AllDistill, then each client where they are shown."""
+    """One table row: all clients, difference to AllDistill, then each client if clients are shown."""
     difference = "" if line.arm == summary.BASELINE else difference_text(line.difference)
     each = [accuracy_text(value) for value in line.clients] if clients else []
     return [accuracy_text(line.pooled), difference, *each]

@@ -1,7 +1,7 @@
-"""The tables and figures of thesis chapter 5 beside what a run of ours found (``fedstill reproduce TARGET``).
+"""The tables and figures of thesis chapter 5 beside the results of a run (``fedstill reproduce TARGET``).
 
-Both sides get the same intervals, our arms are compared on the same clips, and whatever makes the two sides
-unlike (another data set, clean mode, synthetic clips) is said under the table.
+Both sides get the same intervals, and our arms are compared on the same clips. Every difference between the two sides
+(another data set, clean mode, synthetic clips) is named under the table.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _sweep_figure(
 
 
 def _loss_figure(results: Results, figures: Path | None) -> RenderableType:
-    """Figs 5.6 to 5.9: where the loss of each arm starts and ends."""
+    """Figs 5.6 to 5.9: first and last loss of each arm."""
     curves: dict[tuple[str, int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in results.losses:
         if row.loss is not None:
@@ -171,7 +171,7 @@ def _loss_figure(results: Results, figures: Path | None) -> RenderableType:
 
 
 def _selection_figure(results: Results, figures: Path | None) -> RenderableType:
-    """Figs 5.10 and 5.11: how much of what was selected is of the client's own classes."""
+    """Figs 5.10 and 5.11: the share of the selected clips that are of the client's own classes."""
     if not results.selection:
         raise _no_data("Figure 5.10", "run.arms", SELECTING)
     own = {holder.client: set(holder.classes) for holder in results.clients}
@@ -199,7 +199,7 @@ def _figure(
     figures: Path | None,
     draw: Callable[[], Figure],
 ) -> RenderableType:
-    """Our numbers, what the thesis says of its figure in words, and where the picture is."""
+    """Our numbers, the thesis' words about its figure, and the path of the picture."""
     grid.caption = _caption(results, "CREMA-D", notes)
     words = f"Thesis, in words (its figure comes without numbers): {thesis.OBSERVATIONS[target]}"
     parts: list[RenderableType] = [grid, words]
@@ -221,7 +221,7 @@ def _section(grid: Table, scenario: str, client: int) -> None:
 
 
 def _caption(results: Results, dataset: str, notes: Sequence[str]) -> str:
-    """What makes the two sides unlike, then how the numbers were made."""
+    """The differences between the two sides, then how the numbers were computed."""
     unlike = []
     if results.synthetic or _plain(results.dataset) != _plain(dataset):
         unlike.append(f"Ours: {data_name(results)}, not {dataset}.")

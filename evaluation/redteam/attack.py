@@ -1,4 +1,4 @@
-"""All attacks on all kinds of upload, beside what an attacker without any upload achieves."""
+"""All attacks on all kinds of upload, compared with an attacker without any upload."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fedstill.evaluation.redteam.stage import Stage, View
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the attacks fare against one kind of upload.
+    """The success of the attacks against one kind of upload.
 
     Attributes:
         rows: uploaded rows per victim's device, on average.
         single: share of the rows that say they stand for a single clip.
-        bound: the largest AUC that differential privacy leaves any attack on one clip more or less, None without
-            such a promise.
+        bound: the largest AUC that differential privacy allows for any attack on one clip more or less, None without
+            such a guarantee.
         game_bound: the same for this game, where clips of a recording are in or out together.
         speaker_row, speaker_upload: share of rows, and of whole uploads, whose speaker is named.
     """
@@ -45,11 +45,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class References:
-    """What the figures are to be read against.
+    """The references for the figures.
 
     Attributes:
         mean_clip: sound and picture rebuilt as the attacker's mean clip: no information.
-        own_clip: rebuilt from the clip itself through the decoder's components: the best that it could do.
+        own_clip: rebuilt from the clip itself through the decoder's components: the best possible result.
         chance: share of speakers named by guessing; guessing gives a membership AUC of 0.5.
     """
 
@@ -60,7 +60,7 @@ class References:
 
 @dataclass(frozen=True)
 class RedteamResults:
-    """Everything that ``redteam.json`` says; the same for the same seed on the same machine.
+    """The content of ``redteam.json``; the same for the same seed on the same machine.
 
     Attributes:
         changes: what ``--set`` changed of the experiment.

@@ -1,9 +1,9 @@
 """Speaker identity: whose device is this? The attacker has other recordings of each victim, and learns their uploads.
 
-For each draw, it plays a device of every victim with the clips that the real device does not have, uploads a few times
-with other random choices, and fits a linear model from row to speaker. It then names the speaker of each row that the
-real devices upload, and of each whole upload by the sum of its rows' log probabilities. Which linear model does so best
-it finds out beforehand, in the same game with its own speakers.
+For each draw, it simulates a device of every victim with the clips that the real device does not have, makes a few
+uploads with other random choices, and fits a linear model from row to speaker. It then names the speaker of each row
+that the real devices upload, and of each whole upload by the sum of its rows' log probabilities. It chooses the linear
+model beforehand, in the same game with its own speakers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedstill.evaluation.redteam.releases import Channel, DeviceClips, Upload
 from fedstill.evaluation.redteam.stage import Positions, View
 
 REHEARSALS = 5
-"""Uploads that the attacker makes of what it knows of each victim."""
+"""Uploads that the attacker makes from its knowledge of each victim."""
 FEWEST_ROWS = 2
 """Of a speaker, to learn from; one with fewer is never named."""
 TRIED = (
@@ -84,7 +84,7 @@ def _one_draw(
     if len(np.unique(speaker[learnt])) < 2:
         return np.tile(guess, (len(devices), 1))
     model: Pipeline = make_pipeline(StandardScaler(), TRIED[tried]())
-    with warnings.catch_warnings():  # a fit that is stopped early is an attack all the same
+    with warnings.catch_warnings():  # a fit that stops early is still an attack
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(known[learnt], speaker[learnt])
     tallies = np.tile(guess, (len(devices), 1))

@@ -1,6 +1,6 @@
 """A measured value with a 95 % bootstrap interval over devices.
 
-Whole devices are drawn again, because the clips of one device share a speaker and an upload. The interval does not
+Whole devices are resampled, because the clips of one device share a speaker and an upload. The interval does not
 cover the spread over students or over other people; more seeds and speakers would.
 """
 
@@ -27,7 +27,7 @@ class Measured:
 
 
 def over_devices(statistic: Callable[[Numbers], float], devices: int, seed: int) -> Measured:
-    """``statistic`` of all ``devices``, and between which values it lies for 95 % of redrawn ones.
+    """``statistic`` of all ``devices``, and the range of its values in 95 % of the resamples.
 
     Args:
         statistic: from device numbers, some of them several times, to a value.

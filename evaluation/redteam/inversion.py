@@ -1,9 +1,9 @@
-"""Inversion: rebuild the sound and the picture of a clip from what was uploaded about it.
+"""Inversion: rebuild the sound and the picture of a clip from the device's upload.
 
-The attacker plays devices with the clips of its own speakers, and trains a decoder from uploaded row to clip. It is
-told which row a clip belongs to (the nearest one), which flatters it. The decoder's last layer is the principal
-components of the attacker's clips, so that a small network reaches the full resolution; it starts as the mean clip,
-and the epoch that does best on attacker's speakers left out of training is kept.
+The attacker simulates devices with the clips of its own speakers, and trains a decoder from uploaded row to clip. It is
+given the row that a clip belongs to (the nearest one), which favours it. The decoder's last layer is the principal
+components of the attacker's clips, so that a small network reaches the full resolution; it starts as the mean clip, and
+the epoch that does best on attacker's speakers left out of training is kept.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def bases(view: View, seed: int) -> tuple[Basis, Basis]:
 
 
 def rows_of_clips(channel: Channel, view: View, devices: list[DeviceClips]) -> Floats:
-    """What the attacker holds about every member of every device: its row and count, zeros where there is none."""
+    """The attacker's input for every member of every device: its row and count, zeros if there is none."""
     parts = []
     for device in devices:
         seen = channel.seen(view)[device.members]
@@ -123,7 +123,7 @@ def judged(
     known: tuple[Basis, Basis],
     seed: int,
 ) -> tuple[Rebuilt, Rebuilt]:
-    """How good coefficients (clips, components) per modality are, for the devices' members in order."""
+    """The quality of coefficients (clips, components) per modality, for the devices' members in order."""
     sound, picture = (
         _judged_one(coefficients, part, devices, basis, seed)
         for coefficients, part, basis in zip(guess, (victims.sound, victims.picture), known, strict=True)

@@ -1,8 +1,8 @@
 """Membership: is this clip among those of the device? The attacker holds the clip itself, and the upload.
 
-It trains on devices that it plays with its own speakers' clips: how near the clip is to the uploaded rows, how many
-clips are said to be behind the nearest one, and how ordinary the clip is. Members and others are clips of the same
-speaker, in the same emotions, so only membership tells them apart.
+It trains on devices that it simulates with its own speakers' clips. Its clues are the clip's distance to the uploaded
+rows, the count of the nearest row, and how typical the clip is. Members and others are clips of the same speaker, in
+the same emotions, so only membership tells them apart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def auc_bound(mu: float) -> float:
 
 
 def game_bound(mu: float, view: View) -> float:
-    """The same for the game that is played here, where clips are in or out together, and in place of others.
+    """The same for the game used here, in which clips are in or out together, and replace others.
 
     Clips that share a recording go together, g at most, and as many others make room. That moves the noiseless
     release by g times sqrt(2) sensitivities at most (both cells change; within one cell it is less).

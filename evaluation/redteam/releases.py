@@ -1,4 +1,4 @@
-"""Everything that a device may upload, made by the very functions that devices use, and the devices that upload it.
+"""Everything that a device may upload, made by the same functions that devices use, and the devices that upload it.
 
 A device here is one speaker with the clips of half of that speaker's recordings; the other half are clips of the
 same person, in the same emotions, that the device does not have.
@@ -24,7 +24,7 @@ THESIS_SAMPLES = 3
 
 @dataclass(frozen=True)
 class Upload:
-    """What the cloud receives: float32 rows (r, width) and the clips that are said to be behind each, int64 (r,)."""
+    """The cloud's view of an upload: float32 rows (r, width) and the stated number of clips behind each, int64 (r,)."""
 
     rows: Floats
     counts: npt.NDArray[np.int64]
@@ -35,9 +35,9 @@ class Channel:
     """One kind of upload.
 
     Attributes:
-        seen: what of a clip the channel is made of; float32 (n, width).
+        seen: the values of a clip that the channel is made from; float32 (n, width).
         upload: from those rows of a device's clips to the upload.
-        mu: Gaussian privacy of one upload, None where nothing is promised.
+        mu: Gaussian privacy of one upload, None if nothing is guaranteed.
     """
 
     key: str
@@ -58,7 +58,7 @@ class DeviceClips:
 
 
 def channels(stage: Stage) -> tuple[Channel, ...]:
-    """All kinds of upload, from the most telling to the least."""
+    """All kinds of upload, from the most revealing to the least."""
     sharing = (
         Channel("features_fp32", "inference features, rate 1 fp32", lambda view: view.features, _as_they_are),
         Channel("features_int8", "inference features, rate 3 int8", lambda view: view.compressed, _as_they_are),
@@ -77,7 +77,7 @@ def channels(stage: Stage) -> tuple[Channel, ...]:
 
 
 def devices(view: View, draws: int, rng: np.random.Generator) -> Iterator[DeviceClips]:
-    """``draws`` times a device per speaker. Clips that share a recording are all members or all others."""
+    """``draws`` devices per speaker. Clips that share a recording are all members or all others."""
     for _ in range(draws):
         for speaker in np.unique(view.speaker):
             clips = np.flatnonzero(view.speaker == speaker)
@@ -142,7 +142,7 @@ def _upload(made: Prototypes) -> Upload:
 
 
 def _request(stage: Stage, kind: str) -> PrototypeRequest:
-    """What the cloud would ask; the student itself plays no part once its probabilities are there."""
+    """The cloud's request; the student itself is not needed once its probabilities are there."""
     return PrototypeRequest(
         job=Job("latency_insensitive", "redteam", stage.seed, 0),
         student=Student(np.empty(0, np.uint8), "", stage.class_names, version="0" * 64),

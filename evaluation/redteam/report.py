@@ -1,4 +1,4 @@
-"""What the attacks found: ``redteam.json``, a figure, and a Markdown page whose sentences follow the numbers."""
+"""The results of the attacks: ``redteam.json``, a figure, and a Markdown page whose sentences follow the numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def markdown(results: RedteamResults, picture: str) -> str:
 
 
 def reading(results: RedteamResults) -> list[str]:
-    """What the intervals do and do not show, one sentence per finding."""
+    """Conclusions that the intervals support, one sentence per finding."""
     sentences = [_finding(outcome, results.references.chance) for outcome in results.outcomes]
     if results.student_saw_victims:
         sentences.append(

@@ -1,4 +1,4 @@
-"""How close a reconstruction comes: mean squared error, peak signal-to-noise ratio, structural similarity."""
+"""The quality of a reconstruction: mean squared error, peak signal-to-noise ratio, structural similarity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attacks are given: clips as each kind of upload shows them, split into the attacker's and the victims'."""
+"""The attacks' input: clips as each kind of upload shows them, split into the attacker's and the victims'."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Stage:
     """Everything that the attacks need.
 
     Attributes:
-        correct: the victims' clips that the student gets right, which says how good a student is attacked.
+        correct: the victims' clips that the student gets right, as a measure of the attacked student.
         student_saw_victims: whether the victims' clips were among those that the student was distilled on.
     """
 

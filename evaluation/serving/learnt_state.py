@@ -1,4 +1,4 @@
-"""A state folder with real tasks for ``fedstill serve``, learnt once and then kept: what benchmarks serve."""
+"""A state folder with real tasks for ``fedstill serve``, trained once and then kept, for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Runs loads against a live server and turns what its client saw into the records of a load test
-(``fedstill loadtest --target``).
+"""Runs loads against a live server and turns its client's observations into records (``loadtest --target``).
 
-The loads, the mix of queries and the results are those of virtual time; what differs is that pictures travel, that
-answers are right where they name the true class, and that time is the client's clock. Two servers that are given the
-same seed get the same queries with the same pictures at the same times.
+The loads, the mix of queries and the results are those of virtual time. Three things differ: images travel, an answer
+is right if it names the true class, and time is the client's clock. With the same seed, two servers get the same
+queries with the same images at the same times.
 """
 
 from __future__ import annotations
@@ -35,26 +34,27 @@ LAG_LIMIT_MS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a server says of itself: the policy that it runs, and the tasks that it serves with their class names."""
+    """A server's description: the policy that it runs, and the tasks that it serves with their class names."""
 
     policy: str
     tasks: Mapping[str, tuple[str, ...]]
 
 
 class Target(Protocol):
-    """A server, seen from a load generator."""
+    """A server, as a load generator sees it."""
 
     async def describe(self) -> Description:
-        """Ask what it is. Raises DataError, one line, for a server that cannot be used."""
+        """Ask for its description. Raises DataError, one line, for a server that cannot be used."""
 
     async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
-        """Send one picture. Does not raise: whatever goes wrong is a reply."""
+        """Send one image. Does not raise: a failure is a reply, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """How a live server is asked. latency_scale: factor on the latency objectives of Table 3.5. outstanding: most
-    queries that may wait at once. allowance_ms: taken off the time that the server is told, for the way there and back.
+    """How queries are sent to a live server. latency_scale: factor on the latency objectives of Table 3.5. outstanding:
+    most queries that may wait at once. allowance_ms: subtracted from the time limit sent to the server, for the network
+    both ways.
     """
 
     latency_scale: float = 1.0
@@ -84,7 +84,7 @@ async def run_live(
     progress: Progress = lambda _: None,
     grace: float = GRACE_SECONDS,
 ) -> ServingResults:
-    """Run every trace, load and seed, one after the other. test.policies is ignored: the server says what it runs.
+    """Run every trace, load and seed, one after the other. test.policies is ignored: the server reports its policy.
 
     pictures: of the tasks to ask for, in the order in which the mix of queries takes them. seeds: instead of the first
     test.seeds. profile: the server's, for upper references. measured_on: the machine. grace: of `play`. Raises
@@ -135,9 +135,9 @@ def live_load(load: Load, settings: LiveSettings) -> Load:
 async def ask(
     target: Target, load: Load, pictures: Sequence[TaskImages], settings: LiveSettings, grace: float
 ) -> tuple[list[str], Record]:
-    """Play a load against a server: the true class names, and what came back.
+    """Send a load to a server; returns the true class names and the replies.
 
-    A query's draw, which is its luck in virtual time, chooses its picture.
+    A query's random number, which decides right or wrong in virtual time, chooses its image.
     """
     tasks, utilities = load.task.tolist(), load.utility.tolist()
     chosen = [pictures[task].place(draw) for task, draw in zip(tasks, load.draw.tolist(), strict=True)]
@@ -187,7 +187,7 @@ def _schedules(runs: Sequence[RunRow], profile: Profile | None) -> tuple[str, ..
 
 
 def _warn(row: RunRow) -> None:
-    """Say what makes a row doubtful."""
+    """Warn of anything that makes a row doubtful."""
     client = row.client
     if client is None:
         return

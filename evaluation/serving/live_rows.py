@@ -1,4 +1,4 @@
-"""From what a client saw of a live server to the records of a load test: true labels, and the client's clock."""
+"""From a client's observations of a live server to the records of a load test: true labels, and the client's clock."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fedstill.evaluation.serving.virtual import SERIES_SECONDS, TWENTIETHS, WIND
 class LiveRun:
     """One load on one live server.
 
-    policy: as the server says. trace, factor, seed: which load. labels: the true class names, per query. seconds: of
-    arrivals.
+    policy: as the server reports it. trace, factor, seed: which load. labels: the true class names, per query. seconds:
+    of arrivals.
     """
 
     policy: str
@@ -83,7 +83,7 @@ def run_row(run: LiveRun) -> RunRow:
         batch_sizes=tuple(sizes[size] for size in range(1, max(sizes, default=0) + 1)),
         schedules=dict(Counter(reply.schedule for reply in answers)),
         batch_accuracy=tuple(np.bincount(twentieths, minlength=TWENTIETHS).tolist()),
-        waiting_ms=dict(percentiles(waiting[np.isfinite(waiting)])),  # not every server says
+        waiting_ms=dict(percentiles(waiting[np.isfinite(waiting)])),  # not every server reports it
         inference_ms=dict(percentiles(batch_ms)),
         busy=float(batch_ms.sum()) / 1000 / _span(run),
         loading_seconds=0.0,
@@ -123,7 +123,7 @@ def series_row(run: LiveRun, deltas: Mapping[str, int]) -> SeriesRow:
 def batches_of(replies: Sequence[Reply]) -> dict[tuple[str, int, float], list[int]]:
     """Places of the answers that shared a batch, by schedule, size and measured time.
 
-    The time is a clock's, which no two batches share to the last bit; so it tells them apart.
+    No two batches share the measured time to the last bit, so it tells them apart.
     """
     batches: dict[tuple[str, int, float], list[int]] = {}
     for place, reply in enumerate(replies):

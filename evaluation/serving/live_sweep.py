@@ -1,8 +1,8 @@
-"""Policies against each other on one live machine: all loads in one run, policies interleaved, paired over seeds.
+"""Comparison of policies on one live machine: all loads in one run, policies interleaved, paired over seeds.
 
-A server is started once per seed and policy, in an order that rotates with the seed, so that a machine that gets slower
-or busier in the course of a sweep does so for all of them. All policies of a seed meet the same pictures at the same
-times, and share one measured profile.
+A server is started once per seed and policy, in an order that rotates with the seed, so that a machine that becomes
+slower or busier during a sweep affects all of them. All policies of a seed meet the same images at the same times, and
+share one measured profile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BEST = "tome"
 @dataclass(frozen=True)
 class Sweep:
     """What to compare. test.policies: by name, BEST among them. test.loads: factors on test.rate, or on the plain
-    model's capacity where that is None."""
+    model's capacity if that is None."""
 
     test: LoadTest
     settings: LiveSettings
@@ -53,7 +53,7 @@ def plain_capacity(profile: Profile) -> float:
 def best_fixed(profile: Profile, test: LoadTest) -> str:
     """The fixed merging policy that earns most in virtual time at twice the rate.
 
-    Raises DataError where the profile has no schedule for any.
+    Raises DataError if the profile has no schedule for any.
     """
     deltas = {schedule.token_delta for schedule in profile.schedules}
     known = tuple(name for name in FIXED if -int(name.removeprefix("tome")) in deltas)
@@ -65,7 +65,7 @@ def best_fixed(profile: Profile, test: LoadTest) -> str:
 
 
 def measured_profile(server: ServerOptions, policy: str) -> Profile:
-    """Start a server once, so that its profile exists, and read that."""
+    """Start a server once, so that its profile exists, and read the profile."""
     with ServedProcess(server, policy) as first:
         return first.profile()
 
@@ -96,7 +96,8 @@ def rotated(contenders: Sequence[Contender], seed: int) -> list[Contender]:
 
 
 def merged(parts: Sequence[ServingResults], test: LoadTest, sweep: Sweep) -> ServingResults:
-    """One load test out of those of single servers: references once per load, schedules as far as anyone used any."""
+    """One load test merged from those of single servers: references once per load, and all schedules that any of them
+    used."""
     references = {(row.trace, row.load, row.seed): row for part in parts for row in part.references}
     first = parts[0]
     return replace(

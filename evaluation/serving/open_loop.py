@@ -1,8 +1,8 @@
-"""Sends queries at their planned times, whatever the server does with them, and notes what came back.
+"""Sends queries at their planned times, whatever the server does, and records the replies.
 
 Open loop: a slow answer never delays the next query, so an overloaded server meets the whole load. Latency counts
-from the *planned* time, so that a generator that falls behind makes the server look no faster; how far it fell
-behind is part of the record. What travels, and over what, is the business of the `send` that the caller gives.
+from the *planned* time, so that a generator that falls behind does not make the server look faster. Its lag is part of
+the record. The caller's `send` decides what travels, and over which protocol.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy.typing as npt
 ReplyKind = Literal["answered", "too_late", "overload", "failed"]
 
 LEAD_SECONDS = 0.2
-"""Before the first query, so that it is not late for being first."""
+"""Seconds before the first query, so that it is not late for being first."""
 GRACE_SECONDS = 10.0
-"""After the last deadline, to wait for answers that are late; a server that has not answered then never will."""
+"""Seconds after the last deadline in which late answers are awaited; later ones count as missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server said to one query.
+    """A server's reply to one query.
 
     kind: answered, refused as too late or for overload, or failed otherwise (`detail` says how). label: the class that
     it named; schedule, waiting_ms, inference_ms and batch_size as it reported them. All but kind and detail are of
@@ -48,9 +48,9 @@ UNANSWERED = Reply("failed", detail="no answer")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of a load; everything in its order.
+    """The outcome of a load; all arrays in its order.
 
-    replies: one per query. seconds: float64, from the planned time to the reply, infinite where there was none. lag:
+    replies: one per query. seconds: float64, from the planned time to the reply, infinite if there was none. lag:
     float64, from the planned time to the sending, NaN for queries that were not sent.
     """
 
@@ -60,7 +60,7 @@ class Record:
 
 
 Send = Callable[[int, float], Awaitable[Reply]]
-"""Takes a query's place in the load and the seconds left until its deadline; must not raise."""
+"""Called with a query's index in the load and the seconds left until its deadline; must not raise."""
 
 
 async def play(
@@ -71,10 +71,10 @@ async def play(
     outstanding: int,
     grace: float = GRACE_SECONDS,
 ) -> Record:
-    """Send every query at its time and wait for what comes back.
+    """Send every query at its time and wait for the replies.
 
     arrival, deadline: seconds from the start of the load, sorted by arrival. outstanding: at most so many queries
-    wait for an answer at once; what is due beyond that is not sent, and recorded as UNSENT. grace: seconds after
+    wait for an answer at once; queries beyond that are not sent, and recorded as UNSENT. grace: seconds after
     the last deadline for which late answers are awaited.
     """
     count = len(arrival)

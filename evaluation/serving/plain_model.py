@@ -1,4 +1,4 @@
-"""The elastic model without its elasticity, as other servers serve it in comparisons: plain schedule, all heads.
+"""The elastic model at its plain schedule with all heads, as other servers serve it in comparisons.
 
 Those servers import nothing else of ours.
 """

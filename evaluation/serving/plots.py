@@ -1,7 +1,7 @@
 """The figures of a load test, one function each, after Figures 3.9-3.18 of the thesis.
 
-Each takes the results of a load test and one load factor, and draws a panel per trace. What is drawn over time is the
-first seed; everything else is pooled or averaged over seeds.
+Each takes the results of a load test and one load factor, and draws a panel per trace. Curves over time show the first
+seed; everything else is pooled or averaged over seeds.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def utility_by_policy(results: ServingResults, load: float) -> Figure:
 
 
 def batch_accuracy(results: ServingResults, load: float) -> Figure:
-    """Fig. 3.12: how accurate the batches were."""
+    """Fig. 3.12: the accuracy of batches."""
 
     def curve(row: RunRow) -> tuple[Sequence[float], Sequence[int]]:
         steps = len(row.batch_accuracy)
@@ -109,7 +109,7 @@ def batch_accuracy(results: ServingResults, load: float) -> Figure:
 
 
 def batch_size(results: ServingResults, load: float) -> Figure:
-    """Fig. 3.13: how large the batches were."""
+    """Fig. 3.13: the size of batches."""
 
     def curve(row: RunRow) -> tuple[Sequence[float], Sequence[int]]:
         return range(1, len(row.batch_sizes) + 1), row.batch_sizes
@@ -140,7 +140,7 @@ def schedule_choice(results: ServingResults, load: float) -> Figure:
 
 
 def query_types(results: ServingResults, load: float) -> Figure:
-    """Fig. 3.15: what became of the queries."""
+    """Fig. 3.15: the outcomes of queries."""
     figure, panels = _panels(
         results, load, "What became of the queries", height=1.4 + 0.3 * len(results.policies())
     )
@@ -182,7 +182,7 @@ def choice_over_time(results: ServingResults, load: float) -> Figure:
 
 
 def served_over_time(results: ServingResults, load: float) -> Figure:
-    """Fig. 3.17: queries that came and queries served in time, per second."""
+    """Fig. 3.17: queries that arrived and queries served in time, per second."""
     figure, panels = _panels(results, load, "Queries coming (grey) and served in time, per second")
     for trace, axes in panels.items():
         for series in _series(results, trace, load, ADAPTIVE):

@@ -53,7 +53,7 @@ def console_report(results: ServingResults) -> RenderableType:
 
 
 def legend(results: ServingResults) -> str:
-    """What the columns mean and how sure they are."""
+    """The meaning of the columns, and their intervals."""
     seeds = results.config["seeds"]
     return (
         f"{seeds} seed{'s' * (seeds != 1)}; brackets: 95 % intervals over seeds (Student's t), differences paired "
@@ -64,7 +64,7 @@ def legend(results: ServingResults) -> str:
 
 
 def client_lines(results: ServingResults) -> list[str]:
-    """How far the generator of a live test can be trusted: its lag, and what went wrong."""
+    """How far the generator of a live test can be trusted: its lag and its failures."""
     rows = [row.client for row in results.runs if row.client is not None]
     if not rows:
         return []
@@ -154,7 +154,7 @@ def write_serving_markdown(results: ServingResults, path: Path, facts: str = "")
 
 
 def _targets(results: ServingResults, trace: str, load: float) -> list[str]:
-    """What was aimed for and what came out, at load 1."""
+    """Aims and results at load 1."""
     if load != 1.0:
         return []
     aims = [

@@ -1,6 +1,6 @@
-"""The figures of thesis chapter 3 beside what a load test found (``fedstill reproduce fig3.10 DIR``).
+"""The figures of thesis chapter 3 beside the results of a load test (``fedstill reproduce fig3.10 DIR``).
 
-The thesis' figures come without numbers, so what it says of them in words stands beside our table and picture.
+The thesis' figures have no numbers, so its words about them are printed beside our table and picture.
 """
 
 from __future__ import annotations

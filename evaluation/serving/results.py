@@ -1,4 +1,4 @@
-"""What a load test leaves behind: ``results.json``, one record per run, and the loads' upper references.
+"""The results of a load test: ``results.json``, one record per run, and the loads' upper references.
 
 The command writes it through these records; plots, tables and ``fedstill reproduce`` read it back through them.
 """
@@ -25,7 +25,7 @@ PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class ClientRow:
-    """What the client of a live server saw beyond the types.
+    """The client's further observations of a live server.
 
     round_trip_ms: percentiles from the planned time to the answer, of answered queries. lag_ms: percentiles of how late
     queries were sent. refused: queries refused by reason (`too_late`, `overload`). failed: queries that got no answer
@@ -48,7 +48,7 @@ class RunRow:
     waiting_ms, inference_ms: percentiles by name ("p50"), of served queries and of batches. busy: share of
     the time that the engine ran. loading_seconds: spent on loading models. earned_per_window: utility by
     arrival, in windows of `window_seconds`. client: of a live server only; there, `rejected` are the queries that
-    were refused for overload, since a client cannot tell whether "too late" was said on arrival.
+    were refused for overload, since a client cannot tell whether "too late" was decided on arrival.
     """
 
     policy: str
@@ -167,7 +167,7 @@ def write_serving_results(results: ServingResults, folder: Path) -> Path:
 
 
 def read_serving_results(folder: Path) -> ServingResults:
-    """The results of a load test. Raises ResultsError, one line, where `folder` holds none."""
+    """The results of a load test. Raises ResultsError, one line, if `folder` holds none."""
     path = folder / RESULTS_FILE
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def is_load_test(folder: Path) -> bool:
 
 
 def percentiles(values: npt.NDArray[np.float64]) -> Mapping[str, float]:
-    """Percentiles by name, of an array in any unit; empty where there are no values."""
+    """Percentiles by name, of an array in any unit; empty if there are no values."""
     if not len(values):
         return {}
     found = np.percentile(values, PERCENTILES)

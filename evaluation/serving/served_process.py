@@ -1,4 +1,4 @@
-"""``fedstill serve`` as a process of our own, for comparisons: started, waited for, kept on its cores, ended."""
+"""``fedstill serve`` as a child process, for comparisons: started, awaited, kept on its cores, ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ServerOptions:
 class ServedProcess:
     """``with ServedProcess(options, policy) as server``: plain text on a free port of loopback.
 
-    Raises DataError, with the server's last words, where it does not come up.
+    Raises DataError, with the tail of the server's log, if it does not start.
     """
 
     def __init__(self, options: ServerOptions, policy: str) -> None:
@@ -74,7 +74,7 @@ class ServedProcess:
         self._child.stop()
 
     def profile(self) -> Profile:
-        """What the server knows of itself: the profile in its state folder that was used last."""
+        """The server's profile: the one in its state folder that was used last."""
         kept = sorted(
             (self._options.state / "serve").glob("profile-*.json"), key=lambda file: file.stat().st_mtime
         )

@@ -1,4 +1,4 @@
-"""What the live benchmarks serve: real tasks on ViT-Tiny, or something tiny with random weights for a smoke test."""
+"""The setting of the live benchmarks: real tasks on ViT-Tiny, or a tiny model with random weights for a smoke test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCHES = "1,2,4,8,16"
 
 @dataclass(frozen=True)
 class ServedSetting:
-    """What is served: images, trunk, and further arguments of the server."""
+    """The setting: images, trunk, and further arguments of the server."""
 
     tasks: tuple[ImageTask, ...]
     weights: Path
@@ -34,14 +34,14 @@ class ServedSetting:
 
 
 def real_setting(val_images: int, schedules: str = SCHEDULES, batches: str = BATCHES) -> ServedSetting:
-    """ViT-Tiny and the three tasks of the data folder. Raises ConfigError where that is not found."""
+    """ViT-Tiny and the three tasks of the data folder. Raises ConfigError if that is not found."""
     arguments = ("--weights", VIT_WEIGHTS, f"--schedules={schedules}", "--batches", batches)
     tasks = tuple(find_images(name, None) for name in TASKS)
     return ServedSetting(tasks, data_path(VIT_WEIGHTS), (*arguments, "--val-images", str(val_images)))
 
 
 def tiny_setting(folder: Path) -> ServedSetting:
-    """timm's tiny ViT for tests, with random weights, and two drawn tasks."""
+    """timm's tiny ViT for tests, with random weights, and two synthetic tasks."""
     weights = folder / "test_vit.safetensors"
     torch.manual_seed(0)
     save_file({k: v.contiguous() for k, v in timm.create_model("test_vit").state_dict().items()}, weights)
@@ -71,13 +71,13 @@ def tiny_setting(folder: Path) -> ServedSetting:
 
 
 def split_cores() -> tuple[list[int] | None, list[int] | None]:
-    """One core for the server and another one for the client; None where there is only one."""
+    """One core for the server and another one for the client; None if there is only one."""
     mine = sorted(os.sched_getaffinity(0))
     return (None, None) if len(mine) < 2 else ([mine[0]], [mine[1]])
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """What a benchmark of a live server can be asked for: which model, which tasks, how fast."""
+    """The options of a live benchmark: which model, which tasks, how fast."""
     parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny random model")
     parser.add_argument(
         "--rate", type=float, help="queries per second at load 1 (default: the measured capacity)"

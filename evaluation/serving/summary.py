@@ -50,8 +50,8 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class PolicyLine:
-    """One policy on one trace and load: shares of queries are means over seeds; gain is None for the baseline
-    itself and where it was not run. of_window, of_bound: None without upper references."""
+    """One policy on one trace and load: shares of queries are means over seeds; gain is None for the baseline itself
+    and if the baseline was not run. of_window, of_bound: None without upper references."""
 
     policy: str
     share: Mean
@@ -98,7 +98,7 @@ def _types(rows: Sequence[RunRow]) -> tuple[float, float, float, float]:
 
 
 def gain(results: ServingResults, policy: str, baseline: str, trace: str, load: float) -> Gain | None:
-    """How much more utility `policy` earns than `baseline` on the same loads; None where either was not run."""
+    """How much more utility `policy` earns than `baseline` on the same loads; None if either was not run."""
     ours, theirs = results.rows(policy, trace, load), results.rows(baseline, trace, load)
     if not ours or not theirs:
         return None

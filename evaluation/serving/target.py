@@ -1,6 +1,6 @@
-"""A live server, asked over the Open Inference Protocol, with or without TLS and a token.
+"""A live server, queried over the Open Inference Protocol, with or without TLS and a token.
 
-Pictures travel as PNG files, as from a user's device, so that decoding and resizing are the server's work.
+Images travel as PNG files, as from a user's device, so that decoding and resizing are the server's work.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ REFUSALS: dict[grpc.StatusCode, ReplyKind] = {
 def address_of(
     target: str, *, insecure: bool, authority: Path | None, token_file: Path | None
 ) -> ServingAddress:
-    """From what a user types. Raises DataError, one line, for what does not fit together or cannot be read."""
+    """Make a target from a user's options. Raises DataError, one line, if they do not fit together or cannot be
+    read."""
     host, colon, port = target.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise DataError(f"--target {target!r}: write HOST:PORT, for instance 127.0.0.1:8001")
@@ -73,7 +74,7 @@ class GrpcTarget:
         await self._channel.close(None)
 
     async def describe(self) -> Description:
-        """Ask for policy and tasks. Raises DataError where nobody answers."""
+        """Ask for policy and tasks. Raises DataError if nothing answers."""
         try:
             stub = ServingStub(self._channel)  # type: ignore[no-untyped-call]
             asking = stub.ListTasks(ListTasksRequest(), timeout=CONNECT_SECONDS, metadata=self._metadata)
@@ -83,7 +84,7 @@ class GrpcTarget:
         return Description(listed.policy, {task.name: tuple(task.class_names) for task in listed.tasks})
 
     async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
-        """Send one picture; whatever comes of it is a reply."""
+        """Send one image; every outcome is a reply."""
         request = pb.ModelInferRequest(
             model_name=MODEL,
             parameters={
@@ -95,7 +96,7 @@ class GrpcTarget:
             raw_input_contents=[struct.pack("<I", len(picture)) + picture],
         )
         try:
-            # No timeout of its own: an answer that is late is to be seen, not cut off.
+            # No timeout of its own: late answers are to be recorded, not cut off.
             answer = await self._infer(request, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             kind = REFUSALS.get(error.code(), "failed")

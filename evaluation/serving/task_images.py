@@ -1,6 +1,6 @@
-"""The pictures that a load test sends: of each task, with the names of their true classes.
+"""The images that a load test sends, per task, with the names of their true classes.
 
-They are the tasks' test images, on which nothing was trained or chosen, encoded once before the first query. Tests draw
+They are the tasks' test images, on which nothing was trained or chosen, encoded once before the first query. Tests use
 noise instead, for servers whose tasks have no images.
 """
 
@@ -21,14 +21,14 @@ DRAWN_SIDE = 32
 
 @dataclass(frozen=True)
 class TaskImages:
-    """A task's pictures as PNG files, and the class name of each."""
+    """A task's images as PNG files, and the class name of each."""
 
     task: str
     pictures: tuple[bytes, ...]
     labels: tuple[str, ...]
 
     def place(self, draw: float) -> int:
-        """The picture for a draw in [0, 1)."""
+        """The image for a random number in [0, 1)."""
         return int(draw * len(self.pictures))
 
 
@@ -45,7 +45,7 @@ def held_out_images(task: ImageTask, limit: int, seed: int = 0) -> TaskImages:
 def drawn_images(
     task: str, class_names: Sequence[str], count: int, generator: np.random.Generator
 ) -> TaskImages:
-    """Noise, with classes drawn as well: right answers are luck."""
+    """Noise with random classes: right answers are chance."""
     pixels = generator.integers(0, 256, (count, DRAWN_SIDE, DRAWN_SIDE, 3), dtype=np.uint8)
     labels = generator.integers(len(class_names), size=count)
     return TaskImages(
@@ -56,7 +56,7 @@ def drawn_images(
 
 
 def encoded(image: npt.NDArray[np.uint8]) -> bytes:
-    """uint8 (height, width, 3) as PNG: lossless, so that the server sees the very pixels."""
+    """uint8 (height, width, 3) as PNG: lossless, so that the server gets the exact pixels."""
     file = BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()

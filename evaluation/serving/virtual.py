@@ -1,4 +1,4 @@
-"""Runs policies against loads in virtual time and turns what happened into records (``fedstill loadtest --virtual``).
+"""Runs policies against loads in virtual time and turns the outcomes into records (``fedstill loadtest --virtual``).
 
 A load is drawn once per trace, rate and seed, and all policies meet that one load, so differences are paired.
 """
@@ -39,7 +39,7 @@ from fedstill.evaluation.serving.results import (
 
 SYNTHETIC, AZURE = "synthetic", "azure"
 DRAWN = (SYNTHETIC, "poisson", "gamma", "mmpp", "step")
-"""The loads that are drawn: section 3.6's (a rate anew every second), a constant rate, gaps that vary twice as much,
+"""The generated loads: section 3.6's (a new rate every second), a constant rate, gaps that vary twice as much,
 two rates that take turns, and ten times the rate in the middle third."""
 AZURE_FILE = Path("traces") / "azure_llm_2023_code.csv"
 THESIS_RATE = sum(THESIS_RATES) / 2
@@ -54,8 +54,8 @@ Progress = Callable[[str], None]
 class LoadTest:
     """What to run. traces: those of DRAWN, azure, or a CSV file. loads: factors on the standard rate. seconds: of
     arrivals. rate: mean queries per second at load 1 (None: as in the thesis, a file as recorded; step: of its calm).
-    compress: a file is played so many times as fast (the thesis plays two minutes of MAF per second: 120). jitter: of
-    the engine."""
+    compress: a file is replayed so many times as fast (the thesis replays two minutes of MAF per second: 120). jitter:
+    of the engine."""
 
     traces: tuple[str, ...]
     policies: tuple[str, ...]
@@ -90,7 +90,7 @@ def run_virtual(
     progress: Progress = lambda _: None,
 ) -> ServingResults:
     """Run everything. data_dir: where the shipped traces lie. command: what was typed, to be kept with the results.
-    progress: is told each run before it starts.
+    progress: called before each run starts.
 
     Raises DataError for traces that cannot be read and policies that the profile cannot serve.
     """
@@ -146,7 +146,7 @@ def label_of(trace: str) -> str:
 
 
 def recorded_trace(trace: str, test: LoadTest, data_dir: Path | None) -> tuple[Times, float] | None:
-    """A recorded trace, and the factor by which it is made denser at load 1; None for a load that is drawn.
+    """A recorded trace, and the factor by which it is made denser at load 1; None for a generated load.
 
     Raises DataError for a trace that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""What we want of warm-up, and whether it came out: aim, measured, met or missed."""
+"""The aims for warm-up and their results: aim, measured, met or missed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tables of a warm-up study are made of: means over reductions, and differences paired by seed."""
+"""The numbers behind the tables of a warm-up study: means over reductions, and differences paired by seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of ``fedstill warmup-study``: accuracy over reductions (Figure 4.7) and latency (Figure 4.10)."""
+"""Figures of ``fedstill warmup-study``: accuracy over reductions (Figure 4.7) and latency (Figure 4.10)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def accuracy_over_reductions(study: WarmupStudy) -> Figure:
 
 
 def latency(study: WarmupStudy) -> Figure:
-    """Figure 4.10: share of all queries that were answered within a part of the objective."""
+    """Figure 4.10: share of all queries answered within a part of the objective."""
     places = list(dict.fromkeys((run.task, row.trace) for run in study.runs for row in run.served))
     figure, panels = _panels([f"{task}, {trace}" for task, trace in places], "Answered within")
     for (task, trace), axes in zip(places, panels, strict=True):

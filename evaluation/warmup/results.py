@@ -1,4 +1,4 @@
-"""What ``fedstill warmup-study`` measured, as it is written and read back; without torch, for the tables need none."""
+"""The records of ``fedstill warmup-study``, written and read back; without torch, which the tables do not need."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True)
 class WarmupSettings:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
         train_images, profiling_images, test_images: per task.
         reductions: allowed ones (the thesis' R); middle: the planner's r_mid; models: its budget.
-        grid: reductions that Exhaustive fine-tunes at, and at which accuracy is measured; between them lie straight
-            lines. seeds: of images, order and loads, 0 and up.
+        grid: reductions that Exhaustive fine-tunes at, and at which accuracy is measured; between them values lie on
+            straight lines. seeds: of images, order and loads, 0 and up.
         serving_seconds: of the simulated loads.
     """
 
@@ -75,9 +75,9 @@ class ModelRow:
 
 @dataclass(frozen=True, slots=True)
 class SystemRow:
-    """A system: its models, what it serves each grid reduction with, and right answers on the test images as digits.
+    """A system: its models, its recipe per grid reduction, and right answers on the test images as digits.
 
-    profiled: accuracy of that choice on the profiling images, which is what a server would believe.
+    profiled: accuracy of that choice on the profiling images, which a server would plan with.
     """
 
     system: str
@@ -122,8 +122,8 @@ class ServedRow:
 @dataclass(frozen=True, slots=True)
 class TaskRun:
     """One task and seed. matrix: profiling accuracy, fine-tuned at -> served at. blends: Table 4.1, test accuracy by
-    recipe. chosen: what the planners picked, in their order. served: made from the others whenever they are looked at,
-    so a file of one run has none."""
+    recipe. chosen: the planners' choices, in their order. served: computed from the others on reading, so a file of one
+    run has none."""
 
     task: str
     seed: int
@@ -141,7 +141,7 @@ class TaskRun:
         return sum(row.seconds for row in self.models if row.reduction in models)
 
     def system(self, name: str) -> SystemRow:
-        """By name. Raises ResultsError where it was not run."""
+        """By name. Raises ResultsError if it was not run."""
         for row in self.systems:
             if row.system == name:
                 return row
@@ -150,7 +150,7 @@ class TaskRun:
 
 @dataclass(frozen=True, slots=True)
 class WarmupStudy:
-    """Everything that was measured, and where. times: by reduction. soups: averages made on demand. objective: of the
+    """All measurements, and the machine. times: by reduction. soups: averages made on demand. objective: of the
     simulated loads, seconds."""
 
     architecture: str
@@ -181,7 +181,7 @@ def write_plain(path: Path, value: object) -> Path:
 
 
 def read_plain(kind: type[Kind], path: Path) -> Kind:
-    """What ``write_plain`` wrote. Raises ResultsError, one line, where there is none."""
+    """Read the file of ``write_plain``. Raises ResultsError, one line, if there is none."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

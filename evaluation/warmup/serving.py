@@ -1,9 +1,9 @@
 """Warmed models under the loads of Figures 4.9 and 4.10, in virtual time and scaled to this machine.
 
 The thesis' ViT-Base serves 379 queries per second unreduced (Table 3.4), its objective is 0.1 s, its loads move
-between 1 and 700 queries per second and, on the real trace, between 100 and 300. Here every time is stretched and
-every rate shrunk by how much slower this machine is. Policies plan with accuracies from the profiling images; whether
-an answer is right is drawn with those of the test images.
+between 1 and 700 queries per second and, on the real trace, between 100 and 300. Here every time is multiplied, and
+every rate divided, by the slowness of this machine. Policies plan with accuracies from the profiling images; answers
+are right at random with those of the test images.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fedstill.evaluation.warmup.results import BatchTime, ServedRow, SystemRow
 
 THESIS_OBJECTIVE = 0.1
 UTILITY = 0.5
-"""Of every query; above 0.8 Algorithm 3 gives up its rule by rate for the largest schedule."""
+"""Utility of every query; above 0.8 Algorithm 3 abandons its rule by rate for the largest schedule."""
 SYNTHETIC_RATES = (1.0, 700.0)
 AZURE_RATES = (100.0, 300.0)
 TWICE = "synthetic, twice the rates"
-"""Not in the thesis: so much load that the model without warm-up has to reduce to where it fails."""
+"""Not in the thesis: a load at which the model without warm-up must reduce so far that it fails."""
 LARGEST_BATCH = 32
 POLICIES = ("clipper", "vanilla", "maxprune", "prodigy", "fedstill")
 LEVEL_SECONDS = 20
@@ -46,7 +46,7 @@ def time_scale(times: Mapping[int, BatchTime]) -> float:
 def profiles(
     task: str, systems: Sequence[SystemRow], times: Mapping[int, BatchTime]
 ) -> tuple[Profile, Profile]:
-    """What policies believe, and what is true: vanilla, Maxprune's model, and what Prodigy with soups serves."""
+    """The policies' profiles and the true ones: vanilla, Maxprune's model, and the models of Prodigy with soups."""
     by_name = {row.system: row for row in systems}
 
     def of(share: Callable[[SystemRow, int], float]) -> Profile:
@@ -71,7 +71,8 @@ def profiles(
 
 
 def loads(seconds: float, scale: float, azure: Times | None, seed: int) -> dict[str, Times]:
-    """Arrivals by trace: rates that wander within the thesis' bounds, and the shape of a real trace within its own."""
+    """Arrivals by trace: rates that vary within the thesis' bounds, and the shape of a real trace within its own
+    bounds."""
     found = {}
     steps = int(np.ceil(seconds))
     generator = np.random.default_rng([seed, 11])
@@ -98,7 +99,7 @@ def serve(
     seed: int,
     on_progress: Callable[[str], None],
 ) -> tuple[ServedRow, ...]:
-    """Every policy on the same arrivals and the same luck."""
+    """Every policy on the same arrivals and the same random outcomes."""
     believed, true = profiles(task, systems, times)
     scale = time_scale(times)
     objective = THESIS_OBJECTIVE * scale

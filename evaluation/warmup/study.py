@@ -1,8 +1,7 @@
 """Warm-up on real tasks: vanilla, Maxprune, Prodigy, soups and Exhaustive on the same images (thesis Section 4.6).
 
-Everything is chosen on profiling images and reported on test images. A finished model, and a finished
-(task, seed), is on disk: the command that was killed goes on where it was. Weights are deleted once their task and
-seed is done.
+Everything is chosen on profiling images and reported on test images. Every finished model and (task, seed) is on disk,
+so a killed command continues where it stopped. Weights are deleted once their task and seed is done.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ BLENDS = ((0.5, 0.5), (0.1, 0.9), (0.2, 0.8))
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """What is kept of the timing: the engine's variant, and times by reduction."""
+    """The stored timing: the engine's variant, and times by reduction."""
 
     variant: str
     times: dict[str, BatchTime]
@@ -68,7 +67,7 @@ class _Times:
 
 @dataclass(frozen=True, slots=True)
 class _Soups:
-    """What is kept of the timing of soups."""
+    """The stored timing of soups."""
 
     soups: tuple[SoupTime, ...]
 
@@ -205,7 +204,7 @@ def _plan(
 def _systems(
     backend: WarmUp, chosen: Mapping[str, tuple[int, ...]], settings: WarmupSettings, test: Prepared
 ) -> tuple[SystemRow, ...]:
-    """What each system serves each grid reduction with, and how right that is on the test images."""
+    """Each system's recipe per grid reduction, and its accuracy on the test images."""
     grid, prodigy = settings.grid, chosen["prodigy"]
     printed = {}
     for reduction in grid:
@@ -261,7 +260,7 @@ def _soups(trunk: Trunk, grid: Sequence[int], out: Path, on_progress: Told) -> t
 
 @torch.inference_mode()
 def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[SoupTime, ...]:
-    """A soup of two models that are in memory against one batch's forward, taking turns; at every fourth reduction."""
+    """A soup of two models in memory against one batch's forward pass, in turn; at every fourth reduction."""
     plain = task_net(net, (torch.zeros(SOUP_CLASSES, net.width), torch.zeros(SOUP_CLASSES)))
     plain.eval().requires_grad_(False)
     store = WarmedModels(folder, {}, tuple(map(str, range(SOUP_CLASSES))))
@@ -274,7 +273,7 @@ def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[Sou
         schedule = reduction_schedule(reduction, net.layers)
         soups, forwards = [], []
         for turn in range(SOUP_ROUNDS + 1):
-            # Another recipe each time, so that it is made and not found.
+            # Another recipe each time, so that it is computed and not cached.
             share = 0.3 + 0.04 * turn
             started = perf_counter()
             kitchen.net(Recipe(dict(zip(map(str, SOUP_MODELS), (share, 1 - share), strict=True))))

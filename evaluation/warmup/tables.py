@@ -1,4 +1,4 @@
-"""Chapter 4's tables and figures beside what ``fedstill warmup-study`` measured, for console and docs.
+"""Chapter 4's tables and figures beside the results of ``fedstill warmup-study``, for console and docs.
 
 Differences between systems are taken on the same images and loads, seed by seed; intervals are Student's t over seeds
 (of no width for one seed). The thesis runs ViT-Base on a GPU and on finer classes, so only directions compare.
@@ -29,7 +29,7 @@ PRINTED_SOUPS = (
 
 
 def summary(study: WarmupStudy) -> Sheet:
-    """The claim: mean accuracy over all reductions, and what it cost."""
+    """The main result: mean accuracy over all reductions, and its cost."""
     rows = []
     for task in study.tasks:
         runs = study.of_task(task)
@@ -294,7 +294,7 @@ def warmup_page(study: WarmupStudy, command: str, pictures: Sequence[Path] = ())
 
 
 def warmup_sheet(target: str, study: WarmupStudy) -> Sheet:
-    """One of WARMUP_TARGETS. Raises ResultsError for another, or where the study holds no data for it."""
+    """One of WARMUP_TARGETS. Raises ResultsError for another, or if the study holds no data for it."""
     if target not in WARMUP_TARGETS:
         raise ResultsError(f"unknown target {target!r} (known: {', '.join(WARMUP_TARGETS)})")
     return WARMUP_TARGETS[target](study)

@@ -1,9 +1,9 @@
-"""The compression ladder: fewer feature dimensions, fewer bits, for a link that allows less.
+"""The compression levels: fewer feature dimensions and fewer bits, for slow links.
 
-A rung is (rate, precision). Rate 1 is no module (the thesis' Table 5.3 row equals Table 5.2's); rate r
+A level is (rate, precision). Rate 1 is no module (the thesis' Table 5.3 row equals Table 5.2's); rate r
 reduces each modality's ``feature_width`` to floor(feature_width / r) by a linear compressor, and a joint
 linear head classifies the two reduced vectors (thesis 5.3.5, Algorithm 8). int8 stores one symmetric
-scale per modality and clip, fp16 rounds to half precision. The ladder's numbers are in ``levels.py``.
+scale per modality and clip, fp16 rounds to half precision. The levels' numbers are in ``levels.py``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Compressor(nn.Module):
 
 
 class CompressionNet(nn.Module):
-    """A compressor with the joint head that understands what it sends: features -> (batch, classes) logits."""
+    """A compressor with the joint head for its output: features -> (batch, classes) logits."""
 
     def __init__(self, feature_width: int, classes: int, rate: float) -> None:
         super().__init__()

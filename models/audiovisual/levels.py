@@ -1,7 +1,6 @@
-"""The compression ladder as plain numbers: which rungs exist and what a clip costs on each.
+"""The compression levels as plain numbers: which levels exist, and a clip's bytes at each.
 
-Apart from ``compression.py`` (the networks of the ladder) because a device that runs without torch needs these
-numbers, too.
+Separate from ``compression.py`` (the networks), because a device without torch needs these numbers, too.
 """
 
 from __future__ import annotations

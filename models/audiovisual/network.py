@@ -1,7 +1,7 @@
 """The audio-visual classifier that teacher and students share: two encoders, a fusion head, two unimodal heads.
 
-The unimodal heads serve twice: as extra losses that keep one modality from starving the other while the
-teacher trains (balanced multimodal learning), and as the answer when a modality is missing.
+The unimodal heads serve twice: as extra losses that keep one modality from dominating the other while the teacher
+trains (balanced multimodal learning), and as the answer if a modality is missing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Head(nn.Module):
 
 
 class Encoders(nn.Module):
-    """The two encoders of one model; what a device receives and runs."""
+    """The two encoders of one model, which a device receives and runs."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class AudioVisualNet(nn.Module):
 
 
 def available_logits(logits: Logits, has_audio: Tensor, has_visual: Tensor) -> Tensor:
-    """The logits to trust when modalities are missing: joint with both, unimodal with one.
+    """The logits to use if modalities are missing: joint with both, unimodal with one.
 
     Args:
         logits: heads' outputs, each (batch, classes).

@@ -2,8 +2,8 @@
 
 A graph of :func:`encoder_graph`, :func:`head_graph` or :func:`compressor_graph` holds no weights. Its initializers
 bear the state dict's names and point into the student's own safetensors file, which ONNX calls external data:
-the file is there once, a runtime maps it, and a device puts the weights of a new student into the same graph
-without torch. :func:`folded_encoder_graph` is the exception that quantisation starts from.
+the file exists once, a runtime maps it, and a device puts the weights of a new student into the same graph without
+torch. :func:`folded_encoder_graph` is the exception; quantisation starts from it.
 """
 
 from __future__ import annotations
@@ -142,13 +142,13 @@ def _trace(
     output_names: Sequence[str],
     fold: bool,
 ) -> ModelProto:
-    """torch's exporter that needs no further package; the number of clips stays free."""
+    """torch's exporter that needs no further package; the number of clips stays variable."""
     written = BytesIO()
     module.eval()
     module.training = (
         not fold
     )  # of this shell alone: else the exporter makes one tensor of all that are equal
-    with warnings.catch_warnings():  # it is deprecated; docs/decisions say why it is used
+    with warnings.catch_warnings():  # it is deprecated; docs/decisions/014 says why it is used
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module,

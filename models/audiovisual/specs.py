@@ -1,4 +1,4 @@
-"""What a network is, as plain values without torch: configurations and small devices read them, too."""
+"""The specification of a network, as plain values without torch: configurations and small devices read it, too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fusion = Literal["concat", "sum", "film", "gated"]
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another kind; one line."""
+    """A checkpoint is missing, damaged or of another kind; one line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One Vision Transformer that is faster or sharper per call: timm's, with tokens merged and prompts added on the way.
+"""One Vision Transformer that is faster or more accurate per call: timm's, with tokens merged and prompts added.
 
 The trunk is timm's own module, so any of its ViT / DeiT state dicts loads with its own key names. A batch may mix
 tasks, because prompts come per row and heads are applied per row (``task_bank.py``). With nothing merged and no
@@ -74,10 +74,10 @@ class ElasticViT(nn.Module):
     def features(
         self, images: Tensor, schedule: TokenSchedule | None = None, prompts: Tensor | None = None
     ) -> Tensor:
-        """Pooled, normalised features: what a head classifies.
+        """Pooled, normalised features, the input of a head.
 
         Args:
-            images: float (batch, 3, image_size, image_size), normalised as the weights want it.
+            images: float (batch, 3, image_size, image_size), normalised as the weights require.
             schedule: nothing is merged or added by default.
             prompts: (batch, layers, schedule.prompts, width), each row its own task's; needed if and only if
                 the schedule has prompts.

@@ -1,4 +1,4 @@
-"""From stored arrays to network inputs, in one place so that cloud and device can never disagree."""
+"""From stored arrays to network inputs, in one place so that cloud and device never differ."""
 
 from __future__ import annotations
 

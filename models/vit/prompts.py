@@ -1,6 +1,6 @@
-"""Deep visual prompts (VPT-deep, arXiv 2203.12119): learnt tokens that every layer gets, in growing numbers.
+"""Deep visual prompts (VPT-deep, arXiv 2203.12119): learnt tokens for every layer, in growing numbers.
 
-Section 3.4.1 of the thesis trains a small set of prompts first and starts a larger one from it, so here are only
+Section 3.4.1 of the thesis trains a small set of prompts first and starts a larger one from it, so this file has only
 the two ways in which a set begins; the training itself is ``cloud_server/serving/tasks/prompt_training.py``.
 """
 
@@ -25,7 +25,7 @@ def new_prompts(layers: int, count: int, width: int, patch_inputs: int, generato
 def grow_prompts(small: Tensor, fresh: Tensor) -> Tensor:
     """The trained ``small`` set first, then the last of ``fresh``: iterative prompt learning, Section 3.4.1.
 
-    Both are (layers, count, width). Raises ValueError where ``fresh`` is not larger, or of another network.
+    Both are (layers, count, width). Raises ValueError if ``fresh`` is not larger, or of another network.
     """
     (layers, had, width), (fresh_layers, count, fresh_width) = small.shape, fresh.shape
     if (layers, width) != (fresh_layers, fresh_width) or count <= had:

@@ -2,8 +2,8 @@
 
 Thesis chapter 3 speaks of one number gamma per batch (here ``token_delta``): positive adds that many prompts,
 negative merges that many tokens in every layer, and Section 3.4.2 replaces the constant by one number per layer.
-A schedule says both, per layer, and what is left of it once a layer runs out of tokens; two names for one and the
-same forward pass are refused, for a planner would measure and choose between them in vain.
+A schedule gives both, per layer, and the merges that remain once a layer runs out of tokens. Two names for the same
+forward pass are refused, because a planner would measure and choose between them in vain.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPARED_LAYERS = 4
 
 @dataclass(frozen=True, slots=True)
 class TokenSchedule:
-    """What one forward pass does to the tokens.
+    """The token counts of one forward pass.
 
     Attributes:
         merges: tokens to merge away, per layer, between attention and MLP.
@@ -69,7 +69,7 @@ def constant_schedule(token_delta: int, layers: int, prompt_mode: PromptMode = "
 
 
 def layer_wise_schedule(scheme: int, base: int = 20, layers: int = 12) -> TokenSchedule:
-    """Schemes 1 to 4 of Section 3.4.2; the middle layers, of which the thesis is silent, merge ``base``.
+    """Schemes 1 to 4 of Section 3.4.2; the middle layers, which the thesis does not specify, merge ``base``.
 
     Raises:
         ValueError: an unknown scheme, or too few layers for its first and last ones.
@@ -109,7 +109,7 @@ def effective_merges(schedule: TokenSchedule, tokens: int) -> tuple[int, ...]:
 
 
 def token_counts(schedule: TokenSchedule, tokens: int, protected: int = 1) -> tuple[int, ...]:
-    """Tokens that each layer's attention sees, and last what the final norm sees (layers + 1 values).
+    """The number of tokens in each layer's attention, and last in the final norm (layers + 1 values).
 
     tokens: patches. protected: class and register tokens.
     """
@@ -137,7 +137,7 @@ def forward_macs(
 
 
 def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[TokenSchedule, ...]:
-    """The schedules as a tuple. Raises ValueError naming two that come to the same forward pass."""
+    """The schedules as a tuple. Raises ValueError naming two that give the same forward pass."""
     seen: dict[tuple[tuple[int, ...], int, str], TokenSchedule] = {}
     for schedule in schedules:
         mode = schedule.prompt_mode if schedule.prompts else ""
@@ -151,7 +151,7 @@ def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[Tok
 
 
 def default_schedules(layers: int, tokens: int) -> tuple[TokenSchedule, ...]:
-    """What to measure where nobody says: the thesis' constant schedules and two decreasing ones, equal ones once."""
+    """The default schedules to measure: the thesis' constant ones and two decreasing ones, equal ones once."""
     kept: dict[tuple[tuple[int, ...], int], TokenSchedule] = {}
     constant = (constant_schedule(delta, layers) for delta in THESIS_TOKEN_DELTAS)
     for schedule in (*constant, decreasing_schedule(10, layers), decreasing_schedule(15, layers)):

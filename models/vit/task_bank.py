@@ -1,7 +1,7 @@
 """Many tasks on one trunk: their heads and prompts, gathered per row so that one batch mixes tasks.
 
-A bank never changes. A new task, or a new version of one, is a new bank; whoever runs a batch keeps the bank that
-it began with, and that is all that a hot swap takes.
+A bank never changes. A new task, or a new version of one, is a new bank. A running batch keeps the bank that it began
+with, so a hot swap needs nothing more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TaskParameters:
-    """What one task adds to the trunk (thesis Table 3.3, ``TaskModel``).
+    """The parameters that one task adds to the trunk (thesis Table 3.3, ``TaskModel``).
 
     Attributes:
         class_names: in the order of the logits.
@@ -119,7 +119,7 @@ class TaskBank:
         return self._prompts[count][rows.to(self._device)]
 
     def logits(self, features: Tensor, rows: Tensor) -> Tensor:
-        """(batch, width) -> float32 (batch, most classes of any task); what a task lacks is -infinity."""
+        """(batch, width) -> float32 (batch, most classes of any task); classes that a task lacks are -infinity."""
         here = rows.to(self._device)
         products = torch.bmm(self._weights[here], features.to(self._dtype).unsqueeze(-1)).squeeze(-1)
         return (products + self._biases[here]).float()

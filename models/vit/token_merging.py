@@ -1,9 +1,9 @@
-"""Token merging as small pure functions: which tokens are alike, and what becomes of them.
+"""Token merging as small pure functions: which tokens are similar, and how they are merged.
 
 Written from the paper "Token Merging: Your ViT But Faster" (Bolya et al., arXiv 2210.09461, Sections 3 and
-appendix D). Protected tokens (class, registers, prompts) are cut off before these functions see a sequence, so
-nothing here needs to know about them. Scores are always float32: in bfloat16 ties are common, and a tie decides
-which token disappears.
+appendix D). Protected tokens (class, registers, prompts) are removed before a sequence reaches these functions, so
+nothing here handles them. Scores are always float32: in bfloat16 ties are common, and a tie decides which token
+disappears.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class Match(NamedTuple):
-    """Who merges into whom, of n mergeable tokens: destinations are tokens 0, 2, 4, ..., sources 1, 3, 5, ...
+    """Which tokens merge into which, of n mergeable tokens: destinations are tokens 0, 2, 4, ..., sources 1, 3, 5, ...
 
     Attributes:
         kept: int64 (batch, sources - merged), positions among the sources that stay, ascending.
@@ -33,7 +33,7 @@ def bipartite_match(metric: Tensor, merged: int) -> Match:
     """Pair every second token with its most similar neighbour set member; the ``merged`` best pairs merge.
 
     Args:
-        metric: (batch, n, width), what similarity (cosine) is taken of: attention keys, mean over the heads.
+        metric: (batch, n, width), the basis of the cosine similarity: attention keys, mean over the heads.
         merged: pairs to merge, 1 <= merged <= n // 2.
 
     Raises:
@@ -50,15 +50,15 @@ def bipartite_match(metric: Tensor, merged: int) -> Match:
 
 
 def merge(tokens: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
-    """Average each merged token into its destination, weighted by how many patches each stands for.
+    """Average each merged token into its destination, weighted by the number of patches that each represents.
 
     Args:
         tokens: (batch, n, width).
         size: float32 (batch, n), patches per token.
 
     Returns:
-        (batch, n - merged, width), first the sources that stay, then the destinations, and their sizes; the sum of
-        the sizes, and of size x token, is what it was (up to rounding).
+        (batch, n - merged, width), first the sources that stay, then the destinations, and their sizes; the sum of the
+        sizes, and of size x token, is unchanged (up to rounding).
     """
     sources, destinations = tokens[:, 1::2], tokens[:, 0::2]
     source_size, destination_size = size[:, 1::2], size[:, 0::2]
@@ -77,7 +77,7 @@ def merge(tokens: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
 
 
 def size_bias(size: Tensor, protected: int, dtype: torch.dtype) -> Tensor:
-    """Proportional attention: what to add to all attention scores, log(size) of the key (paper, Eq. 1).
+    """Proportional attention: the term to add to all attention scores, log(size) of the key (paper, Eq. 1).
 
     Returns:
         (batch, 1, 1, protected + n) in ``dtype``; protected tokens stand for themselves, so theirs is 0.

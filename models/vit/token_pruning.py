@@ -2,7 +2,7 @@
 
 Written from the paper (Rao et al., "DynamicViT", arXiv 2106.02034, Sections 3.2 to 3.4). While training nothing is
 removed: decisions are straight-through samples, and dropped tokens are masked out of attention, so that gradients reach
-the predictors. When serving, the best tokens are gathered and the rest is really gone.
+the predictors. When serving, the best tokens are gathered and the rest is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SMALLEST = 1e-6
 
 
 class TokenPredictor(nn.Module):
-    """Keep or drop, per patch: from what the token holds and from what all kept tokens hold together."""
+    """Keep or drop, per patch: from the token itself and from all kept tokens together."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class TokenPredictor(nn.Module):
 
 
 class MaskedPass(NamedTuple):
-    """What a training pass yields.
+    """The outputs of a training pass.
 
     logits: (batch, classes). attention: (batch, n), the last layer's attention of the class token to the patches, mean
     over heads. masks: one per stage, (batch, n), 0 or 1 with the gradient of the probabilities.
@@ -69,7 +69,7 @@ class PrunedViT(nn.Module):
         generator: draws the predictors' first weights.
 
     Raises:
-        ValueError: a share that is none, a trunk that is too shallow or pools otherwise.
+        ValueError: ``keep`` is not a share, or the trunk is too shallow or pools in another way.
     """
 
     def __init__(self, net: ElasticViT, keep: float, generator: torch.Generator) -> None:
@@ -114,7 +114,7 @@ class PrunedViT(nn.Module):
         return self._masked(images, generator)
 
     def teacher_pass(self, images: Tensor) -> MaskedPass:
-        """The same with every token kept: what this network says and looks at as a teacher."""
+        """The same with every token kept: logits and attention of this network as a teacher."""
         return self._masked(images, None)
 
     def _masked(self, images: Tensor, generator: torch.Generator | None) -> MaskedPass:
@@ -126,7 +126,7 @@ class PrunedViT(nn.Module):
         for layer, block in enumerate(cast(list[Block], self.net.trunk.blocks)):
             if layer in self.places and generator is not None:
                 chances = self.predictors[len(masks)](tokens[:, front:], kept)
-                kept = kept * _sample(chances, generator)  # what is gone stays gone
+                kept = kept * _sample(chances, generator)  # dropped tokens stay dropped
                 masks.append(kept)
             visible = F.pad(kept, (front, 0), value=1.0) if masks else None
             attended, weights = masked_attention(cast(Attention, block.attn), block.norm1(tokens), visible)
@@ -173,7 +173,7 @@ def masked_attention(attention: Attention, tokens: Tensor, visible: Tensor | Non
 
 
 def pruning_loss(student: MaskedPass, teacher: MaskedPass, labels: Tensor, keep: float) -> Tensor:
-    """Right answers, the wanted shares of tokens, and the unpruned teacher's logits and attention.
+    """The loss: right answers, the target shares of tokens, and the unpruned teacher's logits and attention.
 
     Weights are the paper's (Section 3.3) for the shares (2) and the logits (0.5). Its feature distillation is replaced
     by one of attention: over the tokens that are left, the class token should look where the teacher's looks.

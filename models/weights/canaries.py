@@ -1,4 +1,4 @@
-"""A few public clips with the teacher's opinion of them: a device tries a new student on these before using it."""
+"""A few public clips with the teacher's probabilities: a device tries a new student on these before using it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedstill.models.weights.delta import content_hash
 
 @dataclass(frozen=True)
 class Canaries:
-    """Clips as a store keeps them, and what the teacher says.
+    """Clips in the form of a clip store, with the teacher's probabilities.
 
     Attributes:
         audio: float32 (n, bins, steps).
@@ -33,7 +33,7 @@ class Canaries:
     def agreement(self, student: npt.NDArray[np.floating]) -> float:
         """Share of clips on which (n, classes) scores of a student and the teacher choose the same class.
 
-        A student that scores NaN agrees nowhere. Raises ValueError without clips or where the shapes differ.
+        A student that scores NaN agrees nowhere. Raises ValueError without clips or if the shapes differ.
         """
         if student.shape != self.teacher.shape or not len(student):
             raise ValueError(

@@ -52,12 +52,12 @@ def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> No
 
 
 def checkpoint_exists(stem: Path) -> bool:
-    """Whether a finished checkpoint lies at ``stem``; the JSON is written last."""
+    """Whether there is a finished checkpoint at ``stem``; the JSON is written last."""
     return stem.with_name(f"{stem.name}.json").exists()
 
 
 def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
-    """Rebuild network and meaning. Raises CheckpointError in one line."""
+    """Rebuild the network and its description. Raises CheckpointError in one line."""
     path = stem.with_name(f"{stem.name}.json")
     try:
         described = json.loads(path.read_text())
@@ -84,13 +84,14 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
 
 
 def save_levels(stem: Path, levels: Mapping[float, CompressionNet]) -> None:
-    """Keep the trained compression ladder of a student beside its checkpoint, one file per rate."""
+    """Keep the trained compression levels of a student beside its checkpoint, one file per rate."""
     for rate, rung in levels.items():
         _write(_level_path(stem, rate), pack(rung.state_dict()).tobytes())
 
 
 def load_levels(stem: Path, network: NetworkSpec) -> dict[float, CompressionNet]:
-    """The rungs of ``RATES`` above 1 that lie beside a checkpoint, maybe none. Raises CheckpointError in one line."""
+    """The levels for the ``RATES`` above 1 that are beside a checkpoint, maybe none. Raises CheckpointError in one
+    line."""
     levels = {}
     for rate in RATES:
         path = _level_path(stem, rate)

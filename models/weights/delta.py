@@ -1,7 +1,7 @@
-"""Student updates as bytes: what changed against the weights that a device already has, and nothing else.
+"""Student updates as bytes: only the changes against the weights that a device already has.
 
 The downlink dominates the traffic of selective distillation, so an update names only the tensors that changed, rounds
-them to the asked precision and packs what is left. It needs numpy and the standard library only, because a device
+them to the requested precision and packs the result. It needs numpy and the standard library only, because a device
 without torch unpacks updates, too. An update is always made against the state that the *device* has, which
 ``Update.state`` is after it: rounding errors of successive updates therefore never add up.
 
@@ -49,7 +49,7 @@ _PREFIX = struct.Struct("<4sB32sI")
 
 @dataclass(frozen=True)
 class Update:
-    """An update and where it leads: ``state`` is exactly what ``apply_update`` makes of ``payload``."""
+    """An update and its result: ``state`` is exactly the state that ``apply_update`` makes of ``payload``."""
 
     payload: bytes
     state: dict[str, Array]
@@ -74,7 +74,7 @@ def encode_update(new: State, base: State | None, precision: UpdatePrecision) ->
 
     With ``exact`` the device ends with ``new`` bit for bit. With ``fp16`` and ``int8`` the change of every float
     tensor of two or more dimensions and at least ``delta_coding.SMALL`` values is rounded, within the bounds stated
-    in ``delta_coding``; all others, so biases, everything of BatchNorm, integers and whatever is not finite, travel
+    in ``delta_coding``; all others, so biases, everything of BatchNorm, integers and values that are not finite, travel
     exactly. Nothing in the result shares memory with ``new``.
 
     Raises:
@@ -101,7 +101,7 @@ def encode_update(new: State, base: State | None, precision: UpdatePrecision) ->
 def apply_update(payload: bytes, base: State | None, most_bytes: int = MOST_BYTES) -> dict[str, Array]:
     """The state that a payload leads to from ``base``, which has to be the one that it was made against.
 
-    That it was is not checked here; compare the result's ``content_hash``.
+    This is not checked here; compare the result's ``content_hash``.
 
     Args:
         base: None for a full update. Its arrays are not changed; unchanged ones are shared with the result.
@@ -136,7 +136,7 @@ def content_hash(state: State, about: Iterable[str] = ()) -> str:
     """SHA-256 (64 hex digits) over names, dtypes, shapes and bytes of all tensors, whatever their order.
 
     Args:
-        about: texts that the content means nothing without (a specification, class names in their order).
+        about: texts that give the content its meaning (a specification, class names in their order).
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -188,7 +188,8 @@ def _opened(payload: bytes) -> tuple[bytes, bytes]:
 
 
 def _deflated(parts: Iterable[bytes]) -> bytes:
-    """A body. Run lengths and Huffman codes only: planes hold few repeated strings, and looking for them takes long."""
+    """A body. Run lengths and Huffman codes only: planes hold few repeated strings, and a search for them takes
+    long."""
     packer = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
     return b"".join([*(packer.compress(part) for part in parts), packer.flush()])
 

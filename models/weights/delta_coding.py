@@ -1,8 +1,8 @@
 """How the change of one tensor becomes bytes that compress well, and back; numpy only.
 
-Every number of a change becomes an unsigned integer that is small where the change is small: float bit patterns are
-mapped to integers of the same order, subtracted, and their sign is moved to the lowest bit ("zigzag"). Then all
-first bytes are put together, all second bytes, and so on ("byte-shuffle"), for the high ones are alike.
+Every number of a change becomes an unsigned integer that is small if the change is small: float bit patterns are
+mapped to integers of the same order, subtracted, and their sign is moved to the lowest bit ("zigzag"). Then all first
+bytes are put together, all second bytes, and so on ("byte-shuffle"), because the high bytes are alike.
 
 Bounds on ``restored - new`` per value, with ``d = new - base``:
 
@@ -13,8 +13,8 @@ int8     half a step, ``max|d| / 254`` of the output channel (first dimension), 
 =======  ===========================================================================================================
 
 A tensor that a lossy coding cannot hold within its bound (infinities, NaN, changes beyond fp16) travels exactly. One
-int8 scale per output channel rather than per tensor: channels differ in range, and four bytes per channel are nothing
-beside the channel (``benchmarks/downlink.py`` shows both).
+int8 scale per output channel rather than per tensor: channels differ in range, and four bytes per channel are
+negligible beside the channel (``benchmarks/downlink.py`` shows both).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def coded(new: Array, base: Array | None, precision: UpdatePrecision) -> tuple[s
     if precision != "exact" and roundable:
         change = _change(new, base)
         largest = float(np.abs(change).max())
-        if largest <= (_LARGEST_HALF if precision == "fp16" else _LARGEST_SINGLE):  # not so where it is NaN
+        if largest <= (_LARGEST_HALF if precision == "fp16" else _LARGEST_SINGLE):  # false for NaN
             planes, rounded = _halved(change) if precision == "fp16" else _stepped(change)
             reached = _moved(base, rounded, new.dtype)
             if np.isfinite(reached).all():
@@ -112,7 +112,7 @@ def _moved(base: Array | None, change: npt.NDArray[np.float64], dtype: np.dtype[
 
 
 def _scales(change: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """One step size per output channel, rounded to float32 as it travels; 0 where nothing (but dust) changed."""
+    """One step size per output channel, rounded to float32 as it travels; 0 if nothing (or next to nothing) changed."""
     largest = np.abs(change).max(axis=tuple(range(1, change.ndim)), keepdims=True)
     scale: npt.NDArray[np.float64] = (largest / _LEVELS).astype(np.float32).astype(np.float64)
     return np.where(scale < _LEAST_SCALE, 0.0, scale)
@@ -136,7 +136,7 @@ def _disordered(whole: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _magnitude_if_negative(bits: Array) -> Array:
-    """All bits but the sign where the sign is set, else none; an exclusive or with it is its own inverse."""
+    """All bits but the sign if the sign is set, else none; an exclusive or with it is its own inverse."""
     return (bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max
 
 
@@ -145,7 +145,7 @@ def _ordered_or_zero(base: Array | None, dtype: np.dtype[Any]) -> Array:
 
 
 def _zigzag(whole: Array) -> Array:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...; whole numbers wrap around, which loses nothing."""
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...; integers wrap around, which loses nothing."""
     return (whole << 1) ^ (whole >> (8 * whole.itemsize - 1))
 
 

@@ -20,7 +20,7 @@ def pack(state: Mapping[str, Tensor]) -> npt.NDArray[np.uint8]:
 
 
 def unpack(blob: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
-    """The inverse of :func:`pack`. Raises ValueError if the bytes are no safetensors file."""
+    """The inverse of :func:`pack`. Raises ValueError if the bytes are not a safetensors file."""
     try:
         return safetensors.torch.load(blob.tobytes())
     except (SafetensorError, ValueError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""What an operator asked ``fedstill serve`` for."""
+"""The settings that an operator gave to ``fedstill serve``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedstill.common.option_values import pair, whole_numbers
 
 @dataclass(frozen=True)
 class ServePlan:
-    """What was typed; see ``fedstill serve --help``."""
+    """The options as typed; see ``fedstill serve --help``."""
 
     state: Path
     warmed: Path | None
@@ -41,7 +41,7 @@ class ServePlan:
     drain_seconds: float
 
     def check(self) -> None:
-        """What can be seen at a glance. Raises ConfigError, WarmedModelError."""
+        """The checks that need no model. Raises ConfigError, WarmedModelError."""
         if self.policy not in POLICIES:
             raise ConfigError(
                 f"--policy: unknown policy {self.policy!r} (known: {', '.join(_live_policies())})"
@@ -70,7 +70,7 @@ class ServePlan:
 
     @property
     def folder(self) -> Path:
-        """Where the server keeps what it writes."""
+        """The folder for the server's own files."""
         return (self.warmed or self.state) / "serve"
 
 

@@ -1,6 +1,6 @@
-"""From what the operator typed to a running server.
+"""From the operator's settings to a running server.
 
-Nothing listens before everything is measured and warm, so who can connect is served.
+Nothing listens before everything is measured and warm, so a client that can connect is served.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SERVER_FILE = "server.json"
 DECISIONS_FILE = "decisions.jsonl"
 PREPARING_THREADS = 2
 SWITCH_SECONDS = 2e-5
-"""How long a thread may keep the interpreter while another wants it. Every operator of a batch takes it anew, so at
-Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving_switching.py)."""
+"""How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
+at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving_switching.py)."""
 
 
 def run_serving(plan: ServePlan) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, DataError, CredentialError, FolderInUse, ServerError."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # nobody is served yet, so there is nothing to bring to an end
+        signal.signal(number, signal.SIG_DFL)  # nobody is served yet, so there is nothing to drain
     sys.setswitchinterval(SWITCH_SECONDS)
     authority = read_authority(plan.authority) if plan.authority is not None else None
     for warning in authority.warnings if authority else ():
@@ -80,7 +80,7 @@ def run_serving(plan: ServePlan) -> None:
 
 
 def _announce(plan: ServePlan, ports: Ports) -> None:
-    """Say where we are, in the log and in a file for whoever started us."""
+    """Report the addresses, in the log and in a file for the process that started the server."""
     content = {"pid": os.getpid(), "port": ports.grpc, "web_port": ports.web, "policy": plan.policy}
     write_text_atomically(plan.folder / SERVER_FILE, json.dumps(content))
     LOG.info(

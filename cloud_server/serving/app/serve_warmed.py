@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 
 def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
-    """Read, check and warm up what ``folder`` holds. Raises DataError; WarmedModelError where nothing is usable."""
+    """Read, check and warm up the models in ``folder``. Raises DataError; WarmedModelError if none is usable."""
     catalogue = read_catalogue(folder)
     profile = read_profile(folder / "profile.json")
     trunk = load_trunk(data_path(plan.weights), plan.architecture)

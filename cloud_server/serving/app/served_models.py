@@ -1,4 +1,4 @@
-"""What a server is built around: something that infers, what is known of it, and the tasks it serves."""
+"""The core of a server: an engine, its profile, and the tasks that it serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one row of a batch gets back from an engine: an answer, or why there is none. No torch in here."""
+"""The engine's result for one row of a batch: an answer, or the reason why there is none. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one row gets: float32 logits (classes,) in the order of ``class_names``."""
+    """One row's answer: float32 logits (classes,) in the order of ``class_names``."""
 
     logits: npt.NDArray[np.float32]
     class_names: tuple[str, ...]

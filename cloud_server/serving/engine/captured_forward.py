@@ -13,11 +13,12 @@ from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import TokenSchedule
 
 WARM_UPS = 3
-"""Runs before the capture, so that libraries have chosen and allocated what they need."""
+"""Runs before the capture, in which libraries choose their algorithms and allocate memory."""
 
 
 class CapturedForward:
-    """``net.features`` for batches of at most ``len(images)`` rows; smaller ones are padded with what was there.
+    """``net.features`` for batches of at most ``len(images)`` rows; smaller ones are padded with the buffer's old
+    content.
 
     Args:
         net: on a CUDA device, for inference.

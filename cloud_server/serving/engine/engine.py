@@ -1,8 +1,9 @@
-"""The execution engine: one forward pass per batch, tasks mixed, at the token schedule that it is told.
+"""The execution engine: one forward pass per batch of mixed tasks, at the given token schedule.
 
-Everything that can be decided before the first request is: precision and kind of linear layers by measurement, and
-every (schedule, batch size) shape is run once before ``ready``. A batch sees one task bank from beginning to end, so
-tasks can be swapped while it runs. Each row gets its own answer; a row that cannot be served does not disturb others.
+Everything that can be decided before the first request is decided then: precision and kind of linear layers are
+measured, and every (schedule, batch size) shape is run once before ``ready``. A batch sees one task bank from beginning
+to end, so tasks can be swapped while it runs. Each row gets its own answer; a row that cannot be served does not
+disturb others.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class EngineSettings:
         schedules: all that it may be asked for.
         batch_buckets: batch sizes to warm up, ascending; the last is the largest batch. On CUDA a batch is
             padded to the next of them and replayed as a graph.
-        device: torch device name; ``auto`` is CUDA where there is one.
-        precision: ``auto`` takes bf16 where a trial run is faster than fp32.
+        device: torch device name; ``auto`` is CUDA if there is a device.
+        precision: ``auto`` takes bf16 if a trial run is faster than fp32.
 
     Raises:
         ValueError: no schedule, or buckets that are not ascending from at least 1.
@@ -100,7 +101,7 @@ class Engine:
         return self.settings.batch_buckets[-1]
 
     def swap(self, tasks: dict[str, TaskParameters]) -> None:
-        """Serve these tasks from the next batch on; the batch that runs keeps what it began with.
+        """Serve these tasks from the next batch on; a running batch keeps the tasks that it began with.
 
         Raises:
             ValueError: a task made for another trunk; the old tasks stay.
@@ -139,7 +140,7 @@ class Engine:
                 the caller, not of a request.
         """
         self._check(images, tasks, schedule)
-        bank = self._bank  # one bank for the whole batch, whatever is swapped meanwhile
+        bank = self._bank  # one bank for the whole batch, even if tasks are swapped meanwhile
         results: list[Answer | Refusal | None] = [
             _refusal(bank, name, schedule) or (None if finite else _BAD_IMAGE)
             for name, finite in zip(tasks, _finite_rows(images), strict=True)

@@ -1,4 +1,4 @@
-"""The process environment in which the engine is fastest on a CPU; set by whoever starts the process.
+"""The process environment in which the engine is fastest on a CPU; set by the starting process.
 
 glibc and oneDNN read these once, before any of our code runs, so a running process cannot set them for itself:
 launchers pass :func:`serving_environment` to the process that they start. This file imports no torch.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 CPU_SETTINGS: Mapping[str, str] = {
-    # Activations of tens of megabytes would be mapped and unmapped anew for every operator, page by page.
+    # Otherwise activations of tens of megabytes are mapped and unmapped again for every operator, page by page.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1000000000000",
     # An elastic server cycles through more (schedule, batch) shapes than oneDNN's 1024 cached primitives.
@@ -21,7 +21,7 @@ CPU_SETTINGS: Mapping[str, str] = {
 
 
 def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` with the settings for the engine; what the user has set already stays."""
+    """``environment`` with the settings for the engine; settings of the user stay."""
     return {**CPU_SETTINGS, **environment}
 
 

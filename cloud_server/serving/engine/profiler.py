@@ -1,4 +1,4 @@
-"""What a planner must know before it serves: how right and how fast every token schedule is on this machine.
+"""The profile that a planner needs before it serves: accuracy and time of every token schedule on this machine.
 
 Time is affine in the batch size, t = a + b n, per schedule (tasks share the trunk); accuracy is per schedule and
 task, measured through the engine itself on images that nothing was trained on. A schedule that another one beats
@@ -25,7 +25,7 @@ from fedstill.models.vit.preprocess import image_batch
 from fedstill.models.vit.schedules import TokenSchedule, effective_merges, token_counts
 
 FORMAT = 1
-"""Of the profile's JSON."""
+"""Format number of the profile's JSON."""
 
 Images = Sequence[npt.NDArray[np.uint8]]
 

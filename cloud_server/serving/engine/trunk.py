@@ -16,7 +16,7 @@ from fedstill.models.vit.elastic_vit import ElasticViT
 
 
 class TrunkError(DataError):
-    """Weights that cannot be used; one line that says what to type instead."""
+    """The weights cannot be used; one line that says what to type instead."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Repairs to the printed algorithm, each named where it happens: batches stay in order of creation (the printed one is
 sorted in place by Algorithm 2, after which the `break` on line 3 is wrong), a batch must still be able to
-finish after it has grown, and queries that can no longer make it leave one by one instead of taking their batch along.
+finish after it has grown, and expired queries leave one by one instead of removing their whole batch.
 """
 
 from __future__ import annotations
@@ -82,5 +82,6 @@ def add_query(
 
 
 def drop_hopeless(batches: Sequence[FormingBatch], now: float, fastest: Schedule) -> list[Query]:
-    """All queries that cannot make it even alone or at the fastest schedule, removed from their batches."""
+    """All queries that cannot finish in time even alone or at the fastest schedule; they are removed from their
+    batches."""
     return [query for batch in batches for query in batch.drop_hopeless(now, fastest)]

@@ -1,7 +1,7 @@
-"""The common half of the policies that batch on arrival by Algorithm 1: faithful OTAS and the fixed baselines.
+"""The common part of the policies that batch on arrival by Algorithm 1: faithful OTAS and the fixed baselines.
 
-They differ in one thing, which schedule each waiting batch gets; eviction, order and bookkeeping are one
-code, as in the thesis ("we implement all evaluated policies in our OTAS prototype").
+They differ only in the schedule that each waiting batch gets. Eviction, order and bookkeeping are shared code, as in
+the thesis ("we implement all evaluated policies in our OTAS prototype").
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Qu
 
 
 class BatchingPolicy(Policy):
-    """Batches on arrival, evicts what cannot make it, runs the first batch by deadline that gets a schedule."""
+    """Batches on arrival, evicts expired queries, and runs the first batch by deadline that gets a schedule."""
 
     def __init__(self, profile: Profile, settings: BatchingSettings | None = None) -> None:
         super().__init__(profile)

@@ -1,4 +1,4 @@
-"""One queue in order of deadline: what Clipper and SlackFit keep, instead of batches made on arrival."""
+"""One queue in order of deadline, which Clipper and SlackFit use instead of batches formed on arrival."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Query, Rejection
 
 
 class DeadlineQueuePolicy(Policy):
-    """Queries sorted by deadline; those that cannot make it any more are evicted before a batch is formed."""
+    """Queries sorted by deadline; expired ones are evicted before a batch is formed."""
 
     def __init__(self, profile: Profile) -> None:
         super().__init__(profile)

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """choices: per batch the index of its option, None where it is not run. value: the sum of what is run."""
+    """choices: per batch the index of its option, None if it is not run. value: the sum over the batches that run."""
 
     choices: tuple[int | None, ...]
     value: float

@@ -1,10 +1,9 @@
-"""The policy that we believe in: bind late, plan exactly, charge for time.
+"""Our own policy: late binding, exact planning, a price on engine time.
 
-Late binding: queries wait unbatched; at every idle moment batches are formed from all of them, so that
-nothing decided earlier is in the way. Planning: an exact programme over the clock, of which only the first
-batch is run. Price: what engine time is worth to the queries that are here and about to come is charged to
-every plan, and decides who can be told at once that there will be no room. Times are learned from what
-batches really take.
+Late binding: queries wait unbatched. At every idle moment batches are formed from all of them, so no earlier decision
+is in the way. Planning: an exact dynamic programme over the clock, of which only the first batch is run. Price: every
+plan is charged for engine time, by its worth to the queries that wait and those about to come. The price also decides
+which queries are rejected at once. Times are learned from the measured times of batches.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Qu
 from fedstill.cloud_server.serving.scheduling.shadow_price import Demand, fluid_optimum, upper_hull
 
 MARGINAL = 0.99
-"""At the full price the kind of query that sets it would be worth exactly nothing; it should still be run."""
+"""At the full price the kind of query that sets the price would be worth exactly nothing; it should still be run."""
 
 
 @dataclass(frozen=True, slots=True)
 class FedstillSettings:
-    """What can be tuned.
+    """Tunable parameters.
 
     largest_batch: queries. window: seconds of arrivals from which the load and its mix are estimated. ahead, capacity:
     the price is that of serving what waits and what will arrive within `ahead` mean latency objectives, in `capacity`
     mean latency objectives of engine time (what arrives last may still be served a little later). grid: steps of the
     plan's clock up to the last deadline. most_batches: that one plan looks at. utility_bins: utilities within a factor
-    of exp(1 / utility_bins) wait in one queue and count as its first query's. patience: a query is turned away when it
-    is asked for this many times what it can pay.
+    of exp(1 / utility_bins) wait in one queue and count as its first query's. patience: a query is rejected if the
+    price is more than this many times what it can pay.
     """
 
     largest_batch: int = 64
@@ -94,7 +93,7 @@ class FedstillPolicy(Policy):
         evicted = self._drop_expired(now)
         self.price = self._current_price(now)
         choice = self._choose(self._form(self.price, now), now, self.price)
-        if choice is None:  # nothing pays the price, but an engine that stands still earns less
+        if choice is None:  # nothing pays the price, but an idle engine earns even less
             choice = self._choose(self._form(0.0, now), now, 0.0)
         if choice is None:
             return Decision(None, evicted)
@@ -126,7 +125,7 @@ class FedstillPolicy(Policy):
     def _asks_too_much(self, query: Query) -> bool:
         """Whether the price of the cheapest way to serve the query is far above what the query can pay."""
         hull = self._hulls[query.task]
-        if not hull:  # a task that is never answered rightly
+        if not hull:  # a task with no right answers
             return True
         return self.price * hull[0].seconds > self.settings.patience * query.utility * hull[0].accuracy
 
@@ -178,7 +177,7 @@ class FedstillPolicy(Policy):
         return [batch for batch in batches if batch.size]
 
     def _trim(self, batch: CandidateBatch, now: float) -> None:
-        """Leave behind the fewest, most urgent queries, so that the rest can be answered in time together."""
+        """Leave out the fewest, most urgent queries, so that the rest can be answered in time together."""
         fastest = self._schedules[0]
         while batch.size and now + self.latency.upper_seconds(fastest, batch.size) > batch.deadline():
             batch.drop_most_urgent()

@@ -1,5 +1,4 @@
-"""Where fedstill's queries wait, and batches as slices of these queues, so that forming one costs no loop over
-queries."""
+"""The queues of the fedstill policy, and batches as slices of them, so that forming one needs no loop over queries."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ Waiting = tuple[float, int, Query]
 
 @dataclass(slots=True)
 class Queue:
-    """Waiting queries of one task and about one utility, most urgent first, and how many came lately."""
+    """Waiting queries of one task and similar utility, most urgent first, and how many came recently."""
 
     task: int
     utility: float

@@ -1,9 +1,9 @@
 """SlackFit (SuperServe: Khare et al., NSDI 2025), on token schedules in place of its supernet's subnetworks.
 
-Every (schedule, batch size) has a latency; latencies are divided into even buckets, and each bucket keeps the
-tuple that answers most queries rightly. The slack of the most urgent query chooses the bucket: under load
-slack shrinks, so latencies shrink to small, fast schedules; with slack to spare they grow to large, accurate
-ones. Utilities and tasks play no part.
+Every (schedule, batch size) has a latency; latencies are divided into even buckets, and each bucket keeps the tuple
+that answers most queries right. The slack of the most urgent query chooses the bucket: under load slack shrinks, so
+latencies shrink to small, fast schedules; with more slack they grow to large, accurate ones. Utilities and tasks are
+not considered.
 """
 
 from __future__ import annotations

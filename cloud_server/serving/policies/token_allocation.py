@@ -1,4 +1,4 @@
-"""Algorithms 2 and 3: how many tokens each waiting batch gets, as the thesis has it, made to work.
+"""Algorithms 2 and 3 of the thesis, repaired: how many tokens each waiting batch gets.
 
 `allocate` is Algorithm 2. It keeps one (utility, clock) pair per batch and schedule, the one with most
 utility so far, which is the slowest prefix: with many batches it spends all time on the early ones.
@@ -26,7 +26,7 @@ from fedstill.cloud_server.serving.policies.batching import FormingBatch
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, best_throughput
 
 Allocation = tuple[Schedule | None, ...]
-"""A schedule per batch, None where the batch is deferred."""
+"""A schedule per batch, None if the batch is deferred."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Queries, profiles, latency, virtual time: what policies decide on."""
+"""Queries, profiles, latency and virtual time: the basis of the policies' decisions."""

@@ -1,10 +1,10 @@
 """How much utility a load could have earned at most, if queries were a fluid.
 
-`window_reference` is the yardstick of the design: per second of the load, that second's queries fill that
-second of engine time, without batch costs or deadlines. It is no strict bound, since a real engine may carry
-work into the next second. `upper_bound` is one, for expected utility: whoever knows all arrivals beforehand,
-may cut work into pieces and pays only the share of a full batch for each query still cannot earn more. What
-lies between a policy and it is luck or is out of reach.
+`window_reference` is a yardstick: per second of the load, that second's queries fill that second of engine time,
+without batch costs or deadlines. It is not a strict bound, since a real engine may carry work into the next second.
+`upper_bound` is one, for expected utility. It assumes a planner that knows all arrivals beforehand, may cut work into
+pieces, and pays only the share of a full batch for each query. Even that planner cannot earn more. The gap between a
+policy and the bound is chance or cannot be closed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLICE = 0.2
 CHUNK = 150  # slices per linear programme: time grows faster than its size
 
 Kind = tuple[int, float, float]
-"""Task, utility, latency objective in seconds."""
+"""(task, utility, latency objective in seconds)."""
 
 
 def window_reference(load: Load, profile: Profile) -> float:

@@ -1,8 +1,8 @@
-"""How long a batch takes on the engine as it is today: the profile's affine times, corrected by what is observed.
+"""How long a batch takes on the engine at present: the profile's affine times, corrected by observations.
 
-Two things change. All schedules slow down together when a neighbour takes the machine: one shared scale follows that
-within a few batches, also for schedules that were not run since. And a schedule's own line may be off: it is fitted by
-exponentially weighted least squares to times divided by the scale, starting from the profile as prior observations.
+Two things change. All schedules slow down together when another process uses the machine: one shared scale follows that
+within a few batches, also for schedules that were not run since. And a schedule's own line may be wrong: it is fitted
+by exponentially weighted least squares to times divided by the scale, starting from the profile as prior observations.
 Deadlines are checked against an upper quantile, from the spread of recent relative errors.
 """
 
@@ -46,7 +46,7 @@ class ScheduleFit:
         self._memory = settings.memory
         self.fixed, self.per_query = schedule.fixed_seconds, schedule.per_query_seconds
         # The profile as observations at both ends of the line. Sums are kept relative to the square
-        # of the time, since errors are relative: a small batch is not known worse than a large one.
+        # of the time, since errors are relative: small batches are known as well as large ones.
         self._normal: npt.NDArray[np.float64] = np.zeros((2, 2))
         self._right: npt.NDArray[np.float64] = np.zeros(2)
         for size in (1, schedule.maximum_batch) if schedule.maximum_batch > 1 else (1, 2):
@@ -114,17 +114,18 @@ class LatencyModel:
         return self.scale * fit.fixed, self.scale * fit.per_query
 
     def observe(self, schedule: Schedule, size: int, seconds: float) -> None:
-        """A batch of `size` at `schedule` took `seconds`. Raises ValueError for a time that cannot be."""
+        """A batch of `size` at `schedule` took `seconds`. Raises ValueError for an impossible time."""
         if not (math.isfinite(seconds) and seconds > 0 and size >= 1):
             raise ValueError(f"a batch of {size} cannot have taken {seconds} s")
         fit, weight = self._fits[schedule.name], self._settings.scale_weight
         error = math.log(seconds / self.seconds(schedule, size))
         self.relative_error = math.sqrt((1 - weight) * self.relative_error**2 + weight * error**2)
         self.scale *= math.exp(weight * error)
-        # A jump is put down to the engine as a whole, so that it reaches the schedules that were not run.
+        # A jump is attributed to the engine as a whole, so that it reaches the schedules that were not run.
         fit.observe(size, seconds / self.scale, 1 / (1 + (error / JUMP) ** 2))
 
     def adopt(self, other: LatencyModel) -> None:
-        """Go on from what `other` has learnt of the same engine: scale, spread, and the lines of common schedules."""
+        """Continue from what `other` has learnt about the same engine: scale, spread, and the lines of common
+        schedules."""
         self.scale, self.relative_error = other.scale, other.relative_error
         self._fits |= {name: fit for name, fit in other._fits.items() if name in self._fits}

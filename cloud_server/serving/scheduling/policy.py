@@ -1,4 +1,4 @@
-"""What every serving policy can be asked, by the simulator and by the live server alike."""
+"""The interface of every serving policy, for the simulator and the live server alike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Qu
 class Policy(ABC):
     """Owns the queue and decides what runs next. One engine, one thread: calls never overlap.
 
-    The caller promises that `now` never falls, that an accepted query gets exactly one fate (in a batch or evicted by
-    `dispatch`, or given back by `withdraw`), and that `completed` follows every batch before the next `dispatch`.
+    The caller guarantees three things: `now` never falls; an accepted query gets exactly one fate (in a batch or
+    evicted by `dispatch`, or returned by `withdraw`); and `completed` follows every batch before the next `dispatch`.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Policy(ABC):
 
     @abstractmethod
     def arrive(self, query: Query, now: float) -> Rejection | None:
-        """Queue the query, or say why not. Called at once on arrival, also while a batch is running."""
+        """Queue the query, or return a rejection. Called at once on arrival, also while a batch is running."""
 
     @abstractmethod
     def dispatch(self, now: float) -> Decision:
@@ -30,7 +30,7 @@ class Policy(ABC):
 
     @abstractmethod
     def withdraw(self, identifier: int) -> Query | None:
-        """Take a waiting query back (its client left, its task was deleted); None if it does not wait here."""
+        """Withdraw a waiting query (its client left, its task was deleted); None if it does not wait here."""
 
     @abstractmethod
     def queued(self) -> int:
@@ -39,8 +39,8 @@ class Policy(ABC):
     def completed(self, batch: Batch, now: float, seconds: float) -> None:  # noqa: B027 - most policies do not learn
         """A batch ended at `now` after `seconds` on the engine; a policy may learn from that.
 
-        `batch` holds the queries that did run: none where their clients left or the engine failed.
+        `batch` holds the queries that did run: none if their clients left or the engine failed.
         """
 
     def adopt(self, other: Policy) -> None:  # noqa: B027 - most policies have learnt nothing
-        """Go on with what `other` has learnt about the engine that both have run on (a hot swap of tasks)."""
+        """Continue with what `other` has learnt about the engine that both have run on (a hot swap of tasks)."""

@@ -1,4 +1,4 @@
-"""What is known about a model before it serves: accuracy and time of every token schedule.
+"""The profile of a model before it serves: accuracy and time of every token schedule.
 
 Time is affine in the batch size, t(n) = fixed + per_query * n, per schedule: all tasks share the trunk, and a head or
 a set of prompts costs too little to tell tasks apart. A linear rule (thesis 3.3.4) is wrong for small batches.
@@ -28,8 +28,8 @@ class Schedule:
     name: unique in its profile. token_delta: tokens added (> 0, prompts) or removed (< 0) per layer, the thesis'
     gamma. fixed_seconds, per_query_seconds: of the affine time. accuracy: expected share of right answers per task,
     in the order of the profile's tasks. maximum_batch: the largest batch that fits in memory (Eq. 3.2c). model: which
-    warmed model (or soup of them) it runs, empty for the one without warm-up; a planner that chooses among a
-    profile's schedules so chooses model and reduction together.
+    warmed model (or soup of them) it runs, empty for the one without warm-up. So a planner that chooses among a
+    profile's schedules chooses model and reduction together.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that a policy knows about the engine.
+    """A policy's knowledge about the engine.
 
     tasks: names. schedules: of the elastic model. variants: whole models that INFaaS switches between, by
-    accuracy. source: where the numbers come from, one line. Raises DataError for a profile that cannot be.
+    accuracy. source: where the numbers come from, one line. Raises DataError for an impossible profile.
     """
 
     name: str
@@ -115,13 +115,13 @@ class Profile:
 
     @cached_property
     def useful(self) -> tuple[Schedule, ...]:
-        """The schedules that no other dominates, fastest first: all that a planner should ever look at."""
+        """The schedules that no other dominates, fastest first: a planner needs no others."""
         kept = [s for s in self.schedules if not any(other.dominates(s) for other in self.schedules)]
         return tuple(sorted(kept, key=lambda schedule: -schedule.throughput))
 
     @property
     def fastest(self) -> Schedule:
-        """The thesis' min(L): the schedule to fall back to when time is short."""
+        """The thesis' min(L): the fallback when time is short."""
         return self.useful[0]
 
     @cached_property
@@ -130,7 +130,7 @@ class Profile:
         return (*self.schedules, *(variant.schedule for variant in self.variants))
 
     def with_token_delta(self, token_delta: int) -> Schedule:
-        """The schedule that adds (or removes) that many tokens per layer. Raises DataError where there is none."""
+        """The schedule that adds (or removes) that many tokens per layer. Raises DataError if there is none."""
         for schedule in self.schedules:
             if schedule.token_delta == token_delta:
                 return schedule
@@ -140,7 +140,7 @@ class Profile:
         )
 
     def of_model(self, model: str) -> Profile:
-        """Only the schedules of one model, without variants. Raises DataError where it has none."""
+        """Only the schedules of one model, without variants. Raises DataError if it has none."""
         mine = tuple(schedule for schedule in self.schedules if schedule.model == model)
         if not mine:
             raise DataError(

@@ -1,7 +1,7 @@
-"""The words that policies, simulator and live server share: a query, a batch, a decision, a rejection.
+"""The types that policies, simulator and live server share: a query, a batch, a decision, a rejection.
 
-They hold plain numbers only (no images, no tensors), so that a policy can be run in virtual time and in a server
-without knowing which of the two it is in. All times are seconds on one monotonic clock.
+They hold plain numbers only (no images, no tensors), so that a policy can run in virtual time and in a server without
+knowing which it is in. All times are seconds on one monotonic clock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What an idle engine is told: the batch to run now (None: nothing to run), and who left the queue unserved."""
+    """The decision for an idle engine: the batch to run now (None: nothing to run), and the queries that left the queue
+    unserved."""
 
     batch: Batch | None
     evicted: tuple[Query, ...] = ()
@@ -44,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a query was turned away on arrival, and when trying again makes sense (0: never for this query)."""
+    """Why a query was rejected on arrival, and after how long a retry makes sense (0: never for this query)."""
 
     reason: RejectionReason
     retry_after_seconds: float

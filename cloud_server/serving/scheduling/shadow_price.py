@@ -1,10 +1,10 @@
-"""What a second of engine time is worth right now: the dual price of the fluid multiple-choice knapsack.
+"""The present worth of a second of engine time: the dual price of the fluid multiple-choice knapsack.
 
 If time were a fluid, the best use of a second would be found greedily: every kind of query climbs the upper
 hull of its (time, utility) choices, from not being served to its most accurate schedule, steepest step first,
-until the second is full (Sinha and Zoltners 1979). The steepness at which it is full is the price: a plan
-that charges it for the time it takes leaves room for what is about to arrive, and a query that cannot pay it
-even at its best schedule can be turned away at once.
+until the second is full (Sinha and Zoltners 1979). The steepness at which it is full is the price: a plan that pays it
+for its time leaves room for the queries about to arrive. A query that cannot pay it even at its best schedule can be
+rejected at once.
 """
 
 from __future__ import annotations

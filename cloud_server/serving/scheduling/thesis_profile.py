@@ -1,4 +1,4 @@
-"""The thesis' ViT-Base on its RTX 4080 as a profile: what chapter 3 prints, and what had to be filled in between.
+"""The thesis' ViT-Base on its RTX 4080 as a profile: the numbers that chapter 3 prints, and those filled in between.
 
 Throughput. Table 3.4 maps an arrival rate to a token delta; the upper end of each range is taken as what that
 schedule serves in full batches. -20 is missing there (">1000") and comes from Table 3.2, scheme 4, the mean
@@ -7,9 +7,9 @@ That fixes the two numbers of an affine time: t(1) = 10 ms and t(64) = 64 ms / q
 taken to be the same for all schedules, since it is launching and host work.
 
 Accuracy. Printed: -20 (Table 3.2, scheme 4; its CIFAR10 cell is lost, so scheme 3, which it exceeds) and 4 prompts
-(Table 3.1, iterative; its CIFAR10 cell is lost too, so the one that is left). All others are only drawn (Figs 3.3a and
-3.4a): they are FILLED IN here so that they agree with the words around the figures: two prompts bring a sharp rise,
-most of all on CIFAR100, more prompts hardly anything; merging costs little down to -15 and much beyond.
+(Table 3.1, iterative; its CIFAR10 cell is lost too, so the one that is left). All others appear only as curves (Figs
+3.3a and 3.4a). They are FILLED IN here so that they agree with the text around the figures: two prompts bring a sharp
+rise, most of all on CIFAR100, more prompts hardly anything; merging costs little down to -15 and much beyond.
 
 INFaaS' ViT-Small and ViT-Large: nothing printed. Their speed relative to ViT-Base is that of ToMe's published
 table (V100: 953, 309, 95 images per second), their error relative to ViT-Base at 0 that of the same table on

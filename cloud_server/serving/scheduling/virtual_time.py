@@ -1,8 +1,8 @@
 """Runs a policy against a load in virtual time: one engine, no sleeping, the same policy objects as the live server.
 
-The engine takes what the profile says (times an optional seeded jitter and slowdown, of which the policy
-knows nothing but what it observes). All luck is drawn before: two policies on one load meet the same arrivals
-and the same draws, so that their differences are paired.
+The engine takes the profile's times, multiplied by an optional seeded jitter and slowdown, which the policy can only
+observe. All random numbers are drawn beforehand: two policies on one load meet the same arrivals and the same outcomes,
+so that their differences are paired.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedstill.datasets.loads.query_mix import Load
 RIGHT, WRONG, LATE, EVICTED = 1, 2, 3, 4
 """The thesis' types of a query: right in time, wrong in time, answered too late, not answered."""
 
-IDLE_STEP = 0.01  # seconds after which a policy that holds back what it has is asked again
+IDLE_STEP = 0.01  # seconds after which a policy that holds its queries back is asked again
 TOLERANCE = 1e-9  # of float sums, not of deadlines
 
 
@@ -37,12 +37,12 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a load. Arrays have shape (queries,) or (batches,).
+    """The outcome of a load. Arrays have shape (queries,) or (batches,).
 
-    kind: int8, RIGHT .. EVICTED. rejected: bool, of the EVICTED those turned away on arrival. waiting:
-    seconds from arrival to the start of the batch, NaN where there was none. schedule: index into
-    profile.everything, -1 where not run. batch_*: start (s), seconds on the engine, size, schedule, and the
-    share of right answers. loading_seconds: engine time spent on loading other models.
+    kind: int8, RIGHT .. EVICTED. rejected: bool, those of the EVICTED that were rejected on arrival. waiting: seconds
+    from arrival to the start of the batch, NaN if there was none. schedule: index into profile.everything, -1 if not
+    run. batch_*: start (s), seconds on the engine, size, schedule, and the share of right answers. loading_seconds:
+    engine time spent on loading other models.
     """
 
     kind: npt.NDArray[np.int8]
@@ -57,7 +57,7 @@ class Outcome:
     loading_seconds: float
 
     def utility_earned(self, load: Load) -> float:
-        """Sum of the utilities of the queries answered rightly in time."""
+        """Sum of the utilities of the queries answered right in time."""
         return float(load.utility[self.kind == RIGHT].sum())
 
 
@@ -69,10 +69,10 @@ def simulate(
     generator: np.random.Generator,
     engine: Engine | None = None,
 ) -> Outcome:
-    """Play `load` to its end and until the queue is empty.
+    """Run `load` to its end and until the queue is empty.
 
     queries: the load as objects, `as_queries(load)`, made once for all policies. generator: of the jitter.
-    Raises RuntimeError where a policy breaks its promises (a query served twice, or never answered).
+    Raises RuntimeError if a policy breaks its contract (a query served twice, or never answered).
     """
     engine = engine or Engine()
     recorder = _Recorder(len(load), profile)
@@ -125,7 +125,7 @@ def _arrive(
     until: float,
     recorder: _Recorder,
 ) -> int:
-    """Hand over all queries that arrive up to `until`; returns the index of the first that does not."""
+    """Submit all queries that arrive up to `until`; returns the index of the first later one."""
     while following < len(arrivals) and arrivals[following] <= until:
         rejection = policy.arrive(queries[following], arrivals[following])
         if rejection is not None:

@@ -1,8 +1,8 @@
 """The page on which a person watches a server: three static files and one stream of snapshots.
 
-Server-sent events need no library on either side, and a browser opens a broken stream again by itself, so the page
-lives through a restart of the server. Everything comes from this process (the page works offline), and nothing can be
-changed through it.
+Server-sent events need no library on either side, and a browser reopens a broken stream by itself, so the page survives
+a restart of the server. Everything comes from this process (the page works offline), and nothing can be changed through
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 EVERY_SECONDS = 1.0
 MOST_VIEWERS = 64
 RETRY_MS = 1000
-"""After which a browser opens a broken stream again."""
+"""Pause before a browser reopens a broken stream."""
 ASSETS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
@@ -61,7 +61,7 @@ class Dashboard:
         app.add_api_route("/events", self.events, methods=["GET"], response_model=None)
 
     async def events(self) -> Response:
-        """A snapshot per second, without end; 503 where too many watch already."""
+        """A snapshot per second, without end; 503 if too many viewers are connected."""
         if self._viewers >= MOST_VIEWERS:
             return Response("too many viewers\n", 503)
         return StreamingResponse(self._stream(), media_type="text/event-stream", headers=HEADERS)

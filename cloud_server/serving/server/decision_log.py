@@ -1,4 +1,4 @@
-"""The decision log: one JSON line per dispatch, so that what the planner did can be looked up afterwards.
+"""The decision log: one JSON line per dispatch, so that the planner's decisions can be looked up afterwards.
 
 Two files at most: when the newer has grown large, it becomes the older.
 """
@@ -50,5 +50,5 @@ class DecisionLog:
         self._file.emit(logging.makeLogRecord({"msg": line}))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()

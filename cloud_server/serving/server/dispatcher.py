@@ -1,9 +1,9 @@
-"""The live server's heart: owns the policy and the engine's thread, and sees to it that every request gets one answer.
+"""The core of the live server: owns the policy and the engine's thread, and ensures that every request gets one answer.
 
 A request is one or more images of a task; each is a query of the policy, and they are answered together. Requests
-arrive from any thread. The engine's thread asks the policy whenever it is idle, so nothing is bound to a batch earlier
-than it must be. Images are made ready for the engine in another thread, and only those that the policy has taken in.
-No torch in here: the engine is a callable.
+arrive from any thread. The engine's thread asks the policy whenever it is idle, so no query is bound to a batch earlier
+than necessary. Images are prepared for the engine in another thread, and only those that the policy has accepted. There
+is no torch here: the engine is a callable.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from fedstill.cloud_server.serving.server.requests import Deliver, Outcome, Prep
 LOG = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.01
-"""After which a policy that holds back what it has is asked again."""
+"""Seconds after which a policy that holds its queries back is asked again."""
 QUIET_SECONDS = 0.5
-"""After which a policy without queries is asked again: it may have to notice that the load is gone."""
+"""Seconds after which a policy without queries is asked again: it may have to notice that the load is gone."""
 SHORTEST_SECONDS = 1e-9
 """No batch takes no time, whatever the clock's resolution."""
 LEAST_UTILITY = 1e-6
-"""A query that is worth nothing is still answered where there is time."""
+"""A query that is worth nothing is still answered if there is time."""
 
 Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Answer | Refusal]]
 """Ready images, the task of each, a schedule's name -> an answer or a refusal per image."""
@@ -53,8 +53,8 @@ class Dispatcher:
     Args:
         policy: whose every call happens under one lock.
         infer: runs a batch; called by the engine's thread only.
-        preparing: where images are made ready.
-        observers: told of everything.
+        preparing: the executor that prepares images.
+        observers: informed of every event.
         waiting: queries that may wait at once.
         clock: seconds, never falling.
     """
@@ -86,7 +86,7 @@ class Dispatcher:
 
     @property
     def policy(self) -> Policy:
-        """The policy of the moment; to look at, not to call."""
+        """The present policy; to inspect, not to call."""
         return self._policy
 
     def queued(self) -> int:
@@ -96,7 +96,7 @@ class Dispatcher:
     def submit(
         self, task: str, images: Sequence[Prepare], latency_seconds: float, utility: float, deliver: Deliver
     ) -> Request:
-        """Take a request in, or refuse it.
+        """Accept a request, or refuse it.
 
         Args:
             images: at least one.
@@ -114,23 +114,23 @@ class Dispatcher:
                 self._refuse(request, refused, len(images))
             else:
                 request.images = [self._preparing.submit(prepare) for prepare in images]
-            self._wake()  # also after a refusal: who refuses may think otherwise at the next decision
+            self._wake()  # also after a refusal: the policy may decide otherwise at the next decision
         self._flush()
         return request
 
     def cancel(self, request: Request) -> None:
-        """The client has gone: forget the request, without an answer. Nothing happens to one that is answered."""
+        """The client has left: forget the request, without an answer. An answered request is not affected."""
         with self._changed:
             if not request.closed:
                 self._close(request)
                 self._drop(request, "cancelled")
 
     def swap(self, make: Callable[[], Policy]) -> Future[None]:
-        """Between two batches, put the policy that ``make`` returns in place of the one of now.
+        """Between two batches, replace the present policy by the one that ``make`` returns.
 
-        Who waits goes over to it, and who waits for a task that it does not know is refused. ``make`` runs in the
-        engine's thread, so it may also change the engine. Where it raises, nothing changes, and the future says why;
-        after `stop` it is cancelled.
+        Waiting queries move to the new policy; those of a task that it does not know are refused. ``make`` runs in the
+        engine's thread, so it may also change the engine. If it raises, nothing changes, and the future holds the
+        exception; after `stop` it is cancelled.
         """
         done: Future[None] = Future()
         with self._changed:
@@ -147,17 +147,17 @@ class Dispatcher:
         self._thread.start()
 
     def drain(self) -> None:
-        """Refuse new requests from now on; those taken in are still answered."""
+        """Refuse new requests from now on; accepted ones are still answered."""
         with self._changed:
             self._draining = True
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait until every request has its answer, at most so long; whether that came about."""
+        """Wait until every request has its answer, for at most so long; returns whether all have."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, seconds)
 
     def stop(self) -> None:
-        """Refuse whoever still waits and end the engine's thread after its batch."""
+        """Refuse all waiting requests and end the engine's thread after its batch."""
         with self._changed:
             self._draining = self._stopping = True
             self._refuse_all(Refused("draining", "the server is going down"))
@@ -170,7 +170,7 @@ class Dispatcher:
             self._thread.join()
 
     def step(self) -> bool:
-        """One turn of the engine's thread: decide, and run the batch. False where there was nothing to run."""
+        """One turn of the engine's thread: decide, and run the batch. False if there was nothing to run."""
         with self._changed:
             self._news = False
             self._do_swaps()
@@ -221,7 +221,7 @@ class Dispatcher:
             try:
                 ran = self.step()
             except Exception:
-                # A policy or an observer of ours is wrong. Nobody may wait for ever for that.
+                # A policy or an observer of ours is wrong. No client may wait for ever because of that.
                 LOG.exception("event=dispatch_failed")
                 with self._changed:
                     self._refuse_all(Refused("failed", "the server failed; see its log"))
@@ -234,7 +234,7 @@ class Dispatcher:
                     self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
 
     def _admit(self, request: Request, count: int, now: float) -> Refused | None:
-        """Hand the queries to the policy; why not, if not all of them could be."""
+        """Submit the queries to the policy; returns the rejection if not all of them were accepted."""
         profile = self._policy.profile
         if self._draining:
             return Refused("draining", "the server is going down")
@@ -273,7 +273,7 @@ class Dispatcher:
         return [self._items.pop(query.identifier) for query in queries if query.identifier in self._items]
 
     def _ready(self, items: Sequence[_Item]) -> list[tuple[_Item, Any]]:
-        """The items that are still wanted, with their images; a request with a bad image is refused."""
+        """The items whose requests are still open, with their images; a request with a bad image is refused."""
         ready = []
         for item in items:
             if item.request.closed:
@@ -296,7 +296,7 @@ class Dispatcher:
     def _compute(
         self, batch: Batch, ready: Sequence[tuple[_Item, Any]], started: float
     ) -> tuple[float, Sequence[Answer | Refusal] | None]:
-        """Seconds since the decision, and the engine's results; None where there was nothing to run or it failed."""
+        """Seconds since the decision, and the engine's results; None if there was nothing to run or it failed."""
         if not ready:
             return self._since(started), None
         try:
@@ -360,7 +360,7 @@ class Dispatcher:
         for make, done in swaps:
             try:
                 policy = make()
-            except Exception as error:  # belongs to whoever asked for it
+            except Exception as error:  # belongs to the caller of the swap
                 done.set_exception(error)
                 continue
             self._move_to(policy)
@@ -400,7 +400,7 @@ class Dispatcher:
             observer.dropped(request.task, reason, len(request.images) if queries is None else queries)
 
     def _close(self, request: Request) -> None:
-        """Take what is left of a request out of the queue; the caller has its one answer."""
+        """Remove the remaining queries of a request from the queue; the caller has its one answer."""
         request.closed = True
         self._open.discard(request)
         for identifier in request.queries:
@@ -413,7 +413,7 @@ class Dispatcher:
     def _withdraw(self, identifier: int) -> None:
         try:
             self._policy.withdraw(identifier)
-        except Exception:  # it would come back as a query that nobody knows, which is harmless
+        except Exception:  # it would come back as an unknown query, which is harmless
             LOG.exception("event=policy_failed policy=%s", self._policy.name)
 
     def _wake(self) -> None:
@@ -427,9 +427,7 @@ class Dispatcher:
         for deliver, outcome in outbox:
             try:
                 deliver(outcome)
-            except (
-                Exception
-            ):  # this caller's trouble, and no reason to leave the others without their answers
+            except Exception:  # only this caller is affected; the others still get their answers
                 LOG.exception("event=delivery_failed")
 
 

@@ -1,4 +1,4 @@
-"""What the dispatcher tells whoever watches it: metrics, the decision log, a test. No torch, no clock."""
+"""The dispatcher's events for its observers: metrics, the decision log, tests. No torch, no clock."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 DropReason = Literal[
-    "too_late",  # no room before its deadline, said on arrival
+    "too_late",  # no room before its deadline, rejected on arrival
     "evicted",  # its deadline came too near while it waited
-    "overload",  # the policy expects to earn more with others
-    "full",  # more wait than the server keeps
+    "overload",  # the policy expects to earn more with other queries
+    "full",  # the server's queue is full
     "unknown_task",
     "bad_image",
     "draining",
@@ -20,13 +20,13 @@ DropReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class RanBatch:
-    """One dispatch decision and what came of it.
+    """One dispatch decision and its result.
 
     Attributes:
         time: seconds since 1970, at the decision.
         schedule: name.
         tasks: queries by task.
-        predicted_seconds, seconds: of the batch, by the policy and as it took.
+        predicted_seconds, seconds: of the batch, as predicted by the policy and as measured.
         waiting_seconds: of each query, from arrival to the decision.
         queued: queries that still wait after the decision.
         evicted: queries that the decision gave up.

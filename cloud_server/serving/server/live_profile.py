@@ -1,7 +1,7 @@
-"""The profile of a live server: measured once per model and tasks, kept, and fitted to the tasks as they come and go.
+"""The profile of a live server: measured once per model and tasks, kept, and adapted to the tasks as they come and go.
 
-What is measured is how right and how fast every schedule is. A task that nothing was measured for (it was just
-registered, or nobody has its images) is expected to lose by fewer tokens what the others lose.
+The measurement gives accuracy and time of every schedule. A task without a measurement (it was just registered, or its
+images are not available) is expected to lose as much by fewer tokens as the others do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.models.vit.schedules import TokenSchedule
 
 LEAST_ACCURACY = 1e-3
-"""A planner that is told that a task is never answered rightly would never answer it."""
+"""The least accuracy: with 0, a planner would never answer the task."""
 
 Validation = Mapping[str, tuple[Images, npt.NDArray[np.int64]]]
 
@@ -32,8 +32,8 @@ Validation = Mapping[str, tuple[Images, npt.NDArray[np.int64]]]
 class ProfileKey:
     """All that a measured profile depends on: another key, another profile.
 
-    tasks: (name, SHA-256 of the parameters). images: how many per task, and their seed. engine: where
-    and how it runs.
+    tasks: (name, SHA-256 of the parameters). images: how many per task, and their seed. engine: the machine and how it
+    runs.
     """
 
     trunk: str
@@ -45,7 +45,7 @@ class ProfileKey:
 
     @property
     def digest(self) -> str:
-        """Names the file in which the profile is kept."""
+        """The name of the file that keeps the profile."""
         plain = [self.trunk, self.tasks, self.schedules, self.batches, self.images, self.engine]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
 
@@ -80,7 +80,7 @@ def fit_profile(
     schedules: Mapping[str, TokenSchedule],
     maximum_batch: int,
 ) -> Profile:
-    """The profile for exactly these tasks, of the schedules that the engine has and that all of the tasks can run.
+    """The profile for exactly these tasks, of the engine's schedules that all of the tasks can run.
 
     Args:
         measured: SHA-256 of the parameters that each column of the profile belongs to.

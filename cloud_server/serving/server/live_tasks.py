@@ -1,7 +1,7 @@
 """The tasks of a running server: the registry's, in engine and policy at once, swapped between two batches.
 
-The registry may be changed by calls to this server or by `fedstill tasks` beside it. Whatever cannot be served (a task
-of another trunk, a damaged file) leaves everything as it was.
+The registry may be changed by calls to this server or by `fedstill tasks` beside it. A change that cannot be served (a
+task of another trunk, a damaged file) leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ LOG = logging.getLogger(__name__)
 
 
 class LiveTasks:
-    """Safe to call from any thread but the engine's; calls wait for the batch that runs.
+    """Safe to call from any thread but the engine's; calls wait for the running batch.
 
     Args:
         trunk: SHA-256 of the engine's weights.
         profile, measured: as measured, and the parameters that its columns belong to.
         served: what engine and dispatcher serve already.
         generation: of the registry, read before ``served`` was.
-        make_policy: for the profile of the moment.
+        make_policy: for the present profile.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class LiveTasks:
         return self._served
 
     def refresh(self) -> bool:
-        """Serve what the registry holds now; whether anything changed. What cannot be served is logged."""
+        """Serve the registry's present tasks; returns whether anything changed. Tasks that cannot be served are
+        logged."""
         with self._changing:
             generation = self._registry.generation()
             if generation == self._generation:
@@ -70,7 +71,7 @@ class LiveTasks:
                 self._swap()
             except (DataError, ValueError, CancelledError) as error:
                 LOG.error("event=swap_refused reason=%r", str(error))
-                self._generation = generation  # said once; the next change is looked at again
+                self._generation = generation  # logged once; the next change is examined again
                 return False
             return True
 
@@ -78,7 +79,7 @@ class LiveTasks:
         self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
     ) -> TaskVersion:
         """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
-        try:  # what the engine would refuse must not come into the registry
+        try:  # a task that the engine would refuse must not enter the registry
             TaskBank({name: parameters}, self._engine.net.layers, self._engine.net.width)
         except ValueError as error:
             raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "parameters", error) from None

@@ -1,4 +1,4 @@
-"""ModelInfer to what the dispatcher takes, and its outcome back to a response: checks, names the field, no state."""
+"""From ModelInfer to the dispatcher's request, and from its outcome to a response; checks name the field, no state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARAMETERS = ("task", "latency_ms", "utility")
 STANDARD_PARAMETERS = frozenset(
     {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output", "headers"}
 )
-"""That clients of Triton or KServe may send; they mean nothing here."""
+"""Parameters that clients of Triton or KServe may send; they have no effect here."""
 LARGEST_REQUEST_IMAGES = 64
 LARGEST_SIDE = 4096
 """Pixels of a raw image."""
@@ -36,7 +36,7 @@ LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class InferQuery:
-    """A checked request. ``latency_ms`` and ``utility`` are None where the task's own are to be used."""
+    """A checked request. ``latency_ms`` and ``utility`` are None if the task's own are to be used."""
 
     task: str
     images: tuple[Prepare, ...]
@@ -87,7 +87,7 @@ def checked_number(name: str, value: float, largest: float) -> float:
 
 
 def response(request: pb.ModelInferRequest, query: InferQuery, served: Served) -> pb.ModelInferResponse:
-    """Logits FP32 (n, classes) and labels BYTES (n), raw, and how the answer came about as parameters."""
+    """Logits FP32 (n, classes) and labels BYTES (n), raw, and the schedule, times and batch size as parameters."""
     answer = pb.ModelInferResponse(model_name=MODEL, model_version=VERSION, id=request.id)
     logits = np.stack([one.logits for one in served.answers]).astype("<f4")
     for name in query.outputs:
@@ -107,7 +107,7 @@ def response(request: pb.ModelInferRequest, query: InferQuery, served: Served) -
 
 
 def parameter(parameters: Mapping[str, pb.InferParameter], name: str) -> bool | int | str | float | None:
-    """The value of a parameter; None where it is not given."""
+    """The value of a parameter; None if it is not given."""
     if name not in parameters:
         return None
     choice = parameters[name].WhichOneof("parameter_choice")

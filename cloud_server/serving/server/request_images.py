@@ -1,4 +1,4 @@
-"""Images of requests to what the engine takes, each by itself and not before somebody has room for it."""
+"""From the images of a request to the engine's input, each by itself and only once it is accepted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encoded(content: bytes, size: int) -> Callable[[], Tensor]:
 
 
 def check_header(content: bytes) -> None:
-    """Refuse at once what is no JPEG or PNG, or too large; decoding comes later. Raises ImageError."""
+    """Refuse at once anything that is not a JPEG or PNG, or too large; decoding comes later. Raises ImageError."""
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             width, height = image.size

@@ -1,4 +1,4 @@
-"""A request of a client as the live server sees it: images that belong together, and the one outcome that they get."""
+"""A client's request in the live server: images that belong together, and their one outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prepare = Callable[[], Any]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request's answers, one per image, and how they came about.
+    """A request's answers, one per image, with schedules and times.
 
     waiting_seconds, inference_seconds, batch_size: the largest of its queries'. schedules: names, one per image.
     """
@@ -31,7 +31,8 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a request gets no answers. retry_after_seconds: when trying again makes sense, 0 for unknown or never."""
+    """Why a request gets no answers. retry_after_seconds: after how long a retry makes sense, 0 for unknown or
+    never."""
 
     reason: DropReason
     message: str
@@ -44,7 +45,7 @@ Deliver = Callable[[Outcome], None]
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """What is known of a request; whoever submits it keeps it as a ticket for `cancel` and looks at nothing else."""
+    """An accepted request; the submitter keeps it as a ticket for `cancel` and uses nothing else of it."""
 
     task: str
     utility: float

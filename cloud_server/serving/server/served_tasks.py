@@ -1,4 +1,4 @@
-"""What a running server asks of its tasks; and tasks that stay as they are."""
+"""The interface of a running server's tasks; and tasks that never change."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ServedTasks(Protocol):
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:
-        """What is served now, by name."""
+        """The tasks that are served now, by name."""
 
     def refresh(self) -> bool:
-        """Serve what is registered now; whether anything changed."""
+        """Serve the tasks that are registered now; returns whether anything changed."""
 
     def register(
         self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float

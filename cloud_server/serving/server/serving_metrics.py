@@ -1,7 +1,7 @@
-"""What a running server is worth, in Prometheus' text format and as a dict for the dashboard.
+"""The metrics of a running server, in Prometheus' text format and as a dict for the dashboard.
 
-Live, nobody knows whether an answer is right. "Earned" is therefore expected: the utility of queries answered in time,
-times the accuracy that the profile gives their schedule.
+A live server does not know whether an answer is right. "Earned" is therefore an expected value: the utility of queries
+answered in time, times the accuracy that the profile gives their schedule.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 WINDOW_SECONDS = 10.0
-"""Of the dashboard's rates and percentiles."""
+"""Seconds that the dashboard's rates and percentiles cover."""
 
 
 class ServingMetrics:
-    """An observer of the dispatcher. ``queued`` and ``tasks`` are asked when somebody looks."""
+    """An observer of the dispatcher. ``queued`` and ``tasks`` are called when the metrics are read."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class ServingMetrics:
         return generate_latest(self.registry)
 
     def snapshot(self) -> dict[str, Any]:
-        """For a dashboard: totals since the start, and what the last ``WINDOW_SECONDS`` were like.
+        """For a dashboard: totals since the start, and the figures of the last ``WINDOW_SECONDS``.
 
         Keys: time, started (seconds since 1970), policy, tasks, queued, totals, drops (by reason), schedules (queries
         by schedule), recent. ``totals``: queries, utility_offered, utility_earned, answered, answered_late, dropped.

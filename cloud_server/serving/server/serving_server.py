@@ -1,4 +1,4 @@
-"""The process side of the serving tier: ports, an eye on the registry, and a drain before the end."""
+"""The process side of the serving tier: ports, a watch on the registry, and a drain before the end."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LARGEST_REQUEST = 64 * 2**20
 REFRESH_SECONDS = 1.0
 """Between two looks at the registry."""
 GOODBYE_SECONDS = 1.0
-"""For the last answers to leave."""
+"""Seconds for the last answers to leave."""
 
 
 @dataclass(frozen=True)
 class ServingAddress:
-    """Where to serve. listen, web: ``HOST, PORT`` with 0 for a free port; no web server where ``web`` is None."""
+    """Where to serve. listen, web: ``HOST, PORT`` with 0 for a free port; no web server if ``web`` is None."""
 
     listen: tuple[str, int]
     web: tuple[str, int] | None = None
@@ -47,14 +47,14 @@ class ServingAddress:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """What was taken."""
+    """The ports in use."""
 
     grpc: int
     web: int | None
 
 
 class ServingServer:
-    """Everything of a running server that needs an event loop."""
+    """The parts of a running server that need an event loop."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ServingServer:
         self._web: _Web | None = None
 
     async def start(self) -> Ports:
-        """Serve. Raises ServerError where an address is taken or the TLS material is unusable."""
+        """Serve. Raises ServerError if an address is taken or the TLS material is unusable."""
         options = (
             ("grpc.max_receive_message_length", LARGEST_REQUEST),
             ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share it
@@ -97,7 +97,7 @@ class ServingServer:
         return Ports(port, web_port)
 
     async def stop(self) -> None:
-        """Take nothing new, answer what was taken (for so long as the address says), then close."""
+        """Take no new requests, answer the accepted ones (within the address's drain time), then close."""
         LOG.info("event=draining queued=%d", self._dispatcher.queued())
         self._dispatcher.drain()
         await self._health.enter_graceful_shutdown()

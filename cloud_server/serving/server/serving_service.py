@@ -1,8 +1,7 @@
-"""The gRPC face of the serving tier: the Open Inference Protocol, and our own calls beside it.
+"""The gRPC interface of the serving tier: the Open Inference Protocol, and our own calls beside it.
 
-Both end in the same queue. Requests are parsed here and not by gRPC, so that bytes that are no request get an answer
-that says so. Being asked whether it is alive or ready needs no token, everything else does; changing tasks is for
-operators.
+Both end in the same queue. Requests are parsed here and not by gRPC, so that bytes that are not a request get an answer
+that says so. Health requests need no token, all others do. Only operators may change tasks.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ Kind = TypeVar("Kind", bound=Message)
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may come in. authorise: None lets everybody do everything (``--insecure``). operators: names of tokens
+    """Access policy. authorise: None lets everybody do everything (``--insecure``). operators: names of tokens
     that may change tasks."""
 
     authorise: Authorise | None
@@ -78,7 +77,7 @@ class ServingService:
 
     Args:
         image_size: side of the engine's images.
-        policy: its name, for who asks.
+        policy: its name, reported on request.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ class ServingService:
     async def _ask(
         self, task: str, images: Sequence[Prepare], latency_ms: float | None, utility: float | None
     ) -> Served:
-        """Through the queue. Raises RequestError for a refusal; a client that leaves takes its request along."""
+        """Through the queue. Raises RequestError for a refusal; if the client leaves, its request is cancelled."""
         known = self._tasks.served.get(task)
         if latency_ms is None:
             latency_ms = known.latency_ms if known else 0.0

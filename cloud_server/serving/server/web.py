@@ -1,5 +1,4 @@
-"""The server's HTTP side: metrics for Prometheus, health for an orchestrator, a page for a person. It has no
-authentication of its own."""
+"""The server's HTTP side, without authentication: metrics for Prometheus, health for an orchestrator, a page."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 
 
 def make_app(metrics: ServingMetrics, ready: Callable[[], bool]) -> FastAPI:
-    """``ready`` says whether new requests are taken. Who ends the app sets ``app.state.closing`` first: the page's
+    """``ready`` says whether new requests are taken. Before the app ends, ``app.state.closing`` must be set: the page's
     streams have no end of their own."""
     app = FastAPI(title="fedstill serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.closing = False

@@ -20,7 +20,7 @@ from fedstill.models.vit.task_bank import TaskParameters
 
 @dataclass(frozen=True, slots=True)
 class LearnSettings:
-    """How much of a task is learnt from.
+    """How much of a task's data is used for training.
 
     Attributes:
         train_images, val_images: at most so many; None for all.
@@ -36,7 +36,7 @@ class LearnSettings:
 
 @dataclass(frozen=True)
 class LearntTask:
-    """What was learnt, and its accuracy on the validation images at the plain schedule."""
+    """The trained head and prompts, and their accuracy on the validation images at the plain schedule."""
 
     parameters: TaskParameters
     accuracy: float
@@ -48,7 +48,7 @@ def learn_task(
     settings: LearnSettings,
     progress: Callable[[str], None] | None = None,
 ) -> LearntTask:
-    """A head, and prompts where asked for, on the frozen trunk ``net``.
+    """Train a head, and prompts if requested, on the frozen trunk ``net``.
 
     progress: called with a line for a person. Raises DataError for images that cannot be used.
     """

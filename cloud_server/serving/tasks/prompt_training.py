@@ -1,9 +1,9 @@
-"""What a task learns on the frozen trunk: a head by linear probe, then prompts, few first and more from those.
+"""Training of a task on the frozen trunk: a head by linear probe, then prompts, few first and more from those.
 
 The head is fitted once on plain features and then frozen, so that one head serves every token schedule; prompts
 move the features towards it. Thesis Section 3.4.1; its batch size and learning rate are those of Section 3.6. It names
-no optimiser: AdamW here. What "iteratively optimizing the remaining two" leaves open, whether the copied
-prompts still move, is ``copied_rate``.
+no optimiser: AdamW here. "Iteratively optimizing the remaining two" leaves open whether the copied prompts still move:
+``copied_rate`` decides.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every registration makes a new version; one version per task is active. Parameters are safetensors files named by
 the SHA-256 of their content, written before the row that points at them, so a killed process leaves at most a file
-that nobody points at. Servers watch ``generation`` and swap tasks when it has grown.
+without a row. Servers watch ``generation`` and swap tasks when it has grown.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from fedstill.models.weights.packing import pack, unpack
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 ATTEMPTS = 20
-"""To get a version number of one's own when several processes register the same task at once."""
+"""Attempts to get a version number when several processes register the same task at once."""
 
 
 class RegistryError(DataError):
-    """What was asked of the registry cannot be; one line that says what to do instead."""
+    """The registry cannot do what was requested; one line that says what to do instead."""
 
 
 DEFAULT_LATENCY_MS, DEFAULT_UTILITY = 600.0, 1.0
@@ -49,7 +49,7 @@ class TaskVersion:
         trunk: SHA-256 of the trunk's weights that the parameters were trained on.
         parameters: SHA-256 of the safetensors file.
         prompts: prompt numbers that it has sets for.
-        latency_ms, utility: what a query gets that names none (thesis Table 3.5).
+        latency_ms, utility: the defaults for queries that name none (thesis Table 3.5).
         accuracy: share of right answers on its validation images at registration.
         created: ISO time, UTC.
         active: whether this is the version that is served.
@@ -115,7 +115,7 @@ class TaskRegistry:
             raise RegistryError(f"{folder}: cannot be used as a task registry ({_short(error)})") from error
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._database.dispose()
 
     def register(
