@@ -38,6 +38,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.migrations.upgrade import JOURNAL, NewerSchema, upgrade
+from fedstill.common.errors import RunError
 from fedstill.protos.messages import PrototypeUpload
 
 JOURNAL_FILE = "journal.db"
@@ -47,6 +49,7 @@ BUSY_SECONDS = 30.0
 Arrays = dict[str, npt.NDArray[Any]]
 
 tables = MetaData()
+"""As the newest revision in ``cloud_server/migrations/journal`` leaves them."""
 
 
 def _table(name: str, *columns: Column[Any]) -> Table:
@@ -103,7 +106,7 @@ FAILURES = _table(
 )  # fmt: skip
 
 
-class JournalError(RuntimeError):
+class JournalError(RunError):
     """The journal cannot be opened or read; one line."""
 
 
@@ -130,14 +133,14 @@ class Journal:
     """Thread-safe; every method is one transaction, and what it wrote is on disk when it returns.
 
     Raises:
-        JournalError: the database cannot be reached, or is of another kind.
+        JournalError: the database cannot be reached, is of another kind, or a newer fedstill's.
     """
 
     def __init__(self, url: str) -> None:
         try:
             self._engine = _engine(url)
-            tables.create_all(self._engine)
-        except (SQLAlchemyError, ImportError) as error:
+            upgrade(self._engine, JOURNAL)
+        except (SQLAlchemyError, ImportError, NewerSchema) as error:
             raise JournalError(f"journal {_without_password(url)}: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
