@@ -66,7 +66,7 @@ def upgrade(engine: Engine, schema: Schema) -> None:
     config.set_main_option("version_locations", _escaped(schema.folder))
     config.set_main_option("path_separator", "newline")
     with _one_at_a_time, engine.begin() as connection:
-        _lock(connection)
+        take_lock(connection)
         if not _is_newest(connection, schema):  # nobody else did it meanwhile
             config.attributes.update(connection=connection, version_table=schema.version_table)
             command.upgrade(config, "head")
@@ -86,8 +86,8 @@ def _is_newest(connection: Connection, schema: Schema) -> bool:
     return current == known[-1]
 
 
-def _lock(connection: Connection) -> None:
-    """Until the end of the transaction; other databases than these two are upgraded without."""
+def take_lock(connection: Connection) -> None:
+    """Held until the end of the transaction; other databases than these two are upgraded without."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # sqlite3 itself does not begin before CREATE or ALTER
     elif connection.dialect.name == "postgresql":
