@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,17 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     first = Journal(url)
     first.accept_upload(KEY, 0, upload(0.5), PrivacyGuarantee("histogram"))
     assert Journal(url).uploaded() == first.uploaded() == [(KEY.text, 0, 1)]
+
+
+def test_a_new_file_that_another_process_is_filling_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("CREATE TABLE x (y)")
+        other.execute("BEGIN IMMEDIATE")
+        opening = pool.submit(Journal, f"sqlite:///{path}")
+        time.sleep(0.2)
+        other.execute("COMMIT")
+        opening.result(20).close()
 
 
 @pytest.mark.parametrize(
