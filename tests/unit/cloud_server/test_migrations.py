@@ -21,7 +21,7 @@ from fedstill.cli.console import one_line_errors
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation import journal as journal_module
 from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal, JournalError, Promise
+from fedstill.cloud_server.federation.journal import Journal, JournalError, PrivacyGuarantee
 from fedstill.cloud_server.migrations.upgrade import (
     HERE,
     JOURNAL,
@@ -198,11 +198,11 @@ def test_an_old_journal_goes_on(url: str, engine: Engine) -> None:
     other = PrototypeUpload(
         kitchen.at(1), np.array([[1, 0, 0]], np.float32), np.array([1], np.int64), kept.class_names
     )
-    again = journal.accept_upload(kitchen, 1, other, Promise("histogram"))
+    again = journal.accept_upload(kitchen, 1, other, PrivacyGuarantee("histogram"))
     assert again.counts.tolist() == [7, 5], "the first upload still counts"
     journal.spend(hall, 1, "query.prototypes", 9, 10)
     assert journal.traffic(hall)[-1] == {"round": 1, "up_bytes": 9, "down_bytes": 10}
-    journal.accept_upload(hall, 1, other, Promise("histogram"))
+    journal.accept_upload(hall, 1, other, PrivacyGuarantee("histogram"))
     assert len(journal.uploaded()) == 4
     journal.close()
 
