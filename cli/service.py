@@ -22,5 +22,6 @@ def serve(*failures: type[Exception]) -> Iterator[threading.Event]:
         signal.signal(number, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the upgrade of a schema says itself what it did
     with one_line_errors(*failures, OSError):
         yield stop

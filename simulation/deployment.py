@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.arms import ARMS
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, write_plan
+from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan, write_plan
+from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.store import build_store
@@ -45,17 +46,20 @@ def prepare_deployment(
 
     Raises:
         ConfigError, DataError: something does not fit; nothing was written.
+        JournalError: the journal cannot be opened; better said now than by the ServerApp.
     """
     _require_arms(arms)
     if (state / PLAN_FILE).exists():
         if to_plain(load_run(state)) != to_plain(experiment):
             raise ConfigError(f"{state}: holds another experiment; choose another --state")
+        open_journal(state, read_plan(state).journal).close()
         return
     source = open_source(experiment)
     public = np.flatnonzero([info.split == "public" for info in source.index])
     if not len(public):
         raise ConfigError(f"{source.name}: has no public clips to teach from")
     state.mkdir(parents=True, exist_ok=True)
+    open_journal(state, journal).close()
     with console.status(f"decoding {len(public)} public clips of {source.name}"):
         build_store(source, public.tolist(), experiment.audio, experiment.frames, state / "public")
     (state / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))

@@ -8,6 +8,7 @@ SQLite file in the run's own folder. Large things (training states, students) ar
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.migrations.upgrade import JOURNAL, NewerSchema, upgrade
+from fedstill.common.errors import RunError
 from fedstill.protos.messages import PrototypeUpload
 
 JOURNAL_FILE = "journal.db"
@@ -47,6 +50,7 @@ BUSY_SECONDS = 30.0
 Arrays = dict[str, npt.NDArray[Any]]
 
 tables = MetaData()
+"""As the newest revision in ``cloud_server/migrations/journal`` leaves them."""
 
 
 def _table(name: str, *columns: Column[Any]) -> Table:
@@ -103,7 +107,7 @@ FAILURES = _table(
 )  # fmt: skip
 
 
-class JournalError(RuntimeError):
+class JournalError(RunError):
     """The journal cannot be opened or read; one line."""
 
 
@@ -130,14 +134,14 @@ class Journal:
     """Thread-safe; every method is one transaction, which is on disk when it returns.
 
     Raises:
-        JournalError: the database cannot be reached, or has another schema.
+        JournalError: the database cannot be reached, is of another kind, or a newer fedstill's.
     """
 
     def __init__(self, url: str) -> None:
         try:
             self._engine = _engine(url)
-            tables.create_all(self._engine)
-        except (SQLAlchemyError, ImportError) as error:
+            upgrade(self._engine, JOURNAL)
+        except (SQLAlchemyError, ImportError, NewerSchema) as error:
             raise JournalError(f"journal {_without_password(url)}: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
@@ -353,9 +357,22 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
+        _use_write_ahead_log(connection)
 
     return engine
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Readers do not wait for the writer. SQLite never waits to switch a new file, so that we do."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _without_password(url: str) -> str:

@@ -19,8 +19,8 @@ import numpy as np
 from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
 
+from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.models.vit.task_bank import TaskParameters
@@ -68,10 +68,11 @@ class TaskVersion:
     active: bool
 
 
-_metadata = MetaData()
+tables = MetaData()
+"""As the newest revision in ``cloud_server/migrations/registry`` leaves them."""
 _versions = Table(
     "task_versions",
-    _metadata,
+    tables,
     Column("name", String(64), primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("class_names", String, nullable=False),
@@ -85,11 +86,11 @@ _versions = Table(
 )
 _active = Table(
     "active_tasks",
-    _metadata,
+    tables,
     Column("name", String(64), primary_key=True),
     Column("version", Integer, nullable=False),
 )
-_changes = Table("changes", _metadata, Column("generation", Integer, primary_key=True))
+_changes = Table("changes", tables, Column("generation", Integer, primary_key=True))
 
 
 class TaskRegistry:
@@ -100,7 +101,7 @@ class TaskRegistry:
         url: another SQLAlchemy database than the folder's own SQLite file.
 
     Raises:
-        RegistryError: the database cannot be opened.
+        RegistryError: the database cannot be opened, or is a newer fedstill's.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
@@ -108,10 +109,8 @@ class TaskRegistry:
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._database = create_engine(url or f"sqlite:///{folder / 'registry.sqlite'}")
-            with self._database.begin() as connection:
-                for table in _metadata.sorted_tables:  # others may be creating them right now
-                    connection.execute(CreateTable(table, if_not_exists=True))
-        except (OSError, SQLAlchemyError) as error:
+            upgrade(self._database, REGISTRY)
+        except (OSError, SQLAlchemyError, NewerSchema) as error:
             raise RegistryError(f"{folder}: cannot be used as a task registry ({_short(error)})") from error
 
     def close(self) -> None:

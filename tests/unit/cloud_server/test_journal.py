@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine
 
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal, JournalError, PrivacyGuarantee, tables
-from fedstill.common.flower_cli import free_port
+from fedstill.cloud_server.federation.journal import Journal, JournalError, PrivacyGuarantee
 from fedstill.protos.messages import PrototypeUpload
 
 KEY = JobKey("latency_sensitive", "fedstill", 1, 0)
@@ -29,57 +26,6 @@ def upload(first: float) -> PrototypeUpload:
     return PrototypeUpload(KEY.at(0), rows, np.array([7], np.int64), NAMES)
 
 
-@pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server of our own on loopback; PostgreSQL refuses to run as root, so it gets a user."""
-    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    found = shutil.which("initdb") or next((str(one / "initdb") for one in reversed(tools)), None)
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (initdb not found)")
-    folder, port = tmp_path_factory.mktemp("postgresql"), free_port()
-    who = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if who:
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
-        shutil.chown(folder, "postgres")
-    data, bin_folder = folder / "data", Path(found).parent
-    made = subprocess.run(
-        [*who, found, "-D", str(data), "-A", "trust", "-U", "fedstill", "-N"], capture_output=True, text=True,
-        cwd=folder, check=False,
-    )  # fmt: skip
-    if made.returncode != 0:
-        pytest.skip(f"PostgreSQL cannot be set up here: {made.stderr.strip().splitlines()[-1:]}")
-    options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [*who, str(bin_folder / "postgres"), "-D", str(data), *options],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-        )
-    url = f"postgresql+psycopg://fedstill@127.0.0.1:{port}/postgres"
-    try:
-        wait_for(url, folder / "log")
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for(url: str, log: Path) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            Journal(url).close()
-        except JournalError:
-            if time.monotonic() > end:
-                raise AssertionError(log.read_text()) from None
-            time.sleep(0.2)
-        else:
-            return
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
     url = (
@@ -87,9 +33,6 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]
         if request.param == "sqlite"
         else request.getfixturevalue("postgresql")
     )
-    engine = create_engine(url)
-    tables.drop_all(engine)  # one PostgreSQL serves all tests
-    engine.dispose()
     made = Journal(url)
     yield made
     made.close()
@@ -178,6 +121,17 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     first = Journal(url)
     first.accept_upload(KEY, 0, upload(0.5), PrivacyGuarantee("histogram"))
     assert Journal(url).uploaded() == first.uploaded() == [(KEY.text, 0, 1)]
+
+
+def test_a_new_file_that_another_process_is_filling_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("CREATE TABLE x (y)")
+        other.execute("BEGIN IMMEDIATE")
+        opening = pool.submit(Journal, f"sqlite:///{path}")
+        time.sleep(0.2)
+        other.execute("COMMIT")
+        opening.result(20).close()
 
 
 @pytest.mark.parametrize(

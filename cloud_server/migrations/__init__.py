@@ -1,0 +1,1 @@
+"""How the SQL schemas of the journal and of the task registry changed, one Alembic file per step."""

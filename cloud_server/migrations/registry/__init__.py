@@ -1,0 +1,1 @@
+"""Steps of the task registry's schema, oldest first."""
