@@ -28,7 +28,10 @@ class EnsembleSettings:
 
 
 def printed_recipe(accuracies: Mapping[int, float]) -> Recipe:
-    """Algorithm 5 as printed: every model, weighted by its accuracy over their sum. All zero: equal weights; vanishing ones are left out."""
+    """Algorithm 5 as printed: every model, weighted by its accuracy over their sum; vanishing weights are left out.
+
+    All zero: equal weights.
+    """
     total = sum(accuracies.values())
     if total == 0:
         return Recipe({str(model): 1 / len(accuracies) for model in accuracies})
