@@ -25,6 +25,7 @@ from fedstill.cli.console import FAILED, MISTAKE, console, errors, one_line_erro
 from fedstill.cli.coordinator import coordinator
 from fedstill.cli.export import export
 from fedstill.cli.loadtest import loadtest
+from fedstill.cli.missing_package import what_to_install
 from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
 from fedstill.cli.serve import serve_
@@ -56,23 +57,6 @@ app.command()(warmup)
 app.command(name="warmup-study")(warmup_study)
 INTERRUPTED = 130
 BAD_CLIPS_SHOWN = 20
-LEFT_OUT_ON_DEVICES = frozenset(
-    {
-        "fastapi",
-        "jinja2",
-        "matplotlib",
-        "onnx",
-        "prometheus_client",
-        "ray",
-        "tensorboard",
-        "timm",
-        "torch",
-        "torchaudio",
-        "torchvision",
-        "uvicorn",
-    }
-)
-"""What only ``fedstill[full]`` installs."""
 
 
 class Engine(StrEnum):
@@ -285,12 +269,12 @@ def check(
 
 
 def main() -> None:
-    """Entry point. A command that the small install lacks the packages for says which install has them."""
+    """Entry point. A command that lacks a package says which install brings it."""
     try:
         app()
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in LEFT_OUT_ON_DEVICES:
+        message = what_to_install("".join(sys.argv[1:2]), str(error.name))
+        if message is None:
             raise
-        message = f"this command needs {error.name}; type: pip install 'fedstill[full]'"
         errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(MISTAKE)
