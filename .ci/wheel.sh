@@ -54,7 +54,7 @@ quietly "$scratch/tools/bin/python" -m pip wheel --no-deps --wheel-dir "$scratch
 rm -rf "$scratch/tree/build" "$scratch"/tree/importroot/*.egg-info
 quietly "$scratch/tools/bin/python" -m build --outdir "$scratch/from_sdist" "$scratch/tree"
 wheel="$(echo "$scratch"/from_tree/fedstill-*.whl)"
-"$scratch/tools/bin/python" .ci/compare_wheels.py "$wheel" "$scratch"/from_sdist/fedstill-*.whl "$checkout"
+"$scratch/tools/bin/python" .ci/compare_wheels.py "$wheel" "$scratch"/from_sdist/fedstill-*.whl "$scratch/tree"
 
 step "a checkout without symbolic links does not build"
 rm "$scratch/tree/importroot/fedstill/models"

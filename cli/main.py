@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from fedstill.common.cores import usable_cores
+
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin beside simulated devices
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
 
 import signal
 import sys
@@ -204,7 +206,7 @@ def prepare(
     dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
     root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
     out: Annotated[Path | None, typer.Option(help="Where the arrays go (default: ROOT/prepared).")] = None,
-    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = usable_cores(),
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
     split: Annotated[
         Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")
