@@ -50,11 +50,12 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
     ):
         env = environment(Path(home))
         cores = usable_cores()
-        each = max(1, cores // concurrent_devices)
+        share = max(1, cores // concurrent_devices)
+        federation = f"num-supernodes={devices} init-args-num-cpus={cores} client-resources-num-cpus={share}"
         try:
             flwr(
                 ["run", str(bundle()), CONNECTION, "--format", "json",
-                 "--federation-config", f"num-supernodes={devices} init-args-num-cpus={cores} client-resources-num-cpus={each}",
+                 "--federation-config", federation,
                  "--run-config", f"run-dir='{run_dir}'"],
                 env,
             )  # fmt: skip
