@@ -10,7 +10,6 @@ from rich.console import Console
 
 from fedstill.cli.options import Architecture, Weights
 from fedstill.common.paths import VIT_WEIGHTS
-from fedstill.datasets.images.image_tasks import find_images
 
 console = Console()
 
@@ -37,6 +36,7 @@ def elastic(
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
+        from fedstill.datasets.images.image_tasks import find_images
         from fedstill.evaluation.elastic.results import StudySettings, read_study
         from fedstill.evaluation.elastic.study import run_study
         from fedstill.evaluation.elastic.tables import ELASTIC_TARGETS, elastic_page, reproduce_elastic

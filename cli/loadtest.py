@@ -150,12 +150,13 @@ def _live(
     """pictures: None for noise, for all tasks of the server."""
     import numpy as np
 
+    from fedstill.common.cores import usable_cores
     from fedstill.evaluation.serving.live_loadtest import run_live
     from fedstill.evaluation.serving.target import GrpcTarget
     from fedstill.evaluation.serving.task_images import drawn_images
 
     known = _profile(profile)
-    machine = f"{address.target}, client on {platform.machine()} with {os.cpu_count()} cores"
+    machine = f"{address.target}, client on {platform.machine()} with {usable_cores()} cores"
 
     async def run() -> ServingResults:
         async with GrpcTarget(address) as target:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from fedstill.common.cores import usable_cores
+
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin beside simulated devices
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
 
 import signal
 import sys
@@ -25,6 +27,7 @@ from fedstill.cli.console import FAILED, MISTAKE, console, errors, one_line_erro
 from fedstill.cli.coordinator import coordinator
 from fedstill.cli.export import export
 from fedstill.cli.loadtest import loadtest
+from fedstill.cli.missing_package import what_to_install
 from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
 from fedstill.cli.serve import serve_
@@ -56,23 +59,6 @@ app.command()(warmup)
 app.command(name="warmup-study")(warmup_study)
 INTERRUPTED = 130
 BAD_CLIPS_SHOWN = 20
-LEFT_OUT_ON_DEVICES = frozenset(
-    {
-        "fastapi",
-        "jinja2",
-        "matplotlib",
-        "onnx",
-        "prometheus_client",
-        "ray",
-        "tensorboard",
-        "timm",
-        "torch",
-        "torchaudio",
-        "torchvision",
-        "uvicorn",
-    }
-)
-"""What only ``fedstill[full]`` installs."""
 
 
 class Engine(StrEnum):
@@ -220,7 +206,7 @@ def prepare(
     dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
     root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
     out: Annotated[Path | None, typer.Option(help="Where the arrays go (default: ROOT/prepared).")] = None,
-    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = usable_cores(),
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
     split: Annotated[
         Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")
@@ -285,12 +271,12 @@ def check(
 
 
 def main() -> None:
-    """Entry point. A command that the small install lacks the packages for says which install has them."""
+    """Entry point. A command that lacks a package says which install brings it."""
     try:
         app()
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in LEFT_OUT_ON_DEVICES:
+        message = what_to_install("".join(sys.argv[1:2]), str(error.name))
+        if message is None:
             raise
-        message = f"this command needs {error.name}; type: pip install 'fedstill[full]'"
         errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(MISTAKE)

@@ -15,7 +15,6 @@ from rich.table import Table
 from fedstill.cli.options import Architecture, Weights
 from fedstill.common.option_values import whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
-from fedstill.datasets.images.image_tasks import find_images
 
 if TYPE_CHECKING:
     from fedstill.cloud_server.serving.scheduling.profile import Profile
@@ -81,6 +80,7 @@ def warmup(
         from fedstill.common.errors import ConfigError
         from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
+        from fedstill.datasets.images.image_tasks import find_images
 
         limits = read_budget(budget)
         if planner not in PLANNERS:

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from fedstill.cli.options import Architecture, Weights
 from fedstill.common.paths import VIT_WEIGHTS
-from fedstill.datasets.images.image_tasks import find_images
 
 GRID = "0,10,15,20,25,30,40,50,100"
 console = Console()
@@ -57,6 +56,7 @@ def warmup_study(
             from fedstill.cloud_server.warmup.reductions import THESIS_REDUCTIONS
             from fedstill.common.option_values import whole_numbers
             from fedstill.common.paths import data_path
+            from fedstill.datasets.images.image_tasks import find_images
             from fedstill.datasets.loads.arrivals import read_trace
             from fedstill.evaluation.serving.virtual import AZURE_FILE
             from fedstill.evaluation.warmup.study import run_warmup_study

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
+
+from fedstill.common.cores import usable_cores
 
 
 def hardware() -> str:
     """Machine, cores and GPU on one line."""
     import torch
 
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return f"{platform.machine()}, {cores} cores{gpu}"
 

@@ -10,10 +10,15 @@ RUN useradd --system --create-home --uid 10001 fedstill \
     && mkdir /credentials /state \
     && chown fedstill /credentials /state
 
-COPY pyproject.toml constraints.txt README.md LICENSE /build/
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE /build/
+COPY cli /build/cli
+COPY client /build/client
 COPY cloud_server /build/cloud_server
+COPY common /build/common
 COPY datasets /build/datasets
 COPY edge_client /build/edge_client
+COPY evaluation /build/evaluation
+COPY importroot /build/importroot
 COPY models /build/models
 COPY protos /build/protos
 COPY simulation /build/simulation

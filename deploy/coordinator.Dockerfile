@@ -11,10 +11,15 @@ RUN useradd --system --create-home --uid 10001 fedstill \
     && mkdir /certs /state /node-1 /node-2 \
     && chown fedstill /certs /state /node-1 /node-2
 
-COPY pyproject.toml constraints.txt README.md LICENSE /build/
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE /build/
+COPY cli /build/cli
+COPY client /build/client
 COPY cloud_server /build/cloud_server
+COPY common /build/common
 COPY datasets /build/datasets
 COPY edge_client /build/edge_client
+COPY evaluation /build/evaluation
+COPY importroot /build/importroot
 COPY models /build/models
 COPY protos /build/protos
 COPY simulation /build/simulation

@@ -8,7 +8,6 @@ folder; telemetry, update checks and the per-run ``uv sync`` are off.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ import psutil
 
 from fedstill.cloud_server.federation.event_log import EventTail
 from fedstill.common.child_process import STOP_SECONDS, end, family
+from fedstill.common.cores import usable_cores
 from fedstill.common.errors import RunError
 from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port, tool
 
@@ -49,11 +49,13 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
         _superlink(run_dir, Path(home)) as link,
     ):
         env = environment(Path(home))
-        cores = max(1, (os.cpu_count() or 1) // concurrent_devices)
+        cores = usable_cores()
+        share = max(1, cores // concurrent_devices)
+        federation = f"num-supernodes={devices} init-args-num-cpus={cores} client-resources-num-cpus={share}"
         try:
             flwr(
                 ["run", str(bundle()), CONNECTION, "--format", "json",
-                 "--federation-config", f"num-supernodes={devices} client-resources-num-cpus={cores}",
+                 "--federation-config", federation,
                  "--run-config", f"run-dir='{run_dir}'"],
                 env,
             )  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
+
+from fedstill.common.cores import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -62,4 +63,4 @@ def use_threads(count: int) -> None:
     """Let torch use ``count`` threads in this process; more threads than cores slow everything down."""
     import torch
 
-    torch.set_num_threads(max(1, min(count, os.cpu_count() or 1)))
+    torch.set_num_threads(max(1, min(count, usable_cores())))

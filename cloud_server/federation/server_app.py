@@ -6,7 +6,6 @@ skips everything that the journal already holds. So starting it again on the sam
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -28,6 +27,7 @@ from fedstill.cloud_server.federation.journal import Journal, open_journal
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.common.cores import usable_cores
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.store import open_store
 
@@ -90,7 +90,7 @@ def run_seed(
     ``compute.workers`` jobs train at the same time, one core each; a job that waits for its device does not count.
     """
     plan = cloud.plan
-    use_threads(os.cpu_count() or 1)
+    use_threads(usable_cores())
     _ = cloud.bank, cloud.all_distill
     for arm in {key.arm: None for key in keys if key.arm in SHARED}:
         cloud.shared(arm)

@@ -1,4 +1,4 @@
-"""From media files to plain arrays: the only file that knows about codecs.
+"""From sound and video files to plain arrays: the only file that knows about codecs.
 
 Everything is decoded completely and checked here, because a half-downloaded clip that "decodes" to its first second
 would be used for training like any other. Each failure is one DataError that names the file and says what to do;
@@ -7,7 +7,6 @@ nothing is padded, skipped or guessed silently.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -20,16 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 from av.container import InputContainer
-from PIL import Image, ImageOps
 
 from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists, first_line
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-REPLACE = "download or export it again"
 
 Waveform = npt.NDArray[np.float32]
-Frames = npt.NDArray[np.uint8]
 
 
 def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
@@ -45,7 +41,7 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     Raises:
         DataError: missing, unreadable or truncated file, no audio stream, no samples, NaN or infinity.
     """
-    _check_exists(path, data)
+    check_exists(path, data)
     is_sound = path.suffix.lower() in SOUND_SUFFIXES
     channels, sample_rate = (_read_sound_file if is_sound else _read_audio_stream)(path, data)
     if channels.shape[-1] == 0:
@@ -77,7 +73,7 @@ def read_video_frames(
     Raises:
         DataError: missing, unreadable or truncated file, no video stream, a stretch outside the video.
     """
-    _check_exists(path, data)
+    check_exists(path, data)
     first, last = _stream_times(path, "video", data)
     stop = last if end is None else min(first + end, last)
     begin = first + start
@@ -94,72 +90,6 @@ def read_video_frames(
     return np.stack(pictures)
 
 
-def read_images(path: Path, count: int) -> Frames:
-    """Read ``count`` frames from one image, or from a folder of images in natural name order (2 before 10).
-
-    Fewer images than ``count`` are repeated in order, more are picked by ``spread``. A folder's other files
-    are not frames.
-
-    Returns:
-        uint8 RGB (count, height, width, 3).
-
-    Raises:
-        DataError: missing path, a folder without images, an unreadable image, images of different sizes.
-    """
-    _check_exists(path, None)
-    names = in_natural_order(str(file) for file in path.iterdir()) if path.is_dir() else [str(path)]
-    if not names:
-        raise DataError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): put the frames there")
-    return stack_frames(path, [read_image(Path(names[i])) for i in spread(count, len(names))])
-
-
-def read_image(path: Path, data: bytes | None = None) -> Frames:
-    """Decode one image, upright, as uint8 RGB (height, width, 3). Raises DataError if that fails."""
-    _check_exists(path, data)
-    try:
-        with Image.open(path if data is None else BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: has more than 8 bits per channel: convert it to 8-bit first")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot decode this image ({_short(error)}): {REPLACE}") from error
-
-
-def stack_frames(path: Path, frames: Sequence[Frames]) -> Frames:
-    """(height, width, 3) each -> (count, height, width, 3). Raises DataError if their sizes differ."""
-    if len({frame.shape for frame in frames}) > 1:
-        raise DataError(f"{path}: its images differ in size: bring the frames of a clip to one size")
-    return np.stack(frames)
-
-
-def spread(count: int, available: int) -> list[int]:
-    """The middle index of each of ``count`` equal parts: 2 of 10 are 2 and 7; 4 of 2 repeat in order, 0 0 1 1.
-
-    Source: the test rule of MMPareto (arXiv 2405.17730), ``code/dataset/av_dataset.py``.
-    """
-    return [(2 * part + 1) * available // (2 * count) for part in range(count)]
-
-
-def in_natural_order(names: Iterable[str]) -> list[str]:
-    """The names of images among ``names``, numbers compared as numbers: frame_2.jpg before frame_10.jpg."""
-    images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(images, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
-
-
-def resize_frames(frames: Frames, size: int) -> Frames:
-    """uint8 (count, height, width, 3) -> uint8 (count, size, size, 3), antialiased.
-
-    The picture is stretched to the square, as all published CREMA-D and AVE pipelines do.
-    """
-    if frames.shape[1:3] == (size, size):
-        return frames
-    resized = (
-        Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR)  # Pillow widens the filter
-        for frame in frames
-    )
-    return np.stack([np.asarray(image) for image in resized])
-
-
 def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform:
     """float32 (samples,) at ``source_rate`` Hz -> float32 at ``target_rate`` Hz, polyphase, band-limited."""
     if source_rate == target_rate:
@@ -173,17 +103,6 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     return np.asarray(resampled, dtype=np.float32)
 
 
-def _check_exists(path: Path, data: bytes | None) -> None:
-    if data is None and not path.exists():
-        raise DataError(f"{path}: no such file: check the path, or {REPLACE}")
-
-
-def _short(error: Exception) -> str:
-    """The first line of a codec's error, without the file name, which our message already has."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
-
-
 def _read_sound_file(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
     try:
         content = path.read_bytes() if data is None else data
@@ -191,7 +110,7 @@ def _read_sound_file(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.flo
             samples = file.read(dtype="float32", always_2d=True)
             announced, sample_rate = file.frames, file.samplerate
     except (OSError, soundfile.LibsndfileError) as error:
-        raise DataError(f"{path}: cannot decode this sound file ({_short(error)}): {REPLACE}") from error
+        raise DataError(f"{path}: cannot decode this sound file ({first_line(error)}): {REPLACE}") from error
     if len(samples) < announced or _riff_is_cut(content):
         raise DataError(f"{path}: is truncated: {REPLACE}")
     return samples.T, int(sample_rate)
@@ -225,7 +144,7 @@ def _container(path: Path, data: bytes | None) -> Iterator[InputContainer]:
         with av.open(str(path) if data is None else BytesIO(data), "r") as container:
             yield container
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot decode this file ({_short(error)}): {REPLACE}") from error
+        raise DataError(f"{path}: cannot decode this file ({first_line(error)}): {REPLACE}") from error
 
 
 def _stream_times(path: Path, kind: Literal["audio", "video"], data: bytes | None) -> tuple[float, float]:

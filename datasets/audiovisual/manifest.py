@@ -22,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError, Split
-from fedstill.datasets.audiovisual.decode import (
+from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
+from fedstill.datasets.audiovisual.image_files import (
     IMAGE_SUFFIXES,
     REPLACE,
     Frames,
     in_natural_order,
-    read_audio,
     read_image,
-    read_video_frames,
     spread,
     stack_frames,
 )

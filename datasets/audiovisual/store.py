@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
-from fedstill.datasets.audiovisual.decode import resize_frames, spread
+from fedstill.datasets.audiovisual.image_files import resize_frames, spread
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.waveform import AudioTransform
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fedstill.common.errors import ConfigError
 from fedstill.common.paths import data_path
 from fedstill.datasets.audiovisual.clip import EMOTIONS, DataError
-from fedstill.datasets.audiovisual.decode import IMAGE_SUFFIXES, REPLACE, Frames, read_image
+from fedstill.datasets.audiovisual.image_files import IMAGE_SUFFIXES, REPLACE, Frames, read_image
 
 Split = Literal["train", "val", "test"]
 Labels = npt.NDArray[np.int64]

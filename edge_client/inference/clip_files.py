@@ -13,13 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
-from fedstill.datasets.audiovisual.decode import (
-    IMAGE_SUFFIXES,
-    SOUND_SUFFIXES,
-    read_audio,
-    read_images,
-    read_video_frames,
-)
+from fedstill.datasets.audiovisual.decode import SOUND_SUFFIXES, read_audio, read_video_frames
+from fedstill.datasets.audiovisual.image_files import IMAGE_SUFFIXES, read_images
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v"})
 

@@ -1,6 +1,7 @@
 """A device's clips in the place where its handlers look for them: ``data``, a clip store, made when first needed.
 
-A store that exists is used as it is. A manifest waits until the coordinator has sent the format that clips must have.
+A store that exists is used as it is. A manifest waits until the coordinator has sent the format of clips.
+The codecs are loaded only then: most of a device's processes find a store.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from pathlib import Path
 from fedstill.common.atomic_files import replace_file
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.clip_format import format_from_json
-from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
 
@@ -25,6 +25,8 @@ def use_clips(data: Path, folder: Path) -> None:
     if data.is_dir():
         open_store(data)
     elif data.suffix == ".csv" and data.exists():
+        from fedstill.datasets.audiovisual.manifest import ManifestSource
+
         ManifestSource(data)
     else:
         raise DataError(
@@ -44,6 +46,8 @@ def own_clips(folder: Path) -> ClipStore:
     data = Path(json.loads(noted.read_text())["data"]) if noted.exists() else folder / DATA_FOLDER
     if data.is_dir():
         return open_store(data)
+    from fedstill.datasets.audiovisual.manifest import ManifestSource
+
     wanted = format_from_json((folder / FORMAT_FILE).read_text())
     source = ManifestSource(data, class_names=wanted.class_names, frame_count=wanted.frames.count)
     return build_store(source, range(len(source.index)), wanted.audio, wanted.frames, folder / DATA_FOLDER)

@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from scipy.special import log_ndtr
-
 MOST_EPSILON = 1e4
 """No useful guarantee is above this; the searches below end here."""
 HALVINGS = 200
@@ -25,6 +23,8 @@ def delta_at(mu: float, epsilon: float) -> float:
 
     delta = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu), in logarithms.
     """
+    from scipy.special import log_ndtr  # here: half of a device's start, and few devices count a budget
+
     if mu == 0:
         return 0.0
     above = float(log_ndtr(mu / 2 - epsilon / mu))

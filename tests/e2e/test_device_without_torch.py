@@ -181,7 +181,7 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
 def test_a_command_of_the_full_install_says_so_in_one_line(command: list[str], tmp_path: Path) -> None:
     done = run(f"from fedstill.cli.main import main\nsys.argv[1:] = {command!r}\nmain()", cwd=tmp_path)
     assert done.returncode == 2
-    assert "pip install 'fedstill[full]'" in done.stderr
+    assert "pip install '.[full]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
         "edge_runtime",
         "elastic_vit",
         "fleet_proxy",
+        "import_time",
         "inference_batching",
         "many_agents",
         "selection",

@@ -1,0 +1,47 @@
+"""Which install brings the package that a command lacks: docs/decisions/023-installs.md."""
+
+from __future__ import annotations
+
+EDGE = frozenset({"av", "flwr", "k_means_constrained", "onnxruntime", "scipy", "sklearn", "soundfile"})
+SERVE = frozenset(
+    {
+        "fastapi",
+        "matplotlib",
+        "prometheus_client",
+        "scipy",
+        "sqlalchemy",
+        "starlette",
+        "timm",
+        "torch",
+        "torchvision",
+        "uvicorn",
+    }
+)
+FULL = EDGE | SERVE | {"httpx", "jinja2", "onnx", "tensorboard", "torchaudio"}
+"""Import names of the packages that each extra adds to the base."""
+
+SMALLER = {
+    "agent": ("edge", EDGE),
+    "privacy": ("edge", EDGE),
+    "elastic": ("serve", SERVE),
+    "loadtest": ("serve", SERVE),
+    "serve": ("serve", SERVE),
+    "tasks": ("serve", SERVE),
+    "warmup": ("serve", SERVE),
+    "warmup-study": ("serve", SERVE),
+}
+"""Commands that need less than everything."""
+
+
+def what_to_install(command: str, module: str) -> str | None:
+    """One line for a ``command`` that could not import ``module``; None where no extra brings it: that is a bug."""
+    package = module.partition(".")[0]
+    extra, brings = SMALLER.get(command, ("full", FULL))
+    if package not in brings:
+        extra, brings = "full", FULL
+    if package not in brings:
+        return None
+    return (
+        f"this command needs {package}; install fedstill with the extra [{extra}]: "
+        f"in the repository pip install '.[{extra}]', from a wheel pip install 'FILE.whl[{extra}]'"
+    )

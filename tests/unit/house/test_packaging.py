@@ -1,0 +1,124 @@
+"""The parts of fedstill install and start apart from each other; .ci/wheel.sh does the same with a wheel."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from fedstill.cli.missing_package import EDGE, FULL, SERVE, what_to_install
+
+ROOT = Path(__file__).parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+HEAVY = ("scipy", "torch", "onnxruntime", "sklearn", "k_means_constrained", "matplotlib", "sqlalchemy", "av")
+
+
+def checkout(folder: Path) -> Path:
+    """What a build begins with: the links, and one folder behind them."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "importroot", folder / "importroot", symlinks=True)
+    for link in linked(folder):
+        (folder / link.name).mkdir()
+    return folder
+
+
+def linked(folder: Path) -> list[Path]:
+    return [path for path in (folder / "importroot" / "fedstill").iterdir() if path.is_symlink()]
+
+
+def setup(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--name"], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_checkout_with_links_builds(tmp_path: Path) -> None:
+    done = setup(checkout(tmp_path))
+    assert (done.returncode, done.stdout.strip()) == (0, "fedstill")
+
+
+@pytest.mark.parametrize("broken", ["text", "dangling"])
+def test_a_checkout_without_links_stops_in_one_line(tmp_path: Path, broken: str) -> None:
+    checkout(tmp_path)
+    link = tmp_path / "importroot" / "fedstill" / "models"
+    if broken == "text":
+        target = link.readlink()
+        link.unlink()
+        link.write_text(str(target))  # as git writes it where it cannot make links
+    else:
+        (tmp_path / "models").rmdir()
+    done = setup(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("importroot/fedstill/models is no link to a folder")
+    assert done.stderr.count("\n") == 1
+
+
+def import_names(requirements: list[str]) -> set[str]:
+    names = {Requirement(text).name for text in requirements} - {"fedstill"}
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+def test_the_packages_of_every_extra_are_known_to_the_command_line() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert import_names(extras["edge"]) == EDGE
+    assert import_names(extras["serve"]) == SERVE
+    assert import_names(extras["full"]) | EDGE | SERVE == FULL
+    assert not SERVE & {"av", "flwr"}
+    assert not EDGE & {"torch", "timm"}
+    assert not import_names(PROJECT["dependencies"]) & FULL
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("agent", "flwr.app", "edge"),
+        ("agent", "torch", "full"),
+        ("serve", "uvicorn", "serve"),
+        ("simulate", "torch", "full"),
+        ("", "onnx", "full"),
+    ],
+)
+def test_a_missing_package_names_the_extra(command: str, module: str, extra: str) -> None:
+    line = what_to_install(command, module)
+    assert line is not None
+    assert f"pip install '.[{extra}]'" in line
+    assert f"'FILE.whl[{extra}]'" in line
+    assert module.partition(".")[0] in line
+
+
+def test_a_missing_module_of_ours_is_a_bug() -> None:
+    assert what_to_install("serve", "fedstill.nothing") is None
+
+
+def loaded(module: str) -> set[str]:
+    """Top-level packages that importing a module loads, in a process of its own."""
+    script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_the_client_app_starts_light() -> None:
+    """In a fleet, every message to a device starts this module in a process of its own."""
+    packages = loaded("fedstill.edge_client.node.client_app")
+    assert "flwr" in packages
+    assert not packages & {*HEAVY, "PIL", "soundfile", "safetensors"}
+
+
+def test_a_device_that_has_its_clips_loads_neither_codecs_nor_clustering() -> None:
+    packages = loaded("fedstill.edge_client.node.device")
+    assert "numpy" in packages
+    assert not packages & {*HEAVY, "soundfile", "flwr"}
+
+
+def test_the_command_line_starts_light() -> None:
+    packages = loaded("fedstill.cli.main")
+    assert "typer" in packages
+    assert not packages & {*HEAVY, "numpy", "grpc", "flwr", "PIL"}
