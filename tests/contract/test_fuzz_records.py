@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from helpers.runs import prepared_run
+from helpers.fuzz import FACTOR
 from test_wire import MESSAGES, same
 
 from fedstill.edge_client.node.client_app import app
@@ -21,8 +22,8 @@ from fedstill.protos.messages import WireError
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid
 
-MUTATED = 10_000
-HANDLED = 300
+MUTATED = 10_000 * FACTOR
+HANDLED = 300 * FACTOR
 NAMED = re.compile(r"[A-Za-z_][\w.]*: ")
 TEXTS = (
     "",
