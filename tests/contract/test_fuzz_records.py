@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from helpers.runs import prepared_run
 from helpers.fuzz import FACTOR
+from helpers.runs import prepared_run
 from test_wire import MESSAGES, same
 
 from fedstill.edge_client.node.client_app import app
