@@ -2,7 +2,7 @@
 
 One SuperLink on a free loopback port, one Flower run for all arms and seeds, and no daemon left behind: every process
 that was started is ended by its pid, also after Ctrl-C or a crash. Flower's home, Ray's files and the logs live in a
-temporary folder; telemetry, update checks and the per-run ``uv sync`` are off (see the design notes on Flower 1.41).
+temporary folder; telemetry, update checks and the per-run ``uv sync`` are off (``common/flower_cli.py`` says how).
 """
 
 from __future__ import annotations
