@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import griffe
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +60,14 @@ def test_links_to_follow_and_files_of_our_own_are_fine(hooks: ModuleType, tmp_pa
         '<svg xmlns="http://www.w3.org/2000/svg"><use href="#part"/></svg>'
     )
     assert list(hooks.loaded_from_elsewhere(tmp_path)) == []
+
+
+def test_the_api_pages_see_every_room() -> None:
+    extensions = griffe.load_extensions(ROOT / "docs" / "api_rooms.py")
+    package = griffe.load("fedstill", search_paths=[ROOT / "importroot"], extensions=extensions)
+    assert package["datasets.audiovisual.clip.Clip"].docstring.value.startswith(
+        "One decoded audio-visual clip."
+    )
 
 
 def test_the_site_builds_strictly_and_holds_every_page(tmp_path: Path) -> None:
