@@ -11,7 +11,7 @@ KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: demo test check bench bench-gpu protos clean
+.PHONY: demo test check docs bench bench-gpu soak fuzz protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -24,7 +24,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py docs/generate_reference.py
+	$(BIN)/mypy benchmarks/*.py docs/*.py
+	$(BIN)/codespell
+
+# The site lies in site/ afterwards: python -m http.server --directory site
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/selection.py
@@ -50,6 +55,13 @@ bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
 	$(BIN)/python benchmarks/elastic_vit.py --model vit_large_patch16_224 --batches 1 8 32
 
+# Too long for `make test`; whoever changes what they look at commits their report (CONTRIBUTING.md).
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/serving_soak.py
+
+fuzz: $(VENV)/.installed-dev
+	FEDSTILL_FUZZ_FACTOR=20 $(BIN)/python -m pytest --timeout 0 tests/contract/test_fuzz_records.py tests/contract/test_fuzz_inference.py
+
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev
 	$(BIN)/python -m grpc_tools.protoc -Ifedstill/protos=protos \
@@ -57,7 +69,7 @@ protos: $(VENV)/.installed-dev
 		fedstill/protos/edge_inference.proto fedstill/protos/open_inference.proto fedstill/protos/serving.proto
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps make a second `make demo` start at once; a changed pin or dependency installs again.

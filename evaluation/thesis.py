@@ -1,7 +1,8 @@
 """The printed results of thesis chapter 5 as exact fractions: the percentages decoded over the class counts.
 
-Source: Tables 5.2, 5.3 and 5.4. Figures 5.6 to 5.13 have no numbers, so only the author's words about them are kept.
-The thesis' "Client 1" and "Client 2" are clients 0 and 1 here.
+Source: Tables 5.2, 5.3 and 5.4. The published splits say how many test clips each client has, and so a printed
+percentage stands for one count of right clips. Figures 5.6 to 5.13 come without numbers, so only what the author
+says of them is kept. The thesis' "Client 1" and "Client 2" are clients 0 and 1 here.
 """
 
 from __future__ import annotations

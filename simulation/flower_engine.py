@@ -1,8 +1,8 @@
 """Flower's own simulation runtime, started and stopped by the launcher.
 
-One SuperLink on a free loopback port, one Flower run for all arms and seeds, and no daemon left behind: every started
-process is ended by its pid, also after Ctrl-C or a crash. Flower's home, Ray's files and the logs are in a temporary
-folder; telemetry, update checks and the per-run ``uv sync`` are off.
+One SuperLink on a free loopback port, one Flower run for all arms and seeds, and no daemon left behind: every process
+that was started is ended by its pid, also after Ctrl-C or a crash. Flower's home, Ray's files and the logs live in a
+temporary folder; telemetry, update checks and the per-run ``uv sync`` are off (``common/flower_cli.py`` says how).
 """
 
 from __future__ import annotations

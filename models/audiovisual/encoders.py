@@ -25,8 +25,8 @@ _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, i
 class Encoder(nn.Module):
     """(batch, channels, height, width) float -> (batch, feature_width) float.
 
-    A linear adaptor is added only if the network's own width differs from ``feature_width``, so that teacher and
-    student features are in one space.
+    A linear adaptor is added only if the network's own width differs from ``feature_width``. Teacher and student
+    features then have one width: the student imitates the teacher's value by value, and one fusion head reads both.
     """
 
     def __init__(self, spec: EncoderSpec, in_channels: int, feature_width: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 import pytest
+from helpers.fuzz import FACTOR
 from helpers.inference import (
     AUDIO,
     CLASSES,
@@ -40,7 +41,7 @@ from fedstill.models.audiovisual.levels import RATES, Precision, compressed_payl
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.features import FeatureError, FeatureVectors, decode_features, encode_features
 
-MESSAGES, STREAMS = 10_000, 10
+MESSAGES, STREAMS = 10_000 * FACTOR, 10
 DEVICE, TOKEN = "node-0", "the token of node-0"
 BEARER = (("authorization", f"Bearer {TOKEN}"),)
 FIELDS = {"message", "device", "student_version", "rate", "precision", "features"}

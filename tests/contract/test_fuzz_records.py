@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from helpers.fuzz import FACTOR
 from helpers.runs import prepared_run
 from test_wire import MESSAGES, same
 
@@ -21,8 +22,8 @@ from fedstill.protos.messages import WireError
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid
 
-MUTATED = 10_000
-HANDLED = 300
+MUTATED = 10_000 * FACTOR
+HANDLED = 300 * FACTOR
 NAMED = re.compile(r"[A-Za-z_][\w.]*: ")
 TEXTS = (
     "",

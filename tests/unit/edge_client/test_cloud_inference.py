@@ -258,7 +258,7 @@ def test_combinations_that_make_no_sense(mode: str, options: dict[str, Any], why
 
 @pytest.mark.parametrize("clips_per_second", [1.0, 3.0, 10.0])
 def test_the_committed_trace_in_virtual_time(clips_per_second: float) -> None:
-    """Issue 3, line 4: at least 99 % within 300 ms or local, at most one rung change per 5 s."""
+    """At least 99 % of clips within 300 ms or local, at most one rung change per 5 s."""
     trace = BENCHMARK["read_trace"](BENCHMARK["TRACE"])
     clock = Clock()
     link, tally = VirtualLink(clock, trace), BENCHMARK["Tally"]()
