@@ -79,6 +79,7 @@ quietly "$fedstill" simulate --engine inprocess --out "$scratch/away/run" \
     --set student.encoder.architecture=resnet10 --set student.encoder.width=2 \
     --set teacher.epochs=2 --set student.epochs=2 \
     --set distillation.outer_epochs=1 --set distillation.inner_epochs=2 \
+    --set 'run.arms=["all_distill","fedstill"]' --set 'run.scenarios=["latency_insensitive"]' \
     --set fedstill.outer_epochs=1 --set fedstill.inner_epochs=2 --set prototypes.min_size=3
 grep --quiet '"rows"' run/results.json && [ -s run/report.html ] || fail "simulate left no results"
 
@@ -87,12 +88,15 @@ borrow serve
 echo 'import sys; sys.modules.update(dict.fromkeys(("av", "flwr", "k_means_constrained", "onnx", "onnxruntime", "sklearn", "soundfile", "tensorboard", "torchaudio")))' >"$(site serve)/withheld.pth"
 own_code serve
 fedstill="$scratch/serve/bin/fedstill"
-for module in serving.app.serve_process serving.server.serving_server serving.tasks.learn_task warmup.warm_up; do
-    quietly "$scratch/serve/bin/python" -c "import fedstill.cloud_server.$module"
-done
+quietly "$scratch/serve/bin/python" - <<'CHECK'
+import fedstill.cloud_server.serving.app.serve_process
+import fedstill.cloud_server.serving.server.serving_server
+import fedstill.cloud_server.serving.tasks.learn_task
+import fedstill.cloud_server.warmup.warm_up
+CHECK
 quietly "$fedstill" serve --help
 quietly "$fedstill" tasks --help
-quietly "$fedstill" tasks list --registry "$scratch/away/tasks"
+says 2 "no task registry here" "$fedstill" tasks list --registry "$scratch/away/tasks"
 quietly "$fedstill" loadtest --virtual --policies fedstill --seeds 1 --seconds 20 --out "$scratch/away/load"
 says 2 "pip install '.[edge]'" "$fedstill" agent --coordinator localhost:1 --inference localhost:2 \
     --credentials certs --data none.csv --state state
