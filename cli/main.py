@@ -26,7 +26,7 @@ from fedstill.cli.certs import certs
 from fedstill.cli.console import FAILED, MISTAKE, console, errors, one_line_errors
 from fedstill.cli.coordinator import coordinator
 from fedstill.cli.export import export
-from fedstill.cli.loadtest import loadtest
+from fedstill.cli.loadtest import app as loadtest_command
 from fedstill.cli.missing_package import what_to_install
 from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
@@ -51,7 +51,7 @@ app.command()(status)
 app.command()(redteam)
 app.command()(export)
 app.command()(privacy)
-app.command()(loadtest)
+app.add_typer(loadtest_command.app, name="loadtest")
 app.command(name="serve")(serve_)
 app.add_typer(tasks_command.app, name="tasks")
 app.command()(elastic_command.elastic)

@@ -1,4 +1,4 @@
-"""Runs loads against a live server and turns its client's observations into records (``loadtest --target``).
+"""Runs loads against a live server and turns its client's observations into records (``loadtest live``).
 
 The loads, the mix of queries and the results are those of virtual time. Three things differ: images travel, an answer
 is right if it names the true class, and time is the client's clock. With the same seed, two servers get the same

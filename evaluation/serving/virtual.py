@@ -1,4 +1,4 @@
-"""Runs policies against loads in virtual time and turns the outcomes into records (``fedstill loadtest --virtual``).
+"""Runs policies against loads in virtual time and turns the outcomes into records (``fedstill loadtest virtual``).
 
 A load is drawn once per trace, rate and seed, and all policies meet that one load, so differences are paired.
 """

@@ -1,4 +1,4 @@
-"""``fedstill loadtest --virtual`` from the command line to results, pictures, tables, and one-line mistakes."""
+"""``fedstill loadtest virtual`` from the command line to results, pictures, tables, and one-line mistakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profi
 from fedstill.evaluation.serving.results import read_serving_results
 from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
-ARGUMENTS = ("loadtest", "--virtual", "--seconds", "5", "--seeds", "3")
+ARGUMENTS = ("loadtest", "virtual", "--seconds", "5", "--seeds", "3")
 PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}
 
 
@@ -147,7 +147,7 @@ def test_a_measured_profile_and_a_load_time_are_used(quick: CliRunner, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("loadtest",), "give --virtual, or --target HOST:PORT of a running server"),
+        (("loadtest",), "fedstill loadtest live --target HOST:PORT of a running server"),
         ((*ARGUMENTS, "--policies", "otas"), "unknown policy 'otas' (known: pets, infaas"),
         ((*ARGUMENTS, "--policies", ""), "--policies names nothing, or something twice"),
         ((*ARGUMENTS, "--policies", "pets,pets"), "--policies names nothing, or something twice"),
