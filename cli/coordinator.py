@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedstill.cli.service import serve
+from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fedstill.cli.options import DEFAULT_REGISTRY, Architecture, Weights
-from fedstill.cli.service import serve
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, Weights
+from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 from fedstill.common.paths import VIT_WEIGHTS
 

@@ -10,8 +10,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fedstill.cli.console import console, one_line_errors
-from fedstill.cli.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
+from fedstill.cli.shared.console import console, one_line_errors
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
 

@@ -9,9 +9,9 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
-from fedstill.cli.console import MISTAKE, say_in_one_line
 from fedstill.cli.loadtest.live import live
 from fedstill.cli.loadtest.virtual import virtual
+from fedstill.cli.shared.console import MISTAKE, say_in_one_line
 from fedstill.common.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedstill.cli.console import console, one_line_errors
+from fedstill.cli.shared.console import console, one_line_errors
 from fedstill.common.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared.console import console
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
 from fedstill.evaluation.serving.results import read_serving_results
@@ -22,7 +23,7 @@ PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}
 def quick(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The command inside this process, on a wide terminal."""
     monkeypatch.setattr(cli.errors, "_width", 300)
-    monkeypatch.setattr(cli.console, "_width", 200)
+    monkeypatch.setattr(console, "_width", 200)
     monkeypatch.delenv("FEDSTILL_DATA", raising=False)
     return CliRunner()
 
