@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedstill.cli.shared.console import console, one_line_errors
-from fedstill.evaluation import run_kinds
+from fedstill.evaluation.runs import run_kinds
 
 RunDirectory = Annotated[Path, typer.Argument(help="A finished run.")]
 

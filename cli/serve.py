@@ -62,7 +62,7 @@ def serve_(
     drain_seconds: Annotated[float, typer.Option(help="For the last answers, at the end.", min=0)] = 10.0,
 ) -> None:
     """Serve the tasks of a registry: one Vision Transformer, as fast or as sharp as the load allows."""
-    from fedstill.cloud_server.edge_inference.inference_server import ServerError
+    from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedstill.common.errors import ConfigError
-from fedstill.evaluation import run_kinds
 from fedstill.evaluation.elastic.tables import ELASTIC_TARGETS
 from fedstill.evaluation.federated.reproduce import TARGETS
+from fedstill.evaluation.runs import run_kinds
 from fedstill.evaluation.serving.reproduce import TABLES
 from fedstill.evaluation.warmup.tables import WARMUP_TARGETS
 
