@@ -93,7 +93,7 @@ done
 quietly "$fedstill" serve --help
 quietly "$fedstill" tasks --help
 quietly "$fedstill" tasks list --registry "$scratch/away/tasks"
-quietly "$fedstill" loadtest --virtual --policies fedstill --seeds 1 --seconds 20 --out "$scratch/away/load"
+quietly "$fedstill" loadtest virtual --policies fedstill --seeds 1 --seconds 20 --out "$scratch/away/load"
 says 2 "pip install '.[edge]'" "$fedstill" agent --coordinator localhost:1 --inference localhost:2 \
     --credentials certs --data none.csv --state state
 
