@@ -23,7 +23,7 @@ from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.evaluation.serving.live_loadtest import LiveSettings, run_live
-from fedstill.evaluation.serving.open_loop import Reply
+from fedstill.evaluation.serving.open_loop import Response
 from fedstill.evaluation.serving.results import ServingResults, read_serving_results
 from fedstill.evaluation.serving.target import GrpcTarget, address_of
 from fedstill.evaluation.serving.task_images import TaskImages, drawn_images, encoded
@@ -189,7 +189,7 @@ def test_tls_and_token(tmp_path: Path) -> None:
     )
     made = MadeServer(CLASSES, right)
 
-    async def both() -> Reply:
+    async def both() -> Response:
         async with Served(made, credentials) as place:
             address = address_of(place, insecure=False, authority=tmp_path / "ca.crt", token_file=token)
             async with GrpcTarget(address) as target:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedstill.cloud_server.serving.engine.answers import Answer
 from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.scheduling.latency_model import SMALLEST_SLOPE
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -151,7 +151,7 @@ def measure_right(
         batch = image_batch(images[start : start + step], engine.net.image_size)
         answers = engine.infer(batch, [task] * len(batch), schedule)
         for row, answer in enumerate(answers, start):
-            right[row] = isinstance(answer, Answer) and int(answer.logits.argmax()) == labels[row]
+            right[row] = isinstance(answer, Prediction) and int(answer.logits.argmax()) == labels[row]
     return right
 
 
