@@ -29,7 +29,7 @@ def serve_(
         typer.Option(metavar="HOST:PORT", help="Metrics and dashboard, without authentication; empty: none."),
     ] = "",
     policy: Annotated[
-        str, typer.Option(help="Who decides: fedstill, faithful, slackfit, pets, ...")
+        str, typer.Option(help="Who decides: fedstill, otas, slackfit, pets, ...")
     ] = "fedstill",
     authority: Annotated[
         Path | None, typer.Option(help="Folder of fedstill certs init: TLS, and tokens of its nodes.")
@@ -66,6 +66,7 @@ def serve_(
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
+    from fedstill.cloud_server.serving.policies.registry import policy_id
     from fedstill.common.errors import ConfigError
 
     with serve(ServerError):
@@ -86,7 +87,7 @@ def serve_(
             warmed=warmed,
             listen=address(listen, "--listen"),
             web=address(web, "--web") if web else None,
-            policy=policy,
+            policy=policy_id(policy),
             authority=authority,
             operators=frozenset(operator or ()),
             weights=weights,

@@ -38,7 +38,8 @@ def virtual(
     policies: Annotated[
         str,
         typer.Option(
-            help="With commas; for a profile of `fedstill warmup` also vanilla, maxprune and prodigy."
+            help="With commas; otas is the same as faithful. For a profile of `fedstill warmup` also vanilla, "
+            "maxprune and prodigy."
         ),
     ] = STANDARD_POLICIES,
     load: Load = "1.0",
@@ -60,11 +61,11 @@ def virtual(
     def run() -> ServingResults:
         from dataclasses import replace
 
+        from fedstill.cloud_server.serving.policies.registry import policy_id
         from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
-        test = LoadTest(
-            names(trace), names(policies), load_factors(load), seeds, seconds, rate, compress, jitter
-        )
+        chosen = tuple(policy_id(name) for name in names(policies))
+        test = LoadTest(names(trace), chosen, load_factors(load), seeds, seconds, rate, compress, jitter)
         known = find_profile(profile)
         if load_seconds is not None:
             variants = tuple(replace(one, load_seconds=load_seconds) for one in known.variants)

@@ -117,6 +117,11 @@ def test_a_report_shows_the_table_again(tested: Path, quick: CliRunner) -> None:
     assert "synthetic, load 2" in succeed(quick, "report", str(tested / "run"))
 
 
+def test_otas_is_another_name_of_faithful(quick: CliRunner, tmp_path: Path) -> None:
+    succeed(quick, *ARGUMENTS, "--policies", "otas", "--out", str(tmp_path / "run"))
+    assert read_serving_results(tmp_path / "run").policies() == ["faithful"]
+
+
 def test_the_same_seeds_give_the_same_numbers() -> None:
     test = LoadTest(traces=("synthetic",), policies=("fedstill",), seeds=2, seconds=5, jitter=0.1)
     first, again = (run_virtual(test, thesis_profile(), None, "") for _ in range(2))
@@ -149,7 +154,8 @@ def test_a_measured_profile_and_a_load_time_are_used(quick: CliRunner, tmp_path:
     ("arguments", "message"),
     [
         (("loadtest",), "fedstill loadtest live --target HOST:PORT of a running server"),
-        ((*ARGUMENTS, "--policies", "otas"), "unknown policy 'otas' (known: pets, infaas"),
+        ((*ARGUMENTS, "--policies", "nobody"), "unknown policy 'nobody' (known: pets, infaas"),
+        ((*ARGUMENTS, "--policies", "otas,faithful"), "--policies names nothing, or something twice"),
         ((*ARGUMENTS, "--policies", ""), "--policies names nothing, or something twice"),
         ((*ARGUMENTS, "--policies", "pets,pets"), "--policies names nothing, or something twice"),
         (
