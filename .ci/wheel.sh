@@ -97,7 +97,7 @@ CHECK
 quietly "$fedstill" serve --help
 quietly "$fedstill" tasks --help
 says 2 "no task registry here" "$fedstill" tasks list --registry "$scratch/away/tasks"
-quietly "$fedstill" loadtest --virtual --policies fedstill --seeds 1 --seconds 20 --out "$scratch/away/load"
+quietly "$fedstill" loadtest virtual --policies fedstill --seeds 1 --seconds 20 --out "$scratch/away/load"
 says 2 "pip install '.[edge]'" "$fedstill" agent --coordinator localhost:1 --inference localhost:2 \
     --credentials certs --data none.csv --state state
 

@@ -24,9 +24,9 @@ from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedstill.cloud_server.serving.engine.answers import Answer
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.environment import CPU_SETTINGS, serving_environment
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import (
     TokenSchedule,
@@ -162,7 +162,7 @@ def _check_equal(eager: torch.nn.Module, engine: Engine, images: Tensor, plain: 
     with torch.inference_mode():
         wanted = eager(images).cpu()
     answers = engine.infer(images, ["task"] * len(images), plain)
-    found = torch.stack([torch.from_numpy(a.logits) for a in answers if isinstance(a, Answer)])
+    found = torch.stack([torch.from_numpy(a.logits) for a in answers if isinstance(a, Prediction)])
     apart = float((found - wanted).abs().max())
     if not apart <= TOLERANCE[engine.dtype]:
         sys.exit(f"ours is not timm's answer: logits differ by {apart:.2g}")

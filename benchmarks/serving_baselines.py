@@ -39,7 +39,7 @@ from fedstill.evaluation.serving.learnt_state import learn_missing
 from fedstill.evaluation.serving.live_loadtest import Description, LiveSettings, Target, ask, live_load
 from fedstill.evaluation.serving.live_rows import LiveRun, run_row
 from fedstill.evaluation.serving.live_sweep import measured_profile, plain_capacity, rotated
-from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Reply
+from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Response
 from fedstill.evaluation.serving.results import RunRow
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
 from fedstill.evaluation.serving.served_setting import (
@@ -92,19 +92,19 @@ class HttpTarget:
         """These servers have no description."""
         raise NotImplementedError
 
-    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
+    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Response:
         """Deadline and utility are not sent, because these servers do not accept them."""
         content = {"task": task, "image": base64.b64encode(picture).decode("ascii")}
         try:
             answer = await self._client.post(self._address, json=content)
         except httpx.HTTPError as error:
-            return Reply("failed", detail=type(error).__name__)
+            return Response("failed", detail=type(error).__name__)
         if answer.status_code in (429, 503, 504):
-            return Reply("overload")
+            return Response("overload")
         if answer.status_code != 200:
-            return Reply("failed", detail=f"HTTP {answer.status_code}")
+            return Response("failed", detail=f"HTTP {answer.status_code}")
         told = answer.json()
-        return Reply("answered", told["label"], "0", float("nan"), told["ms"], told["batch"])
+        return Response("answered", told["label"], "0", float("nan"), told["ms"], told["batch"])
 
 
 class OtherProcess:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fedstill.cloud_server.serving.policies.exact_plan import exact_plan, grid_plan
 from fedstill.cloud_server.serving.policies.fedstill import FedstillPolicy
-from fedstill.cloud_server.serving.policies.otas import FaithfulPolicy
+from fedstill.cloud_server.serving.policies.otas import OtasPolicy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
 from fedstill.cloud_server.serving.scheduling.virtual_time import as_queries
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     repeats = 3 if parser.parse_args(arguments).quick else 30
     console = Console(soft_wrap=True, highlight=False)
     ours = [decision_seconds(lambda: FedstillPolicy(thesis_profile()), seed) for seed in range(repeats)]
-    thesis = [decision_seconds(lambda: FaithfulPolicy(thesis_profile()), seed) for seed in range(repeats)]
+    thesis = [decision_seconds(lambda: OtasPolicy(thesis_profile()), seed) for seed in range(repeats)]
     console.print(
         f"{BATCHES * BATCH} queries waiting, medians of {repeats}: fedstill decides in {1000 * median(ours):.2f} ms, "
         f"OTAS in {1000 * median(thesis):.2f} ms, ratio {median(thesis) / median(ours):.1f}"

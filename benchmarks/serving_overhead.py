@@ -23,11 +23,12 @@ import torch
 from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 
-from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import measure_profile
 from fedstill.cloud_server.serving.server.request_images import pixels
@@ -131,7 +132,7 @@ class Saturated:
 
     def _infer(
         self, images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: str
-    ) -> list[Answer | Refusal]:
+    ) -> list[Prediction | Rejection]:
         return self._engine.infer(torch.stack(list(images)), tasks, self._schedules[schedule])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedstill.cli.service import serve
+from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 
 if TYPE_CHECKING:

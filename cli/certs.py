@@ -28,7 +28,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an authority and all its nodes.")] = False,
 ) -> None:
     """Make a development authority, a server certificate and the secret of the inference tokens."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import create_authority
 
     with one_line_errors():
@@ -42,7 +42,7 @@ def init(
 @certs.command()
 def server(directory: Folder, host: Hosts = None, ip: Addresses = None) -> None:
     """Make the server certificate again: for other names, or before it expires."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import renew_server
     from fedstill.cloud_server.auth.certificates import SERVER_DAYS
 
@@ -61,7 +61,7 @@ def issue(
     days: Days = 365,
 ) -> None:
     """Make the credentials of a node: a folder to be copied to the device."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import NODES_FOLDER, issue_node
 
     with one_line_errors():
@@ -75,7 +75,7 @@ def issue(
 @certs.command()
 def renew(directory: Folder, name: Name, days: Days = 365) -> None:
     """Make a node's inference token again, before it expires."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import NODES_FOLDER, renew_token
     from fedstill.common.credentials import TOKEN_FILE, day
 
@@ -90,7 +90,7 @@ def renew(directory: Folder, name: Name, days: Days = 365) -> None:
 @certs.command("list")
 def list_command(directory: Folder) -> None:
     """List every node that was issued."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import list_nodes
     from fedstill.common.credentials import day
 
@@ -107,7 +107,7 @@ def list_command(directory: Folder) -> None:
 @certs.command()
 def revoke(directory: Folder, name: Name) -> None:
     """Take a node's credentials back, for ever: its key and its token are refused."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import revoke_node
 
     with one_line_errors():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedstill.cli.service import serve
+from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 
 
@@ -50,8 +50,8 @@ def coordinator(
         CoordinatorSettings,
         run_coordinator,
     )
-    from fedstill.cloud_server.edge_inference.inference_server import ServerError
     from fedstill.cloud_server.federation.journal import JournalError
+    from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.common.errors import ConfigError
     from fedstill.common.flower_cli import FlowerError
     from fedstill.simulation.config import load_experiment

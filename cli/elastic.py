@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedstill.cli.options import Architecture, Weights
+from fedstill.cli.shared.options import Architecture, Weights
 from fedstill.common.paths import VIT_WEIGHTS
 
 console = Console()
@@ -30,7 +30,7 @@ def elastic(
     markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
 ) -> None:
     """Measure what merging tokens and adding prompts does to accuracy and speed of a real ViT."""
-    from fedstill.cli.console import one_line_errors
+    from fedstill.cli.shared.console import one_line_errors
 
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk

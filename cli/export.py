@@ -30,7 +30,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a student as ONNX, for devices without torch."""
-    from fedstill.cli.console import one_line_errors
+    from fedstill.cli.shared.console import one_line_errors
     from fedstill.cloud_server.export.students import export_student
     from fedstill.datasets.audiovisual.store import open_store
 

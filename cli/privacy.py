@@ -12,7 +12,7 @@ def privacy(
     device_dir: Annotated[Path, typer.Argument(help="A device's folder, the one that holds its data/.")],
 ) -> None:
     """Show what a device accepts and what its private uploads have cost so far."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.common.errors import ConfigError
     from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
     from fedstill.edge_client.privacy.privacy_policy import read_policy

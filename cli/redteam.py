@@ -28,7 +28,7 @@ def redteam(
     ] = None,
 ) -> None:
     """Attack every kind of upload on public clips: rebuild clips, tell members, name speakers."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.common.errors import ConfigError
     from fedstill.simulation.config import load_experiment
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fedstill.cli.options import DEFAULT_REGISTRY, Architecture, Weights
-from fedstill.cli.service import serve
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, Weights
+from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 from fedstill.common.paths import VIT_WEIGHTS
 
@@ -29,7 +29,7 @@ def serve_(
         typer.Option(metavar="HOST:PORT", help="Metrics and dashboard, without authentication; empty: none."),
     ] = "",
     policy: Annotated[
-        str, typer.Option(help="Who decides: fedstill, faithful, slackfit, pets, ...")
+        str, typer.Option(help="Who decides: fedstill, otas, slackfit, pets, ...")
     ] = "fedstill",
     authority: Annotated[
         Path | None, typer.Option(help="Folder of fedstill certs init: TLS, and tokens of its nodes.")
@@ -62,10 +62,11 @@ def serve_(
     drain_seconds: Annotated[float, typer.Option(help="For the last answers, at the end.", min=0)] = 10.0,
 ) -> None:
     """Serve the tasks of a registry: one Vision Transformer, as fast or as sharp as the load allows."""
-    from fedstill.cloud_server.edge_inference.inference_server import ServerError
+    from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
+    from fedstill.cloud_server.serving.policies.registry import policy_id
     from fedstill.common.errors import ConfigError
 
     with serve(ServerError):
@@ -86,7 +87,7 @@ def serve_(
             warmed=warmed,
             listen=address(listen, "--listen"),
             web=address(web, "--web") if web else None,
-            policy=policy,
+            policy=policy_id(policy),
             authority=authority,
             operators=frozenset(operator or ()),
             weights=weights,

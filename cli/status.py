@@ -16,7 +16,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Show every device: connected, late, dead or revived; its round, bytes and last accuracy."""
-    from fedstill.cli.console import console, one_line_errors
+    from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.coordinator.coordinator import STATUS_FILE
     from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan
     from fedstill.cloud_server.federation.journal import open_journal

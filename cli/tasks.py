@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fedstill.cli.console import console, one_line_errors
-from fedstill.cli.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
+from fedstill.cli.shared.console import console, one_line_errors
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
+
+if TYPE_CHECKING:
+    from fedstill.cloud_server.serving.engine.profiler import ScheduleProfile
+    from fedstill.cloud_server.serving.scheduling.profile import Profile
 
 app = typer.Typer(help="Tasks of the serving tier: add, list, remove, profile.", no_args_is_help=True)
 
@@ -158,15 +163,13 @@ def profile(
 ) -> None:
     """Measure accuracy and time of every token schedule on this machine, for the planner."""
     with one_line_errors():
-        from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
-        from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
-        from fedstill.cloud_server.serving.engine.profiler import profile_engine, profile_to_plain
+        from fedstill.cloud_server.serving.app.profile_tasks import ProfileOptions, profile_tasks
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
+        from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
         from fedstill.cloud_server.serving.tasks.registry import open_registry
         from fedstill.common.errors import ConfigError
         from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
-        from fedstill.common.provenance import hardware
         from fedstill.datasets.images.image_tasks import find_images
 
         trunk = load_trunk(data_path(weights), architecture)
@@ -177,39 +180,27 @@ def profile(
             raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
         places = dict(pair(text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
-        with as_mistake("--schedules or --batches"):
-            settings = EngineSettings(
-                chosen_schedules(schedules, trunk.net, tasks), whole_numbers("--batches", batches)
-            )
+        limit = None if memory_mb is None else memory_mb * 2**20
+        options = ProfileOptions(schedules, batches, val_images, seed, limit)
         with console.status("measuring") as status:
-            sets = {
-                name: (loaded.images, loaded.labels)
-                for name, loaded in ((n, task.load("val", val_images, seed)) for n, task in known.items())
-            }
-            engine = Engine(trunk.net, tasks, settings)
-            engine.warm_up()
-            with as_mistake("--schedules"):
-                profiles = profile_engine(
-                    engine,
-                    sets,
-                    memory_limit=None if memory_mb is None else memory_mb * 2**20,
-                    progress=status.update,
-                )
-        source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {val_images} images per task"
-        plain = profile_to_plain(trunk.architecture, source, list(sets), profiles)
-        write_text_atomically(out, json.dumps(plain, indent=1))
-    kept = {entry["name"] for entry in plain["schedules"]}
-    grid = Table(box=SIMPLE_HEAD, title=source)
-    for heading in ("schedule", "time of n", "largest error", *sets, ""):
+            made, measured = profile_tasks(trunk, tasks, known, options, status.update)
+        write_text_atomically(out, json.dumps(profile_to_plain(made), indent=1))
+    console.print(_measured_table(made, measured))
+    console.print(f"profile: {out}", highlight=False, soft_wrap=True)
+
+
+def _measured_table(made: Profile, measured: Sequence[ScheduleProfile]) -> Table:
+    kept = {schedule.name for schedule in made.schedules}
+    grid = Table(box=SIMPLE_HEAD, title=made.source)
+    for heading in ("schedule", "time of n", "largest error", *made.tasks, ""):
         grid.add_column(heading, justify="left" if heading in ("schedule", "") else "right")
-    for measured in profiles:
-        time = measured.time
+    for one in measured:
+        time = one.time
         grid.add_row(
-            measured.schedule.name,
+            one.schedule.name,
             f"{1e3 * time.fixed_seconds:.1f} + {1e3 * time.per_query_seconds:.2f} n ms",
             f"{100 * time.worst_error:.0f} %",
-            *(f"{100 * share:.1f} %" for share in measured.accuracy),
-            "" if measured.schedule.name in kept else "dominated, left out",
+            *(f"{100 * share:.1f} %" for share in one.accuracy),
+            "" if one.schedule.name in kept else "dominated, left out",
         )
-    console.print(grid)
-    console.print(f"profile: {out}", highlight=False, soft_wrap=True)
+    return grid

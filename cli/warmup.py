@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from fedstill.cli.options import Architecture, Weights
+from fedstill.cli.shared.console import console, one_line_errors
+from fedstill.cli.shared.options import Architecture, Weights
 from fedstill.common.option_values import whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
 
 if TYPE_CHECKING:
-    from fedstill.cloud_server.serving.scheduling.profile import Profile
     from fedstill.cloud_server.warmup.planner import Budget
-    from fedstill.cloud_server.warmup.warm_up import PlannerName, WarmUp
+    from fedstill.cloud_server.warmup.preview import Preview
+    from fedstill.cloud_server.warmup.task_warmup import TaskWarmup
+    from fedstill.cloud_server.warmup.warm_up import PlannerName, PlanSettings
     from fedstill.cloud_server.warmup.warmed_models import Recipe
+    from fedstill.models.vit.elastic_vit import ElasticViT
 
 MEASURED = "0,5,10,15,18,20,22,25,30,40,50,100"
-TIMED_BATCHES = (1, 4, 16)
-TIMED_ROUNDS = 3
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-console = Console()
 
 
 def warmup(
@@ -59,92 +56,61 @@ def warmup(
     yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
 ) -> None:
     """Make a task's model elastic: warmed models for large token reductions, and a profile to serve them by."""
-    from fedstill.cli.console import one_line_errors
-
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
-        from fedstill.cloud_server.serving.tasks.prompt_training import extract_features, fit_head
-        from fedstill.cloud_server.warmup.ensembler import EnsembleSettings
-        from fedstill.cloud_server.warmup.fine_tuning import FineTuneSettings, prepare_images
-        from fedstill.cloud_server.warmup.reduced_nets import task_net
-        from fedstill.cloud_server.warmup.reductions import THESIS_REDUCTIONS, check_reductions
-        from fedstill.cloud_server.warmup.warm_up import (
-            PLANNERS,
-            PlanSettings,
-            WarmUp,
-            check_images,
-            choose_recipes,
-            find_ratio,
-        )
-        from fedstill.cloud_server.warmup.warmed_models import WarmedModels
+        from fedstill.cloud_server.warmup.fine_tuning import FineTuneSettings
+        from fedstill.cloud_server.warmup.preview import preview
+        from fedstill.cloud_server.warmup.task_warmup import TaskWarmup
         from fedstill.common.errors import ConfigError
-        from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
 
         limits = read_budget(budget)
-        if planner not in PLANNERS:
-            raise ConfigError(f"--planner {planner!r}: use {' or '.join(PLANNERS)}")
         if learning_rate <= 0:
             raise ConfigError("--learning-rate: must be above 0")
         place = Path(task)
         name = place.stem.lower() if place.exists() else task
         images = find_images(name, place if place.exists() else None)
         trunk = load_trunk(data_path(weights), architecture)
-        net = trunk.net
-        wanted = THESIS_REDUCTIONS if reductions is None else whole_numbers("--reductions", reductions)
-        allowed = check_reductions(wanted, net.layers, net.patches)
-        grid = check_reductions(whole_numbers("--measured", measured), net.layers, net.patches)
-        if middle not in allowed[:-1]:
-            raise ConfigError(f"--middle {middle}: is not one of the allowed reductions below the largest")
-        train = images.load("train", train_images, seed)
-        check_images(train, images.class_names)
-        val = images.load("val", profiling_images, seed)
+        plan = _plan(trunk.net, reductions, measured, middle, limits, planner)
+        settings = FineTuneSettings(epochs, learning_rate=learning_rate, seed=seed)
         folder = out or Path("runs") / "warm" / name
-        identity = {
-            "task": name,
-            "trunk": trunk.fingerprint,
-            "train_images": len(train),
-            "profiling_images": len(val),
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        }
-        store = WarmedModels(folder, identity, images.class_names)
+        sizes = (train_images, profiling_images)
         with console.status("a head on plain features") as status:
-            features = [extract_features(net, some.images) for some in (train, val)]
-            weight, bias, _ = fit_head(
-                (features[0], train.labels), (features[1], val.labels), len(images.class_names)
-            )
-            plain = task_net(net, (weight, bias))
-            settings = FineTuneSettings(epochs, learning_rate=learning_rate, seed=seed)
-            profiling = prepare_images(val, net.image_size)
-            backend = WarmUp(plain, store, train, profiling, settings, grid, status.update)
-            preview = _preview(backend, allowed, middle, limits)
-        console.print(preview)
+            warming = TaskWarmup(name, images, trunk, plan, settings, sizes, folder)
+            shown = preview(warming.backend(status.update), plan)
+        console.print(_preview_table(shown))
         if not yes and not typer.confirm("Start?"):
             raise typer.Exit(0)
         with console.status("warming up") as status:
-            backend = WarmUp(plain, store, train, profiling, settings, grid, status.update)
-            backend.fine_tune(0)
-            planning = WarmUp(plain, store, train, profiling, settings, grid, status.update)
-            chosen = find_ratio(
-                planning, PlanSettings(allowed, middle, grid, limits, cast("PlannerName", planner))
-            )
-            kept = (0, *chosen) if keep_mb is None else _kept(backend, (0, *chosen), keep_mb)
-            recipes = choose_recipes(backend, kept, grid, EnsembleSettings())
-            store.choose(recipes)
-            profile = _profile(backend, name, trunk.architecture, recipes, status.update)
-        from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
-
-        path = write_text_atomically(folder / "profile.json", json.dumps(profile_to_plain(profile), indent=1))
-    console.print(_outcome(backend, recipes))
-    spent = sum(model.seconds for model in store.catalogue.models if model.reduction in chosen)
+            outcome = warming.run(None if keep_mb is None else int(keep_mb * 1e6), status.update)
+    console.print(_outcome_table(warming, outcome.recipes))
+    made = warming.store.catalogue.models
+    spent = sum(model.seconds for model in made if model.reduction in outcome.fine_tuned)
     console.print(
-        f"fine-tuned at {', '.join(map(str, chosen))} in {spent:.0f} s of training; models: {folder}, profile: {path}",
+        f"fine-tuned at {', '.join(map(str, outcome.fine_tuned))} in {spent:.0f} s of training; "
+        f"models: {folder}, profile: {outcome.profile}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _plan(
+    net: ElasticViT, reductions: str | None, measured: str, middle: int, limits: Budget, planner: str
+) -> PlanSettings:
+    """Of the options. Raises ConfigError, DataError."""
+    from fedstill.cloud_server.warmup.reductions import THESIS_REDUCTIONS, check_reductions
+    from fedstill.cloud_server.warmup.warm_up import PLANNERS, PlanSettings
+    from fedstill.common.errors import ConfigError
+
+    if planner not in PLANNERS:
+        raise ConfigError(f"--planner {planner!r}: use {' or '.join(PLANNERS)}")
+    wanted = THESIS_REDUCTIONS if reductions is None else whole_numbers("--reductions", reductions)
+    allowed = check_reductions(wanted, net.layers, net.patches)
+    grid = check_reductions(whole_numbers("--measured", measured), net.layers, net.patches)
+    if middle not in allowed[:-1]:
+        raise ConfigError(f"--middle {middle}: is not one of the allowed reductions below the largest")
+    return PlanSettings(allowed, middle, grid, limits, cast("PlannerName", planner))
 
 
 def read_budget(text: str) -> Budget:
@@ -176,100 +142,33 @@ def read_budget(text: str) -> Budget:
     )
 
 
-def _preview(backend: WarmUp, allowed: tuple[int, ...], middle: int, limits: Budget) -> Table:
-    """What the plan begins with, what each further model will cost, and what the whole may cost at most."""
+def _preview_table(shown: Preview) -> Table:
     grid = Table(box=SIMPLE_HEAD, title="Plan")
     for heading in ("model", "training", "storage", ""):
         grid.add_column(heading, justify="left" if heading in ("model", "") else "right")
-
-    def add(label: str, reduction: int, note: str) -> None:
-        cost = backend.cost(reduction)
-        made = "made already" if backend.store.catalogue.model(reduction) else note
-        grid.add_row(label, f"{cost.seconds:.0f} s", f"{cost.bytes / 1e6:.1f} MB", made)
-
-    add("no reduction", 0, "to compare with, not in the budget")
-    add(f"reduction {middle}", middle, "first")
-    add(f"reduction {allowed[-1]}", allowed[-1], "first")
-    between = [r for r in allowed if middle < r < allowed[-1]]
-    for reduction in dict.fromkeys((*between[:1], *between[-1:])):
-        add(f"reduction {reduction}", reduction, "possible: the planner decides as accuracies come in")
-    first = [backend.cost(r) for r in (middle, allowed[-1])]
-    dearest = max(backend.cost(r).seconds for r in allowed if r >= middle)
-    count = limits.models or len(allowed)
-    most = sum(cost.seconds for cost in first) + max(0, count - 2) * dearest
-    bound = most if limits.seconds is None else min(most, limits.seconds)
+    for model in shown.models:
+        grid.add_row(
+            f"reduction {model.reduction}" if model.reduction else "no reduction",
+            f"{model.cost.seconds:.0f} s",
+            f"{model.cost.bytes / 1e6:.1f} MB",
+            "made already" if model.made else model.note,
+        )
     grid.caption = (
-        f"Timed here, {backend.steps} steps per model; measuring comes on top. In all at most about {bound / 60:.1f} "
-        f"minutes of training for up to {count} models."
+        f"Timed here, {shown.steps} steps per model; measuring comes on top. In all at most about "
+        f"{shown.most_seconds / 60:.1f} minutes of training for up to {shown.most_models} models."
     )
     return grid
 
 
-def _kept(backend: WarmUp, models: tuple[int, ...], megabytes: float) -> tuple[int, ...]:
-    """The models to serve with. Raises DataError where not even one fits."""
-    from fedstill.cloud_server.warmup.ensembler import affordable_models
-    from fedstill.datasets.audiovisual.clip import DataError
-
-    sizes = {model.reduction: model.bytes for model in backend.store.catalogue.models}
-    accuracies = {model: backend.accuracies(model) for model in models}
-    shared = set.intersection(*(set(row) for row in accuracies.values()))
-    rows = {model: {r: value for r, value in row.items() if r in shared} for model, row in accuracies.items()}
-    kept = affordable_models(rows, sizes, int(megabytes * 1e6))
-    if not kept:
-        raise DataError(f"--keep-mb {megabytes:g}: a model takes {min(sizes.values()) / 1e6:.1f} MB")
-    return kept
-
-
-def _profile(
-    backend: WarmUp,
-    task: str,
-    architecture: str,
-    recipes: dict[int, Recipe],
-    on_progress: Callable[[str], None],
-) -> Profile:
-    """The serving profile: the plain model at every measured reduction, and what was chosen there."""
-    from fedstill.cloud_server.serving.policies.prodigy import warmed_profile
-    from fedstill.cloud_server.serving.scheduling.profile import Schedule
-    from fedstill.cloud_server.warmup.timing import reduction_times
-    from fedstill.cloud_server.warmup.warmed_models import single
-    from fedstill.common.provenance import hardware
-
-    on_progress("timing reductions")
-    times, variant = reduction_times(backend.plain, tuple(recipes), TIMED_BATCHES, TIMED_ROUNDS)
-
-    def accuracy(recipe: Recipe, reduction: int) -> float:
-        digits = backend.digits(recipe, reduction)
-        return digits.count("1") / len(digits)
-
-    plain = {
-        reduction: Schedule(
-            f"-{reduction}" if reduction else "0",
-            -reduction,
-            *seconds,
-            (accuracy(single(0), reduction),),
-            2 * TIMED_BATCHES[-1],
-        )
-        for reduction, seconds in times.items()
-    }
-    warmed: dict[str, dict[int, float]] = {}
-    for reduction, recipe in recipes.items():
-        if recipe != single(0):
-            warmed.setdefault(recipe.name, {})[reduction] = accuracy(recipe, reduction)
-    source = f"{architecture}, {variant}, {hardware()}, warmed up"
-    return warmed_profile(task, source, task, plain, warmed)
-
-
-def _outcome(backend: WarmUp, recipes: dict[int, Recipe]) -> Table:
+def _outcome_table(warming: TaskWarmup, recipes: dict[int, Recipe]) -> Table:
     """What each reduction is served with, and what that is worth."""
     from fedstill.cloud_server.warmup.warmed_models import single
 
+    backend = warming.backend(lambda _: None)
     grid = Table(box=SIMPLE_HEAD, title="Warmed models, on the profiling images")
     for heading in ("reduction", "served with", "accuracy", "without warm-up"):
         grid.add_column(heading, justify="left" if heading == "served with" else "right")
     for reduction, recipe in recipes.items():
-        shares = [
-            digits.count("1") / len(digits)
-            for digits in (backend.digits(recipe, reduction), backend.digits(single(0), reduction))
-        ]
+        shares = (backend.share(recipe, reduction), backend.share(single(0), reduction))
         grid.add_row(str(reduction), recipe.name, *(f"{100 * share:.1f} %" for share in shares))
     return grid

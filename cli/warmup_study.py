@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedstill.cli.options import Architecture, Weights
+from fedstill.cli.shared.options import Architecture, Weights
 from fedstill.common.paths import VIT_WEIGHTS
 
 GRID = "0,10,15,20,25,30,40,50,100"
@@ -41,7 +41,7 @@ def warmup_study(
     markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
 ) -> None:
     """Compare vanilla, Maxprune, Prodigy, soups and Exhaustive on the same images and loads."""
-    from fedstill.cli.console import one_line_errors
+    from fedstill.cli.shared.console import one_line_errors
 
     with one_line_errors():
         from fedstill.common.files import write_text_atomically

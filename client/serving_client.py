@@ -46,7 +46,7 @@ class ServingAddress:
 
 
 @dataclass(frozen=True)
-class QueryAnswer:
+class QueryResponse:
     """The answer for an image. logits: float32 (classes,). late: answered after its deadline."""
 
     label: str
@@ -108,12 +108,12 @@ class ServingClient:
 
     def make_query(
         self, task: str, image: bytes, latency_ms: float | None = None, utility: float | None = None
-    ) -> QueryAnswer:
+    ) -> QueryResponse:
         """Classify one JPEG or PNG. By default the task's own latency objective and utility."""
         request = pb.MakeQueryRequest(task=task, image=image, latency_ms=latency_ms, utility=utility)
         timeout = CALL_SECONDS if latency_ms is None else GRACE_SECONDS + latency_ms / 1e3
         answer = self._call(self._stub.MakeQuery, request, timeout)
-        return QueryAnswer(
+        return QueryResponse(
             label=answer.label,
             logits=np.array(answer.logits, dtype=np.float32),
             schedule=answer.schedule,

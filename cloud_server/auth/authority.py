@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedstill.cloud_server.auth.certificates import make_root, make_server, server_names
 from fedstill.cloud_server.auth.tokens import SECRET_BYTES, issue
+from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.common.credentials import (
     CA_FILE,
     IDENTITY_FILE,
@@ -90,6 +91,11 @@ class Authority:
     """Signs the inference tokens (``cloud_server/auth/tokens.py``)."""
     nodes: tuple[IssuedNode, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def tls(self) -> ServerTls:
+        """What the cloud's servers show."""
+        return ServerTls(self.ca_file, self.certificate_file, self.key_file)
 
     @property
     def revoked_names(self) -> frozenset[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from fedstill.cloud_server.auth.authority import Authority, read_authority
 from fedstill.cloud_server.coordinator.inference_thread import inference_serving
 from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
-from fedstill.cloud_server.coordinator.superlink import ServerTls, SuperLink
+from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER
 from fedstill.cloud_server.federation.event_log import EventTail
@@ -192,8 +192,7 @@ def _keep_alive(link: SuperLink, run: _Run) -> None:
 
 @contextmanager
 def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
-    tls = ServerTls(authority.ca_file, authority.certificate_file, authority.key_file) if authority else None
-    link = SuperLink(state, tls)
+    link = SuperLink(state, authority.tls if authority else None)
     try:
         link.start()
         link.wait_until_healthy()

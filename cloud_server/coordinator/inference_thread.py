@@ -12,7 +12,7 @@ from pathlib import Path
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.edge_inference.heads import HeadStore
-from fedstill.cloud_server.edge_inference.inference_server import InferenceServer, ServerTls
+from fedstill.cloud_server.edge_inference.inference_server import InferenceServer
 from fedstill.cloud_server.edge_inference.inference_service import InferenceService
 
 
@@ -29,18 +29,13 @@ def inference_serving(heads: Path, listen: str, authority: Authority | None) -> 
         ServerError: the address cannot be used.
     """
     service = InferenceService(HeadStore(heads), Authenticator(authority) if authority else None)
-    tls = (
-        ServerTls(authority.key_file.read_bytes(), authority.certificate_file.read_bytes())
-        if authority
-        else None
-    )
+    server = InferenceServer(service, listen, authority.tls if authority else None)
     opened: Future[int] = Future()
     loop = asyncio.new_event_loop()
     leave = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=(_serve(InferenceServer(service, listen, tls), opened, leave),),
-        name="inference",
-    )  # fmt: skip
+        target=loop.run_until_complete, args=(_serve(server, opened, leave),), name="inference"
+    )
     thread.start()
     try:
         yield opened.result()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.cloud_server.auth.authority import IssuedNode
@@ -20,20 +19,12 @@ from fedstill.cloud_server.coordinator.superlink_control import (
     SuperLinkControl,
     synchronise,
 )
+from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port, tool
 
 CONNECTION = "fedstill"
 START_SECONDS = 90.0
-
-
-@dataclass(frozen=True)
-class ServerTls:
-    """Certificate files of the SuperLink, as ``authority.Authority`` has them."""
-
-    ca_file: Path
-    certificate_file: Path
-    key_file: Path
 
 
 class SuperLink:

@@ -137,18 +137,20 @@ class WarmUp:
 
     def accuracy(self, reduction: int) -> float:
         """Accuracy of the best of this backend's models at ``reduction``."""
-        right = self.right(self._mine, reduction)
-        best = best_single(right).models[0]
-        return right[best].count("1") / len(right[best])
+        return self.share(best_single(self.right(self._mine, reduction)), reduction)
 
     def accuracies(self, model: int) -> dict[int, float]:
         """Accuracies of one model at ``measured`` and at its own reduction."""
-        found = {r: self.digits(single(model), r) for r in sorted({*self._measured, model})}
-        return {r: digits.count("1") / len(digits) for r, digits in found.items()}
+        return {r: self.share(single(model), r) for r in sorted({*self._measured, model})}
 
     def right(self, models: Sequence[int], reduction: int) -> dict[int, str]:
         """Digits of right answers on the profiling images by model."""
         return {model: self.digits(single(model), reduction) for model in models}
+
+    def share(self, recipe: Recipe, reduction: int) -> float:
+        """Of right answers on the profiling images."""
+        digits = self.digits(recipe, reduction)
+        return digits.count("1") / len(digits)
 
     def digits(self, recipe: Recipe, reduction: int) -> str:
         """Digits of right answers on the profiling images; measured once, then read."""

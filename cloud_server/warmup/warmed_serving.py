@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings, Precision
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.policies.prodigy import warmed_schedule
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.warmup.ensembler import ranking
 from fedstill.cloud_server.warmup.reduced_nets import task_head
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
@@ -99,7 +100,7 @@ class WarmedServing:
         for engine in dict.fromkeys(self._engines.values()):
             engine.warm_up()
 
-    def infer(self, images: Tensor, tasks: Sequence[str], schedule: str) -> list[Answer | Refusal]:
+    def infer(self, images: Tensor, tasks: Sequence[str], schedule: str) -> list[Prediction | Rejection]:
         """One answer or refusal per row, by the model that the profile's schedule names; see ``Engine.infer``."""
         return self._engines[schedule].infer(images, tasks, self.schedules[schedule])
 

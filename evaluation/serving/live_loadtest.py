@@ -1,4 +1,4 @@
-"""Runs loads against a live server and turns its client's observations into records (``loadtest --target``).
+"""Runs loads against a live server and turns its client's observations into records (``loadtest live``).
 
 The loads, the mix of queries and the results are those of virtual time. Three things differ: images travel, an answer
 is right if it names the true class, and time is the client's clock. With the same seed, two servers get the same
@@ -22,7 +22,7 @@ from fedstill.common.dataclass_codec import to_plain
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.loads.query_mix import Load
 from fedstill.evaluation.serving.live_rows import LiveRun, run_row, series_row
-from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Record, Reply, play
+from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Record, Response, play
 from fedstill.evaluation.serving.results import ReferenceRow, RunRow, SeriesRow, ServingResults
 from fedstill.evaluation.serving.task_images import TaskImages
 from fedstill.evaluation.serving.virtual import LoadTest, Progress, draw, label_of, recorded_trace
@@ -46,8 +46,8 @@ class Target(Protocol):
     async def describe(self) -> Description:
         """Ask for its description. Raises DataError, one line, for a server that cannot be used."""
 
-    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
-        """Send one image. Does not raise: a failure is a reply, too."""
+    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Response:
+        """Send one image. Does not raise: a failure is a response, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +135,14 @@ def live_load(load: Load, settings: LiveSettings) -> Load:
 async def ask(
     target: Target, load: Load, pictures: Sequence[TaskImages], settings: LiveSettings, grace: float
 ) -> tuple[list[str], Record]:
-    """Send a load to a server; returns the true class names and the replies.
+    """Send a load to a server; returns the true class names and the responses.
 
     A query's random number, which decides right or wrong in virtual time, chooses its image.
     """
     tasks, utilities = load.task.tolist(), load.utility.tolist()
     chosen = [pictures[task].place(draw) for task, draw in zip(tasks, load.draw.tolist(), strict=True)]
 
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         sent = pictures[tasks[place]]
         told = max(0.0, 1000 * left - settings.allowance_ms)
         return await target.query(sent.task, sent.pictures[chosen[place]], told, utilities[place])

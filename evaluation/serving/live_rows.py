@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedstill.cloud_server.serving.scheduling.virtual_time import EVICTED, LATE, RIGHT, WRONG
 from fedstill.datasets.loads.query_mix import Load
-from fedstill.evaluation.serving.open_loop import Record, Reply
+from fedstill.evaluation.serving.open_loop import Record, Response
 from fedstill.evaluation.serving.results import ClientRow, RunRow, SeriesRow, percentiles
 from fedstill.evaluation.serving.virtual import SERIES_SECONDS, TWENTIETHS, WINDOWS
 
@@ -36,12 +36,15 @@ class LiveRun:
     @property
     def answered(self) -> npt.NDArray[np.bool_]:
         """Per query, whether the server answered it, in time or late."""
-        return np.array([reply.kind == "answered" for reply in self.record.replies], dtype=np.bool_)
+        return np.array([response.kind == "answered" for response in self.record.responses], dtype=np.bool_)
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         """Per query, whether it was answered with its true class."""
-        named = [reply.label == label for reply, label in zip(self.record.replies, self.labels, strict=True)]
+        named = [
+            response.label == label
+            for response, label in zip(self.record.responses, self.labels, strict=True)
+        ]
         return np.array(named, dtype=np.bool_) & self.answered
 
     def kinds(self) -> npt.NDArray[np.int8]:
@@ -53,14 +56,14 @@ class LiveRun:
 
 def run_row(run: LiveRun) -> RunRow:
     """The record of a run."""
-    load, replies, right, kinds = run.load, run.record.replies, run.right, run.kinds()
-    answers = [reply for reply in replies if reply.kind == "answered"]
-    batches = batches_of(replies)
+    load, responses, right, kinds = run.load, run.record.responses, run.right, run.kinds()
+    answers = [response for response in responses if response.kind == "answered"]
+    batches = batches_of(responses)
     sizes = Counter(size for _, size, _ in batches)
     shares = np.array([right[members].mean() for members in batches.values()])
     twentieths = np.minimum(TWENTIETHS - 1, (shares * TWENTIETHS).astype(np.int64))
     batch_ms = np.array([milliseconds for _, _, milliseconds in batches])
-    waiting = np.array([reply.waiting_ms for reply in answers])
+    waiting = np.array([response.waiting_ms for response in answers])
     window = run.seconds / WINDOWS
     places = np.minimum(WINDOWS - 1, (load.arrival / window).astype(np.int64))
     earned = np.where(kinds == RIGHT, load.utility, 0.0)
@@ -81,7 +84,7 @@ def run_row(run: LiveRun) -> RunRow:
         rejected=client.refused.get("overload", 0),
         accuracy=float(right.sum()) / max(1, len(answers)),
         batch_sizes=tuple(sizes[size] for size in range(1, max(sizes, default=0) + 1)),
-        schedules=dict(Counter(reply.schedule for reply in answers)),
+        schedules=dict(Counter(response.schedule for response in answers)),
         batch_accuracy=tuple(np.bincount(twentieths, minlength=TWENTIETHS).tolist()),
         waiting_ms=dict(percentiles(waiting[np.isfinite(waiting)])),  # not every server reports it
         inference_ms=dict(percentiles(batch_ms)),
@@ -99,13 +102,13 @@ def series_row(run: LiveRun, deltas: Mapping[str, int]) -> SeriesRow:
     kinds, arrival = run.kinds(), run.load.arrival
     served, known, total = (np.zeros(length, dtype=np.int64) for _ in range(3))
     for place in np.flatnonzero((kinds == RIGHT) | (kinds == WRONG)).tolist():
-        reply = run.record.replies[place]
-        second = int(arrival[place] + reply.waiting_ms / 1000)
+        response = run.record.responses[place]
+        second = int(arrival[place] + response.waiting_ms / 1000)
         if 0 <= second < length:
             served[second] += 1
-            if reply.schedule in deltas:
+            if response.schedule in deltas:
                 known[second] += 1
-                total[second] += deltas[reply.schedule]
+                total[second] += deltas[response.schedule]
     return SeriesRow(
         policy=run.policy,
         trace=run.trace,
@@ -120,21 +123,25 @@ def series_row(run: LiveRun, deltas: Mapping[str, int]) -> SeriesRow:
     )
 
 
-def batches_of(replies: Sequence[Reply]) -> dict[tuple[str, int, float], list[int]]:
+def batches_of(responses: Sequence[Response]) -> dict[tuple[str, int, float], list[int]]:
     """Places of the answers that shared a batch, by schedule, size and measured time.
 
     No two batches share the measured time to the last bit, so it tells them apart.
     """
     batches: dict[tuple[str, int, float], list[int]] = {}
-    for place, reply in enumerate(replies):
-        if reply.kind == "answered":
-            batches.setdefault((reply.schedule, reply.batch_size, reply.inference_ms), []).append(place)
+    for place, response in enumerate(responses):
+        if response.kind == "answered":
+            batches.setdefault((response.schedule, response.batch_size, response.inference_ms), []).append(
+                place
+            )
     return batches
 
 
 def _client_row(record: Record, answered: npt.NDArray[np.bool_]) -> ClientRow:
-    refused = Counter(str(reply.kind) for reply in record.replies if reply.kind in ("too_late", "overload"))
-    failed = Counter(reply.detail for reply in record.replies if reply.kind == "failed")
+    refused = Counter(
+        str(response.kind) for response in record.responses if response.kind in ("too_late", "overload")
+    )
+    failed = Counter(response.detail for response in record.responses if response.kind == "failed")
     return ClientRow(
         round_trip_ms=dict(percentiles(1000 * record.seconds[answered])),
         lag_ms=dict(percentiles(1000 * record.lag[np.isfinite(record.lag)])),

@@ -1,4 +1,4 @@
-"""Sends queries at their planned times, whatever the server does, and records the replies.
+"""Sends queries at their planned times, whatever the server does, and records the responses.
 
 Open loop: a slow answer never delays the next query, so an overloaded server meets the whole load. Latency counts
 from the *planned* time, so that a generator that falls behind does not make the server look faster. Its lag is part of
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-ReplyKind = Literal["answered", "too_late", "overload", "failed"]
+ResponseKind = Literal["answered", "too_late", "overload", "failed"]
 
 LEAD_SECONDS = 0.2
 """Seconds before the first query, so that it is not late for being first."""
@@ -25,15 +25,15 @@ GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A server's reply to one query.
+class Response:
+    """A server's response to one query.
 
     kind: answered, refused as too late or for overload, or failed otherwise (`detail` says how). label: the class that
     it named; schedule, waiting_ms, inference_ms and batch_size as it reported them. All but kind and detail are of
     answers only.
     """
 
-    kind: ReplyKind
+    kind: ResponseKind
     label: str = ""
     schedule: str = ""
     waiting_ms: float = float("nan")
@@ -42,24 +42,24 @@ class Reply:
     detail: str = ""
 
 
-UNSENT = Reply("failed", detail="not sent: too many queries outstanding")
-UNANSWERED = Reply("failed", detail="no answer")
+UNSENT = Response("failed", detail="not sent: too many queries outstanding")
+UNANSWERED = Response("failed", detail="no answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The outcome of a load; all arrays in its order.
 
-    replies: one per query. seconds: float64, from the planned time to the reply, infinite if there was none. lag:
+    responses: one per query. seconds: float64, from the planned time to the response, infinite if there was none. lag:
     float64, from the planned time to the sending, NaN for queries that were not sent.
     """
 
-    replies: tuple[Reply, ...]
+    responses: tuple[Response, ...]
     seconds: npt.NDArray[np.float64]
     lag: npt.NDArray[np.float64]
 
 
-Send = Callable[[int, float], Awaitable[Reply]]
+Send = Callable[[int, float], Awaitable[Response]]
 """Called with a query's index in the load and the seconds left until its deadline; must not raise."""
 
 
@@ -71,29 +71,29 @@ async def play(
     outstanding: int,
     grace: float = GRACE_SECONDS,
 ) -> Record:
-    """Send every query at its time and wait for the replies.
+    """Send every query at its time and wait for the responses.
 
     arrival, deadline: seconds from the start of the load, sorted by arrival. outstanding: at most so many queries
     wait for an answer at once; queries beyond that are not sent, and recorded as UNSENT. grace: seconds after
     the last deadline for which late answers are awaited.
     """
     count = len(arrival)
-    replies = [UNANSWERED] * count
+    responses = [UNANSWERED] * count
     finished, sent = np.full(count, np.inf), np.full(count, np.nan)
     waiting: set[asyncio.Task[None]] = set()
     start = time.perf_counter() + LEAD_SECONDS
 
     async def one(place: int) -> None:
         sent[place] = time.perf_counter() - start
-        reply = await send(place, float(deadline[place] - sent[place]))
+        response = await send(place, float(deadline[place] - sent[place]))
         finished[place] = time.perf_counter() - start
-        replies[place] = reply
+        responses[place] = response
 
     for place, due in enumerate(arrival.tolist()):
         # At least one turn for the answers, also when behind.
         await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
         if len(waiting) >= outstanding:
-            replies[place] = UNSENT
+            responses[place] = UNSENT
             continue
         task = asyncio.create_task(one(place))
         waiting.add(task)
@@ -106,4 +106,4 @@ async def play(
         await asyncio.gather(*left, return_exceptions=True)
         for task in done:
             task.result()  # a `send` that raised is a defect, not a measurement
-    return Record(tuple(replies), finished - arrival, sent - arrival)
+    return Record(tuple(responses), finished - arrival, sent - arrival)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedstill.cloud_server.serving.engine.answers import Answer
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.datasets.audiovisual.image_files import read_image
@@ -43,6 +43,10 @@ class PlainModel:
         answers = self._engine.infer(images, [request["task"] for request in requests], self._schedule)
         spent = 1000 * (time.perf_counter() - started)
         return [
-            {"label": answer.label if isinstance(answer, Answer) else "", "batch": len(requests), "ms": spent}
+            {
+                "label": answer.label if isinstance(answer, Prediction) else "",
+                "batch": len(requests),
+                "ms": spent,
+            }
             for answer in answers
         ]

@@ -183,15 +183,6 @@ def read_serving_results(folder: Path) -> ServingResults:
         raise ResultsError(f"{path}: {error}") from None
 
 
-def is_load_test(folder: Path) -> bool:
-    """Whether `folder` holds the results of a load test (and not of an experiment)."""
-    try:
-        plain = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return False
-    return isinstance(plain, dict) and plain.get("kind") == KIND
-
-
 def percentiles(values: npt.NDArray[np.float64]) -> Mapping[str, float]:
     """Percentiles by name, of an array in any unit; empty if there are no values."""
     if not len(values):

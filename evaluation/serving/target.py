@@ -16,7 +16,7 @@ from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.serving.server.open_inference import MODEL
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.evaluation.serving.live_loadtest import Description
-from fedstill.evaluation.serving.open_loop import Reply, ReplyKind
+from fedstill.evaluation.serving.open_loop import Response, ResponseKind
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fedstill.protos.serving_pb2 import ListTasksRequest
@@ -27,7 +27,7 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new TCP connection
     ("grpc.max_receive_message_length", 2**20),
 )
-REFUSALS: dict[grpc.StatusCode, ReplyKind] = {
+REJECTIONS: dict[grpc.StatusCode, ResponseKind] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "too_late",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "overload",
 }
@@ -83,8 +83,8 @@ class GrpcTarget:
             raise DataError(f"{self._address.target}: {_reason(error)}") from None
         return Description(listed.policy, {task.name: tuple(task.class_names) for task in listed.tasks})
 
-    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Reply:
-        """Send one image; every outcome is a reply."""
+    async def query(self, task: str, picture: bytes, latency_ms: float, utility: float) -> Response:
+        """Send one image; every outcome is a response."""
         request = pb.ModelInferRequest(
             model_name=MODEL,
             parameters={
@@ -99,18 +99,18 @@ class GrpcTarget:
             # No timeout of its own: late answers are to be recorded, not cut off.
             answer = await self._infer(request, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            kind = REFUSALS.get(error.code(), "failed")
-            return Reply(kind, detail=_reason(error) if kind == "failed" else "")
-        return _reply(answer)
+            kind = REJECTIONS.get(error.code(), "failed")
+            return Response(kind, detail=_reason(error) if kind == "failed" else "")
+        return _response(answer)
 
 
-def _reply(answer: pb.ModelInferResponse) -> Reply:
+def _response(answer: pb.ModelInferResponse) -> Response:
     for place, output in enumerate(answer.outputs):
         if output.name == "label":
             # An element of BYTES is preceded by its length.
             label = answer.raw_output_contents[place][4:].decode("utf-8", "replace")
             told = answer.parameters
-            return Reply(
+            return Response(
                 "answered",
                 label=label,
                 schedule=told["schedule"].string_param,
@@ -118,7 +118,7 @@ def _reply(answer: pb.ModelInferResponse) -> Reply:
                 inference_ms=told["inference_ms"].double_param,
                 batch_size=told["batch_size"].int64_param,
             )
-    return Reply("failed", detail="the answer has no output named label")
+    return Response("failed", detail="the answer has no output named label")
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

@@ -1,4 +1,4 @@
-"""Runs policies against loads in virtual time and turns the outcomes into records (``fedstill loadtest --virtual``).
+"""Runs policies against loads in virtual time and turns the outcomes into records (``fedstill loadtest virtual``).
 
 A load is drawn once per trace, rate and seed, and all policies meet that one load, so differences are paired.
 """
@@ -19,8 +19,8 @@ from fedstill.cloud_server.serving.scheduling.virtual_time import (
     LATE,
     RIGHT,
     WRONG,
-    Engine,
     Outcome,
+    VirtualEngine,
     as_queries,
     simulate,
 )
@@ -121,7 +121,12 @@ def run_virtual(
                     # One generator state for every policy: batch by batch, the engine's rng is the same.
                     rng = np.random.default_rng([seed, 3])
                     outcome = simulate(
-                        make_policy(name, profile), load, queries, profile, rng, Engine(jitter=test.jitter)
+                        make_policy(name, profile),
+                        load,
+                        queries,
+                        profile,
+                        rng,
+                        VirtualEngine(jitter=test.jitter),
                     )
                     runs.append(_row(name, label, factor, seed, load, outcome, profile, test.seconds))
                     if seed == 0:

@@ -1,4 +1,4 @@
-"""``fedstill loadtest --target`` against a scripted server of the protocol: what travels, what is counted, mistakes."""
+"""``fedstill loadtest live`` against a scripted server of the protocol: what travels, what is counted, mistakes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.evaluation.serving.live_loadtest import LiveSettings, run_live
-from fedstill.evaluation.serving.open_loop import Reply
+from fedstill.evaluation.serving.open_loop import Response
 from fedstill.evaluation.serving.results import ServingResults, read_serving_results
 from fedstill.evaluation.serving.target import GrpcTarget, address_of
 from fedstill.evaluation.serving.task_images import TaskImages, drawn_images, encoded
@@ -189,7 +189,7 @@ def test_tls_and_token(tmp_path: Path) -> None:
     )
     made = MadeServer(CLASSES, right)
 
-    async def both() -> Reply:
+    async def both() -> Response:
         async with Served(made, credentials) as place:
             address = address_of(place, insecure=False, authority=tmp_path / "ca.crt", token_file=token)
             async with GrpcTarget(address) as target:
@@ -230,6 +230,11 @@ def serving(made: MadeServer) -> Iterator[str]:
         loop.close()
 
 
+TWO_COMMANDS = (
+    "type: fedstill loadtest virtual, or fedstill loadtest live --target HOST:PORT of a running server"
+)
+
+
 def invoke(*arguments: str):
     return CliRunner().invoke(cli.app, ["loadtest", *arguments])
 
@@ -257,6 +262,7 @@ def test_the_command_from_images_to_pictures_of_results(tmp_path: Path) -> None:
     options += ["--images", f"easy={tmp_path / 'easy'}", "--profile", str(tmp_path / "profile.json")]
     with serving(MadeServer(CLASSES, right)) as place:
         done = invoke(
+            "live",
             "--target",
             place,
             *options,
@@ -277,7 +283,7 @@ def test_the_command_draws_pictures_for_all_tasks_of_a_server(tmp_path: Path) ->
     made = MadeServer(CLASSES, right_or_guess)
     with serving(made) as place:
         options = ("--drawn", "--insecure", "--seeds", "1", "--seconds", "1", "--rate", "50")
-        done = invoke("--target", place, *options, "--out", str(tmp_path / "run"))
+        done = invoke("live", "--target", place, *options, "--out", str(tmp_path / "run"))
     assert done.exit_code == 0, done.output
     assert {task for task, _, _ in made.requests} == {"easy", "hard"}
     row = read_serving_results(tmp_path / "run").runs[0]
@@ -291,16 +297,32 @@ async def right_or_guess(task: str, picture: np.ndarray, latency_ms: float, util
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give --virtual, or --target HOST:PORT of a running server"),
-        (("--virtual", "--target", "h:1"), "give --virtual, or --target HOST:PORT of a running server"),
-        (("--target", "nowhere", "--drawn"), "--target 'nowhere': write HOST:PORT"),
-        (("--target", "h:1", "--drawn"), "--target needs --ca FILE (and --token-file FILE), or --insecure"),
-        (("--target", "h:1", "--insecure", "--ca", "x"), "--insecure goes without --ca and --token-file"),
-        (("--target", "h:1", "--ca", "nowhere.pem"), "nowhere.pem: cannot be read"),
-        (("--target", "h:1", "--insecure", "--latency-scale", "0"), "--latency-scale must lie above 0"),
-        (("--target", "h:1", "--insecure", "--images", "x"), "--images 'x': write NAME=PATH"),
-        (("--target", "h:1", "--insecure", "--images", "x=y"), "--images x: is not among --tasks"),
-        (("--target", "127.0.0.1:1", "--insecure", "--drawn"), "127.0.0.1:1: UNAVAILABLE"),
+        ((), TWO_COMMANDS),
+        (("--virtual", "--target", "h:1"), TWO_COMMANDS),
+        (("--seeds", "3"), TWO_COMMANDS),
+        (
+            ("--virtual", "--trace", "azure,a file.csv"),
+            "type: fedstill loadtest virtual --trace 'azure,a file.csv'",
+        ),
+        (("--target", "h:1", "--drawn"), "type: fedstill loadtest live --target h:1 --drawn"),
+        (("--drawn", "--target=h:1"), "type: fedstill loadtest live --drawn --target=h:1"),
+        (("live", "--target", "nowhere", "--drawn"), "--target 'nowhere': write HOST:PORT"),
+        (
+            ("live", "--target", "h:1", "--drawn"),
+            "--target needs --ca FILE (and --token-file FILE), or --insecure",
+        ),
+        (
+            ("live", "--target", "h:1", "--insecure", "--ca", "x"),
+            "--insecure goes without --ca and --token-file",
+        ),
+        (("live", "--target", "h:1", "--ca", "nowhere.pem"), "nowhere.pem: cannot be read"),
+        (
+            ("live", "--target", "h:1", "--insecure", "--latency-scale", "0"),
+            "--latency-scale must lie above 0",
+        ),
+        (("live", "--target", "h:1", "--insecure", "--images", "x"), "--images 'x': write NAME=PATH"),
+        (("live", "--target", "h:1", "--insecure", "--images", "x=y"), "--images x: is not among --tasks"),
+        (("live", "--target", "127.0.0.1:1", "--insecure", "--drawn"), "127.0.0.1:1: UNAVAILABLE"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -33,7 +33,7 @@ from helpers.inference import (
 from helpers.link import ThrottledProxy
 
 from fedstill.cloud_server.auth.tokens import issue
-from fedstill.cloud_server.edge_inference.inference_server import ServerError
+from fedstill.cloud_server.grpc.listen import ServerError
 from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
 from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference
 from fedstill.protos import edge_inference_pb2 as pb

@@ -32,8 +32,9 @@ from fedstill.cloud_server.auth.authority import (
     revoke_node,
 )
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
-from fedstill.cloud_server.coordinator.superlink import ServerTls, SuperLink
+from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.coordinator.traffic import read_traffic
+from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.common.credentials import read_node_bundle, read_node_key
 from fedstill.common.flower_cli import FlowerError, environment, tool
 
@@ -102,7 +103,7 @@ def running_fleet(folder: Path, *names: str) -> Iterator[Fleet]:
     authority = create_authority(folder / "certs")
     for name in names:
         issue_node(folder / "certs", name)
-    tls = ServerTls(authority.ca_file, authority.certificate_file, authority.key_file)
+    tls = authority.tls
     link = SuperLink(folder / "state", tls)
     nodes: list[psutil.Process] = []
     link.start()

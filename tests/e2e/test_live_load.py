@@ -1,4 +1,4 @@
-"""A real server under ``fedstill loadtest --target``, watched in a browser, and the same page after a restart."""
+"""A real server under ``fedstill loadtest live``, watched in a browser, and the same page after a restart."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServedSetting, Se
 def loadtest(setting: ServedSetting, server: ServedProcess, out: Path, *options: str) -> None:
     arguments = [
         "loadtest",
+        "live",
         "--target",
         server.target,
         "--insecure",

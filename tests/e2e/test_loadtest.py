@@ -1,4 +1,4 @@
-"""``fedstill loadtest --virtual`` from the command line to results, pictures, tables, and one-line mistakes."""
+"""``fedstill loadtest virtual`` from the command line to results, pictures, tables, and one-line mistakes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared.console import console
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
 from fedstill.evaluation.serving.results import read_serving_results
 from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
-ARGUMENTS = ("loadtest", "--virtual", "--seconds", "5", "--seeds", "3")
+ARGUMENTS = ("loadtest", "virtual", "--seconds", "5", "--seeds", "3")
 PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}
 
 
@@ -22,7 +23,7 @@ PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}
 def quick(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The command inside this process, on a wide terminal."""
     monkeypatch.setattr(cli.errors, "_width", 300)
-    monkeypatch.setattr(cli.console, "_width", 200)
+    monkeypatch.setattr(console, "_width", 200)
     monkeypatch.delenv("FEDSTILL_DATA", raising=False)
     return CliRunner()
 
@@ -116,6 +117,11 @@ def test_a_report_shows_the_table_again(tested: Path, quick: CliRunner) -> None:
     assert "synthetic, load 2" in succeed(quick, "report", str(tested / "run"))
 
 
+def test_otas_is_another_name_of_faithful(quick: CliRunner, tmp_path: Path) -> None:
+    succeed(quick, *ARGUMENTS, "--policies", "otas", "--out", str(tmp_path / "run"))
+    assert read_serving_results(tmp_path / "run").policies() == ["faithful"]
+
+
 def test_the_same_seeds_give_the_same_numbers() -> None:
     test = LoadTest(traces=("synthetic",), policies=("fedstill",), seeds=2, seconds=5, jitter=0.1)
     first, again = (run_virtual(test, thesis_profile(), None, "") for _ in range(2))
@@ -147,8 +153,9 @@ def test_a_measured_profile_and_a_load_time_are_used(quick: CliRunner, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("loadtest",), "give --virtual, or --target HOST:PORT of a running server"),
-        ((*ARGUMENTS, "--policies", "otas"), "unknown policy 'otas' (known: pets, infaas"),
+        (("loadtest",), "fedstill loadtest live --target HOST:PORT of a running server"),
+        ((*ARGUMENTS, "--policies", "nobody"), "unknown policy 'nobody' (known: pets, infaas"),
+        ((*ARGUMENTS, "--policies", "otas,faithful"), "--policies names nothing, or something twice"),
         ((*ARGUMENTS, "--policies", ""), "--policies names nothing, or something twice"),
         ((*ARGUMENTS, "--policies", "pets,pets"), "--policies names nothing, or something twice"),
         (

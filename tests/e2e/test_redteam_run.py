@@ -10,6 +10,7 @@ from helpers.runs import write_experiment
 from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared.console import console
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
@@ -53,7 +54,7 @@ def test_from_an_experiment_to_a_page(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_from_a_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    prepare_run(load_experiment(str(write_experiment(tmp_path)), ENOUGH), run_dir, cli.console)
+    prepare_run(load_experiment(str(write_experiment(tmp_path)), ENOUGH), run_dir, console)
     begun = CliRunner().invoke(cli.app, ["redteam", str(run_dir), "--out", str(tmp_path / "out")])
     assert begun.exit_code == 2
     assert "no trained student for seed 0" in begun.stderr

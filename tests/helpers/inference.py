@@ -27,8 +27,9 @@ from cryptography.x509.oid import NameOID
 
 from fedstill.cloud_server.auth.tokens import issue, verify
 from fedstill.cloud_server.edge_inference.heads import HeadStore, save_heads
-from fedstill.cloud_server.edge_inference.inference_server import InferenceServer, ServerTls
+from fedstill.cloud_server.edge_inference.inference_server import InferenceServer
 from fedstill.cloud_server.edge_inference.inference_service import InferenceService
+from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.models.audiovisual.compression import RATES, CompressionNet
@@ -136,7 +137,7 @@ def made_server(heads: Path, listen: str, certificates: Path | None) -> Inferenc
         HeadStore(heads), (lambda token: verify(SECRET, token, time.time())) if secured else None
     )
     tls = (
-        ServerTls((certificates / "server.key").read_bytes(), (certificates / "server.crt").read_bytes())
+        ServerTls(certificates / "ca.crt", certificates / "server.crt", certificates / "server.key")
         if secured
         else None
     )

@@ -49,7 +49,7 @@ class ServePlan:
         if self.policy not in _live_policies():
             raise ConfigError(
                 f"--policy {self.policy}: switches between whole models, and a server has one trunk; "
-                f"compare it with: fedstill loadtest --virtual --policies {self.policy}"
+                f"compare it with: fedstill loadtest virtual --policies {self.policy}"
             )
         if self.precision not in get_args(Precision):
             raise ConfigError(

@@ -15,7 +15,6 @@ from functools import partial
 
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import read_authority
-from fedstill.cloud_server.edge_inference.inference_server import ServerTls
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
@@ -59,17 +58,18 @@ def run_serving(plan: ServePlan) -> None:
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
             door = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
             service = ServingService(dispatcher, tasks, door, models.image_size, plan.policy)
-            tls = (
-                ServerTls(authority.key_file.read_bytes(), authority.certificate_file.read_bytes())
-                if authority
-                else None
-            )
             server = ServingServer(
                 service,
                 dispatcher,
                 tasks,
                 make_app(metrics, lambda: service.ready),
-                ServingAddress(plan.listen, plan.web, tls, plan.drain_seconds, 4 * plan.waiting),
+                ServingAddress(
+                    plan.listen,
+                    plan.web,
+                    authority.tls if authority else None,
+                    plan.drain_seconds,
+                    4 * plan.waiting,
+                ),
             )
             try:
                 run_until_signalled(server, partial(_announce, plan))

@@ -12,12 +12,13 @@ import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import ServedModels
-from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, profile_to_plain, read_profile
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import (
     ProfileKey,
@@ -133,5 +134,5 @@ def _infer(
     images: Sequence[torch.Tensor],
     tasks: Sequence[str],
     schedule: str,
-) -> list[Answer | Refusal]:
+) -> list[Prediction | Rejection]:
     return engine.infer(torch.stack(list(images)), tasks, schedules[schedule])

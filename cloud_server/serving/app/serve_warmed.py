@@ -11,9 +11,10 @@ import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import ServedModels
-from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import read_profile
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.served_tasks import FixedTasks
 from fedstill.cloud_server.serving.tasks.registry import DEFAULT_LATENCY_MS, DEFAULT_UTILITY, TaskVersion
@@ -58,7 +59,9 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
     )
     LOG.info("event=warmed_models folder=%s schedules=%s", folder, ",".join(serving.schedules))
 
-    def infer(images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: str) -> list[Answer | Refusal]:
+    def infer(
+        images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: str
+    ) -> list[Prediction | Rejection]:
         return serving.infer(torch.stack(list(images)), tasks, schedule)
 
     return ServedModels(

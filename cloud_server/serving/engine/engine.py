@@ -2,7 +2,7 @@
 
 Everything that can be decided before the first request is decided then: precision and kind of linear layers are
 measured, and every (schedule, batch size) shape is run once before ``ready``. A batch sees one task bank from beginning
-to end, so tasks can be swapped while it runs. Each row gets its own answer; a row that cannot be served does not
+to end, so tasks can be swapped while it runs. Each row gets its own prediction; a row that cannot be served does not
 disturb others.
 """
 
@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
 from fedstill.cloud_server.serving.engine.captured_forward import CapturedForward
+from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.packed_linear import can_pack, pack_linears
 from fedstill.models.vit.schedules import TokenSchedule, check_distinct, constant_schedule
@@ -127,8 +128,10 @@ class Engine:
         return seconds
 
     @torch.inference_mode()
-    def infer(self, images: Tensor, tasks: Sequence[str], schedule: TokenSchedule) -> list[Answer | Refusal]:
-        """One answer or refusal per row, in order.
+    def infer(
+        self, images: Tensor, tasks: Sequence[str], schedule: TokenSchedule
+    ) -> list[Prediction | Rejection]:
+        """One prediction or rejection per row, in order.
 
         Args:
             images: float (rows, 3, image_size, image_size), normalised; rows <= maximum_batch.
@@ -141,8 +144,8 @@ class Engine:
         """
         self._check(images, tasks, schedule)
         bank = self._bank  # one bank for the whole batch, even if tasks are swapped meanwhile
-        results: list[Answer | Refusal | None] = [
-            _refusal(bank, name, schedule) or (None if finite else _BAD_IMAGE)
+        results: list[Prediction | Rejection | None] = [
+            _rejection(bank, name, schedule) or (None if finite else _BAD_IMAGE)
             for name, finite in zip(tasks, _finite_rows(images), strict=True)
         ]
         served = [row for row, result in enumerate(results) if result is None]
@@ -156,7 +159,7 @@ class Engine:
             for row, name, values in zip(served, names, logits, strict=True):
                 classes = bank.tasks[name].class_names
                 mine = values[: len(classes)]
-                results[row] = Answer(mine, classes) if np.isfinite(mine).all() else _OUT_OF_RANGE
+                results[row] = Prediction(mine, classes) if np.isfinite(mine).all() else _OUT_OF_RANGE
         return [result for result in results if result is not None]
 
     def _features(self, images: Tensor, schedule: TokenSchedule, prompts: Tensor | None) -> Tensor:
@@ -189,8 +192,8 @@ class Engine:
             raise ValueError(f"schedule: {schedule.name} is not one of {known}")
 
 
-_BAD_IMAGE = Refusal("bad_image", "the image holds NaN or infinity")
-_OUT_OF_RANGE = Refusal("bad_image", "the image holds values too large to compute with")
+_BAD_IMAGE = Rejection("bad_image", message="the image holds NaN or infinity")
+_OUT_OF_RANGE = Rejection("bad_image", message="the image holds values too large to compute with")
 
 
 def _finite_rows(images: Tensor) -> list[bool]:
@@ -199,11 +202,11 @@ def _finite_rows(images: Tensor) -> list[bool]:
     return finite
 
 
-def _refusal(bank: TaskBank, name: str, schedule: TokenSchedule) -> Refusal | None:
+def _rejection(bank: TaskBank, name: str, schedule: TokenSchedule) -> Rejection | None:
     if name not in bank:
-        return Refusal("unknown_task", f"task {name!r} is not registered")
+        return Rejection("unknown_task", message=f"task {name!r} is not registered")
     if bank.lacking([name], schedule.prompts):
-        return Refusal("no_prompts", f"task {name!r} has no set of {schedule.prompts} prompts")
+        return Rejection("no_prompts", message=f"task {name!r} has no set of {schedule.prompts} prompts")
     return None
 
 

@@ -1,8 +1,7 @@
 """The profile that a planner needs before it serves: accuracy and time of every token schedule on this machine.
 
 Time is affine in the batch size, t = a + b n, per schedule (tasks share the trunk); accuracy is per schedule and
-task, measured through the engine itself on images that nothing was trained on. A schedule that another one beats
-everywhere is left out: a planner would only lose time with it. The JSON is the profile format of the serving tier.
+task, measured through the engine itself on images that nothing was trained on.
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedstill.cloud_server.serving.engine.answers import Answer
 from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.scheduling.latency_model import SMALLEST_SLOPE
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.preprocess import image_batch
 from fedstill.models.vit.schedules import TokenSchedule, effective_merges, token_counts
-
-FORMAT = 1
-"""Format number of the profile's JSON."""
 
 Images = Sequence[npt.NDArray[np.uint8]]
 
@@ -51,13 +47,17 @@ class ScheduleProfile:
     accuracy: tuple[float, ...]
     maximum_batch: int
 
-    def dominates(self, other: ScheduleProfile) -> bool:
-        """Nowhere slower, less accurate or smaller, and somewhere better."""
-        mine, theirs = (
-            (-p.time.seconds(1), -p.time.seconds(other.maximum_batch), p.maximum_batch, *p.accuracy)
-            for p in (self, other)
+    @property
+    def planned(self) -> Schedule:
+        """What a planner needs to know of it."""
+        return Schedule(
+            name=self.schedule.name,
+            token_delta=token_delta(self.schedule),
+            fixed_seconds=self.time.fixed_seconds,
+            per_query_seconds=self.time.per_query_seconds,
+            accuracy=self.accuracy,
+            maximum_batch=self.maximum_batch,
         )
-        return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
 def profile_engine(
@@ -151,7 +151,7 @@ def measure_right(
         batch = image_batch(images[start : start + step], engine.net.image_size)
         answers = engine.infer(batch, [task] * len(batch), schedule)
         for row, answer in enumerate(answers, start):
-            right[row] = isinstance(answer, Answer) and int(answer.logits.argmax()) == labels[row]
+            right[row] = isinstance(answer, Prediction) and int(answer.logits.argmax()) == labels[row]
     return right
 
 
@@ -169,33 +169,11 @@ def activation_bytes(net: ElasticViT, schedule: TokenSchedule, item_bytes: int) 
     return widest * item_bytes
 
 
-def useful(profiles: Sequence[ScheduleProfile]) -> tuple[ScheduleProfile, ...]:
-    """Those that no other dominates, in the order given."""
-    return tuple(profile for profile in profiles if not any(other.dominates(profile) for other in profiles))
-
-
-def profile_to_plain(
-    name: str, source: str, tasks: Sequence[str], profiles: Sequence[ScheduleProfile]
-) -> dict[str, Any]:
-    """The JSON layout: times in seconds, accuracies in the order of ``tasks``, dominated schedules left out."""
-    return {
-        "format": FORMAT,
-        "name": name,
-        "source": source,
-        "tasks": list(tasks),
-        "schedules": [
-            {
-                "name": profile.schedule.name,
-                "token_delta": token_delta(profile.schedule),
-                "fixed_seconds": profile.time.fixed_seconds,
-                "per_query_seconds": profile.time.per_query_seconds,
-                "accuracy": list(profile.accuracy),
-                "maximum_batch": profile.maximum_batch,
-            }
-            for profile in useful(profiles)
-        ],
-        "variants": [],
-    }
+def make_profile(
+    name: str, source: str, tasks: Sequence[str], measured: Sequence[ScheduleProfile]
+) -> Profile:
+    """The planner's profile of everything that was measured, dominated schedules too."""
+    return Profile(name, source, tuple(tasks), tuple(one.planned for one in measured))
 
 
 def token_delta(schedule: TokenSchedule) -> int:

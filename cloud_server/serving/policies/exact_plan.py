@@ -21,14 +21,14 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """choices: per batch the index of its option, None if it is not run. value: the sum over the batches that run."""
 
     choices: tuple[int | None, ...]
     value: float
 
 
-def exact_plan(seconds: Floats, values: Floats, slack: Floats) -> Plan:
+def exact_plan(seconds: Floats, values: Floats, slack: Floats) -> BatchPlan:
     """The plan of most value in which every batch that runs ends within its slack.
 
     seconds, values: float (batches, options). slack: float (batches,), seconds from now to the deadline, rising.
@@ -53,14 +53,14 @@ def exact_plan(seconds: Floats, values: Floats, slack: Floats) -> Plan:
                 states.append(state)
                 best = state[1]
     _, value, chosen = states[-1]
-    return Plan(chosen, value)
+    return BatchPlan(chosen, value)
 
 
-def grid_plan(seconds: Floats, values: Floats, slack: Floats, resolution: float) -> Plan:
+def grid_plan(seconds: Floats, values: Floats, slack: Floats, resolution: float) -> BatchPlan:
     """As `exact_plan`, with every time rounded up to a multiple of `resolution` seconds (and every slack down)."""
     count = len(slack)
     if count == 0:
-        return Plan((), 0.0)
+        return BatchPlan((), 0.0)
     limits = np.maximum(0, np.floor(slack / resolution + 1e-9)).astype(np.int64)
     steps = np.ceil(seconds / resolution - 1e-9).astype(np.int64)
     cells = int(limits.max()) + 1
@@ -85,7 +85,7 @@ def grid_plan(seconds: Floats, values: Floats, slack: Floats, resolution: float)
             choice[limit + 1 :][better] = choice[limit]
             late[better] = grown[limit]
         best = grown
-    return Plan(_walk_back(taken, steps, limits, cells - 1), float(best[-1]))
+    return BatchPlan(_walk_back(taken, steps, limits, cells - 1), float(best[-1]))
 
 
 def _worth_trying(steps: list[int], values: list[float], limit: int) -> list[tuple[int, int, float]]:

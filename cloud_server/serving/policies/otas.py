@@ -21,7 +21,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Query, Rejection
 RATE_WINDOW = 1.0
 
 
-class FaithfulPolicy(BatchingPolicy):
+class OtasPolicy(BatchingPolicy):
     """Algorithms 1, 2 and 3 with the settings of section 3.6."""
 
     name = "faithful"

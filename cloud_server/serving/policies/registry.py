@@ -1,4 +1,4 @@
-"""Every policy by the name that users type."""
+"""Every policy by its id, which users type and results keep; a few have a second name to type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedstill.cloud_server.serving.policies.clipper import ClipperPolicy
 from fedstill.cloud_server.serving.policies.fedstill import FedstillPolicy
 from fedstill.cloud_server.serving.policies.fixed import FixedPolicy
 from fedstill.cloud_server.serving.policies.infaas import InfaasPolicy
-from fedstill.cloud_server.serving.policies.otas import FaithfulPolicy
+from fedstill.cloud_server.serving.policies.otas import OtasPolicy
 from fedstill.cloud_server.serving.policies.prodigy import ProdigyPolicy, most_reduced
 from fedstill.cloud_server.serving.policies.slackfit import SlackFitPolicy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
@@ -22,7 +22,7 @@ def _fixed(name: str, token_delta: int) -> Callable[[Profile], Policy]:
 
 
 def _vanilla(profile: Profile) -> Policy:
-    return FaithfulPolicy(profile.of_model(""))
+    return OtasPolicy(profile.of_model(""))
 
 
 def _maxprune(profile: Profile) -> Policy:
@@ -41,7 +41,7 @@ POLICIES: Mapping[str, Callable[[Profile], Policy]] = {
     "vpt8": _fixed("vpt8", 8),
     "clipper": ClipperPolicy,
     "slackfit": SlackFitPolicy,
-    "faithful": FaithfulPolicy,
+    "faithful": OtasPolicy,
     "vanilla": _vanilla,
     "maxprune": _maxprune,
     "prodigy": ProdigyPolicy,
@@ -68,8 +68,17 @@ LABELS: Mapping[str, str] = {
 }
 
 
+ALIASES: Mapping[str, str] = {"otas": "faithful", "otas-without-warm-up": "vanilla"}
+"""Names that users may also type. Results and files on disk keep the ids of POLICIES."""
+
+
+def policy_id(name: str) -> str:
+    """The id of a policy under either of its names; an unknown name comes back as it is."""
+    return ALIASES.get(name, name)
+
+
 def make_policy(name: str, profile: Profile) -> Policy:
-    """A fresh policy. Raises DataError for an unknown name, or one that the profile has no schedule for."""
+    """A fresh policy by its id. Raises DataError for an unknown name, or one that the profile has no schedule for."""
     if name not in POLICIES:
         raise DataError(f"unknown policy {name!r} (known: {', '.join(POLICIES)})")
     return POLICIES[name](profile)

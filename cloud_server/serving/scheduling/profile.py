@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,10 @@ class Profile:
         """The schedules that no other dominates, fastest first: a planner needs no others."""
         kept = [s for s in self.schedules if not any(other.dominates(s) for other in self.schedules)]
         return tuple(sorted(kept, key=lambda schedule: -schedule.throughput))
+
+    def without_dominated(self) -> Profile:
+        """Only the useful schedules, in the order of this profile."""
+        return replace(self, schedules=tuple(s for s in self.schedules if s in self.useful))
 
     @property
     def fastest(self) -> Schedule:

@@ -11,12 +11,26 @@ from typing import Literal
 
 from fedstill.cloud_server.serving.scheduling.profile import Schedule
 
-RejectionReason = Literal["too_late", "overload"]
+RejectionReason = Literal[
+    "too_late",  # no room before its deadline, rejected on arrival
+    "evicted",  # its deadline came too near while it waited
+    "overload",  # the policy expects to earn more with other queries
+    "full",  # the server's queue is full
+    "unknown_task",
+    "no_prompts",  # of the engine only: the task lacks the prompts of the schedule
+    "bad_image",
+    "draining",
+    "cancelled",  # its client left
+    "failed",  # the server's own fault
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One request. task: index into the profile's tasks. utility: what a right answer by `deadline` earns."""
+    """One image of a request, as a policy sees it.
+
+    task: index into the profile's tasks. utility: what a right answer by `deadline` earns.
+    """
 
     identifier: int
     task: int
@@ -45,7 +59,9 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a query was rejected on arrival, and after how long a retry makes sense (0: never for this query)."""
+    """Why there is no response: a policy's to a query on arrival, the engine's to a row of a batch, the server's to
+    a request. retry_after_seconds: after how long a retry makes sense, 0 for unknown or never."""
 
     reason: RejectionReason
-    retry_after_seconds: float
+    retry_after_seconds: float = 0.0
+    message: str = ""

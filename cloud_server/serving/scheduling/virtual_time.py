@@ -27,7 +27,7 @@ TOLERANCE = 1e-9  # of float sums, not of deadlines
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class VirtualEngine:
     """What differs between the engine and its profile. jitter: standard deviation of the log of a batch's time.
     slowdown: factor on all times at a moment (seconds)."""
 
@@ -67,14 +67,14 @@ def simulate(
     queries: list[Query],
     profile: Profile,
     generator: np.random.Generator,
-    engine: Engine | None = None,
+    engine: VirtualEngine | None = None,
 ) -> Outcome:
     """Run `load` to its end and until the queue is empty.
 
     queries: the load as objects, `as_queries(load)`, made once for all policies. generator: of the jitter.
     Raises RuntimeError if a policy breaks its contract (a query served twice, or never answered).
     """
-    engine = engine or Engine()
+    engine = engine or VirtualEngine()
     recorder = _Recorder(len(load), profile)
     resident = {variant.schedule.name: variant.load_seconds for variant in profile.variants}
     loaded = ""

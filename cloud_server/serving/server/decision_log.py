@@ -10,7 +10,8 @@ import logging
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from fedstill.cloud_server.serving.server.events import DropReason, RanBatch
+from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
+from fedstill.cloud_server.serving.server.events import RanBatch
 
 LARGEST_BYTES = 64 * 2**20
 
@@ -25,7 +26,7 @@ class DecisionLog:
     def offered(self, task: str, utility: float, queries: int) -> None:
         """Not a decision."""
 
-    def dropped(self, task: str, reason: DropReason, queries: int) -> None:
+    def dropped(self, task: str, reason: RejectionReason, queries: int) -> None:
         """Not a decision."""
 
     def answered(self, task: str, utility: float, accuracies: tuple[float, ...], late: bool) -> None:

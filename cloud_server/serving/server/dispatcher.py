@@ -17,11 +17,11 @@ from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedstill.cloud_server.serving.engine.answers import Answer, ImageError, Refusal
+from fedstill.cloud_server.serving.engine.predictions import ImageError, Prediction
 from fedstill.cloud_server.serving.scheduling.policy import Policy
-from fedstill.cloud_server.serving.scheduling.queries import Batch, Query
-from fedstill.cloud_server.serving.server.events import DropReason, Observer, RanBatch
-from fedstill.cloud_server.serving.server.requests import Deliver, Outcome, Prepare, Refused, Request, Served
+from fedstill.cloud_server.serving.scheduling.queries import Batch, Query, Rejection, RejectionReason
+from fedstill.cloud_server.serving.server.events import Observer, RanBatch
+from fedstill.cloud_server.serving.server.requests import Deliver, Outcome, Prepare, Request, Response
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SHORTEST_SECONDS = 1e-9
 LEAST_UTILITY = 1e-6
 """A query that is worth nothing is still answered if there is time."""
 
-Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Answer | Refusal]]
+Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Prediction | Rejection]]
 """Ready images, the task of each, a schedule's name -> an answer or a refusal per image."""
 
 
@@ -109,9 +109,9 @@ class Dispatcher:
             self._open.add(request)
             for observer in self._observers:
                 observer.offered(task, utility, len(images))
-            refused = self._admit(request, len(images), now)
-            if refused is not None:
-                self._refuse(request, refused, len(images))
+            rejection = self._admit(request, len(images), now)
+            if rejection is not None:
+                self._reject(request, rejection, len(images))
             else:
                 request.images = [self._preparing.submit(prepare) for prepare in images]
             self._wake()  # also after a refusal: the policy may decide otherwise at the next decision
@@ -128,8 +128,8 @@ class Dispatcher:
     def swap(self, make: Callable[[], Policy]) -> Future[None]:
         """Between two batches, replace the present policy by the one that ``make`` returns.
 
-        Waiting queries move to the new policy; those of a task that it does not know are refused. ``make`` runs in the
-        engine's thread, so it may also change the engine. If it raises, nothing changes, and the future holds the
+        Waiting queries move to the new policy; those of a task that it does not know are rejected. ``make`` runs in
+        the engine's thread, so it may also change the engine. If it raises, nothing changes, and the future holds the
         exception; after `stop` it is cancelled.
         """
         done: Future[None] = Future()
@@ -160,7 +160,7 @@ class Dispatcher:
         """Refuse all waiting requests and end the engine's thread after its batch."""
         with self._changed:
             self._draining = self._stopping = True
-            self._refuse_all(Refused("draining", "the server is going down"))
+            self._reject_all(Rejection("draining", message="the server is going down"))
             for _, done in self._swaps:
                 done.cancel()
             self._swaps.clear()
@@ -183,8 +183,9 @@ class Dispatcher:
             items = self._pop(() if batch is None else batch.queries)
             for item in evicted:
                 if not item.request.closed:
-                    self._refuse(
-                        item.request, Refused("evicted", "no answer was possible before its deadline")
+                    self._reject(
+                        item.request,
+                        Rejection("evicted", message="no answer was possible before its deadline"),
                     )
             queued = self._policy.queued()
         self._flush()
@@ -224,7 +225,7 @@ class Dispatcher:
                 # A policy or an observer of ours is wrong. No client may wait for ever because of that.
                 LOG.exception("event=dispatch_failed")
                 with self._changed:
-                    self._refuse_all(Refused("failed", "the server failed; see its log"))
+                    self._reject_all(Rejection("failed", message="the server failed; see its log"))
                 self._flush()
                 ran = False
             if ran:
@@ -233,25 +234,25 @@ class Dispatcher:
                 if not self._news and not self._stopping:
                     self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
 
-    def _admit(self, request: Request, count: int, now: float) -> Refused | None:
+    def _admit(self, request: Request, count: int, now: float) -> Rejection | None:
         """Submit the queries to the policy; returns the rejection if not all of them were accepted."""
         profile = self._policy.profile
         if self._draining:
-            return Refused("draining", "the server is going down")
+            return Rejection("draining", message="the server is going down")
         if request.task not in profile.tasks:
             return _unknown(request.task, profile.tasks)
         if request.deadline <= now:
-            return Refused("too_late", "its deadline has passed on arrival")
+            return Rejection("too_late", message="its deadline has passed on arrival")
         if len(self._items) + count > self._most:
             seconds = len(self._items) / profile.fastest.throughput
-            return Refused("full", f"{len(self._items)} queries wait already", seconds)
+            return Rejection("full", seconds, f"{len(self._items)} queries wait already")
         for row in range(count):
-            refused = self._enqueue(request, row, now)
-            if refused is not None:
-                return refused
+            rejection = self._enqueue(request, row, now)
+            if rejection is not None:
+                return rejection
         return None
 
-    def _enqueue(self, request: Request, row: int, now: float) -> Refused | None:
+    def _enqueue(self, request: Request, row: int, now: float) -> Rejection | None:
         task = self._policy.profile.task_index(request.task)
         utility = max(request.utility, LEAST_UTILITY)
         query = Query(self._following, task, request.arrival, request.deadline, utility)
@@ -260,20 +261,20 @@ class Dispatcher:
             rejection = self._policy.arrive(query, now)
         except Exception:
             LOG.exception("event=policy_failed policy=%s", self._policy.name)
-            return Refused("failed", "the server failed; see its log")
+            return Rejection("failed", message="the server failed; see its log")
         if rejection is None:
             self._items[query.identifier] = _Item(request, row, query)
             request.queries.append(query.identifier)
             return None
         late = rejection.reason == "too_late"
         message = "no answer is possible before its deadline" if late else "more load than can be served"
-        return Refused(rejection.reason, message, rejection.retry_after_seconds)
+        return replace(rejection, message=message)
 
     def _pop(self, queries: Sequence[Query]) -> list[_Item]:
         return [self._items.pop(query.identifier) for query in queries if query.identifier in self._items]
 
     def _ready(self, items: Sequence[_Item]) -> list[tuple[_Item, Any]]:
-        """The items whose requests are still open, with their images; a request with a bad image is refused."""
+        """The items whose requests are still open, with their images; a request with a bad image is rejected."""
         ready = []
         for item in items:
             if item.request.closed:
@@ -284,18 +285,18 @@ class Dispatcher:
                 continue  # closed while we waited
             except Exception as error:
                 if isinstance(error, ImageError):
-                    refused = Refused("bad_image", str(error))
+                    rejection = Rejection("bad_image", message=str(error))
                 else:
                     LOG.error("event=prepare_failed task=%s", item.request.task, exc_info=error)
-                    refused = Refused("failed", "the server failed; see its log")
+                    rejection = Rejection("failed", message="the server failed; see its log")
                 with self._changed:
                     if not item.request.closed:
-                        self._refuse(item.request, refused)
+                        self._reject(item.request, rejection)
         return [(item, image) for item, image in ready if not item.request.closed]
 
     def _compute(
         self, batch: Batch, ready: Sequence[tuple[_Item, Any]], started: float
-    ) -> tuple[float, Sequence[Answer | Refusal] | None]:
+    ) -> tuple[float, Sequence[Prediction | Rejection] | None]:
         """Seconds since the decision, and the engine's results; None if there was nothing to run or it failed."""
         if not ready:
             return self._since(started), None
@@ -314,7 +315,7 @@ class Dispatcher:
     def _take(
         self,
         item: _Item,
-        result: Answer | Refusal | None,
+        result: Prediction | Rejection | None,
         batch: Batch,
         size: int,
         now: float,
@@ -324,25 +325,25 @@ class Dispatcher:
         if request.closed:
             return
         if result is None:
-            self._refuse(request, Refused("failed", "the engine failed; see the server's log"))
+            self._reject(request, Rejection("failed", message="the engine failed; see the server's log"))
             return
-        if isinstance(result, Refusal):
-            reasons: dict[str, DropReason] = {"unknown_task": "unknown_task", "bad_image": "bad_image"}
-            self._refuse(request, Refused(reasons.get(result.kind, "failed"), result.message))
+        if isinstance(result, Rejection):
+            known = result.reason in ("unknown_task", "bad_image")
+            self._reject(request, result if known else replace(result, reason="failed"))
             return
-        request.answers[item.row] = result
+        request.predictions[item.row] = result
         request.schedules[item.row] = batch.schedule.name
         request.accuracies[item.row] = batch.schedule.accuracy[item.query.task]
         request.waiting_seconds = max(request.waiting_seconds, now - request.arrival)
         request.inference_seconds = max(request.inference_seconds, finished - now)
         request.batch_size = max(request.batch_size, size)
         rows = range(len(request.images))
-        if len(request.answers) < len(rows):
+        if len(request.predictions) < len(rows):
             return
         late = finished > request.deadline
         self._close(request)
-        served = Served(
-            answers=tuple(request.answers[row] for row in rows),
+        served = Response(
+            predictions=tuple(request.predictions[row] for row in rows),
             schedules=tuple(request.schedules[row] for row in rows),
             waiting_seconds=request.waiting_seconds,
             inference_seconds=request.inference_seconds,
@@ -378,24 +379,24 @@ class Dispatcher:
             if request.closed:
                 continue
             known = request.task in policy.profile.tasks
-            refused = (
+            rejection = (
                 self._enqueue(request, item.row, now)
                 if known
                 else _unknown(request.task, policy.profile.tasks)
             )
-            if refused is not None:
-                self._refuse(request, refused)
+            if rejection is not None:
+                self._reject(request, rejection)
 
-    def _refuse_all(self, refused: Refused) -> None:
+    def _reject_all(self, rejection: Rejection) -> None:
         for request in tuple(self._open):
-            self._refuse(request, refused)
+            self._reject(request, rejection)
 
-    def _refuse(self, request: Request, refused: Refused, queries: int | None = None) -> None:
+    def _reject(self, request: Request, rejection: Rejection, queries: int | None = None) -> None:
         self._close(request)
-        self._outbox.append((request.deliver, refused))
-        self._drop(request, refused.reason, queries)
+        self._outbox.append((request.deliver, rejection))
+        self._drop(request, rejection.reason, queries)
 
-    def _drop(self, request: Request, reason: DropReason, queries: int | None = None) -> None:
+    def _drop(self, request: Request, reason: RejectionReason, queries: int | None = None) -> None:
         for observer in self._observers:
             observer.dropped(request.task, reason, len(request.images) if queries is None else queries)
 
@@ -431,5 +432,5 @@ class Dispatcher:
                 LOG.exception("event=delivery_failed")
 
 
-def _unknown(task: str, known: Sequence[str]) -> Refused:
-    return Refused("unknown_task", f"{task!r} is not served (served: {', '.join(known)})")
+def _unknown(task: str, known: Sequence[str]) -> Rejection:
+    return Rejection("unknown_task", message=f"{task!r} is not served (served: {', '.join(known)})")

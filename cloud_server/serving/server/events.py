@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-DropReason = Literal[
-    "too_late",  # no room before its deadline, rejected on arrival
-    "evicted",  # its deadline came too near while it waited
-    "overload",  # the policy expects to earn more with other queries
-    "full",  # the server's queue is full
-    "unknown_task",
-    "bad_image",
-    "draining",
-    "cancelled",  # its client left
-    "failed",  # the server's own fault
-]
+from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +44,7 @@ class Observer(Protocol):
     def offered(self, task: str, utility: float, queries: int) -> None:
         """A request of so many queries arrived; ``utility`` of each."""
 
-    def dropped(self, task: str, reason: DropReason, queries: int) -> None:
+    def dropped(self, task: str, reason: RejectionReason, queries: int) -> None:
         """A request ended without answers."""
 
     def answered(self, task: str, utility: float, accuracies: tuple[float, ...], late: bool) -> None:

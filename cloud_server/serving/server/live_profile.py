@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.cloud_server.serving.engine.engine import Engine
-from fedstill.cloud_server.serving.engine.profiler import Images, profile_engine, token_delta
-from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
+from fedstill.cloud_server.serving.engine.profiler import Images, make_profile, profile_engine
+from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.models.vit.schedules import TokenSchedule
@@ -59,18 +59,7 @@ def measure_profile(
 ) -> Profile:
     """Every schedule of the engine, also dominated ones: a fixed policy may be asked for one of them."""
     measured = profile_engine(engine, validation, progress=progress)
-    schedules = tuple(
-        Schedule(
-            name=one.schedule.name,
-            token_delta=token_delta(one.schedule),
-            fixed_seconds=one.time.fixed_seconds,
-            per_query_seconds=one.time.per_query_seconds,
-            accuracy=one.accuracy,
-            maximum_batch=one.maximum_batch,
-        )
-        for one in measured
-    )
-    return Profile(name, source, tuple(validation), schedules)
+    return make_profile(name, source, tuple(validation), measured)
 
 
 def fit_profile(

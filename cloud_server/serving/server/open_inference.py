@@ -13,9 +13,9 @@ import grpc
 import numpy as np
 
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.cloud_server.serving.engine.answers import ImageError
+from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.cloud_server.serving.server import request_images
-from fedstill.cloud_server.serving.server.requests import Prepare, Served
+from fedstill.cloud_server.serving.server.requests import Prepare, Response
 from fedstill.protos import open_inference_pb2 as pb
 
 MODEL = "elastic_vit"
@@ -86,16 +86,16 @@ def checked_number(name: str, value: float, largest: float) -> float:
     return value
 
 
-def response(request: pb.ModelInferRequest, query: InferQuery, served: Served) -> pb.ModelInferResponse:
+def response(request: pb.ModelInferRequest, query: InferQuery, served: Response) -> pb.ModelInferResponse:
     """Logits FP32 (n, classes) and labels BYTES (n), raw, and the schedule, times and batch size as parameters."""
     answer = pb.ModelInferResponse(model_name=MODEL, model_version=VERSION, id=request.id)
-    logits = np.stack([one.logits for one in served.answers]).astype("<f4")
+    logits = np.stack([one.logits for one in served.predictions]).astype("<f4")
     for name in query.outputs:
         if name == "logits":
             answer.outputs.add(name=name, datatype="FP32", shape=logits.shape)
             answer.raw_output_contents.append(logits.tobytes())
         else:
-            labels = [one.label.encode() for one in served.answers]
+            labels = [one.label.encode() for one in served.predictions]
             answer.outputs.add(name=name, datatype="BYTES", shape=[len(labels)])
             answer.raw_output_contents.append(b"".join(LENGTH.pack(len(label)) + label for label in labels))
     answer.parameters["schedule"].string_param = ",".join(dict.fromkeys(served.schedules))

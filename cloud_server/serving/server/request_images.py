@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fedstill.cloud_server.serving.engine.answers import ImageError
+from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import read_image
 from fedstill.models.vit.preprocess import image_tensor

@@ -7,21 +7,21 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedstill.cloud_server.serving.engine.answers import Answer
-from fedstill.cloud_server.serving.server.events import DropReason
+from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 
 Prepare = Callable[[], Any]
 """Makes one image ready for the engine. Raises ImageError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A request's answers, one per image, with schedules and times.
+class Response:
+    """A request's predictions, one per image, with schedules and times.
 
     waiting_seconds, inference_seconds, batch_size: the largest of its queries'. schedules: names, one per image.
     """
 
-    answers: tuple[Answer, ...]
+    predictions: tuple[Prediction, ...]
     schedules: tuple[str, ...]
     waiting_seconds: float
     inference_seconds: float
@@ -29,17 +29,7 @@ class Served:
     late: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a request gets no answers. retry_after_seconds: after how long a retry makes sense, 0 for unknown or
-    never."""
-
-    reason: DropReason
-    message: str
-    retry_after_seconds: float = 0.0
-
-
-Outcome = Served | Refused
+Outcome = Response | Rejection
 Deliver = Callable[[Outcome], None]
 
 
@@ -54,7 +44,7 @@ class Request:
     deliver: Deliver
     images: list[Future[Any]] = field(default_factory=list)
     queries: list[int] = field(default_factory=list)
-    answers: dict[int, Answer] = field(default_factory=dict)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
     schedules: dict[int, str] = field(default_factory=dict)
     accuracies: dict[int, float] = field(default_factory=dict)
     waiting_seconds: float = 0.0

@@ -15,7 +15,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 
-from fedstill.cloud_server.serving.server.events import DropReason, RanBatch
+from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
+from fedstill.cloud_server.serving.server.events import RanBatch
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -76,7 +77,7 @@ class ServingMetrics:
         self._offered.labels(label).inc(utility * queries)
         self._add(queries=queries, utility_offered=utility * queries)
 
-    def dropped(self, task: str, reason: DropReason, queries: int) -> None:
+    def dropped(self, task: str, reason: RejectionReason, queries: int) -> None:
         """A request ended without answers."""
         self._dropped.labels(self._label(task), reason).inc(queries)
         with self._lock:

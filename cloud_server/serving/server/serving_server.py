@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import grpc
 import uvicorn
 from fastapi import FastAPI
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedstill.cloud_server.edge_inference.inference_server import ServerError, ServerTls
+from fedstill.cloud_server.grpc.listen import ServerError, listen
+from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.serving_service import (
@@ -66,47 +65,35 @@ class ServingServer:
     ) -> None:
         self._service, self._dispatcher, self._tasks = service, dispatcher, tasks
         self._app, self._address = app, address
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._web: _Web | None = None
 
     async def start(self) -> Ports:
-        """Serve. Raises ServerError if an address is taken or the TLS material is unusable."""
-        options = (
-            ("grpc.max_receive_message_length", LARGEST_REQUEST),
-            ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share it
-        )
-        self._grpc = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._address.concurrent)
-        self._grpc.add_generic_rpc_handlers(self._service.handlers())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        """Serve. Raises ServerError if an address is taken or the TLS files are unusable."""
         host, wanted = self._address.listen
-        where = f"[{host}]:{wanted}" if ":" in host else f"{host}:{wanted}"
-        try:
-            if self._address.tls is None:
-                port = self._grpc.add_insecure_port(where)
-            else:
-                pair = (self._address.tls.key, self._address.tls.certificate)
-                port = self._grpc.add_secure_port(where, grpc.ssl_server_credentials([pair]))
-        except RuntimeError as error:
-            raise ServerError(f"{where}: cannot listen here (port taken, or bad TLS files)") from error
+        self._listener = listen(
+            f"[{host}]:{wanted}" if ":" in host else f"{host}:{wanted}",
+            self._address.tls,
+            self._service.handlers(),
+            largest_request=LARGEST_REQUEST,
+            concurrent=self._address.concurrent,
+        )
         web_port = await self._start_web()
         self._dispatcher.start()
-        await self._grpc.start()
-        for name in ("", INFERENCE_SERVICE, OWN_SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._listener.serve((INFERENCE_SERVICE, OWN_SERVICE))
         self._watching = asyncio.create_task(self._watch())
-        return Ports(port, web_port)
+        return Ports(self._listener.port, web_port)
 
     async def stop(self) -> None:
         """Take no new requests, answer the accepted ones (within the address's drain time), then close."""
         LOG.info("event=draining queued=%d", self._dispatcher.queued())
         self._dispatcher.drain()
-        await self._health.enter_graceful_shutdown()
+        await self._listener.announce_shutdown()
         self._watching.cancel()
         with suppress(asyncio.CancelledError):
             await self._watching
         idle = await asyncio.to_thread(self._dispatcher.wait_until_idle, self._address.drain_seconds)
         await asyncio.to_thread(self._dispatcher.stop)
-        await self._grpc.stop(GOODBYE_SECONDS)
+        await self._listener.server.stop(GOODBYE_SECONDS)
         if self._web is not None:
             await self._web.end()
         LOG.info("event=stopped everyone_answered=%s", idle)

@@ -21,12 +21,12 @@ from google.protobuf.message import DecodeError, Message
 from fedstill.cloud_server.auth.authenticator import Authorise, Context, bearer_token
 from fedstill.cloud_server.auth.tokens import TokenError
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.cloud_server.serving.engine.answers import ImageError
+from fedstill.cloud_server.serving.engine.predictions import ImageError
+from fedstill.cloud_server.serving.scheduling.queries import Rejection, RejectionReason
 from fedstill.cloud_server.serving.server import open_inference as protocol
 from fedstill.cloud_server.serving.server import request_images
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
-from fedstill.cloud_server.serving.server.events import DropReason
-from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Refused, Served
+from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Response
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.models.vit.preprocess import IMAGE_MEAN, IMAGE_STD
@@ -42,7 +42,7 @@ OWN_SERVICE = "fedstill.serving.v1.Serving"
 RETRY_KEY = "retry-after-ms"
 PLATFORM = "fedstill_elastic_vit"
 
-CODES: dict[DropReason, grpc.StatusCode] = {
+CODES: dict[RejectionReason, grpc.StatusCode] = {
     "too_late": grpc.StatusCode.DEADLINE_EXCEEDED,
     "evicted": grpc.StatusCode.DEADLINE_EXCEEDED,
     "overload": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -53,7 +53,7 @@ CODES: dict[DropReason, grpc.StatusCode] = {
     "cancelled": grpc.StatusCode.CANCELLED,
     "failed": grpc.StatusCode.INTERNAL,
 }
-FIELDS: dict[DropReason, str] = {
+FIELDS: dict[RejectionReason, str] = {
     "too_late": "latency_ms",
     "evicted": "latency_ms",
     "unknown_task": "task",
@@ -218,8 +218,8 @@ class ServingService:
         image = request_images.encoded(request.image, self._size)
         served = await self._ask(request.task, [image], latency_ms, utility)
         return own.MakeQueryResponse(
-            label=served.answers[0].label,
-            logits=served.answers[0].logits.tolist(),
+            label=served.predictions[0].label,
+            logits=served.predictions[0].logits.tolist(),
             schedule=served.schedules[0],
             waiting_ms=1e3 * served.waiting_seconds,
             inference_ms=1e3 * served.inference_seconds,
@@ -251,7 +251,7 @@ class ServingService:
 
     async def _ask(
         self, task: str, images: Sequence[Prepare], latency_ms: float | None, utility: float | None
-    ) -> Served:
+    ) -> Response:
         """Through the queue. Raises RequestError for a refusal; if the client leaves, its request is cancelled."""
         known = self._tasks.served.get(task)
         if latency_ms is None:
@@ -274,7 +274,7 @@ class ServingService:
         except asyncio.CancelledError:
             self._dispatcher.cancel(request)
             raise
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Rejection):
             retry = CODES[outcome.reason] is grpc.StatusCode.RESOURCE_EXHAUSTED
             raise RequestError(
                 CODES[outcome.reason],

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from helpers.vit import task
 from sqlalchemy import Engine, MetaData, create_engine, inspect
 
-from fedstill.cli.console import one_line_errors
+from fedstill.cli.shared.console import one_line_errors
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation import journal as journal_module
 from fedstill.cloud_server.federation.job_key import JobKey

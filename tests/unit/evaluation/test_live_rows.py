@@ -10,21 +10,21 @@ import pytest
 from fedstill.cloud_server.serving.scheduling.virtual_time import EVICTED, LATE, RIGHT, WRONG
 from fedstill.datasets.loads.query_mix import Load
 from fedstill.evaluation.serving.live_rows import LiveRun, batches_of, run_row, series_row
-from fedstill.evaluation.serving.open_loop import UNSENT, Record, Reply
+from fedstill.evaluation.serving.open_loop import UNSENT, Record, Response
 
 LABELS = ["cat", "dog", "cat", "dog", "cat", "dog"]
 
 
-def answer(label: str, batch: float = 30.0, size: int = 2, schedule: str = "-10") -> Reply:
-    return Reply("answered", label, schedule, waiting_ms=100.0, inference_ms=batch, batch_size=size)
+def answer(label: str, batch: float = 30.0, size: int = 2, schedule: str = "-10") -> Response:
+    return Response("answered", label, schedule, waiting_ms=100.0, inference_ms=batch, batch_size=size)
 
 
 REPLIES = (
     answer("cat"),  # right, in time
     answer("cat"),  # wrong, in time
     answer("cat", 50.0, 1, "0"),  # right, but late
-    Reply("too_late"),
-    Reply("overload"),
+    Response("too_late"),
+    Response("overload"),
     UNSENT,
 )
 
@@ -78,11 +78,11 @@ def test_series_put_answers_where_their_batch_began(run: LiveRun) -> None:
 
 
 def test_a_server_that_answers_nothing_makes_a_row(run: LiveRun) -> None:
-    record = replace(run.record, replies=(Reply("overload"),) * 6, seconds=np.full(6, np.inf))
+    record = replace(run.record, responses=(Response("overload"),) * 6, seconds=np.full(6, np.inf))
     row = run_row(replace(run, record=record))
     assert (row.type4, row.utility_earned, row.batches, row.busy) == (6, 0.0, 0, 0.0)
 
 
 def test_a_server_that_says_nothing_of_its_waiting_has_no_percentiles_of_it(run: LiveRun) -> None:
-    silent = tuple(replace(reply, waiting_ms=float("nan")) for reply in REPLIES)
-    assert run_row(replace(run, record=replace(run.record, replies=silent))).waiting_ms == {}
+    silent = tuple(replace(response, waiting_ms=float("nan")) for response in REPLIES)
+    assert run_row(replace(run, record=replace(run.record, responses=silent))).waiting_ms == {}

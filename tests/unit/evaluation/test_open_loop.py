@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from fedstill.evaluation.serving.open_loop import UNANSWERED, UNSENT, Record, Reply, play
+from fedstill.evaluation.serving.open_loop import UNANSWERED, UNSENT, Record, Response, play
 
-OK = Reply("answered", label="cat")
+OK = Response("answered", label="cat")
 
 
 def run(
@@ -24,7 +24,7 @@ def test_a_server_that_answers_nothing_is_sent_everything_all_the_same() -> None
     asked: list[int] = []
     everything = asyncio.Event()
 
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         asked.append(place)
         if len(asked) == 20:
             everything.set()
@@ -33,13 +33,13 @@ def test_a_server_that_answers_nothing_is_sent_everything_all_the_same() -> None
 
     record = run([0.001 * n for n in range(20)], send)
     assert asked == list(range(20))
-    assert record.replies == (OK,) * 20
+    assert record.responses == (OK,) * 20
 
 
 def test_what_would_exceed_the_bound_is_not_sent_and_said_so() -> None:
     release = asyncio.Event()
 
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         if place == 7:
             release.set()
         await release.wait()
@@ -51,7 +51,7 @@ def test_what_would_exceed_the_bound_is_not_sent_and_said_so() -> None:
         return await play(times, times + 1, send, outstanding=4)
 
     record = asyncio.run(both())
-    assert record.replies == (OK,) * 4 + (UNSENT,) * 2
+    assert record.responses == (OK,) * 4 + (UNSENT,) * 2
     assert np.isnan(record.lag[4:]).all()
     assert np.isinf(record.seconds[4:]).all()
     assert np.isfinite(record.seconds[:4]).all()
@@ -60,7 +60,7 @@ def test_what_would_exceed_the_bound_is_not_sent_and_said_so() -> None:
 def test_a_query_that_is_never_answered_ends_with_the_grace() -> None:
     cancelled: list[int] = []
 
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -69,13 +69,13 @@ def test_a_query_that_is_never_answered_ends_with_the_grace() -> None:
         return OK
 
     record = run([0.0, 0.01], send, latency=0.05, grace=0.1)
-    assert record.replies == (UNANSWERED,) * 2
+    assert record.responses == (UNANSWERED,) * 2
     assert sorted(cancelled) == [0, 1]
     assert np.isinf(record.seconds).all()
 
 
 def test_latency_counts_from_the_planned_time_and_lag_shows_a_slow_generator() -> None:
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         if place == 0:
             time.sleep(0.2)  # the generator itself is stuck, not the server
         return OK
@@ -88,7 +88,7 @@ def test_latency_counts_from_the_planned_time_and_lag_shows_a_slow_generator() -
 def test_the_time_left_shrinks_with_the_lag() -> None:
     seen: dict[int, float] = {}
 
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         seen[place] = left
         return OK
 
@@ -98,7 +98,7 @@ def test_the_time_left_shrinks_with_the_lag() -> None:
 
 
 def test_a_send_that_raises_is_a_defect_and_shows() -> None:
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
@@ -106,7 +106,7 @@ def test_a_send_that_raises_is_a_defect_and_shows() -> None:
 
 
 def test_a_load_without_queries_ends_at_once() -> None:
-    async def send(place: int, left: float) -> Reply:
+    async def send(place: int, left: float) -> Response:
         raise AssertionError
 
-    assert run([], send).replies == ()
+    assert run([], send).responses == ()

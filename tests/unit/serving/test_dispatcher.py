@@ -13,7 +13,7 @@ from helpers.queries import ON_THESIS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedstill.cloud_server.serving.engine.answers import Answer, ImageError, Refusal
+from fedstill.cloud_server.serving.engine.predictions import ImageError, Prediction
 from fedstill.cloud_server.serving.policies.fedstill import FedstillPolicy
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
@@ -21,7 +21,7 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.events import RanBatch
-from fedstill.cloud_server.serving.server.requests import Outcome, Refused, Request, Served
+from fedstill.cloud_server.serving.server.requests import Outcome, Request, Response
 
 CLASSES = ("yes", "no")
 DELTAS = (0, -5, -10, -15, -20, 2, 4, 8)
@@ -93,7 +93,9 @@ class World:
             lambda: self.now,
         )
 
-    def infer(self, images: Sequence[object], tasks: Sequence[str], name: str) -> list[Answer | Refusal]:
+    def infer(
+        self, images: Sequence[object], tasks: Sequence[str], name: str
+    ) -> list[Prediction | Rejection]:
         self.during()
         if self.broken:
             raise RuntimeError("the engine is on fire")
@@ -101,9 +103,9 @@ class World:
         self.now += self.slowdown * schedule.seconds(len(images))
         self.seen.append(list(images))
         return [
-            Refusal("bad_image", "holds NaN")
+            Rejection("bad_image", message="holds NaN")
             if image == "nan"
-            else Answer(np.array([1.0, 0.0], np.float32), CLASSES)
+            else Prediction(np.array([1.0, 0.0], np.float32), CLASSES)
             for image in images
         ]
 
@@ -172,7 +174,7 @@ class Choosy(Policy):
 
 
 def refused(outcome: Outcome) -> str:
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, Rejection)
     assert outcome.message
     return outcome.reason
 
@@ -182,8 +184,8 @@ def test_a_request_is_answered_with_how_it_came_about() -> None:
     number, _ = world.ask("a")
     world.run()
     outcome = world.outcome(number)
-    assert isinstance(outcome, Served)
-    assert outcome.answers[0].label == "yes"
+    assert isinstance(outcome, Response)
+    assert outcome.predictions[0].label == "yes"
     assert outcome.schedules == ("8",)  # nobody else is there: the sharpest
     assert (outcome.batch_size, outcome.late, outcome.waiting_seconds) == (1, False, 0.0)
     assert outcome.inference_seconds == pytest.approx(0.0144)
@@ -197,8 +199,8 @@ def test_images_of_a_request_share_no_batch_but_one_answer() -> None:
     number, _ = world.ask(*range(10), latency=10)
     world.run()
     outcome = world.outcome(number)
-    assert isinstance(outcome, Served)
-    assert len(outcome.answers) == len(outcome.schedules) == 10
+    assert isinstance(outcome, Response)
+    assert len(outcome.predictions) == len(outcome.schedules) == 10
     assert len(world.seen) >= 3
     assert sorted(image for batch in world.seen for image in batch) == list(range(10))  # type: ignore[type-var]
 
@@ -210,11 +212,11 @@ def test_one_refusal_refuses_the_request_and_takes_the_rest_back() -> None:
     second, _ = world.ask("c", "d")
     outcome = world.outcome(second)
     assert refused(outcome) == "overload"
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, Rejection)
     assert outcome.retry_after_seconds == 0.25
     assert policy.queued() == world.dispatcher.queued() == 2
     world.run()
-    assert isinstance(world.outcome(first), Served)
+    assert isinstance(world.outcome(first), Response)
     assert world.watcher.drops == {"overload": 2}
 
 
@@ -224,7 +226,7 @@ def test_a_request_larger_than_the_queue_gets_a_hint() -> None:
     number, _ = world.ask("c", "d")
     outcome = world.outcome(number)
     assert refused(outcome) == "full"
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, Rejection)
     assert outcome.retry_after_seconds > 0
 
 
@@ -236,7 +238,7 @@ def test_a_client_that_leaves_is_forgotten() -> None:
     world.dispatcher.cancel(ticket)
     world.run()
     assert world.outcomes[gone] == []
-    assert isinstance(world.outcome(there), Served)
+    assert isinstance(world.outcome(there), Response)
     assert world.seen == [["there"]]
     assert world.watcher.drops == {"cancelled": 2}
 
@@ -248,7 +250,7 @@ def test_a_client_that_leaves_while_its_batch_runs_is_forgotten_too() -> None:
     world.during = lambda: world.dispatcher.cancel(ticket)
     world.run()
     assert world.outcomes[gone] == []
-    assert isinstance(world.outcome(there), Served)
+    assert isinstance(world.outcome(there), Response)
 
 
 def test_all_clients_of_a_batch_leave_before_it_runs() -> None:
@@ -265,7 +267,7 @@ def test_all_clients_of_a_batch_leave_before_it_runs() -> None:
     assert world.seen == []
     later, _ = world.ask("later", latency=0.05)  # the policy does not think that the engine is busy
     world.run()
-    assert isinstance(world.outcome(later), Served)
+    assert isinstance(world.outcome(later), Response)
     assert world.outcomes[gone] == []
 
 
@@ -287,7 +289,7 @@ def test_an_objective_of_zero_is_too_late_at_once(name: str) -> None:
     assert refused(world.outcome(number)) == "too_late"
     other, _ = world.ask("b")
     world.run()
-    assert isinstance(world.outcome(other), Served)
+    assert isinstance(world.outcome(other), Response)
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -295,7 +297,7 @@ def test_a_worthless_query_is_answered_where_there_is_time(name: str) -> None:
     world = World(make_policy(name, made_profile()))
     number, _ = world.ask("a", utility=0.0)
     world.run()
-    assert isinstance(world.outcome(number), Served)
+    assert isinstance(world.outcome(number), Response)
 
 
 def test_a_late_answer_is_an_answer_that_counts_as_late() -> None:
@@ -304,7 +306,7 @@ def test_a_late_answer_is_an_answer_that_counts_as_late() -> None:
     number, _ = world.ask("a", latency=0.1)
     world.run()
     outcome = world.outcome(number)
-    assert isinstance(outcome, Served)
+    assert isinstance(outcome, Response)
     assert outcome.late
     assert world.watcher.late == 1
 
@@ -317,8 +319,8 @@ def test_a_poisoned_image_harms_its_own_request_only(poison: str) -> None:
     also_good, _ = world.ask("c")
     world.run()
     assert refused(world.outcome(bad)) == "bad_image"
-    assert isinstance(world.outcome(good), Served)
-    assert isinstance(world.outcome(also_good), Served)
+    assert isinstance(world.outcome(good), Response)
+    assert isinstance(world.outcome(also_good), Response)
 
 
 def test_a_task_is_deleted_while_queries_wait() -> None:
@@ -329,7 +331,7 @@ def test_a_task_is_deleted_while_queries_wait() -> None:
     world.run()
     assert done.result(0) is None
     assert refused(world.outcome(cats)) == "unknown_task"
-    assert isinstance(world.outcome(dogs), Served)
+    assert isinstance(world.outcome(dogs), Response)
     assert refused(world.outcome(world.ask("d", task="cats")[0])) == "unknown_task"
 
 
@@ -348,7 +350,7 @@ def test_a_swap_takes_along_what_was_learnt_and_who_waits() -> None:
     assert isinstance(new, FedstillPolicy)
     assert new is not old
     assert new.latency.scale > 2
-    assert isinstance(world.outcome(waiting), Served)
+    assert isinstance(world.outcome(waiting), Response)
 
 
 def test_a_swap_that_fails_changes_nothing() -> None:
@@ -363,7 +365,7 @@ def test_a_swap_that_fails_changes_nothing() -> None:
     world.run()
     assert isinstance(done.exception(0), ValueError)
     assert world.dispatcher.policy is old
-    assert isinstance(world.outcome(number), Served)
+    assert isinstance(world.outcome(number), Response)
 
 
 def test_a_drain_answers_who_is_in_and_turns_away_who_comes() -> None:
@@ -374,7 +376,7 @@ def test_a_drain_answers_who_is_in_and_turns_away_who_comes() -> None:
     assert refused(world.outcome(late)) == "draining"
     assert not world.dispatcher.wait_until_idle(0)
     world.run()
-    assert isinstance(world.outcome(early), Served)
+    assert isinstance(world.outcome(early), Response)
     assert world.dispatcher.wait_until_idle(0)
 
 
@@ -398,7 +400,7 @@ def test_an_engine_that_fails_fails_its_batch_and_teaches_nothing() -> None:
     world.broken = False
     world.run()
     assert refused(world.outcome(broken)) == "failed"
-    assert isinstance(world.outcome(whole), Served)
+    assert isinstance(world.outcome(whole), Response)
     assert policy.learnt == [0, 1]
 
 
@@ -411,7 +413,7 @@ def test_a_delivery_that_fails_is_nobody_elses_trouble() -> None:
     world.dispatcher.submit("cats", [lambda: "a"], 1.0, 1.0, fail)
     number, _ = world.ask("b")
     world.run()
-    assert isinstance(world.outcome(number), Served)
+    assert isinstance(world.outcome(number), Response)
 
 
 class Crashing(Choosy):
@@ -429,7 +431,7 @@ class Crashing(Choosy):
 def test_a_policy_that_fails_fails_who_waits_and_the_engine_goes_on() -> None:
     with ThreadPoolExecutor(1) as preparing:
         dispatcher = Dispatcher(
-            Crashing(room=9), lambda images, *_: [Answer(np.zeros(2, np.float32), CLASSES)], preparing
+            Crashing(room=9), lambda images, *_: [Prediction(np.zeros(2, np.float32), CLASSES)], preparing
         )
         outcomes: list[Outcome] = []
         arrived = threading.Semaphore(0)
@@ -445,7 +447,7 @@ def test_a_policy_that_fails_fails_who_waits_and_the_engine_goes_on() -> None:
         dispatcher.stop()
     first, second = outcomes
     assert refused(first) == "failed"
-    assert isinstance(second, Served)
+    assert isinstance(second, Response)
 
 
 class Waking(Choosy):
@@ -479,12 +481,12 @@ def test_the_first_query_after_an_overload_is_welcome() -> None:
         if len(outcomes) % 30 == 0:
             world.dispatcher.step()
     world.run()
-    assert "overload" in {one.reason for n in outcomes if isinstance(one := world.outcome(n), Refused)}
+    assert "overload" in {one.reason for n in outcomes if isinstance(one := world.outcome(n), Rejection)}
     world.now += 5
     world.dispatcher.step()
     number, _ = world.ask("late comer", utility=0.01)
     world.run()
-    assert isinstance(world.outcome(number), Served)
+    assert isinstance(world.outcome(number), Response)
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -529,7 +531,7 @@ def test_many_threads_ask_and_leave() -> None:
     with ThreadPoolExecutor(2) as preparing:
         dispatcher = Dispatcher(
             FedstillPolicy(profile),
-            lambda images, *_: [Answer(np.zeros(2, np.float32), CLASSES) for _ in images],
+            lambda images, *_: [Prediction(np.zeros(2, np.float32), CLASSES) for _ in images],
             preparing,
         )
         dispatcher.start()
@@ -566,5 +568,5 @@ def test_a_task_that_is_never_right_breaks_nothing() -> None:
     good, _ = world.ask("a", task="cats")
     expired, _ = world.ask("b", task="dogs", latency=0.2)
     world.run()
-    assert isinstance(world.outcome(good), Served)
-    assert not isinstance(outcome := world.outcome(expired), Refused) or outcome.reason != "failed"
+    assert isinstance(world.outcome(good), Response)
+    assert not isinstance(outcome := world.outcome(expired), Rejection) or outcome.reason != "failed"

@@ -11,13 +11,14 @@ import pytest
 import torch
 from helpers.vit import LAYERS, WIDTH, images, task, tiny_trunk
 
-from fedstill.cloud_server.serving.engine.answers import Answer, Refusal
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.environment import (
     CPU_SETTINGS,
     missing_settings,
     serving_environment,
 )
+from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.packed_linear import can_pack, pack_linears
 from fedstill.models.vit.schedules import TokenSchedule, constant_schedule
@@ -49,7 +50,7 @@ def test_answers_are_those_of_the_plain_network(engine: Engine, schedule: TokenS
     with torch.inference_mode():
         wanted = bank.logits(net.features(batch, schedule, bank.prompts(rows, schedule.prompts)), rows)
     for row, answer in enumerate(engine.infer(batch, names, schedule)):
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Prediction)
         assert answer.class_names == TASKS[names[row]].class_names
         np.testing.assert_allclose(answer.logits, wanted[row, : len(answer.logits)], atol=1e-4)
 
@@ -59,19 +60,23 @@ def test_a_bad_row_does_not_disturb_the_others(engine: Engine) -> None:
     batch[1, 0, 3, 3] = torch.nan
     alone = engine.infer(images(4)[3:], ["three"], PROMPTED)
     results = engine.infer(batch, ["nothing", "five", "bare", "three"], PROMPTED)
-    assert [r.kind for r in results if isinstance(r, Refusal)] == ["unknown_task", "bad_image", "no_prompts"]
+    assert [r.reason for r in results if isinstance(r, Rejection)] == [
+        "unknown_task",
+        "bad_image",
+        "no_prompts",
+    ]
     np.testing.assert_allclose(results[3].logits, alone[0].logits, atol=1e-5)
-    assert all(isinstance(r, Refusal) for r in engine.infer(images(2), ["x", "y"], PLAIN))
+    assert all(isinstance(r, Rejection) for r in engine.infer(images(2), ["x", "y"], PLAIN))
 
 
 def test_values_too_large_to_compute_with_are_refused(engine: Engine) -> None:
     batch = images(3)
     batch[1, 0, 3, 3] = 1e38  # finite, but not for long
     results = engine.infer(batch, ["three"] * 3, PLAIN)
-    assert isinstance(results[1], Refusal)
-    assert results[1].kind == "bad_image"
-    assert isinstance(results[0], Answer)
-    assert isinstance(results[2], Answer)
+    assert isinstance(results[1], Rejection)
+    assert results[1].reason == "bad_image"
+    assert isinstance(results[0], Prediction)
+    assert isinstance(results[2], Prediction)
 
 
 def test_a_swap_changes_later_batches_only_and_a_bad_one_nothing() -> None:
@@ -80,7 +85,7 @@ def test_a_swap_changes_later_batches_only_and_a_bad_one_nothing() -> None:
     engine.swap({"three": task(3, 9)})
     after = engine.infer(images(1), ["three"], PLAIN)[0]
     assert np.abs(before.logits - after.logits).max() > 0.1
-    assert engine.infer(images(1), ["five"], PLAIN)[0].kind == "unknown_task"
+    assert engine.infer(images(1), ["five"], PLAIN)[0].reason == "unknown_task"
     with pytest.raises(ValueError, match="made for another trunk"):
         engine.swap({"three": task(3, 1, width=WIDTH + 1)})
     assert engine.bank.names == ("three",)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedstill.cloud_server.serving.policies.exact_plan import Floats, Plan, exact_plan, grid_plan
+from fedstill.cloud_server.serving.policies.exact_plan import BatchPlan, Floats, exact_plan, grid_plan
 from fedstill.cloud_server.serving.policies.token_allocation import allocate_indices
 
 Problem = tuple[Floats, Floats, Floats]
@@ -58,7 +58,7 @@ def brute_force_by_deadline(seconds: Floats, values: Floats, slack: Floats) -> f
     return best
 
 
-def worth(plan: Plan, problem: Problem) -> float:
+def worth(plan: BatchPlan, problem: Problem) -> float:
     """The plan's value, counted again; fails where a batch of it would be late."""
     seconds, values, slack = problem
     clock = value = 0.0
@@ -136,7 +136,7 @@ def test_algorithm_2_never_beats_the_exact_plan_and_sometimes_loses() -> None:
     for seed in range(200):
         seconds, values, slack = made_problem(seed, most_batches=8)
         values = np.abs(values)
-        chosen = Plan(allocate_indices(seconds, values, slack, 0.0), 0.0)
+        chosen = BatchPlan(allocate_indices(seconds, values, slack, 0.0), 0.0)
         value = worth(chosen, (seconds, values, slack))
         best = exact_plan(seconds, values, slack).value
         assert value <= best + 1e-9
@@ -146,5 +146,5 @@ def test_algorithm_2_never_beats_the_exact_plan_and_sometimes_loses() -> None:
 
 def test_without_batches_there_is_nothing_to_plan() -> None:
     empty = np.empty((0, 3))
-    assert exact_plan(empty, empty, np.empty(0)) == Plan((), 0.0)
-    assert grid_plan(empty, empty, np.empty(0), 0.01) == Plan((), 0.0)
+    assert exact_plan(empty, empty, np.empty(0)) == BatchPlan((), 0.0)
+    assert grid_plan(empty, empty, np.empty(0), 0.01) == BatchPlan((), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,12 +18,11 @@ from fedstill.cloud_server.serving.engine.profiler import (
     ScheduleProfile,
     activation_bytes,
     fit_affine,
+    make_profile,
     measure_right,
     profile_engine,
-    profile_to_plain,
-    useful,
 )
-from fedstill.cloud_server.serving.scheduling.profile import Schedule
+from fedstill.cloud_server.serving.scheduling.profile import Schedule, profile_to_plain
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import constant_schedule, parse_schedule
 
@@ -72,6 +72,13 @@ def test_times_that_are_none_are_refused() -> None:
         fit_affine((1, 2), (0.0, 1.0))
 
 
+def useful(profiles: Sequence[ScheduleProfile]) -> tuple[ScheduleProfile, ...]:
+    """Those that stay in a profile without dominated schedules."""
+    tasks = [f"task {place}" for place in range(len(profiles[0].accuracy))]
+    kept = make_profile("made", "a test", tasks, profiles).without_dominated().schedules
+    return tuple(profile for profile in profiles if profile.planned in kept)
+
+
 def test_dominated_schedules_are_left_out() -> None:
     fast, exact = made("-3", 0.001, 0.01, 0.7, 0.8), made("0", 0.001, 0.02, 0.9, 0.9)
     slower_and_worse = made("-2", 0.002, 0.021, 0.8, 0.8)
@@ -89,7 +96,8 @@ def test_a_profile_of_what_all_tasks_can_run(engine: Engine) -> None:
         assert len(profile.accuracy) == 2
         assert profile.time.seconds(1) > 0
         assert profile.maximum_batch == 4
-    plain = json.loads(json.dumps(profile_to_plain("made", "a test", list(sets), profiles)))
+    profile = make_profile("made", "a test", list(sets), profiles).without_dominated()
+    plain = json.loads(json.dumps(profile_to_plain(profile)))
     assert (plain["format"], plain["tasks"], plain["variants"]) == (1, ["a", "b"], [])
     for entry in plain["schedules"]:
         assert parse_schedule(entry["name"], LAYERS).prompts == max(entry["token_delta"], 0)

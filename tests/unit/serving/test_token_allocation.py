@@ -7,7 +7,7 @@ import pytest
 from helpers.queries import made_profile, made_query
 
 from fedstill.cloud_server.serving.policies.batching import FormingBatch
-from fedstill.cloud_server.serving.policies.exact_plan import Plan, exact_plan
+from fedstill.cloud_server.serving.policies.exact_plan import BatchPlan, exact_plan
 from fedstill.cloud_server.serving.policies.token_allocation import (
     AllocationSettings,
     allocate,
@@ -51,7 +51,7 @@ def test_a_hand_worked_example() -> None:
     deadlines = np.array([12.0, 13.0, 14.0])
     assert allocate_indices(seconds, utility, deadlines, 10.0) == (None, 1, 0)
     just_before = deadlines - 10.0 - 1e-9
-    assert exact_plan(seconds, utility, just_before) == Plan((None, None, 1), 9.0)
+    assert exact_plan(seconds, utility, just_before) == BatchPlan((None, None, 1), 9.0)
 
 
 def test_skipping_everything_keeps_the_clock_and_looks_up_no_schedule() -> None:

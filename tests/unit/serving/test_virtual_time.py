@@ -14,7 +14,7 @@ from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
-from fedstill.cloud_server.serving.scheduling.virtual_time import Engine, Outcome, as_queries, simulate
+from fedstill.cloud_server.serving.scheduling.virtual_time import Outcome, VirtualEngine, as_queries, simulate
 from fedstill.datasets.loads.arrivals import step
 from fedstill.datasets.loads.query_mix import Load, draw_load
 
@@ -25,7 +25,9 @@ def made_load(rows: Sequence[tuple[float, float, float]]) -> Load:
     return Load(arrival, arrival + latency, np.zeros(len(rows), dtype=np.int64), np.ones(len(rows)), draw)
 
 
-def run(policy: Policy, load: Load, profile: Profile, engine: Engine | None = None, seed: int = 0) -> Outcome:
+def run(
+    policy: Policy, load: Load, profile: Profile, engine: VirtualEngine | None = None, seed: int = 0
+) -> Outcome:
     return simulate(policy, load, as_queries(load), profile, np.random.default_rng(seed), engine)
 
 
@@ -57,7 +59,7 @@ def test_an_engine_slower_than_its_profile_answers_late() -> None:
     """20 ms become 60 ms, the deadline is at 50."""
     profile = made_profile()
     load = made_load([(0.0, 0.05, 0.1)])
-    outcome = run(FixedPolicy("tome10", profile, -10), load, profile, Engine(slowdown=lambda _: 3.0))
+    outcome = run(FixedPolicy("tome10", profile, -10), load, profile, VirtualEngine(slowdown=lambda _: 3.0))
     assert outcome.kind.tolist() == [3]
 
 
@@ -85,7 +87,7 @@ def test_jitter_is_the_same_for_the_same_seed() -> None:
     profile = thesis_profile()
     load = draw_load(np.arange(2000) / 400, profile.tasks, np.random.default_rng(0))
     runs = [
-        run(make_policy("fedstill", profile), load, profile, Engine(jitter=0.1), seed).batch_seconds
+        run(make_policy("fedstill", profile), load, profile, VirtualEngine(jitter=0.1), seed).batch_seconds
         for seed in (1, 1, 2)
     ]
     assert np.array_equal(runs[0], runs[1])
@@ -99,7 +101,7 @@ def test_every_query_gets_exactly_one_answer_through_a_burst(name: str) -> None:
     load = draw_load(
         step(150, 10, 2, 4, 8, np.random.default_rng(1)), profile.tasks, np.random.default_rng(2)
     )
-    engine = Engine(jitter=0.2, slowdown=lambda now: 3.0 if 3 <= now < 5 else 1.0)
+    engine = VirtualEngine(jitter=0.2, slowdown=lambda now: 3.0 if 3 <= now < 5 else 1.0)
     outcome = run(make_policy(name, profile), load, profile, engine)
     assert len(outcome.kind) == len(load)
     assert set(outcome.kind.tolist()) <= {1, 2, 3, 4}
@@ -111,7 +113,7 @@ def test_fedstill_is_hardly_late_on_an_engine_that_scatters() -> None:
     """The margin of the latency model: at most 1 % late under overload with 10 % scatter."""
     profile = thesis_profile()
     load = draw_load(np.arange(30_000) / 1500, profile.tasks, np.random.default_rng(2))
-    outcome = run(make_policy("fedstill", profile), load, profile, Engine(jitter=0.1))
+    outcome = run(make_policy("fedstill", profile), load, profile, VirtualEngine(jitter=0.1))
     assert np.mean(outcome.kind == 3) <= 0.01
     assert np.mean(outcome.kind == 1) > 0.2
 

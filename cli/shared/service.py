@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedstill.cli.console import one_line_errors
+from fedstill.cli.shared.console import one_line_errors
 
 
 @contextmanager

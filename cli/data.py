@@ -1,0 +1,99 @@
+"""``fedstill data``: prepare a raw dataset, check the dataset of an experiment."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedstill.cli.shared.console import FAILED, console, one_line_errors
+from fedstill.common.cores import usable_cores
+
+if TYPE_CHECKING:
+    from fedstill.datasets.audiovisual.prepare import PrepareReport
+
+app = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
+BAD_CLIPS_SHOWN = 20
+
+
+class RawDataset(StrEnum):
+    """Datasets with an official layout to prepare."""
+
+    CREMAD = "cremad"
+    AVE = "ave"
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
+    root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
+    out: Annotated[Path | None, typer.Option(help="Where the arrays go (default: ROOT/prepared).")] = None,
+    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = usable_cores(),
+    size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
+    split: Annotated[
+        Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")
+    ] = None,
+    checksums: Annotated[
+        Path | None, typer.Option(help="CSV of path,sha256,bytes to verify against.")
+    ] = None,
+) -> None:
+    """Decode a raw dataset once into compact arrays; run it again to resume."""
+    from rich.progress import Progress
+
+    from fedstill.datasets.audiovisual.clip import DataError
+    from fedstill.datasets.audiovisual.prepare import prepare_ave, prepare_cremad
+
+    target = out or root / "prepared"
+    with one_line_errors(), Progress(console=console) as bar:
+        task = bar.add_task(f"decoding {dataset.value}", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if dataset is RawDataset.CREMAD:
+            outcome = prepare_cremad(
+                root, target, split_csv=split, checksums=checksums, size=size, workers=workers, progress=show
+            )
+        elif split is not None:
+            raise DataError("--split is for cremad; AVE's lists lie in its root folder")
+        else:
+            outcome = prepare_ave(
+                root, target, checksums=checksums, size=size, workers=workers, progress=show
+            )
+    _show(outcome, target)
+    if len(outcome.bad) == len(outcome.clips):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    experiment: Annotated[str, typer.Argument(help="Experiment whose dataset is checked.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE")] = None,
+) -> None:
+    """Decode every clip of an experiment's dataset and list what is wrong with it."""
+    from fedstill.datasets.audiovisual.prepare import check_dataset
+    from fedstill.simulation.config import load_experiment
+    from fedstill.simulation.sources import open_source
+
+    with one_line_errors():
+        source = open_source(load_experiment(experiment, set_ or []))
+        problems = check_dataset(source)
+    for problem in problems:
+        console.print(problem, highlight=False, markup=False)
+    console.print(f"{source.name}: {len(source.index)} clips, {len(problems)} problems", highlight=False)
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def _show(outcome: PrepareReport, folder: Path) -> None:
+    """The first bad clips and why, then the counts."""
+    for clip in outcome.bad[:BAD_CLIPS_SHOWN]:
+        console.print(
+            f"{clip.clip_id}: {clip.outcome}, {clip.reason}", highlight=False, markup=False, soft_wrap=True
+        )
+    if len(outcome.bad) > BAD_CLIPS_SHOWN:
+        console.print(f"... {len(outcome.bad) - BAD_CLIPS_SHOWN} more", highlight=False)
+    counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items() if count)
+    console.print(f"{counts}; full list: {folder / 'report.json'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,76 @@
+"""``fedstill simulate``: an experiment on this machine; and ``fedstill experiments``, those that are shipped."""
+
+from __future__ import annotations
+
+import signal
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fedstill.cli.shared.console import console, errors, one_line_errors
+
+INTERRUPTED = 130
+
+
+class Runtime(StrEnum):
+    """What carries the messages between cloud and devices."""
+
+    FLOWER = "flower"
+    INPROCESS = "inprocess"
+
+
+def simulate(
+    experiment: Annotated[str, typer.Argument(help="Shipped experiment or TOML file.")] = "quickstart",
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-TIME).")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
+    engine: Annotated[
+        Runtime, typer.Option(help="flower: real runtime; inprocess: for debugging.")
+    ] = Runtime.FLOWER,
+) -> None:
+    """Watch a cloud teach personal students to simulated devices, and see what it was worth."""
+    from fedstill.common.errors import ConfigError
+    from fedstill.evaluation.federated.report import console_table
+    from fedstill.evaluation.results import read_clips
+    from fedstill.simulation.config import load_experiment
+    from fedstill.simulation.launcher import load_run, simulate
+
+    with one_line_errors():
+        if resume is not None:
+            if set_ or seeds or out:
+                raise ConfigError("--resume continues a run as it was begun: drop --seeds, --set and --out")
+            run_dir = resume.resolve()
+            plan = load_run(run_dir)
+        else:
+            overrides = [*(set_ or []), *([f"run.seeds={seeds}"] if seeds else [])]
+            plan = load_experiment(experiment, overrides)
+            run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+            if (run_dir / "plan.json").exists():
+                raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
+        # Also for a shell that started us with interrupts ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            results = simulate(plan, run_dir, engine.value, console)
+        except KeyboardInterrupt:
+            begun = (run_dir / "plan.json").exists()
+            hint = f"go on with: fedstill simulate --resume {run_dir}" if begun else "nothing was trained yet"
+            errors.print(f"interrupted; {escape(hint)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
+    console.print(console_table(results, read_clips(run_dir)))
+    console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def experiments() -> None:
+    """List the shipped experiments."""
+    from fedstill.simulation.config import load_experiment, shipped_experiments
+
+    for name in shipped_experiments():
+        console.print(f"{name:<16} {load_experiment(name).title}", highlight=False)

@@ -1,0 +1,15 @@
+"""By what a server proves who it is: one record for every server of the cloud, the SuperLink too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """PEM files: who signed, the server's certificate (chain) and its private key; an authority has them."""
+
+    ca_file: Path
+    certificate_file: Path
+    key_file: Path

@@ -1,0 +1,58 @@
+"""The profile of a registry's tasks on this machine, for the planner: ``fedstill tasks profile``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
+from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.profiler import ScheduleProfile, make_profile, profile_engine
+from fedstill.cloud_server.serving.engine.trunk import Trunk
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.common.option_values import as_mistake, whole_numbers
+from fedstill.common.provenance import hardware
+from fedstill.datasets.images.image_tasks import ImageTask
+from fedstill.models.vit.task_bank import TaskParameters
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """As typed: schedules (None for the usual ones), batch sizes, images per task and their seed, and the bytes that
+    the activations of a batch may take."""
+
+    schedules: str | None
+    batches: str
+    images: int
+    seed: int
+    memory_limit: int | None
+
+
+def profile_tasks(
+    trunk: Trunk,
+    parameters: dict[str, TaskParameters],
+    images: Mapping[str, ImageTask],
+    options: ProfileOptions,
+    on_progress: Callable[[str], None],
+) -> tuple[Profile, tuple[ScheduleProfile, ...]]:
+    """The profile, without dominated schedules, and everything as it was measured.
+
+    images: of every task, by name. Raises ConfigError for options that do not fit the trunk or the tasks.
+    """
+    with as_mistake("--schedules or --batches"):
+        settings = EngineSettings(
+            chosen_schedules(options.schedules, trunk.net, parameters),
+            whole_numbers("--batches", options.batches),
+        )
+    loaded = {name: task.load("val", options.images, options.seed) for name, task in images.items()}
+    engine = Engine(trunk.net, parameters, settings)
+    engine.warm_up()
+    with as_mistake("--schedules"):
+        measured = profile_engine(
+            engine,
+            {name: (one.images, one.labels) for name, one in loaded.items()},
+            memory_limit=options.memory_limit,
+            progress=on_progress,
+        )
+    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {options.images} images per task"
+    return make_profile(trunk.architecture, source, tuple(images), measured).without_dominated(), measured
