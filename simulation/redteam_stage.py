@@ -18,7 +18,7 @@ import torch
 from fedstill.cloud_server.distillation.centres import public_centres
 from fedstill.cloud_server.distillation.compression_training import train_level
 from fedstill.cloud_server.distillation.randomness import generator, stream
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, Plan, read_plan
+from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.common.errors import ConfigError
@@ -58,7 +58,7 @@ def stage_from_experiment(experiment: Experiment, seed: int, work: Path, say: Ca
         )
         for name, wanted in (("attacker", False), ("victims", True))
     ]
-    plan = Plan(
+    plan = RunPlan(
         public=str(work / "attacker"),
         work=str(work),
         clients=0,
@@ -129,7 +129,7 @@ def part_of(store: ClipStore, positions: Positions) -> ClipStore:
 
 def _stage(
     experiment: Experiment,
-    plan: Plan,
+    plan: RunPlan,
     seed: int,
     stores: tuple[ClipStore, ClipStore],
     say: Callable[[str], None],

@@ -25,7 +25,7 @@ PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """See the module.
 
     Attributes:
@@ -67,7 +67,7 @@ class Plan:
     teacher_reference: bool = True
 
 
-def write_plan(plan: Plan) -> None:
+def write_plan(plan: RunPlan) -> None:
     """Write the plan into its own work folder."""
     path = Path(plan.work) / PLAN_FILE
     temporary = path.with_suffix(".tmp")
@@ -75,6 +75,6 @@ def write_plan(plan: Plan) -> None:
     temporary.replace(path)
 
 
-def read_plan(work: Path) -> Plan:
+def read_plan(work: Path) -> RunPlan:
     """The plan of a run directory."""
-    return from_plain(Plan, json.loads((work / PLAN_FILE).read_text()))
+    return from_plain(RunPlan, json.loads((work / PLAN_FILE).read_text()))
