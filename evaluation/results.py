@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.common.dataclass_codec import from_plain
 from fedstill.common.errors import UserError
 from fedstill.common.files import plain_value, write_text_atomically
@@ -24,23 +25,6 @@ FORMAT = 1
 RESULTS_FILE = "results.json"
 CLIPS_FILE = "clips.json"
 
-ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, ours
-    "all_distill": "AllDistill",
-    "all_distill_random": "AllDistill+random",
-    "all_distill_select": "AllDistill+select",
-    "all_distill_select_cluster": "AllDistill+select+cluster",
-    "all_distill_equal_steps": "AllDistill, equal steps",
-    "class_prior_sampling": "class-prior sampling",
-    "oracle_classes": "oracle classes",
-    "prior_corrected": "AllDistill, prior-corrected",
-    "fedstill_without_selection": "fedstill without selection",
-    "fedstill": "fedstill",
-}
-THESIS_ARMS = tuple(ARMS)[:4]
-SCENARIOS: Mapping[str, str] = {
-    "latency_insensitive": "latency-insensitive",
-    "latency_sensitive": "latency-sensitive",
-}
 SWEEPS: Mapping[str, str] = {
     "cluster_samples": "samples per cluster",
     "uploaded_samples": "uploaded samples",

@@ -58,7 +58,7 @@ class Arm:
     own_settings: bool = False
 
 
-ARMS = {
+BY_NAME = {
     arm.name: arm
     for arm in (
         Arm("all_distill"),
@@ -73,6 +73,7 @@ ARMS = {
         Arm("teacher"),
     )
 }
+"""Every arm of ``arm_names.ARMS`` but ours, and the teacher."""
 OURS = {
     "support": Arm(
         "fedstill",
@@ -90,8 +91,8 @@ OURS = {
 
 
 def arm_of(name: str, plan: RunPlan) -> Arm:
-    """The arm ``name`` under this plan's settings."""
-    return OURS[plan.selection.rule] if name == "fedstill" else ARMS[name]
+    """The arm ``name`` as this plan wants it."""
+    return OURS[plan.selection.rule] if name == "fedstill" else BY_NAME[name]
 
 
 def distillation_of(arm: Arm, plan: RunPlan) -> DistillationSettings:

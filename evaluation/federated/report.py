@@ -16,18 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.common.files import write_text_atomically
 from fedstill.evaluation import summary
 from fedstill.evaluation.federated import plots
-from fedstill.evaluation.results import (
-    ARMS,
-    SCENARIOS,
-    ClipRow,
-    Results,
-    check_agreement,
-    read_clips,
-    read_results,
-)
+from fedstill.evaluation.results import ClipRow, Results, check_agreement, read_clips, read_results
 from fedstill.evaluation.statistics import Accuracy, Comparison, signed
 from fedstill.evaluation.summary import ArmLine, ScenarioTable
 
