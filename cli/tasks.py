@@ -163,8 +163,8 @@ def profile(
         from fedstill.cloud_server.serving.engine.profiler import profile_engine, profile_to_plain
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.cloud_server.serving.tasks.registry import open_registry
+        from fedstill.common.atomic_files import replace_text
         from fedstill.common.errors import ConfigError
-        from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
         from fedstill.common.provenance import hardware
         from fedstill.datasets.images.image_tasks import find_images
@@ -197,7 +197,7 @@ def profile(
                 )
         source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {val_images} images per task"
         plain = profile_to_plain(trunk.architecture, source, list(sets), profiles)
-        write_text_atomically(out, json.dumps(plain, indent=1))
+        replace_text(out, json.dumps(plain, indent=1))
     kept = {entry["name"] for entry in plain["schedules"]}
     grid = Table(box=SIMPLE_HEAD, title=source)
     for heading in ("schedule", "time of n", "largest error", *sets, ""):

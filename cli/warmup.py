@@ -77,8 +77,8 @@ def warmup(
             find_ratio,
         )
         from fedstill.cloud_server.warmup.warmed_models import WarmedModels
+        from fedstill.common.atomic_files import replace_text
         from fedstill.common.errors import ConfigError
-        from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
 
@@ -137,7 +137,7 @@ def warmup(
             profile = _profile(backend, name, trunk.architecture, recipes, status.update)
         from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 
-        path = write_text_atomically(folder / "profile.json", json.dumps(profile_to_plain(profile), indent=1))
+        path = replace_text(folder / "profile.json", json.dumps(profile_to_plain(profile), indent=1))
     console.print(_outcome(backend, recipes))
     spent = sum(model.seconds for model in store.catalogue.models if model.reduction in chosen)
     console.print(

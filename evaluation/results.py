@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
-from fedstill.common.dataclass_codec import from_plain
+from fedstill.common.atomic_files import replace_text
+from fedstill.common.dataclass_codec import from_plain, plain_value
 from fedstill.common.errors import UserError
-from fedstill.common.files import plain_value, write_text_atomically
 
 Parsed = TypeVar("Parsed")
 
@@ -225,14 +225,14 @@ def write_results(run_dir: Path, results: Results) -> Path:
             row["loss"] = None
     text = json.dumps(document, allow_nan=False, default=plain_value)
     _results_from(json.loads(text))
-    return write_text_atomically(run_dir / RESULTS_FILE, text)
+    return replace_text(run_dir / RESULTS_FILE, text)
 
 
 def write_clips(run_dir: Path, clips: Sequence[ClipRow]) -> Path:
     """Write RUN/clips.json (atomic rename; makes the folder)."""
     text = json.dumps([asdict(row) for row in clips], allow_nan=False, default=plain_value)
     _clips_from(json.loads(text))
-    return write_text_atomically(run_dir / CLIPS_FILE, text)
+    return replace_text(run_dir / CLIPS_FILE, text)
 
 
 def read_results(run_dir: Path) -> Results:

@@ -19,6 +19,7 @@ from fedstill.cloud_server.distillation.settings import (
     StudentSettings,
     TeacherSettings,
 )
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
 
 PLAN_FILE = "plan.json"
@@ -69,10 +70,7 @@ class RunPlan:
 
 def write_plan(plan: RunPlan) -> None:
     """Write the plan into its own work folder."""
-    path = Path(plan.work) / PLAN_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_plain(plan), indent=1))
-    temporary.replace(path)
+    replace_text(Path(plan.work) / PLAN_FILE, json.dumps(to_plain(plan), indent=1))
 
 
 def read_plan(work: Path) -> RunPlan:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.edge_client.folder import LADDER_FOLDER, SHELF_FOLDER
@@ -158,7 +159,6 @@ class Device:
     def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
         """Keep the per-clip outcome here; it never travels."""
         folder = self.directory / "evaluations"
-        folder.mkdir(parents=True, exist_ok=True)
         outcome = {
             "scenario": job.scenario,
             "arm": job.arm,
@@ -166,10 +166,7 @@ class Device:
             "clip_ids": [self.store.info[position].clip_id for position in positions],
             "correct": "".join("1" if one else "0" for one in right),
         }
-        path = folder / f"{job.scenario}.{job.arm}.{job.seed}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(outcome))
-        temporary.replace(path)
+        replace_text(folder / f"{job.scenario}.{job.arm}.{job.seed}.json", json.dumps(outcome))
 
 
 def _seed_of(job: Job) -> int:

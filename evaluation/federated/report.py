@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
-from fedstill.common.files import write_text_atomically
+from fedstill.common.atomic_files import replace_text
 from fedstill.evaluation import summary
 from fedstill.evaluation.federated import plots
 from fedstill.evaluation.results import ClipRow, Results, check_agreement, read_clips, read_results
@@ -135,7 +135,7 @@ def write_markdown(run_dir: Path, page: Path) -> None:
     folder = page.with_suffix("")
     drawn = plots.save_all(results, folder, clips)
     pictures = "\n\n".join(f"![{path.stem.replace('_', ' ')}]({folder.name}/{path.name})" for path in drawn)
-    write_text_atomically(page, f"{markdown_summary(results, clips)}\n## Plots\n\n{pictures}\n")
+    replace_text(page, f"{markdown_summary(results, clips)}\n## Plots\n\n{pictures}\n")
 
 
 def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
