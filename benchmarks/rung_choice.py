@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
-from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
+from fedstill.edge_client.inference.cloud_inference import Classification, EdgeInference
+from fedstill.edge_client.inference.cloud_stream import Address
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers import inference as fakes
@@ -52,16 +53,16 @@ class Tally:
     """What happened to the clips."""
 
     objective_ms: float = OBJECTIVE_MS
-    clips: list[tuple[float, str, Answer]] = field(default_factory=list)
+    clips: list[tuple[float, str, Classification]] = field(default_factory=list)
 
-    def add(self, when: float, segment: str, answer: Answer) -> None:
+    def add(self, when: float, segment: str, answer: Classification) -> None:
         """``when`` in seconds since the start."""
         self.clips.append((when, segment, answer))
 
     @property
     def kept(self) -> float:
         """Share of clips answered within the objective or locally."""
-        return float(np.mean([one.path == "local" or self._in_time(one) for _, _, one in self.clips]))
+        return float(np.mean([one.route.path == "local" or self._in_time(one) for _, _, one in self.clips]))
 
     @property
     def in_time(self) -> float:
@@ -70,8 +71,10 @@ class Tally:
 
     @property
     def changes(self) -> list[float]:
-        """When a clip went at another level than the previous one that went to the cloud."""
-        sent = [(when, answer.rung) for when, _, answer in self.clips if answer.path == "cloud"]
+        """When a clip went over another rung than the one before that went to the cloud."""
+        sent = [
+            (when, answer.route.level_name) for when, _, answer in self.clips if answer.route.path == "cloud"
+        ]
         return [when for (_, before), (when, rung) in itertools.pairwise(sent) if before != rung]
 
     @property
@@ -93,7 +96,11 @@ class Tally:
             f"at {', '.join(f'{when:.2f}' for when in self.changes)} s"
         )
         by_segment = {
-            segment: Counter(a.rung or f"local: {a.reason}" for _, found, a in self.clips if found == segment)
+            segment: Counter(
+                a.route.level_name or f"local: {a.route.reason}"
+                for _, found, a in self.clips
+                if found == segment
+            )
             for segment in dict.fromkeys(segment for _, segment, _ in self.clips)
         }
         return [head] + [
@@ -101,7 +108,7 @@ class Tally:
             for segment, counts in by_segment.items()
         ]
 
-    def _in_time(self, answer: Answer) -> bool:
+    def _in_time(self, answer: Classification) -> bool:
         return answer.milliseconds <= self.objective_ms
 
 

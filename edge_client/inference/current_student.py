@@ -13,8 +13,9 @@ from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.datasets.audiovisual.store import frame_tensor
 from fedstill.edge_client.folder import FORMAT_FILE, LADDER_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
-from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_inference import EdgeInference, Mode
+from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.edge_client.students.students import ModelStore
@@ -66,12 +67,12 @@ class CurrentStudent:
         return {
             "class": wanted.class_names[best],
             "probability": round(float(answer.probabilities[best]), 4),
-            "path": answer.path,
-            "rung": answer.rung,
+            "path": answer.route.path,
+            "rung": answer.route.level_name,
             "bytes": answer.bytes,
             "milliseconds": round(answer.milliseconds, 1),
             "student": self._version[:12],
-            "reason": answer.reason,
+            "reason": answer.route.reason,
         }
 
     def wait(self, stop: threading.Event) -> None:
