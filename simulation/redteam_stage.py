@@ -175,9 +175,9 @@ def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> Compression
 
 
 @torch.no_grad()
-def _view(net: AudioVisualNet, rung: CompressionNet, store: ClipStore) -> View:
+def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore) -> View:
     found = _features(net, store)
-    reduced: Features = rung.compressor(found)
+    reduced: Features = level.compressor(found)
     arrived = Features(*(dequantise(*quantise(part)) for part in reduced))
     picture = store.frames[:, 0].astype(np.float32).mean(axis=1) / 255
     _, speaker = np.unique(np.array(store.speakers), return_inverse=True)

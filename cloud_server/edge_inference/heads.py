@@ -70,7 +70,7 @@ def save_heads(
     Args:
         version: hash of the student's weights; names the files.
         net: the student.
-        rungs: trained compressors and heads by rate; some may be missing, since devices learn which rates exist.
+        levels: trained compressors and heads by rate; some may be missing, since devices learn which rates exist.
         class_names: order of the logits.
 
     Raises:
@@ -81,11 +81,11 @@ def save_heads(
     if len(class_names) != spec.classes:
         raise HeadError(f"class_names: {len(class_names)} names for {spec.classes} outputs")
     parts: dict[str, nn.Module] = {_name(1.0): net.head.joint}
-    for rate, rung in levels.items():
+    for rate, level in levels.items():
         if rate not in RATES:
-            raise HeadError(f"rungs: rate {rate:g} is not one of {', '.join(f'{one:g}' for one in RATES)}")
+            raise HeadError(f"levels: rate {rate:g} is not one of {', '.join(f'{one:g}' for one in RATES)}")
         if rate != 1:
-            parts[_name(rate)] = rung.head
+            parts[_name(rate)] = level.head
     described = {
         "format": FORMAT,
         "class_names": list(class_names),

@@ -1,7 +1,7 @@
-"""A device's standing connection to the cloud's heads: clips under way, their answers, and what these say of the link.
+"""A device's standing connection to the cloud's heads: the clips in flight, their answers, and the link estimate.
 
-At most one clip is under way: on a slow link a second one would only queue behind the first. Everything that arrives,
-in time or late, teaches the link estimator. Opening the stream, and opening it again, is ``cloud_stream.py``.
+At most one clip is in flight: on a slow link a second one would only queue behind the first. Every answer, in time or
+late, updates the link estimator. The stream itself is opened, and opened again, in ``cloud_stream.py``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CloudConnection:
         self._pending: dict[int, Ticket] = {}
         self._retry_at = 0.0
         self._stream = CloudStream(address, version, class_names, self)
-        self._jitter = random.Random(address.device)  # so that devices do not come back all at once
+        self._jitter = random.Random(address.device)  # so that devices do not reconnect all at once
 
     def start(self) -> None:
         """Begin to connect, in the background."""
@@ -188,14 +188,14 @@ class CloudConnection:
         ticket.resolve(self._reply(response))
 
     def abandoned(self) -> None:
-        """Nothing that is under way will be answered."""
+        """No clip in flight will be answered."""
         with self._lock:
             lost, self._pending = set(self._pending.values()), {}
         for ticket in lost:
             ticket.resolve(Reply(None, "link down"))
 
     def failed(self, end: StreamEnd) -> None:
-        """The link is down, unless we hung up ourselves and said why."""
+        """The link is down, unless we closed the stream ourselves and reported why."""
         with self._lock:
             if end.cancelled and not self._link.estimate.up:
                 return

@@ -44,8 +44,8 @@ class Classification:
 
     Attributes:
         probabilities: float32 (classes,).
-        route: who classified, and why.
-        bytes: feature bytes sent for this clip; counted, too, if the answer came too late to be used.
+        route: where the clip was classified, and why there.
+        bytes: feature bytes sent for this clip; counted also if the answer came too late to be used.
         milliseconds: from the clip to this answer, encoders included.
     """
 
@@ -204,7 +204,8 @@ class EdgeInference:
         return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), level.precision)
 
     def _learn_levels(self, connection: Connection, features: FeatureArrays) -> str:
-        """Find the levels that both sides understand, anew when the cloud's description changes; why none, or empty."""
+        """Learn which levels both sides understand, again when the cloud's description changes; returns why none, or
+        empty."""
         description = connection.description
         if description is None:
             return "link down (not described yet)"

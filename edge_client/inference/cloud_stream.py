@@ -1,7 +1,7 @@
 """The life of a device's stream to the cloud's heads: opened, read until it breaks, and opened again.
 
-A thread of its own does this, so that no clip ever waits for a connection. What is sent, what the answers mean and
-what they say about the link is somebody else's: see ``cloud_connection.py``.
+A thread of its own does this, so that no clip ever waits for a connection. ``cloud_connection.py`` decides what is
+sent, and learns from the answers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where the cloud's inference service is and how to prove who we are.
+    """The address of the cloud's inference service, and the device's proof of identity.
 
     Attributes:
         target: ``HOST:PORT``.
@@ -78,7 +78,7 @@ class ClosedStream(Exception):
 
 
 class StreamListener(Protocol):
-    """Hears of a stream's life, from the stream's thread. Implemented by ``CloudConnection``."""
+    """Is informed of a stream's life, from the stream's thread. Implemented by ``CloudConnection``."""
 
     def described(self, description: Description) -> None:
         """The cloud can be used, and understands this; a stream opens next."""
@@ -89,7 +89,7 @@ class StreamListener(Protocol):
     def received(self, response: pb.ClassifyResponse) -> None: ...
 
     def abandoned(self) -> None:
-        """The stream is closed: what was sent on it stays unanswered."""
+        """The stream is closed: requests that were sent on it stay unanswered."""
 
     def failed(self, end: StreamEnd) -> None:
         """There is no stream any more, for this reason. Not called after ``close``."""

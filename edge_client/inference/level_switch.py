@@ -1,4 +1,4 @@
-"""Which route the next clip takes: the best compression level that the link carries in time, and no flutter."""
+"""Which route the next clip takes: the best compression level that the link carries in time, without rapid changes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fedstill.edge_client.inference.route import Route
 class Hysteresis:
     """When to leave a level. Margins are shares of the objective.
 
-    A change needs ``dwell`` seconds since the last one, in both directions: if the present level becomes too slow
-    before that, clips are answered locally for the rest of it. So no trace of measurements whatever can make more
-    than one change per ``dwell``.
+    A change needs ``dwell`` seconds since the last one, in both directions. If the present level becomes too slow
+    before that, clips are answered locally for the rest of the time. So no trace of measurements can make more than one
+    change per ``dwell``.
     """
 
     dwell: float = 5.0
@@ -25,7 +25,7 @@ class Hysteresis:
 
 
 class LevelSwitch:
-    """Remembers the present level. Pure: estimates and times come in."""
+    """Remembers the present level. Pure: estimates and times are arguments."""
 
     def __init__(self, levels: Sequence[CompressionLevel], hysteresis: Hysteresis = Hysteresis()) -> None:
         self._levels = tuple(levels)
@@ -34,7 +34,7 @@ class LevelSwitch:
         self._changed_at = 0.0
 
     def decide(self, estimate: LinkEstimate, objective_ms: float, now: float) -> Route:
-        """What the next clip does.
+        """Where the next clip goes.
 
         Args:
             estimate: of the link.
@@ -60,7 +60,7 @@ class LevelSwitch:
         return Route.cloud(self._levels[self._current])
 
     def _measuring(self, now: float) -> Route:
-        """The smallest level measures a new link; after a reconnection that is a change as any other."""
+        """The smallest level measures a new link; after a reconnection this counts as a change like any other."""
         if not self._levels:
             return Route.local("the cloud offers no compression level")
         probe = smallest(self._levels)

@@ -1,8 +1,8 @@
 """The compression levels that a clip's features can take to the cloud, and which of them a link carries in time.
 
-A level is (rate, precision). Without a measured accuracy table the order is: lower rate first, then more bits. A
-linear layer that drops a third of the dimensions costs more than rounding to int8 does, so int8 at rate 1
-(1032 bytes) stands above fp32 at rate 1.5 (2728 bytes), which is therefore never chosen for its size.
+A level is (rate, precision). Without a measured accuracy table the order is: lower rate first, then more bits. A linear
+layer that drops a third of the dimensions costs more accuracy than rounding to int8. So int8 at rate 1 (1032 bytes)
+ranks above fp32 at rate 1.5 (2728 bytes), which is therefore never chosen.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def compression_levels(
     Args:
         feature_width: of one modality before compression.
         rates: those that the cloud has heads for.
-        accuracy: measured per (rate, precision); then this decides, and of equals the smaller one is first.
-            A level that is not in the table is left out.
+        accuracy: measured per (rate, precision). If given, it decides, and of equals the smaller one is first. A level
+            that is not in the table is left out.
     """
     levels = [
         CompressionLevel(rate, precision, compressed_payload_bytes(feature_width, rate, precision))

@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5
 SETTLED = 3
 """Looks that must find a clip unchanged."""
 SETTLED_EMPTY = 20
-"""The same for a clip with an empty file, which somebody has probably just created."""
+"""The same for a clip with an empty file, which has probably just been created."""
 LOG_FILE = "watched.jsonl"
 
 Classify = Callable[[Path], dict[str, Any]]
@@ -38,7 +38,7 @@ class WatchError(ValueError):
 
 
 class WatchLog:
-    """Names of the clips that have their line already; survives kill -9 at any moment.
+    """Names of the clips that already have their line; survives kill -9 at any moment.
 
     The line is written before its name is recorded. A kill exactly between the two repeats that one line after the
     restart; the other order could lose it.
@@ -87,14 +87,14 @@ def run_watch(
 
     Args:
         classify: called with a clip's main file; what it raises becomes a line with ``error``.
-        folder: where clips land; not its sub-folders, which may hold a clip's images.
+        folder: where clips arrive; its sub-folders are not watched, since they may hold a clip's images.
         state: the agent's folder, for the watch log.
         out: gets one JSON line per clip, flushed.
         stop_event: set it (from a signal handler) to end.
         poll_seconds: between two looks.
 
     Raises:
-        WatchError: no such folder, it goes while we watch, or a damaged watch log.
+        WatchError: no such folder, it disappears while it is watched, or a damaged watch log.
     """
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or watch another")

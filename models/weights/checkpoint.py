@@ -85,8 +85,8 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
 
 def save_levels(stem: Path, levels: Mapping[float, CompressionNet]) -> None:
     """Keep the trained compression levels of a student beside its checkpoint, one file per rate."""
-    for rate, rung in levels.items():
-        replace_file(_level_path(stem, rate), pack(rung.state_dict()).tobytes())
+    for rate, level in levels.items():
+        replace_file(_level_path(stem, rate), pack(level.state_dict()).tobytes())
 
 
 def load_levels(stem: Path, network: NetworkSpec) -> dict[float, CompressionNet]:

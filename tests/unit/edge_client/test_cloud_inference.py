@@ -21,7 +21,7 @@ from fedstill.edge_client.inference.route import Route
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.models.audiovisual.compression import RATES
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "rung_choice.py"))
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "level_choice.py"))
 CLOUD = np.array([0.1, 0.2, 0.7], np.float32)
 ANSWER = Reply(CLOUD)
 ECHO_BYTES = 30
@@ -263,7 +263,7 @@ def test_combinations_that_make_no_sense(mode: str, options: dict[str, Any], why
 
 @pytest.mark.parametrize("clips_per_second", [1.0, 3.0, 10.0])
 def test_the_committed_trace_in_virtual_time(clips_per_second: float) -> None:
-    """Issue 3, line 4: at least 99 % within 300 ms or local, at most one level change per 5 s."""
+    """At least 99 % of clips within 300 ms or local, at most one level change per 5 s."""
     trace = BENCHMARK["read_trace"](BENCHMARK["TRACE"])
     clock = Clock()
     link, tally = VirtualLink(clock, trace), BENCHMARK["Tally"]()

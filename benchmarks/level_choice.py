@@ -1,9 +1,9 @@
-"""Does the choice of the compression level keep its guarantee on a bad link? With TLS and a throttled proxy.
+"""Does the level choice keep its promise on a bad link? A device and the cloud, TLS between them, a throttled proxy.
 
 The proxy follows ``traces/link.csv``: 20 Mbit/s, 1 Mbit/s, 64 kbit/s, an outage, a recovery, all with jitter (made up,
 not taken from a real network; one row per second: bytes per second and one-way delay, 0 is an outage). The benchmark
-ends with an error if less than 99 % of the clips are answered within the objective or locally, or if two changes of the
-level are less than 5 s apart.
+ends with an error where less than 99 % of the clips are answered within the objective or locally, or where two level
+changes are less than 5 s apart.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ class Tally:
 
     @property
     def changes(self) -> list[float]:
-        """When a clip went over another rung than the one before that went to the cloud."""
+        """When a clip went over another level than the one before that went to the cloud."""
         sent = [
             (when, answer.route.level_name) for when, _, answer in self.clips if answer.route.path == "cloud"
         ]
-        return [when for (_, before), (when, rung) in itertools.pairwise(sent) if before != rung]
+        return [when for (_, before), (when, level) in itertools.pairwise(sent) if before != level]
 
     @property
     def most_changes(self) -> int:
-        """The most changes of the level in any window of 5 s (less what a clip may start early or late)."""
+        """The most level changes in any window of 5 s (less what a clip may start early or late)."""
         window = DWELL - JITTER
         return max(
             (sum(start <= one < start + window for one in self.changes) for start in self.changes), default=0
@@ -92,7 +92,7 @@ class Tally:
             f"{len(self.clips)} clips: {self.kept:.2%} within {self.objective_ms:g} ms or local "
             f"(wanted {WANTED:.0%}), {self.in_time:.2%} within it on either path; "
             f"p50 {np.percentile(milliseconds, 50):.0f} ms, p99 {np.percentile(milliseconds, 99):.0f} ms; "
-            f"{len(self.changes)} rung changes, at most {self.most_changes} in {DWELL:g} s, "
+            f"{len(self.changes)} level changes, at most {self.most_changes} in {DWELL:g} s, "
             f"at {', '.join(f'{when:.2f}' for when in self.changes)} s"
         )
         by_segment = {
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
     if tally.kept < WANTED:
         raise SystemExit(f"only {tally.kept:.2%} of the clips were answered within the objective or locally")
     if tally.most_changes > 1:
-        raise SystemExit(f"{tally.most_changes} rung changes within {DWELL:g} s")
+        raise SystemExit(f"{tally.most_changes} level changes within {DWELL:g} s")
 
 
 if __name__ == "__main__":
