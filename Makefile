@@ -36,7 +36,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bank.py
 	$(BIN)/python benchmarks/edge_runtime.py --full-size
 	$(BIN)/python benchmarks/inference_batching.py
-	$(BIN)/python benchmarks/rung_choice.py
+	$(BIN)/python benchmarks/level_choice.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/many_agents.py
 	$(BIN)/python benchmarks/downlink.py

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.distiller import Distiller
-from fedstill.cloud_server.distillation.run_plan import Plan, read_plan, write_plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.journal import open_journal
@@ -110,7 +110,9 @@ def serve(base: Path, devices: int) -> Outcome:
     """All devices of one plan; CPU milliseconds per device and outer round (the last one is the evaluation)."""
     run_dir = base.parent / f"run{devices}"
     shutil.copytree(base, run_dir)
-    plan: Plan = replace(read_plan(base), work=str(run_dir), public=str(run_dir / "public"), clients=devices)
+    plan: RunPlan = replace(
+        read_plan(base), work=str(run_dir), public=str(run_dir / "public"), clients=devices
+    )
     write_plan(plan)
     training, handling = Clock(), Clock()
     original_run, original_answer = Distiller.run, InProcessGrid._answer

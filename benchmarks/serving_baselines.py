@@ -31,8 +31,8 @@ from rich.table import Table
 from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.serving.engine.environment import serving_environment
 from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.child_process import Child
-from fedstill.common.files import write_text_atomically
 from fedstill.common.flower_cli import free_port
 from fedstill.common.provenance import hardware
 from fedstill.evaluation.serving.learnt_state import learn_missing
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str]) -> None:
             "load": options.load,
             "runs": [asdict(row) for row in rows],
         }
-        write_text_atomically(options.out, json.dumps(content, indent=1) + "\n")
+        replace_text(options.out, json.dumps(content, indent=1) + "\n")
         console.print(f"results: {options.out}")
 
 

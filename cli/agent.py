@@ -15,7 +15,7 @@ from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 
 if TYPE_CHECKING:
-    from fedstill.edge_client.inference.cloud_connection import Address
+    from fedstill.edge_client.inference.cloud_stream import Address
     from fedstill.edge_client.inference.current_student import CurrentStudent
     from fedstill.edge_client.node.agent import Task
     from fedstill.edge_client.node.supernode import Link
@@ -131,7 +131,7 @@ def _identity(
 ) -> _Identity:
     from fedstill.common.credentials import read_node_bundle
     from fedstill.common.errors import ConfigError
-    from fedstill.edge_client.inference.cloud_connection import Address
+    from fedstill.edge_client.inference.cloud_stream import Address
     from fedstill.edge_client.node.supernode import Link
 
     if insecure == (credentials is not None):

@@ -34,7 +34,7 @@ def elastic(
 
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
-        from fedstill.common.files import write_text_atomically
+        from fedstill.common.atomic_files import replace_text
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
         from fedstill.evaluation.elastic.results import StudySettings, read_study
@@ -61,5 +61,5 @@ def elastic(
             if target != "table3.1" or study.settings.prompt_epochs:
                 console.print(reproduce_elastic(target, study))
         if markdown is not None:
-            write_text_atomically(markdown, elastic_page(study))
+            replace_text(markdown, elastic_page(study))
             console.print(f"page: {markdown}", highlight=False, soft_wrap=True)

@@ -167,8 +167,8 @@ def profile(
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
         from fedstill.cloud_server.serving.tasks.registry import open_registry
+        from fedstill.common.atomic_files import replace_text
         from fedstill.common.errors import ConfigError
-        from fedstill.common.files import write_text_atomically
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
 
@@ -184,7 +184,7 @@ def profile(
         options = ProfileOptions(schedules, batches, val_images, seed, limit)
         with console.status("measuring") as status:
             made, measured = profile_tasks(trunk, tasks, known, options, status.update)
-        write_text_atomically(out, json.dumps(profile_to_plain(made), indent=1))
+        replace_text(out, json.dumps(profile_to_plain(made), indent=1))
     console.print(_measured_table(made, measured))
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)
 

@@ -44,7 +44,7 @@ def warmup_study(
     from fedstill.cli.shared.console import one_line_errors
 
     with one_line_errors():
-        from fedstill.common.files import write_text_atomically
+        from fedstill.common.atomic_files import replace_text
         from fedstill.evaluation.elastic.tables import sheet_grid
         from fedstill.evaluation.warmup.results import STUDY_FILE, WarmupSettings, WarmupStudy, read_plain
         from fedstill.evaluation.warmup.tables import summary, warmup_page
@@ -87,5 +87,5 @@ def warmup_study(
 
             command = " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])])
             pictures = save_warmup_figures(study, markdown.parent / markdown.stem)
-            write_text_atomically(markdown, warmup_page(study, command, pictures))
+            replace_text(markdown, warmup_page(study, command, pictures))
             console.print(f"page: {markdown}", highlight=False, soft_wrap=True)

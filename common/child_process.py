@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Child:
             )
         started = psutil.Process(self._process.pid)
         self._family = {started}
-        _write(self._pid_file, {"pid": started.pid, "started": started.create_time()})
+        replace_text(self._pid_file, json.dumps({"pid": started.pid, "started": started.create_time()}))
         log.info("event=started child=%s pid=%d", self.name, started.pid)
 
     def poll(self) -> int | None:
@@ -125,12 +126,6 @@ class Child:
             return
         log.warning("event=orphan child=%s pid=%d action=end", self.name, orphan.pid)
         end(family(orphan))
-
-
-def _write(path: Path, content: dict[str, float]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)
 
 
 def family(head: psutil.Process) -> list[psutil.Process]:

@@ -33,6 +33,11 @@ def to_plain(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
+def plain_value(value: Any) -> Any:
+    """For ``json.dumps(default=)``: numpy and torch scalars as numbers, all else (such as a Path) as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def _decode(kind: Any, value: Any, where: str, complete: bool) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind):

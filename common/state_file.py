@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedstill.common.atomic_files import replacing
+
 OPTIMISER = "optimiser."
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Write by rename: a file that is cut short is never read. ``numbers``: for JSON, kept in the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    safetensors.torch.save_file(ready, temporary, metadata={"numbers": json.dumps(numbers)})
-    temporary.replace(path)
+    with replacing(path) as part:
+        safetensors.torch.save_file(ready, part, metadata={"numbers": json.dumps(numbers)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,7 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedstill.evaluation.results import ARMS, SCENARIOS, Results
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
+from fedstill.evaluation.results import Results
 from fedstill.evaluation.summary import data_name
 
 OKABE_ITO = (

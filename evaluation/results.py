@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedstill.common.dataclass_codec import from_plain
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
+from fedstill.common.atomic_files import replace_text
+from fedstill.common.dataclass_codec import from_plain, plain_value
 from fedstill.common.errors import UserError
-from fedstill.common.files import plain_value, write_text_atomically
 
 Parsed = TypeVar("Parsed")
 
@@ -24,23 +25,6 @@ FORMAT = 1
 RESULTS_FILE = "results.json"
 CLIPS_FILE = "clips.json"
 
-ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, ours
-    "all_distill": "AllDistill",
-    "all_distill_random": "AllDistill+random",
-    "all_distill_select": "AllDistill+select",
-    "all_distill_select_cluster": "AllDistill+select+cluster",
-    "all_distill_equal_steps": "AllDistill, equal steps",
-    "class_prior_sampling": "class-prior sampling",
-    "oracle_classes": "oracle classes",
-    "prior_corrected": "AllDistill, prior-corrected",
-    "fedstill_without_selection": "fedstill without selection",
-    "fedstill": "fedstill",
-}
-THESIS_ARMS = tuple(ARMS)[:4]
-SCENARIOS: Mapping[str, str] = {
-    "latency_insensitive": "latency-insensitive",
-    "latency_sensitive": "latency-sensitive",
-}
 SWEEPS: Mapping[str, str] = {
     "cluster_samples": "samples per cluster",
     "uploaded_samples": "uploaded samples",
@@ -241,14 +225,14 @@ def write_results(run_dir: Path, results: Results) -> Path:
             row["loss"] = None
     text = json.dumps(document, allow_nan=False, default=plain_value)
     _results_from(json.loads(text))
-    return write_text_atomically(run_dir / RESULTS_FILE, text)
+    return replace_text(run_dir / RESULTS_FILE, text)
 
 
 def write_clips(run_dir: Path, clips: Sequence[ClipRow]) -> Path:
     """Write RUN/clips.json (atomic rename; makes the folder)."""
     text = json.dumps([asdict(row) for row in clips], allow_nan=False, default=plain_value)
     _clips_from(json.loads(text))
-    return write_text_atomically(run_dir / CLIPS_FILE, text)
+    return replace_text(run_dir / CLIPS_FILE, text)
 
 
 def read_results(run_dir: Path) -> Results:

@@ -26,7 +26,10 @@ SEEDS_FOR_TEST = 3  # with fewer, a t-test over seeds has no power, so the clips
 
 
 class Tally(Protocol):
-    """Anything that counts correct clips of one client and one seed: accuracy, teacher and sweep rows."""
+    """Anything that counts correct clips of one client and one seed.
+
+    Implemented by ``AccuracyRow``, ``TeacherRow`` and ``SweepRow`` of ``evaluation/results.py``.
+    """
 
     @property
     def client(self) -> int | None: ...

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedstill.evaluation.results import ARMS, SCENARIOS, THESIS_ARMS, ClipRow, Results
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS, THESIS_ARMS
+from fedstill.evaluation.results import ClipRow, Results
 from fedstill.evaluation.statistics import (
     SEEDS_FOR_TEST,
     Accuracy,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedstill.evaluation.results import THESIS_ARMS
+from fedstill.cloud_server.distillation.arm_names import THESIS_ARMS
 
 RATES = (1.0, 1.5, 2.0, 3.0)
 

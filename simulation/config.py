@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     DistillationSettings,
@@ -26,7 +27,7 @@ from fedstill.cloud_server.distillation.settings import (
 from fedstill.common.dataclass_codec import PlainError, from_plain
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
-from fedstill.evaluation.results import ARMS, SCENARIOS, SWEEPS
+from fedstill.evaluation.results import SWEEPS
 
 Values = dict[str, Any]
 

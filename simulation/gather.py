@@ -12,11 +12,11 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from fedstill.cloud_server.distillation.arm_names import ARMS
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.evaluation.results import (
-    ARMS,
     AccuracyRow,
     ClipRow,
     FailureRow,

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, Plan, read_plan, write_plan
+from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan, write_plan
 from fedstill.cloud_server.distillation.teacher import student_spec, teacher_spec
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.common.dataclass_codec import from_plain, to_plain
@@ -124,14 +124,14 @@ def collect(
     return results
 
 
-def _read_plan(run_dir: Path) -> Plan:
+def _read_plan(run_dir: Path) -> RunPlan:
     try:
         return read_plan(run_dir)
     except ValueError as error:
         raise ConfigError(f"{run_dir}: {PLAN_FILE} is damaged or of another version ({error})") from error
 
 
-def _run_engine(engine: Engine, run_dir: Path, plan: Plan) -> None:
+def _run_engine(engine: Engine, run_dir: Path, plan: RunPlan) -> None:
     if engine == "inprocess":
         from fedstill.simulation.inprocess import run_inprocess
 
@@ -148,11 +148,11 @@ def _store(experiment: Experiment, source: ClipSource, positions: Positions, dir
 
 def make_plan(
     experiment: Experiment, source: ClipSource, shares: tuple[Positions, ...], run_dir: Path
-) -> Plan:
+) -> RunPlan:
     """The cloud's run plan for devices that hold these shares of the private clips."""
     run = experiment.run
     held = [{source.index[position].label for position in share} - {None} for share in shares]
-    return Plan(
+    return RunPlan(
         public=str(run_dir / "public"),
         work=str(run_dir),
         clients=len(shares),
@@ -183,7 +183,7 @@ def _client_classes(run_dir: Path, client: int) -> ClientClasses:
     return ClientClasses(client, {name: counts[name] for name in store.class_names if counts[name]})
 
 
-def _parameters(plan: Plan, public: ClipStore) -> dict[str, int]:
+def _parameters(plan: RunPlan, public: ClipStore) -> dict[str, int]:
     specs = {
         "teacher": teacher_spec(public, plan.teacher),
         "student": student_spec(public, plan.teacher, plan.student),

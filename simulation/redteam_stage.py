@@ -18,7 +18,7 @@ import torch
 from fedstill.cloud_server.distillation.centres import public_centres
 from fedstill.cloud_server.distillation.compression_training import train_level
 from fedstill.cloud_server.distillation.randomness import generator, stream
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, Plan, read_plan
+from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.common.errors import ConfigError
@@ -58,7 +58,7 @@ def stage_from_experiment(experiment: Experiment, seed: int, work: Path, say: Ca
         )
         for name, wanted in (("attacker", False), ("victims", True))
     ]
-    plan = Plan(
+    plan = RunPlan(
         public=str(work / "attacker"),
         work=str(work),
         clients=0,
@@ -129,7 +129,7 @@ def part_of(store: ClipStore, positions: Positions) -> ClipStore:
 
 def _stage(
     experiment: Experiment,
-    plan: Plan,
+    plan: RunPlan,
     seed: int,
     stores: tuple[ClipStore, ClipStore],
     say: Callable[[str], None],
@@ -175,9 +175,9 @@ def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> Compression
 
 
 @torch.no_grad()
-def _view(net: AudioVisualNet, rung: CompressionNet, store: ClipStore) -> View:
+def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore) -> View:
     found = _features(net, store)
-    reduced: Features = rung.compressor(found)
+    reduced: Features = level.compressor(found)
     arrived = Features(*(dequantise(*quantise(part)) for part in reduced))
     picture = store.frames[:, 0].astype(np.float32).mean(axis=1) / 255
     _, speaker = np.unique(np.array(store.speakers), return_inverse=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 import shutil
 import time
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fedstill.cloud_server.auth.certificates import make_root, make_server, server_names
 from fedstill.cloud_server.auth.tokens import SECRET_BYTES, issue
 from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.common.atomic_files import PRIVATE, PUBLIC, replace_file
 from fedstill.common.credentials import (
     CA_FILE,
     IDENTITY_FILE,
@@ -122,9 +122,9 @@ def create_authority(
         shutil.rmtree(directory / NODES_FOLDER, ignore_errors=True)  # these trust the old authority
         (directory / REGISTER_FILE).unlink(missing_ok=True)
         key, certificate = make_root()
-        _write(directory / CA_KEY_FILE, _pem(key))
-        _write(directory / CA_FILE, certificate.public_bytes(Encoding.PEM), mode=0o644)
-        _write(directory / SECRET_FILE, secrets.token_bytes(SECRET_BYTES))
+        replace_file(directory / CA_KEY_FILE, _pem(key), PRIVATE)
+        replace_file(directory / CA_FILE, certificate.public_bytes(Encoding.PEM), PUBLIC)
+        replace_file(directory / SECRET_FILE, secrets.token_bytes(SECRET_BYTES), PRIVATE)
         _write_server(directory, key, certificate, names)
         _write_register(directory, ())
     return read_authority(directory)
@@ -211,10 +211,14 @@ def issue_node(directory: Path, name: str, client: int | None = None, days: int 
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted issue: not in the register
         folder.mkdir(parents=True, mode=0o700)
         identity = NodeIdentity(name, client, node.fingerprint)
-        _write(folder / NODE_KEY_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        _write(folder / NODE_PUBLIC_FILE, f"{node.public_key}\n".encode("ascii"), mode=0o644)
-        _write(folder / IDENTITY_FILE, json.dumps(to_plain(identity), indent=2).encode("ascii"), mode=0o644)
-        _write(folder / CA_FILE, read_bytes(directory / CA_FILE), mode=0o644)
+        replace_file(
+            folder / NODE_KEY_FILE,
+            key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+            PRIVATE,
+        )
+        replace_file(folder / NODE_PUBLIC_FILE, f"{node.public_key}\n".encode("ascii"), PUBLIC)
+        replace_file(folder / IDENTITY_FILE, json.dumps(to_plain(identity), indent=2).encode("ascii"), PUBLIC)
+        replace_file(folder / CA_FILE, read_bytes(directory / CA_FILE), PUBLIC)
         _write_token(directory, node)
         _write_register(directory, (*nodes, node))  # last: a node in the register is complete
     return node
@@ -288,8 +292,8 @@ def _write_server(
     names: x509.SubjectAlternativeName,
 ) -> None:
     key, certificate = make_server(issuer_key, issuer, names)
-    _write(directory / SERVER_KEY_FILE, _pem(key))
-    _write(directory / SERVER_FILE, certificate.public_bytes(Encoding.PEM), mode=0o644)
+    replace_file(directory / SERVER_KEY_FILE, _pem(key), PRIVATE)
+    replace_file(directory / SERVER_FILE, certificate.public_bytes(Encoding.PEM), PUBLIC)
 
 
 def _expiry(days: int) -> int:
@@ -298,26 +302,12 @@ def _expiry(days: int) -> int:
 
 def _write_token(directory: Path, node: IssuedNode) -> None:
     token = issue(read_bytes(directory / SECRET_FILE), node.name, node.token_expiry)
-    _write(directory / NODES_FOLDER / node.name / TOKEN_FILE, token.encode("ascii"))
+    replace_file(directory / NODES_FOLDER / node.name / TOKEN_FILE, token.encode("ascii"), PRIVATE)
 
 
 def _write_register(directory: Path, nodes: tuple[IssuedNode, ...]) -> None:
     content = json.dumps(to_plain(_Register(nodes)), indent=2)
-    _write(directory / REGISTER_FILE, content.encode("ascii"), mode=0o644)
-
-
-def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write by rename: readers see the old or the new content, and other users can never read it, not even for a
-    moment."""
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    part.replace(path)
+    replace_file(directory / REGISTER_FILE, content.encode("ascii"), PUBLIC)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -23,6 +23,7 @@ from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER
 from fedstill.cloud_server.federation.event_log import EventTail
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.child_process import sole_user
 from fedstill.common.flower_cli import FlowerError
 
@@ -175,9 +176,7 @@ class _Run:
 
     def _write_status(self, run: str) -> None:
         status = {"run": run, "failures": self.failures, "time": time.time()}
-        temporary = self.settings.state / f".{STATUS_FILE}"
-        temporary.write_text(json.dumps(status))
-        temporary.replace(self.settings.state / STATUS_FILE)
+        replace_text(self.settings.state / STATUS_FILE, json.dumps(status))
 
 
 def _keep_alive(link: SuperLink, run: _Run) -> None:

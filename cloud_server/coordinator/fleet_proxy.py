@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from fedstill.cloud_server.coordinator.traffic import TrafficCounters, TrafficError
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.credentials import fingerprint
 from fedstill.common.dataclass_codec import PlainError, from_plain
 
@@ -289,7 +290,8 @@ async def _serve(settings: ProxySettings, listener: socket.socket) -> None:
     if server.started:
         log.info("event=listening address=%s:%d upstream=%s", *listener.getsockname()[:2], settings.upstream)
         if settings.ready_file:
-            _write_ready(Path(settings.ready_file), listener.getsockname()[1])
+            ready = {"pid": os.getpid(), "port": listener.getsockname()[1]}
+            replace_text(Path(settings.ready_file), json.dumps(ready))
     try:
         while not serving.done():
             await asyncio.wait([serving], timeout=SAVE_SECONDS)
@@ -305,12 +307,6 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _write_ready(path: Path, port: int) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({"pid": os.getpid(), "port": port}), encoding="utf-8")
-    part.replace(path)
 
 
 def _kept(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -7,11 +7,11 @@ one named in the node's signed headers, and the SuperLink checks the signature.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
 
 
@@ -74,12 +74,7 @@ class TrafficCounters:
         """Write the file if anything changed; readers see the old or the new one."""
         if self._path is None or not self._changed:
             return
-        part = self._path.with_name(f".{self._path.name}.part")
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(to_plain(_File(self.totals())), file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)
+        replace_text(self._path, json.dumps(to_plain(_File(self.totals()))))
         self._changed = False
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedstill.cloud_server.distillation.public_bank import PublicBank
 from fedstill.cloud_server.distillation.rounds import SelectData
-from fedstill.cloud_server.distillation.run_plan import Plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.selection import (
     Selection,
     per_prototype,
@@ -58,7 +58,7 @@ class Arm:
     own_settings: bool = False
 
 
-ARMS = {
+BY_NAME = {
     arm.name: arm
     for arm in (
         Arm("all_distill"),
@@ -73,6 +73,7 @@ ARMS = {
         Arm("teacher"),
     )
 }
+"""Every arm of ``arm_names.ARMS`` but ours, and the teacher."""
 OURS = {
     "support": Arm(
         "fedstill",
@@ -89,17 +90,17 @@ OURS = {
 """The fedstill arm, by ``selection.rule``."""
 
 
-def arm_of(name: str, plan: Plan) -> Arm:
-    """The arm ``name`` under this plan's settings."""
-    return OURS[plan.selection.rule] if name == "fedstill" else ARMS[name]
+def arm_of(name: str, plan: RunPlan) -> Arm:
+    """The arm ``name`` as this plan wants it."""
+    return OURS[plan.selection.rule] if name == "fedstill" else BY_NAME[name]
 
 
-def distillation_of(arm: Arm, plan: Plan) -> DistillationSettings:
+def distillation_of(arm: Arm, plan: RunPlan) -> DistillationSettings:
     """The training settings of an arm."""
     return plan.ours if arm.own_settings else plan.distillation
 
 
-def budget_of(plan: Plan, public: int) -> int:
+def budget_of(plan: RunPlan, public: int) -> int:
     """Public clips per outer round, equal in all arms."""
     return max(1, round(plan.selection.budget * public))
 
@@ -111,7 +112,9 @@ def upload_kind(arm: Arm, prototypes: PrototypeSettings) -> str:
     return prototypes.kind if private or arm.upload == "prototypes" else arm.upload
 
 
-def select_rule(arm: Arm, plan: Plan, bank: PublicBank, client: int, rng: np.random.Generator) -> SelectData:
+def select_rule(
+    arm: Arm, plan: RunPlan, bank: PublicBank, client: int, rng: np.random.Generator
+) -> SelectData:
     """The arm's SelectData, with its own stream of randomness."""
     public = len(bank.labels)
     budget = budget_of(plan, public)
@@ -175,7 +178,7 @@ def whole_set_in_turns(public: int, budget: int, rng: np.random.Generator) -> Se
     return next_turn
 
 
-def with_variant(plan: Plan, sweep: str, value: int) -> Plan:
+def with_variant(plan: RunPlan, sweep: str, value: int) -> RunPlan:
     """The plan with one prototype setting swept (Figures 5.12 and 5.13)."""
     if sweep == "cluster_samples":
         return replace(plan, prototypes=replace(plan.prototypes, samples_per_prototype=value))

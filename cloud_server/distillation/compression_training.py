@@ -42,8 +42,8 @@ def pack_compressors(levels: Mapping[float, CompressionNet]) -> npt.NDArray[np.u
     return pack(
         {
             f"{rate:g}.{name}": value
-            for rate, rung in levels.items()
-            for name, value in rung.compressor.state_dict().items()
+            for rate, level in levels.items()
+            for name, value in level.compressor.state_dict().items()
         }
     )
 

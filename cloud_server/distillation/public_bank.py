@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.common.atomic_files import replace_text, replacing
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.network import AudioVisualNet, Features, Logits
 from fedstill.models.vit.preprocess import to_tensors
@@ -99,10 +100,9 @@ def save_bank(bank: PublicBank, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "bank.json").unlink(missing_ok=True)
     for name in ARRAYS:
-        np.save(directory / f"{name}.npy", getattr(bank, name), allow_pickle=False)
-    draft = directory / "bank.json.tmp"
-    draft.write_text(json.dumps({"version": bank.version}))
-    draft.replace(directory / "bank.json")
+        with replacing(directory / f"{name}.npy") as part, part.open("wb") as file:
+            np.save(file, getattr(bank, name), allow_pickle=False)
+    replace_text(directory / "bank.json", json.dumps({"version": bank.version}))
 
 
 def open_bank(directory: Path, version: str) -> PublicBank | None:

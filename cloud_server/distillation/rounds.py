@@ -20,7 +20,7 @@ class DeviceFailure(RuntimeError):
 
 
 class PrototypeSource(Protocol):
-    """A device, seen from the cloud."""
+    """A device, seen from the cloud. Implemented by ``federation.device_prototypes.DevicePrototypes``."""
 
     def __call__(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
         """The device's prototypes under this student; None if the arm needs nothing from the device."""
@@ -28,13 +28,16 @@ class PrototypeSource(Protocol):
 
 
 class SelectData(Protocol):
-    """Chooses the public clips to distil on (lines 12-18, or another rule)."""
+    """Chooses the public clips to distil on (lines 12-18, or another rule).
+
+    Implemented by the functions that ``arms.select_rule`` and ``arms.whole_set_in_turns`` make.
+    """
 
     def __call__(self, prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection: ...
 
 
 class RoundObserver(Protocol):
-    """Is informed of the outcome of each outer round."""
+    """Is informed of the outcome of each outer round. Implemented by ``federation.job_progress.JobProgress``."""
 
     def trained(self, outer_epoch: int, selection: Selection, losses: list[float]) -> None: ...
 

@@ -19,13 +19,14 @@ from fedstill.cloud_server.distillation.settings import (
     StudentSettings,
     TeacherSettings,
 )
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
 
 PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """See the module.
 
     Attributes:
@@ -67,14 +68,11 @@ class Plan:
     teacher_reference: bool = True
 
 
-def write_plan(plan: Plan) -> None:
+def write_plan(plan: RunPlan) -> None:
     """Write the plan into its own work folder."""
-    path = Path(plan.work) / PLAN_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_plain(plan), indent=1))
-    temporary.replace(path)
+    replace_text(Path(plan.work) / PLAN_FILE, json.dumps(to_plain(plan), indent=1))
 
 
-def read_plan(work: Path) -> Plan:
+def read_plan(work: Path) -> RunPlan:
     """The plan of a run directory."""
-    return from_plain(Plan, json.loads((work / PLAN_FILE).read_text()))
+    return from_plain(RunPlan, json.loads((work / PLAN_FILE).read_text()))

@@ -8,7 +8,6 @@ trained with that rate's compressor (Algorithm 8).
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections import OrderedDict
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedstill.common.atomic_files import replace_file
 from fedstill.models.audiovisual.compression import MODALITIES, RATES, CompressionNet, compressed_width
 from fedstill.models.audiovisual.fusion import Fusion, fusion_head
 from fedstill.models.audiovisual.network import AudioVisualNet
@@ -70,7 +70,7 @@ def save_heads(
     Args:
         version: hash of the student's weights; names the files.
         net: the student.
-        rungs: trained compressors and heads by rate; some may be missing, since devices learn which rates exist.
+        levels: trained compressors and heads by rate; some may be missing, since devices learn which rates exist.
         class_names: order of the logits.
 
     Raises:
@@ -81,11 +81,11 @@ def save_heads(
     if len(class_names) != spec.classes:
         raise HeadError(f"class_names: {len(class_names)} names for {spec.classes} outputs")
     parts: dict[str, nn.Module] = {_name(1.0): net.head.joint}
-    for rate, rung in levels.items():
+    for rate, level in levels.items():
         if rate not in RATES:
-            raise HeadError(f"rungs: rate {rate:g} is not one of {', '.join(f'{one:g}' for one in RATES)}")
+            raise HeadError(f"levels: rate {rate:g} is not one of {', '.join(f'{one:g}' for one in RATES)}")
         if rate != 1:
-            parts[_name(rate)] = rung.head
+            parts[_name(rate)] = level.head
     described = {
         "format": FORMAT,
         "class_names": list(class_names),
@@ -97,8 +97,8 @@ def save_heads(
         version, described, pack(nn.ModuleDict(parts).state_dict())
     )  # refuse heads that could not be read back
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / f"{version}.safetensors", pack(nn.ModuleDict(parts).state_dict()).tobytes())
-    _write(directory / f"{version}.json", json.dumps(described, indent=1).encode())
+    replace_file(directory / f"{version}.safetensors", pack(nn.ModuleDict(parts).state_dict()).tobytes())
+    replace_file(directory / f"{version}.json", json.dumps(described, indent=1).encode())
 
 
 class HeadStore:
@@ -175,9 +175,3 @@ def _name(rate: float) -> str:
 def _check_version(version: str) -> None:
     if not VERSION.fullmatch(version):
         raise UnknownVersion("student_version: not a hash")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

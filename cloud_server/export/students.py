@@ -111,10 +111,10 @@ def _write_graphs(
 
 def _write_compressors(stem: Path, net: AudioVisualNet, out: Path) -> tuple[float, ...]:
     levels = load_levels(stem, net.spec)
-    for rate, rung in levels.items():
-        packed = pack(rung.state_dict())
+    for rate, level in levels.items():
+        packed = pack(level.state_dict())
         (out / compressor_weights_file(rate)).write_bytes(packed.tobytes())
-        graph = compressor_graph(rung.compressor, net.spec.feature_width)
+        graph = compressor_graph(level.compressor, net.spec.feature_width)
         (out / compressor_file(rate)).write_bytes(point_to(graph, packed, compressor_weights_file(rate)))
     return tuple(levels)
 

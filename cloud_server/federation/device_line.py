@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fedstill.cloud_server.federation.exchange import Answer, DeviceLost, Exchange
+from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange, WireCost
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 
 Reply = TypeVar("Reply")
@@ -24,7 +24,7 @@ class DeviceLine:
     client: int
     patience: float
 
-    def ask(self, action: str, request: object, expect: type[Reply]) -> tuple[Reply, Answer]:
+    def ask(self, action: str, request: object, expect: type[Reply]) -> tuple[Reply, WireCost]:
         """Ask this client's device.
 
         Raises:

@@ -7,22 +7,18 @@ known once the device used it in an answer. A device that lost its files gets th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.cloud_server.federation.exchange import DeviceLacks
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.checkpoint import network_to_json
 from fedstill.models.weights.delta import content_hash, encode_update
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.models.weights.packing import arrays
 from fedstill.protos.messages import Student
-
-Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,19 @@ class Acknowledged:
     source: str
 
 
+@dataclass(frozen=True)
+class Shipment:
+    """A student on its way: ``student`` as it travels, and what the device has once it ``reached`` it."""
+
+    student: Student
+    reached: Acknowledged
+
+    def whole(self) -> Student:
+        """The very same version for a device without the base of the update."""
+        update = encode_update(self.reached.state, None, "exact")
+        return replace(self.student, weights=_bytes(update.payload), base="")
+
+
 class Downlink:
     """To one device, during one personalisation.
 
@@ -43,35 +52,11 @@ class Downlink:
 
     def __init__(self, precision: UpdatePrecision, class_names: tuple[str, ...]) -> None:
         self.precision, self.class_names = precision, class_names
-        self.acknowledged: Acknowledged | None = None
+        self._acknowledged: Acknowledged | None = None
 
-    def ask(self, net: AudioVisualNet, ask: Callable[[Student], Reply]) -> Reply:
-        """Send a request that needs the student ``net``; only the part that the device does not have yet travels.
-
-        Args:
-            ask: sends the request with the student that it is given, and returns the reply.
-
-        Raises:
-            DeviceFailure: as ``ask`` does; also if the device still lacks a base although the student came whole.
-        """
-        student, reached = self._prepared(net)
-        try:
-            reply = ask(student)
-        except DeviceLacks as lack:
-            if lack.item != "base" or not student.base:
-                raise
-            self.acknowledged = None
-            whole = encode_update(reached.state, None, "exact").payload
-            reply = ask(replace(student, weights=_bytes(whole), base=""))
-        self.acknowledged = reached
-        return reply
-
-    def reaches(self, net: AudioVisualNet) -> Acknowledged:
-        """What the device will have when it has been sent ``net``."""
-        return self._prepared(net)[1]
-
-    def _prepared(self, net: AudioVisualNet) -> tuple[Student, Acknowledged]:
-        spec, known = network_to_json(net.spec), self.acknowledged
+    def shipment(self, net: AudioVisualNet) -> Shipment:
+        """The part of ``net`` that the device does not have yet."""
+        spec, known = network_to_json(net.spec), self._acknowledged
         state = arrays(net)
         source = content_hash(state, (spec, *self.class_names))
         if known and known.source == source:  # also if the device has it rounded: it is not refined
@@ -82,7 +67,15 @@ class Downlink:
         student = Student(
             _bytes(update.payload), spec, self.class_names, version, known.version if known else ""
         )
-        return student, Acknowledged(version, update.state, source)
+        return Shipment(student, Acknowledged(version, update.state, source))
+
+    def arrived(self, shipment: Shipment) -> None:
+        """The device answered with this student, so it has it."""
+        self._acknowledged = shipment.reached
+
+    def lost(self) -> None:
+        """The device says that it no longer has what it had."""
+        self._acknowledged = None
 
 
 def _bytes(payload: bytes) -> npt.NDArray[np.uint8]:

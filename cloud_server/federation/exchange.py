@@ -34,8 +34,8 @@ class DeviceLost(DeviceFailure):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A decoded reply, with its cost on the wire in bytes."""
+class WireCost:
+    """The bytes that one answered request cost on the wire: ``up`` its reply, ``down`` the request."""
 
     up_bytes: int
     down_bytes: int
@@ -44,7 +44,7 @@ class Answer:
 class DeviceLacks(DeviceFailure):
     """A device needs ``item`` (see ``messages.MissingDependency``) first; ``spent`` is the cost of this reply."""
 
-    def __init__(self, lacking: MissingDependency, spent: Answer) -> None:
+    def __init__(self, lacking: MissingDependency, spent: WireCost) -> None:
         super().__init__(f"says that it lacks {lacking.item} {lacking.version[:12]}")
         self.item, self.spent = lacking.item, spent
 
@@ -59,7 +59,7 @@ class Exchange:
 
     def ask(
         self, node: int, action: str, request: object, expect: type[Reply], timeout: float | None = None
-    ) -> tuple[Reply, Answer]:
+    ) -> tuple[Reply, WireCost]:
         """Send ``request`` to ``node`` and decode its reply.
 
         Raises:
@@ -69,7 +69,7 @@ class Exchange:
         """
         content = encode(request)
         reply = self._exchange(node, action, content, self.timeout if timeout is None else timeout)
-        cost = Answer(payload_bytes(reply), payload_bytes(content))
+        cost = WireCost(payload_bytes(reply), payload_bytes(content))
         try:
             return decode(expect, reply), cost
         except WireError as error:

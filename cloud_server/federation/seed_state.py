@@ -21,7 +21,7 @@ from fedstill.cloud_server.distillation.centres import public_centres
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, open_bank, save_bank
 from fedstill.cloud_server.distillation.randomness import generator
-from fedstill.cloud_server.distillation.run_plan import Plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.distillation.teacher import count_correct, student_spec, train_teacher
 from fedstill.cloud_server.federation.event_log import Metrics
@@ -42,7 +42,7 @@ EQUAL_STEPS = ("all_distill_equal_steps", "fedstill_without_selection")
 class SeedCloud:
     """The cloud side of one seed."""
 
-    plan: Plan
+    plan: RunPlan
     seed: int
     metrics: Metrics
     _trained_on: dict[str, AudioVisualNet] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedstill.cloud_server.distillation.arms import SHARED
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
-from fedstill.cloud_server.distillation.run_plan import Plan, read_plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
@@ -61,7 +61,7 @@ def main(grid: Grid, context: Context) -> None:
         metrics.close()
 
 
-def run_plan(plan: Plan, exchange: Exchange, metrics: Metrics) -> None:
+def run_plan(plan: RunPlan, exchange: Exchange, metrics: Metrics) -> None:
     """All seeds in turn; within a seed every device is served on its own.
 
     Raises:
@@ -122,7 +122,7 @@ def run_seed(
         pool.shutdown(cancel_futures=True)
 
 
-def job_keys(plan: Plan, seed: int) -> Iterator[JobKey]:
+def job_keys(plan: RunPlan, seed: int) -> Iterator[JobKey]:
     """Every job of one seed, in the order of the table."""
     for client in range(plan.clients if plan.teacher_reference else 0):
         yield JobKey("latency_insensitive", "teacher", client, seed)

@@ -17,16 +17,16 @@ WEIGHT, RANDOMNESS = "student.", "generator"
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingState:
     """The state that continues over outer rounds: the distiller, and the randomness of selection."""
 
     distiller: Distiller
     rng: np.random.Generator
 
 
-def save_progress(path: Path, progress: Progress) -> None:
-    """Write everything that :func:`load_progress` needs into one file."""
-    distiller = progress.distiller
+def save_training(path: Path, training: TrainingState) -> None:
+    """Write everything that :func:`load_training` needs into one file."""
+    distiller = training.distiller
     optimiser = distiller.optimiser.state_dict()
     tensors = {WEIGHT + name: value for name, value in distiller.student.state_dict().items()}
     tensors |= optimiser_tensors(optimiser["state"])
@@ -34,21 +34,21 @@ def save_progress(path: Path, progress: Progress) -> None:
     numbers = {
         "groups": optimiser["param_groups"],
         "schedule": distiller.schedule.state_dict(),
-        "rng": progress.rng.bit_generator.state,
+        "rng": training.rng.bit_generator.state,
     }
     save_state(path, tensors, numbers)
 
 
-def load_progress(path: Path, progress: Progress) -> None:
+def load_training(path: Path, training: TrainingState) -> None:
     """Load the saved state into a distiller that was made with the same settings.
 
     Raises:
         ValueError: the file is missing, damaged, or of another network.
     """
-    distiller = progress.distiller
+    distiller = training.distiller
     tensors, numbers = load_state(path)
     distiller.student.load_state_dict(part(tensors, WEIGHT))
     distiller.optimiser.load_state_dict(optimiser_state(tensors, numbers["groups"]))
     distiller.schedule.load_state_dict(numbers["schedule"])
     distiller.generator.set_state(tensors[RANDOMNESS])
-    progress.rng.bit_generator.state = numbers["rng"]
+    training.rng.bit_generator.state = numbers["rng"]

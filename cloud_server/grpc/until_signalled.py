@@ -11,7 +11,7 @@ Place = TypeVar("Place", covariant=True)
 
 
 class Server(Protocol[Place]):
-    """A server in an event loop."""
+    """A server in an event loop. Implemented by ``InferenceServer`` and ``ServingServer``."""
 
     async def start(self) -> Place:
         """Serve; the port or ports."""

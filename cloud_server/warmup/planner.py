@@ -43,7 +43,10 @@ class Budget:
 
 class WarmUpBackend(Protocol):
     """The interface that a planner uses: costs, fine-tuning, and the accuracy of the best model so far at a
-    reduction."""
+    reduction.
+
+    Implemented by ``warm_up.WarmUp``.
+    """
 
     def cost(self, reduction: int) -> Cost:
         """Measured estimate for one more model."""

@@ -17,7 +17,10 @@ from fedstill.models.vit.schedules import TokenSchedule
 
 
 class ReducedNet(Protocol):
-    """A network that can be fine-tuned: an ``nn.Module`` that reduces tokens in its forward pass."""
+    """A network that can be fine-tuned: an ``nn.Module`` that reduces tokens in its forward pass.
+
+    Implemented by ``MergingNet`` and ``pruning_net.PruningNet``.
+    """
 
     @property
     def module(self) -> nn.Module:

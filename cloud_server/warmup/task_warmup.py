@@ -27,7 +27,7 @@ from fedstill.cloud_server.warmup.warm_up import (
     find_ratio,
 )
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
-from fedstill.common.files import write_text_atomically
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.provenance import hardware
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.images.image_tasks import ImageSet, ImageTask
@@ -123,7 +123,7 @@ class TaskWarmup:
         on_progress("timing reductions")
         profile = _serving_profile(backend, self.name, self._trunk.architecture, recipes)
         text = json.dumps(profile_to_plain(profile), indent=1)
-        return Outcome(chosen, recipes, write_text_atomically(self.folder / PROFILE_FILE, text))
+        return Outcome(chosen, recipes, replace_text(self.folder / PROFILE_FILE, text))
 
 
 def _with_head(net: ElasticViT, train: ImageSet, profiling: ImageSet, classes: int) -> ElasticViT:

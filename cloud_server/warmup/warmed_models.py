@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedstill.common.atomic_files import replace_file, replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.models.weights.packing import pack, unpack
@@ -144,7 +144,7 @@ class WarmedModels:
         digest = hashlib.sha256(content).hexdigest()
         path = self.path(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        replace_file(path, content)
         model = WarmedModel(reduction, digest, len(content), seconds, accuracies)
         others = tuple(other for other in self.catalogue.models if other.reduction != reduction)
         self._change(models=(*others, model))
@@ -187,9 +187,8 @@ class WarmedModels:
 
     def _change(self, **changes: Any) -> None:
         self.catalogue = replace(self.catalogue, **changes)
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, **to_plain(self.catalogue)}, indent=1)
-        _write(self.folder / CATALOGUE, text.encode())
+        replace_text(self.folder / CATALOGUE, text)
 
 
 def read_catalogue(folder: Path) -> Catalogue:
@@ -207,10 +206,3 @@ def read_catalogue(folder: Path) -> Catalogue:
         return from_plain(Catalogue, plain)
     except ValueError as error:
         raise WarmedModelError(f"{path}: {error}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """By rename: a half-written file is never read."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -49,7 +49,10 @@ class Clip:
 
 
 class ClipSource(Protocol):
-    """A dataset on disk or generated from a seed. Iteration decodes; ``index`` is cheap and in iteration order."""
+    """A dataset on disk or generated from a seed. Iteration decodes; ``index`` is cheap and in iteration order.
+
+    Implemented by ``ManifestSource``, ``PreparedSource`` and ``SyntheticSource``.
+    """
 
     @property
     def name(self) -> str: ...

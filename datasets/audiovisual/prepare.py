@@ -26,6 +26,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
@@ -365,8 +366,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     (out / "clips").mkdir(parents=True, exist_ok=True)
     for leftover in (out / "clips").glob(".*.draft"):  # of a run that was killed
         leftover.unlink()
-    with _replacing(out / "settings.json") as draft:
-        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    replace_text(out / "settings.json", json.dumps(settings, indent=2) + "\n")
 
 
 def _read_settings(out: Path) -> dict[str, Any] | None:
@@ -407,8 +407,7 @@ def _write_report(report: PrepareReport) -> None:
             {"clip_id": clip.clip_id, "outcome": clip.outcome, "reason": clip.reason} for clip in report.bad
         ],
     }
-    with _replacing(report.folder / "report.json") as draft:
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    replace_text(report.folder / "report.json", json.dumps(content, indent=1) + "\n")
 
 
 @contextmanager

@@ -15,15 +15,12 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.edge_client.inference.cloud_connection import Description, Reply, Ticket
-from fedstill.edge_client.inference.levels import (
-    CompressionLevel,
-    Decision,
-    LevelSwitch,
-    compression_levels,
-    smallest,
-)
+from fedstill.edge_client.inference.cloud_connection import Ticket
+from fedstill.edge_client.inference.cloud_stream import Description
+from fedstill.edge_client.inference.level_switch import LevelSwitch
+from fedstill.edge_client.inference.levels import CompressionLevel, compression_levels, smallest
 from fedstill.edge_client.inference.link import LinkEstimate
+from fedstill.edge_client.inference.route import Route
 from fedstill.edge_client.students.runtime_api import FeatureArrays, Runtime
 from fedstill.protos.features import FeatureError, FeatureVectors, encode_features
 
@@ -42,28 +39,24 @@ class NoAnswer(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Classification:
     """One clip's class probabilities and how they came about.
 
     Attributes:
         probabilities: float32 (classes,).
-        path: where the clip was classified.
-        rung: such as ``1.5 int8``; empty for ``local``.
+        route: where the clip was classified, and why there.
         bytes: feature bytes sent for this clip; counted also if the answer came too late to be used.
         milliseconds: from the clip to this answer, encoders included.
-        reason: why it was not the cloud; empty for ``cloud``.
     """
 
     probabilities: npt.NDArray[np.float32]
-    path: Literal["local", "cloud"]
-    rung: str
+    route: Route
     bytes: int
     milliseconds: float
-    reason: str
 
 
 class Connection(Protocol):
-    """What inference needs of :class:`~fedstill.edge_client.inference.cloud_connection.CloudConnection`."""
+    """What inference needs of a connection. Implemented by ``CloudConnection``."""
 
     @property
     def estimate(self) -> LinkEstimate: ...
@@ -73,7 +66,7 @@ class Connection(Protocol):
 
     def hindrance(self) -> str: ...
 
-    def send(self, rung: CompressionLevel, payload: bytes) -> Ticket: ...
+    def send(self, level: CompressionLevel, payload: bytes) -> Ticket: ...
 
     def gave_up(self, ticket: Ticket) -> None: ...
 
@@ -121,7 +114,7 @@ class EdgeInference:
         self._trial_at = 0.0
         self._trial: Ticket | None = None
 
-    def classify(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> Answer:
+    def classify(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> Classification:
         """Classify one clip.
 
         Args:
@@ -134,53 +127,58 @@ class EdgeInference:
         started = self._clock()
         features = self._runtime.features(audio, frames)
         if self._mode == "local" or self._connection is None:
-            return self._local(features, started, 0, "local mode")
+            return self._on_the_device(features, started, "local mode")
         if not self._uploads_allowed:
-            return self._local(features, started, 0, "privacy mode forbids uploads")
-        if hindrance := self._connection.hindrance():
-            return self._local(features, started, 0, hindrance)
-        return self._over_the_link(self._connection, features, started)
-
-    def _over_the_link(self, connection: Connection, features: FeatureArrays, started: float) -> Answer:
-        if hindrance := self._learn_rungs(connection, features):
-            return self._local(features, started, 0, hindrance)
+            return self._on_the_device(features, started, "privacy mode forbids uploads")
+        hindrance = self._connection.hindrance() or self._learn_levels(self._connection, features)
+        if hindrance:
+            return self._on_the_device(features, started, hindrance)
         now = self._clock()
         left = self._objective_ms - 1000 * (now - started) - LOCAL_RESERVE_MS
-        decision = self._switch.decide(connection.estimate, left, now)
-        rung = decision.rung
-        if rung is None:
-            if self._mode == "cloud":
-                rung = smallest(self._levels)
-            else:
-                return self._local(features, started, self._try_anyway(connection, features, now), decision)
+        route = self._switch.decide(self._connection.estimate, left, now)
+        if self._mode == "cloud":
+            level, left = route.level or smallest(self._levels), CLOUD_PATIENCE_MS
+            return self._in_the_cloud(self._connection, level, features, started, left)
+        if route.level is None:
+            sent = self._try_anyway(self._connection, features, now)
+            return self._on_the_device(features, started, route.reason, sent)
+        return self._in_the_cloud(self._connection, route.level, features, started, left)
+
+    def _in_the_cloud(
+        self,
+        connection: Connection,
+        level: CompressionLevel,
+        features: FeatureArrays,
+        started: float,
+        left: float,
+    ) -> Classification:
+        """The cloud's answer; the local one if there is none within ``left`` milliseconds, or a refusal."""
         try:
-            payload = self._payload(features, rung)
+            payload = self._payload(features, level)
         except FeatureError as error:
-            return self._local(features, started, 0, str(error))
-        ticket = connection.send(rung, payload)
-        reply = ticket.wait((CLOUD_PATIENCE_MS if self._mode == "cloud" else left) / 1000)
+            return self._on_the_device(features, started, str(error))
+        ticket = connection.send(level, payload)
+        reply = ticket.wait(left / 1000)
         if reply is None:
             connection.gave_up(ticket)
-            return self._local(features, started, rung.size, "no answer in time")
-        return self._answered(reply, features, started, rung)
-
-    def _answered(
-        self, reply: Reply, features: FeatureArrays, started: float, rung: CompressionLevel
-    ) -> Answer:
+            return self._on_the_device(features, started, "no answer in time", level.size)
         if reply.probabilities is None:
-            return self._local(features, started, rung.size, reply.refusal)
+            return self._on_the_device(features, started, reply.refusal, level.size)
         self._trial_pause = FIRST_TRIAL
         spent = 1000 * (self._clock() - started)
-        return Answer(reply.probabilities, "cloud", rung.name, rung.size, spent, "")
+        return Classification(reply.probabilities, Route.cloud(level), level.size, spent)
 
-    def _local(self, features: FeatureArrays, started: float, sent: int, why: str | Decision) -> Answer:
-        reason = why.reason if isinstance(why, Decision) else why
+    def _on_the_device(
+        self, features: FeatureArrays, started: float, reason: str, sent: int = 0
+    ) -> Classification:
+        """The local head's answer, ``sent`` bytes having gone to the cloud all the same."""
         if self._mode == "cloud":
             raise NoAnswer(f"no answer from the cloud: {reason}")
         logits = self._runtime.logits(features)[0]
         powers = np.exp(logits - logits.max())
         probabilities = (powers / powers.sum()).astype(np.float32)
-        return Answer(probabilities, "local", "", sent, 1000 * (self._clock() - started), reason)
+        spent = 1000 * (self._clock() - started)
+        return Classification(probabilities, Route.local(reason), sent, spent)
 
     def _try_anyway(self, connection: Connection, features: FeatureArrays, now: float) -> int:
         """Now and then send a clip over a link that seems too slow, without waiting for the answer; returns the bytes
@@ -194,18 +192,18 @@ class EdgeInference:
             return 0
         self._trial_at = now + self._trial_pause
         self._trial_pause = min(2 * self._trial_pause, LONGEST_TRIAL)
-        rung = smallest(self._levels)
+        level = smallest(self._levels)
         try:
-            self._trial = connection.send(rung, self._payload(features, rung))
+            self._trial = connection.send(level, self._payload(features, level))
         except FeatureError:
             return 0  # the clip has a local answer, and the next one can measure the link
-        return rung.size
+        return level.size
 
-    def _payload(self, features: FeatureArrays, rung: CompressionLevel) -> bytes:
-        reduced = self._runtime.compress(features, rung.rate)
-        return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), rung.precision)
+    def _payload(self, features: FeatureArrays, level: CompressionLevel) -> bytes:
+        reduced = self._runtime.compress(features, level.rate)
+        return encode_features(FeatureVectors(reduced.audio[0], reduced.visual[0]), level.precision)
 
-    def _learn_rungs(self, connection: Connection, features: FeatureArrays) -> str:
+    def _learn_levels(self, connection: Connection, features: FeatureArrays) -> str:
         """Learn which levels both sides understand, again when the cloud's description changes; returns why none, or
         empty."""
         description = connection.description
@@ -218,7 +216,7 @@ class EdgeInference:
             rates = [rate for rate in description.rates if self._can_compress(features, rate)]
             self._known, self._levels = description, compression_levels(width, rates)
             self._switch = LevelSwitch(self._levels)
-        return "" if self._levels else "no rung that both sides know"
+        return "" if self._levels else "no compression level that both sides know"
 
     def _can_compress(self, features: FeatureArrays, rate: float) -> bool:
         """A student may come without some compressors."""

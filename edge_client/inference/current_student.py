@@ -11,10 +11,11 @@ from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.datasets.audiovisual.store import frame_tensor
-from fedstill.edge_client.folder import FORMAT_FILE, LADDER_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.folder import COMPRESSORS_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
-from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_inference import EdgeInference, Mode
+from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.edge_client.students.students import ModelStore
@@ -66,12 +67,12 @@ class CurrentStudent:
         return {
             "class": wanted.class_names[best],
             "probability": round(float(answer.probabilities[best]), 4),
-            "path": answer.path,
-            "rung": answer.rung,
+            "path": answer.route.path,
+            "rung": answer.route.level_name,
             "bytes": answer.bytes,
             "milliseconds": round(answer.milliseconds, 1),
             "student": self._version[:12],
-            "reason": answer.reason,
+            "reason": answer.route.reason,
         }
 
     def wait(self, stop: threading.Event) -> None:
@@ -98,7 +99,7 @@ class CurrentStudent:
             raise NoStudent("no student yet: the coordinator has not installed one on this device")
         if self._inference is None or student.version != self._version:
             self.close()
-            compressors = read_compressors(self.folder / LADDER_FOLDER, student.version)
+            compressors = read_compressors(self.folder / COMPRESSORS_FOLDER, student.version)
             runtime = CompressedRuntime(
                 self.load(student.state, student.spec, student.class_names, student.version), compressors
             )

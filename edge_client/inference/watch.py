@@ -25,7 +25,7 @@ SETTLED = 3
 """Looks that must find a clip unchanged."""
 SETTLED_EMPTY = 20
 """The same for a clip with an empty file, which has probably just been created."""
-JOURNAL = "watched.jsonl"
+LOG_FILE = "watched.jsonl"
 
 Classify = Callable[[Path], dict[str, Any]]
 """A clip's main file -> class, probability, path, rung, bytes, milliseconds, student."""
@@ -34,10 +34,10 @@ Look = tuple[tuple[str, int, int], ...]
 
 
 class WatchError(ValueError):
-    """A folder that cannot be watched, or a damaged journal; one line."""
+    """A folder that cannot be watched, or a damaged watch log; one line."""
 
 
-class Journal:
+class WatchLog:
     """Names of the clips that already have their line; survives kill -9 at any moment.
 
     The line is written before its name is recorded. A kill exactly between the two repeats that one line after the
@@ -45,7 +45,7 @@ class Journal:
     """
 
     def __init__(self, state: Path) -> None:
-        self._path = state / JOURNAL
+        self._path = state / LOG_FILE
         state.mkdir(parents=True, exist_ok=True)
         self._done = self._read()
 
@@ -88,27 +88,27 @@ def run_watch(
     Args:
         classify: called with a clip's main file; what it raises becomes a line with ``error``.
         folder: where clips arrive; its sub-folders are not watched, since they may hold a clip's images.
-        state: the agent's folder, for the journal.
+        state: the agent's folder, for the watch log.
         out: gets one JSON line per clip, flushed.
         stop_event: set it (from a signal handler) to end.
         poll_seconds: between two looks.
 
     Raises:
-        WatchError: no such folder, it disappears while it is watched, or a damaged journal.
+        WatchError: no such folder, it disappears while it is watched, or a damaged watch log.
     """
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or watch another")
-    journal = Journal(state)
+    answered = WatchLog(state)
     seen: dict[str, tuple[Look, int]] = {}
     while not stop_event.is_set():
-        seen = _counted(seen, {name: look for name, look in _look(folder).items() if name not in journal})
+        seen = _counted(seen, {name: look for name, look in _look(folder).items() if name not in answered})
         for name in _settled(seen):
             if stop_event.is_set():
                 return
             line = _line(classify, folder / name)
             if _look(folder).get(name) == seen[name][0]:  # else it changed, or disappeared, while it was read
                 _write(out, line)
-                journal.add(name)
+                answered.add(name)
         stop_event.wait(poll_seconds)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fedstill.common.atomic_files import replace_file
+from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.clip_format import format_from_json
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
@@ -33,7 +33,7 @@ def use_clips(data: Path, folder: Path) -> None:
             f"{data}: no manifest.csv and no prepared folder; see docs/how-to/bring-your-own-data.md"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / CLIPS_FILE, json.dumps({"data": str(data.resolve())}).encode())
+    replace_file(folder / CLIPS_FILE, json.dumps({"data": str(data.resolve())}).encode(), PRIVATE)
 
 
 def own_clips(folder: Path) -> ClipStore:

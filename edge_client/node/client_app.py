@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedstill.common.atomic_files import replace_file
+from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.folder import FORMAT_FILE
 from fedstill.protos.messages import (
     EvaluationRequest,
@@ -38,7 +38,7 @@ def hello(message: Message, context: Context) -> Message:
     request = decode(HelloRequest, message.content)
     folder = _folder(context)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / FORMAT_FILE, request.clip_format.encode())
+    replace_file(folder / FORMAT_FILE, request.clip_format.encode(), PRIVATE)
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
     reply = Hello(name, version("fedstill"), _partition(context))
     return Message(encode(reply), reply_to=message)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
-from fedstill.edge_client.folder import LADDER_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.privacy.calibration import calibrated
 from fedstill.edge_client.privacy.privacy_ledger import release_once
@@ -70,12 +71,12 @@ class Device:
         policy = read_policy(self.directory)
         policy.require(request)
         if request.kind == "dp":
-            rows = release_once(self.directory, self.run, policy, request, self._beliefs)
+            rows = release_once(self.directory, self.run, policy, request, self._probabilities)
         else:
-            rows = summarise(self._beliefs(request), request, seed=_seed_of(request.job))
+            rows = summarise(self._probabilities(request), request, seed=_seed_of(request.job))
         return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
 
-    def _beliefs(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
+    def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips, corrected for their own prior if the request asks for it."""
         query, _ = self._roles(request.job)
         runtime, found = self._features(request.student, query)
@@ -117,7 +118,7 @@ class Device:
             found = runtime.features(clips.audio, clips.frames)
             return clips.agreement(runtime.probabilities(runtime.logits(found)))
 
-        keep_compressors(self.directory / LADDER_FOLDER, version, request.compressors.tobytes())
+        keep_compressors(self.directory / COMPRESSORS_FOLDER, version, request.compressors.tobytes())
         found = model_store.install(version, agreement, request.minimum_agreement)
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
 
@@ -150,15 +151,14 @@ class Device:
         if not request.rung:
             size = compressed_payload_bytes(width, 1.0, Precision.FP32)
             return runtime.probabilities(runtime.logits(found)), size
-        rung = json.loads(request.rung)
-        rate, precision = float(rung["rate"]), Precision(rung["precision"])
+        level = json.loads(request.rung)
+        rate, precision = float(level["rate"]), Precision(level["precision"])
         answer = runtime.level_logits(found, rate, precision, request.compressor)
         return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
 
     def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
         """Keep the per-clip outcome here; it never travels."""
         folder = self.directory / "evaluations"
-        folder.mkdir(parents=True, exist_ok=True)
         outcome = {
             "scenario": job.scenario,
             "arm": job.arm,
@@ -166,10 +166,7 @@ class Device:
             "clip_ids": [self.store.info[position].clip_id for position in positions],
             "correct": "".join("1" if one else "0" for one in right),
         }
-        path = folder / f"{job.scenario}.{job.arm}.{job.seed}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(outcome))
-        temporary.replace(path)
+        replace_text(folder / f"{job.scenario}.{job.arm}.{job.seed}.json", json.dumps(outcome))
 
 
 def _seed_of(job: Job) -> int:

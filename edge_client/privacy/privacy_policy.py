@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.protos.messages import PrototypeRequest
@@ -80,7 +81,4 @@ def read_policy(directory: Path) -> PrivacyPolicy:
 
 def write_policy(directory: Path, policy: PrivacyPolicy) -> None:
     """Write the policy, by rename."""
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{POLICY_FILE}.tmp"
-    temporary.write_text(json.dumps(to_plain(policy), indent=1), encoding="utf-8")
-    temporary.replace(directory / POLICY_FILE)
+    replace_text(directory / POLICY_FILE, json.dumps(to_plain(policy), indent=1))

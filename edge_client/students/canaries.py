@@ -9,7 +9,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedstill.common.atomic_files import locked, remove_parts, replace_file
+from fedstill.common.atomic_files import PRIVATE, locked, remove_parts, replace_file
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students.students import NotInStore
 from fedstill.models.weights.canaries import Canaries
@@ -39,7 +39,7 @@ def canaries_of(request: InstallRequest, folder: Path) -> Canaries:
                 "frames": clips.frames,
                 "teacher": clips.teacher,
             }
-            replace_file(path, safetensors.numpy.save(tensors))
+            replace_file(path, safetensors.numpy.save(tensors), PRIVATE)
             for other in folder.glob("*.safetensors"):
                 if other != path:
                     other.unlink()

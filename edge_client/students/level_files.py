@@ -14,7 +14,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedstill.common.atomic_files import replace_file
+from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays
 from fedstill.models.audiovisual.levels import RATES, compressed_width
 from fedstill.protos.messages import WireError
@@ -55,7 +55,7 @@ def keep_compressors(folder: Path, version: str, content: bytes) -> None:
     """Keep a student's compressors beside the model store; the previous student's file stays, too."""
     parse_compressors(content)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(_path(folder, version), content)
+    replace_file(_path(folder, version), content, PRIVATE)
 
 
 def read_compressors(folder: Path, version: str) -> dict[float, Compressor]:

@@ -19,7 +19,7 @@ class FeatureArrays(NamedTuple):
 
 
 class Runtime(Protocol):
-    """A student at work.
+    """A student at work. Implemented by ``CompressedRuntime`` and by every ``DeviceRuntime``.
 
     Attributes:
         class_names: order of the logits.
@@ -44,7 +44,7 @@ class Runtime(Protocol):
 
 class DeviceRuntime(Runtime, Protocol):
     """What ``Device`` needs beside inference. Each library uses its own softmax, so that a result does not depend on
-    another file."""
+    another file. Implemented by ``OnnxRuntime`` and ``TorchRuntime``."""
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""
@@ -65,7 +65,10 @@ class DeviceRuntime(Runtime, Protocol):
 
 
 class LoadStudent(Protocol):
-    """How a device makes a runtime of a student that it received."""
+    """How a device makes a runtime of a student that it received.
+
+    Implemented by ``torch_runtime.load_torch`` and ``runtime.ExportFolder.load``.
+    """
 
     def __call__(
         self, state: Mapping[str, npt.NDArray[Any]], spec: str, class_names: tuple[str, ...], version: str

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedstill.common.atomic_files import locked, remove_parts, replace_file
+from fedstill.common.atomic_files import PRIVATE, locked, remove_parts, replace_file
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.models.weights.delta import MOST_BYTES, apply_update, content_hash
 from fedstill.protos.messages import LONGEST_REASON, Student, WireError, is_version
@@ -133,7 +133,7 @@ class ModelStore:
             current, previous = self._pointer()
             if not reason and version != current:
                 pointer = {"current": version, "previous": current}
-                replace_file(self.directory / POINTER, json.dumps(pointer).encode())
+                replace_file(self.directory / POINTER, json.dumps(pointer).encode(), PRIVATE)
                 current, previous = version, current
             self._prune({version, previous})
         if reason:
@@ -192,7 +192,7 @@ class ModelStore:
 
     def _write(self, student: StoredModel) -> None:
         about = {"spec": student.spec, "class_names": json.dumps(student.class_names)}
-        replace_file(self._path(student.version), safetensors.numpy.save(dict(student.state), about))
+        replace_file(self._path(student.version), safetensors.numpy.save(dict(student.state), about), PRIVATE)
 
     def _read(self, version: str) -> StoredModel | None:
         """None if there is no such file; a damaged one is removed, so that it can be sent again."""

@@ -28,7 +28,7 @@ class TorchRuntime:
         net: the student.
         class_names: order of its logits.
         version: hash of its weights.
-        rungs: the compressors that ``compress`` has, by rate, beside rate 1.
+        levels: the compressors that ``compress`` has, by rate, beside rate 1.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TorchRuntime:
     ) -> None:
         self.class_names, self.version = class_names, version
         self._net = net.eval()
-        self._levels = {rate: rung.eval() for rate, rung in (levels or {}).items()}
+        self._levels = {rate: level.eval() for rate, level in (levels or {}).items()}
 
     @torch.no_grad()
     def features(self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8]) -> FeatureArrays:
@@ -78,9 +78,9 @@ class TorchRuntime:
     ) -> npt.NDArray[np.float32]:
         """What the cloud would answer at one compression level: float32 (n, classes); ``weights`` as in an
         EvaluationRequest."""
-        rung = CompressionNet(features.audio.shape[1], len(self.class_names), rate)
-        load_packed(rung, weights)
-        answer: Tensor = rung(_to_tensors(features), precision)
+        level = CompressionNet(features.audio.shape[1], len(self.class_names), rate)
+        load_packed(level, weights)
+        answer: Tensor = level(_to_tensors(features), precision)
         return answer.numpy()
 
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.common.files import write_text_atomically
 from fedstill.evaluation.results import ResultsError
 
 STUDY_FILE = "elastic_vit.json"
@@ -86,7 +86,7 @@ class Study:
 def write_study(folder: Path, study: Study) -> Path:
     """Write FOLDER/elastic_vit.json."""
     text = json.dumps({"format": FORMAT, **to_plain(study)}, indent=1)
-    return write_text_atomically(folder / STUDY_FILE, text)
+    return replace_text(folder / STUDY_FILE, text)
 
 
 def read_study(folder: Path) -> Study:

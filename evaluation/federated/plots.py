@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS, THESIS_ARMS
 from fedstill.evaluation.plot_style import (
     ARM_COLOURS,
     INK,
@@ -27,7 +28,7 @@ from fedstill.evaluation.plot_style import (
     save,
     shared_legend,
 )
-from fedstill.evaluation.results import ARMS, SCENARIOS, SWEEPS, THESIS_ARMS, ClipRow, Results, SweepRow
+from fedstill.evaluation.results import SWEEPS, ClipRow, Results, SweepRow
 from fedstill.evaluation.statistics import Accuracy, distinct_clips, pooled_accuracy
 from fedstill.evaluation.summary import OURS, scenario_tables, traffic_totals
 

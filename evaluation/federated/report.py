@@ -16,18 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from fedstill.common.files import write_text_atomically
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
+from fedstill.common.atomic_files import replace_text
 from fedstill.evaluation import summary
 from fedstill.evaluation.federated import plots
-from fedstill.evaluation.results import (
-    ARMS,
-    SCENARIOS,
-    ClipRow,
-    Results,
-    check_agreement,
-    read_clips,
-    read_results,
-)
+from fedstill.evaluation.results import ClipRow, Results, check_agreement, read_clips, read_results
 from fedstill.evaluation.statistics import Accuracy, Comparison, signed
 from fedstill.evaluation.summary import ArmLine, ScenarioTable
 
@@ -142,7 +135,7 @@ def write_markdown(run_dir: Path, page: Path) -> None:
     folder = page.with_suffix("")
     drawn = plots.save_all(results, folder, clips)
     pictures = "\n\n".join(f"![{path.stem.replace('_', ' ')}]({folder.name}/{path.name})" for path in drawn)
-    write_text_atomically(page, f"{markdown_summary(results, clips)}\n## Plots\n\n{pictures}\n")
+    replace_text(page, f"{markdown_summary(results, clips)}\n## Plots\n\n{pictures}\n")
 
 
 def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:

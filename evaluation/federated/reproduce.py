@@ -20,19 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS, THESIS_ARMS
 from fedstill.evaluation import thesis
 from fedstill.evaluation.federated import plots
 from fedstill.evaluation.plot_style import save
-from fedstill.evaluation.results import (
-    ARMS,
-    SCENARIOS,
-    SWEEPS,
-    THESIS_ARMS,
-    ClipRow,
-    Results,
-    ResultsError,
-    SweepRow,
-)
+from fedstill.evaluation.results import SWEEPS, ClipRow, Results, ResultsError, SweepRow
 from fedstill.evaluation.statistics import (
     SEEDS_FOR_TEST,
     Accuracy,

@@ -62,14 +62,14 @@ def channels(stage: Stage) -> tuple[Channel, ...]:
     sharing = (
         Channel("features_fp32", "inference features, rate 1 fp32", lambda view: view.features, _as_they_are),
         Channel("features_int8", "inference features, rate 3 int8", lambda view: view.compressed, _as_they_are),
-        Channel("samples", "probabilities of every clip", _beliefs, _as_they_are),
-        Channel("thesis", "thesis prototypes (k = n/3)", _beliefs, _summary(stage, "kmeans")),
-        Channel("constrained", f"constrained prototypes (>= {stage.prototypes.min_size} clips)", _beliefs,
+        Channel("samples", "probabilities of every clip", _probabilities, _as_they_are),
+        Channel("thesis", "thesis prototypes (k = n/3)", _probabilities, _summary(stage, "kmeans")),
+        Channel("constrained", f"constrained prototypes (>= {stage.prototypes.min_size} clips)", _probabilities,
                 _summary(stage, "constrained")),
     )  # fmt: skip
     delta = stage.prototypes.delta
     private = (
-        Channel(f"dp_{epsilon:g}", f"dp prototypes, epsilon {epsilon:g}", _beliefs, _noisy(stage, epsilon),
+        Channel(f"dp_{epsilon:g}", f"dp prototypes, epsilon {epsilon:g}", _probabilities, _noisy(stage, epsilon),
                 1 / sigma_for(epsilon, delta))
         for epsilon in sorted(EPSILONS, reverse=True)
     )  # fmt: skip
@@ -102,7 +102,7 @@ def nearest(rows: Floats, upload: Upload) -> tuple[npt.NDArray[np.float64], Posi
     return two, order[:, 0].astype(np.int64)
 
 
-def _beliefs(view: View) -> Floats:
+def _probabilities(view: View) -> Floats:
     return view.probabilities
 
 

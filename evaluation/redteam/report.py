@@ -9,8 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import to_plain
-from fedstill.common.files import write_text_atomically
 from fedstill.evaluation.plot_style import INK, OKABE_ITO, calm, percent_axis, save
 from fedstill.evaluation.redteam.attack import Outcome, RedteamResults
 from fedstill.evaluation.redteam.intervals import Measured
@@ -23,14 +23,14 @@ GUESS = 0.5
 
 def write_all(results: RedteamResults, folder: Path, page: Path | None) -> None:
     """JSON, table and figure into ``folder``; with ``page``, the same page there with its figure beside it."""
-    write_text_atomically(folder / RESULTS_FILE, json.dumps(to_plain(results), indent=1) + "\n")
+    replace_text(folder / RESULTS_FILE, json.dumps(to_plain(results), indent=1) + "\n")
     save(figure(results), folder / FIGURE_FILE)
-    write_text_atomically(folder / TABLE_FILE, markdown(results, FIGURE_FILE))
+    replace_text(folder / TABLE_FILE, markdown(results, FIGURE_FILE))
     if page is not None:
         picture = page.with_suffix("") / FIGURE_FILE
         picture.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / FIGURE_FILE, picture)
-        write_text_atomically(page, markdown(results, f"{page.stem}/{FIGURE_FILE}"))
+        replace_text(page, markdown(results, f"{page.stem}/{FIGURE_FILE}"))
 
 
 def markdown(results: RedteamResults, picture: str) -> str:

@@ -41,7 +41,7 @@ class Description:
 
 
 class Target(Protocol):
-    """A server, as a load generator sees it."""
+    """A server, as a load generator sees it. Implemented by ``target.GrpcTarget``."""
 
     async def describe(self) -> Description:
         """Ask for its description. Raises DataError, one line, for a server that cannot be used."""

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from fedstill.cloud_server.serving.policies.registry import LABELS
-from fedstill.common.files import write_text_atomically
+from fedstill.common.atomic_files import replace_text
 from fedstill.evaluation.serving.plots import save_figures, standard_load
 from fedstill.evaluation.serving.results import ServingResults
 from fedstill.evaluation.serving.summary import (
@@ -150,7 +150,7 @@ def write_serving_markdown(results: ServingResults, path: Path, facts: str = "")
     load = standard_load(results)
     lines += ["", f"## Figures (load {load:g})", ""]
     lines += [f"![{picture.stem}]({figures.name}/{picture.name})" for picture in drawn]
-    return write_text_atomically(path, "\n".join(lines) + "\n")
+    return replace_text(path, "\n".join(lines) + "\n")
 
 
 def _targets(results: ServingResults, trace: str, load: float) -> list[str]:

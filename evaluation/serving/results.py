@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.common.files import plain_value, write_text_atomically
+from fedstill.common.atomic_files import replace_text
+from fedstill.common.dataclass_codec import from_plain, plain_value, to_plain
 from fedstill.evaluation.results import RESULTS_FILE, ResultsError
 
 FORMAT = 1
@@ -161,9 +161,7 @@ class ServingResults:
 def write_serving_results(results: ServingResults, folder: Path) -> Path:
     """Write results.json; what is written can be read back."""
     plain = {"format": FORMAT, "kind": KIND, **to_plain(results)}
-    return write_text_atomically(
-        folder / RESULTS_FILE, json.dumps(plain, default=plain_value, indent=1) + "\n"
-    )
+    return replace_text(folder / RESULTS_FILE, json.dumps(plain, default=plain_value, indent=1) + "\n")
 
 
 def read_serving_results(folder: Path) -> ServingResults:

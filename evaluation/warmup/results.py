@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.common.files import write_text_atomically
 from fedstill.evaluation.results import ResultsError
 
 STUDY_FILE = "warmup.json"
@@ -177,7 +177,7 @@ class WarmupStudy:
 
 def write_plain(path: Path, value: object) -> Path:
     """A dataclass as JSON."""
-    return write_text_atomically(path, json.dumps({"format": FORMAT, **to_plain(value)}, indent=1))
+    return replace_text(path, json.dumps({"format": FORMAT, **to_plain(value)}, indent=1))
 
 
 def read_plain(kind: type[Kind], path: Path) -> Kind:

@@ -25,7 +25,7 @@ BYTES_PER_VALUE = {Precision.FP32: 4, Precision.FP16: 2, Precision.INT8: 1}
 def compressed_width(feature_width: int, rate: float) -> int:
     """Dimensions left per modality: 512, 341, 256, 170 of 512 for the thesis' rates (rounded down)."""
     if rate < 1:
-        raise ValueError(f"rate: {rate} is below 1; a rung never enlarges features")
+        raise ValueError(f"rate: {rate} is below 1; a level never enlarges features")
     return int(feature_width / rate)
 
 

@@ -8,7 +8,6 @@ of this room that touches a disk.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fedstill.common.atomic_files import replace_file
 from fedstill.models.audiovisual.compression import RATES, CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.specs import CheckpointError as CheckpointError
@@ -47,8 +47,8 @@ def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> No
         "frames": meta.frames,
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _write(stem.with_name(f"{stem.name}.safetensors"), pack(net.state_dict()).tobytes())
-    _write(stem.with_name(f"{stem.name}.json"), json.dumps(described, indent=1).encode())
+    replace_file(stem.with_name(f"{stem.name}.safetensors"), pack(net.state_dict()).tobytes())
+    replace_file(stem.with_name(f"{stem.name}.json"), json.dumps(described, indent=1).encode())
 
 
 def checkpoint_exists(stem: Path) -> bool:
@@ -85,8 +85,8 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
 
 def save_levels(stem: Path, levels: Mapping[float, CompressionNet]) -> None:
     """Keep the trained compression levels of a student beside its checkpoint, one file per rate."""
-    for rate, rung in levels.items():
-        _write(_level_path(stem, rate), pack(rung.state_dict()).tobytes())
+    for rate, level in levels.items():
+        replace_file(_level_path(stem, rate), pack(level.state_dict()).tobytes())
 
 
 def load_levels(stem: Path, network: NetworkSpec) -> dict[float, CompressionNet]:
@@ -108,9 +108,3 @@ def load_levels(stem: Path, network: NetworkSpec) -> dict[float, CompressionNet]
 
 def _level_path(stem: Path, rate: float) -> Path:
     return stem.with_name(f"{stem.name}.rung-{rate:g}.safetensors")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -16,7 +16,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from helpers.runs import prepared_run
 
-from fedstill.cloud_server.distillation.run_plan import Plan, read_plan, write_plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
 from fedstill.cloud_server.federation.event_log import Metrics, read_events
 from fedstill.cloud_server.federation.exchange import Exchange
@@ -321,7 +321,7 @@ def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path,
         assert outcome["current"] == before[device] == installed(run_dir, device)
 
 
-def stronger(plan: Plan) -> Any:
+def stronger(plan: RunPlan) -> Any:
     """Other training, so that the student is another one than before."""
     return replace(plan.ours, optimiser=replace(plan.ours.optimiser, learning_rate=0.5))
 

@@ -17,6 +17,7 @@ from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from helpers.runs import prepared_run, silent_console, table, tiny_experiment
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.arms import SHARED
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, read_events
@@ -25,7 +26,7 @@ from fedstill.cloud_server.federation.journal import JOURNAL_FILE
 from fedstill.cloud_server.federation.server_app import run_plan
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.node.client_app import app as real_app
-from fedstill.evaluation.results import ARMS, SCENARIOS, Results
+from fedstill.evaluation.results import Results
 from fedstill.protos.messages import EvaluationResult, Hello, Job, PrototypeUpload
 from fedstill.protos.records import encode
 from fedstill.simulation import inprocess

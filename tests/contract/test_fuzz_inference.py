@@ -35,8 +35,9 @@ from fedstill.cloud_server.edge_inference.heads import HeadStore
 from fedstill.cloud_server.edge_inference.inference_server import LARGEST_REQUEST, InferenceServer
 from fedstill.cloud_server.edge_inference.inference_service import SERVICE, InferenceService, counted
 from fedstill.cloud_server.edge_inference.micro_batching import Batching, QueueFull
-from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_inference import EdgeInference
+from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.models.audiovisual.levels import RATES, Precision, compressed_payload_bytes
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.features import FeatureError, FeatureVectors, decode_features, encode_features
@@ -350,7 +351,7 @@ def test_a_device_leaves_a_busy_cloud_alone_for_as_long_as_it_was_told(tmp_path:
         try:
             wait_until(lambda: connection.estimate.up)
             inference = EdgeInference(runtime, connection, objective_ms=10_000)
-            return [inference.classify(AUDIO, FRAMES).reason for _ in range(2)]
+            return [inference.classify(AUDIO, FRAMES).route.reason for _ in range(2)]
         finally:
             connection.close()
 

@@ -13,9 +13,9 @@ import pytest
 from helpers.runs import prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.federation.device_session import DeviceSession
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.exchange import Exchange
-from fedstill.cloud_server.federation.jobs import PersonalisationJob
 from fedstill.cloud_server.federation.journal import Journal, open_journal
 from fedstill.cloud_server.federation.server_app import run_plan
 from fedstill.edge_client.node.client_app import app
@@ -99,7 +99,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type, str, int, 
         (Journal, "finish_round", 6, True),
         (Journal, "finish_job", 3, False),
         (Journal, "finish_job", 3, True),
-        (PersonalisationJob, "_count", 2, False),
+        (DeviceSession, "evaluate", 2, False),
     ],
 )
 def test_a_killed_cloud_goes_on_where_it_was(

@@ -34,8 +34,9 @@ from helpers.link import ThrottledProxy
 
 from fedstill.cloud_server.auth.tokens import issue
 from fedstill.cloud_server.grpc.listen import ServerError
-from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
-from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
+from fedstill.edge_client.inference.cloud_inference import Classification, EdgeInference
+from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 
@@ -92,7 +93,7 @@ def device(address: Address, objective_ms: float = 300.0) -> Iterator[tuple[Clou
         connection.close()
 
 
-def ask(inference: EdgeInference) -> Answer:
+def ask(inference: EdgeInference) -> Classification:
     return inference.classify(AUDIO, FRAMES)
 
 
@@ -102,9 +103,9 @@ def refused(address: Address) -> str:
         wait_until(lambda: "not connected yet" not in connection.hindrance())
         assert not connection.estimate.up
         answer = ask(inference)
-    assert answer.path == "local"
+    assert answer.route.path == "local"
     assert answer.probabilities.sum() == pytest.approx(1)
-    return answer.reason
+    return answer.route.reason
 
 
 def test_the_cloud_answers_as_the_local_head_would(cloud: Cloud) -> None:
@@ -112,8 +113,8 @@ def test_the_cloud_answers_as_the_local_head_would(cloud: Cloud) -> None:
         wait_until(lambda: connection.estimate.up)
         answers = [ask(inference) for _ in range(4)]
     twin = EdgeInference(MadeRuntime(), None, "local")  # draws the same features
-    assert {answer.path for answer in answers} == {"cloud"}
-    assert [answer.rung for answer in answers] == ["3 int8", "1 fp32", "1 fp32", "1 fp32"]
+    assert {answer.route.path for answer in answers} == {"cloud"}
+    assert [answer.route.level_name for answer in answers] == ["3 int8", "1 fp32", "1 fp32", "1 fp32"]
     _, *expected = [ask(twin) for _ in range(4)]  # another head made the first answer
     for answer, local in zip(answers[1:], expected, strict=True):
         np.testing.assert_allclose(answer.probabilities, local.probabilities, atol=1e-5)
@@ -175,14 +176,14 @@ def test_health_needs_no_token(cloud: Cloud) -> None:
 def test_killed_in_the_middle_of_a_stream_and_started_again(cloud: Cloud) -> None:
     with device(cloud.address, 5000) as (connection, inference):
         wait_until(lambda: connection.estimate.up)
-        assert ask(inference).path == "cloud"
+        assert ask(inference).route.path == "cloud"
         cloud.kill()
         while_dead = [ask(inference) for _ in range(20)]
-        assert {answer.path for answer in while_dead} == {"local"}
+        assert {answer.route.path for answer in while_dead} == {"local"}
         assert all(answer.probabilities.sum() == pytest.approx(1) for answer in while_dead)
         cloud.restart()
         wait_until(lambda: connection.estimate.up)
-        assert ask(inference).path == "cloud"
+        assert ask(inference).route.path == "cloud"
 
 
 def test_a_cut_and_a_stalled_link(cloud: Cloud) -> None:
@@ -191,10 +192,10 @@ def test_a_cut_and_a_stalled_link(cloud: Cloud) -> None:
         with device(address, 1000) as (connection, inference):
             for break_it in (proxy.cut, proxy.stall):
                 wait_until(lambda: connection.estimate.up)
-                wait_until(lambda: ask(inference).path == "cloud")
+                wait_until(lambda: ask(inference).route.path == "cloud")
                 break_it()
-                wait_until(lambda: ask(inference).reason.startswith("link down"))
-                assert ask(inference).path == "local"
+                wait_until(lambda: ask(inference).route.reason.startswith("link down"))
+                assert ask(inference).route.path == "local"
                 proxy.restore()
 
 
@@ -226,7 +227,7 @@ def test_insecure_serves_without_token_and_a_taken_port_is_one_line(tmp_path: Pa
     try:
         with device(Address(f"127.0.0.1:{port}", DEVICE), 5000) as (connection, inference):
             wait_until(lambda: connection.estimate.up)
-            assert ask(inference).path == "cloud"
+            assert ask(inference).route.path == "cloud"
         with pytest.raises(ServerError, match="cannot listen here"):
             asyncio.run(made_server(tmp_path, f"127.0.0.1:{port}", None).start())
     finally:

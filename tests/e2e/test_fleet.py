@@ -77,7 +77,7 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
             capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(IMPORTROOT)},
         )  # fmt: skip
     line = json.loads(once.stdout)
-    # The clips show the same; a compressed rung's head may see it otherwise, the local head may not.
+    # The clips show the same; a compressed level's head may see it otherwise, the local head may not.
     assert (line["path"], line["class"], line["student"]) == ("local", alone["class"], late["student"])
 
 

@@ -1,4 +1,4 @@
-"""Guards the compression ladder: the bytes and widths of the thesis' rates, and how wrong int8 may be."""
+"""Guards the compression levels: the bytes and widths of the thesis' rates, and how wrong int8 may be."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_widths_of_the_thesis_rates() -> None:
     assert [compressed_width(512, rate) for rate in RATES] == [512, 341, 256, 170]
 
 
-def test_a_rung_never_enlarges() -> None:
+def test_a_level_never_enlarges() -> None:
     with pytest.raises(ValueError, match="rate"):
         compressed_width(512, 0.5)
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.evaluation.results import (
-    ARMS,
-    SCENARIOS,
     AccuracyRow,
     ClientClasses,
     ClipRow,

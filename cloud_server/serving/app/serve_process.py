@@ -26,8 +26,8 @@ from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.serving_server import Ports, ServingAddress, ServingServer
 from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
 from fedstill.cloud_server.serving.server.web import make_app
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.child_process import sole_user
-from fedstill.common.files import write_text_atomically
 
 LOG = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run_serving(plan: ServePlan) -> None:
 def _announce(plan: ServePlan, ports: Ports) -> None:
     """Report the addresses, in the log and in a file for the process that started the server."""
     content = {"pid": os.getpid(), "port": ports.grpc, "web_port": ports.web, "policy": plan.policy}
-    write_text_atomically(plan.folder / SERVER_FILE, json.dumps(content))
+    replace_text(plan.folder / SERVER_FILE, json.dumps(content))
     LOG.info(
         "event=serving listen=%s port=%d web_port=%s policy=%s tls=%s",
         plan.listen[0], ports.grpc, ports.web, plan.policy, plan.authority is not None,

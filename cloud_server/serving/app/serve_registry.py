@@ -28,8 +28,8 @@ from fedstill.cloud_server.serving.server.live_profile import (
 )
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion, open_registry
+from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import ConfigError
-from fedstill.common.files import write_text_atomically
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import data_path
 from fedstill.common.provenance import hardware
@@ -123,7 +123,7 @@ def _profile(
     source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {plan.val_images} images per task"
     with as_mistake("--schedules"):
         profile = measure_profile(engine, validation, trunk.architecture, source)
-    write_text_atomically(file, json.dumps(profile_to_plain(profile), indent=1))
+    replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
     LOG.info("event=profile_measured file=%s", file)
     return profile, columns
 

@@ -39,7 +39,10 @@ class RanBatch:
 
 
 class Observer(Protocol):
-    """Is called under the dispatcher's lock, so it must be quick and must not call back."""
+    """Is called under the dispatcher's lock, so it must be quick and must not call back.
+
+    Implemented by ``DecisionLog`` and ``ServingMetrics``.
+    """
 
     def offered(self, task: str, utility: float, queries: int) -> None:
         """A request of so many queries arrived; ``utility`` of each."""

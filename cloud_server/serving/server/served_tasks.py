@@ -13,7 +13,7 @@ from fedstill.models.vit.task_bank import TaskParameters
 
 
 class ServedTasks(Protocol):
-    """Safe to call from any thread but the engine's."""
+    """Safe to call from any thread but the engine's. Implemented by ``LiveTasks`` and ``FixedTasks``."""
 
     @property
     def trunk(self) -> str:

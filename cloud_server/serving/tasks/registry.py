@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
+from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.models.vit.task_bank import TaskParameters
@@ -240,9 +240,7 @@ class TaskRegistry:
         digest = hashlib.sha256(content).hexdigest()
         path = self._path(digest)
         if not path.exists():
-            with tempfile.NamedTemporaryFile(dir=self._blobs, suffix=".tmp", delete=False) as part:
-                part.write(content)
-            Path(part.name).replace(path)
+            replace_file(path, content, PRIVATE)
         return digest
 
     def _path(self, digest: str) -> Path:

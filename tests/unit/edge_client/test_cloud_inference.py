@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from helpers.inference import AUDIO, FRAMES, WIDTH, MadeRuntime
 
-from fedstill.edge_client.inference.cloud_connection import PATIENCE, Description, Reply, Ticket
-from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference, NoAnswer
+from fedstill.edge_client.inference.cloud_connection import PATIENCE, Reply, Ticket
+from fedstill.edge_client.inference.cloud_inference import Classification, EdgeInference, NoAnswer
+from fedstill.edge_client.inference.cloud_stream import Description
 from fedstill.edge_client.inference.levels import CompressionLevel
 from fedstill.edge_client.inference.link import LinkEstimate, LinkEstimator
+from fedstill.edge_client.inference.route import Route
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.models.audiovisual.compression import RATES
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "rung_choice.py"))
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "level_choice.py"))
 CLOUD = np.array([0.1, 0.2, 0.7], np.float32)
 ANSWER = Reply(CLOUD)
 ECHO_BYTES = 30
@@ -87,11 +89,11 @@ class VirtualLink:
         self._under_way.clear()
         return "link down"
 
-    def send(self, rung: CompressionLevel, payload: bytes) -> Ticket:
-        assert len(payload) == rung.size
-        self.sent.append(rung.name)
+    def send(self, level: CompressionLevel, payload: bytes) -> Ticket:
+        assert len(payload) == level.size
+        self.sent.append(level.name)
         echo = self._arrival(ECHO_BYTES) - self.clock.now
-        ticket = VirtualTicket(rung.size, self, self._arrival(rung.size))
+        ticket = VirtualTicket(level.size, self, self._arrival(level.size))
         self._under_way.append((ticket, echo))
         return ticket
 
@@ -138,7 +140,7 @@ def inference(link: VirtualLink | None, mode: str = "auto", **options: Any) -> E
 
 def ask(
     inference: EdgeInference, times: int = 1, clock: Clock | None = None, pause: float = 0.3
-) -> list[Answer]:
+) -> list[Classification]:
     answers = []
     for _ in range(times):
         answers.append(inference.classify(AUDIO, FRAMES))
@@ -152,15 +154,17 @@ def test_local_mode_sends_nothing_and_equals_the_local_head() -> None:
     runtime = MadeRuntime()
     logits = runtime.logits(runtime.features(AUDIO, FRAMES))[0]
     np.testing.assert_allclose(answer.probabilities, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
-    assert (answer.path, answer.rung, answer.bytes, answer.reason) == ("local", "", 0, "local mode")
+    assert (answer.route, answer.bytes) == (Route.local("local mode"), 0)
+    assert (answer.route.path, answer.route.level_name) == ("local", "")
     assert answer.milliseconds == pytest.approx(30)
 
 
-def test_a_good_link_is_used_with_the_best_rung() -> None:
+def test_a_good_link_is_used_with_the_best_level() -> None:
     link = VirtualLink(Clock(), steady(2.5e6))
     first, *_, last = ask(inference(link), 30, link.clock)
-    assert (first.path, first.rung, first.bytes, first.reason) == ("cloud", "3 int8", 348, "")
-    assert (last.path, last.rung, last.bytes) == ("cloud", "1 fp32", 4096)
+    assert (first.route.path, first.route.level_name, first.bytes) == ("cloud", "3 int8", 348)
+    assert first.route.reason == ""
+    assert (last.route.path, last.route.level_name, last.bytes) == ("cloud", "1 fp32", 4096)
     assert last.probabilities.tolist() == CLOUD.tolist()
     assert last.milliseconds == pytest.approx(30 + 40, abs=3)
 
@@ -168,16 +172,16 @@ def test_a_good_link_is_used_with_the_best_rung() -> None:
 def test_a_privacy_mode_that_forbids_uploads_sends_nothing() -> None:
     link = VirtualLink(Clock(), steady(2.5e6))
     answers = ask(inference(link, uploads_allowed=False), 3)
-    assert {answer.reason for answer in answers} == {"privacy mode forbids uploads"}
+    assert {answer.route.reason for answer in answers} == {"privacy mode forbids uploads"}
     assert link.sent == []
 
 
 def test_a_late_answer_is_replaced_by_the_local_one_by_the_deadline() -> None:
     link = VirtualLink(Clock(), [*steady(2.5e6) * 12, *steady(1000) * 100])
     answers = ask(inference(link), 60, link.clock)
-    late = [answer for answer in answers if answer.reason == "no answer in time"]
+    late = [answer for answer in answers if answer.route.reason == "no answer in time"]
     assert late
-    assert {answer.path for answer in late} == {"local"}
+    assert {answer.route.path for answer in late} == {"local"}
     assert all(answer.milliseconds <= 300 for answer in answers)
     assert late[0].bytes == 4096  # they travelled, though in vain
 
@@ -185,11 +189,11 @@ def test_a_late_answer_is_replaced_by_the_local_one_by_the_deadline() -> None:
 def test_a_link_that_is_too_slow_is_tried_now_and_then_in_the_background() -> None:
     link = VirtualLink(Clock(), [*steady(400) * 40, *steady(2.5e6) * 60])
     answers = ask(inference(link), 200, link.clock)
-    slow = [answer for answer in answers if answer.reason == "link too slow"]
+    slow = [answer for answer in answers if answer.route.reason == "link too slow"]
     tried = [answer for answer in slow if answer.bytes]
     assert 2 <= len(tried) < len(slow) / 3
     assert all(answer.milliseconds < 31 for answer in slow)  # nobody waited for it
-    assert answers[-1].path == "cloud"
+    assert answers[-1].route.path == "cloud"
 
 
 @pytest.mark.parametrize(
@@ -198,13 +202,13 @@ def test_a_link_that_is_too_slow_is_tried_now_and_then_in_the_background() -> No
 def test_a_refusal_is_answered_locally_with_its_reason(reply: Reply) -> None:
     link = VirtualLink(Clock(), steady(2.5e6), reply)
     (answer,) = ask(inference(link))
-    assert (answer.path, answer.reason) == ("local", reply.refusal)
+    assert (answer.route.path, answer.route.reason) == ("local", reply.refusal)
 
 
 def test_cloud_mode_fails_instead_of_answering_locally() -> None:
     link = VirtualLink(Clock(), steady(1000))
     (first,) = ask(inference(link, "cloud"))
-    assert first.path == "cloud"  # 388 ms late, but it was told to
+    assert first.route.path == "cloud"  # 388 ms late, but it was told to
     refusing = VirtualLink(Clock(), steady(2.5e6), Reply(None, "refused (busy)"))
     with pytest.raises(NoAnswer, match="refused"):
         ask(inference(refusing, "cloud"))
@@ -213,9 +217,10 @@ def test_cloud_mode_fails_instead_of_answering_locally() -> None:
 def test_a_cloud_with_other_features_or_rates_is_not_asked() -> None:
     link = VirtualLink(Clock(), steady(2.5e6))
     link.description = Description(WIDTH // 2, RATES)
-    assert "the cloud means 256 features" in ask(inference(link))[0].reason
+    assert "the cloud means 256 features" in ask(inference(link))[0].route.reason
     link.description = Description(WIDTH, (1.0,))
-    assert {answer.rung for answer in ask(inference(link), 30, link.clock)} <= {"1 fp32", "1 fp16", "1 int8"}
+    levels = {answer.route.level_name for answer in ask(inference(link), 30, link.clock)}
+    assert levels <= {"1 fp32", "1 fp16", "1 int8"}
 
 
 def test_a_student_without_compressors_uses_rate_one_only() -> None:
@@ -237,7 +242,7 @@ def test_features_that_no_encoder_makes_stay_here() -> None:
 
     link = VirtualLink(Clock(), steady(2.5e6))
     answer = EdgeInference(Broken(), link, clock=link.clock).classify(AUDIO, FRAMES)
-    assert (answer.path, answer.reason) == ("local", "features: a value beyond 65504")
+    assert (answer.route.path, answer.route.reason) == ("local", "features: a value beyond 65504")
     assert link.sent == []
 
 
@@ -258,7 +263,7 @@ def test_combinations_that_make_no_sense(mode: str, options: dict[str, Any], why
 
 @pytest.mark.parametrize("clips_per_second", [1.0, 3.0, 10.0])
 def test_the_committed_trace_in_virtual_time(clips_per_second: float) -> None:
-    """At least 99 % of clips within 300 ms or local, at most one rung change per 5 s."""
+    """At least 99 % of clips within 300 ms or local, at most one level change per 5 s."""
     trace = BENCHMARK["read_trace"](BENCHMARK["TRACE"])
     clock = Clock()
     link, tally = VirtualLink(clock, trace), BENCHMARK["Tally"]()
@@ -273,7 +278,7 @@ def test_the_committed_trace_in_virtual_time(clips_per_second: float) -> None:
     assert tally.in_time >= 0.99
     assert tally.most_changes <= 1
     paths = {
-        segment: Counter(answer.path for _, found, answer in tally.clips if found == segment)
+        segment: Counter(answer.route.path for _, found, answer in tally.clips if found == segment)
         for segment in ("good", "64 kbit/s", "outage", "good again")
     }
     assert set(paths["outage"]) == {"local"}
@@ -284,6 +289,8 @@ def test_the_committed_trace_in_virtual_time(clips_per_second: float) -> None:
 def test_the_same_trace_gives_the_same_answers() -> None:
     def run() -> list[tuple[str, str]]:
         link = VirtualLink(Clock(), BENCHMARK["read_trace"](BENCHMARK["TRACE"]))
-        return [(answer.path, answer.rung) for answer in ask(inference(link), 200, link.clock)]
+        return [
+            (answer.route.path, answer.route.level_name) for answer in ask(inference(link), 200, link.clock)
+        ]
 
     assert run() == run()

@@ -1,4 +1,4 @@
-"""Which rung a clip takes, and the link estimate behind it; no clock, no thread, no socket."""
+"""Which level a clip takes, and the link estimate behind it; no clock, no thread, no socket."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedstill.edge_client.inference.levels import (
-    LOCAL,
-    CompressionLevel,
-    Hysteresis,
-    LevelSwitch,
-    choose,
-    compression_levels,
-)
+from fedstill.edge_client.inference.level_switch import Hysteresis, LevelSwitch
+from fedstill.edge_client.inference.levels import CompressionLevel, choose, compression_levels
 from fedstill.edge_client.inference.link import LinkEstimate, LinkEstimator, LinkSettings
 from fedstill.models.audiovisual.levels import Precision
 
-RUNGS = compression_levels(512)
+LEVELS = compression_levels(512)
 
 
 def link(kilobytes_per_second: float, round_trip: float = 0.02) -> LinkEstimate:
@@ -27,15 +21,15 @@ def link(kilobytes_per_second: float, round_trip: float = 0.02) -> LinkEstimate:
 
 
 def chosen(estimate: LinkEstimate, objective_ms: float = 300.0) -> str:
-    rung = choose(RUNGS, estimate, objective_ms)
-    return "local" if rung is LOCAL else rung.name
+    level = choose(LEVELS, estimate, objective_ms)
+    return "local" if level is None else level.name
 
 
-def test_the_ladder_has_twelve_rungs_best_first() -> None:
-    assert [rung.name for rung in RUNGS] == [
+def test_there_are_twelve_levels_best_first() -> None:
+    assert [level.name for level in LEVELS] == [
         f"{rate} {precision}" for rate in ("1", "1.5", "2", "3") for precision in ("fp32", "fp16", "int8")
     ]
-    assert {rung.name: rung.size for rung in RUNGS}["3 int8"] == 348
+    assert {level.name: level.size for level in LEVELS}["3 int8"] == 348
 
 
 @pytest.mark.parametrize(
@@ -50,49 +44,49 @@ def test_the_ladder_has_twelve_rungs_best_first() -> None:
         (0.5, "local"),
     ],
 )
-def test_the_best_rung_that_the_link_carries_in_time(kilobytes_per_second: float, expected: str) -> None:
+def test_the_best_level_that_the_link_carries_in_time(kilobytes_per_second: float, expected: str) -> None:
     assert chosen(link(kilobytes_per_second)) == expected
 
 
 def test_a_link_that_is_down_far_or_unknown() -> None:
     assert chosen(LinkEstimate(False, 0.01, 0.0, 1e6)) == "local"
     assert chosen(link(2500, round_trip=0.4)) == "local"
-    assert choose((), link(2500), 300) is LOCAL
+    assert choose((), link(2500), 300) is None
 
 
 def test_a_measured_table_decides_the_order() -> None:
     table = {(1.0, Precision.INT8): 0.8, (1.0, Precision.FP32): 0.8, (2.0, Precision.FP32): 0.9}
-    assert [rung.name for rung in compression_levels(512, accuracy=table)] == ["2 fp32", "1 int8", "1 fp32"]
+    assert [level.name for level in compression_levels(512, accuracy=table)] == ["2 fp32", "1 int8", "1 fp32"]
 
 
 def decisions(switch: LevelSwitch, events: list[tuple[float, LinkEstimate]]) -> list[str]:
     found = [switch.decide(estimate, 300.0, now) for now, estimate in events]
-    return ["local" if one.rung is None else one.rung.name for one in found]
+    return [one.level_name or one.path for one in found]
 
 
 def test_up_needs_margin_and_time_down_is_at_once() -> None:
     fast, slow, just = link(2500), link(4.5), link(14.7)  # just: 4096 bytes in 299 ms
     assert decisions(
-        LevelSwitch(RUNGS),
+        LevelSwitch(LEVELS),
         [(0, slow), (1, fast), (4.9, fast), (5.0, fast), (6, just), (11, slow), (17, just), (23, fast)],
     ) == ["1 int8", "1 int8", "1 int8", "1 fp32", "1 fp32", "1 int8", "1 fp16", "1 fp32"]
 
 
 def test_a_second_change_within_the_dwell_is_answered_locally_instead() -> None:
     events = [(0, link(2500)), (5, link(4.5)), (6, link(1.5)), (9.9, link(1.5)), (10, link(1.5))]
-    assert decisions(LevelSwitch(RUNGS), events) == ["1 fp32", "1 int8", "local", "local", "3 int8"]
+    assert decisions(LevelSwitch(LEVELS), events) == ["1 fp32", "1 int8", "local", "local", "3 int8"]
 
 
-def test_going_local_and_back_is_no_change_of_rung() -> None:
+def test_going_local_and_back_is_no_change_of_level() -> None:
     down = LinkEstimate(False)
     events = [(0, link(4.5)), (1, down), (2, link(4.5)), (3, link(0.1)), (4, link(4.5))]
-    assert decisions(LevelSwitch(RUNGS), events) == ["1 int8", "local", "1 int8", "local", "1 int8"]
+    assert decisions(LevelSwitch(LEVELS), events) == ["1 int8", "local", "1 int8", "local", "1 int8"]
 
 
-def test_an_unmeasured_link_gets_the_smallest_rung_unless_that_came_too_soon_after_a_change() -> None:
+def test_an_unmeasured_link_gets_the_smallest_level_unless_that_came_too_soon_after_a_change() -> None:
     new, fast = LinkEstimate(True), link(2500)
     events = [(0.0, new), (0.3, fast), (1.0, new), (6.0, new), (7.0, fast), (11.5, fast)]
-    assert decisions(LevelSwitch(RUNGS), events) == [
+    assert decisions(LevelSwitch(LEVELS), events) == [
         "3 int8",
         "1 fp32",
         "local",
@@ -100,7 +94,7 @@ def test_an_unmeasured_link_gets_the_smallest_rung_unless_that_came_too_soon_aft
         "3 int8",
         "1 fp32",
     ]
-    assert LevelSwitch(()).decide(new, 300.0, 0.0).rung is LOCAL
+    assert LevelSwitch(()).decide(new, 300.0, 0.0).level is None
 
 
 estimates = st.builds(
@@ -116,24 +110,24 @@ estimates = st.builds(
     st.lists(st.tuples(st.floats(0.01, 3), estimates | st.just(LinkEstimate(True))), min_size=2, max_size=60)
 )
 def test_no_trace_makes_two_changes_within_the_dwell(steps: list[tuple[float, LinkEstimate]]) -> None:
-    switch, now, taken = LevelSwitch(RUNGS, Hysteresis(dwell=5.0)), 0.0, []
+    switch, now, taken = LevelSwitch(LEVELS, Hysteresis(dwell=5.0)), 0.0, []
     for pause, estimate in steps:
         now += pause
-        rung = switch.decide(estimate, 300.0, now).rung
-        if rung is not None:
-            seconds = estimate.seconds(rung.size)
+        level = switch.decide(estimate, 300.0, now).level
+        if level is not None:
+            seconds = estimate.seconds(level.size)
             assert seconds is None or seconds <= 0.3  # whatever is sent is expected in time
-            taken.append((now, rung))
+            taken.append((now, level))
     changes = [later for (_, before), (later, after) in itertools.pairwise(taken) if before != after]
     assert all(after - before >= 5.0 for before, after in itertools.pairwise(changes))
 
 
 @given(estimates, st.floats(20, 1000), st.floats(0, 500))
-def test_more_time_never_means_a_lower_rung(estimate: LinkEstimate, objective: float, more: float) -> None:
-    def rank(rung: CompressionLevel | None) -> int:
-        return len(RUNGS) if rung is None else RUNGS.index(rung)
+def test_more_time_never_means_a_lower_level(estimate: LinkEstimate, objective: float, more: float) -> None:
+    def rank(level: CompressionLevel | None) -> int:
+        return len(LEVELS) if level is None else LEVELS.index(level)
 
-    assert rank(choose(RUNGS, estimate, objective + more)) <= rank(choose(RUNGS, estimate, objective))
+    assert rank(choose(LEVELS, estimate, objective + more)) <= rank(choose(LEVELS, estimate, objective))
 
 
 def test_the_estimate_converges_to_the_link() -> None:

@@ -53,7 +53,7 @@ def largest_difference(one: FeatureArrays, other: FeatureArrays) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
 
-def test_features_logits_and_rungs_equal_torch(exported: Exported, reference: TorchRuntime) -> None:
+def test_features_logits_and_levels_equal_torch(exported: Exported, reference: TorchRuntime) -> None:
     runtime, store = ExportFolder.open(exported.folder).runtime(), exported.store
     wanted = reference.features(store.audio, store.frames)
     found = runtime.features(store.audio, store.frames)
@@ -158,7 +158,7 @@ def test_int8_is_near_and_smaller(exported: Exported, reference: TorchRuntime) -
 
 @pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("rate", [1.0, 1.5, 3.0])
-def test_a_rung_is_evaluated_as_in_torch(
+def test_a_level_is_evaluated_as_in_torch(
     rate: float, precision: Precision, exported: Exported, reference: TorchRuntime
 ) -> None:
     runtime = ExportFolder.open(exported.folder).runtime()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.edge_client.inference.clip_files import clips_among, read_clip
-from fedstill.edge_client.inference.watch import Journal, WatchError, infer_files, run_watch
+from fedstill.edge_client.inference.watch import WatchError, WatchLog, infer_files, run_watch
 
 POLL = 0.02
 
@@ -168,18 +168,18 @@ def test_a_clip_that_breaks_the_program_does_not_end_the_watch(
     assert "Traceback" in caplog.text
 
 
-def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
-    Journal(tmp_path).add("a.mp4")
+def test_the_watch_log_survives_a_torn_last_line(tmp_path: Path) -> None:
+    WatchLog(tmp_path).add("a.mp4")
     path = tmp_path / "watched.jsonl"
     path.write_bytes(path.read_bytes() + b'"b.m')
-    journal = Journal(tmp_path)
-    assert "a.mp4" in journal
-    assert "b.mp4" not in journal
-    journal.add("c\n.mp4")
-    assert "c\n.mp4" in Journal(tmp_path)
+    answered = WatchLog(tmp_path)
+    assert "a.mp4" in answered
+    assert "b.mp4" not in answered
+    answered.add("c\n.mp4")
+    assert "c\n.mp4" in WatchLog(tmp_path)
     path.write_bytes(b"{damaged\n")
     with pytest.raises(WatchError, match="damaged: remove it"):
-        Journal(tmp_path)
+        WatchLog(tmp_path)
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

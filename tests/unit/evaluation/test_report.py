@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
 from helpers.results import made_run
 from rich.console import Console
 
+from fedstill.cloud_server.distillation.arm_names import ARMS
 from fedstill.evaluation import summary
 from fedstill.evaluation.federated import plots, report
-from fedstill.evaluation.results import (
-    ARMS,
-    FailureRow,
-    ResultsError,
-    SelectionRow,
-    write_clips,
-    write_results,
-)
+from fedstill.evaluation.results import FailureRow, ResultsError, SelectionRow, write_clips, write_results
 from fedstill.evaluation.statistics import compare
 
 ALL_PLOTS = {
@@ -258,3 +254,10 @@ def test_missing_run_is_one_line(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (754, "12.6 min"), (9000, "2.5 h")])
 def test_durations_are_readable(seconds, text):
     assert summary.duration(seconds) == text
+
+
+def test_a_report_needs_no_torch():
+    """It takes the arms' names from the cloud's room, and must not get the networks with them."""
+    code = "import sys, fedstill.evaluation.federated.report; print({'torch', 'flwr'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

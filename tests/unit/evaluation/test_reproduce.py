@@ -11,9 +11,10 @@ from helpers.results import made_run
 from rich.console import Console
 from scipy.stats import fisher_exact
 
+from fedstill.cloud_server.distillation.arm_names import SCENARIOS, THESIS_ARMS
 from fedstill.evaluation import thesis
 from fedstill.evaluation.federated.reproduce import TARGETS, reproduce
-from fedstill.evaluation.results import SCENARIOS, THESIS_ARMS, ResultsError, SelectionRow
+from fedstill.evaluation.results import ResultsError, SelectionRow
 from fedstill.evaluation.statistics import compare, pooled_accuracy, wilson
 from fedstill.evaluation.summary import narrow
 

@@ -53,8 +53,8 @@ def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_the_rung_benchmark_drives_a_device_through_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(BENCHMARKS / "rung_choice.py"))["main"](["--quick"])
+def test_the_level_benchmark_drives_a_device_through_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "level_choice.py"))["main"](["--quick"])
     report = capsys.readouterr().out
     assert "at most" in report
     assert all(segment in report for segment in ("good", "64 kbit/s", "outage", "recovery"))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.settings import OptimiserSettings
 from fedstill.common.errors import ConfigError
 from fedstill.common.paths import data_path
-from fedstill.evaluation.results import ARMS, SCENARIOS
 from fedstill.models.audiovisual.encoders import EncoderSpec
 from fedstill.simulation.config import Experiment, load_experiment, shipped_experiments
 from fedstill.simulation.sources import open_source

@@ -1,9 +1,9 @@
-"""Does the choice of the compression level keep its guarantee on a bad link? With TLS and a throttled proxy.
+"""Does the level choice keep its promise on a bad link? A device and the cloud, TLS between them, a throttled proxy.
 
 The proxy follows ``traces/link.csv``: 20 Mbit/s, 1 Mbit/s, 64 kbit/s, an outage, a recovery, all with jitter (made up,
 not taken from a real network; one row per second: bytes per second and one-way delay, 0 is an outage). The benchmark
-ends with an error if less than 99 % of the clips are answered within the objective or locally, or if two changes of the
-level are less than 5 s apart.
+ends with an error where less than 99 % of the clips are answered within the objective or locally, or where two level
+changes are less than 5 s apart.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.edge_client.inference.cloud_connection import Address, CloudConnection
-from fedstill.edge_client.inference.cloud_inference import Answer, EdgeInference
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
+from fedstill.edge_client.inference.cloud_inference import Classification, EdgeInference
+from fedstill.edge_client.inference.cloud_stream import Address
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers import inference as fakes
@@ -52,16 +53,16 @@ class Tally:
     """What happened to the clips."""
 
     objective_ms: float = OBJECTIVE_MS
-    clips: list[tuple[float, str, Answer]] = field(default_factory=list)
+    clips: list[tuple[float, str, Classification]] = field(default_factory=list)
 
-    def add(self, when: float, segment: str, answer: Answer) -> None:
+    def add(self, when: float, segment: str, answer: Classification) -> None:
         """``when`` in seconds since the start."""
         self.clips.append((when, segment, answer))
 
     @property
     def kept(self) -> float:
         """Share of clips answered within the objective or locally."""
-        return float(np.mean([one.path == "local" or self._in_time(one) for _, _, one in self.clips]))
+        return float(np.mean([one.route.path == "local" or self._in_time(one) for _, _, one in self.clips]))
 
     @property
     def in_time(self) -> float:
@@ -70,13 +71,15 @@ class Tally:
 
     @property
     def changes(self) -> list[float]:
-        """When a clip went at another level than the previous one that went to the cloud."""
-        sent = [(when, answer.rung) for when, _, answer in self.clips if answer.path == "cloud"]
-        return [when for (_, before), (when, rung) in itertools.pairwise(sent) if before != rung]
+        """When a clip went over another level than the one before that went to the cloud."""
+        sent = [
+            (when, answer.route.level_name) for when, _, answer in self.clips if answer.route.path == "cloud"
+        ]
+        return [when for (_, before), (when, level) in itertools.pairwise(sent) if before != level]
 
     @property
     def most_changes(self) -> int:
-        """The most changes of the level in any window of 5 s (less what a clip may start early or late)."""
+        """The most level changes in any window of 5 s (less what a clip may start early or late)."""
         window = DWELL - JITTER
         return max(
             (sum(start <= one < start + window for one in self.changes) for start in self.changes), default=0
@@ -89,11 +92,15 @@ class Tally:
             f"{len(self.clips)} clips: {self.kept:.2%} within {self.objective_ms:g} ms or local "
             f"(wanted {WANTED:.0%}), {self.in_time:.2%} within it on either path; "
             f"p50 {np.percentile(milliseconds, 50):.0f} ms, p99 {np.percentile(milliseconds, 99):.0f} ms; "
-            f"{len(self.changes)} rung changes, at most {self.most_changes} in {DWELL:g} s, "
+            f"{len(self.changes)} level changes, at most {self.most_changes} in {DWELL:g} s, "
             f"at {', '.join(f'{when:.2f}' for when in self.changes)} s"
         )
         by_segment = {
-            segment: Counter(a.rung or f"local: {a.reason}" for _, found, a in self.clips if found == segment)
+            segment: Counter(
+                a.route.level_name or f"local: {a.route.reason}"
+                for _, found, a in self.clips
+                if found == segment
+            )
             for segment in dict.fromkeys(segment for _, segment, _ in self.clips)
         }
         return [head] + [
@@ -101,7 +108,7 @@ class Tally:
             for segment, counts in by_segment.items()
         ]
 
-    def _in_time(self, answer: Answer) -> bool:
+    def _in_time(self, answer: Classification) -> bool:
         return answer.milliseconds <= self.objective_ms
 
 
@@ -202,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
     if tally.kept < WANTED:
         raise SystemExit(f"only {tally.kept:.2%} of the clips were answered within the objective or locally")
     if tally.most_changes > 1:
-        raise SystemExit(f"{tally.most_changes} rung changes within {DWELL:g} s")
+        raise SystemExit(f"{tally.most_changes} level changes within {DWELL:g} s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""The arms and scenarios of the comparison: their names on the wire and in results, and their titles in tables.
+
+Apart from ``arms.py``, which says what each arm does, because a report and an experiment file need no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedstill.protos import messages
+
+ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, ours
+    "all_distill": "AllDistill",
+    "all_distill_random": "AllDistill+random",
+    "all_distill_select": "AllDistill+select",
+    "all_distill_select_cluster": "AllDistill+select+cluster",
+    "all_distill_equal_steps": "AllDistill, equal steps",
+    "class_prior_sampling": "class-prior sampling",
+    "oracle_classes": "oracle classes",
+    "prior_corrected": "AllDistill, prior-corrected",
+    "fedstill_without_selection": "fedstill without selection",
+    "fedstill": "fedstill",
+}
+THESIS_ARMS = tuple(ARMS)[:4]
+SCENARIOS: Mapping[str, str] = {name: name.replace("_", "-") for name in messages.SCENARIOS}

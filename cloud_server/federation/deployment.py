@@ -1,0 +1,119 @@
+"""The last steps of a personalisation: the student is kept, and its device installs it.
+
+The device tries it first on a few public clips (canaries). If student and teacher disagree on them, it keeps the
+student before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.cloud_server.distillation.compression_training import pack_compressors, train_levels
+from fedstill.cloud_server.distillation.public_bank import PublicBank
+from fedstill.cloud_server.distillation.run_plan import RunPlan
+from fedstill.cloud_server.distillation.selection import Selection
+from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER, save_heads
+from fedstill.cloud_server.federation.device_session import DeviceSession
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.federation.journal import Journal
+from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.models.audiovisual.compression import CompressionNet
+from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.weights.canaries import Canaries
+from fedstill.models.weights.packing import load_arrays
+
+STUDENTS_FOLDER = "students"
+
+
+def is_deployed(key: JobKey, plan: RunPlan) -> bool:
+    """One student per device and run is: that of the plan's arm, first scenario and first seed."""
+    first = (plan.downlink.install, plan.scenarios[0], plan.seeds[0])
+    return (key.arm, key.scenario, key.seed) == first and not key.sweep
+
+
+def deploy(
+    student: AudioVisualNet,
+    cloud: SeedCloud,
+    session: DeviceSession,
+    last_selection: Selection | None,
+    outer_epoch: int,
+) -> dict[str, object]:
+    """Offer the student's heads to the inference service, then have the device install it.
+
+    Args:
+        last_selection: the public clips that the student was last trained on, which resemble the device's; None:
+            all of them.
+
+    Returns:
+        ``installed`` and what the device says about it, for the job's record.
+
+    Raises:
+        DeviceFailure: as ``DeviceSession.install`` does.
+    """
+    everything = np.arange(len(cloud.bank.labels))
+    seen = everything if last_selection is None else np.unique(last_selection.positions)
+    levels = train_levels(student, cloud.public, seen, cloud.plan.compute, session.key.seed)
+    _offer_heads(student, levels, cloud, session)  # first: the device may ask as soon as it has the student
+    result = session.install(
+        student,
+        outer_epoch,
+        _canaries(cloud, seen),
+        pack_compressors(levels),
+        cloud.plan.downlink.minimum_agreement,
+    )
+    return {name: getattr(result, name) for name in ("installed", "agreement", "reason", "current")}
+
+
+def keep_student(key: JobKey, student: AudioVisualNet, cloud: SeedCloud, journal: Journal) -> None:
+    """The checkpoint under its readable name, and its weights once more under their content's (a link)."""
+    arm = "" if key.arm == "fedstill" else f"{key.arm}-"
+    file = cloud.save_student(f"{arm}{key.scenario}-client{key.client}", student)
+    version = hashlib.sha256(file.read_bytes()).hexdigest()
+    kept = Path(cloud.plan.work) / STUDENTS_FOLDER / f"{version}.safetensors"
+    kept.parent.mkdir(exist_ok=True)
+    if not kept.exists():
+        kept.hardlink_to(file)
+    journal.keep_student(key, version, str(kept.relative_to(cloud.plan.work)), file.stat().st_size)
+
+
+def _offer_heads(
+    student: AudioVisualNet, levels: Mapping[float, CompressionNet], cloud: SeedCloud, session: DeviceSession
+) -> None:
+    """Give the inference service the student's heads, with the rounded weights that the device will have."""
+    has = session.downlink.shipment(student).reached
+    net = AudioVisualNet(student.spec)
+    load_arrays(net, has.state)
+    folder = Path(cloud.plan.work) / HEADS_FOLDER
+    save_heads(folder, has.version, net, levels, cloud.public.class_names)
+
+
+def _canaries(cloud: SeedCloud, positions: npt.NDArray[np.int64]) -> Canaries:
+    chosen = canary_positions(cloud.bank, positions, cloud.plan.downlink.canaries)
+    return Canaries(
+        np.ascontiguousarray(cloud.public.audio[chosen]),
+        np.ascontiguousarray(cloud.public.frames[chosen]),
+        cloud.bank.probabilities()[chosen],
+    )
+
+
+def canary_positions(bank: PublicBank, positions: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Up to ``count`` of ``positions``: those that the teacher is surest of, taken from its predicted classes in turn.
+
+    Sure clips, because on these an intact student agrees with the teacher and a broken one does not.
+    """
+    class_probabilities = bank.probabilities()[positions]
+    decided, surest_first = (
+        class_probabilities.argmax(axis=1),
+        np.argsort(-class_probabilities.max(axis=1), kind="stable"),
+    )
+    turn = np.empty(len(positions), np.int64)
+    for label in np.unique(decided):
+        members = surest_first[decided[surest_first] == label]
+        turn[members] = np.arange(len(members))
+    order = np.lexsort((-class_probabilities.max(axis=1), turn))
+    return np.sort(positions[order[:count]])

@@ -1,0 +1,154 @@
+"""The conversation of one job with its device: three requests, each about a student.
+
+Only the part of the student that the device does not have yet travels (``downlink.py``). A device that turns out to
+lack something gets the same request once more, with what it lacks. The bytes of every usable reply go into the
+traffic ledger. While a request is under way, the job gives its compute slot to another job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.cloud_server.distillation.rounds import DeviceFailure
+from fedstill.cloud_server.distillation.settings import PrototypeSettings
+from fedstill.cloud_server.federation.device_line import DeviceLine
+from fedstill.cloud_server.federation.downlink import Downlink, Shipment
+from fedstill.cloud_server.federation.exchange import DeviceLacks, WireCost
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.federation.journal import Journal, PrivacyGuarantee
+from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.weights.canaries import Canaries
+from fedstill.protos.messages import (
+    EvaluationRequest,
+    EvaluationResult,
+    InstallRequest,
+    InstallResult,
+    PrototypeRequest,
+    PrototypeUpload,
+)
+
+Request = TypeVar("Request", PrototypeRequest, EvaluationRequest, InstallRequest)
+Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult)
+
+NO_COMPRESSOR = np.empty(0, np.uint8)
+"""In a request: the features are not compressed."""
+
+
+@dataclass(frozen=True)
+class DeviceSession:
+    """See the top of the file. Every method raises DeviceFailure if the device does not answer usefully."""
+
+    key: JobKey
+    line: DeviceLine
+    downlink: Downlink
+    journal: Journal
+    slots: ComputeSlots
+
+    def request_prototypes(
+        self,
+        net: AudioVisualNet,
+        outer_epoch: int,
+        settings: PrototypeSettings,
+        *,
+        guarantee: PrivacyGuarantee,
+        temperature: float,
+        training_prior: npt.NDArray[np.float32],
+        centres: npt.NDArray[np.float32],
+    ) -> PrototypeUpload:
+        """The device's prototypes under the student ``net``; see ``PrototypeRequest`` for the arguments."""
+        shipment = self.downlink.shipment(net)
+        request = PrototypeRequest(
+            self.key.at(outer_epoch),
+            shipment.student,
+            guarantee.kind,
+            settings.samples_per_prototype,
+            settings.min_size,
+            settings.upload_limit,
+            temperature,
+            training_prior,
+            guarantee.epsilon,
+            guarantee.delta,
+            centres,
+        )
+        return self._ask("query.prototypes", request, shipment, PrototypeUpload)
+
+    def evaluate(
+        self,
+        net: AudioVisualNet,
+        outer_epoch: int,
+        *,
+        prior_correction: bool,
+        training_prior: npt.NDArray[np.float32],
+        compressor: npt.NDArray[np.uint8] = NO_COMPRESSOR,
+        level: str = "",
+    ) -> EvaluationResult:
+        """How many of its test clips the device classifies correctly; ``level``: the request's ``rung``."""
+        shipment = self.downlink.shipment(net)
+        request = EvaluationRequest(
+            self.key.at(outer_epoch), shipment.student, prior_correction, training_prior, compressor, level
+        )
+        return self._ask("evaluate.student", request, shipment, EvaluationResult)
+
+    def install(
+        self,
+        net: AudioVisualNet,
+        outer_epoch: int,
+        canaries: Canaries,
+        compressors: npt.NDArray[np.uint8],
+        minimum_agreement: float,
+    ) -> InstallResult:
+        """Have the device install the student; the canary clips travel only if it does not have them."""
+
+        def ask(count: int) -> InstallResult:
+            shipment = self.downlink.shipment(net)
+            request = InstallRequest(
+                self.key.at(outer_epoch),
+                shipment.student,
+                canaries.version,
+                canaries.audio[:count],
+                canaries.frames[:count],
+                canaries.teacher[:count],
+                compressors,
+                minimum_agreement,
+            )
+            return self._ask("train.install", request, shipment, InstallResult)
+
+        try:
+            return ask(0)
+        except DeviceLacks as lack:
+            if lack.item != "canaries":
+                raise
+            return ask(len(canaries.audio))
+
+    def _ask(self, action: str, request: Request, shipment: Shipment, expect: type[Reply]) -> Reply:
+        """Ask, and once more with the whole student if the device lacks the base of the update."""
+        try:
+            reply = self._exchange(action, request, expect)
+        except DeviceLacks as lack:
+            if lack.item != "base" or not shipment.student.base:
+                raise
+            self.downlink.lost()
+            reply = self._exchange(action, replace(request, student=shipment.whole()), expect)
+        self.downlink.arrived(shipment)
+        return reply
+
+    def _exchange(self, action: str, request: Request, expect: type[Reply]) -> Reply:
+        """One request and its reply; the cost of a usable reply goes into the ledger."""
+        try:
+            with self.slots.given_up():
+                reply, cost = self.line.ask(action, request, expect)
+        except DeviceLacks as lack:
+            self._spend(action, request.job.round, lack.spent)
+            raise
+        if reply.job != request.job:
+            raise DeviceFailure("answers another question than it was asked")
+        self._spend(action, request.job.round, cost)
+        return reply
+
+    def _spend(self, action: str, outer_epoch: int, cost: WireCost) -> None:
+        self.journal.spend(self.key, outer_epoch, action, cost.up_bytes, cost.down_bytes)

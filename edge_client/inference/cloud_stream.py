@@ -1,0 +1,207 @@
+"""The life of a device's stream to the cloud's heads: opened, read until it breaks, and opened again.
+
+A thread of its own does this, so that no clip ever waits for a connection. ``cloud_connection.py`` decides what is
+sent, and learns from the answers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+
+from fedstill.protos import edge_inference_pb2 as pb
+from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
+
+OPEN_SECONDS = 5.0
+OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new TCP connection
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 * 1024),
+)
+REFUSALS = {
+    grpc.StatusCode.UNAUTHENTICATED: "the cloud refuses this device's token",
+    grpc.StatusCode.PERMISSION_DENIED: "the cloud refuses this device's name",
+    grpc.StatusCode.NOT_FOUND: "the cloud does not know this student",
+    grpc.StatusCode.INVALID_ARGUMENT: "the cloud does not understand this device",
+    grpc.StatusCode.UNIMPLEMENTED: "the cloud speaks another protocol version",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of the cloud's inference service, and the device's proof of identity.
+
+    Attributes:
+        target: ``HOST:PORT``.
+        device: the name that the token was issued to.
+        token: bearer token; empty sends none (``--insecure``).
+        authority: PEM of the certificate authority to trust; None connects in plain text (``--insecure``).
+    """
+
+    target: str
+    device: str
+    token: str = field(default="", repr=False)
+    authority: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the cloud's heads of this student understand."""
+
+    feature_width: int
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """Why a stream could not be opened, or ended.
+
+    Attributes:
+        reason: one line.
+        refused: the cloud refuses us, so that only somebody's intervention helps.
+        cancelled: the stream was hung up, by us or on the way.
+    """
+
+    reason: str
+    refused: bool = False
+    cancelled: bool = False
+
+
+class ClosedStream(Exception):
+    """The cloud ended the stream, or cannot be used; one line."""
+
+
+class StreamListener(Protocol):
+    """Is informed of a stream's life, from the stream's thread. Implemented by ``CloudConnection``."""
+
+    def described(self, description: Description) -> None:
+        """The cloud can be used, and understands this; a stream opens next."""
+
+    def opened(self) -> pb.ClassifyRequest:
+        """A stream is open; returns its first message."""
+
+    def received(self, response: pb.ClassifyResponse) -> None: ...
+
+    def abandoned(self) -> None:
+        """The stream is closed: requests that were sent on it stay unanswered."""
+
+    def failed(self, end: StreamEnd) -> None:
+        """There is no stream any more, for this reason. Not called after ``close``."""
+
+    def pause(self) -> float:
+        """Seconds until the next attempt."""
+
+
+class CloudStream:
+    """See the top of the file. ``start`` it, ``put`` messages, ``close`` it.
+
+    Args:
+        version: the student's.
+        class_names: the student's; a cloud that means other classes is not used.
+    """
+
+    def __init__(
+        self, address: Address, version: str, class_names: tuple[str, ...], listener: StreamListener
+    ) -> None:
+        self._address, self._version, self._class_names = address, version, class_names
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._outgoing: queue.SimpleQueue[pb.ClassifyRequest | None] | None = None
+        self._call: grpc.Call | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cloud-connection", daemon=True)
+
+    @property
+    def is_open(self) -> bool:
+        return self._outgoing is not None
+
+    def start(self) -> None:
+        """Begin to connect, in the background."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the stream and the thread."""
+        self._closing.set()
+        self.hang_up()
+        if self._thread.is_alive():
+            self._thread.join(2 * OPEN_SECONDS)
+
+    def put(self, *messages: pb.ClassifyRequest) -> bool:
+        """Send, in this order; False: there is no stream."""
+        with self._lock:
+            if self._outgoing is None:
+                return False
+            for message in messages:
+                self._outgoing.put(message)
+            return True
+
+    def hang_up(self) -> None:
+        """End the present stream, if there is one; another one is opened unless we are closing."""
+        with self._lock:
+            call = self._call
+        if call is not None:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._session()
+            except (grpc.RpcError, ClosedStream) as error:
+                if not self._closing.is_set():
+                    self._listener.failed(_end_of(error))
+            self._closing.wait(self._listener.pause())
+
+    def _session(self) -> None:
+        """One stream from opening to its end, which is an exception unless we are closing."""
+        with self._channel() as channel:
+            stub = EdgeInferenceStub(channel)  # type: ignore[no-untyped-call]
+            metadata = [("authorization", f"Bearer {self._address.token}")] if self._address.token else []
+            request = pb.DescribeRequest(device=self._address.device, student_version=self._version)
+            found = stub.Describe(request, timeout=OPEN_SECONDS, metadata=metadata)
+            if tuple(found.class_names) != self._class_names:
+                raise ClosedStream("the cloud means other classes")
+            self._listener.described(Description(found.feature_width, tuple(found.rates)))
+            outgoing: queue.SimpleQueue[pb.ClassifyRequest | None] = queue.SimpleQueue()
+            call = stub.Classify(_until_none(outgoing), metadata=metadata)
+            outgoing.put(self._listener.opened())
+            with self._lock:
+                self._outgoing, self._call = outgoing, call
+            try:
+                if self._closing.is_set():
+                    return
+                for response in call:
+                    self._listener.received(response)
+                raise ClosedStream("the cloud ended the stream")
+            finally:
+                with self._lock:
+                    self._outgoing, self._call = None, None
+                outgoing.put(None)  # ends gRPC's sending thread
+                self._listener.abandoned()
+                call.cancel()
+
+    def _channel(self) -> grpc.Channel:
+        if self._address.authority is None:
+            return grpc.insecure_channel(self._address.target, OPTIONS)
+        credentials = grpc.ssl_channel_credentials(self._address.authority)
+        return grpc.secure_channel(self._address.target, credentials, OPTIONS)
+
+
+def _end_of(error: grpc.RpcError | ClosedStream) -> StreamEnd:
+    if isinstance(error, ClosedStream):
+        return StreamEnd(str(error))
+    code = error.code() if isinstance(error, grpc.Call) else None
+    if code is None:
+        return StreamEnd("failed")
+    reason = REFUSALS.get(code, code.name.lower())
+    return StreamEnd(reason, refused=code in REFUSALS, cancelled=code is grpc.StatusCode.CANCELLED)
+
+
+def _until_none(outgoing: queue.SimpleQueue[pb.ClassifyRequest | None]) -> Iterator[pb.ClassifyRequest]:
+    while (request := outgoing.get()) is not None:
+        yield request
