@@ -48,7 +48,7 @@ def token(device: str, secret: bytes = SECRET) -> str:
 
 
 def made_student() -> tuple[AudioVisualNet, dict[float, CompressionNet]]:
-    """A network with ``WIDTH`` features and a rung per rate, always the same."""
+    """A network with ``WIDTH`` features and a level per rate, always the same."""
     generator = torch.Generator().manual_seed(7)
     net = AudioVisualNet(NetworkSpec(EncoderSpec("resnet10", 2), WIDTH, len(CLASSES)), generator).eval()
     levels = {rate: CompressionNet(WIDTH, len(CLASSES), rate).eval() for rate in RATES if rate != 1}
