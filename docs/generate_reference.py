@@ -1,7 +1,7 @@
 """Writes docs/reference/experiment.md from the code, so that the page cannot say anything else than the code does.
 
 Keys, types and defaults come from the dataclasses that parse an experiment file; a key's meaning is the comment
-or docstring beside its field. ``MEANINGS`` adds to it where the source says little or nothing.
+or docstring beside its field. ``MEANINGS`` adds to it if the source says little or nothing.
 
     python docs/generate_reference.py
 """

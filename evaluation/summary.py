@@ -51,7 +51,7 @@ class ScenarioTable:
 
 @dataclass(frozen=True, slots=True)
 class KeyComparison:
-    """A question that the run was made to answer; `comparison` is None where the two arms share no clips."""
+    """A question that the run was made to answer; `comparison` is None if the two arms share no clips."""
 
     scenario: str
     arm: str
@@ -170,7 +170,7 @@ def differences_note(results: Results) -> str:
 
 
 def narrow(cell: str) -> str:
-    """A cell with spaces only where a narrow terminal may break the line: "66.3% [61.4,70.9]"."""
+    """A cell with spaces only at places for a line break on a narrow terminal: "66.3% [61.4,70.9]"."""
     return re.sub(r"(\[[^ ]+), ", r"\1,", cell).replace(" %", "%").replace(" = ", "=").replace(" < ", "<")
 
 

@@ -60,7 +60,7 @@ OBSERVATIONS: Mapping[str, str] = {
 
 
 def accuracy(dataset: str, scenario: str, client: int, arm: str) -> tuple[int, int] | None:
-    """(correct, total) of one cell of Table 5.2 or 5.4; None where the thesis has no such cell."""
+    """(correct, total) of one cell of Table 5.2 or 5.4; None if the thesis has no such cell."""
     counts = ACCURACY[dataset].get((scenario, client))
     if counts is None or arm not in THESIS_ARMS:
         return None
@@ -68,7 +68,7 @@ def accuracy(dataset: str, scenario: str, client: int, arm: str) -> tuple[int, i
 
 
 def compression(dataset: str, client: int, rate: float) -> tuple[int, int] | None:
-    """(correct, total) of one cell of Table 5.3; None where the thesis has no such cell."""
+    """(correct, total) of one cell of Table 5.3; None if the thesis has no such cell."""
     counts = COMPRESSION[dataset].get(client)
     if counts is None or rate not in RATES:
         return None

@@ -60,7 +60,7 @@ class ServingServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ListTasks(self, request, context):
-        """What is served, and how images have to look.
+        """The served tasks, and the format of images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,7 +81,7 @@ class ServingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTask(self, request, context):
-        """Stop serving a task; who waits for it is answered NOT_FOUND. Its versions stay. Operators only.
+        """Stop serving a task; waiting queries for it are answered NOT_FOUND. Its versions stay. Operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,7 @@ class InProcessGrid(Grid):
         _become(CLOUD)
 
     def set_run(self, run: Run) -> None:
-        """Nothing to set: there is one run."""
+        """Nothing to set: there is only one run."""
 
     @property
     def run(self) -> Run:

@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures shared by the tests of several rooms."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 class Compute:
     """Where and how the cloud computes; bf16 is autocast, weights stay fp32."""
 
-    device: str = "auto"  # a torch device name; auto: CUDA where there is one
+    device: str = "auto"  # a torch device name; auto: CUDA if there is a device
     precision: Precision = (
-        "auto"  # auto: bf16 where the hardware has it; emulated, it is 12 times slower than fp32
+        "auto"  # auto: bf16 if the hardware has it; emulated, it is 12 times slower than fp32
     )
     workers: int = 2  # devices personalised at the same time, one torch thread each on a CPU
 

@@ -1,11 +1,11 @@
 """The choice of the public clips that a device's student is distilled on.
 
 ``select_nearest`` is ``SelectData`` of the thesis' Algorithm 7 (lines 12-18): each prototype in turn takes its n most
-similar public clips that nobody took before. Similarity is the cosine of prediction probabilities (Eq. 5.5). It
-gives exactly what the row-by-row loop gives, but scans the public set once per group of prototypes in
-bounded memory. ``supported_shares`` is ours: estimate which classes the device has at all, then sample from those,
-balanced. ``select_by_transport`` is the alternative in which every prototype counts: entropic optimal transport assigns
-public clips to all prototypes at once, weighted by the clips behind them.
+similar public clips that are not taken yet. Similarity is the cosine of prediction probabilities (Eq. 5.5). It gives
+exactly what the row-by-row loop gives, but scans the public set once per group of prototypes in bounded memory.
+``supported_shares`` is ours: estimate which classes the device has at all, then sample from those, balanced.
+``select_by_transport`` is the alternative in which every prototype counts: entropic optimal transport assigns public
+clips to all prototypes at once, weighted by the clips behind them.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def _best_free(
     bound: np.float32,
     n: int,
 ) -> Positions:
-    """The n free columns most similar to ``row``; looks beyond the candidates only where they cannot decide."""
+    """The n free columns most similar to ``row``; looks beyond the candidates only if they cannot decide."""
     best, similarity = _top(row, columns, candidates[free[candidates]], n)
     if len(best) == n and similarity[-1] >= bound:
         return best

@@ -121,7 +121,7 @@ class PrototypeSettings:
     samples_per_prototype: int = 3
     min_size: int = 8  # the smallest cluster that may be uploaded; dp: the smallest noisy count
     upload_limit: int = 0  # 0 = every query clip takes part
-    epsilon: float = 4.0  # dp: of one upload; a device's uploads of all outer epochs add up
+    epsilon: float = 4.0  # dp: of one upload; a device's uploads of all outer rounds add up
     delta: float = 1e-5  # dp: of one upload
     centres: int = 0  # dp: cells in which clips are counted; 0 = as many as there are classes
 

@@ -31,7 +31,7 @@ class AccuracyCurve:
     """accuracy(model, reduction), both as positions in the list of reductions.
 
     own: (position, accuracy) that a model of its own reaches, ascending; straight lines between. up, down: loss rates
-    per position where the reduction is above, and below the one that the model was fine-tuned at.
+    per position for reductions above, and below the one that the model was fine-tuned at.
     """
 
     own: tuple[tuple[int, float], ...]

@@ -17,7 +17,7 @@ class PruningNet:
 
     Args:
         net: the task's network before pruning; it becomes the student, a copy of it the teacher.
-        keep: share of the patches that go on at each of three stages.
+        keep: share of the patches that are kept at each of three stages.
         seed: of the predictors' first weights and of the decisions that are sampled while training.
     """
 

@@ -70,7 +70,7 @@ class Recipe:
 
 
 def single(model: int) -> Recipe:
-    """One model as it is."""
+    """The recipe of a single model."""
     return Recipe({str(model): 1.0})
 
 

@@ -47,7 +47,7 @@ def spec_augment(audio: Tensor, generator: torch.Generator, freq_width: int, tim
 
     Args:
         audio: float32 (batch, bins, steps), z-scored, so that the hidden cells' 0 is the clip's mean.
-        generator: where the draws come from; on any device.
+        generator: of all random numbers; on any device.
         freq_width, time_width: widest band; 0 leaves that axis alone.
 
     Returns:
@@ -93,7 +93,7 @@ def flip_and_shift(frames: Tensor, generator: torch.Generator, shift_pixels: int
 
     Args:
         frames: floating (batch, count, channels, height, width).
-        generator: where the draws come from; on any device.
+        generator: of all random numbers; on any device.
         shift_pixels: largest move along each axis, >= 0.
 
     Returns:

@@ -65,7 +65,7 @@ def read_video_frames(
         path: any video that FFmpeg reads.
         count: >= 1.
         start, end: the stretch, in seconds from the first frame; the whole video by default.
-        data: the file's bytes where they are in memory already.
+        data: the file's bytes if they are already in memory.
 
     Returns:
         uint8 RGB (count, height, width, 3).

@@ -43,7 +43,7 @@ def read_images(path: Path, count: int) -> Frames:
 
 
 def read_image(path: Path, data: bytes | None = None) -> Frames:
-    """Decode one image, upright, as uint8 RGB (height, width, 3). Raises DataError where that fails."""
+    """Decode one image, upright, as uint8 RGB (height, width, 3). Raises DataError if that fails."""
     check_exists(path, data)
     try:
         with Image.open(path if data is None else BytesIO(data)) as image:
@@ -90,7 +90,7 @@ def resize_frames(frames: Frames, size: int) -> Frames:
 
 
 def check_exists(path: Path, data: bytes | None) -> None:
-    """Raises DataError where there is neither a file nor its bytes."""
+    """Raises DataError if there is neither a file nor its bytes."""
     if data is None and not path.exists():
         raise DataError(f"{path}: no such file: check the path, or {REPLACE}")
 

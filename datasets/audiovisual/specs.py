@@ -24,7 +24,7 @@ class AudioSpec:
     mel_bins: int = 64
     normalise: Literal["clip", "fixed"] = "clip"
     """``clip`` z-scores each clip, so that gain does not count (the thesis); ``fixed`` (log_mel only) scales all
-    clips alike and so keeps how loud somebody speaks, which carries emotion where recordings are level-matched."""
+    clips alike and so keeps loudness, which carries emotion if recordings are level-matched."""
     skip_silence: bool = False
     """Drop leading audio more than 40 dB below the clip's peak (RAVDESS starts with about 1 s of silence)."""
 

@@ -255,7 +255,7 @@ class _Canvas:
         self.pixel = pixel
 
     def paint(self, distance: Array, colour: Array | float, opacity: Array | float = 1.0) -> None:
-        """Fill the region where the signed ``distance`` is negative, its edge softened over one pixel."""
+        """Fill the region of negative signed ``distance``, its edge softened over one pixel."""
         cover = opacity * np.clip(0.5 - distance / self.pixel, 0.0, 1.0)
         self.picture += cover * (np.reshape(colour, (-1, 1, 1, 1)) - self.picture)
 

@@ -1,6 +1,6 @@
 """Prototypes with differential privacy: noisy counts and noisy probability sums of public cells.
 
-The cloud sends *public* centres, so where a clip is counted depends on that clip alone (the server-side
+The cloud sends *public* centres, so the cell of a clip depends on that clip alone (the server-side
 initialisation of FedDP-KMeans, ICML 2025). A clip therefore adds one vector (1, p) to one cell and nothing
 to the others. Its length is sqrt(1 + |p|^2) <= sqrt(2), because a probability row has length at most 1 (a certain
 one has exactly 1): that is the L2 sensitivity of the whole release under adding or removing one clip. Gaussian

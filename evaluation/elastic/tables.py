@@ -27,7 +27,7 @@ from fedstill.evaluation.statistics import (
 from fedstill.models.vit.schedules import LAYER_WISE_SCHEMES
 
 PRINTED_SCHEMES: Mapping[str, tuple[float, ...]] = {
-    "CIFAR10": (72.05, 76.16, 76.72),  # the fourth cell is lost in the source at hand
+    "CIFAR10": (72.05, 76.16, 76.72),  # the fourth cell is missing in our copy of the thesis
     "CIFAR100": (47.27, 51.52, 51.68, 52.68),
     "EuroSAT": (70.93, 82.81, 83.77, 85.08),
 }

@@ -32,7 +32,7 @@ from fedstill.evaluation.results import SWEEPS, ClipRow, Results, SweepRow
 from fedstill.evaluation.statistics import Accuracy, distinct_clips, pooled_accuracy
 from fedstill.evaluation.summary import OURS, scenario_tables, traffic_totals
 
-BARS = 4  # arms side by side in one group of bars, two where there are many classes
+BARS = 4  # arms side by side in one group of bars, two if there are many classes
 MANY_CLASSES = 10
 
 

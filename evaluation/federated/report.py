@@ -1,6 +1,6 @@
 """One run as a self-contained page, as markdown for the docs and as a table for the console.
 
-The page is one file: pictures are inlined and nothing is fetched, so it reads the same by mail or in years.
+The page is one file: pictures are inlined and nothing is fetched, so it looks the same by mail or years later.
 All three show the numbers of ``summary`` and hold no arithmetic of their own.
 """
 

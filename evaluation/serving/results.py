@@ -126,7 +126,7 @@ class SeriesRow:
 @dataclass(frozen=True, slots=True)
 class ServingResults:
     """A whole load test. command: what was typed, and config, resolved. profile: name and source of the
-    numbers used. references: none where a live server's profile was not given. measured_on: the machine of a live
+    numbers used. references: none if a live server's profile was not given. measured_on: the machine of a live
     test; None in virtual time."""
 
     command: str

@@ -89,8 +89,8 @@ def run_virtual(
     command: str,
     progress: Progress = lambda _: None,
 ) -> ServingResults:
-    """Run everything. data_dir: where the shipped traces lie. command: what was typed, to be kept with the results.
-    progress: called before each run starts.
+    """Run everything. data_dir: the folder of the shipped traces. command: the command line, to be kept with the
+    results. progress: called before each run starts.
 
     Raises DataError for traces that cannot be read and policies that the profile cannot serve.
     """

@@ -26,8 +26,8 @@ class ElasticViT(nn.Module):
     Args:
         trunk: plain ViT or DeiT (no distillation head, no rotary or differential attention), pooled by its
             class token or by the mean of its patches.
-        proportional_attention: weigh a merged token by its size in attention. Right for supervised weights
-            off the shelf; weights pre-trained as masked autoencoders do without (ToMe, arXiv 2210.09461).
+        proportional_attention: weigh a merged token by its size in attention. Right for ordinary supervised weights;
+            weights pre-trained as masked autoencoders do without (ToMe, arXiv 2210.09461).
 
     Raises:
         ValueError: a trunk of another kind, saying which part is not supported.

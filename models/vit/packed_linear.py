@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out for oneDNN once, with GELU fused where one follows; for inference on a CPU.
+"""Linear layers whose weights are laid out for oneDNN once, with GELU fused if one follows; for inference on a CPU.
 
 torch's own linear lays the weights out again, or uses a slower library, on every call. The operators are those that
 torch's compiler emits. They are not a stable interface, so :func:`can_pack` checks before they are used.

@@ -1,4 +1,4 @@
-"""Token pruning after DynamicViT: small predictors decide after some layers which patches go on.
+"""Token pruning after DynamicViT: small predictors decide after some layers which patches are kept.
 
 Written from the paper (Rao et al., "DynamicViT", arXiv 2106.02034, Sections 3.2 to 3.4). While training nothing is
 removed: decisions are straight-through samples, and dropped tokens are masked out of attention, so that gradients reach
@@ -65,7 +65,7 @@ class PrunedViT(nn.Module):
 
     Args:
         net: with the task's own head, pooled by its class token.
-        keep: share of the patches that go on at each stage; after the third, keep cubed of them are left.
+        keep: share of the patches kept at each stage; after the third, keep cubed of them remain.
         generator: draws the predictors' first weights.
 
     Raises:
@@ -89,7 +89,7 @@ class PrunedViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def left(self, stage: int) -> int:
-        """Patches that go on after stage 1, 2 or 3, at least one."""
+        """Patches kept after stage 1, 2 or 3, at least one."""
         return max(1, round(self.keep**stage * self.net.patches))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def pruning_loss(student: MaskedPass, teacher: MaskedPass, labels: Tensor, keep:
     """The loss: right answers, the target shares of tokens, and the unpruned teacher's logits and attention.
 
     Weights are the paper's (Section 3.3) for the shares (2) and the logits (0.5). Its feature distillation is replaced
-    by one of attention: over the tokens that are left, the class token should look where the teacher's looks.
+    by one of attention: over the remaining tokens, the class token should attend to the same ones as the teacher's.
     """
     shares = [mask.mean(dim=1) - keep ** (at + 1) for at, mask in enumerate(student.masks)]
     ratio = torch.stack([share.square().mean() for share in shares]).mean()

@@ -72,7 +72,8 @@ def body_size(dtype: np.dtype[Any], shape: tuple[int, ...], coding: str) -> int:
 def restored(
     planes: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], coding: str, base: Array | None
 ) -> Array:
-    """The tensor behind ``body_size`` bytes. Raises ValueError if they mean no finite number where they should."""
+    """The tensor behind ``body_size`` bytes. Raises ValueError if they do not give finite numbers although they
+    should."""
     if coding == "exact":
         whole = _unzigzag(_unplaned(planes, dtype.itemsize)) + _ordered_or_zero(base, dtype)
         return _disordered(whole, dtype).reshape(shape)

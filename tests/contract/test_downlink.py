@@ -1,4 +1,5 @@
-"""Guards the way down: updates reach the shelf, a wiped device gets its student whole once, installs are tried."""
+"""Guards the downlink: updates reach the model store, a wiped device gets its student whole once, installs are
+tried."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ REQUESTS = {
 
 
 class Listening(ClientApp):
-    """The real ClientApp; every student on its way down is kept, and ``before`` may interfere with the device."""
+    """The real ClientApp; every student sent down is recorded, and ``before`` may interfere with the device."""
 
     def __init__(self, before: Callable[[str, Path], Message | None] | None = None) -> None:
         super().__init__()
@@ -301,7 +302,7 @@ def test_the_final_student_is_installed_and_the_run_says_so(trained: Path, tmp_p
 
 
 def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path, tmp_path: Path) -> None:
-    """The tiny students hardly agree with anybody; the one from before stays."""
+    """The tiny students agree with the teacher on hardly any clip; the previous one stays."""
     run_dir = copied(
         trained, tmp_path, downlink=installing(0.0), arms=("fedstill",), scenarios=("latency_insensitive",)
     )

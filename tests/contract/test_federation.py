@@ -1,4 +1,5 @@
-"""Guards the federation: the table gets filled, nothing private leaves a device, one bad device stops nobody."""
+"""Guards the federation: the table gets filled, nothing private leaves a device, one bad device does not stop the
+others."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ CLIPS_PER_CLASS, CLASSES_PER_CLIENT = 4, 3
 REPLIES = {"query.hello": Hello, "query.prototypes": PrototypeUpload, "evaluate.student": EvaluationResult}
 FEW_ARMS = ("all_distill", "all_distill_select", "fedstill")
 BAD = 1
-"""The partition that misbehaves; the other one must not notice."""
+"""The client whose device misbehaves; the other one must not be affected."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def rows_of(tables: Mapping[str, tuple[Any, ...]], client: int) -> dict[str, int
 
 
 def others_are_fine(tables: Mapping[str, tuple[Any, ...]], finished: Finished) -> bool:
-    """The good device's rows and losses are those of a run in which everybody was well."""
+    """The good device's rows and losses are those of a run without a fault."""
     expected = part_of(finished)
     return rows_of(tables, 1 - BAD) == rows_of(expected, 1 - BAD) != {} and [
         row for row in tables["losses"] if row.client != BAD
@@ -409,7 +410,7 @@ NAMES = ("kitchen", "hall")
 
 
 def test_a_device_that_claims_the_place_of_another_device(jobs_left: Path, finished: Finished) -> None:
-    """Whoever comes first: where nodes are authenticated, a place belongs to a name and a name to a key."""
+    """If nodes are authenticated, a client number belongs to a name and a name to a key, whichever node comes first."""
 
     def answer(message: Message, context: Context) -> Message:
         reply = real_app(message, context)

@@ -1,4 +1,4 @@
-"""``fedstill loadtest live`` against a scripted server of the protocol: what travels, what is counted, mistakes."""
+"""``fedstill loadtest live`` against a scripted server of the protocol: messages, counts, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLASSES = {"easy": ("cat", "dog"), "hard": ("dog", "cat", "owl")}
 
 
 def shaded(task: str, labels: tuple[str, ...]) -> TaskImages:
-    """Pictures whose grey says which class they are of."""
+    """Images whose grey value encodes their class."""
     grey = {"cat": 10, "dog": 90, "owl": 200}
     pictures = tuple(encoded(np.full((4, 4, 3), grey[label], dtype=np.uint8)) for label in labels)
     return TaskImages(task, pictures, labels)

@@ -1,4 +1,4 @@
-"""Guards that an interrupted run goes on in the round it was in: nothing lost, nothing asked or counted twice."""
+"""Guards that an interrupted run continues in its outer round: nothing lost, nothing asked or counted twice."""
 
 from __future__ import annotations
 

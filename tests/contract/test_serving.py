@@ -1,4 +1,4 @@
-"""The serving tier over gRPC: what every request is answered with, right or wrong."""
+"""The serving tier over gRPC: the answer to every request, valid or not."""
 
 from __future__ import annotations
 

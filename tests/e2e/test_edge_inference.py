@@ -1,4 +1,4 @@
-"""Edge inference between real processes: who is let in, and what a device does when the cloud or the link goes."""
+"""Edge inference between real processes: access, and a device's behaviour when the cloud or the link fails."""
 
 from __future__ import annotations
 

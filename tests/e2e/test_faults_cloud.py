@@ -1,4 +1,4 @@
-"""Parts of the cloud die, are stopped, or are started twice; the run goes on where it was."""
+"""Parts of the cloud die, are stopped, or are started twice; the run continues where it stopped."""
 
 from __future__ import annotations
 

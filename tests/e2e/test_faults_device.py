@@ -1,4 +1,5 @@
-"""Devices die, come late, go away, run out of disk, or find their files tampered with; nobody else notices."""
+"""Devices die, come late, go away, run out of disk, or find their files tampered with; other devices are not
+affected."""
 
 from __future__ import annotations
 

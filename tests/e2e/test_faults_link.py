@@ -1,4 +1,4 @@
-"""Links choke and break, and strangers knock: refused in one line, and the fleet goes on."""
+"""Links slow down and break, and unregistered nodes try to connect: refused in one line, and the fleet goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards the fleet with real processes: nodes come in through the proxy, strangers and operators' commands do not."""
+"""Guards the fleet with real processes: the proxy lets nodes in, but no unregistered nodes or operators' commands."""
 
 from __future__ import annotations
 

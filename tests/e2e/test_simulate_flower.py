@@ -1,4 +1,4 @@
-"""Guards the real thing: Flower's runtime gives the in-process numbers, can be interrupted, leaves nothing behind."""
+"""Guards Flower's real runtime: it gives the in-process numbers, can be interrupted, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards the compression levels: the bytes and widths of the thesis' rates, and how wrong int8 may be."""
+"""Guards the compression levels: the bytes and widths of the thesis' rates, and the largest error of int8."""
 
 from __future__ import annotations
 

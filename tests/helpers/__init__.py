@@ -1,1 +1,1 @@
-"""What several rooms' tests share: real processes, stand-ins and made data."""
+"""Helpers shared by the tests of several rooms: real processes, fakes and made data."""

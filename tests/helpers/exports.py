@@ -44,7 +44,7 @@ def settled_network(spec: NetworkSpec, store: ClipStore, seed: int) -> AudioVisu
 
 
 def make_export(folder: Path, *, fusion: Fusion = "concat", int8: bool = True) -> Exported:
-    """Public and private synthetic clips, a student, two levels, and what ``fedstill export`` makes of them."""
+    """Public and private synthetic clips, a student, two compression levels, and their export."""
     source = SyntheticSource(public_per_class=4, private_per_class=4, frame_size=24, frame_count=1)
     store = build_store(source, range(len(source.index)), AUDIO, FRAMES, folder / "store")
     spec = NetworkSpec(EncoderSpec("resnet10", 8, "compact"), 32, len(store.class_names), fusion, 1)

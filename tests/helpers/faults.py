@@ -1,4 +1,4 @@
-"""The fleet that the fault tests disturb, and what must hold afterwards, whatever was done to it."""
+"""The fleet that the fault tests disturb, and the conditions that must hold after every fault."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def training(fleet: Fleet) -> bool:
 
 
 def one_line(service: Service) -> str:
-    """What a service said last, which is why it stopped."""
+    """The tail of a service's log, with the reason why it stopped."""
     return service.said().strip().splitlines()[-1]
 
 

@@ -32,7 +32,7 @@ IMPORTROOT = Path(__file__).resolve().parents[2] / "importroot"
 
 @dataclass
 class Service:
-    """One ``fedstill`` process; its words are in ``log``."""
+    """One ``fedstill`` process; its output is in ``log``."""
 
     command: Sequence[str]
     log: Path
@@ -158,7 +158,7 @@ class Fleet:
         return [event for event in read_events(self.state) if event["event"] == kind]
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-        """Until ``condition()`` holds; fails with everybody's last words if it does not in time."""
+        """Wait until ``condition()`` holds; fails with the log tails of all processes if it does not in time."""
         limit = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > limit:

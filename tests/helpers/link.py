@@ -60,7 +60,7 @@ class ThrottledProxy:
         self.bytes_per_second, self.delay = bytes_per_second, delay
 
     def stall(self) -> None:
-        """Nothing passes any more, nobody is told: a radio link out of range."""
+        """Nothing passes any more, and neither side is informed: a radio link out of range."""
         self._up = False
 
     def cut(self) -> None:

@@ -24,7 +24,7 @@ START_SECONDS = 60.0
 
 @dataclass
 class Upstream:
-    """What the stand-in was asked, and how it is to answer."""
+    """The requests that the stand-in received, and how it is to answer."""
 
     port: int = 0
     asked: list[tuple[str, dict[str, str], int]] = field(default_factory=list)

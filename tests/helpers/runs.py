@@ -77,14 +77,14 @@ def tiny_experiment(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def prepared_run(folder: Path, overrides: Sequence[str] = ()) -> Path:
-    """A run directory that is ready for an engine: clips dealt out, plan written, nothing trained."""
+    """A run directory that is ready for an engine: clips distributed, plan written, nothing trained."""
     run_dir = folder / "run"
     prepare_run(tiny_experiment(folder, overrides), run_dir, silent_console())
     return run_dir
 
 
 def silent_console() -> Console:
-    """Somewhere to print that nobody looks at."""
+    """A console whose output is discarded."""
     return Console(file=io.StringIO())
 
 

@@ -1,4 +1,4 @@
-"""A server of the serving tier's protocol that answers by a script: what load generators are tested on."""
+"""A server of the serving tier's protocol that answers by a script, for tests of load generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small ViT and small tasks for it, drawn from a seed."""
+"""A small ViT and small tasks for it, generated from a seed."""
 
 from __future__ import annotations
 

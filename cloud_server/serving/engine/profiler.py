@@ -124,9 +124,9 @@ def measure_times(
 def fit_affine(sizes: Sequence[int], seconds: Sequence[float]) -> AffineTime:
     """Least squares of relative errors; the fixed part is not negative, the part per query above 0.
 
-    Relative, because a planner errs by the same share at a batch of 1 as at a batch of 32. A slope of 0 would say that
-    a batch of any size is free, which no planner believes (``Schedule`` refuses it). Raises ValueError for
-    times that are not positive.
+    Relative, because a planner errs by the same share at a batch of 1 as at a batch of 32. A slope of 0 would mean that
+    a batch of any size is free, which is impossible (``Schedule`` refuses it). Raises ValueError for times that are not
+    positive.
     """
     n, t = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if not len(n) or len(n) != len(t) or not (t > 0).all():

@@ -49,7 +49,7 @@ class ProdigyPolicy(BatchingPolicy):
 
     def allocate(self, batches: Sequence[FormingBatch], now: float) -> Sequence[Schedule | None]:
         chosen = best_throughput(self.profile.useful, self.load)
-        # Repair: the rule does not look at deadlines; where its choice would be late, the fastest is not.
+        # Repair: the rule does not look at deadlines; if its choice would be late, take the fastest.
         return [
             chosen if now + chosen.seconds(len(batch.queries)) <= batch.deadline else self.profile.fastest
             for batch in batches

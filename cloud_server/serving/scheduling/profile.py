@@ -160,7 +160,8 @@ class Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """A profile from JSON, as `profile_to_plain` lays it out. Raises DataError, one line, for a file that is none."""
+    """A profile from JSON, as `profile_to_plain` lays it out. Raises DataError, one line, for a file that is not
+    one."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

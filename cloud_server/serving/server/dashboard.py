@@ -40,7 +40,7 @@ class Dashboard:
     """The page's routes.
 
     snapshot: what to show, ready for JSON (``ServingMetrics.snapshot``). ready: whether requests are taken. closing:
-    whether the process is about to end; streams end then, so that nobody waits for a browser.
+    whether the process is about to end; streams end then, so that the server does not wait for a browser.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ Kind = TypeVar("Kind", bound=Message)
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Access policy. authorise: None lets everybody do everything (``--insecure``). operators: names of tokens
+    """Access policy. authorise: None allows all callers everything (``--insecure``). operators: names of tokens
     that may change tasks."""
 
     authorise: Authorise | None

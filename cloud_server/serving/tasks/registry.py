@@ -150,7 +150,7 @@ class TaskRegistry:
         return self.get(name, self._add_version(name, values))
 
     def _add_version(self, name: str, values: dict[str, object]) -> int:
-        """The number that the new version got; somebody else may register at the same time."""
+        """The number of the new version; another process may register at the same time."""
         for _ in range(ATTEMPTS):
             try:
                 with self._database.begin() as connection:

@@ -1,4 +1,4 @@
-"""Guards the health check: it is well only if proxy and SuperLink both answer."""
+"""Guards the health check: it succeeds only if proxy and SuperLink both answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards credentials: what is issued can be read and used, what is damaged is named in one line, nothing leaks."""
+"""Guards credentials: issued ones can be read and used, damaged ones are named in one line, nothing leaks."""
 
 from __future__ import annotations
 

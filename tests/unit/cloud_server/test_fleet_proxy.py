@@ -1,4 +1,4 @@
-"""Guards the devices' only door: twelve routes, streamed, bounded and counted; nothing else reaches Flower."""
+"""Guards the fleet proxy: twelve routes, streamed, bounded and counted; nothing else reaches Flower."""
 
 from __future__ import annotations
 

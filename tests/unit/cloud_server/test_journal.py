@@ -1,4 +1,4 @@
-"""Guards the journal: the first word counts, whatever is repeated, in SQLite and in PostgreSQL alike."""
+"""Guards the journal: the first entry counts, even if it is repeated, in SQLite and in PostgreSQL alike."""
 
 from __future__ import annotations
 

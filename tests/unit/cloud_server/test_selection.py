@@ -1,4 +1,4 @@
-"""Guards what each arm's selection promises: the budget to the clip, the wanted classes, the devices' weights."""
+"""Guards each arm's selection: exactly the budget, the target classes, the devices' weights."""
 
 from __future__ import annotations
 

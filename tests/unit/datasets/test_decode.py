@@ -1,4 +1,4 @@
-"""What a user's media become: the right sound, the right frames in the right order, or one clear sentence."""
+"""Decoding of a user's media: the right sound, the right frames in the right order, or one clear sentence."""
 
 from __future__ import annotations
 

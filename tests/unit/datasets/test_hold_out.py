@@ -1,4 +1,4 @@
-"""Guards the teacher's held-out clips: whole speakers, about the wanted share, and always something to train on."""
+"""Guards the teacher's held-out clips: whole speakers, about the requested share, and always something to train on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_clip_is_on_one_side_and_every_speaker_too(names: list[str], share
 
 @given(speakers, st.floats(0, 0.9), st.integers(0, 50))
 def test_something_is_left_to_train_on(names: list[str], share: float, seed: int) -> None:
-    """Also where all public clips come from one speaker, or the manifest names none."""
+    """Also if all public clips come from one speaker, or the manifest names none."""
     assert len(hold_out(tuple(names), share, seed)[0]) > 0
 
 

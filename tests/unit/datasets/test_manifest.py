@@ -1,4 +1,4 @@
-"""Bring your own clips: a good table is read as written, a bad row is named with its line and the remedy."""
+"""A user's own clips: a good table is read as written, a bad row is named with its line and the remedy."""
 
 from __future__ import annotations
 

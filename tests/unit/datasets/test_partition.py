@@ -1,4 +1,4 @@
-"""However clips are dealt: each exactly once, the same for the same seed, and never a client with nothing."""
+"""Every partition assigns each clip exactly once, is the same for the same seed, and leaves no client empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drawn dataset repeats exactly, keeps its promises about people and shapes, and is hard, but fair."""
+"""The synthetic dataset repeats exactly, has the stated people and shapes, and is hard, but learnable."""
 
 from __future__ import annotations
 

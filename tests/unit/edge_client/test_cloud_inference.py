@@ -29,7 +29,7 @@ STEP = 0.001
 
 
 class Clock:
-    """Time that passes only when somebody waits."""
+    """Time that passes only while a thread waits."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -42,7 +42,7 @@ class Clock:
 
 
 class VirtualTicket(Ticket):
-    """A clip under way on a :class:`VirtualLink`."""
+    """A clip in flight on a :class:`VirtualLink`."""
 
     def __init__(self, size: int, link: VirtualLink, arrives: float) -> None:
         super().__init__(size, link.clock.now)
@@ -263,7 +263,7 @@ def test_combinations_that_make_no_sense(mode: str, options: dict[str, Any], why
 
 @pytest.mark.parametrize("clips_per_second", [1.0, 3.0, 10.0])
 def test_the_committed_trace_in_virtual_time(clips_per_second: float) -> None:
-    """At least 99 % of clips within 300 ms or local, at most one level change per 5 s."""
+    """At least 99 % of clips within 300 ms or local, at most one change of the level per 5 s."""
     trace = BENCHMARK["read_trace"](BENCHMARK["TRACE"])
     clock = Clock()
     link, tally = VirtualLink(clock, trace), BENCHMARK["Tally"]()

@@ -1,4 +1,4 @@
-"""Which level a clip takes, and the link estimate behind it; no clock, no thread, no socket."""
+"""Which compression level a clip takes, and the link estimate behind it; no clock, no thread, no socket."""
 
 from __future__ import annotations
 

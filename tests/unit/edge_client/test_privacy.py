@@ -1,4 +1,5 @@
-"""Guards the promise of dp uploads: published values of the mechanism, exact composition, sensitivity, the simplex."""
+"""Guards the guarantee of dp uploads: published values of the mechanism, exact composition, sensitivity, the
+simplex."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def agrees(_student: StoredModel) -> float:
 
 
 def shelf_with(folder: Path, *seeds: int) -> ModelStore:
-    """A shelf on which these were installed, one after the other."""
+    """A model store in which these were installed, one after the other."""
     model_store = ModelStore(folder)
     for seed in seeds:
         model_store.student(message(seed))
@@ -263,7 +263,7 @@ CALLS = ("open", "write", "fsync", "replace", "unlink", "utime", "mkdir", "close
 
 
 def update_and_install(folder: Path) -> None:
-    """What is interrupted: an update arrives over a full shelf and is installed."""
+    """The interrupted steps: an update arrives at a full store and is installed."""
     model_store = ModelStore(folder, kept=0)
     model_store.student(message(3, base=2))
     model_store.install(version(3), agrees, 0.5)

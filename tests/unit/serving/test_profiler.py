@@ -1,4 +1,4 @@
-"""The profile is what was measured, without schedules that nobody should ever choose."""
+"""The profile holds the measurements, without schedules that no planner should choose."""
 
 from __future__ import annotations
 

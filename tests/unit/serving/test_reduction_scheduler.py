@@ -1,4 +1,4 @@
-"""Models in a profile: who is chosen per reduction, how the throughput rule follows the load, and joint planning."""
+"""Models in a profile: the choice per reduction, the throughput rule under load, and joint planning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every policy must keep to, and what each one is for."""
+"""The rules for every policy, and the purpose of each."""
 
 from __future__ import annotations
 

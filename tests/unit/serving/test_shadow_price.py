@@ -72,7 +72,7 @@ def test_the_greedy_fill_is_the_linear_programme(
 
 @pytest.mark.parametrize("name", sorted(set(ON_THESIS) - {"infaas"}))  # the bound knows no whole models
 def test_no_policy_expects_more_than_the_upper_bound(name: str) -> None:
-    """Expected utility, so without luck: every query counts with the accuracy of the schedule that served it."""
+    """Expected utility, so without chance: every query counts with the accuracy of the schedule that served it."""
     profile = thesis_profile()
     load = draw_load(
         thesis_synthetic(20, np.random.default_rng(5), 1.5), profile.tasks, np.random.default_rng(6)

@@ -1,4 +1,4 @@
-"""Algorithms 2 and 3, repaired: a hand-worked example, and what each repair is for."""
+"""Algorithms 2 and 3, repaired: a hand-worked example, and the purpose of each repair."""
 
 from __future__ import annotations
 

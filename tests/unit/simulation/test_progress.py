@@ -1,4 +1,4 @@
-"""Guards the live display: it draws every event of an event log, and no device's words can break it."""
+"""Guards the live display: it draws every event of an event log, and no device's text can break it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both planners: the published sets come out, no budget is ever exceeded, pairs that cannot be split are left."""
+"""Both planners: they give the published sets, never exceed a budget, and leave pairs that cannot be split."""
 
 from __future__ import annotations
 
