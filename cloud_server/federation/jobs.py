@@ -44,6 +44,7 @@ from fedstill.cloud_server.federation.journal import Journal, PrivacyGuarantee
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import Progress, load_progress, save_progress
+from fedstill.common.run_layout import student_name
 from fedstill.models.audiovisual.compression import CompressionNet, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import load_arrays, pack
@@ -127,8 +128,8 @@ class PersonalisationJob:
 
     def _keep(self, student: AudioVisualNet) -> None:
         """The checkpoint under its readable name, and its weights once more under their content's (a link)."""
-        arm = "" if self.key.arm == "fedstill" else f"{self.key.arm}-"
-        file = self.cloud.save_student(f"{arm}{self.key.scenario}-client{self.key.client}", student)
+        name = student_name(self.key.scenario, self.key.client, self.key.arm)
+        file = self.cloud.save_student(name, student)
         version = hashlib.sha256(file.read_bytes()).hexdigest()
         kept = Path(self.plan.work) / STUDENTS_FOLDER / f"{version}.safetensors"
         kept.parent.mkdir(exist_ok=True)
