@@ -88,7 +88,9 @@ class ClipClassifier:
         """Classify a clip of a dataset (``dataset.load(position)``). Raises DataError as ``classify``."""
         _check(clip)
         audio = audio_tensor(clip, self.clip_format.audio, audio_features)
-        frames = frame_tensor(clip.frames, self.clip_format.frames)
+        frames = np.array(
+            frame_tensor(clip.frames, self.clip_format.frames)
+        )  # torch wants what it may write to
         try:
             features = self._runtime.features(audio[None], frames[None])
         except ValueError as error:  # an exported student takes one shape only
