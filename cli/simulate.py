@@ -40,7 +40,7 @@ def simulate(
     from fedstill.evaluation.federated.report import console_table
     from fedstill.evaluation.results import read_clips
     from fedstill.simulation.config import load_experiment
-    from fedstill.simulation.launcher import load_run, simulate
+    from fedstill.simulation.launcher import load_run, require_new, simulate
 
     with one_line_errors():
         if resume is not None:
@@ -52,8 +52,7 @@ def simulate(
             overrides = [*(set_ or []), *([f"run.seeds={seeds}"] if seeds else [])]
             plan = load_experiment(experiment, overrides)
             run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
-            if (run_dir / "plan.json").exists():
-                raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
+            require_new(run_dir)
         # Also for a shell that started us with interrupts ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -14,10 +14,11 @@ from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan, wr
 from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import ConfigError
+from fedstill.common.run_layout import EXPERIMENT_FILE
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.simulation.config import Experiment
-from fedstill.simulation.launcher import EXPERIMENT_FILE, load_run, make_plan
+from fedstill.simulation.launcher import load_run, make_plan
 from fedstill.simulation.sources import open_source
 
 DEFAULT_ARMS = ("all_distill", "fedstill")

@@ -24,6 +24,7 @@ from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError
 from fedstill.common.provenance import git_revision, hardware
+from fedstill.common.run_layout import EXPERIMENT_FILE
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
@@ -37,7 +38,6 @@ from fedstill.simulation.sources import Positions, deal, open_source, split_posi
 
 Engine = Literal["flower", "inprocess"]
 
-EXPERIMENT_FILE = "experiment.json"
 VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
 SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
 """A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
@@ -64,6 +64,12 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
     results = collect(experiment, run_dir, seconds, progress.peak_memory_mb)
     write_report(run_dir)
     return results
+
+
+def require_new(run_dir: Path) -> None:
+    """Raises ConfigError where the folder holds a run already."""
+    if (run_dir / PLAN_FILE).exists():
+        raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
 
 
 def load_run(run_dir: Path) -> Experiment:

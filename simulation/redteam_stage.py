@@ -22,6 +22,7 @@ from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.common.errors import ConfigError
+from fedstill.common.run_layout import seed_folder
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.students.torch_runtime import TorchRuntime
 from fedstill.evaluation.redteam.stage import Positions, Stage, View
@@ -90,7 +91,7 @@ def stage_from_run(run_dir: Path, seed: int, say: Callable[[str], None]) -> Stag
             f"{run_dir}: its run never began; finish it with fedstill simulate --resume {run_dir}"
         )
     plan = replace(read_plan(run_dir), work=str(run_dir), public=str(run_dir / "public"))
-    if not checkpoint_exists(run_dir / f"seed{seed}" / "all_distill"):
+    if not checkpoint_exists(seed_folder(run_dir, seed) / "all_distill"):
         raise ConfigError(
             f"{run_dir}: has no trained student for seed {seed}; finish the run, or choose one of its seeds "
             f"({', '.join(map(str, plan.seeds))}) with --seed"

@@ -22,6 +22,7 @@ from fedstill.cloud_server.federation.device_session import DeviceSession
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.common.run_layout import student_name
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.canaries import Canaries
@@ -71,8 +72,7 @@ def deploy(
 
 def keep_student(key: JobKey, student: AudioVisualNet, cloud: SeedCloud, journal: Journal) -> None:
     """The checkpoint under its readable name, and its weights once more under their content's (a link)."""
-    arm = "" if key.arm == "fedstill" else f"{key.arm}-"
-    file = cloud.save_student(f"{arm}{key.scenario}-client{key.client}", student)
+    file = cloud.save_student(student_name(key.scenario, key.client, key.arm), student)
     version = hashlib.sha256(file.read_bytes()).hexdigest()
     kept = Path(cloud.plan.work) / STUDENTS_FOLDER / f"{version}.safetensors"
     kept.parent.mkdir(exist_ok=True)

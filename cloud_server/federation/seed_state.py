@@ -25,6 +25,7 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.distillation.teacher import count_correct, student_spec, train_teacher
 from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.common.run_layout import personal_students, seed_folder
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.checkpoint import (
@@ -49,7 +50,7 @@ class SeedCloud:
 
     @property
     def directory(self) -> Path:
-        return Path(self.plan.work) / f"seed{self.seed}"
+        return seed_folder(Path(self.plan.work), self.seed)
 
     @cached_property
     def public(self) -> ClipStore:
@@ -103,7 +104,7 @@ class SeedCloud:
 
     def save_student(self, name: str, net: AudioVisualNet) -> Path:
         """Keep a personal student beside the seed's other models; returns its weights' file."""
-        stem = self.directory / "students" / name
+        stem = personal_students(Path(self.plan.work), self.seed) / name
         self._save(stem, net)
         return stem.with_name(f"{name}.safetensors")
 

@@ -73,10 +73,23 @@ def read_clip(path: Path, frame_count: int) -> Clip:
         DataError: not a clip, or undecodable; names the file and what to do.
     """
     files = files_of_clip(path)
-    sound, pictures = files[0], files[-1]
+    return decode_clip(files[0], files[-1], frame_count)
+
+
+def decode_clip(sound: Path, pictures: Path, frame_count: int) -> Clip:
+    """Decode sound from one file and pictures from another, or both from one video.
+
+    Args:
+        sound: a sound file, or a video with sound.
+        pictures: a video, an image, or a folder of images.
+        frame_count: how many frames to take, uniformly spaced in time.
+
+    Raises:
+        DataError: undecodable; names the file and what to do.
+    """
     audio, sample_rate = read_audio(sound)
     if pictures.is_dir() or pictures.suffix.lower() in IMAGE_SUFFIXES:
         frames = read_images(pictures, frame_count)
     else:
         frames = read_video_frames(pictures, frame_count)
-    return Clip(ClipInfo(path.stem, "private", "", None), audio, np.ascontiguousarray(frames), sample_rate)
+    return Clip(ClipInfo(sound.stem, "private", "", None), audio, np.ascontiguousarray(frames), sample_rate)

@@ -1,0 +1,26 @@
+"""Where a run directory keeps the models of a seed: the cloud writes there, whoever uses a student reads there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXPERIMENT_FILE = "experiment.json"
+"""The resolved experiment; a folder with it is a run directory."""
+PERSONAL_ARM = "fedstill"
+"""The arm whose students have no prefix in their names."""
+
+
+def seed_folder(run_dir: Path, seed: int) -> Path:
+    """The folder of one seed: teacher, shared students, ``students/``."""
+    return run_dir / f"seed{seed}"
+
+
+def personal_students(run_dir: Path, seed: int) -> Path:
+    """The folder of the students that were personalised."""
+    return seed_folder(run_dir, seed) / "students"
+
+
+def student_name(scenario: str, client: int, arm: str = PERSONAL_ARM) -> str:
+    """The name of one device's student, which is its checkpoint without suffix."""
+    prefix = "" if arm == PERSONAL_ARM else f"{arm}-"
+    return f"{prefix}{scenario}-client{client}"
