@@ -11,14 +11,20 @@ KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: demo test check bench bench-gpu protos clean
+.PHONY: demo test test-fast check bench bench-gpu protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/fedstill simulate
 
+# Two workers for two cores, one thread each; a file stays with one worker, so that its fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m 'not slow'
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

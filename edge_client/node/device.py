@@ -72,7 +72,7 @@ class Device:
         if request.kind == "dp":
             rows = release_once(self.directory, self.run, policy, request, self._beliefs)
         else:
-            rows = summarise(self._beliefs(request), request, seed=_seed_of(request.job))
+            rows = summarise(self._beliefs(request), request, seed=seed_of(request.job))
         return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
 
     def _beliefs(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
@@ -172,6 +172,6 @@ class Device:
         temporary.replace(path)
 
 
-def _seed_of(job: Job) -> int:
+def seed_of(job: Job) -> int:
     """A clustering seed that differs between seeds and outer rounds but not between engines."""
     return job.seed * 1009 + job.round
