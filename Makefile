@@ -10,6 +10,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
+# Set in many containers; without bytecode every start of Python compiles torch and Flower again, twice the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast check bench bench-gpu protos clean
 .DELETE_ON_ERROR:

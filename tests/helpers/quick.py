@@ -16,7 +16,7 @@ def quick_environment(stock: bool = False) -> dict[str, str]:
     paths = [*hook, str(IMPORTROOT), os.environ.get("PYTHONPATH", "")]
     quick = {} if stock else {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": "1",
         "KMP_BLOCKTIME": "0",
