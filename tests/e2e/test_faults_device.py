@@ -97,8 +97,8 @@ def a_device_comes_late_and_the_other_does_not_wait(fleet: Fleet, late: Service 
 def a_device_is_away_for_a_whole_round_and_comes_back(fleet: Fleet, away: Service, other: Service) -> None:
     before = uploads_of(fleet, 0)
     fleet.wait_for(lambda: uploads_of(fleet, 0) > before, "the device's upload")
-    assert away.terminate() == 0
     known = len(fleet.events("device"))
+    assert away.terminate() == 0
     a_tampered_student_on_a_device_is_sent_again(fleet, other)
     fleet.wait_for(lambda: jobs_of(fleet, 1) == 1, "the other device's job")
     assert jobs_of(fleet, 0) == 1
