@@ -10,15 +10,23 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 KMP_BLOCKTIME ?= 0
 PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
+# Set in many containers; without bytecode every start of Python compiles torch and Flower again, twice the time.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs bench bench-gpu soak fuzz protos clean
+.PHONY: demo test test-fast check docs bench bench-gpu soak fuzz protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/fedstill simulate
 
+# Two workers for two cores, one thread each; a file stays with one worker, so that its fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m 'not slow'
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

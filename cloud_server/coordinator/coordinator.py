@@ -195,6 +195,8 @@ def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
     try:
         link.start()
         link.wait_until_healthy()
+        if authority is not None:
+            link.synchronise(authority.nodes)  # before devices that wait already can knock and are refused
         yield link
     finally:
         link.stop()

@@ -73,7 +73,7 @@ class Device:
         if request.kind == "dp":
             rows = release_once(self.directory, self.run, policy, request, self._probabilities)
         else:
-            rows = summarise(self._probabilities(request), request, seed=_seed_of(request.job))
+            rows = summarise(self._probabilities(request), request, seed=seed_of(request.job))
         return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
 
     def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
@@ -169,6 +169,6 @@ class Device:
         replace_text(folder / f"{job.scenario}.{job.arm}.{job.seed}.json", json.dumps(outcome))
 
 
-def _seed_of(job: Job) -> int:
+def seed_of(job: Job) -> int:
     """A clustering seed that differs between seeds and outer rounds but not between engines."""
     return job.seed * 1009 + job.round

@@ -13,100 +13,54 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.faults import busy, finishes, is_whole, one_line
-from helpers.fleet import Fleet
+from helpers.faults import busy, finishes, is_whole, jobs_of, one_line, uploads_of
+from helpers.fleet import Fleet, Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_an_agent_is_killed_in_the_middle_of_an_upload(fleet: Fleet, undisturbed: Path) -> None:
-    coordinator, victim = fleet.coordinator(), fleet.agent(0)
-    fleet.agent(1)
-    fleet.wait_for(lambda: fleet.events("all_distill_epoch") and busy(victim), "a message in hand")
-    victim.kill()
-    victim.start()
-    finishes(fleet, coordinator)
-    is_whole(fleet, undisturbed, 0, 1)
-
-
-def test_the_clientapp_is_killed_as_by_the_kernel_for_its_memory(fleet: Fleet, undisturbed: Path) -> None:
-    coordinator, victim = fleet.coordinator(), fleet.agent(0)
-    fleet.agent(1)
-    fleet.wait_for(lambda: fleet.events("all_distill_epoch") and busy(victim), "a message in hand")
-    for process in busy(victim):
-        process.kill()
-    finishes(fleet, coordinator)
-    is_whole(fleet, undisturbed, 0, 1)
-
-
-def test_a_device_comes_late_and_the_other_does_not_wait(fleet: Fleet, undisturbed: Path) -> None:
-    coordinator = fleet.coordinator()
-    fleet.agent(0)
-    fleet.wait_for(
-        lambda: [job for job in fleet.events("job") if job["client"] == 0], "the early device's job"
-    )
-    assert not fleet.events("failure")
-    fleet.agent(1)
-    finishes(fleet, coordinator)
-    is_whole(fleet, undisturbed, 0, 1)
-
-
-def test_a_device_is_away_for_a_whole_round_and_comes_back(fleet: Fleet, undisturbed: Path) -> None:
-    coordinator, away = fleet.coordinator(), fleet.agent(1)
-    fleet.agent(0)
-    fleet.wait_for(lambda: [one for one in fleet.uploads() if one[2] == 1], "the device's first upload")
-    assert away.terminate() == 0
-    fleet.wait_for(
-        lambda: [job for job in fleet.events("job") if job["client"] == 0], "the other device's job"
-    )
-    away.start()
-    finishes(fleet, coordinator)
-    is_whole(fleet, undisturbed, 0, 1)
-    states = {event["state"] for event in fleet.events("device") if event["client"] == 1}
-    assert {"connected", "dead", "revived"} <= states
-
-
-def test_a_tampered_student_on_a_device_is_sent_again(fleet: Fleet, undisturbed: Path) -> None:
-    coordinator = fleet.coordinator()
-    fleet.agent(0), fleet.agent(1)
-    fleet.wait_for(lambda: [one for one in fleet.uploads() if one[2] == 1], "the device's first upload")
-    for student in (fleet.agent_state(1) / "students").glob("*.safetensors"):
-        content = bytearray(student.read_bytes())
-        content[-100:] = bytes(100)
-        student.write_bytes(content)
-    finishes(fleet, coordinator)
-    is_whole(fleet, undisturbed, 0, 1)
-
-
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of one megabyte."""
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A folder on a disk of one megabyte; None without the right to mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a small tmpfs, to fill a disk")
+        yield None
+        return
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_the_disk_of_a_device_is_full(fleet: Fleet, undisturbed: Path, small_disk: Path) -> None:
-    """It cannot take part, says so in a line, and the other is served; with room again, it is served as well."""
-    coordinator = fleet.coordinator("--join-timeout", "400")
+def test_devices_that_die_come_late_and_go_away(
+    fleet: Fleet, undisturbed: Path, small_disk: Path | None
+) -> None:
+    """Device 0 suffers while device 1 has no room and comes late, and goes away while device 1 works."""
+    coordinator, first = fleet.coordinator(), fleet.agent(0)
+    second = None if small_disk is None else the_disk_of_a_device_is_full(fleet, small_disk)
+    an_agent_is_killed_in_the_middle_of_an_upload(fleet, first)
+    the_clientapp_is_killed_as_by_the_kernel_for_its_memory(fleet, first)
+    second = a_device_comes_late_and_the_other_does_not_wait(fleet, second)
+    a_device_is_away_for_a_whole_round_and_comes_back(fleet, first, second)
+    finishes(fleet, coordinator)
+    is_whole(fleet, undisturbed, 0, 1)
+    assert second.terminate() == 0
+    if small_disk is None:
+        pytest.skip("all but the full disk: that needs the right to mount a small tmpfs")
+
+
+def the_disk_of_a_device_is_full(fleet: Fleet, small_disk: Path) -> Service:
+    """It cannot take part and says so in a line; with room again, it is served (as the device that comes late)."""
     fleet.equip(small_disk / "state")
     with (small_disk / "ballast").open("wb", buffering=0) as file:
         fill(file.write)
     agent = fleet.agent(1, state=small_disk / "state")
-    fleet.agent(0)
     assert agent.ended(240) == 1
     assert "No space left on device" in one_line(agent)
     (small_disk / "ballast").unlink()
-    agent.start()
-    finishes(fleet, coordinator)
-    is_whole(fleet, undisturbed, 0, 1)
-    assert agent.terminate() == 0
+    return agent
 
 
 def fill(write: Callable[[bytes], Any]) -> None:
@@ -115,6 +69,55 @@ def fill(write: Callable[[bytes], Any]) -> None:
             write(bytes(4096))
         except OSError:
             return
+
+
+def an_agent_is_killed_in_the_middle_of_an_upload(fleet: Fleet, victim: Service) -> None:
+    fleet.wait_for(lambda: fleet.events("all_distill_epoch") and busy(victim), "a message in hand")
+    assert jobs_of(fleet, 0) == 0
+    victim.kill()
+    victim.start()
+
+
+def the_clientapp_is_killed_as_by_the_kernel_for_its_memory(fleet: Fleet, victim: Service) -> None:
+    before = uploads_of(fleet, 0)
+    fleet.wait_for(lambda: uploads_of(fleet, 0) > before and busy(victim), "a message in hand")
+    assert jobs_of(fleet, 0) == 0
+    for process in busy(victim):
+        process.kill()
+
+
+def a_device_comes_late_and_the_other_does_not_wait(fleet: Fleet, late: Service | None) -> Service:
+    fleet.wait_for(lambda: jobs_of(fleet, 0) == 1, "the early device's job")
+    assert not fleet.events("failure")
+    if late is None:
+        return fleet.agent(1)
+    late.start()
+    return late
+
+
+def a_device_is_away_for_a_whole_round_and_comes_back(fleet: Fleet, away: Service, other: Service) -> None:
+    before = uploads_of(fleet, 0)
+    fleet.wait_for(lambda: uploads_of(fleet, 0) > before, "the device's upload")
+    known = len(fleet.events("device"))
+    assert away.terminate() == 0
+    a_tampered_student_on_a_device_is_sent_again(fleet, other)
+    fleet.wait_for(lambda: jobs_of(fleet, 1) == 1, "the other device's job")
+    assert jobs_of(fleet, 0) == 1
+    away.start()
+    fleet.wait_for(lambda: jobs_of(fleet, 0) == 2, "the device's job after it came back")
+    states = [event["state"] for event in fleet.events("device")[known:] if event["client"] == 0]
+    assert {"dead", "revived"} <= set(states), states
+
+
+def a_tampered_student_on_a_device_is_sent_again(fleet: Fleet, agent: Service) -> None:
+    fleet.wait_for(lambda: uploads_of(fleet, 1), "the device's first upload")
+    state = Path(agent.command[agent.command.index("--state") + 1])
+    students = list((state / "students").glob("*.safetensors"))
+    assert students
+    for student in students:
+        content = bytearray(student.read_bytes())
+        content[-100:] = bytes(100)
+        student.write_bytes(content)
 
 
 def test_nothing_is_left_running(fleet: Fleet) -> None:

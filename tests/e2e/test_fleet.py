@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from dataclasses import astuple, replace
@@ -11,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.exports import export_to_devices
 from helpers.faults import losses
-from helpers.fleet import IMPORTROOT, Fleet, Service
+from helpers.fleet import Fleet, Service
 from helpers.media import write_video
+from helpers.quick import quick_environment
 from helpers.runs import TINY, prepared_run, silent_console, write_experiment
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.common.flower_cli import tool
+from fedstill.edge_client.folder import EXPORT_FOLDER
 from fedstill.simulation.config import load_experiment
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import run_inprocess
@@ -37,7 +39,10 @@ SHORT = (
 
 
 def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
-    """Before there is a student nothing is lost; then the cloud's head answers, and without a cloud the local one."""
+    """Before there is a student nothing is lost; then the cloud's head answers, and without a cloud the local one.
+
+    In this fleet Flower waits as long as it does for users.
+    """
     (tmp_path / "simulated").mkdir()
     simulated = prepared_run(tmp_path / "simulated")
     experiment = tmp_path / "tiny.toml"
@@ -49,7 +54,8 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
         "--set", "downlink.minimum_agreement=0",  # a student of one epoch agrees with nobody
         *PATIENT,
     ]  # fmt: skip
-    with Fleet(tmp_path, experiment, [simulated / "devices" / "0" / "data"], options) as fleet:
+    devices = [simulated / "devices" / "0" / "data"]
+    with Fleet(tmp_path, experiment, devices, options, stock=True) as fleet:
         coordinator = fleet.coordinator(once=False)
         where = f"127.0.0.1:{fleet.inference_port}"
         agent = fleet.agent(0, "--inference", where, "--watch", str(inbox), "--objective", "5000")
@@ -74,7 +80,7 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
         assert agent.terminate() == 0
         once = subprocess.run(
             [tool("fedstill"), "agent", "infer", str(inbox / "late.mp4"), "--state", str(fleet.agent_state(0))],
-            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(IMPORTROOT)},
+            capture_output=True, text=True, check=True, env=quick_environment(),
         )  # fmt: skip
     line = json.loads(once.stdout)
     # The clips show the same; a compressed level's head may see it otherwise, the local head may not.
@@ -97,11 +103,13 @@ def test_a_fleet_gives_the_rows_of_a_simulation(
     simulated = tmp_path / "simulated" / "run"
     prepare_run(load_experiment(str(experiment), overrides), simulated, silent_console())
     write_plan(replace(read_plan(simulated), arms=arms))
+    export_to_devices(simulated, range(1, DEVICES))  # the first one has torch
     run_inprocess(simulated, DEVICES)
     devices = [simulated / "devices" / str(client) / "data" for client in range(DEVICES)]
     sets = [part for one in overrides for part in ("--set", one)]
     options = ["--arms", ",".join(arms), "--downlink", "exact", *sets, *PATIENT]
-    with Fleet(tmp_path, experiment, devices, options) as fleet:
+    export = simulated / "devices" / "1" / EXPORT_FOLDER
+    with Fleet(tmp_path, experiment, devices, options, export, with_torch=(0,)) as fleet:
         coordinator = fleet.coordinator()
         agents = [fleet.agent(client) for client in range(DEVICES)]
         assert coordinator.ended(900) == 0, coordinator.said()

@@ -39,7 +39,7 @@ from fedstill.protos.serving_pb2_grpc import ServingStub
 ARCHITECTURE, LAYERS, WIDTH, SIZE = "test_vit", 6, 64, 160  # timm's own tiny ViT for tests
 START_SECONDS = 120.0
 SERVE = [sys.executable, "-c", "from fedstill.cli.main import main; main()", "serve"]
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
     options = ["--authority", str(authority.directory), "--operator", "boss", "--batches", "1,4"]
     options += ["--images", f"cats={place.folder / 'cats'}", "--val-images", "6", "--schedules=0,-20"]
     with serving(place, *options) as server:
-        session = [sys.executable, str(TESTS / "triton_session.py"), server.target, "cats", str(SIZE)]
+        session = [sys.executable, str(HELPERS / "triton_session.py"), server.target, "cats", str(SIZE)]
         token = (authority.directory / "nodes" / "kitchen" / "token").read_text()
         done = subprocess.run(
             [*session, str(authority.ca_file), token],
@@ -402,7 +402,7 @@ def own_signals() -> Iterator[None]:
 def test_each_mistake_is_one_line_with_exit_code_2(
     place: Place, options: list[str], said: str, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedstill.cli.shared.service.errors.width", 300)
+    monkeypatch.setattr("fedstill.cli.console.errors.width", 300)
     done = CliRunner().invoke(cli.app, ["serve", *place.options, *options])
     assert done.exit_code == 2, done.output
     assert said in done.output

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.quick import quick_environment
 from helpers.runs import silent_console, table, tiny_experiment, write_experiment
 
 from fedstill.cloud_server.federation.event_log import read_events
@@ -27,13 +28,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
 RUN_SECONDS, STOP_SECONDS = 400.0, 90.0
+THREE_ARMS = ('run.arms=["all_distill", "all_distill_select", "fedstill"]',)
+"""One that asks a device to evaluate only, one that asks every round, one that installs."""
+SIMULATE = ["simulate", "--set", *THREE_ARMS]
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
     """The table of the same experiment without Flower's processes."""
     folder = tmp_path_factory.mktemp("inprocess")
-    return table(simulate(tiny_experiment(folder), folder / "run", "inprocess", silent_console()))
+    return table(simulate(tiny_experiment(folder, THREE_ARMS), folder / "run", "inprocess", silent_console()))
 
 
 @contextmanager
@@ -56,11 +60,10 @@ class Launched:
     family: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        settings = {"OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0", "TMPDIR": str(self.home / "t")}
         self.process = subprocess.Popen(
             [str(FEDSTILL), *self.arguments],
             cwd=self.home,
-            env=os.environ | settings,
+            env=quick_environment() | {"TMPDIR": str(self.home / "t")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -130,7 +133,7 @@ class Flown:
 def flown() -> Iterator[Flown]:
     with short_folder() as home:
         run_dir = home / "run"
-        launched = Launched(home, ["simulate", str(write_experiment(home)), "--out", str(run_dir)])
+        launched = Launched(home, [*SIMULATE, str(write_experiment(home)), "--out", str(run_dir)])
         code, out, err = launched.finish(RUN_SECONDS)
         left = launched.left()
         files = [path.name for path in (home / "t").iterdir()]
@@ -164,7 +167,7 @@ def home() -> Iterator[Path]:
 
 def test_ctrl_c_and_resume(home: Path, expected: list[tuple[object, ...]]) -> None:
     run_dir = home / "run"
-    launched = Launched(home, ["simulate", str(write_experiment(home)), "--out", str(run_dir)])
+    launched = Launched(home, [*SIMULATE, str(write_experiment(home)), "--out", str(run_dir)])
     launched.wait_until(lambda: jobs(run_dir) >= 2, RUN_SECONDS)
     os.killpg(launched.process.pid, signal.SIGINT)
     code, out, err = launched.finish(STOP_SECONDS)

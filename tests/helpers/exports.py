@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.export.students import export_student
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
-from fedstill.datasets.audiovisual.store import ClipStore, build_store
+from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+from fedstill.edge_client.folder import EXPORT_FOLDER
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.specs import EncoderSpec, Fusion, NetworkSpec
@@ -55,3 +60,16 @@ def make_export(folder: Path, *, fusion: Fusion = "concat", int8: bool = True) -
     save_levels(stem, levels)
     export_student(stem, folder / "onnx", store=store, int8=int8)
     return Exported(net, store, stem, folder / "onnx", levels)
+
+
+def export_to_devices(run_dir: Path, clients: Iterable[int]) -> None:
+    """Let these devices of a prepared run work without torch, which a simulation and a fleet then do alike.
+
+    A last digit, in which the two libraries differ, may move a clip between two clusters.
+    """
+    metrics = Metrics(run_dir)
+    _ = SeedCloud(read_plan(run_dir), 0, metrics).all_distill
+    metrics.close()
+    for client in clients:
+        folder = run_dir / "devices" / str(client) / EXPORT_FOLDER
+        export_student(run_dir / "seed0" / "all_distill", folder, store=open_store(run_dir / "public"))

@@ -1,4 +1,8 @@
-"""The fleet that the fault tests disturb, and the conditions that must hold after every fault."""
+"""The fleet that the fault tests disturb, and what must hold afterwards, whatever was done to it.
+
+A fleet costs half a minute of processor time before its first message, so each file of fault tests disturbs one fleet
+again and again, with work under way each time, and looks at the whole at the end.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,13 @@ from fedstill.simulation.gather import gather_rows
 from helpers.fleet import Fleet, Service
 
 ARM = "all_distill_select"
-ROUNDS = 2
+SCENARIOS = ("latency_insensitive", "latency_sensitive")
+ROUNDS = 3
 SETTINGS = (
     f"distillation.outer_epochs={ROUNDS}",
     f"fedstill.outer_epochs={ROUNDS}",
-    'run.scenarios=["latency_sensitive"]',
     "run.reply_timeout=400",
 )
-JOBS = [f"latency_sensitive/{ARM}/client{client}/seed0" for client in (0, 1)]
 
 
 def is_whole(fleet: Fleet, undisturbed: Path, *clients: int) -> None:
@@ -33,7 +36,12 @@ def is_whole(fleet: Fleet, undisturbed: Path, *clients: int) -> None:
             row for row in expected[name] if row.client in clients
         ], name
     assert losses(found, clients) == pytest.approx(losses(expected, clients), rel=1e-4)
-    wanted = {(JOBS[client], outer_epoch, client): 1 for client in clients for outer_epoch in range(ROUNDS)}
+    wanted = {
+        (f"{scenario}/{ARM}/client{client}/seed0", outer_epoch, client): 1
+        for scenario in SCENARIOS
+        for client in clients
+        for outer_epoch in range(ROUNDS)
+    }
     assert Counter(one for one in fleet.uploads() if one[2] in clients) == wanted
 
 
@@ -47,9 +55,21 @@ def busy(agent: Service) -> list[psutil.Process]:
     return agent.children("flwr-clientapp")
 
 
-def training(fleet: Fleet) -> bool:
-    """Somewhere in the middle of the jobs: one upload is accepted, not all work is done."""
-    return len(fleet.uploads()) >= 1
+def uploads_of(fleet: Fleet, client: int) -> int:
+    """Accepted so far."""
+    return sum(upload[2] == client for upload in fleet.uploads())
+
+
+def jobs_of(fleet: Fleet, client: int) -> int:
+    """Done so far."""
+    return sum(job["client"] == client for job in fleet.events("job"))
+
+
+def goes_on(fleet: Fleet) -> None:
+    """Wait until one more upload is accepted, in the middle of the jobs: not all work is done."""
+    before = len(fleet.uploads())
+    fleet.wait_for(lambda: len(fleet.uploads()) > before, "one more accepted upload")
+    assert len(fleet.uploads()) < 2 * len(SCENARIOS) * ROUNDS, "there is nothing left to disturb"
 
 
 def one_line(service: Service) -> str:

@@ -6,36 +6,36 @@ Every process that a test starts is ended by its pid, and so is whatever that pr
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.common.child_process import end, family
 from fedstill.common.flower_cli import free_port, tool
 from fedstill.edge_client.folder import EXPORT_FOLDER
+from helpers.quick import quick_environment
 
 PATIENCE = 420.0
-IMPORTROOT = Path(__file__).resolve().parents[2] / "importroot"
 
 
 @dataclass
 class Service:
-    """One ``fedstill`` process; its output is in ``log``."""
+    """One ``fedstill`` process; its words are in ``log``. ``stock``: Flower waits as long as it does for users."""
 
     command: Sequence[str]
     log: Path
+    stock: bool = False
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,12 +43,10 @@ class Service:
 
     def start(self) -> None:
         """Start it, or start it again after it has ended."""
-        paths = os.pathsep.join(filter(None, [str(IMPORTROOT), os.environ.get("PYTHONPATH", "")]))
-        limits = {"KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 [tool("fedstill"), *self.command], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                env={**os.environ, "PYTHONPATH": paths, **limits}, start_new_session=True,
+                env=quick_environment(self.stock), start_new_session=True,
             )  # fmt: skip
 
     def kill(self) -> None:
@@ -90,6 +88,8 @@ class Fleet:
         devices: the clip store of each client.
         experiment: TOML file.
         export: of a student of the experiment's kind; agents that have it work without torch, so several times faster.
+        with_torch: the clients that do not get it.
+        stock: Flower waits as long as it does for users.
     """
 
     folder: Path
@@ -97,15 +97,17 @@ class Fleet:
     devices: Sequence[Path]
     options: Sequence[str] = ()
     export: Path | None = None
+    with_torch: Collection[int] = ()
+    stock: bool = False
     services: list[Service] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     inference_port: int = field(default_factory=free_port)
 
     def __enter__(self) -> Fleet:
         self.certs = self.folder / "ca"
-        _fedstill("certs", "init", str(self.certs))
+        create_authority(self.certs)
         for client in range(len(self.devices)):
-            _fedstill("certs", "issue", str(self.certs), self.name(client))
+            issue_node(self.certs, self.name(client))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,7 +126,7 @@ class Fleet:
     def name(client: int) -> str:
         return f"device-{client}"
 
-    def coordinator(self, *options: str, once: bool = True) -> Service:
+    def coordinator(self, *options: str, once: bool = True, tag: str = "") -> Service:
         """Start the coordinator; with ``once`` it ends by itself when every device is served."""
         command = [
             "coordinator", "--state", str(self.state), "--experiment", str(self.experiment),
@@ -132,13 +134,14 @@ class Fleet:
             "--inference-listen", f"127.0.0.1:{self.inference_port}", *(["--once"] if once else []),
             *self.options, *options,
         ]  # fmt: skip
-        return self._started("coordinator", command)
+        return self._started(f"coordinator{tag}", command)
 
     def agent(
         self, client: int, *options: str, port: int = 0, state: Path | None = None, tag: str = ""
     ) -> Service:
         """Start the agent of one client."""
-        self.equip(state or self.agent_state(client))
+        if client not in self.with_torch:
+            self.equip(state or self.agent_state(client))
         command = [
             "agent", "--coordinator", f"127.0.0.1:{port or self.port}",
             "--credentials", str(self.certs / "nodes" / self.name(client)), "--data", str(self.devices[client]),
@@ -177,14 +180,9 @@ class Fleet:
             journal.close()
 
     def _started(self, name: str, command: Sequence[str]) -> Service:
-        service = Service(command, self.folder / f"{name}.log")
+        service = Service(command, self.folder / f"{name}.log", self.stock)
         self.services.append(service)
         return service
-
-
-def _fedstill(*arguments: str) -> None:
-    env: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(IMPORTROOT)}
-    subprocess.run([sys.executable, tool("fedstill"), *arguments], env=env, check=True, capture_output=True)
 
 
 def _end_leftover(pid_file: Path) -> None:
