@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedstill.client.serving_client import QueryAnswer as QueryAnswer
+    from fedstill.client.serving_client import QueryResponse as QueryResponse
     from fedstill.client.serving_client import ServedTask as ServedTask
     from fedstill.client.serving_client import ServerDescription as ServerDescription
     from fedstill.client.serving_client import ServingAddress as ServingAddress
@@ -44,7 +44,7 @@ _HOMES = {
     "ClipClassifier": "edge_client.inference.clip_classifier",
     "ClipInfo": "datasets.audiovisual.clip",
     "ClipSource": "datasets.audiovisual.clip",
-    "QueryAnswer": "client.serving_client",
+    "QueryResponse": "client.serving_client",
     "Results": "evaluation.results",
     "RunError": "common.errors",
     "ServedTask": "client.serving_client",
@@ -67,7 +67,7 @@ __all__ = [
     "ClipClassifier",
     "ClipInfo",
     "ClipSource",
-    "QueryAnswer",
+    "QueryResponse",
     "Results",
     "RunError",
     "ServedTask",

@@ -402,7 +402,7 @@ def own_signals() -> Iterator[None]:
 def test_each_mistake_is_one_line_with_exit_code_2(
     place: Place, options: list[str], said: str, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedstill.cli.console.errors.width", 300)
+    monkeypatch.setattr("fedstill.cli.shared.console.errors.width", 300)
     done = CliRunner().invoke(cli.app, ["serve", *place.options, *options])
     assert done.exit_code == 2, done.output
     assert said in done.output
