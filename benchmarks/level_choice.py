@@ -1,9 +1,9 @@
-"""Does the level choice keep its promise on a bad link? A device and the cloud, TLS between them, a throttled proxy.
+"""Does the choice of the compression level keep its guarantee on a bad link? With TLS and a throttled proxy.
 
 The proxy follows ``traces/link.csv``: 20 Mbit/s, 1 Mbit/s, 64 kbit/s, an outage, a recovery, all with jitter (made up,
 not taken from a real network; one row per second: bytes per second and one-way delay, 0 is an outage). The benchmark
-ends with an error where less than 99 % of the clips are answered within the objective or locally, or where two level
-changes are less than 5 s apart.
+ends with an error if less than 99 % of the clips are answered within the objective or locally, or if two changes of the
+level are less than 5 s apart.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Tally:
 
     @property
     def changes(self) -> list[float]:
-        """When a clip went over another level than the one before that went to the cloud."""
+        """When a clip went at another level than the previous one that went to the cloud."""
         sent = [
             (when, answer.route.level_name) for when, _, answer in self.clips if answer.route.path == "cloud"
         ]

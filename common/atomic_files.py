@@ -1,8 +1,8 @@
 """Files that survive a kill, a crash of the machine and a full disk: a reader finds the old content or the new one.
 
-Every file is written beside its place, forced to disk, renamed, and then its folder is forced to disk, so that what
-was written when a function here returned is still there after a power cut. Whatever goes wrong before the rename
-leaves the old file as it was. Several processes may write the same file: the last one wins.
+Every file is written beside its place, forced to disk and renamed, and then its folder is forced to disk. So once a
+function here has returned, its content survives a power cut. An error before the rename leaves the old file as it was.
+Several processes may write the same file: the last one wins.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 PART = ".part"
 """The suffix of a file that is not complete yet. Such files are never read."""
 PRIVATE = 0o600
-"""For secrets, and for what a device knows about its owner."""
+"""For secrets, and for data of a device about its owner."""
 PUBLIC = 0o644
-"""For what other users need, such as certificates, whatever the umask says."""
+"""For files that other users need, such as certificates, whatever the umask is."""
 
 
 def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -53,7 +53,7 @@ def replace_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The same for what a library writes: a name beside ``path`` that takes its place if the block succeeds."""
+    """The same for a file that a library writes: a name beside ``path`` that replaces it if the block succeeds."""
     with _part_of(path) as part:
         yield part
         _sync(part)

@@ -1,4 +1,4 @@
-"""Where a run directory keeps the models of a seed: the cloud writes there, whoever uses a student reads there."""
+"""The places of a seed's models in a run directory: the cloud writes there, users of a student read there."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Authority:
 
     @property
     def tls(self) -> ServerTls:
-        """What the cloud's servers show."""
+        """The TLS files of the cloud's servers."""
         return ServerTls(self.ca_file, self.certificate_file, self.key_file)
 
     @property

@@ -196,7 +196,7 @@ def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
         link.start()
         link.wait_until_healthy()
         if authority is not None:
-            link.synchronise(authority.nodes)  # before devices that wait already can knock and are refused
+            link.synchronise(authority.nodes)  # before waiting devices can connect and are refused
         yield link
     finally:
         link.stop()

@@ -1,6 +1,6 @@
 """The arms and scenarios of the comparison: their names on the wire and in results, and their titles in tables.
 
-Apart from ``arms.py``, which says what each arm does, because a report and an experiment file need no torch.
+Separate from ``arms.py``, which says what each arm does, because a report and an experiment file need no torch.
 """
 
 from __future__ import annotations

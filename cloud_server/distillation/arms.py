@@ -91,7 +91,7 @@ OURS = {
 
 
 def arm_of(name: str, plan: RunPlan) -> Arm:
-    """The arm ``name`` as this plan wants it."""
+    """The arm ``name`` under this plan's settings."""
     return OURS[plan.selection.rule] if name == "fedstill" else BY_NAME[name]
 
 

@@ -1,7 +1,7 @@
 """The last steps of a personalisation: the student is kept, and its device installs it.
 
-The device tries it first on a few public clips (canaries). If student and teacher disagree on them, it keeps the
-student before.
+The device tries it first on a few public clips (canaries). If student and teacher disagree on them, it keeps its
+previous student.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def deploy(
     """Offer the student's heads to the inference service, then have the device install it.
 
     Args:
-        last_selection: the public clips that the student was last trained on, which resemble the device's; None:
-            all of them.
+        last_selection: the public clips that the student was last trained on, which resemble the device's; None: all of
+            them.
 
     Returns:
-        ``installed`` and what the device says about it, for the job's record.
+        ``installed`` and the device's reply about it, for the job's record.
 
     Raises:
         DeviceFailure: as ``DeviceSession.install`` does.

@@ -1,4 +1,4 @@
-"""Where a job's prototypes come from: the upload that the journal holds already, else the device."""
+"""The source of a job's prototypes: an upload that is already in the journal, else the device."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The conversation of one job with its device: three requests, each about a student.
 
 Only the part of the student that the device does not have yet travels (``downlink.py``). A device that turns out to
-lack something gets the same request once more, with what it lacks. The bytes of every usable reply go into the
-traffic ledger. While a request is under way, the job gives its compute slot to another job.
+lack something gets the same request once more, with the missing part. The bytes of every usable reply go into the
+traffic ledger. During a request, the job gives its compute slot to another job.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ class Acknowledged:
 
 @dataclass(frozen=True)
 class Shipment:
-    """A student on its way: ``student`` as it travels, and what the device has once it ``reached`` it."""
+    """A student in transit: ``student`` as it travels, and the device's state once it ``reached`` it."""
 
     student: Student
     reached: Acknowledged
 
     def whole(self) -> Student:
-        """The very same version for a device without the base of the update."""
+        """The same version for a device without the base of the update."""
         update = encode_update(self.reached.state, None, "exact")
         return replace(self.student, weights=_bytes(update.payload), base="")
 
@@ -74,7 +74,7 @@ class Downlink:
         self._acknowledged = shipment.reached
 
     def lost(self) -> None:
-        """The device says that it no longer has what it had."""
+        """The device reports that it no longer has its student."""
         self._acknowledged = None
 
 

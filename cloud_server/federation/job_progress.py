@@ -35,7 +35,7 @@ class JobRecord:
 
 
 class JobProgress:
-    """Of one job; ``rounds.RoundObserver`` once its training has begun.
+    """The progress of one job; a ``rounds.RoundObserver`` once its training has begun.
 
     Attributes:
         last_selection: the public clips of the newest outer round that was trained; None if there is none.
@@ -49,7 +49,8 @@ class JobProgress:
         self._training: TrainingState | None = None
 
     def resume(self, training: TrainingState) -> int:
-        """Bring ``training`` to where the job was, and observe it; returns how many outer rounds are finished."""
+        """Bring ``training`` to the state of the interrupted job, and observe it; returns how many outer rounds are
+        finished."""
         self._training = training
         rounds = self._journal.rounds(self._key)
         for one in rounds:
@@ -83,7 +84,7 @@ class JobProgress:
         self._cloud.metrics.emit("failure", **record)
 
     def finish(self) -> JobRecord:
-        """The job is done: keep its record, remove the state that only served to continue."""
+        """The job is done: keep its record, and remove the state that was kept for continuing."""
         self.record.traffic = self._journal.traffic(self._key)
         self._journal.finish_job(self._key, self.record.as_event())
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A gRPC server at an address: TLS, the standard health service, and a goodbye that health tells first."""
+"""A gRPC server at an address: TLS, the standard health service, and an end that health reports first."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Listener:
     health: Any
 
     async def serve(self, services: Sequence[str]) -> None:
-        """Answer, and say of the whole and of each service that it is healthy."""
+        """Start to answer, and report the server and each service as healthy."""
         await self.server.start()
         for name in ("", *services):
             await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def announce_shutdown(self) -> None:
-        """From now on health says of all services that they do not serve."""
+        """From now on, report all services as not serving."""
         await self.health.enter_graceful_shutdown()
 
 
@@ -51,7 +51,7 @@ def listen(
     Args:
         address: ``HOST:PORT``; port 0 takes a free one.
         tls: None serves plain text (``--insecure``).
-        handlers: of the services; the health service comes on top.
+        handlers: of the services; the health service is added.
         largest_request: in bytes.
         concurrent: most calls at a time.
 

@@ -1,4 +1,4 @@
-"""By what a server proves who it is: one record for every server of the cloud, the SuperLink too."""
+"""A server's TLS files: one record for every server of the cloud, the SuperLink included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ServerTls:
-    """PEM files: who signed, the server's certificate (chain) and its private key; an authority has them."""
+    """PEM files: the signing authority, the server's certificate (chain) and its private key; an authority has them."""
 
     ca_file: Path
     certificate_file: Path

@@ -1,4 +1,4 @@
-"""What a warm-up is going to do and may cost, before anything is fine-tuned."""
+"""The plan and the expected cost of a warm-up, before anything is fine-tuned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedstill.cloud_server.warmup.warm_up import PlanSettings, WarmUp
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """reduction: 0 for the model to compare with. made: it is finished already. note: why it would be made."""
+    """reduction: 0 for the model to compare with. made: it is already finished. note: why it would be made."""
 
     reduction: int
     cost: Cost
@@ -20,7 +20,7 @@ class PlannedModel:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The models that are certain or possible, and the most that all of them may take. steps: per model."""
+    """The models that are certain or possible, and the maximum cost of all. steps: per model."""
 
     models: tuple[PlannedModel, ...]
     steps: int
@@ -29,9 +29,9 @@ class Preview:
 
 
 def preview(backend: WarmUp, plan: PlanSettings) -> Preview:
-    """What the plan begins with, what each further model will cost, and what the whole may cost at most.
+    """The plan's first models, the cost of each further model, and the maximum total cost.
 
-    Times training steps unless that was done before.
+    Times training steps unless they are timed already.
     """
     middle, last, budget = plan.middle, plan.reductions[-1], plan.budget
     between = [r for r in plan.reductions if middle < r < last]

@@ -1,7 +1,7 @@
 """One task's warm-up from beginning to end: images and a trunk in, warmed models and a serving profile out.
 
-In two steps, so that who asks can look at the plan before anything is fine-tuned. Everything that is finished is on
-disk: who is killed starts again and goes on.
+In two steps, so that the user can look at the plan before anything is fine-tuned. All finished work is on disk: after a
+kill, the same call continues.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ OnProgress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a warm-up left behind.
+    """The result of a warm-up.
 
     Attributes:
         fine_tuned: reductions that the planner chose, in its order.
-        recipes: what to serve each measured reduction with.
+        recipes: per measured reduction, the model or average that serves it.
         profile: the file for the planner that serves.
     """
 
@@ -61,7 +61,7 @@ class TaskWarmup:
     Args:
         name: of the task in catalogue and profile.
         images: most training and profiling images.
-        folder: of the models; an earlier warm-up with the same settings goes on in it.
+        folder: of the models; an earlier warm-up with the same settings continues in it.
 
     Raises:
         DataError: images that cannot be used, or a folder that holds a warm-up with other settings.
@@ -96,7 +96,7 @@ class TaskWarmup:
         self._profiling: Prepared = prepare_images(profiling, trunk.net.image_size)
 
     def backend(self, on_progress: OnProgress) -> WarmUp:
-        """What times, fine-tunes and measures; each knows only the models that it fine-tuned itself."""
+        """A new backend; each knows only the models that it fine-tuned itself."""
         return WarmUp(
             self._plain,
             self.store,
@@ -146,7 +146,7 @@ def _affordable(backend: WarmUp, models: Sequence[int], keep_bytes: int) -> tupl
 
 
 def _serving_profile(backend: WarmUp, task: str, architecture: str, recipes: dict[int, Recipe]) -> Profile:
-    """The plain model at every measured reduction, and what was chosen there."""
+    """The plain model at every measured reduction, and the chosen model there."""
     times, variant = reduction_times(backend.plain, tuple(recipes), TIMED_BATCHES, TIMED_ROUNDS)
     plain = {
         reduction: Schedule(

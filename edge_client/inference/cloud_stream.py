@@ -64,8 +64,8 @@ class StreamEnd:
 
     Attributes:
         reason: one line.
-        refused: the cloud refuses us, so that only somebody's intervention helps.
-        cancelled: the stream was hung up, by us or on the way.
+        refused: the cloud refuses us, and only an operator can change that.
+        cancelled: the stream was closed, by us or by the network.
     """
 
     reason: str

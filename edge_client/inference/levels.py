@@ -28,7 +28,7 @@ class CompressionLevel:
         return f"{self.rate:g} {self.precision.value}"
 
     def milliseconds(self, estimate: LinkEstimate) -> float:
-        """Until the answer to a clip at this level, over a measured link."""
+        """Expected time until the answer to a clip at this level, over a measured link."""
         seconds = estimate.seconds(self.size)
         assert seconds is not None
         return 1000 * seconds

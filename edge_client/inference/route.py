@@ -32,7 +32,7 @@ class Route:
 
     @property
     def path(self) -> Path:
-        """Who classifies."""
+        """Where the clip is classified: ``local`` or ``cloud``."""
         return "local" if self.level is None else "cloud"
 
     @property

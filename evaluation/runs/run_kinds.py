@@ -1,7 +1,7 @@
-"""What a finished run can be, by the command that makes it: its tables and figures of the thesis, and its report.
+"""The kinds of finished runs, by the command that makes them: their tables and figures of the thesis, their report.
 
-One table for ``fedstill reproduce`` and ``fedstill report``. Reading and drawing are imported by whoever does it, so
-that the table costs nothing to look at.
+One table for ``fedstill reproduce`` and ``fedstill report``. The code for reading and drawing is imported on use, so
+that the table itself costs nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RunKind:
 
 
 def reproduce(target: str, run_dir: Path) -> Parts:
-    """A table or figure of the thesis beside what a run found. Raises ConfigError, ResultsError."""
+    """A table or figure of the thesis beside the results of a run. Raises ConfigError, ResultsError."""
     kind = kind_of(run_dir) or TARGETS.get(target, SIMULATION)
     if target not in kind.targets:
         known = ", ".join(kind.targets)
@@ -47,7 +47,7 @@ def reproduce(target: str, run_dir: Path) -> Parts:
 
 
 def report(run_dir: Path, markdown: Path | None) -> Parts:
-    """Write a run's pages and pictures again; what to print. Raises ConfigError, ResultsError."""
+    """Write a run's pages and pictures again; returns the output to print. Raises ConfigError, ResultsError."""
     kind = kind_of(run_dir) or SIMULATION
     if kind.report is None:
         raise ConfigError(f"{run_dir}: is {kind.noun}; type: {kind.command} --render --out {run_dir}")
@@ -55,7 +55,7 @@ def report(run_dir: Path, markdown: Path | None) -> Parts:
 
 
 def kind_of(run_dir: Path) -> RunKind | None:
-    """What a folder holds, or None if it holds no run."""
+    """The kind of run in a folder, or None if it holds no run."""
     return next((kind for kind in KINDS if kind.holds(run_dir)), None)
 
 

@@ -35,7 +35,7 @@ def profile_tasks(
     options: ProfileOptions,
     on_progress: Callable[[str], None],
 ) -> tuple[Profile, tuple[ScheduleProfile, ...]]:
-    """The profile, without dominated schedules, and everything as it was measured.
+    """The profile without dominated schedules, and all measurements.
 
     images: of every task, by name. Raises ConfigError for options that do not fit the trunk or the tasks.
     """

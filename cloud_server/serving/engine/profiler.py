@@ -49,7 +49,7 @@ class ScheduleProfile:
 
     @property
     def planned(self) -> Schedule:
-        """What a planner needs to know of it."""
+        """The part that a planner needs."""
         return Schedule(
             name=self.schedule.name,
             token_delta=token_delta(self.schedule),

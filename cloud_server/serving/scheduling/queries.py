@@ -59,8 +59,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why there is no response: a policy's to a query on arrival, the engine's to a row of a batch, the server's to
-    a request. retry_after_seconds: after how long a retry makes sense, 0 for unknown or never."""
+    """The reason why there is no response: from a policy for a query on arrival, from the engine for a row of a batch,
+    from the server for a request. retry_after_seconds: after how long a retry makes sense, 0 for unknown or never."""
 
     reason: RejectionReason
     retry_after_seconds: float = 0.0
