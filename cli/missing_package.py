@@ -5,6 +5,7 @@ from __future__ import annotations
 EDGE = frozenset({"av", "flwr", "k_means_constrained", "onnxruntime", "scipy", "sklearn", "soundfile"})
 SERVE = frozenset(
     {
+        "alembic",
         "fastapi",
         "matplotlib",
         "prometheus_client",
