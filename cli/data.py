@@ -30,7 +30,9 @@ def prepare(
     dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
     root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
     out: Annotated[Path | None, typer.Option(help="Where the arrays go (default: ROOT/prepared).")] = None,
-    workers: Annotated[int, typer.Option(help="Decoding processes.", min=1)] = usable_cores(),
+    workers: Annotated[
+        int, typer.Option(help="Decoding processes.", min=1, show_default="as many as cores")
+    ] = usable_cores(),
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
     split: Annotated[
         Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")
@@ -70,7 +72,9 @@ def prepare(
 @app.command()
 def check(
     experiment: Annotated[str, typer.Argument(help="Experiment whose dataset is checked.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
+    ] = None,
 ) -> None:
     """Decode every clip of an experiment's dataset and list what is wrong with it."""
     from fedstill.datasets.audiovisual.prepare import check_dataset

@@ -12,6 +12,7 @@ import ast
 import inspect
 import json
 import re
+import runpy
 import tempfile
 import tokenize
 from collections.abc import Iterator
@@ -217,3 +218,4 @@ def _defaults(mode: str) -> Experiment:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    runpy.run_path(str(Path(__file__).with_name("generate_cli_reference.py")), run_name="__main__")
