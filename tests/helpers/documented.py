@@ -13,6 +13,7 @@ PAGES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
+    ROOT / "docs" / "reference" / "api.md",
     *sorted((ROOT / "examples").rglob("README.md")),
 )
 SHELLS = ("", "sh", "bash", "shell", "console")
@@ -42,7 +43,9 @@ class Command:
 
 def blocks() -> list[Block]:
     """Every code block of every page."""
-    return [block for page in PAGES for block in _blocks(str(page.relative_to(ROOT)), page.read_text("utf-8"))]
+    return [
+        block for page in PAGES for block in _blocks(str(page.relative_to(ROOT)), page.read_text("utf-8"))
+    ]
 
 
 def commands() -> list[Command]:

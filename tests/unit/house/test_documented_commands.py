@@ -34,7 +34,9 @@ def parse(words: tuple[str, ...]) -> list[str]:
 
 def test_commands_are_found_on_every_kind_of_page() -> None:
     assert len(COMMANDS) > 45
-    assert {"README.md", "docs/how-to/serve.md", "docs/tutorial/first-run.md"} <= {one.page for one in COMMANDS}
+    assert {"README.md", "docs/how-to/serve.md", "docs/tutorial/first-run.md"} <= {
+        one.page for one in COMMANDS
+    }
     assert {"fedstill", "make", "python"} <= {one.words[0] for one in COMMANDS}
     texts = {one.text for one in COMMANDS}
     assert "fedstill certs issue certs kitchen" in texts  # after &&
