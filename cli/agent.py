@@ -1,4 +1,4 @@
-"""``fedstill agent``: the device owner's door. Bare, it joins a fleet; ``infer`` classifies clips once."""
+"""``fedstill agent``: a device owner's command. By itself it joins a fleet; ``infer`` classifies clips once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fedstill.edge_client.node.supernode import Link
 
 agent = typer.Typer(
-    help="Run a device: personalised by a coordinator, useful on its own.", no_args_is_help=True
+    help="Run a device: a coordinator personalises its student; it classifies clips by itself.",
+    no_args_is_help=True,
 )
 
 
@@ -34,12 +35,14 @@ class Infer(StrEnum):
 
 
 State = Annotated[Path | None, typer.Option(help="This agent's own folder; kept over restarts.")]
-Credentials = Annotated[Path | None, typer.Option(help="This device's folder of: fedstill certs issue.")]
-Inference = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the coordinator answers for clips.")]
-Mode = Annotated[Infer, typer.Option(help="auto: the cloud where the link allows, else this device.")]
+Credentials = Annotated[Path | None, typer.Option(help="This device's folder from fedstill certs issue.")]
+Inference = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator's inference service.")
+]
+Mode = Annotated[Infer, typer.Option(help="auto: the cloud if the link allows it, else this device.")]
 Objective = Annotated[float, typer.Option(help="Milliseconds from a clip to its answer.", min=1)]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")]
-Client = Annotated[int, typer.Option(help="This device's number, with --insecure only.", min=-1)]
+Client = Annotated[int, typer.Option(help="This device's client number; with --insecure only.", min=-1)]
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,7 @@ class _Identity:
 @agent.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    coordinator: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where the coordinator listens.")
-    ] = "",
+    coordinator: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator.")] = "",
     data: Annotated[
         Path | None, typer.Option(help="This device's clips: a manifest.csv, or a prepared folder.")
     ] = None,
@@ -67,7 +68,7 @@ def run(
     objective: Objective = 300.0,
     insecure: Insecure = False,
     client: Client = -1,
-    patience: Annotated[float, typer.Option(help="Seconds of refusals until it gives up.", min=1)] = 180.0,
+    patience: Annotated[float, typer.Option(help="Seconds of refusals before it gives up.", min=1)] = 180.0,
     health: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Also serve gRPC health here, on loopback.")
     ] = "",
@@ -135,12 +136,12 @@ def _identity(
     from fedstill.edge_client.node.supernode import Link
 
     if insecure == (credentials is not None):
-        raise ConfigError("--credentials: needs a folder of fedstill certs issue, or --insecure")
+        raise ConfigError("--credentials: needs a folder from fedstill certs issue, or --insecure")
     if inference:
         address(inference, "--inference")
     if credentials is None:
         if client < 0:
-            raise ConfigError("--client: needed with --insecure, where nobody issues numbers")
+            raise ConfigError("--client: needed with --insecure, because no credentials name it")
         name = f"device{client}"
         where = Address(inference, name) if inference else None
         return _Identity(name, client, Link(coordinator, None, None), where)
@@ -169,7 +170,7 @@ def _watching(student: CurrentStudent, watch: Path, folder: Path) -> Task:
     from fedstill.edge_client.inference.watch import WatchError, run_watch
 
     if not watch.is_dir():
-        raise WatchError(f"{watch}: is no folder: make it, or watch another")
+        raise WatchError(f"{watch}: is not a folder: make it, or watch another one")
 
     def task(stop: threading.Event) -> None:
         student.wait(stop)
@@ -179,7 +180,7 @@ def _watching(student: CurrentStudent, watch: Path, folder: Path) -> Task:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What ends an agent with one line that is no mistake on the command line."""
+    """Failures of an agent that end it with one line and are not mistakes on the command line."""
     from fedstill.edge_client.inference.watch import WatchError
     from fedstill.edge_client.node.supernode import NodeRefused
     from fedstill.edge_client.privacy.prototypes import DeviceError

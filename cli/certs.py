@@ -1,4 +1,4 @@
-"""``fedstill certs``: make an authority, hand out node credentials, take them back."""
+"""``fedstill certs``: make an authority, issue node credentials, revoke them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def init(
 
 @certs.command()
 def server(directory: Folder, host: Hosts = None, ip: Addresses = None) -> None:
-    """Make the server certificate again: for other names, or before it expires."""
+    """Make a new server certificate: for other names, or before it expires."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import renew_server
     from fedstill.cloud_server.auth.certificates import SERVER_DAYS
@@ -56,7 +56,7 @@ def issue(
     directory: Folder,
     name: Name,
     client: Annotated[
-        int | None, typer.Option(help="Which share of the data partition (default: the next).", min=0)
+        int | None, typer.Option(help="Client number of the node (default: the next free one).", min=0)
     ] = None,
     days: Days = 365,
 ) -> None:
@@ -74,7 +74,7 @@ def issue(
 
 @certs.command()
 def renew(directory: Folder, name: Name, days: Days = 365) -> None:
-    """Make a node's inference token again, before it expires."""
+    """Make a new inference token for a node, before the old one expires."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import NODES_FOLDER, renew_token
     from fedstill.common.credentials import TOKEN_FILE, day
@@ -106,7 +106,7 @@ def list_command(directory: Folder) -> None:
 
 @certs.command()
 def revoke(directory: Folder, name: Name) -> None:
-    """Take a node's credentials back, for ever: its key and its token are refused."""
+    """Revoke a node's credentials, for ever: its key and its token are refused."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import revoke_node
 

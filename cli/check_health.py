@@ -1,8 +1,8 @@
-"""Whether a coordinator serves devices: the question of health checks, on either side of the link.
+"""Health check of a coordinator, from either side of the link: does it serve devices?
 
-Devices have no health route, because the proxy lets twelve routes through and nothing else. But a fleet request
-without a signature is an honest question: the SuperLink behind the proxy refuses it, and that refusal shows that both
-live. With the SuperLink down the proxy says 503, with the proxy down nobody answers.
+Devices have no health route, because the proxy lets twelve routes through and nothing else. So this sends a fleet
+request without a signature. The SuperLink behind the proxy refuses it, and that refusal shows that both are up. If the
+SuperLink is down, the proxy answers 503; if the proxy is down, there is no answer.
 
     python -m fedstill.cli.check_health HOST:PORT [CA_FILE]
 """
@@ -42,7 +42,7 @@ def door_health(host: str, port: int, ca_file: Path | None) -> str:
     if status in NOBODY_BEHIND:
         return f"{host}:{port} answers, but the SuperLink behind it does not (HTTP {status})"
     if status == http.client.NOT_FOUND:
-        return f"{host}:{port} is no coordinator (HTTP {status})"
+        return f"{host}:{port} is not a coordinator (HTTP {status})"
     return ""
 
 

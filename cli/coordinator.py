@@ -1,4 +1,4 @@
-"""``fedstill coordinator``: the operator's door."""
+"""``fedstill coordinator``: the cloud's side of a fleet, for its operator."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ class Precision(StrEnum):
 def coordinator(
     state: Annotated[Path, typer.Option(help="This coordinator's own folder; kept over restarts.")],
     experiment: Annotated[str, typer.Option(help="Shipped experiment or TOML file.")] = "quickstart",
-    certs: Annotated[Path | None, typer.Option(help="Folder of: fedstill certs init.")] = None,
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where devices connect.")] = "0.0.0.0:9092",
+    certs: Annotated[Path | None, typer.Option(help="Folder from fedstill certs init.")] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address for devices.")] = "0.0.0.0:9092",
     inference_listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where devices ask about single clips; empty: nowhere.")
+        str, typer.Option(metavar="HOST:PORT", help="Address of the inference service; empty: none.")
     ] = "0.0.0.0:9093",
-    downlink: Annotated[Precision, typer.Option(help="How students travel.")] = Precision.INT8,
-    arms: Annotated[
-        str, typer.Option(help="What every device gets, comma-separated.")
-    ] = "all_distill,fedstill",
+    downlink: Annotated[Precision, typer.Option(help="Precision of students' updates.")] = Precision.INT8,
+    arms: Annotated[str, typer.Option(help="Arms for every device, with commas.")] = "all_distill,fedstill",
     journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
-    join_timeout: Annotated[float, typer.Option(help="Seconds that a device may be late.", min=1)] = 600.0,
+    join_timeout: Annotated[float, typer.Option(help="Seconds to wait for an absent device.", min=1)] = 600.0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
@@ -41,7 +39,7 @@ def coordinator(
     clients: Annotated[int, typer.Option(help="Number of devices, with --insecure only.", min=0)] = 0,
     once: Annotated[bool, typer.Option("--once", help="End when every device is served.")] = False,
 ) -> None:
-    """Serve devices: teach each its own student, through Flower, behind TLS."""
+    """Serve a fleet: distil a student for each device, through Flower, with TLS."""
     from rich.console import Console
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -65,10 +63,10 @@ def coordinator(
             address(inference_listen, "--inference-listen")
         if insecure == (certs is not None):
             raise ConfigError(
-                "--certs: needs a folder of fedstill certs init, or --insecure on a trusted network"
+                "--certs: needs a folder from fedstill certs init, or --insecure on a trusted network"
             )
         if insecure and not clients:
-            raise ConfigError("--clients: needed with --insecure, where nobody issues devices")
+            raise ConfigError("--clients: needed with --insecure, because no credentials are issued")
         folder = state.resolve()
         prepare_deployment(
             load_experiment(experiment, set_ or []),

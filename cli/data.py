@@ -29,7 +29,7 @@ class RawDataset(StrEnum):
 def prepare(
     dataset: Annotated[RawDataset, typer.Argument(help="Which dataset.")],
     root: Annotated[Path, typer.Option(help="Folder with the official layout.")],
-    out: Annotated[Path | None, typer.Option(help="Where the arrays go (default: ROOT/prepared).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the arrays (default: ROOT/prepared).")] = None,
     workers: Annotated[
         int, typer.Option(help="Decoding processes.", min=1, show_default="as many as cores")
     ] = usable_cores(),
@@ -59,7 +59,7 @@ def prepare(
                 root, target, split_csv=split, checksums=checksums, size=size, workers=workers, progress=show
             )
         elif split is not None:
-            raise DataError("--split is for cremad; AVE's lists lie in its root folder")
+            raise DataError("--split is for cremad; AVE's lists are in its root folder")
         else:
             outcome = prepare_ave(
                 root, target, checksums=checksums, size=size, workers=workers, progress=show
@@ -76,7 +76,7 @@ def check(
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
 ) -> None:
-    """Decode every clip of an experiment's dataset and list what is wrong with it."""
+    """Decode every clip of an experiment's dataset and list its problems."""
     from fedstill.datasets.audiovisual.prepare import check_dataset
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.sources import open_source

@@ -22,14 +22,16 @@ def elastic(
     train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 800,
     val_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 200,
     test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 300,
-    prompt_epochs: Annotated[int, typer.Option(help="Also train prompts, slow; 0: do not.", min=0)] = 0,
-    prompt_images: Annotated[int, typer.Option(help="To train prompts on, per task.", min=1)] = 256,
-    prompt_learning_rate: Annotated[float, typer.Option(help="Of prompts.", min=0)] = 0.002,
+    prompt_epochs: Annotated[
+        int, typer.Option(help="Epochs of prompt training, which is slow; 0: none.", min=0)
+    ] = 0,
+    prompt_images: Annotated[int, typer.Option(help="Training images of prompts, per task.", min=1)] = 256,
+    prompt_learning_rate: Annotated[float, typer.Option(help="Learning rate of prompts.", min=0)] = 0.002,
     seed: Annotated[int, typer.Option(help="Of splits and prompts.")] = 0,
     render: Annotated[bool, typer.Option("--render", help="Show what --out holds; measure nothing.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
 ) -> None:
-    """Measure what merging tokens and adding prompts does to accuracy and speed of a real ViT."""
+    """Measure the effect of merging tokens and adding prompts on a ViT's accuracy and speed."""
     from fedstill.cli.shared.console import one_line_errors
 
     with one_line_errors():

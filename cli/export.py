@@ -11,7 +11,7 @@ from rich.console import Console
 
 
 class Target(StrEnum):
-    """What a student can be exported to."""
+    """Export formats."""
 
     ONNX = "onnx"
 

@@ -35,7 +35,7 @@ SMALLER = {
 
 
 def what_to_install(command: str, module: str) -> str | None:
-    """One line for a ``command`` that could not import ``module``; None where no extra brings it: that is a bug."""
+    """One line for a ``command`` that could not import ``module``; None if no extra brings it: that is a bug."""
     package = module.partition(".")[0]
     extra, brings = SMALLER.get(command, ("full", FULL))
     if package not in brings:

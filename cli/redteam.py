@@ -1,4 +1,4 @@
-"""``fedstill redteam``: what an attacker who owns the cloud learns from each kind of upload."""
+"""``fedstill redteam``: how much an attacker who owns the cloud learns from each kind of upload."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ def redteam(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go (default: runs/redteam-TIME).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results (default: runs/redteam-TIME).")
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Of the student, the speakers' split and the attacks.", min=0)
     ] = 0,
-    draws: Annotated[int, typer.Option(help="Devices drawn per speaker.", min=1)] = 4,
+    draws: Annotated[int, typer.Option(help="Simulated devices per speaker.", min=1)] = 4,
     markdown: Annotated[
         Path | None, typer.Option(help="Also write a Markdown page, its figure beside it.")
     ] = None,
 ) -> None:
-    """Attack every kind of upload on public clips: rebuild clips, tell members, name speakers."""
+    """Attack every kind of upload on public clips: rebuild clips, detect members, identify speakers."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.common.errors import ConfigError
     from fedstill.simulation.config import load_experiment
@@ -36,7 +38,7 @@ def redteam(
         if (run_dir is None) == (experiment is None):
             raise ConfigError("name a run directory, or an experiment with --experiment, and not both")
         if set_ and run_dir is not None:
-            raise ConfigError("--set is for --experiment; a run keeps the settings that it was begun with")
+            raise ConfigError("--set is for --experiment; a run keeps its own settings")
         from rich.table import Table
 
         from fedstill.evaluation.redteam.attack import attack

@@ -1,4 +1,4 @@
-"""``fedstill report`` and ``fedstill reproduce``: what a finished run found, again or beside the thesis."""
+"""``fedstill report`` and ``fedstill reproduce``: a finished run's results, again or beside the thesis."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def report(
     run_dir: RunDirectory,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Also write a Markdown page, its plots in a folder of its name beside it."),
+        typer.Option(help="Also write a Markdown page, with its plots in a folder beside it."),
     ] = None,
 ) -> None:
-    """Write report.html (of a load test: its tables) and the plots of a run again."""
+    """Write report.html (for a load test: its tables) and the plots of a run again."""
     with one_line_errors():
         _show(run_kinds.report(run_dir, markdown))
 
@@ -29,7 +29,7 @@ def reproduce(
     target: Annotated[str, typer.Argument(help=f"What to render, {run_kinds.targets_by_command()}.")],
     run_dir: RunDirectory,
 ) -> None:
-    """Render a table or figure of the thesis from a run: its numbers beside ours."""
+    """Render a table or figure of the thesis from a run: the thesis' numbers beside the run's."""
     with one_line_errors():
         _show(run_kinds.reproduce(target, run_dir))
 

@@ -21,7 +21,9 @@ def serve_(
     ] = DEFAULT_REGISTRY,
     warmed: Annotated[
         Path | None,
-        typer.Option(help="Serve the models of this folder of fedstill warmup, not those of a registry."),
+        typer.Option(
+            help="Serve the models in this folder from fedstill warmup instead of a registry's tasks."
+        ),
     ] = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC; port 0 is any.")] = "0.0.0.0:8001",
     web: Annotated[
@@ -32,19 +34,20 @@ def serve_(
         str, typer.Option(help="Who decides: fedstill, otas, slackfit, pets, ...")
     ] = "fedstill",
     authority: Annotated[
-        Path | None, typer.Option(help="Folder of fedstill certs init: TLS, and tokens of its nodes.")
+        Path | None, typer.Option(help="Folder from fedstill certs init: TLS, and the tokens of its nodes.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
     operator: Annotated[
         list[str] | None,
-        typer.Option(metavar="NODE", help="Whose token may register and delete tasks; repeatable."),
+        typer.Option(metavar="NODE", help="Node whose token may register and delete tasks; repeatable."),
     ] = None,
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     profile: Annotated[
-        Path | None, typer.Option(help="Use this profile (of fedstill tasks profile) and measure none.")
+        Path | None,
+        typer.Option(help="Use this profile (from fedstill tasks profile) instead of measuring one."),
     ] = None,
     schedules: Annotated[
         str | None, typer.Option(help="Token schedules, such as 0,-10,+4 (default: as tasks profile).")
@@ -57,11 +60,13 @@ def serve_(
         typer.Option(metavar="NAME=PATH", help="Images to measure a task with; repeatable."),
     ] = None,
     val_images: Annotated[int, typer.Option(help="Per task, to measure with.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="As it was at `tasks add`.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same as at `tasks add`.")] = 0,
     waiting: Annotated[int, typer.Option(help="Queries that may wait at once.", min=1)] = 1024,
-    drain_seconds: Annotated[float, typer.Option(help="For the last answers, at the end.", min=0)] = 10.0,
+    drain_seconds: Annotated[
+        float, typer.Option(help="Seconds for the last answers, at the end.", min=0)
+    ] = 10.0,
 ) -> None:
-    """Serve the tasks of a registry: one Vision Transformer, as fast or as sharp as the load allows."""
+    """Serve a registry's tasks: one Vision Transformer, as fast or as accurate as the load allows."""
     from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
@@ -75,12 +80,12 @@ def serve_(
                 "--authority: needs a folder of fedstill certs init, or --insecure on a trusted network"
             )
         if insecure and operator:
-            raise ConfigError("--operator: everybody may do everything with --insecure; drop one of the two")
+            raise ConfigError("--operator: --insecure allows everybody everything; drop one of the two")
         if profile is not None and schedules is not None:
             raise ConfigError("--schedules: the profile names them; drop --schedules or --profile")
         if warmed is not None and (profile is not None or schedules is not None or images or operator):
             raise ConfigError(
-                "--warmed: its folder says what is served; drop --profile, --schedules, --images and --operator"
+                "--warmed: its folder defines what is served; drop --profile, --schedules, --images and --operator"
             )
         plan = ServePlan(
             state=state,
@@ -105,6 +110,6 @@ def serve_(
         )
         plan.check()
         if missing_settings(os.environ):
-            # Allocator and oneDNN read these before any of our code runs: begin again with them, as the same process.
+            # Allocator and oneDNN read these before any of our code runs: restart with them, in the same process.
             os.execve(sys.executable, sys.orig_argv, serving_environment(os.environ))
         run_serving(plan)

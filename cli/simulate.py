@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 class Runtime(StrEnum):
-    """What carries the messages between cloud and devices."""
+    """The engine that carries messages between cloud and devices."""
 
     FLOWER = "flower"
     INPROCESS = "inprocess"
@@ -30,12 +30,12 @@ def simulate(
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-TIME).")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue an interrupted run directory.")] = None,
     engine: Annotated[
         Runtime, typer.Option(help="flower: real runtime; inprocess: for debugging.")
     ] = Runtime.FLOWER,
 ) -> None:
-    """Watch a cloud teach personal students to simulated devices, and see what it was worth."""
+    """Personalise students for simulated devices, and compare the results with the alternatives."""
     from fedstill.common.errors import ConfigError
     from fedstill.evaluation.federated.report import console_table
     from fedstill.evaluation.results import read_clips
@@ -45,7 +45,9 @@ def simulate(
     with one_line_errors():
         if resume is not None:
             if set_ or seeds or out:
-                raise ConfigError("--resume continues a run as it was begun: drop --seeds, --set and --out")
+                raise ConfigError(
+                    "--resume continues a run with its own settings: drop --seeds, --set and --out"
+                )
             run_dir = resume.resolve()
             plan = load_run(run_dir)
         else:
@@ -60,7 +62,9 @@ def simulate(
             results = simulate(plan, run_dir, engine.value, console)
         except KeyboardInterrupt:
             begun = (run_dir / "plan.json").exists()
-            hint = f"go on with: fedstill simulate --resume {run_dir}" if begun else "nothing was trained yet"
+            hint = (
+                f"continue with: fedstill simulate --resume {run_dir}" if begun else "nothing was trained yet"
+            )
             errors.print(f"interrupted; {escape(hint)}", soft_wrap=True, highlight=False)
             raise typer.Exit(INTERRUPTED) from None
     console.print(console_table(results, read_clips(run_dir)))

@@ -1,4 +1,4 @@
-"""``fedstill status``: how the fleet is doing, read from the coordinator's journal; the coordinator need not run."""
+"""``fedstill status``: the state of the fleet, from the coordinator's journal; the coordinator need not run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def status(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
-    """Show every device: connected, late, dead or revived; its round, bytes and last accuracy."""
+    """Show every device: connected, late, dead or revived; its outer round, bytes and last accuracy."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.coordinator.coordinator import STATUS_FILE
     from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan
@@ -25,7 +25,7 @@ def status(
     with one_line_errors():
         if not (state / PLAN_FILE).exists():
             raise ConfigError(
-                f"{state}: no coordinator's folder; start one with: fedstill coordinator --state {state}"
+                f"{state}: not a coordinator's folder; start one with: fedstill coordinator --state {state}"
             )
         plan = read_plan(state)
         journal = open_journal(state, plan.journal)

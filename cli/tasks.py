@@ -1,4 +1,4 @@
-"""``fedstill tasks``: what the serving tier serves. Add a task from images, list, remove, go back, profile."""
+"""``fedstill tasks``: the tasks of the serving tier: add from images, list, remove, activate, profile."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def add(
     registry: RegistryFolder = DEFAULT_REGISTRY,
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
-    train_images: Annotated[int | None, typer.Option(help="Learn from at most so many.", min=2)] = None,
-    val_images: Annotated[int | None, typer.Option(help="Choose by at most so many.", min=1)] = None,
+    train_images: Annotated[int | None, typer.Option(help="At most so many training images.", min=2)] = None,
+    val_images: Annotated[int | None, typer.Option(help="At most so many validation images.", min=1)] = None,
     prompts: Annotated[
         str, typer.Option(help="Prompt numbers to train in turn, such as 2,4; empty for none.")
     ] = "",
@@ -42,7 +42,7 @@ def add(
     utility: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of split, images and prompts.")] = 0,
 ) -> None:
-    """Learn a task's head (and prompts) on the frozen trunk and register it as a new version."""
+    """Train a task's head (and prompts) on the frozen trunk and register it as a new version."""
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, learn_task
@@ -110,7 +110,8 @@ def list_(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="Which task.")], registry: RegistryFolder = DEFAULT_REGISTRY
+    name: Annotated[str, typer.Argument(help="Name of the task.")],
+    registry: RegistryFolder = DEFAULT_REGISTRY,
 ) -> None:
     """Stop serving a task. Its versions stay: `activate` brings one back."""
     with one_line_errors():
@@ -124,8 +125,8 @@ def remove(
 
 @app.command()
 def activate(
-    name: Annotated[str, typer.Argument(help="Which task.")],
-    version: Annotated[int, typer.Argument(help="Which of its versions.", min=1)],
+    name: Annotated[str, typer.Argument(help="Name of the task.")],
+    version: Annotated[int, typer.Argument(help="Number of the version.", min=1)],
     registry: RegistryFolder = DEFAULT_REGISTRY,
 ) -> None:
     """Serve this version of a task; running servers swap to it."""
@@ -140,7 +141,7 @@ def activate(
 
 @app.command()
 def profile(
-    out: Annotated[Path, typer.Option(help="Where the profile goes, JSON.")],
+    out: Annotated[Path, typer.Option(help="File for the profile, JSON.")],
     images: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="Images of a task that is not a known one; repeatable."),
@@ -158,8 +159,10 @@ def profile(
     batches: Annotated[
         str, typer.Option(help="Batch sizes to time; the last is the largest.")
     ] = "1,2,4,8,16,32",
-    memory_mb: Annotated[int | None, typer.Option(help="For the activations of a batch.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="As it was at `tasks add`.")] = 0,
+    memory_mb: Annotated[
+        int | None, typer.Option(help="Limit for the activations of a batch, MB.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same as at `tasks add`.")] = 0,
 ) -> None:
     """Measure accuracy and time of every token schedule on this machine, for the planner."""
     with one_line_errors():

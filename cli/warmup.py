@@ -1,4 +1,4 @@
-"""``fedstill warmup``: fine-tune a few models of one task under token reduction, so that it can be served with less."""
+"""``fedstill warmup``: fine-tune a few models of one task under token reduction, for serving with fewer tokens."""
 
 from __future__ import annotations
 
@@ -31,31 +31,33 @@ def warmup(
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
     budget: Annotated[
-        str, typer.Option(help="What it may take: of models=6,time=30m,storage=200MB any, with commas.")
+        str, typer.Option(help="Limits: any of models=6,time=30m,storage=200MB, with commas.")
     ] = "models=6",
     planner: Annotated[str, typer.Option(help="thesis (Algorithm 4) or coverage.")] = "thesis",
     reductions: Annotated[
         str | None,
-        typer.Option(help="Tokens merged per layer that are allowed (default: 0 to 25,30,40,50,100)."),
+        typer.Option(help="Allowed numbers of merged tokens per layer (default: 0 to 25,30,40,50,100)."),
     ] = None,
     middle: Annotated[int, typer.Option(help="The planner's r_mid, one of the reductions.", min=0)] = 20,
     measured: Annotated[str, typer.Option(help="Reductions to measure and serve at.")] = MEASURED,
     epochs: Annotated[int, typer.Option(help="Per model.", min=1)] = 3,
     learning_rate: Annotated[float, typer.Option(help="Of the trunk.", min=0)] = 1e-4,
-    train_images: Annotated[int | None, typer.Option(help="Learn from at most so many.", min=2)] = None,
-    profiling_images: Annotated[int, typer.Option(help="Choose by at most so many.", min=2)] = 200,
+    train_images: Annotated[int | None, typer.Option(help="At most so many training images.", min=2)] = None,
+    profiling_images: Annotated[int, typer.Option(help="At most so many profiling images.", min=2)] = 200,
     seed: Annotated[int, typer.Option(help="Of the images and their order.")] = 0,
     keep_mb: Annotated[
         float | None,
-        typer.Option(help="Serve with at most so much storage: the models that add most per byte.", min=0),
+        typer.Option(help="Most storage for serving, MB: keeps the models that add most per byte.", min=0),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the models go (default: runs/warm/TASK); the command goes on in it."),
+        typer.Option(
+            help="Folder for the models (default: runs/warm/TASK); a killed command continues in it."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
 ) -> None:
-    """Make a task's model elastic: warmed models for large token reductions, and a profile to serve them by."""
+    """Make a task's model elastic: warmed models for large token reductions, and a profile for serving them."""
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.cloud_server.warmup.fine_tuning import FineTuneSettings
@@ -161,7 +163,7 @@ def _preview_table(shown: Preview) -> Table:
 
 
 def _outcome_table(warming: TaskWarmup, recipes: dict[int, Recipe]) -> Table:
-    """What each reduction is served with, and what that is worth."""
+    """The model or average that serves each reduction, and its accuracy."""
     from fedstill.cloud_server.warmup.warmed_models import single
 
     backend = warming.backend(lambda _: None)

@@ -1,4 +1,4 @@
-"""``fedstill warmup-study``: what token-reduction warm-up is worth, for chapter 4's tables and figures."""
+"""``fedstill warmup-study``: the gain of token-reduction warm-up, for chapter 4's tables and figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ console = Console()
 
 def warmup_study(
     out: Annotated[
-        Path, typer.Option(help="Folder of the measurements; a killed study goes on in it.")
+        Path, typer.Option(help="Folder of the measurements; a killed study continues in it.")
     ] = Path("runs") / "warmup-study",
     tasks: Annotated[str, typer.Option(help="Known image tasks.")] = "cifar10,mnist",
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
-    seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 3,
     train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 512,
     profiling_images: Annotated[int, typer.Option(help="Per task, to choose by.", min=2)] = 160,
     test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 200,
@@ -34,7 +34,7 @@ def warmup_study(
     models: Annotated[int, typer.Option(help="The planners' budget.", min=2)] = 6,
     middle: Annotated[int, typer.Option(help="The planner's r_mid.", min=0)] = 20,
     grid: Annotated[
-        str, typer.Option(help="Reductions that Exhaustive fine-tunes at and all is measured at.")
+        str, typer.Option(help="Reductions at which Exhaustive fine-tunes and everything is measured.")
     ] = GRID,
     serving_seconds: Annotated[float, typer.Option(help="Of the simulated loads.", min=1)] = 600.0,
     render: Annotated[bool, typer.Option("--render", help="Show what --out holds; measure nothing.")] = False,

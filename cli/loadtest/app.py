@@ -16,7 +16,7 @@ from fedstill.common.errors import ConfigError
 
 
 class _Group(TyperGroup):
-    """Answers the spellings from before there were two commands with the one of today."""
+    """Answers the old spellings, of one command, with the present one."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] != "--help"):
@@ -28,7 +28,7 @@ class _Group(TyperGroup):
 
 
 def todays_spelling(arguments: Sequence[str]) -> str:
-    """What to type instead of options straight after ``fedstill loadtest``."""
+    """The present spelling for options directly after ``fedstill loadtest``."""
     live_ones = [one for one in arguments if one.partition("=")[0] == "--target"]
     if "--virtual" in arguments and not live_ones:
         rest = [one for one in arguments if one != "--virtual"]

@@ -1,4 +1,4 @@
-"""``fedstill loadtest live``: a running server meets a load, its answers checked against true labels."""
+"""``fedstill loadtest live``: send a load to a running server and check its answers against true labels."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def live(
         str | None, typer.Option(help="The server's profile in JSON (or thesis), for upper references.")
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="What to ask for, in the order of the query mix, with commas.")
+        str, typer.Option(help="Tasks to query, in the order of the query mix, with commas.")
     ] = "cifar10,tinyimagenet100,mnist",
     images: Annotated[
         list[str] | None,
@@ -65,7 +65,8 @@ def live(
     compress: Compress = 1.0,
     latency_scale: Annotated[float, typer.Option(help="Factor on the mix's latency objectives.")] = 1.0,
     allowance_ms: Annotated[
-        float, typer.Option(help="Taken off the time that the server is told, for the way there and back.")
+        float,
+        typer.Option(help="Subtracted from the time limit sent to the server, for the network both ways."),
     ] = 5.0,
     outstanding: Annotated[
         int, typer.Option(help="Most queries that wait at once; more are counted as not sent.", min=1)
@@ -73,7 +74,7 @@ def live(
     out: Out = None,
     markdown: Markdown = None,
 ) -> None:
-    """Let a live server meet a load."""
+    """Send a load to a live server."""
 
     def run() -> ServingResults:
         from fedstill.evaluation.serving.live_loadtest import LiveSettings

@@ -1,4 +1,4 @@
-"""What ``loadtest virtual`` and ``loadtest live`` are both asked for, and what both do with it."""
+"""Options and steps that ``loadtest virtual`` and ``loadtest live`` share."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Rate = Annotated[
     ),
 ]
 Compress = Annotated[
-    float, typer.Option(help="Play CSV files so many times as fast (the thesis plays MAF 120 times as fast).")
+    float, typer.Option(help="Replay CSV files so many times as fast (the thesis: MAF 120 times).")
 ]
 Out = Annotated[
-    Path | None, typer.Option(help="Where results.json and plots go (default: runs/loadtest-TIME).")
+    Path | None, typer.Option(help="Folder for results.json and plots (default: runs/loadtest-TIME).")
 ]
 Markdown = Annotated[
-    Path | None, typer.Option(help="Also write a Markdown page, its plots in a folder of its name beside it.")
+    Path | None, typer.Option(help="Also write a Markdown page, with its plots in a folder beside it.")
 ]
 
 
@@ -75,7 +75,7 @@ def find_profile(name: str) -> Profile:
 
 
 def data_folder() -> Path | None:
-    """Where the shipped traces lie, if the environment says so."""
+    """The folder of the traces, if the environment names it."""
     folder = os.environ.get("FEDSTILL_DATA")
     return Path(folder) if folder else None
 
@@ -86,12 +86,12 @@ def typed_command() -> str:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
+    """The values between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def load_factors(text: str) -> tuple[float, ...]:
-    """Of ``--load``. Raises ConfigError for what is no number."""
+    """The values of ``--load``. Raises ConfigError for anything that is not a number."""
     return tuple(_number(part) for part in names(text))
 
 

@@ -1,4 +1,4 @@
-"""``fedstill loadtest virtual``: policies meet loads in virtual time, on the times that a profile says."""
+"""``fedstill loadtest virtual``: policies serve loads in virtual time, with the times of a profile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STANDARD_POLICIES = "pets,infaas,tome5,tome10,tome15,tome20,vpt2,vpt4,vpt8,clipp
 
 def virtual(
     profile: Annotated[
-        str, typer.Option(help="thesis (chapter 3's engine), or a profile in JSON.")
+        str, typer.Option(help="thesis (the engine of its chapter 3, OTAS), or a profile in JSON.")
     ] = "thesis",
     trace: Trace = "synthetic",
     policies: Annotated[
@@ -56,7 +56,7 @@ def virtual(
     out: Out = None,
     markdown: Markdown = None,
 ) -> None:
-    """Let policies meet the same loads in virtual time: no GPU, no model, no waiting."""
+    """Compare policies on the same loads in virtual time: no GPU, no model, no waiting."""
 
     def run() -> ServingResults:
         from dataclasses import replace

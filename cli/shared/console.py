@@ -1,4 +1,4 @@
-"""What a command prints on, and the one line in which its errors end."""
+"""The console of a command, and the one line in which its errors end."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def one_line_errors(*failures: type[Exception]) -> Iterator[None]:
 
 
 def say_in_one_line(what: str, error: BaseException) -> None:
-    """The first line of an error, after what kind of end it is."""
+    """The first line of an error, after the kind of end."""
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     errors.print(f"[red]{what}:[/] {escape(line)}", highlight=False, soft_wrap=True)

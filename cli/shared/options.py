@@ -10,6 +10,6 @@ import typer
 RegistryFolder = Annotated[Path, typer.Option("--registry", help="Folder of the task registry.")]
 Weights = Annotated[str, typer.Option(help="timm ViT weights, safetensors; looked up like dataset paths.")]
 Architecture = Annotated[
-    str | None, typer.Option(help="timm model name (default: what the weights file's name begins with).")
+    str | None, typer.Option(help="timm model name (default: from the beginning of the weights file's name).")
 ]
 DEFAULT_REGISTRY = Path("runs") / "tasks"

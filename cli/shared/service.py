@@ -1,4 +1,4 @@
-"""What long-lived commands share: signals, logging, and one line for whatever stops them."""
+"""Code of long-lived commands: signals, logging, and one line for every reason to stop."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def serve(*failures: type[Exception]) -> Iterator[threading.Event]:
         signal.signal(number, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # the upgrade of a schema says itself what it did
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the upgrade of a schema logs its own result
     with one_line_errors(*failures, OSError):
         yield stop
