@@ -77,14 +77,14 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
         authority = read_authority(settings.authority) if settings.authority else None
         with (
             _superlink(settings.state, authority) as link,
-            _door(settings, authority, link.url) as door,
+            _proxy(settings, authority, link.url) as proxy,
             _inference(settings, authority),
         ):
             run = _Run(settings, link)
             unanswered = 0
             while not stop.wait(TEND_SECONDS):
                 _keep_alive(link, run)
-                door.reconcile()
+                proxy.reconcile()
                 try:
                     run.reconcile()
                     unanswered = 0
@@ -212,12 +212,12 @@ def _inference(settings: CoordinatorSettings, authority: Authority | None) -> It
 
 
 @contextmanager
-def _door(
+def _proxy(
     settings: CoordinatorSettings, authority: Authority | None, upstream: str
 ) -> Iterator[ProxyProcess]:
-    door = ProxyProcess(settings.state, settings.host, settings.port, upstream, authority)
+    proxy = ProxyProcess(settings.state, settings.host, settings.port, upstream, authority)
     try:
-        door.open()
-        yield door
+        proxy.open()
+        yield proxy
     finally:
-        door.close()
+        proxy.close()

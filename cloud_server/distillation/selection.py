@@ -79,7 +79,7 @@ def select_nearest(prototypes: Floats, public: Floats, n: int | Positions) -> Po
     if (takes < 1).any():
         raise SelectionError("every prototype takes at least one clip")
     if takes.sum() > len(public):
-        raise SelectionError(f"{takes.sum()} clips wanted of {len(public)} public ones: lower the budget")
+        raise SelectionError(f"{takes.sum()} clips asked of {len(public)} public ones: lower the budget")
     rows, columns = unit_rows(prototypes), unit_rows(public)
     columns32 = columns.astype(np.float32)
     free = np.ones(len(public), dtype=bool)
@@ -113,7 +113,7 @@ def select_by_prior(
     supply = np.bincount(labels, minlength=len(prior))
     wanted = np.where(supply > 0, np.asarray(prior, np.float64), 0.0)
     if not wanted.sum() > 0:
-        raise SelectionError("no public clip is of a class that is wanted")
+        raise SelectionError("no public clip has one of the requested classes")
     ends = np.rint(np.cumsum(wanted) / wanted.sum() * budget).astype(np.int64)
     takes = np.diff(ends, prepend=0)
     drawn = [

@@ -55,20 +55,20 @@ class InferenceService:
     """Answers devices.
 
     Args:
-        shelf: the heads.
+        head_store: the heads.
         authorise: turns a token into a device's name; None accepts everybody (``--insecure``).
         batching: of clips across devices.
     """
 
     def __init__(
         self,
-        model_store: HeadStore,
+        head_store: HeadStore,
         authorise: Authorise | None,
         batching: Batching = Batching(),  # noqa: B008, it is frozen
     ) -> None:
         self.counters = Counters()
         self.batcher = MicroBatcher(batching)
-        self._model_store = model_store
+        self._head_store = head_store
         self._authorise = authorise
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -191,10 +191,10 @@ class InferenceService:
         return pb.ClassifyResponse(sequence=sequence, error=refusal)
 
     async def _heads(self, version: str) -> Heads:
-        if (heads := self._model_store.loaded(version)) is not None:
+        if (heads := self._head_store.loaded(version)) is not None:
             return heads
         try:
-            return await asyncio.to_thread(self._model_store.get, version)
+            return await asyncio.to_thread(self._head_store.get, version)
         except UnknownVersion:
             text = "no heads of this student here"
             raise RequestError(grpc.StatusCode.NOT_FOUND, "student_version", text) from None

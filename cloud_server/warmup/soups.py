@@ -54,7 +54,7 @@ class SoupCache:
         self._store = store
         # Copied once without its weights: a network is this skeleton and a soup's own tensors, nothing is copied twice.
         self._skeleton = copy.deepcopy(plain).eval().requires_grad_(False).to("meta")
-        self._capacity, self._ingredients = capacity, source_models
+        self._capacity, self._source_models = capacity, source_models
         self._nets: OrderedDict[str, ElasticViT] = OrderedDict()
         self._states: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
 
@@ -62,7 +62,7 @@ class SoupCache:
     def net(self, recipe: Recipe) -> ElasticViT:
         """The network, ready for inference. Raises WarmedModelError if a source model is missing or altered."""
         if recipe.name not in self._nets:
-            parts = [(weight, self.ingredient(int(model))) for model, weight in recipe.weights.items()]
+            parts = [(weight, self.source_model(int(model))) for model, weight in recipe.weights.items()]
             net = copy.deepcopy(self._skeleton)
             net.load_state_dict(average(parts), assign=True)
             self._nets[recipe.name] = net
@@ -71,11 +71,11 @@ class SoupCache:
             self._nets.popitem(last=False)
         return self._nets[recipe.name]
 
-    def ingredient(self, model: int) -> dict[str, Tensor]:
+    def source_model(self, model: int) -> dict[str, Tensor]:
         """A single model's weights. Raises WarmedModelError if its file is missing or altered."""
         if model not in self._states:
             self._states[model] = self._store.load(model)
         self._states.move_to_end(model)
-        while len(self._states) > self._ingredients:
+        while len(self._states) > self._source_models:
             self._states.popitem(last=False)
         return self._states[model]

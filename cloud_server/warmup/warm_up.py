@@ -77,7 +77,7 @@ class WarmUp:
     ) -> None:
         check_images(train, store.catalogue.class_names)
         self.store = store
-        self.kitchen = SoupCache(store, plain)
+        self.soups = SoupCache(store, plain)
         self._plain, self._train, self._profiling = plain, train, profiling
         self._settings, self._measured, self._on_progress = settings, tuple(measured), on_progress
         self._mine: list[int] = []
@@ -163,7 +163,7 @@ class WarmUp:
     def answers(self, recipe: Recipe, reduction: int, images: Prepared) -> str:
         """Digits of right answers on any images, measured now."""
         self._on_progress(f"measuring {recipe.name} at reduction {reduction}")
-        net = MergingNet(self.kitchen.net(recipe), reduction_schedule(reduction, self._plain.layers))
+        net = MergingNet(self.soups.net(recipe), reduction_schedule(reduction, self._plain.layers))
         return right_answers(net, images, self._settings)
 
     def _net(self, reduction: int) -> MergingNet:

@@ -67,8 +67,8 @@ class WarmedServing:
                 f"{store.folder}: its profile is of {len(profile.tasks)} tasks, not of one"
             )
         self._task = profile.tasks[0]
-        kitchen = SoupCache(store, plain, capacity=1, source_models=len(store.catalogue.models))
-        usable = _usable(profile, store.catalogue, _whole_models(store.catalogue, kitchen))
+        soups = SoupCache(store, plain, capacity=1, source_models=len(store.catalogue.models))
+        usable = _usable(profile, store.catalogue, _whole_models(store.catalogue, soups))
         if not usable:
             raise WarmedModelError(f"{store.folder}: no model is usable: warm up again")
         recipes = {schedule.name: recipe for schedule, recipe in usable}
@@ -85,7 +85,7 @@ class WarmedServing:
         engines: dict[str, Engine] = {}
         for recipe in {recipe.name: recipe for recipe in recipes.values()}.values():
             mine = tuple(self.schedules[name] for name in recipes if recipes[name].name == recipe.name)
-            engine = self._engine(kitchen.net(recipe), classes, mine, options)
+            engine = self._engine(soups.net(recipe), classes, mine, options)
             engines[recipe.name] = engine
             # All models compute alike, so only the first has to try precisions.
             options = replace(options, precision="bf16" if engine.variant.startswith("bf16") else "fp32")
@@ -117,12 +117,12 @@ class WarmedServing:
         return Engine(net, {self._task: parameters}, settings)
 
 
-def _whole_models(catalogue: Catalogue, kitchen: SoupCache) -> set[int]:
+def _whole_models(catalogue: Catalogue, soups: SoupCache) -> set[int]:
     """The reductions of the models whose files are intact; the others are logged."""
     whole = set()
     for model in catalogue.models:
         try:
-            kitchen.ingredient(model.reduction)
+            soups.source_model(model.reduction)
         except WarmedModelError as error:
             log.error("event=warmed_model_refused model=%d reason=%r", model.reduction, str(error))
         else:

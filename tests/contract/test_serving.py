@@ -323,8 +323,8 @@ def test_tokens_open_doors(tmp_path: Path) -> None:
     def token(name: str, secret: bytes = SECRET, expiry: float = 3600) -> str:
         return issue(secret, name, int(time.time() + expiry))
 
-    door = AccessPolicy(authorise, frozenset({"boss"}))
-    with serving(tmp_path, door=door) as made:
+    access = AccessPolicy(authorise, frozenset({"boss"}))
+    with serving(tmp_path, access=access) as made:
         for wrong in ("", token("node"), token("node", bytes(32)), token("boss", expiry=-9)):
             with ServingClient(ServingAddress(made.target, None, wrong)) as client:
                 with pytest.raises(ServingError) as caught:

@@ -113,7 +113,7 @@ def test_an_earlier_row_takes_what_a_later_one_wants() -> None:
 
 
 def test_more_clips_wanted_than_there_are() -> None:
-    with pytest.raises(ValueError, match="6 clips wanted of 5"):
+    with pytest.raises(ValueError, match="6 clips asked of 5"):
         select_nearest(np.eye(2), np.full((5, 2), 0.5), 3)
 
 

@@ -65,7 +65,7 @@ class MadeServer:
 
 @contextmanager
 def serving(
-    folder: Path, policy: str = "fedstill", door: AccessPolicy | None = None, waiting: int = 256
+    folder: Path, policy: str = "fedstill", access: AccessPolicy | None = None, waiting: int = 256
 ) -> Iterator[MadeServer]:
     """Serve ``TASKS`` on loopback while inside; drained at the end."""
     torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def serving(
             partial(make_policy, policy),
         )
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-        service = ServingService(dispatcher, tasks, door or AccessPolicy(None), SIZE, policy)
+        service = ServingService(dispatcher, tasks, access or AccessPolicy(None), SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
         server = ServingServer(
             service, dispatcher, tasks, app, ServingAddress(("127.0.0.1", 0), ("127.0.0.1", 0))

@@ -56,8 +56,8 @@ def run_serving(plan: ServePlan) -> None:
             dispatcher = Dispatcher(policy, models.infer, preparing, (metrics, decisions), plan.waiting)
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-            door = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
-            service = ServingService(dispatcher, tasks, door, models.image_size, plan.policy)
+            access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
+            service = ServingService(dispatcher, tasks, access, models.image_size, plan.policy)
             server = ServingServer(
                 service,
                 dispatcher,

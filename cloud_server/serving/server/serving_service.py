@@ -81,9 +81,9 @@ class ServingService:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, tasks: ServedTasks, door: AccessPolicy, image_size: int, policy: str
+        self, dispatcher: Dispatcher, tasks: ServedTasks, access: AccessPolicy, image_size: int, policy: str
     ) -> None:
-        self._dispatcher, self._tasks, self._door = dispatcher, tasks, door
+        self._dispatcher, self._tasks, self._access = dispatcher, tasks, access
         self._size, self._policy = image_size, policy
 
     @property
@@ -147,14 +147,14 @@ class ServingService:
         )
 
     def _admit(self, context: Context, operators: bool) -> None:
-        if self._door.authorise is None:
+        if self._access.authorise is None:
             return
         try:
-            name = self._door.authorise(bearer_token(context))
+            name = self._access.authorise(bearer_token(context))
         except TokenError as error:
             LOG.warning("event=caller_refused peer=%s reason=%s", context.peer(), error)
             raise RequestError(grpc.StatusCode.UNAUTHENTICATED, "authorization", str(error)) from None
-        if operators and name not in self._door.operators:
+        if operators and name not in self._access.operators:
             text = f"{name} is not an operator of this server"
             raise RequestError(grpc.StatusCode.PERMISSION_DENIED, "authorization", text)
 

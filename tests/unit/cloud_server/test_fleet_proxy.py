@@ -46,7 +46,7 @@ def behind() -> Iterator[Upstream]:
 @pytest.fixture(autouse=True)
 def forget(request: pytest.FixtureRequest) -> None:
     """Each test begins with a stand-in that answers 200 and was asked nothing."""
-    if "behind" in request.fixturenames or "door" in request.fixturenames:
+    if "behind" in request.fixturenames or "endpoint" in request.fixturenames:
         state: Upstream = request.getfixturevalue("behind")
         state.asked.clear()
         state.headers.clear()
@@ -55,9 +55,9 @@ def forget(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="module")
-def door(behind: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+def endpoint(behind: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """A proxy without TLS before it."""
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("endpoint")
     given = ProxySettings(
         "127.0.0.1", 0, f"http://127.0.0.1:{behind.port}", body_limit=100 * MEBIBYTE, idle_seconds=3.0
     )
@@ -65,8 +65,8 @@ def door(behind: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-def post(door: Proxy, target: str = f"{FLEET}get-run", **how: object) -> httpx.Response:
-    return httpx.post(f"http://127.0.0.1:{door.port}{target}", timeout=30, trust_env=False, **how)  # type: ignore[arg-type]
+def post(endpoint: Proxy, target: str = f"{FLEET}get-run", **how: object) -> httpx.Response:
+    return httpx.post(f"http://127.0.0.1:{endpoint.port}{target}", timeout=30, trust_env=False, **how)  # type: ignore[arg-type]
 
 
 def raw(port: int, request: bytes) -> bytes:
@@ -91,9 +91,9 @@ def test_the_routes_are_those_of_the_installed_flower() -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_fleet_route_passes(door: Proxy, behind: Upstream, route: str) -> None:
+def test_every_fleet_route_passes(endpoint: Proxy, behind: Upstream, route: str) -> None:
     behind.answer_bytes = 7
-    answer = post(door, f"{FLEET}{route}", content=b"body", headers={"flwr-signature": "abc"})
+    answer = post(endpoint, f"{FLEET}{route}", content=b"body", headers={"flwr-signature": "abc"})
     assert (answer.status_code, answer.content) == (200, b"d" * 7)
     ((target, headers, size),) = behind.asked
     assert (target, size, headers["flwr-signature"]) == (f"{FLEET}{route}", 4, "abc")
@@ -115,8 +115,8 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_other_target_passes(door: Proxy, behind: Upstream, target: str) -> None:
-    answer = raw(door.port, f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+def test_no_other_target_passes(endpoint: Proxy, behind: Upstream, target: str) -> None:
+    answer = raw(endpoint.port, f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
     assert status(answer) in (400, 404)
     assert behind.asked == []
 
@@ -125,8 +125,10 @@ def test_no_other_target_passes(door: Proxy, behind: Upstream, target: str) -> N
     "method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PATCH", "post", "X"]
 )
 @pytest.mark.parametrize("target", [f"{FLEET}get-run", "/v1/control/start-run"])
-def test_no_other_method_passes(door: Proxy, behind: Upstream, method: str, target: str) -> None:
-    answer = raw(door.port, f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+def test_no_other_method_passes(endpoint: Proxy, behind: Upstream, method: str, target: str) -> None:
+    answer = raw(
+        endpoint.port, f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+    )
     assert status(answer) in (400, 404)
     assert behind.asked == []
 
@@ -140,16 +142,20 @@ def test_no_other_method_passes(door: Proxy, behind: Upstream, method: str, targ
         .map(lambda parts: "/" + "/".join(parts)),
     )
 )  # fmt: skip
-def test_whatever_the_target_only_a_listed_path_is_asked(door: Proxy, behind: Upstream, target: str) -> None:
+def test_whatever_the_target_only_a_listed_path_is_asked(
+    endpoint: Proxy, behind: Upstream, target: str
+) -> None:
     behind.asked.clear()
-    raw(door.port, f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+    raw(endpoint.port, f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
     assert {asked for asked, _, _ in behind.asked} <= {f"{FLEET}{route}" for route in ROUTES}
 
 
-def test_an_absolute_target_is_asked_at_our_upstream_only(door: Proxy, behind: Upstream) -> None:
+def test_an_absolute_target_is_asked_at_our_upstream_only(endpoint: Proxy, behind: Upstream) -> None:
     """RFC 9112 lets a client name the whole URI; its host must not decide where the request goes."""
     line = f"POST http://elsewhere.example.org{FLEET}get-run HTTP/1.1"
-    answer = raw(door.port, f"{line}\r\nHost: elsewhere.example.org\r\nContent-Length: 0\r\n\r\n".encode())
+    answer = raw(
+        endpoint.port, f"{line}\r\nHost: elsewhere.example.org\r\nContent-Length: 0\r\n\r\n".encode()
+    )
     assert status(answer) in (200, 404)
     assert all(headers["host"] == f"127.0.0.1:{behind.port}" for _, headers, _ in behind.asked)
 
@@ -164,19 +170,19 @@ def test_an_absolute_target_is_asked_at_our_upstream_only(door: Proxy, behind: U
         ["Content-Length: 4\x00"],
     ],
 )
-def test_a_second_request_cannot_be_smuggled(door: Proxy, behind: Upstream, lines: list[str]) -> None:
+def test_a_second_request_cannot_be_smuggled(endpoint: Proxy, behind: Upstream, lines: list[str]) -> None:
     inner = b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     head = "\r\n".join([f"POST {FLEET}get-run HTTP/1.1", "Host: x", *lines]).encode()
-    raw(door.port, head + b"\r\n\r\n0\r\n\r\n" + inner)
+    raw(endpoint.port, head + b"\r\n\r\n0\r\n\r\n" + inner)
     assert all(target == f"{FLEET}get-run" for target, _, _ in behind.asked)
 
 
-def test_headers_of_one_hop_stay_there(door: Proxy, behind: Upstream) -> None:
+def test_headers_of_one_hop_stay_there(endpoint: Proxy, behind: Upstream) -> None:
     behind.headers.update(
         {"Set-Cookie": "a=b", "X-Kept": "yes", "Connection": "X-Dropped", "X-Dropped": "no"}
     )
     sent = {"Connection": "keep-alive, X-Hop", "X-Hop": "1", "Cookie": "c=d", "TE": "trailers", "X-End": "2"}
-    answer = post(door, headers=sent)
+    answer = post(endpoint, headers=sent)
     headers = behind.asked[0][1]
     assert {"x-hop", "cookie", "te", "connection"}.isdisjoint(headers)
     assert headers["x-end"] == "2"
@@ -184,34 +190,34 @@ def test_headers_of_one_hop_stay_there(door: Proxy, behind: Upstream) -> None:
     assert {"set-cookie", "x-dropped"}.isdisjoint(answer.headers)
 
 
-def peak(door: Proxy) -> int:
+def peak(endpoint: Proxy) -> int:
     """Largest resident memory of the proxy so far, bytes."""
-    told = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{door.process.pid}/status").read_text())
+    told = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{endpoint.process.pid}/status").read_text())
     assert told is not None
     return int(told[1]) * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_ninety_mebibytes_stream_both_ways(door: Proxy, behind: Upstream) -> None:
-    post(door)
-    before = peak(door)
+def test_ninety_mebibytes_stream_both_ways(endpoint: Proxy, behind: Upstream) -> None:
+    post(endpoint)
+    before = peak(endpoint)
     behind.answer_bytes = 90 * MEBIBYTE
     pieces = (b"u" * MEBIBYTE for _ in range(90))
-    answer = post(door, content=pieces)
+    answer = post(endpoint, content=pieces)
     assert len(answer.content) == 90 * MEBIBYTE
     assert behind.asked[-1][2] == 90 * MEBIBYTE
-    assert peak(door) - before < 30 * MEBIBYTE
+    assert peak(endpoint) - before < 30 * MEBIBYTE
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_beyond_the_limit_is_refused(door: Proxy, behind: Upstream, announced: bool) -> None:
+def test_a_body_beyond_the_limit_is_refused(endpoint: Proxy, behind: Upstream, announced: bool) -> None:
     size = 101 * MEBIBYTE
     if announced:
         head = f"POST {FLEET}push-object HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
-        assert status(raw(door.port, head.encode())) == 413
+        assert status(raw(endpoint.port, head.encode())) == 413
         assert behind.asked == []
         return
-    with socket.create_connection(("127.0.0.1", door.port), timeout=20) as line:
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=20) as line:
         line.sendall(
             f"POST {FLEET}push-object HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         )
@@ -226,31 +232,31 @@ def test_a_body_beyond_the_limit_is_refused(door: Proxy, behind: Upstream, annou
     assert all(read < size for _, _, read in behind.asked)
 
 
-def test_a_device_that_stops_sending_is_let_go(door: Proxy, behind: Upstream) -> None:
+def test_a_device_that_stops_sending_is_let_go(endpoint: Proxy, behind: Upstream) -> None:
     head = f"POST {FLEET}push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
-    assert status(raw(door.port, head.encode())) == 408
-    assert post(door).status_code == 200
+    assert status(raw(endpoint.port, head.encode())) == 408
+    assert post(endpoint).status_code == 200
 
 
-def test_a_silent_superlink_is_a_504(door: Proxy, behind: Upstream) -> None:
+def test_a_silent_superlink_is_a_504(endpoint: Proxy, behind: Upstream) -> None:
     behind.silent.set()
-    assert post(door).status_code == 504
+    assert post(endpoint).status_code == 504
     behind.silent.clear()
-    assert post(door).status_code == 200
+    assert post(endpoint).status_code == 200
 
 
-def test_half_an_answer_is_not_taken_for_a_whole_one(door: Proxy, behind: Upstream) -> None:
+def test_half_an_answer_is_not_taken_for_a_whole_one(endpoint: Proxy, behind: Upstream) -> None:
     behind.answer_bytes, behind.promised_bytes = 10_000, 20_000
     with pytest.raises(httpx.RemoteProtocolError):
-        post(door)
+        post(endpoint)
     behind.promised_bytes = None
-    assert post(door).status_code == 200
+    assert post(endpoint).status_code == 200
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 500])
-def test_the_superlinks_own_refusals_pass_unchanged(door: Proxy, behind: Upstream, code: int) -> None:
+def test_the_superlinks_own_refusals_pass_unchanged(endpoint: Proxy, behind: Upstream, code: int) -> None:
     behind.status = code
-    assert post(door).status_code == code
+    assert post(endpoint).status_code == code
 
 
 def test_without_a_superlink_it_says_503_and_recovers(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Fleet:
 
     folder: Path
     link: SuperLink
-    door: Proxy
+    endpoint: Proxy
     nodes: list[psutil.Process] = field(default_factory=list)
 
     @property
@@ -67,7 +67,7 @@ class Fleet:
         log = home / "supernode.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [tool("flower-supernode"), "--superlink", f"127.0.0.1:{self.door.port}",
+                [tool("flower-supernode"), "--superlink", f"127.0.0.1:{self.endpoint.port}",
                  "--root-certificates", str(ca or bundle / "ca.crt"),
                  "--auth-supernode-private-key", str(bundle / "node"), "--port", str(free_port()),
                  "--node-config", f'name="{bundle.name}"'],
@@ -82,7 +82,7 @@ class Fleet:
         home = self.folder / "homes" / "operator"
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "door"\n[superlink.door]\naddress = "127.0.0.1:{self.door.port}"\n'
+            f'[superlink]\ndefault = "endpoint"\n[superlink.endpoint]\naddress = "127.0.0.1:{self.endpoint.port}"\n'
             f'root-certificates = "{self.certs / "ca.crt"}"\n'
         )
         return environment(home)
@@ -115,8 +115,8 @@ def running_fleet(folder: Path, *names: str) -> Iterator[Fleet]:
             certificate_file=str(authority.certificate_file), key_file=str(authority.key_file),
             traffic_file=str(folder / "traffic.json"),
         )  # fmt: skip
-        with proxy(folder / "proxy", given) as door:
-            fleet = Fleet(folder, link, door, nodes)
+        with proxy(folder / "proxy", given) as endpoint:
+            fleet = Fleet(folder, link, endpoint, nodes)
             yield fleet
             end_families(nodes)
     finally:
@@ -133,7 +133,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield running
 
 
-def test_a_run_goes_through_the_door_both_ways(fleet: Fleet) -> None:
+def test_a_run_goes_through_the_endpoint_both_ways(fleet: Fleet) -> None:
     app = write_probe(fleet.folder)
     out = fleet.folder / "answers.json"
     run_id = fleet.link.submit(app, {"out": str(out), "mebibytes": MEBIBYTES})
@@ -173,16 +173,16 @@ def test_a_node_refuses_a_server_of_another_authority(fleet: Fleet, tmp_path: Pa
 @pytest.mark.parametrize(
     "command",
     [
-        ["run", "{app}", "door"],
-        ["stop", "{run}", "door"],
-        ["list", "door"],
-        ["log", "{run}", "door", "--show"],
-        ["supernode", "register", "{key}", "door"],
-        ["supernode", "list", "door"],
+        ["run", "{app}", "endpoint"],
+        ["stop", "{run}", "endpoint"],
+        ["list", "endpoint"],
+        ["log", "{run}", "endpoint", "--show"],
+        ["supernode", "register", "{key}", "endpoint"],
+        ["supernode", "list", "endpoint"],
     ],
     ids=lambda command: "-".join(command[:2]),
 )
-def test_operators_commands_fail_at_the_door(fleet: Fleet, tmp_path: Path, command: list[str]) -> None:
+def test_operators_commands_fail_at_the_endpoint(fleet: Fleet, tmp_path: Path, command: list[str]) -> None:
     before = len(fleet.link.nodes())
     create_authority(tmp_path / "other")
     issue_node(tmp_path / "other", "stranger")
@@ -204,7 +204,9 @@ def test_no_control_and_no_runtime_route_answers_a_device(fleet: Fleet) -> None:
 
     trust = ssl.create_default_context(cafile=str(fleet.certs / "ca.crt"))
     with (
-        httpx.Client(base_url=f"https://127.0.0.1:{fleet.door.port}", verify=trust, trust_env=False) as door,
+        httpx.Client(
+            base_url=f"https://127.0.0.1:{fleet.endpoint.port}", verify=trust, trust_env=False
+        ) as endpoint,
         httpx.Client(base_url=fleet.link.url, verify=trust, trust_env=False) as inside,
     ):
         published = set(inside.get("/openapi.json").json()["paths"])
@@ -222,9 +224,9 @@ def test_no_control_and_no_runtime_route_answers_a_device(fleet: Fleet) -> None:
                 f"/{path}",
             ):
                 for method in ("POST", "GET"):
-                    assert door.request(method, spelled, content=b"", headers=PROTOBUF).status_code == 404, (
-                        spelled
-                    )
+                    assert (
+                        endpoint.request(method, spelled, content=b"", headers=PROTOBUF).status_code == 404
+                    ), spelled
         assert inside.post("/v1/control/list-runs", content=b"", headers=PROTOBUF).status_code == 200
 
 
@@ -244,13 +246,13 @@ def test_a_forged_signature_does_not_pass(fleet: Fleet, tmp_path: Path) -> None:
             "flwr-public-key": base64.b64encode(pem).decode(), "flwr-signature": base64.b64encode(signature).decode(),
         }  # fmt: skip
         with httpx.Client(
-            base_url=f"https://127.0.0.1:{fleet.door.port}", verify=trust, trust_env=False
-        ) as door:
+            base_url=f"https://127.0.0.1:{fleet.endpoint.port}", verify=trust, trust_env=False
+        ) as endpoint:
             body = ActivateNodeRequest(public_key=pem, heartbeat_interval=30).SerializeToString()
-            answers[signer.name] = door.post(
+            answers[signer.name] = endpoint.post(
                 "/v1/fleet/activate-node", content=body, headers=signed
             ).status_code
-            assert door.post("/v1/fleet/activate-node", content=body, headers=PROTOBUF).status_code == 401
+            assert endpoint.post("/v1/fleet/activate-node", content=body, headers=PROTOBUF).status_code == 401
     assert answers["forger"] == 401
     assert answers["kitchen"] != 401  # what is wrong with the forged one is its signature alone
 
@@ -262,7 +264,7 @@ def test_killed_superlink_comes_back_and_its_node_too(fleet: Fleet) -> None:
     wait_until(lambda: fleet.link.poll() is not None, "the kill is noticed")
     assert not fleet.link.healthy()
     trust = ssl.create_default_context(cafile=str(fleet.certs / "ca.crt"))
-    url = f"https://127.0.0.1:{fleet.door.port}/v1/fleet/get-run"
+    url = f"https://127.0.0.1:{fleet.endpoint.port}/v1/fleet/get-run"
     assert httpx.post(url, verify=trust, headers=PROTOBUF, trust_env=False).status_code == 503
     with pytest.raises(FlowerError, match="does not answer"):
         fleet.link.nodes()
