@@ -21,7 +21,7 @@ USAGE = "usage: python -m fedstill.cli.check_health HOST:PORT [CA_FILE]"
 UNHEALTHY, MISTAKE = 1, 2
 
 
-def door_health(host: str, port: int, ca_file: Path | None) -> str:
+def check_health(host: str, port: int, ca_file: Path | None) -> str:
     """Empty if proxy and SuperLink answer, else one line that says what is wrong. Without ``ca_file``: no TLS.
 
     Raises:
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{USAGE}\n")
         return MISTAKE
     try:
-        trouble = door_health(
+        trouble = check_health(
             host.strip("[]"), int(port), Path(arguments[1]) if len(arguments) == 2 else None
         )
     except OSError as error:

@@ -267,7 +267,7 @@ def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[Sou
     for model in SOUP_MODELS:
         store.add(model, plain.state_dict(), 0.0, ())
     images = torch.zeros(SOUP_BATCH, 3, net.image_size, net.image_size)
-    soups = SoupCache(store, plain, capacity=1)
+    cache = SoupCache(store, plain, capacity=1)
     rows = []
     for reduction in dict.fromkeys((grid[0], *grid[3::4])):
         schedule = reduction_schedule(reduction, net.layers)
@@ -276,7 +276,7 @@ def _soup_times(net: ElasticViT, grid: Sequence[int], folder: Path) -> tuple[Sou
             # Another recipe each time, so that it is computed and not cached.
             share = 0.3 + 0.04 * turn
             started = perf_counter()
-            soups.net(Recipe(dict(zip(map(str, SOUP_MODELS), (share, 1 - share), strict=True))))
+            cache.net(Recipe(dict(zip(map(str, SOUP_MODELS), (share, 1 - share), strict=True))))
             between = perf_counter()
             plain(images, schedule)
             if turn:  # the first reads the models from disk

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.proxy import free_port, proxy, upstream
 
-from fedstill.cli.check_health import door_health, main
+from fedstill.cli.check_health import check_health, main
 from fedstill.cloud_server.auth.authority import create_authority
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
 
@@ -19,7 +19,7 @@ def test_it_tells_proxy_superlink_and_stranger_apart(tmp_path: Path) -> None:
             "127.0.0.1", 0, f"http://127.0.0.1:{behind.port}",
             certificate_file=str(ours.certificate_file), key_file=str(ours.key_file),
         )  # fmt: skip
-        with proxy(tmp_path / "run", given) as door:
+        with proxy(tmp_path / "run", given) as endpoint:
             for status, trouble in [
                 (401, ""),
                 (200, ""),
@@ -28,16 +28,18 @@ def test_it_tells_proxy_superlink_and_stranger_apart(tmp_path: Path) -> None:
                 (502, "behind it"),
             ]:
                 behind.status = status
-                said = door_health("127.0.0.1", door.port, ours.ca_file)
+                said = check_health("127.0.0.1", endpoint.port, ours.ca_file)
                 assert trouble in said
                 assert bool(said) == bool(trouble)
             behind.status = 401
-            assert "does not answer" in door_health("127.0.0.1", door.port, None)
-            assert "CERTIFICATE_VERIFY_FAILED" in door_health("127.0.0.1", door.port, theirs.ca_file)
-            assert main([f"localhost:{door.port}", str(ours.ca_file)]) == 0
-        assert "does not answer" in door_health("127.0.0.1", door.port, ours.ca_file)
-    with proxy(tmp_path / "alone", ProxySettings("127.0.0.1", 0, f"http://127.0.0.1:{free_port()}")) as door:
-        assert "the SuperLink behind it does not" in door_health("127.0.0.1", door.port, None)
+            assert "does not answer" in check_health("127.0.0.1", endpoint.port, None)
+            assert "CERTIFICATE_VERIFY_FAILED" in check_health("127.0.0.1", endpoint.port, theirs.ca_file)
+            assert main([f"localhost:{endpoint.port}", str(ours.ca_file)]) == 0
+        assert "does not answer" in check_health("127.0.0.1", endpoint.port, ours.ca_file)
+    with proxy(
+        tmp_path / "alone", ProxySettings("127.0.0.1", 0, f"http://127.0.0.1:{free_port()}")
+    ) as endpoint:
+        assert "the SuperLink behind it does not" in check_health("127.0.0.1", endpoint.port, None)
 
 
 @pytest.mark.parametrize(
