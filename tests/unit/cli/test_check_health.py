@@ -24,7 +24,7 @@ def test_it_tells_proxy_superlink_and_stranger_apart(tmp_path: Path) -> None:
                 (401, ""),
                 (200, ""),
                 (500, ""),
-                (404, "is no coordinator"),
+                (404, "is not a coordinator"),
                 (502, "behind it"),
             ]:
                 behind.status = status
