@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.serving import SIZE, TASKS, TRUNK, MadeServer, png, serving
 from helpers.vit import LAYERS, WIDTH, task
@@ -342,6 +344,27 @@ def test_tokens_open_doors(tmp_path: Path) -> None:
             client.delete_task("cats")
         with grpc.insecure_channel(made.target) as channel:  # an orchestrator has no token
             assert GRPCInferenceServiceStub(channel).ServerReady(pb.ServerReadyRequest()).ready
+
+
+def images_alive() -> int:
+    """Prepared images in this process, of the server and of nobody else."""
+    return sum(type(one) is torch.Tensor and one.shape == (3, SIZE, SIZE) for one in gc.get_objects())
+
+
+def test_a_refused_request_leaves_no_image_to_the_garbage_collector(stub: GRPCInferenceServiceStub) -> None:
+    """Under a burst the collector comes by too seldom: hundreds of megabytes would wait for it."""
+    second_is_damaged = request([png(), png()[:60]])
+    gc.collect()
+    gc.disable()
+    try:
+        before = images_alive()
+        for _ in range(10):
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.ModelInfer(second_is_damaged)
+            assert refused.value.code() is INVALID
+        assert images_alive() - before <= 1  # the engine's thread may still hold the last
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_hangs_up_leaves_nothing_behind(made: MadeServer) -> None:

@@ -105,13 +105,13 @@ class Dispatcher:
         """
         with self._changed:
             now = self._clock()
-            request = Request(task, utility, now, now + latency_seconds, deliver)
+            request = Request(task, utility, now, now + latency_seconds, deliver, len(images))
             self._open.add(request)
             for observer in self._observers:
                 observer.offered(task, utility, len(images))
-            rejection = self._admit(request, len(images), now)
+            rejection = self._admit(request, now)
             if rejection is not None:
-                self._reject(request, rejection, len(images))
+                self._reject(request, rejection)
             else:
                 request.images = [self._preparing.submit(prepare) for prepare in images]
             self._wake()  # also after a refusal: the policy may decide otherwise at the next decision
@@ -234,7 +234,7 @@ class Dispatcher:
                 if not self._news and not self._stopping:
                     self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
 
-    def _admit(self, request: Request, count: int, now: float) -> Rejection | None:
+    def _admit(self, request: Request, now: float) -> Rejection | None:
         """Submit the queries to the policy; returns the rejection if not all of them were accepted."""
         profile = self._policy.profile
         if self._draining:
@@ -243,10 +243,10 @@ class Dispatcher:
             return _unknown(request.task, profile.tasks)
         if request.deadline <= now:
             return Rejection("too_late", message="its deadline has passed on arrival")
-        if len(self._items) + count > self._most:
+        if len(self._items) + request.rows > self._most:
             seconds = len(self._items) / profile.fastest.throughput
             return Rejection("full", seconds, f"{len(self._items)} queries wait already")
-        for row in range(count):
+        for row in range(request.rows):
             rejection = self._enqueue(request, row, now)
             if rejection is not None:
                 return rejection
@@ -277,21 +277,26 @@ class Dispatcher:
         """The items whose requests are still open, with their images; a request with a bad image is rejected."""
         ready = []
         for item in items:
+            images = item.request.images  # before the look: whoever closes a request takes its images away
             if item.request.closed:
                 continue
             try:
-                ready.append((item, item.request.images[item.row].result()))
+                error = images[
+                    item.row
+                ].exception()  # not raised: a traceback would hold the images of others
             except CancelledError:
                 continue  # closed while we waited
-            except Exception as error:
-                if isinstance(error, ImageError):
-                    rejection = Rejection("bad_image", message=str(error))
-                else:
-                    LOG.error("event=prepare_failed task=%s", item.request.task, exc_info=error)
-                    rejection = Rejection("failed", message="the server failed; see its log")
-                with self._changed:
-                    if not item.request.closed:
-                        self._reject(item.request, rejection)
+            if error is None:
+                ready.append((item, images[item.row].result()))
+                continue
+            if isinstance(error, ImageError):
+                rejection = Rejection("bad_image", message=str(error))
+            else:
+                LOG.error("event=prepare_failed task=%s", item.request.task, exc_info=error)
+                rejection = Rejection("failed", message="the server failed; see its log")
+            with self._changed:
+                if not item.request.closed:
+                    self._reject(item.request, rejection)
         return [(item, image) for item, image in ready if not item.request.closed]
 
     def _compute(
@@ -337,7 +342,7 @@ class Dispatcher:
         request.waiting_seconds = max(request.waiting_seconds, now - request.arrival)
         request.inference_seconds = max(request.inference_seconds, finished - now)
         request.batch_size = max(request.batch_size, size)
-        rows = range(len(request.images))
+        rows = range(request.rows)
         if len(request.predictions) < len(rows):
             return
         late = finished > request.deadline
@@ -391,14 +396,14 @@ class Dispatcher:
         for request in tuple(self._open):
             self._reject(request, rejection)
 
-    def _reject(self, request: Request, rejection: Rejection, queries: int | None = None) -> None:
+    def _reject(self, request: Request, rejection: Rejection) -> None:
         self._close(request)
         self._outbox.append((request.deliver, rejection))
-        self._drop(request, rejection.reason, queries)
+        self._drop(request, rejection.reason)
 
-    def _drop(self, request: Request, reason: RejectionReason, queries: int | None = None) -> None:
+    def _drop(self, request: Request, reason: RejectionReason) -> None:
         for observer in self._observers:
-            observer.dropped(request.task, reason, len(request.images) if queries is None else queries)
+            observer.dropped(request.task, reason, request.rows)
 
     def _close(self, request: Request) -> None:
         """Remove the remaining queries of a request from the queue; the caller has its one answer."""
@@ -407,7 +412,8 @@ class Dispatcher:
         for identifier in request.queries:
             if self._items.pop(identifier, None) is not None:
                 self._withdraw(identifier)
-        for image in request.images:
+        images, request.images = request.images, []
+        for image in images:
             image.cancel()
         self._changed.notify_all()
 

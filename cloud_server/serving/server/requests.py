@@ -35,13 +35,17 @@ Deliver = Callable[[Outcome], None]
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """An accepted request; the submitter keeps it as a ticket for `cancel` and uses nothing else of it."""
+    """An accepted request; the submitter keeps it as a ticket for `cancel` and uses nothing else of it.
+
+    Tickets may outlive their requests for long, so a closed request holds no image. rows: how many it had.
+    """
 
     task: str
     utility: float
     arrival: float
     deadline: float
     deliver: Deliver
+    rows: int
     images: list[Future[Any]] = field(default_factory=list)
     queries: list[int] = field(default_factory=list)
     predictions: dict[int, Prediction] = field(default_factory=dict)

@@ -132,13 +132,13 @@ class ServingService:
                     raise protocol.bad("message", f"not a {kind.DESCRIPTOR.name}")
                 return await answer(request)
             except RequestError as error:
-                retry = error.retry_milliseconds
-                await context.abort(
-                    error.code,
-                    f"{error.field}: {error}" if error.field else str(error),
-                    ((RETRY_KEY, str(retry)),) if retry else (),
-                )
-                raise  # abort has raised already
+                code, retry = error.code, error.retry_milliseconds
+                text = f"{error.field}: {error}" if error.field else str(error)
+            # gRPC keeps what abort raises, and with it this frame and an error that is being handled, until the garbage
+            # collector comes by: neither may hold an image, or a burst of refusals costs hundreds of megabytes.
+            request = None
+            await context.abort(code, text, ((RETRY_KEY, str(retry)),) if retry else ())
+            raise AssertionError("abort has raised already")
 
         return grpc.unary_unary_rpc_method_handler(
             handle,

@@ -243,6 +243,16 @@ def test_a_client_that_leaves_is_forgotten() -> None:
     assert world.watcher.drops == {"cancelled": 2}
 
 
+def test_a_closed_request_holds_no_image() -> None:
+    """Its ticket may live on for long: in an exception, in a traceback."""
+    world = World()
+    tickets = [world.ask("answered")[1], world.ask("damaged")[1], world.ask("gone", "gone too")[1]]
+    assert all(ticket.images for ticket in tickets)
+    world.dispatcher.cancel(tickets[2])
+    world.run()
+    assert all(ticket.closed and not ticket.images for ticket in tickets)
+
+
 def test_a_client_that_leaves_while_its_batch_runs_is_forgotten_too() -> None:
     world = World()
     gone, ticket = world.ask("gone")
