@@ -28,6 +28,8 @@ from fedstill.models.weights.delta import content_hash, encode_update
 from fedstill.models.weights.packing import arrays
 from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, Student
 
+pytestmark = pytest.mark.slow
+
 LEFT_OUT = ("torch", "torchvision", "torchaudio", "ray", "matplotlib", "tensorboard", "onnx")
 """What the small install does not have."""
 BLOCK = """

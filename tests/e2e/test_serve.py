@@ -29,12 +29,15 @@ from typer.testing import CliRunner
 from fedstill.cli import main as cli
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.auth.authority import create_authority, issue_node
+from fedstill.cloud_server.serving.engine.environment import CPU_SETTINGS, serving_environment
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain, read_profile
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.child_process import sole_user
 from fedstill.protos import serving_pb2 as pb
 from fedstill.protos.serving_pb2_grpc import ServingStub
+
+pytestmark = pytest.mark.slow
 
 ARCHITECTURE, LAYERS, WIDTH, SIZE = "test_vit", 6, 64, 160  # timm's own tiny ViT for tests
 START_SECONDS = 120.0
@@ -108,11 +111,17 @@ class Serve:
 
 
 @contextmanager
-def serving(place: Place, *options: str, folder: Path | None = None) -> Iterator[Serve]:
-    """Started, and gone at the end whatever happened. folder: where it keeps its files, if not with the registry."""
+def serving(
+    place: Place, *options: str, folder: Path | None = None, launched: bool = True
+) -> Iterator[Serve]:
+    """Started, and gone at the end whatever happened.
+
+    folder: where it keeps its files, if not with the registry. launched: in the environment that launchers give it;
+    else as typed in a shell, so that it begins again as the same process.
+    """
     ready, log = (folder or place.state) / "serve" / "server.json", place.folder / "serve.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
-    environment |= {"OMP_NUM_THREADS": "1"}
+    shell = {name: value for name, value in os.environ.items() if name not in CPU_SETTINGS}
+    environment = (serving_environment(shell) if launched else shell) | {"OMP_NUM_THREADS": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*SERVE, *place.options, "--listen", "127.0.0.1:0", *options],
@@ -156,7 +165,7 @@ def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
 
     options = ["--authority", str(authority.directory), "--operator", "boss", "--batches", "1,4"]
     options += ["--images", f"cats={place.folder / 'cats'}", "--val-images", "6", "--schedules=0,-20"]
-    with serving(place, *options) as server:
+    with serving(place, *options, launched=False) as server:
         session = [sys.executable, str(HELPERS / "triton_session.py"), server.target, "cats", str(SIZE)]
         token = (authority.directory / "nodes" / "kitchen" / "token").read_text()
         done = subprocess.run(
@@ -286,7 +295,8 @@ def test_hot_swaps_and_a_deletion_under_load(place: Place) -> None:
 def test_a_burst_with_vanishing_clients_leaves_a_healthy_server(place: Place) -> None:
     image = png(side=24)
     answered: Counter[str] = Counter()
-    with serving(place, "--insecure", *place.profile, "--waiting", "200") as server:
+    options = ["--insecure", *place.profile, "--waiting", "200"]
+    with serving(place, *options, launched=False) as server:
         process = psutil.Process(server.process.pid)
         with ServingClient(server.address) as client:
             client.make_query("cats", image)
