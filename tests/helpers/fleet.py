@@ -167,7 +167,7 @@ class Fleet:
             if time.monotonic() > limit:
                 said = "\n".join(f"== {one.log.name}\n{one.said()[-2000:]}" for one in self.services)
                 raise AssertionError(f"{what} did not happen within {timeout:.0f} s\n{said}")
-            time.sleep(0.1)
+            time.sleep(0.25)  # each look opens a journal, or walks through all processes
 
     def uploads(self) -> list[tuple[str, int, int]]:
         """(job, round, client) of every accepted upload."""
