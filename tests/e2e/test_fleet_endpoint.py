@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from helpers.flower_app import write_probe
 from helpers.proxy import Proxy, end_families, free_port, proxy
+from helpers.quick import quick_environment
 
 from fedstill.cloud_server.auth.authority import (
     create_authority,
@@ -122,6 +123,16 @@ def running_fleet(folder: Path, *names: str) -> Iterator[Fleet]:
     finally:
         end_families(nodes)
         link.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Children of this process wait less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        for name, value in quick_environment().items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
