@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.quick import quick_environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS = 900
@@ -24,6 +25,7 @@ def run(script: str, folder: Path, *arguments: str) -> str:
         timeout=SECONDS,
         check=False,
         stdin=subprocess.DEVNULL,
+        env=quick_environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
