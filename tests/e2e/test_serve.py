@@ -358,7 +358,7 @@ def refused(place: Place, *options: str) -> tuple[int, str]:
     """Exit code and last line of a server that does not start."""
     done = subprocess.run(
         [*SERVE, *place.options, "--insecure", *place.profile, *options],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=120, check=False, env=serving_environment(os.environ),
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.strip().splitlines()[-1]
@@ -406,7 +406,7 @@ def own_signals() -> Iterator[None]:
         (["--insecure", "--profile", "p.json", "--schedules", "0"], "--schedules"),
         (["--insecure", "--state", "nowhere"], "no task registry here"),
         (["--insecure", "--warmed", "nowhere"], "make one with: fedstill warmup"),
-        (["--insecure", "--warmed", "nowhere", "--images", "cats=x"], "its folder says what is served"),
+        (["--insecure", "--warmed", "nowhere", "--images", "cats=x"], "its folder defines what is served"),
     ],
 )
 def test_each_mistake_is_one_line_with_exit_code_2(
