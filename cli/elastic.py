@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedstill.cli.shared.console import console, one_line_errors
 from fedstill.cli.shared.options import Architecture, Weights
 from fedstill.common.paths import VIT_WEIGHTS
-
-console = Console()
 
 
 def elastic(
@@ -32,7 +30,6 @@ def elastic(
     markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
 ) -> None:
     """Measure the effect of merging tokens and adding prompts on a ViT's accuracy and speed."""
-    from fedstill.cli.shared.console import one_line_errors
 
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from fedstill.cli.shared.console import console, one_line_errors
 
 
 class Target(StrEnum):
@@ -30,13 +31,11 @@ def export(
     ] = None,
 ) -> None:
     """Write a student as ONNX, for devices without torch."""
-    from fedstill.cli.shared.console import one_line_errors
     from fedstill.cloud_server.export.students import export_student
     from fedstill.datasets.audiovisual.store import open_store
 
     with one_line_errors():
         described = export_student(student, out, store=open_store(store) if store else None, int8=int8)
-    console = Console()
     for name in described.files:
         console.print(f"{(out / name).stat().st_size:>12,} {name}", highlight=False, soft_wrap=True)
     console.print(f"student {described.version[:16]} in {out}", highlight=False, soft_wrap=True)

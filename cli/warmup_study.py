@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedstill.cli.shared.console import console, one_line_errors, typed_command
 from fedstill.cli.shared.options import Architecture, Weights
 from fedstill.common.paths import VIT_WEIGHTS
 
 GRID = "0,10,15,20,25,30,40,50,100"
-console = Console()
 
 
 def warmup_study(
@@ -41,7 +38,6 @@ def warmup_study(
     markdown: Annotated[Path | None, typer.Option(help="Also write the results as a page.")] = None,
 ) -> None:
     """Compare vanilla, Maxprune, Prodigy, soups and Exhaustive on the same images and loads."""
-    from fedstill.cli.shared.console import one_line_errors
 
     with one_line_errors():
         from fedstill.common.atomic_files import replace_text
@@ -85,7 +81,6 @@ def warmup_study(
         if markdown is not None:
             from fedstill.evaluation.warmup.plots import save_warmup_figures
 
-            command = " ".join(["fedstill", *map(shlex.quote, sys.argv[1:])])
             pictures = save_warmup_figures(study, markdown.parent / markdown.stem)
-            replace_text(markdown, warmup_page(study, command, pictures))
+            replace_text(markdown, warmup_page(study, typed_command(), pictures))
             console.print(f"page: {markdown}", highlight=False, soft_wrap=True)

@@ -24,8 +24,8 @@ from fedstill.cli.loadtest.options import (
     load_factors,
     names,
     run_and_save,
-    typed_command,
 )
+from fedstill.cli.shared.console import typed_command
 
 if TYPE_CHECKING:
     from fedstill.client.serving_client import ServingAddress

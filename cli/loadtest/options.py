@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -78,11 +76,6 @@ def data_folder() -> Path | None:
     """The folder of the traces, if the environment names it."""
     folder = os.environ.get("FEDSTILL_DATA")
     return Path(folder) if folder else None
-
-
-def typed_command() -> str:
-    """This command line, to be kept with its results."""
-    return shlex.join(["fedstill", *sys.argv[1:]])
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +32,11 @@ def one_line_errors(*failures: type[Exception]) -> Iterator[None]:
     except expected as error:
         say_in_one_line("stopped" if failures else "the run failed", error)
         raise typer.Exit(FAILED) from None
+
+
+def typed_command() -> str:
+    """This command line, to be kept with its results."""
+    return shlex.join(["fedstill", *sys.argv[1:]])
 
 
 def say_in_one_line(what: str, error: BaseException) -> None:

@@ -24,7 +24,7 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import Ports, ServingAddress, ServingServer
+from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Ports, ServingServer
 from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
@@ -119,7 +119,7 @@ def serving(
         service = ServingService(dispatcher, tasks, access or AccessPolicy(None), SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
         server = ServingServer(
-            service, dispatcher, tasks, app, ServingAddress(("127.0.0.1", 0), ("127.0.0.1", 0))
+            service, dispatcher, tasks, app, ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0))
         )
         with _running(server) as ports:
             yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, folder / "decisions.jsonl")

@@ -14,7 +14,7 @@ from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import ServingAddress, ServingServer
+from fedstill.cloud_server.serving.server.serving_server import ListenAddress, ServingServer
 from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
 from fedstill.cloud_server.serving.server.web import make_app
 
@@ -40,6 +40,6 @@ def assembled(plan: ServePlan, authority: Authority | None, models: ServedModels
     models.close()
 
 
-def _address(plan: ServePlan, authority: Authority | None) -> ServingAddress:
+def _address(plan: ServePlan, authority: Authority | None) -> ListenAddress:
     tls = authority.tls if authority else None
-    return ServingAddress(plan.listen, plan.web, tls, plan.drain_seconds, 4 * plan.waiting)
+    return ListenAddress(plan.listen, plan.web, tls, plan.drain_seconds, 4 * plan.waiting)

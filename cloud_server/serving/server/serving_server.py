@@ -34,7 +34,7 @@ GOODBYE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class ServingAddress:
+class ListenAddress:
     """Where to serve. listen, web: ``HOST, PORT`` with 0 for a free port; no web server if ``web`` is None."""
 
     listen: tuple[str, int]
@@ -61,7 +61,7 @@ class ServingServer:
         dispatcher: Dispatcher,
         tasks: ServedTasks,
         app: FastAPI,
-        address: ServingAddress,
+        address: ListenAddress,
     ) -> None:
         self._service, self._dispatcher, self._tasks = service, dispatcher, tasks
         self._app, self._address = app, address
