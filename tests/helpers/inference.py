@@ -69,7 +69,7 @@ class MadeRuntime:
     """A student whose features come from a seed; head and compressors are those of :func:`made_student`."""
 
     def __init__(self, seconds: float = 0.0, sleep: Callable[[float], object] = time.sleep) -> None:
-        self.class_names = CLASSES
+        self.class_names: tuple[str, ...] = CLASSES
         self.version = VERSION
         self._net, self._levels = made_student()
         self._random = np.random.default_rng(3)
@@ -82,7 +82,8 @@ class MadeRuntime:
 
     def logits(self, features: FeatureArrays) -> np.ndarray:
         with torch.inference_mode():
-            return self._net.head(Features(*map(torch.from_numpy, features))).joint.numpy()
+            answer: np.ndarray = self._net.head(Features(*map(torch.from_numpy, features))).joint.numpy()
+        return answer
 
     def compress(self, features: FeatureArrays, rate: float) -> FeatureArrays:
         if rate == 1:
@@ -132,15 +133,10 @@ def _certificate(
 
 def made_server(heads: Path, listen: str, certificates: Path | None) -> InferenceServer:
     """With certificates: TLS and tokens; without: neither."""
-    secured = certificates is not None
-    service = InferenceService(
-        HeadStore(heads), (lambda token: verify(SECRET, token, time.time())) if secured else None
-    )
-    tls = (
-        ServerTls(certificates / "ca.crt", certificates / "server.crt", certificates / "server.key")
-        if secured
-        else None
-    )
+    if certificates is None:
+        return InferenceServer(InferenceService(HeadStore(heads), None), listen, None)
+    tls = ServerTls(certificates / "ca.crt", certificates / "server.crt", certificates / "server.key")
+    service = InferenceService(HeadStore(heads), lambda token: verify(SECRET, token, time.time()))
     return InferenceServer(service, listen, tls)
 
 
