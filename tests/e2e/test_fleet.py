@@ -32,6 +32,8 @@ PATIENT = ("--set", "run.reply_timeout=400")
 """Other tests want the processor, too."""
 ARMS = ("all_distill", "all_distill_select", "fedstill")
 THREE = ('partition.kind="pathological"', f"partition.clients={DEVICES}", "partition.classes_per_client=2")
+ONE_SCENARIO = 'run.scenarios=["latency_sensitive"]'
+"""The one in which a device asks about some of its clips and tests on others; real clips go through both."""
 SHORT = (
     "run.seeds=1", "teacher.epochs=1", "teacher.encoder.width=8", "student.epochs=1", "distillation.outer_epochs=1",
     "distillation.inner_epochs=1", "fedstill.outer_epochs=1", "fedstill.inner_epochs=1",
@@ -95,9 +97,10 @@ def answers(agent: Service) -> list[dict[str, Any]]:
 def test_a_fleet_gives_the_rows_of_a_simulation(
     clips: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, overrides, arms = write_experiment(tmp_path), THREE, ARMS
+    experiment, overrides, arms, scenarios = write_experiment(tmp_path), (*THREE, ONE_SCENARIO), ARMS, 1
     if clips == "emotion_pairs":  # all of its clips, but as short a training as there is
-        experiment, overrides, arms = Path("emotion_pairs"), (*THREE, *SHORT), ("fedstill",)
+        experiment, overrides = Path("emotion_pairs"), (*THREE, *SHORT)
+        arms, scenarios = ("fedstill",), 2
         monkeypatch.setenv("FEDSTILL_DATA", str(request.getfixturevalue("data_dir")))
     (tmp_path / "simulated").mkdir()
     simulated = tmp_path / "simulated" / "run"
@@ -118,7 +121,7 @@ def test_a_fleet_gives_the_rows_of_a_simulation(
         said = "\n".join(one.said() for one in fleet.services)
     assert "Traceback" not in said
     expected, found = gather_rows(simulated), gather_rows(fleet.state)
-    assert len(expected["rows"]) == 2 * len(arms) * DEVICES
+    assert len(expected["rows"]) == scenarios * len(arms) * DEVICES
     assert sorted(map(astuple, found["rows"])) == sorted(map(astuple, expected["rows"]))
     assert losses(found, range(DEVICES)) == pytest.approx(losses(expected, range(DEVICES)), rel=1e-4)
     assert found["failures"] == ()
@@ -129,4 +132,4 @@ def test_a_fleet_gives_the_rows_of_a_simulation(
     status = json.loads(done.stdout)
     assert status["run"] == "finished"
     assert [row["name"] for row in status["devices"]] == ["device-0", "device-1", "device-2"]
-    assert all(row["jobs_done"] == 2 * len(arms) for row in status["devices"])
+    assert all(row["jobs_done"] == scenarios * len(arms) for row in status["devices"])
