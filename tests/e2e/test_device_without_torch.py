@@ -96,6 +96,18 @@ context = Context(1, 1, {"partition-id": 0}, RecordDict(), {"run-dir": sys.argv[
 print(json.dumps({"loader": type(client_app._device(context)._load.__self__).__name__}))
 """
 
+API = """
+import fedstill
+
+student = fedstill.load_student(sys.argv[1])
+found = student.classify_file(sys.argv[2], sys.argv[3])
+try:
+    fedstill.load_student(sys.argv[4])
+except fedstill.UserError as error:
+    refused = str(error)
+print(json.dumps({"shares": found.probabilities.tolist(), "refused": refused, "torch": "torch" in sys.modules}))
+"""
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
@@ -128,6 +140,16 @@ def test_the_blocker_blocks() -> None:
     for name in LEFT_OUT[:3]:
         with pytest.raises(AssertionError, match=f"No module named '{name}'"):
             without_torch(f"import {name}")
+
+
+def test_the_public_api_classifies_and_says_what_a_checkpoint_needs(
+    exported: Exported, tmp_path: Path
+) -> None:
+    sound, film = write_sound(tmp_path / "a.wav", seconds=1.0, rate=44_100), write_video(tmp_path / "a.mp4")
+    answer = without_torch(API, exported.folder, sound, film, exported.stem)
+    assert answer["refused"] == f"{exported.stem}: this student needs torch: install fedstill[full]"
+    assert not answer["torch"]
+    assert answer["shares"] == without_torch(CLASSIFY, exported.folder, sound, film)["shares"]
 
 
 def test_a_clip_is_decoded_transformed_and_classified(exported: Exported, tmp_path: Path) -> None:
