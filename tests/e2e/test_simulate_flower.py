@@ -28,16 +28,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
 RUN_SECONDS, STOP_SECONDS = 400.0, 90.0
-THREE_ARMS = ('run.arms=["all_distill", "all_distill_select", "fedstill"]',)
-"""One that asks a device to evaluate only, one that asks every round, one that installs."""
-SIMULATE = ["simulate", "--set", *THREE_ARMS]
+SETTINGS = ('run.arms=["all_distill", "all_distill_select", "fedstill"]', "run.reply_timeout=400")
+"""An arm that asks a device to evaluate only, one that asks every round, one that installs; and other tests want the
+processor, too."""
+SIMULATE = ["simulate", *(part for setting in SETTINGS for part in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
     """The table of the same experiment without Flower's processes."""
     folder = tmp_path_factory.mktemp("inprocess")
-    return table(simulate(tiny_experiment(folder, THREE_ARMS), folder / "run", "inprocess", silent_console()))
+    return table(simulate(tiny_experiment(folder, SETTINGS), folder / "run", "inprocess", silent_console()))
 
 
 @contextmanager
