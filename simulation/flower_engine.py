@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -29,6 +29,8 @@ CONNECTION = "fedstill"
 START_SECONDS = 60.0
 STATUS_SECONDS = 60.0
 LOG_FILE = "flower.log"
+SIMULATION_PROCESS = "flwr-simulation"
+"""Flower's name of the process in which the ServerApp of a simulation runs."""
 LONGEST_HOME = 39
 """Ray keeps a socket 68 characters below this folder, and a socket's path may have 107."""
 
@@ -102,9 +104,20 @@ def _superlink(run_dir: Path, home: Path) -> Iterator[psutil.Process]:
         try:
             _wait_until_open(port, process, run_dir)
             yield link
+        except BaseException:
+            _kill_server_app(link)
+            raise
         finally:
             end(family(link))
             process.wait(STOP_SECONDS)
+
+
+def _kill_server_app(link: psutil.Process) -> None:
+    """At once and before the devices, which it would otherwise take for failed ones: a resumed run asks them again."""
+    for process in family(link):
+        with suppress(psutil.NoSuchProcess):
+            if any(SIMULATION_PROCESS in part for part in process.cmdline()):
+                process.kill()
 
 
 def _wait_until_open(port: int, process: subprocess.Popen[bytes], run_dir: Path) -> None:
