@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -100,21 +100,22 @@ def _superlink(run_dir: Path, home: Path) -> Iterator[psutil.Process]:
             cwd=home, env=environment(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
-        link = psutil.Process(process.pid)
+        link, interrupted = psutil.Process(process.pid), True
         try:
             _wait_until_open(port, process, run_dir)
             yield link
-        except BaseException:
-            _kill_server_app(link)
-            raise
+            interrupted = False
         finally:
-            end(family(link))
+            everyone = family(link)  # before the kill, which leaves its children to nobody
+            if interrupted:
+                _kill_server_app(everyone)
+            end(everyone)
             process.wait(STOP_SECONDS)
 
 
-def _kill_server_app(link: psutil.Process) -> None:
+def _kill_server_app(everyone: Iterable[psutil.Process]) -> None:
     """At once and before the devices, which it would otherwise take for failed ones: a resumed run asks them again."""
-    for process in family(link):
+    for process in everyone:
         with suppress(psutil.NoSuchProcess):
             if any(SIMULATION_PROCESS in part for part in process.cmdline()):
                 process.kill()
