@@ -32,7 +32,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py docs/*.py
+	$(BIN)/mypy benchmarks/*.py docs/*.py examples/*/*.py
 	$(BIN)/codespell
 
 # The site lies in site/ afterwards: python -m http.server --directory site

@@ -8,8 +8,8 @@ import csv
 import time
 from pathlib import Path
 
-import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -25,7 +25,7 @@ options = parser.parse_args()
 # %% One network; nothing in it changes when tokens are merged
 torch.manual_seed(0)
 if options.weights is None:
-    net = ElasticViT(timm.create_model("vit_tiny_patch16_224").eval())
+    net = ElasticViT(VisionTransformer(embed_dim=192, num_heads=3).eval())  # ViT-Tiny
 else:
     net = load_trunk(options.weights).net
 images = torch.rand(options.images, 3, net.image_size, net.image_size) * 2 - 1
