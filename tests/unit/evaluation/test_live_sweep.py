@@ -55,5 +55,5 @@ def test_results_of_single_servers_become_one_load_test() -> None:
 
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"serve --policy otas does not come up: .*unknown policy"):
-        ServedProcess(ServerOptions(tmp_path), "otas").__enter__()
+    with pytest.raises(DataError, match=r"serve --policy fastest does not come up: .*unknown policy"):
+        ServedProcess(ServerOptions(tmp_path), "fastest").__enter__()
