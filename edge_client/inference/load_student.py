@@ -14,8 +14,8 @@ from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_classifier import ClipClassifier, StrPath
 from fedstill.edge_client.students.students import POINTER, ModelStore
 
-PACKAGES = {"torch": "fedstill[full]", "onnxruntime": "fedstill[edge]"}
-"""Which install has what a student needs."""
+EXTRAS = {"torch": "full", "onnxruntime": "edge"}
+"""Which extra brings what a student needs."""
 
 
 class StudentError(UserError):
@@ -60,9 +60,11 @@ def load_student(
             return _checkpoint(folder)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
-        if package not in PACKAGES:
+        if package not in EXTRAS:
             raise
-        raise StudentError(f"{folder}: this student needs {package}: install {PACKAGES[package]}") from error
+        raise StudentError(
+            f"{folder}: this student needs {package}: install fedstill with the extra [{EXTRAS[package]}]"
+        ) from error
     except StudentError:
         raise
     except (OSError, ValueError) as error:

@@ -147,7 +147,10 @@ def test_the_public_api_classifies_and_says_what_a_checkpoint_needs(
 ) -> None:
     sound, film = write_sound(tmp_path / "a.wav", seconds=1.0, rate=44_100), write_video(tmp_path / "a.mp4")
     answer = without_torch(API, exported.folder, sound, film, exported.stem)
-    assert answer["refused"] == f"{exported.stem}: this student needs torch: install fedstill[full]"
+    assert (
+        answer["refused"]
+        == f"{exported.stem}: this student needs torch: install fedstill with the extra [full]"
+    )
     assert not answer["torch"]
     assert answer["shares"] == without_torch(CLASSIFY, exported.folder, sound, film)["shares"]
 
