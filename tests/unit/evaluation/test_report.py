@@ -158,7 +158,7 @@ def test_headline_numbers_are_the_counts_of_the_rows(run):
     rows = [row for row in results.rows if (row.scenario, row.arm) == (table.scenario, "fedstill")]
 
     assert fedstill.pooled.fraction == sum(r.correct for r in rows) / sum(r.total for r in rows)
-    assert fedstill.pooled.clips == 120
+    assert fedstill.pooled.recordings == 120
     assert fedstill.difference == compare(clips, "fedstill", "all_distill", scenario=table.scenario)
 
 
