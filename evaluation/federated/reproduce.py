@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def _accuracy_table(number: str, dataset: str, results: Results, clips: Sequence
         raise _no_data(f"Table {number}", "run.arms", THESIS_ARMS)
     headings = ("arm", "thesis", "vs AllDistill", "ours", "vs AllDistill")
     grid = _grid(f"Table {number}: accuracy on {dataset}", *headings)
+    reasons: list[str] = []
     for scenario, client in thesis.ACCURACY[dataset]:
         _section(grid, scenario, client)
         for arm in THESIS_ARMS:
@@ -74,17 +76,19 @@ def _accuracy_table(number: str, dataset: str, results: Results, clips: Sequence
             change = (
                 compare(clips, arm, BASELINE, scenario=scenario, client=client) if arm != BASELINE else None
             )
+            reasons += [change.label] if change and change.label != change.short_label else []
             grid.add_row(
                 ARMS[arm],
                 _printed(printed),
                 NONE if arm == BASELINE else _unpaired(printed, base),
                 "not run" if ours is None else narrow(str(ours)),
-                NONE if change is None else narrow(str(change)),
+                NONE if change is None else narrow(str(replace(change, label=change.short_label))),
             )
     notes = [
         "Thesis: one run, no per-clip results, so differences by Fisher's exact test, unpaired.",
         f"Ours: paired on the same clips, tested by {unit_of(clips)}; "
         f"{_seeds_note(results, f'the {unit_of(clips)}s alone decide')}.",
+        *(f"Ours, {reason}." for reason in dict.fromkeys(reasons)),
     ]
     grid.caption = _caption(results, dataset, notes)
     return grid
