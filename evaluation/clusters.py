@@ -95,18 +95,20 @@ def bootstrap_interval(
     counts: NDArray[np.int64],
     rng: np.random.Generator,
     speakers: NDArray[np.int64] | None = None,
+    resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """95 % percentile interval of a mean in points by the hierarchical (two-stage) bootstrap.
 
     Speakers are drawn with replacement, then as many recordings of each speaker drawn as that speaker has, also with
     replacement (Davison and Hinkley 1997, section 3.8). Drawing at both stages counts the spread within speakers twice,
     so it errs to the wide side. On the other side, few speakers show too little of the spread between them (Cameron,
-    Gelbach and Miller 2008): docs/decisions/025 has the measured coverage.
+    Gelbach and Miller 2008): docs/decisions/025 says how often it holds the truth.
 
     Args:
         sums, counts: int64 (recordings,): the summed outcome, and over how many (seed, clip) pairs it was summed.
         rng: of the draws.
         speakers: int64 (recordings,): who speaks; by default everybody once, and recordings are drawn.
+        resamples: how many means the interval is read from.
     """
     owners = np.arange(len(sums)) if speakers is None else speakers
     kinds_of: dict[int, Counter[Kind]] = defaultdict(Counter)
@@ -115,8 +117,8 @@ def bootstrap_interval(
     # Speakers with the same recordings are exchangeable: how often they are drawn is one multinomial number.
     alike = sorted(Counter(tuple(sorted(kinds.items())) for kinds in kinds_of.values()).items())
     many = np.array([copies for _, copies in alike])
-    drawn = rng.multinomial(many.sum(), many / many.sum(), size=RESAMPLES)
-    totals = np.zeros((RESAMPLES, 2))
+    drawn = rng.multinomial(many.sum(), many / many.sum(), size=resamples)
+    totals = np.zeros((resamples, 2))
     for times, (pattern, _) in zip(drawn.T, alike, strict=True):
         kinds = np.array([kind for kind, _ in pattern])
         copies = np.array([number for _, number in pattern])
