@@ -157,16 +157,25 @@ class FailureRow(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class ClipRow(_Checked):
-    """Per-clip correctness of one client and seed: one "0"/"1" per clip and arm, in the order of clip_ids."""
+    """Per-clip correctness of one client and seed: one "0"/"1" per clip and arm, in the order of clip_ids.
+
+    groups, speakers: the recording and the speaker of each clip. Empty in files that an older fedstill wrote: then each
+    clip is its own recording, and its speaker is unknown. Labels are not here.
+    """
 
     scenario: str
     client: int
     seed: int
     clip_ids: tuple[str, ...]
     correct: dict[str, str]
+    groups: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)  # bare super() breaks: slots=True rebuilds the class
+        for name, given in (("groups", self.groups), ("speakers", self.speakers)):
+            if given and len(given) != len(self.clip_ids):
+                raise ResultsError(f"{name} needs one per clip, {len(self.clip_ids)}, found {len(given)}")
         for arm, bits in self.correct.items():
             if arm not in ARMS:
                 raise ResultsError(f"unknown arm {arm!r} (known: {', '.join(ARMS)})")
@@ -278,6 +287,10 @@ def _results_from(document: object) -> Results:
 
 
 def _clips_from(document: object) -> tuple[ClipRow, ...]:
+    if isinstance(document, list):  # files from before clips had recordings and speakers
+        document = [
+            {"groups": [], "speakers": []} | row if isinstance(row, dict) else row for row in document
+        ]
     return from_plain(_ClipTable, {"clips": document}, complete=True).clips
 
 

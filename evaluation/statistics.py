@@ -1,8 +1,9 @@
-"""Uncertainty of results: intervals for accuracies and paired tests between two arms.
+"""Uncertainty of results: intervals for accuracies and paired comparisons of two arms.
 
-The seeds of a run score the same clips, so 5 seeds on 377 clips are not 1885 independent trials. Intervals
-therefore count distinct clips, and the paired test flips a clip's differences over all seeds together. A
-difference is called one only when both the clips and the seeds support it.
+The seeds of a run score the same clips, so 5 seeds on 377 clips are not 1885 independent trials; nor are the clips of
+one recording, or of one speaker. Intervals resample speakers and their recordings (``clusters.py``), and the paired
+test flips a speaker's differences over all seeds together. A difference is called one only when both the speakers and
+the seeds support it. docs/decisions/025 says why.
 """
 
 from __future__ import annotations
@@ -14,15 +15,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
-from fedstill.evaluation.results import ClipRow
+from fedstill.evaluation.clusters import Recordings, by_recording
+from fedstill.evaluation.paired_tests import FEWEST_SPEAKERS, p_label, paired_t, sign_flip
+from fedstill.evaluation.results import AccuracyRow, ClipRow
 
-SIGNIFICANT = 0.05
-FLIPS = 10_000
-RESAMPLES = 10_000
-SEEDS_FOR_TEST = 3  # with fewer, a t-test over seeds has no power, so the clips alone decide
+SEEDS_FOR_TEST = 3  # with fewer, a t-test over seeds has no power, so the speakers alone decide
 
 
 class Tally(Protocol):
@@ -43,12 +41,12 @@ class Tally(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Fraction correct, its 95 % Wilson interval [low, high], the distinct clips and the seeds behind it."""
+    """Fraction correct, its 95 % interval [low, high], the distinct recordings and the seeds behind it."""
 
     fraction: float
     low: float
     high: float
-    clips: int
+    recordings: int
     seeds: int
 
     def __str__(self) -> str:
@@ -59,21 +57,27 @@ class Accuracy:
 class Comparison:
     """Arm minus baseline on the same clips.
 
-    difference_points, low, high: percentage points, with the 95 % bootstrap interval over clips.
-    p_clips: sign-flip test with the clip as the unit (McNemar's exact test for a single seed).
+    difference_points, low, high: percentage points, with the 95 % interval of the hierarchical bootstrap.
+    p_flips: sign-flip test with the speaker as the unit; with the recording if the speakers are unknown.
     p_seeds: paired t-test over seeds; None for a single seed.
-    label: "n.s.", or the larger of the p values that were asked to be below 0.05.
+    label: "n.s.", with the reason if there are too few speakers for any other outcome; or the larger of the p values
+        that were asked to be below 0.05.
     """
 
     difference_points: float
     low: float
     high: float
-    p_clips: float
+    p_flips: float
     p_seeds: float | None
     label: str
 
     def __str__(self) -> str:
         return f"{signed(self.difference_points)} [{signed(self.low)}, {signed(self.high)}], {self.label}"
+
+    @property
+    def short_label(self) -> str:
+        """The label without a reason, for a narrow table."""
+        return self.label.partition(":")[0]
 
 
 def signed(points: float) -> str:
@@ -96,21 +100,22 @@ def wilson(correct: float, total: float, z: float = 1.96) -> tuple[float, float]
     return low, high
 
 
-def distinct_clips(clips: Sequence[ClipRow], scenario: str) -> dict[int, int]:
-    """Distinct clips per client over all seeds of one scenario."""
+def distinct_recordings(clips: Sequence[ClipRow], scenario: str) -> dict[int, int]:
+    """Distinct recordings per client over all seeds of one scenario; clips, if the file has no groups."""
     seen: dict[int, set[str]] = defaultdict(set)
     for row in clips:
         if row.scenario == scenario:
-            seen[row.client].update(row.clip_ids)
+            seen[row.client].update(row.groups or row.clip_ids)
     return {client: len(ids) for client, ids in seen.items()}
 
 
 def pooled_accuracy(rows: Sequence[Tally], distinct: Mapping[int, int] | None = None) -> Accuracy:
-    """Accuracy over all rows (clients and seeds), with the interval of as many trials as there are clips.
+    """Accuracy over all rows (clients and seeds), with Wilson's interval of as many trials as there are recordings.
 
-    The seeds see the same clips, so the n of the interval is the number of distinct clips, not clips x seeds:
-    more seeds make the mean more stable but say no more about new clips. `distinct` gives the count per client (needed
-    if seeds test on different halves); without it, the largest seed counts. Raises ValueError for no rows.
+    For rows whose clips are not known. The seeds see the same clips, so the n of the interval is the number of distinct
+    recordings, not clips x seeds: more seeds make the mean more stable but say no more about new clips. `distinct`
+    gives the count per client (needed if seeds test on different halves, or clips share a recording); without it, the
+    clips of the largest seed count. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("no rows to pool")
@@ -121,6 +126,27 @@ def pooled_accuracy(rows: Sequence[Tally], distinct: Mapping[int, int] | None = 
     fraction = sum(row.correct for row in rows) / sum(row.total for row in rows)
     low, high = wilson(fraction * trials, trials)
     return Accuracy(fraction, low, high, trials, len({row.seed for row in rows}))
+
+
+def arm_accuracy(rows: Sequence[AccuracyRow], clips: Sequence[ClipRow], seed: int = 0) -> Accuracy:
+    """Accuracy over the rows of one arm in one scenario, with the interval of the hierarchical bootstrap.
+
+    If the speakers of these clips are unknown, or if all answers are alike (then no resample differs), the interval is
+    Wilson's over recordings. Raises ValueError for no rows. seed: of the bootstrap.
+    """
+    pooled = pooled_accuracy(rows, distinct_recordings(clips, rows[0].scenario) if rows else None)
+    kept = {(row.scenario, row.client, row.seed): row for row in clips}
+    outcomes = []
+    for row in rows:
+        clip_row = kept.get((row.scenario, row.client, row.seed))
+        if clip_row is None or row.arm not in clip_row.correct:
+            return pooled
+        outcomes.append((clip_row, [int(digit) for digit in clip_row.correct[row.arm]]))
+    found = by_recording(outcomes)
+    if not found.known or pooled.fraction in (0.0, 1.0):
+        return pooled
+    low, high = found.interval(np.random.default_rng(seed))
+    return Accuracy(pooled.fraction, low / 100, high / 100, len(found.sums), pooled.seeds)
 
 
 def _distinct(client: int | None, totals: Sequence[int], distinct: Mapping[int, int]) -> int:
@@ -141,93 +167,29 @@ def compare(
 
     client: one client, or None for all of them together. seed: of the flips and of the bootstrap.
     """
-    change: dict[tuple[int, str], int] = defaultdict(int)  # per clip, summed over seeds
-    pairs: dict[tuple[int, str], int] = defaultdict(int)
+    gains: list[tuple[ClipRow, list[int]]] = []
     by_seed: dict[int, list[int]] = defaultdict(list)
     for row in clips:
         wanted = row.scenario == scenario and client in (None, row.client)
         if not wanted or arm not in row.correct or baseline not in row.correct:
             continue
-        for clip_id, ours, theirs in zip(row.clip_ids, row.correct[arm], row.correct[baseline], strict=True):
-            gain = int(ours) - int(theirs)
-            change[row.client, clip_id] += gain
-            pairs[row.client, clip_id] += 1
-            by_seed[row.seed].append(gain)
-    if not change:
+        pairs = zip(row.correct[arm], row.correct[baseline], strict=True)
+        gains.append((row, [int(ours) - int(theirs) for ours, theirs in pairs]))
+        by_seed[row.seed] += gains[-1][1]
+    if not any(by_seed.values()):
         return None
-    changes, counts = np.array(list(change.values())), np.array(list(pairs.values()))
+    found = by_recording(gains)
     rng = np.random.default_rng(seed)
-    low, high = bootstrap_interval(changes, counts, rng)
-    if len(by_seed) == 1:
-        p_clips = mcnemar(int((changes > 0).sum()), int((changes < 0).sum()))
-    else:
-        p_clips = sign_flip(changes, rng)
+    low, high = found.interval(rng)
+    p_flips = sign_flip(found.speaker_sums, rng)
     p_seeds = paired_t([float(np.mean(values)) for values in by_seed.values()])
-    difference = 100 * float(changes.sum() / counts.sum())
-    return Comparison(difference, low, high, p_clips, p_seeds, _label(p_clips, p_seeds, len(by_seed)))
+    difference = 100 * float(found.sums.sum() / found.counts.sum())
+    label = _label(found, p_flips, p_seeds if len(by_seed) >= SEEDS_FOR_TEST else None)
+    return Comparison(difference, low, high, p_flips, p_seeds, label)
 
 
-def _label(p_clips: float, p_seeds: float | None, seeds: int) -> str:
-    needed = [p_clips] if p_seeds is None or seeds < SEEDS_FOR_TEST else [p_clips, p_seeds]
-    return p_label(max(needed))
-
-
-def p_label(p: float) -> str:
-    """ "n.s." from 0.05 up, else the p value."""
-    if p >= SIGNIFICANT:
-        return "n.s."
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def sign_flip(changes: NDArray[np.int64], rng: np.random.Generator, flips: int = FLIPS) -> float:
-    """Two-sided sign-flip test of the hypothesis that clips do not change; `changes` is per clip, summed over seeds.
-
-    Tries all sign patterns if there are at most `flips`, else `flips` random ones (plus the observed one).
-    """
-    moved = np.abs(changes[changes != 0])
-    observed = abs(int(changes.sum()))
-    if moved.size == 0:
-        return 1.0
-    if 2**moved.size <= flips:
-        patterns = np.arange(2**moved.size)[:, None] >> np.arange(moved.size) & 1
-        return float(np.mean(np.abs((2 * patterns - 1) @ moved) >= observed))
-    # Clips that moved equally far are exchangeable: how many of them point up is one binomial draw.
-    sizes, counts = np.unique(moved, return_counts=True)
-    totals = (2 * rng.binomial(counts, 0.5, size=(flips, sizes.size)) - counts) @ sizes
-    return float((1 + np.sum(np.abs(totals) >= observed)) / (1 + flips))
-
-
-def bootstrap_interval(
-    changes: NDArray[np.int64], counts: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean change in points, resampling whole clips.
-
-    changes, counts: per clip, the summed change and over how many (seed, clip) pairs it was summed.
-    """
-    kinds, copies = np.unique(np.stack([changes, counts], axis=1), axis=0, return_counts=True)
-    # Resampling clips is one multinomial draw over the few kinds of clip that there are.
-    drawn = rng.multinomial(changes.size, copies / changes.size, size=RESAMPLES)
-    means = 100 * (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p value from the clips that only one of two arms got right; 1 if none."""
-    if gained + lost == 0:
-        return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
-
-
-def paired_t(differences: Sequence[float]) -> float | None:
-    """Two-sided p value of a t-test that per-seed differences have mean zero; None below two seeds.
-
-    Equal differences leave no spread to test: 1 if they are zero, else 0.
-    """
-    if len(differences) < 2:
-        return None
-    values = np.asarray(differences, dtype=np.float64)
-    mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(values.size))
-    if error < 1e-12:
-        return 1.0 if abs(mean) < 1e-12 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, values.size - 1))
+def _label(found: Recordings, p_flips: float, p_seeds: float | None) -> str:
+    if found.known and found.speaker_count < FEWEST_SPEAKERS:
+        speakers = "1 speaker" if found.speaker_count == 1 else f"{found.speaker_count} speakers"
+        return f"n.s.: {speakers} cannot show it"
+    return p_label(p_flips if p_seeds is None else max(p_flips, p_seeds))

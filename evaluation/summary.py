@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS, THESIS_ARMS
+from fedstill.evaluation.clusters import by_recording, unit_of
+from fedstill.evaluation.paired_tests import FEWEST_SPEAKERS
 from fedstill.evaluation.results import ClipRow, Results
 from fedstill.evaluation.statistics import (
     SEEDS_FOR_TEST,
     Accuracy,
     Comparison,
+    arm_accuracy,
     compare,
-    distinct_clips,
+    distinct_recordings,
     pooled_accuracy,
 )
 
@@ -78,7 +81,6 @@ def scenario_tables(results: Results, clips: Sequence[ClipRow]) -> tuple[Scenari
 def _scenario_table(results: Results, clips: Sequence[ClipRow], scenario: str) -> ScenarioTable:
     rows = [row for row in results.rows if row.scenario == scenario]
     clients = tuple(sorted({row.client for row in rows}))
-    distinct = distinct_clips(clips, scenario)
     lines = []
     for arm in results.arms():
         mine = [row for row in rows if row.arm == arm]
@@ -88,8 +90,8 @@ def _scenario_table(results: Results, clips: Sequence[ClipRow], scenario: str) -
         lines.append(
             ArmLine(
                 arm=arm,
-                pooled=pooled_accuracy(mine, distinct),
-                clients=tuple(pooled_accuracy(some, distinct) if some else None for some in per_client),
+                pooled=arm_accuracy(mine, clips),
+                clients=tuple(arm_accuracy(some, clips) if some else None for some in per_client),
                 difference=None if arm == BASELINE else compare(clips, arm, BASELINE, scenario=scenario),
             )
         )
@@ -118,13 +120,14 @@ def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComp
     return tuple(found)
 
 
-def teacher_accuracy(results: Results) -> tuple[tuple[str, Accuracy], ...]:
+def teacher_accuracy(results: Results, clips: Sequence[ClipRow] = ()) -> tuple[tuple[str, Accuracy], ...]:
     """Teacher accuracy on held-out public clips and per client, each with a heading."""
+    distinct = distinct_recordings(clips, "latency_insensitive")  # it is asked about all clips of a client
     groups = defaultdict(list)
     for row in results.teacher:
         name = "held-out public clips" if row.scope == "public_holdout" else f"client {row.client}"
         groups[name].append(row)
-    return tuple((name, pooled_accuracy(rows)) for name, rows in groups.items())
+    return tuple((name, pooled_accuracy(rows, distinct)) for name, rows in groups.items())
 
 
 def traffic_totals(results: Results) -> tuple[ArmTraffic, ...]:
@@ -157,16 +160,32 @@ def data_name(results: Results) -> str:
     return "synthetic data" if "synthetic" in results.dataset else f"synthetic data ({results.dataset})"
 
 
-def differences_note(results: Results) -> str:
+def differences_note(results: Results, clips: Sequence[ClipRow] = ()) -> str:
     """How to read intervals and differences of this run."""
-    n = len(results.seeds)
-    both = f"sign flips per clip and a t-test over the {n} seeds, which may disagree with the interval"
-    how = both if n >= SEEDS_FOR_TEST else f"sign flips per clip; {_count(n, 'seed')} cannot speak for seeds"
+    n, unit = len(results.seeds), unit_of(clips)
+    both = f"sign flips per {unit} and a t-test over the {n} seeds, which may disagree with the interval"
+    how = (
+        both if n >= SEEDS_FOR_TEST else f"sign flips per {unit}; {_count(n, 'seed')} cannot speak for seeds"
+    )
     return (
-        "Brackets are 95 % intervals over distinct clips; differences are percentage points on the same "
-        f"clips, paired, and n.s. unless p < 0.05 ({how}). "
+        f"Brackets are 95 % intervals {_intervals_note(unit, clips)}. Differences are percentage points on the "
+        f"same clips, paired, and n.s. unless p < 0.05 ({how}). "
         "The p values are not corrected for the number of comparisons."
     )
+
+
+def _intervals_note(unit: str, clips: Sequence[ClipRow]) -> str:
+    if unit != "speaker":
+        doubt = ". This run does not say who speaks, so they may be too narrow" if clips else ""
+        return f"over distinct {unit}s{doubt}"
+    found = by_recording([(row, [0] * len(row.clip_ids)) for row in clips])
+    drawn = (
+        f"that draw speakers, then recordings of each ({_count(found.speaker_count, 'speaker')}, "
+        f"{_count(len(found.sums), 'recording')})"
+    )
+    if found.speaker_count < FEWEST_SPEAKERS:
+        return f"{drawn}; with fewer than {FEWEST_SPEAKERS} speakers p cannot be below 0.05"
+    return drawn
 
 
 def narrow(cell: str) -> str:

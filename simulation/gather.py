@@ -16,11 +16,14 @@ from fedstill.cloud_server.distillation.arm_names import ARMS
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.datasets.audiovisual.store import open_store
+from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.evaluation.results import (
     AccuracyRow,
     ClipRow,
     FailureRow,
     LossRow,
+    ResultsError,
     SelectionRow,
     SweepRow,
     TeacherRow,
@@ -67,17 +70,43 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def gather_clips(run_dir: Path, clients: int) -> tuple[ClipRow, ...]:
-    """Per-clip outcomes of every device that kept them, with the arms beside each other."""
-    found: dict[tuple[str, int, int], dict[str, str]] = defaultdict(dict)
-    names: dict[tuple[str, int, int], tuple[str, ...]] = {}
-    for client in range(clients):
-        for path in sorted((run_dir / "devices" / str(client) / "evaluations").glob("*.json")):
-            outcome = json.loads(path.read_text())
-            if outcome["arm"] in ARMS:
-                key = (outcome["scenario"], client, outcome["seed"])
-                names[key] = tuple(outcome["clip_ids"])
-                found[key][outcome["arm"]] = outcome["correct"]
-    return tuple(ClipRow(*key, names[key], found[key]) for key in sorted(found))
+    """Per-clip outcomes of every device that kept them, the arms beside each other, with recordings and speakers.
+
+    Raises:
+        ResultsError: two arms were tested on different clips, or on clips that the device does not have.
+    """
+    rows = [row for client in range(clients) for row in _clips_of(run_dir / "devices" / str(client), client)]
+    return tuple(sorted(rows, key=lambda row: (row.scenario, row.client, row.seed)))
+
+
+def _clips_of(folder: Path, client: int) -> list[ClipRow]:
+    found: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    clip_ids: dict[tuple[str, int], tuple[str, ...]] = {}
+    for path in sorted((folder / "evaluations").glob("*.json")):
+        outcome = json.loads(path.read_text())
+        if outcome["arm"] in ARMS:
+            key = (outcome["scenario"], outcome["seed"])
+            if clip_ids.setdefault(key, tuple(outcome["clip_ids"])) != tuple(outcome["clip_ids"]):
+                raise ResultsError(f"{path} has other clips than another arm: run the experiment again")
+            found[key][outcome["arm"]] = outcome["correct"]
+    if not found:
+        return []
+    info = {clip.clip_id: clip for clip in open_store(folder / DATA_FOLDER).info}
+    strange = {clip_id for ids in clip_ids.values() for clip_id in ids} - info.keys()
+    if strange:
+        raise ResultsError(f"{folder}: clip {min(strange)} was tested but is gone: run the experiment again")
+    return [
+        ClipRow(
+            scenario,
+            client,
+            seed,
+            clip_ids=clip_ids[scenario, seed],
+            correct=found[scenario, seed],
+            groups=tuple(info[clip_id].recording for clip_id in clip_ids[scenario, seed]),
+            speakers=tuple(info[clip_id].speaker for clip_id in clip_ids[scenario, seed]),
+        )
+        for scenario, seed in found
+    ]
 
 
 def _teacher(job: Event) -> Iterable[TeacherRow]:

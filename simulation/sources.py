@@ -45,6 +45,7 @@ def deal(source: ClipSource, private: Positions, settings: PartitionSettings) ->
     """The private positions of each device."""
     infos = [source.index[position] for position in private]
     labels = np.array([-1 if info.label is None else info.label for info in infos], dtype=np.int64)
+    groups = [info.recording for info in infos]
     if settings.kind == "speaker":
         shares = by_speaker(tuple(info.speaker for info in infos), settings.clients, settings.seed)
     elif (labels < 0).any():
@@ -52,9 +53,9 @@ def deal(source: ClipSource, private: Positions, settings: PartitionSettings) ->
     elif settings.kind == "halves":
         shares = halves(labels, len(source.class_names))
     elif settings.kind == "pathological":
-        shares = pathological(labels, settings.clients, settings.classes_per_client, settings.seed)
+        shares = pathological(labels, settings.clients, settings.classes_per_client, settings.seed, groups)
     else:
-        shares = dirichlet(labels, settings.clients, settings.alpha, settings.seed)
+        shares = dirichlet(labels, settings.clients, settings.alpha, settings.seed, groups)
     return tuple(private[share] for share in shares)
 
 

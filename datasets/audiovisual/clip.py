@@ -22,12 +22,26 @@ class DataError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """A clip's description before it is decoded. ``label`` is None if the owner has not labelled it."""
+    """A clip's description before it is decoded.
+
+    Attributes:
+        clip_id: unique in its dataset.
+        split: who has the clip, the cloud or a device.
+        speaker: the person heard and seen.
+        label: None if the owner has not labelled it.
+        group: clips with the same group come from one recording; empty if no other clip does. Read ``recording``.
+    """
 
     clip_id: str
     split: Split
     speaker: str
     label: int | None
+    group: str = ""
+
+    @property
+    def recording(self) -> str:
+        """The group, or the clip itself if it has none. Two faces beside one sound are one recording, not two."""
+        return self.group or self.clip_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +49,7 @@ class Clip:
     """One decoded audio-visual clip.
 
     Attributes:
-        info: identity, split, speaker and label.
+        info: identity, split, speaker, label and recording.
         audio: float32; a mono waveform in [-1, 1] of shape (samples,) at ``sample_rate`` Hz, or a ready
             feature matrix of shape (features, time), which is then used as it is.
         frames: uint8 RGB frames of shape (count, height, width, 3), in time order, count >= 1.

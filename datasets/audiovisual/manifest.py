@@ -42,7 +42,8 @@ class ManifestSource:
     Columns: ``clip_id``, ``split`` (public or private), ``speaker``, ``label`` (a class name; empty if a private clip
     is not labelled), ``audio`` (sound file, video, or a ``.npy`` feature matrix of shape (features, time)) and
     ``frames`` (video, image, folder of images, or a uint8 ``.npy`` of shape (time, height, width) or (time, height,
-    width, 3)). Further columns are ignored.
+    width, 3)). The column ``group`` is optional: clips with the same group are one recording; by default, those with
+    the same ``audio``. Further columns are ignored.
 
     Args:
         csv_path: UTF-8, with a header.
@@ -72,7 +73,8 @@ class ManifestSource:
         self.class_names = tuple(class_names or sorted({row.label for row in self._rows if row.label}))
         numbers = {label: number for number, label in enumerate(self.class_names)}
         self.index = tuple(
-            ClipInfo(row.clip_id, row.split, row.speaker, numbers.get(row.label)) for row in self._rows
+            ClipInfo(row.clip_id, row.split, row.speaker, numbers.get(row.label), row.group)
+            for row in self._rows
         )
 
     def load(self, position: int) -> Clip:
@@ -118,6 +120,8 @@ class _Row:
     audio: _File
     frames: tuple[_File, ...]
     """One video, image or array, or the images of a folder in time order."""
+    group: str
+    """The ``group`` cell, or the ``audio`` cell as written."""
 
 
 def _read_rows(
@@ -191,7 +195,8 @@ def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None)
             f"frames {cells['frames']} is neither a file nor a folder with images below {root}: "
             "correct the path or add them"
         )
-    return _Row(cells["clip_id"], split, cells["speaker"], label, audio, frames)
+    group = cells.get("group") or cells["audio"]
+    return _Row(cells["clip_id"], split, cells["speaker"], label, audio, frames, group)
 
 
 def _find_file(root: Path, relative: str) -> _File | None:

@@ -37,6 +37,7 @@ SAMPLE_RATE = 16_000
 FRAME_COUNT = 10
 FORMAT_VERSION = 1
 INDEX_COLUMNS = ("clip_id", "split", "speaker", "label")
+GROUP_COLUMN = "group"  # older sets lack it: each clip is its own recording
 
 Progress = Callable[[int, int], None]
 Outcome = Literal["prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped"]
@@ -383,10 +384,10 @@ def _read_settings(out: Path) -> dict[str, Any] | None:
 def _write_index(out: Path, clips: Sequence[ClipInfo], settings: dict[str, Any]) -> None:
     with _replacing(out / "index.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(INDEX_COLUMNS)
+        rows.writerow([*INDEX_COLUMNS, GROUP_COLUMN])
         for clip in clips:
             label = "" if clip.label is None else settings["class_names"][clip.label]
-            rows.writerow([clip.clip_id, clip.split, clip.speaker, label])
+            rows.writerow([clip.clip_id, clip.split, clip.speaker, label, clip.group])
 
 
 def _parse_index(row: dict[str, str], class_names: tuple[str, ...], where: str) -> ClipInfo:
@@ -397,6 +398,7 @@ def _parse_index(row: dict[str, str], class_names: tuple[str, ...], where: str) 
         split="public" if row["split"] == "public" else "private",
         speaker=row["speaker"],
         label=class_names.index(row["label"]) if row["label"] else None,
+        group=row.get(GROUP_COLUMN, ""),
     )
 
 

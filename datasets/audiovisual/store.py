@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +27,7 @@ from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.waveform import AudioTransform
 
 FORMAT_VERSION = 1
-INDEX_COLUMNS = ["clip_id", "split", "speaker", "label"]
+INDEX_COLUMNS = ["clip_id", "split", "speaker", "label", "group"]  # a store without the last one opens, too
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClipStore:
         dataset: the source's name.
         class_names: in the order of the labels.
         audio_spec, frame_spec: how the clips became these arrays.
-        info: identity, split, speaker and label of each clip.
+        info: identity, split, speaker, label and recording of each clip.
         audio: float32 (clips, bins, steps), memory-mapped, read-only.
         frames: uint8 (clips, count, channels, size, size), memory-mapped, read-only.
     """
@@ -65,6 +65,10 @@ class ClipStore:
     def speakers(self) -> tuple[str, ...]:
         return tuple(clip.speaker for clip in self.info)
 
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        return tuple(clip.recording for clip in self.info)
+
 
 def build_store(
     source: ClipSource,
@@ -78,8 +82,8 @@ def build_store(
     """Decode ``positions`` of ``source`` into ``directory``, or reuse an existing store of the same clips.
 
     The folder appears complete or not at all: it is written as a sibling and renamed. An older store in its
-    place is replaced. A store with the same clip ids, specifications and versions counts as the same. If media changed
-    under the same ids, delete the folder first.
+    place is replaced. A store with the same clip ids, specifications and versions counts as the same; if it lacks the
+    groups or has others, only its table is written anew. If media changed under the same ids, delete the folder first.
 
     Args:
         source: any dataset.
@@ -98,7 +102,7 @@ def build_store(
     info = tuple(source.index[position] for position in positions)
     meta = _describe(source, audio, frames)
     if _holds(directory, meta, info):
-        return open_store(directory)
+        return _with_groups(open_store(directory), info)
     if directory.exists() and not (directory / "meta.json").exists() and any(directory.iterdir()):
         raise DataError(f"{directory}: is not a clip store and not empty: choose another folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -191,12 +195,26 @@ def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[s
 
 
 def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...]) -> bool:
-    """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``."""
+    """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``, but for groups."""
     try:
         found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        return bool(found == meta) and open_store(directory).info == info
+        return bool(found == meta) and _without_groups(open_store(directory).info) == _without_groups(info)
     except (OSError, ValueError):  # missing or damaged (DataError is a ValueError): build it
         return False
+
+
+def _without_groups(info: tuple[ClipInfo, ...]) -> tuple[ClipInfo, ...]:
+    return tuple(replace(clip, group="") for clip in info)
+
+
+def _with_groups(store: ClipStore, info: tuple[ClipInfo, ...]) -> ClipStore:
+    """The store with the groups of ``info``: they say how clips are counted, so no array has to be made again."""
+    if store.info == info:
+        return store
+    draft = store.directory / f".index.{os.getpid()}.draft"
+    _write_index(draft, info)
+    draft.replace(store.directory / "index.csv")
+    return replace(store, info=info)
 
 
 def _write_arrays(
@@ -255,7 +273,7 @@ def _write_index(path: Path, info: Sequence[ClipInfo]) -> None:
         rows.writerow(INDEX_COLUMNS)
         for clip in info:
             label = "" if clip.label is None else clip.label
-            rows.writerow([clip.clip_id, clip.split, clip.speaker, label])
+            rows.writerow([clip.clip_id, clip.split, clip.speaker, label, clip.group])
 
 
 def _read_index(path: Path) -> tuple[ClipInfo, ...]:
@@ -266,6 +284,7 @@ def _read_index(path: Path) -> tuple[ClipInfo, ...]:
                 split="public" if row["split"] == "public" else "private",
                 speaker=row["speaker"],
                 label=int(row["label"]) if row["label"] else None,
+                group=row.get("group") or "",
             )
             for row in csv.DictReader(file)
         )

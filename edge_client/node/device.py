@@ -123,15 +123,20 @@ class Device:
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
 
     def _roles(self, job: Job) -> tuple[Positions, Positions]:
-        """(query, test) positions: the same clips when latency does not matter, disjoint halves when it does."""
+        """(query, test) positions: the same clips when latency does not matter, disjoint halves when it does.
+
+        Halves share no recording; an unlabelled clip of a tested recording is in neither.
+        """
         if len(self.store.info) == 0:
             raise DeviceError("this device has no clips; record some or check its --data path")
         if job.scenario == "latency_insensitive":
             everything = np.arange(len(self.store.info), dtype=np.int64)
             return everything, everything
         labelled = np.flatnonzero(self.store.labels >= 0)
-        query, test = query_and_test(self.store.labels[labelled], job.seed)
-        unlabelled = np.flatnonzero(self.store.labels < 0)
+        recordings = np.array(self.store.recordings)
+        query, test = query_and_test(self.store.labels[labelled], job.seed, recordings[labelled].tolist())
+        tested = np.isin(recordings, recordings[labelled[test]])
+        unlabelled = np.flatnonzero((self.store.labels < 0) & ~tested)
         return np.sort(np.concatenate([labelled[query], unlabelled])), labelled[test]
 
     def _features(self, student: Student, positions: Positions) -> tuple[DeviceRuntime, FeatureArrays]:

@@ -14,16 +14,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 
+from fedstill.evaluation.clusters import bootstrap_interval
 from fedstill.evaluation.elastic.results import PROMPTS, Study
+from fedstill.evaluation.paired_tests import mcnemar, p_label
 from fedstill.evaluation.results import ResultsError
-from fedstill.evaluation.statistics import (
-    Accuracy,
-    Comparison,
-    bootstrap_interval,
-    mcnemar,
-    p_label,
-    wilson,
-)
+from fedstill.evaluation.statistics import Accuracy, Comparison, wilson
 from fedstill.models.vit.schedules import LAYER_WISE_SCHEMES
 
 PRINTED_SCHEMES: Mapping[str, tuple[float, ...]] = {
@@ -244,7 +239,7 @@ def _cells(right: Mapping[str, str], baseline: str, label: str) -> tuple[str, st
 
 def _accuracy(digits: str) -> Accuracy:
     correct, total = digits.count("1"), len(digits)
-    return Accuracy(correct / total, *wilson(correct, total), clips=total, seeds=1)
+    return Accuracy(correct / total, *wilson(correct, total), recordings=total, seeds=1)
 
 
 def _comparison(baseline: str, other: str) -> Comparison:

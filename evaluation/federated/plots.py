@@ -29,7 +29,7 @@ from fedstill.evaluation.plot_style import (
     shared_legend,
 )
 from fedstill.evaluation.results import SWEEPS, ClipRow, Results, SweepRow
-from fedstill.evaluation.statistics import Accuracy, distinct_clips, pooled_accuracy
+from fedstill.evaluation.statistics import Accuracy, distinct_recordings, pooled_accuracy
 from fedstill.evaluation.summary import OURS, scenario_tables, traffic_totals
 
 BARS = 4  # arms side by side in one group of bars, two if there are many classes
@@ -173,7 +173,7 @@ def _swept(
         if (scenario, client) not in panels:
             continue
         axes, places = panels[scenario, client], sorted(points)
-        found = [pooled_accuracy(points[at], distinct_clips(clips, scenario)) for at in places]
+        found = [pooled_accuracy(points[at], distinct_recordings(clips, scenario)) for at in places]
         reach = [[one.fraction - one.low for one in found], [one.high - one.fraction for one in found]]
         shares = [one.fraction for one in found]
         colour, mark = (OKABE_ITO[0], "o-") if precision == "fp32" else (OKABE_ITO[3], "s--")

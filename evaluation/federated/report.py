@@ -62,11 +62,11 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
     return environment.get_template(REPORT_FILE).render(
         results=results,
         what_ran=summary.what_ran(results),
-        note=summary.differences_note(results),
+        note=summary.differences_note(results, clips),
         many=len(results.clients) > WIDE,
         tables=summary.scenario_tables(results, clips),
         key_comparisons=summary.key_comparisons(results, clips),
-        teacher=summary.teacher_accuracy(results),
+        teacher=summary.teacher_accuracy(results, clips),
         traffic=summary.traffic_totals(results),
         models=model_sizes(results),
         seconds=[(part, summary.duration(seconds)) for part, seconds in results.seconds.items()],
@@ -99,7 +99,7 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
     for table in summary.scenario_tables(results, clips):
         rows = [[ARMS[line.arm], *cells(line, _shown(table))] for line in table.lines]
         parts += [f"## {SCENARIOS[table.scenario].capitalize()}", _markdown_table(headings(table), rows)]
-    parts.append(summary.differences_note(results))
+    parts.append(summary.differences_note(results, clips))
     asked = [
         [
             SCENARIOS[one.scenario],
@@ -113,7 +113,7 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
         heads = ["scenario", "comparison", "difference", "note"]
         parts += ["## Key comparisons", _markdown_table(heads, asked)]
     if results.teacher:
-        taught = [[name, accuracy_text(value)] for name, value in summary.teacher_accuracy(results)]
+        taught = [[name, accuracy_text(value)] for name, value in summary.teacher_accuracy(results, clips)]
         parts += ["## Teacher", _markdown_table(["clips", "accuracy"], taught)]
     moved = [
         [SCENARIOS[one.scenario], ARMS[one.arm], f"{one.up_mb:,.2f}", f"{one.down_mb:,.2f}"]
@@ -146,7 +146,7 @@ def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
     clients = _shown(shown) if shown else ()
     grid = Table(
         title=title,
-        caption=f"gain: over AllDistill. {summary.differences_note(results)}",
+        caption=f"gain: over AllDistill. {summary.differences_note(results, clips)}",
         title_style="bold",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -169,7 +169,7 @@ def _short_accuracy(value: Accuracy) -> str:
 def _short_difference(line: ArmLine) -> str:
     if line.arm == summary.BASELINE or line.difference is None:
         return ""
-    return f"{signed(line.difference.difference_points)} {line.difference.label.replace(' ', '')}"
+    return f"{signed(line.difference.difference_points)} {line.difference.short_label.replace(' ', '')}"
 
 
 def _percent(value: Accuracy | None) -> str:

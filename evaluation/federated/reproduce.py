@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,17 @@ from scipy import stats
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS, THESIS_ARMS
 from fedstill.evaluation import thesis
+from fedstill.evaluation.clusters import unit_of
 from fedstill.evaluation.federated import plots
+from fedstill.evaluation.paired_tests import p_label, paired_t
 from fedstill.evaluation.plot_style import save
 from fedstill.evaluation.results import SWEEPS, ClipRow, Results, ResultsError, SweepRow
 from fedstill.evaluation.statistics import (
     SEEDS_FOR_TEST,
     Accuracy,
+    arm_accuracy,
     compare,
-    distinct_clips,
-    p_label,
-    paired_t,
+    distinct_recordings,
     pooled_accuracy,
     signed,
     wilson,
@@ -63,26 +65,30 @@ def _accuracy_table(number: str, dataset: str, results: Results, clips: Sequence
         raise _no_data(f"Table {number}", "run.arms", THESIS_ARMS)
     headings = ("arm", "thesis", "vs AllDistill", "ours", "vs AllDistill")
     grid = _grid(f"Table {number}: accuracy on {dataset}", *headings)
+    reasons: list[str] = []
     for scenario, client in thesis.ACCURACY[dataset]:
         _section(grid, scenario, client)
         for arm in THESIS_ARMS:
             rows = [r for r in results.rows if (r.scenario, r.client, r.arm) == (scenario, client, arm)]
             printed = thesis.accuracy(dataset, scenario, client, arm)
             base = thesis.accuracy(dataset, scenario, client, BASELINE)
-            ours = pooled_accuracy(rows, distinct_clips(clips, scenario)) if rows else None
+            ours = arm_accuracy(rows, clips) if rows else None
             change = (
                 compare(clips, arm, BASELINE, scenario=scenario, client=client) if arm != BASELINE else None
             )
+            reasons += [change.label] if change and change.label != change.short_label else []
             grid.add_row(
                 ARMS[arm],
                 _printed(printed),
                 NONE if arm == BASELINE else _unpaired(printed, base),
                 "not run" if ours is None else narrow(str(ours)),
-                NONE if change is None else narrow(str(change)),
+                NONE if change is None else narrow(str(replace(change, label=change.short_label))),
             )
     notes = [
         "Thesis: one run, no per-clip results, so differences by Fisher's exact test, unpaired.",
-        f"Ours: paired on the same clips; {_seeds_note(results, 'the clips alone decide')}.",
+        f"Ours: paired on the same clips, tested by {unit_of(clips)}; "
+        f"{_seeds_note(results, f'the {unit_of(clips)}s alone decide')}.",
+        *(f"Ours, {reason}." for reason in dict.fromkeys(reasons)),
     ]
     grid.caption = _caption(results, dataset, notes)
     return grid
@@ -109,7 +115,7 @@ def _compression_table(results: Results, clips: Sequence[ClipRow]) -> Renderable
                 _printed(printed),
                 NONE if rate == 1.0 else _unpaired(printed, base),
                 ", ".join(str(size) for size in sizes) or NONE,
-                narrow(str(pooled_accuracy(some, distinct_clips(clips, scenario)))),
+                narrow(str(pooled_accuracy(some, distinct_recordings(clips, scenario)))),
                 _over_seeds(some, reference),
             )
     notes = [
@@ -132,7 +138,7 @@ def _sweep_figure(
         values = sorted({row.value for row in mine})
         for value in values:
             some = [row for row in mine if row.value == value]
-            accuracy = pooled_accuracy(some, distinct_clips(clips, scenario))
+            accuracy = pooled_accuracy(some, distinct_recordings(clips, scenario))
             grid.add_row(
                 f"{value:g}",
                 narrow(str(accuracy)),
@@ -234,7 +240,7 @@ def _printed(cell: tuple[int, int] | None) -> str:
     if cell is None:
         return NONE
     correct, total = cell
-    return narrow(str(Accuracy(correct / total, *wilson(correct, total), clips=total, seeds=1)))
+    return narrow(str(Accuracy(correct / total, *wilson(correct, total), recordings=total, seeds=1)))
 
 
 def _unpaired(cell: tuple[int, int] | None, base: tuple[int, int] | None) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from fedstill.evaluation.paired_tests import p_label, paired_t
 from fedstill.evaluation.serving.results import RunRow, ServingResults
-from fedstill.evaluation.statistics import SEEDS_FOR_TEST, p_label, paired_t, signed
+from fedstill.evaluation.statistics import SEEDS_FOR_TEST, signed
 
 BASELINE = "faithful"
 OURS = "fedstill"

@@ -37,8 +37,12 @@ def made_run(
     dataset: str = "emotion_pairs",
     synthetic: bool = False,
     class_names: Sequence[str] = EMOTIONS,
+    speakers: int = 0,
 ) -> tuple[Results, tuple[ClipRow, ...]]:
-    """A complete invented run; in the latency-sensitive scenario every seed tests on its own half."""
+    """A complete invented run; in the latency-sensitive scenario every seed tests on its own half.
+
+    speakers: by turns, two clips for each recording; 0 leaves recordings and speakers out, as older files do.
+    """
     rng = np.random.default_rng(7)
     owned = [tuple(names) for names in np.array_split(np.array(class_names), clients)]
     rows: list[AccuracyRow] = []
@@ -56,7 +60,9 @@ def made_run(
                     bits[arm] = "".join("01"[int(hit)] for hit in right)
                     rows.append(AccuracyRow(scenario, arm, client, seed, int(right.sum()), tested.size))
                 ids = tuple(f"client{client}-clip{index}" for index in tested)
-                outcomes.append(ClipRow(scenario, client, seed, ids, bits))
+                recordings = tuple(f"client{client}-sound{index // 2}" for index in tested if speakers)
+                people = tuple(f"speaker{index // 2 % speakers}" for index in tested if speakers)
+                outcomes.append(ClipRow(scenario, client, seed, ids, bits, recordings, people))
     grid = [(s, a, c, seed) for s in scenarios for a in arms for c in range(clients) for seed in seeds]
     results = Results(
         experiment="made_up",

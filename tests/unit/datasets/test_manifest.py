@@ -40,13 +40,25 @@ def test_a_good_table(media: Path) -> None:
     source = ManifestSource(write_table(media, GOOD), frame_count=3)
     assert source.name == media.name
     assert source.class_names == ("sad",)
-    assert source.index == (ClipInfo("a", "public", "ann", 0), ClipInfo("b", "private", "bob", None))
+    assert source.index == (
+        ClipInfo("a", "public", "ann", 0, "sound/a.wav"),
+        ClipInfo("b", "private", "bob", None, "sound/b.wav"),
+    )
     clip = source.load(0)
     assert clip.info == source.index[0]
     assert (clip.audio.shape, clip.sample_rate) == ((16_000,), 16_000)
     assert (clip.frames.shape, clip.frames.dtype) == ((3, 6, 8, 3), np.uint8)
     assert source.load(1).frames.max() == 20
     assert not source.load(1).audio.any()
+
+
+def test_clips_with_one_sound_are_one_recording_unless_a_column_says_otherwise(media: Path) -> None:
+    rows = [f"{name},public,x,sad,sound/a.wav,face/{name}.png" for name in "ab"]
+    clips = ManifestSource(write_table(media, rows)).index
+    assert [clip.recording for clip in clips] == ["sound/a.wav", "sound/a.wav"]
+    named = [f"{row},{group}" for row, group in zip(rows, ("take one", ""), strict=True)]
+    clips = ManifestSource(write_table(media, named, ",".join([*COLUMNS, "group"]))).index
+    assert [clip.recording for clip in clips] == ["take one", "sound/a.wav"]
 
 
 def test_labels_are_sorted_unless_an_order_is_given(media: Path) -> None:

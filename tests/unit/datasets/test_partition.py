@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -125,6 +125,82 @@ def test_query_and_test(labels: list[int], seed: int) -> None:
     np.testing.assert_array_equal(np.bincount(np.take(labels, test), minlength=6), (counts + 1) // 2)
 
 
+Clips = list[tuple[int, int]]
+"""(class, recording within the class) of each clip."""
+CLIPS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=80)
+DEALERS = {
+    "query_and_test": query_and_test,
+    "pathological": lambda labels, seed, groups=None: pathological(labels, 3, 4, seed, groups),
+    "dirichlet": lambda labels, seed, groups=None: dirichlet(labels, 3, 2.0, seed, groups),
+}
+
+
+def old_query_and_test(labels: list[int], seed: int) -> tuple[list[int], list[int]]:
+    """The rule before there were groups, written anew."""
+    label, generator = np.array(labels), np.random.default_rng(seed)
+    test: list[int] = []
+    for name in sorted(set(labels)):
+        members = generator.permutation(np.flatnonzero(label == name))
+        test += members[: (len(members) + 1) // 2].tolist()
+    return sorted(set(range(len(labels))) - set(test)), sorted(test)
+
+
+@given(labels=LABELS, seed=SEED)
+def test_distinct_recordings_change_no_query(labels: list[int], seed: int) -> None:
+    if max(map(labels.count, labels)) == 1:
+        return
+    own = [f"clip {number}" for number in range(len(labels))][::-1]  # their order by name must not matter
+    for groups in (None, own):
+        parts = query_and_test(labels, seed, groups)
+        assert tuple(part.tolist() for part in parts) == old_query_and_test(labels, seed)
+
+
+@pytest.mark.parametrize("dealer", DEALERS.values(), ids=DEALERS)
+def test_distinct_recordings_change_nothing(dealer: Callable[..., tuple[Positions, ...]]) -> None:
+    labels = np.random.default_rng(0).integers(0, 6, 300)
+    own = [f"clip {number}" for number in range(len(labels))][::-1]
+    for seed in range(200):
+        plain, grouped = dealer(labels, seed), dealer(labels, seed, own)
+        assert [part.tolist() for part in plain] == [part.tolist() for part in grouped]
+
+
+@pytest.mark.parametrize("dealer", DEALERS.values(), ids=DEALERS)
+@given(clips=CLIPS, seed=SEED, spans=st.booleans())
+def test_a_recording_is_on_one_side(
+    dealer: Callable[..., tuple[Positions, ...]], clips: Clips, seed: int, spans: bool
+) -> None:
+    labels = [label for label, _ in clips]
+    groups = [str(number) if spans else f"{label}.{number}" for label, number in clips]
+    try:
+        parts = dealer(labels, seed, groups)
+    except DataError:  # too few recordings for so many parts
+        return
+    assert_complete(parts, len(labels))
+    owned = [{groups[i] for i in part} for part in parts]
+    assert sum(map(len, owned)) == len(set(groups))
+
+
+def test_half_of_the_recordings_of_each_class_are_tested() -> None:
+    """As in emotion_pairs: two faces beside each sound. The parts have the same sizes as without groups."""
+    labels = np.repeat(np.arange(6), [80, 88, 88, 88, 96, 88])
+    groups = [f"sound {number // 2}" for number in range(len(labels))]
+    query, test = query_and_test(labels, 3, groups)
+    np.testing.assert_array_equal(np.bincount(labels[test]), np.bincount(labels) // 2)
+    assert not {groups[i] for i in query} & {groups[i] for i in test}
+    plain_query, plain_test = query_and_test(labels, 3)
+    assert {groups[i] for i in plain_query} & {groups[i] for i in plain_test}
+
+
+def test_a_recording_that_spans_classes_counts_for_the_class_of_its_first_clip() -> None:
+    labels, groups = [0, 1, 1, 1, 0], ["mixed", "mixed", "a", "b", "c"]
+    for seed in range(20):
+        _, test = query_and_test(labels, seed, groups)
+        # Class 0 has "mixed" and "c", one of which is tested; class 1 has "a" and "b".
+        assert len({0, 4} & set(test.tolist())) == 1
+        assert len({2, 3} & set(test.tolist())) == 1
+        assert (0 in test) == (1 in test)
+
+
 def test_the_seed_decides() -> None:
     labels = np.repeat(np.arange(6), 30)
     speakers = [f"speaker {label}" for label in labels]
@@ -148,6 +224,8 @@ def test_the_seed_decides() -> None:
         (lambda: halves([], 6), "at least one clip"),
         (lambda: halves([0.5, 4.0], 6), "whole numbers"),
         (lambda: query_and_test([0, -1], 0), "unlabelled"),
+        (lambda: query_and_test([0, 0, 0], 0, ["a", "a", "a"]), "two clips of different recordings"),
+        (lambda: query_and_test([0, 0, 0], 0, ["a", "b"]), "2 groups for 3 labels"),
         (lambda: pathological([0, 1], 2, 3, 0), "choose 1 to 2"),
         (lambda: pathological([0, 1, 2], 1, 2, 0), "raise clients or classes_per_client"),
         (lambda: pathological([0, 0], 3, 1, 0), "lower clients"),

@@ -79,6 +79,20 @@ def test_crema_d_from_end_to_end(raw: Path, tmp_path: Path) -> None:
     assert (clip.audio.dtype, clip.sample_rate) == (np.float32, 16_000)
 
 
+def test_a_set_keeps_its_recordings_and_one_prepared_before_opens(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare_cremad(raw, out, size=32, workers=1)
+    table = out / "index.csv"
+    header, first, *others = table.read_text(encoding="utf-8").splitlines()
+    assert header == "clip_id,split,speaker,label,group"
+    assert [clip.recording for clip in PreparedSource(out).index] == IDS
+    table.write_text("\n".join([header, first + "take", *others]) + "\n", encoding="utf-8")
+    assert [clip.recording for clip in PreparedSource(out).index] == ["take", *IDS[1:]]
+    older = [line.rpartition(",")[0] for line in (header, first, *others)]
+    table.write_text("\n".join(older) + "\n", encoding="utf-8")
+    assert [clip.recording for clip in PreparedSource(out).index] == IDS
+
+
 def test_sound_comes_from_the_video_where_there_is_no_wav(raw: Path, tmp_path: Path) -> None:
     prepare_cremad(raw, tmp_path / "out", size=32, workers=1)
     clip = PreparedSource(tmp_path / "out").load(5)

@@ -87,6 +87,41 @@ def test_a_store_is_reused_only_if_it_describes_the_same(source: MemorySource, t
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def table_of(folder: Path) -> list[list[str]]:
+    return [line.split(",") for line in (folder / "index.csv").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_store_keeps_the_recordings(source: MemorySource, tmp_path: Path) -> None:
+    source.index = tuple(replace(clip, group="take" if i else "") for i, clip in enumerate(source.index))
+    store = build_store(source, [0, 1, 2], AUDIO, FRAMES, tmp_path / "store")
+    assert store.info == source.index
+    assert store.recordings == ("clip0", "take", "take")
+    assert [row[4] for row in table_of(tmp_path / "store")] == ["group", "", "take", "take"]
+
+
+def test_a_store_without_groups_opens_and_gets_them_without_decoding(
+    source: MemorySource, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    build_store(source, [0, 1, 2], AUDIO, FRAMES, folder)
+    older = "".join(",".join(row[:4]) + "\n" for row in table_of(folder))
+    (folder / "index.csv").write_text(older, encoding="utf-8")
+    assert open_store(folder).info == source.index
+    assert build_store(source, [0, 1, 2], AUDIO, FRAMES, folder).recordings == ("clip0", "clip1", "clip2")
+    assert (folder / "index.csv").read_text(encoding="utf-8") == older  # nothing to add
+
+    source.index = tuple(replace(clip, group="take") for clip in source.index)
+    store = build_store(source, [0, 1, 2], AUDIO, FRAMES, folder)
+    assert source.loads == 3
+    assert store.info == open_store(folder).info == source.index
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "audio.npy",
+        "frames.npy",
+        "index.csv",
+        "meta.json",
+    ]
+
+
 def test_a_damaged_store_is_built_again(source: MemorySource, tmp_path: Path) -> None:
     build_store(source, [0, 1], AUDIO, FRAMES, tmp_path / "store")
     audio = tmp_path / "store" / "audio.npy"

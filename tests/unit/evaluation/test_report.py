@@ -158,8 +158,34 @@ def test_headline_numbers_are_the_counts_of_the_rows(run):
     rows = [row for row in results.rows if (row.scenario, row.arm) == (table.scenario, "fedstill")]
 
     assert fedstill.pooled.fraction == sum(r.correct for r in rows) / sum(r.total for r in rows)
-    assert fedstill.pooled.clips == 120
+    assert fedstill.pooled.recordings == 120
     assert fedstill.difference == compare(clips, "fedstill", "all_distill", scenario=table.scenario)
+
+
+def test_what_counts_as_independent_is_said_everywhere():
+    for speakers, said in (
+        (0, "over distinct clips. This run does not say who speaks"),
+        (8, "draw speakers, then recordings of each (8 speakers, 60 recordings)."),
+        (5, "(5 speakers, 60 recordings); with fewer than 6 speakers p cannot be below 0.05"),
+    ):
+        results, clips = made_run(arms=("all_distill", "fedstill"), speakers=speakers)
+        texts = (
+            page_of(results, clips),
+            report.markdown_summary(results, clips),
+            " ".join(printed(report.console_table(results, clips)).split()),
+        )
+        for text in texts:
+            assert said in text
+            assert f"sign flips per {'speaker' if speakers else 'clip'}" in text
+        label = "n.s.: 5 speakers cannot show it"
+        assert [label in text.replace("\u00a0", " ") for text in texts] == [speakers == 5] * 2 + [False]
+
+
+def test_teachers_clips_count_by_recording():
+    results, clips = made_run(clips=100, speakers=6)
+    teacher = dict(summary.teacher_accuracy(results, clips))
+    assert teacher["client 0"].recordings == 50
+    assert teacher["held-out public clips"].recordings == 100
 
 
 def test_key_comparisons_ask_the_right_questions(run):

@@ -107,6 +107,14 @@ def test_table_shows_both_sides_with_intervals_and_paired_differences(run):
     assert "n.s." in text
 
 
+def test_too_few_speakers_are_named_once_under_the_table():
+    text = text_of(reproduce("table5.2", *made_run(speakers=5)))
+    assert text.count("Ours, n.s.: 5 speakers cannot show it.") == 1
+    assert text.count("5 speakers") == 1
+    assert "tested by speaker" in text
+    assert "cannot show" not in text_of(reproduce("table5.2", *made_run(speakers=6)))
+
+
 @pytest.mark.parametrize(
     ("target", "dataset", "said"),
     [

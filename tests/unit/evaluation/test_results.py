@@ -184,6 +184,26 @@ def test_clip_row_needs_one_digit_per_clip(bits):
         ClipRow("latency_sensitive", 0, 0, ("a", "b", "c", "d", "e"), {"fedstill": bits})
 
 
+@pytest.mark.parametrize("name", ["groups", "speakers"])
+def test_clip_row_needs_one_recording_and_speaker_per_clip(name):
+    with pytest.raises(ResultsError, match=f"{name} needs one per clip, 2, found 1"):
+        ClipRow("latency_sensitive", 0, 0, ("a", "b"), {}, **{name: ("one",)})
+
+
+def test_recordings_and_speakers_are_read_back(tmp_path):
+    _, clips = made_run(speakers=7)
+    write_clips(tmp_path, clips)
+    assert read_clips(tmp_path) == clips
+    assert set(clips[0].speakers) == {f"speaker{number}" for number in range(7)}
+
+
+def test_file_from_before_there_were_recordings_is_read(tmp_path):
+    """As fedstill wrote it when a row had no groups and no speakers."""
+    older = '{"scenario": "latency_sensitive", "client": 1, "seed": 2, "clip_ids": ["a"], "correct": {"fedstill": "1"}}'
+    (tmp_path / CLIPS_FILE).write_text(f"[{older}]")
+    assert read_clips(tmp_path) == (ClipRow("latency_sensitive", 1, 2, ("a",), {"fedstill": "1"}),)
+
+
 @pytest.mark.parametrize(("correct", "total"), [(-1, 5), (6, 5), (0, 0)])
 def test_impossible_counts_are_refused_when_made(correct, total):
     with pytest.raises(ResultsError, match="cannot be"):

@@ -12,18 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from fedstill.evaluation.paired_tests import mcnemar, p_label, paired_t, sign_flip
 from fedstill.evaluation.results import ClipRow
-from fedstill.evaluation.statistics import (
-    compare,
-    distinct_clips,
-    mcnemar,
-    p_label,
-    paired_t,
-    pooled_accuracy,
-    sign_flip,
-    signed,
-    wilson,
-)
+from fedstill.evaluation.statistics import compare, distinct_recordings, pooled_accuracy, signed, wilson
 
 
 def rng():
@@ -86,29 +77,29 @@ class TestPooledAccuracy:
     def test_seeds_do_not_narrow_the_interval(self):
         one = pooled_accuracy([tally(65, 100)])
         five = pooled_accuracy([tally(65, 100, seed=seed) for seed in range(5)])
-        assert (five.low, five.high, five.clips) == (one.low, one.high, 100)
+        assert (five.low, five.high, five.recordings) == (one.low, one.high, 100)
         assert (one.seeds, five.seeds) == (1, 5)
 
     def test_clients_do(self):
         two = pooled_accuracy([tally(60, 100, client=0), tally(70, 100, client=1)])
-        assert two.clips == 200
+        assert two.recordings == 200
         assert (two.low, two.high) == wilson(130, 200)
 
     def test_known_clips_count_where_seeds_test_on_different_halves(self):
         rows = [tally(30, 50, seed=seed) for seed in range(3)]
-        assert pooled_accuracy(rows, {0: 88}).clips == 88
+        assert pooled_accuracy(rows, {0: 88}).recordings == 88
         assert (
-            pooled_accuracy(rows[:1], {0: 88}).clips == 50
+            pooled_accuracy(rows[:1], {0: 88}).recordings == 50
         )  # one seed cannot have seen more than its own half
 
-    def test_distinct_clips_are_counted_per_client_and_scenario(self):
+    def test_distinct_recordings_are_counted_per_client_and_scenario(self):
         rows = (
             ClipRow("latency_sensitive", 0, 0, ("a", "b"), {}),
             ClipRow("latency_sensitive", 0, 1, ("b", "c"), {}),
             ClipRow("latency_sensitive", 1, 0, ("a",), {}),
             ClipRow("latency_insensitive", 0, 0, ("a", "b", "c", "d"), {}),
         )
-        assert distinct_clips(rows, "latency_sensitive") == {0: 3, 1: 1}
+        assert distinct_recordings(rows, "latency_sensitive") == {0: 3, 1: 1}
 
     def test_no_rows_is_an_error(self):
         with pytest.raises(ValueError, match="no rows"):
@@ -190,7 +181,7 @@ class TestCompare:
     def test_difference_is_in_points(self):
         outcome = compared(clip_rows([[1, 1, 1, 0]], [[1, 0, 0, 0]]))
         assert outcome.difference_points == 50.0
-        assert outcome.p_clips == pytest.approx(0.5)
+        assert outcome.p_flips == pytest.approx(0.5)
         assert outcome.p_seeds is None
         assert outcome.label == "n.s."
 
@@ -198,7 +189,7 @@ class TestCompare:
         hits = np.random.default_rng(1).integers(0, 2, size=(3, 40))
         outcome = compared(clip_rows(hits, hits))
         assert (outcome.difference_points, outcome.low, outcome.high) == (0, 0, 0)
-        assert (outcome.p_clips, outcome.p_seeds, outcome.label) == (1.0, 1.0, "n.s.")
+        assert (outcome.p_flips, outcome.p_seeds, outcome.label) == (1.0, 1.0, "n.s.")
 
     def test_large_steady_gain_is_significant(self):
         theirs = np.random.default_rng(2).integers(0, 2, size=(3, 200))
@@ -214,7 +205,7 @@ class TestCompare:
         ours = theirs.copy()
         ours[0, :60] = 1
         outcome = compared(clip_rows(ours, theirs))
-        assert outcome.p_clips < 0.001
+        assert outcome.p_flips < 0.001
         assert outcome.p_seeds > 0.05
         assert outcome.label == "n.s."
         two = compared(clip_rows(ours[:2], theirs[:2]))
@@ -229,7 +220,7 @@ class TestCompare:
         one, other = compared(clips), compared(clips, "all_distill", "fedstill")
         assert one.difference_points == pytest.approx(-other.difference_points)
         assert one.p_seeds == pytest.approx(other.p_seeds)
-        assert one.p_clips == pytest.approx(other.p_clips, abs=0.03)
+        assert one.p_flips == pytest.approx(other.p_flips, abs=0.03)
         assert (one.low, one.high) == (
             pytest.approx(-other.high, abs=1.5),
             pytest.approx(-other.low, abs=1.5),
@@ -237,8 +228,8 @@ class TestCompare:
 
     def test_same_clip_name_at_two_clients_is_two_clips(self):
         clips = clip_rows([[1, 1]], [[0, 0]], client=0) + clip_rows([[1, 1]], [[0, 0]], client=1)
-        assert compared(clips).p_clips == pytest.approx(mcnemar(4, 0))
-        assert compared(clips, client=1).p_clips == pytest.approx(mcnemar(2, 0))
+        assert compared(clips).p_flips == pytest.approx(mcnemar(4, 0))
+        assert compared(clips, client=1).p_flips == pytest.approx(mcnemar(2, 0))
 
     def test_bootstrap_interval_is_near_the_normal_one(self):
         draw = np.random.default_rng(4)

@@ -39,6 +39,11 @@ def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[
     assert report.count("meets 1/50") == report.count(", ratio") == 12
 
 
+def test_the_coverage_of_intervals_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "interval_coverage.py"))["main"](["--quick"])
+    assert "no true difference" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["serving_live", "serving_baselines"])
 def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.CaptureFixture[str]) -> None:
