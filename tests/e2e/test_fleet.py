@@ -61,7 +61,7 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
         *PATIENT,
     ]  # fmt: skip
     devices = [simulated / "devices" / "0" / "data"]
-    with Fleet(tmp_path, experiment, devices, options, stock=True) as fleet:
+    with Fleet(tmp_path, experiment, devices, options, stock=True, inference=True) as fleet:
         coordinator = fleet.coordinator(once=False)
         where = f"127.0.0.1:{fleet.inference_port}"
         agent = fleet.agent(0, "--inference", where, "--watch", str(inbox), "--objective", "5000")
