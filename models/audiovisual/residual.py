@@ -30,9 +30,10 @@ class BasicBlock(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         shortcut = maps if self.downsample is None else self.downsample(maps)
         inner = self.relu(self.bn1(self.conv1(maps)))
-        outer: Tensor = self.bn2(self.conv2(inner))
+        outer = self.bn2(self.conv2(inner))
         outer += shortcut
-        return self.relu(outer)
+        result: Tensor = self.relu(outer)
+        return result
 
 
 class Bottleneck(nn.Module):
@@ -58,9 +59,10 @@ class Bottleneck(nn.Module):
         shortcut = maps if self.downsample is None else self.downsample(maps)
         narrow = self.relu(self.bn1(self.conv1(maps)))
         narrow = self.relu(self.bn2(self.conv2(narrow)))
-        outer: Tensor = self.bn3(self.conv3(narrow))
+        outer = self.bn3(self.conv3(narrow))
         outer += shortcut
-        return self.relu(outer)
+        result: Tensor = self.relu(outer)
+        return result
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
