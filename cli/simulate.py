@@ -37,8 +37,6 @@ def simulate(
 ) -> None:
     """Personalise students for simulated devices, and compare the results with the alternatives."""
     from fedstill.common.errors import ConfigError
-    from fedstill.evaluation.federated.report import console_table
-    from fedstill.evaluation.results import read_clips
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.launcher import load_run, require_new, simulate
 
@@ -67,6 +65,9 @@ def simulate(
             )
             errors.print(f"interrupted; {escape(hint)}", soft_wrap=True, highlight=False)
             raise typer.Exit(INTERRUPTED) from None
+    from fedstill.evaluation.federated.report import console_table
+    from fedstill.evaluation.results import read_clips
+
     console.print(console_table(results, read_clips(run_dir)))
     console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
 

@@ -2,6 +2,7 @@
 
 The launcher is the only place that sees cloud and devices at once. It distributes the private clips to one folder per
 device, writes the cloud's plan, starts the engine, follows the event log, and gathers the results of both sides.
+A user's mistake is found before torch and the plots are imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import numpy as np
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan, write_plan
-from fedstill.cloud_server.distillation.teacher import student_spec, teacher_spec
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError
@@ -28,9 +28,7 @@ from fedstill.common.run_layout import EXPERIMENT_FILE
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
-from fedstill.evaluation.federated.report import write_report
 from fedstill.evaluation.results import ClientClasses, Results, write_clips, write_results
-from fedstill.models.audiovisual.network import AudioVisualNet, parameter_count
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
@@ -62,6 +60,8 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
     finished = time.monotonic()
     seconds = {"prepare": prepared - started, "compute": finished - prepared}
     results = collect(experiment, run_dir, seconds, progress.peak_memory_mb)
+    from fedstill.evaluation.federated.report import write_report
+
     write_report(run_dir)
     return results
 
@@ -190,6 +190,9 @@ def _client_classes(run_dir: Path, client: int) -> ClientClasses:
 
 
 def _parameters(plan: RunPlan, public: ClipStore) -> dict[str, int]:
+    from fedstill.cloud_server.distillation.teacher import student_spec, teacher_spec
+    from fedstill.models.audiovisual.network import AudioVisualNet, parameter_count
+
     specs = {
         "teacher": teacher_spec(public, plan.teacher),
         "student": student_spec(public, plan.teacher, plan.student),

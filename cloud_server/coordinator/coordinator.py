@@ -17,11 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedstill.cloud_server.auth.authority import Authority, read_authority
-from fedstill.cloud_server.coordinator.inference_thread import inference_serving
 from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER
 from fedstill.cloud_server.federation.event_log import EventTail
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.child_process import sole_user
@@ -207,6 +205,10 @@ def _inference(settings: CoordinatorSettings, authority: Authority | None) -> It
     if not settings.inference_listen:
         yield
         return
+    # Here, because they import torch, which a coordinator without this service need not wait for.
+    from fedstill.cloud_server.coordinator.inference_thread import inference_serving
+    from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER
+
     with inference_serving(settings.state / HEADS_FOLDER, settings.inference_listen, authority):
         yield
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import environment, free_port, tool
+from fedstill.edge_client.node.clientapp_process import install_command
 
 LOG = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class SuperNode:
 
     def _start(self, now: float) -> None:
         home = self.folder / "flower"
-        home.mkdir(parents=True, exist_ok=True)
+        install_command(home / "bin")
         config = f"partition-id={self.client} state-dir={json.dumps(str(self.folder))} name={json.dumps(self.name)}"
         command = [
             tool("flower-supernode"), "--superlink", self.link.address, *self._trust(),
@@ -114,7 +116,9 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        self._child.start(command, environment(home), self.folder)
+        variables = environment(home)
+        variables["PATH"] = f"{home / 'bin'}{os.pathsep}{variables['PATH']}"
+        self._child.start(command, variables, self.folder)
         self._started = now
 
     def _trust(self) -> list[str]:

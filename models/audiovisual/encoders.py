@@ -1,16 +1,16 @@
 """ResNet encoders that turn one modality into one feature vector.
 
-Built from torchvision's own residual blocks. The thesis' "ResNet101" is ``resnet101_basic``: BasicBlock
-in a [3, 4, 23, 3] layout, 512-d; the true Bottleneck-101 is 2048-d and gets an adaptor to the shared
-feature width. ``width`` is the channel count of the first stage, 64 in the papers, less on a small CPU.
+The thesis' "ResNet101" is ``resnet101_basic``: BasicBlock in a [3, 4, 23, 3] layout, 512-d; the true Bottleneck-101
+is 2048-d and gets an adaptor to the shared feature width. ``width`` is the channel count of the first stage, 64 in the
+papers, less on a small CPU.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fedstill.models.audiovisual.residual import BasicBlock, Bottleneck
 from fedstill.models.audiovisual.specs import EncoderSpec as EncoderSpec
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

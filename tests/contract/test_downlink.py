@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from helpers.runs import prepared_run
+from helpers.runs import copied_run, prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
@@ -86,15 +86,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def copied(trained: Path, folder: Path, **changes: Any) -> Path:
-    """That run in a folder of its own, with another plan."""
-    run_dir = folder / "run"
-    shutil.copytree(trained, run_dir)
-    plan = read_plan(trained)
-    write_plan(replace(plan, **{"work": str(run_dir), "public": str(run_dir / "public"), **changes}))
-    return run_dir
-
-
 def run(run_dir: Path, app: ClientApp) -> list[Event]:
     """The plan with this app on the devices; the events of the run."""
     plan, metrics = read_plan(run_dir), Metrics(run_dir)
@@ -126,7 +117,7 @@ def failures(events: list[Event]) -> list[str]:
 
 
 def test_the_second_student_travels_as_an_update_of_the_first(trained: Path, tmp_path: Path) -> None:
-    run_dir, app = copied(trained, tmp_path, arms=("fedstill",)), Listening()
+    run_dir, app = copied_run(trained, tmp_path, arms=("fedstill",)), Listening()
     events = run(run_dir, app)
     assert failures(events) == []
     _, (asked, first), (counted, second) = app.sent(0)  # the teacher comes before them
@@ -138,7 +129,7 @@ def test_the_second_student_travels_as_an_update_of_the_first(trained: Path, tmp
 
 
 def test_traffic_counts_what_travelled(trained: Path, tmp_path: Path) -> None:
-    run_dir, app = copied(trained, tmp_path, arms=("fedstill",)), Listening()
+    run_dir, app = copied_run(trained, tmp_path, arms=("fedstill",)), Listening()
     rows = jobs(run(run_dir, app))[0]["traffic"]
     students = [student for _, student in app.sent(0)[1:]]
     for row, student in zip(rows, students, strict=True):
@@ -150,9 +141,9 @@ def test_rounded_students_are_smaller_and_the_same_ones_every_time(
     precision: str, trained: Path, tmp_path: Path
 ) -> None:
     settings = DownlinkSettings(precision=precision)
-    exact = run(copied(trained, tmp_path / "exact"), Listening())
+    exact = run(copied_run(trained, tmp_path / "exact"), Listening())
     one, other = (
-        run(copied(trained, tmp_path / name, downlink=settings), Listening()) for name in ("one", "other")
+        run(copied_run(trained, tmp_path / name, downlink=settings), Listening()) for name in ("one", "other")
     )
     assert failures(one) == []
     assert results(one) == results(other)
@@ -167,7 +158,7 @@ def test_rounded_students_are_smaller_and_the_same_ones_every_time(
 
 def test_a_student_that_did_not_change_travels_as_next_to_nothing(trained: Path, tmp_path: Path) -> None:
     settings = DownlinkSettings(precision="int8", install="all_distill", minimum_agreement=0.0)
-    run_dir, app = copied(trained, tmp_path, arms=("all_distill",), downlink=settings), Listening()
+    run_dir, app = copied_run(trained, tmp_path, arms=("all_distill",), downlink=settings), Listening()
     assert failures(run(run_dir, app)) == []
     (_, whole), *others = app.sent(0)[1:]
     assert [action for action, _ in app.sent(0)[1:]] == ["evaluate.student", "train.install", "train.install"]
@@ -180,14 +171,14 @@ def test_a_wiped_device_gets_the_same_student_whole_once(
     precision: str, trained: Path, tmp_path: Path
 ) -> None:
     settings = DownlinkSettings(precision=precision)
-    plain = run(copied(trained, tmp_path / "plain", downlink=settings), Listening())
+    plain = run(copied_run(trained, tmp_path / "plain", downlink=settings), Listening())
 
     def wipe(action: str, device: Path) -> None:
         if action == "evaluate.student" and device.name == "0":
             shutil.rmtree(device / "students", ignore_errors=True)
 
     app = Listening(wipe)
-    wiped = run(copied(trained, tmp_path / "wiped", downlink=settings), app)
+    wiped = run(copied_run(trained, tmp_path / "wiped", downlink=settings), app)
     assert results(wiped) == results(plain)
     assert failures(wiped) == []
     last = app.sent(0)[-2:]
@@ -209,7 +200,7 @@ def test_a_device_that_always_lacks_something_does_not_go_on_for_ever(
         asked[action] += 1
         return encode(MissingDependency(item, "0" * 64))
 
-    events = run(copied(trained, tmp_path, arms=("fedstill",)), Listening(lacking))
+    events = run(copied_run(trained, tmp_path, arms=("fedstill",)), Listening(lacking))
     assert set(failures(events)) == {f"says that it lacks {item} 000000000000"}
     assert asked["evaluate.student"] <= 3  # the teacher's, the student's and the student whole
     assert jobs(events)[0]["evaluations"] == []
@@ -224,9 +215,9 @@ def test_a_tampered_student_on_the_device_is_sent_again(trained: Path, tmp_path:
                 content[-1] ^= 1
                 path.write_bytes(content)
 
-    plain = run(copied(trained, tmp_path / "plain"), Listening())
+    plain = run(copied_run(trained, tmp_path / "plain"), Listening())
     app = Listening(tamper)
-    events = run(copied(trained, tmp_path / "tampered"), app)
+    events = run(copied_run(trained, tmp_path / "tampered"), app)
     assert results(events) == results(plain)
     assert failures(events) == []
     assert [student.base != "" for _, student in app.sent(0)[-2:]] == [True, False]
@@ -267,7 +258,7 @@ SPOILT = {
 def test_a_student_that_was_changed_on_its_way_is_refused_by_name(
     reason: str, trained: Path, tmp_path: Path
 ) -> None:
-    run_dir = copied(trained, tmp_path, arms=("all_distill",))
+    run_dir = copied_run(trained, tmp_path, arms=("all_distill",))
     events = run(run_dir, Spoiling(SPOILT[reason]))
     expected = "class_names: expected" if "class order" in reason else reason
     assert len(failures(events)) == 2
@@ -286,7 +277,7 @@ def installed(run_dir: Path, device: int) -> str:
 
 
 def test_the_final_student_is_installed_and_the_run_says_so(trained: Path, tmp_path: Path) -> None:
-    run_dir, app = copied(trained, tmp_path, downlink=installing(0.0)), Listening()
+    run_dir, app = copied_run(trained, tmp_path, downlink=installing(0.0)), Listening()
     events = run(run_dir, app)
     said = [event for event in events if event["event"] == "install"]
     assert {(event["arm"], event["client"], event["installed"]) for event in said} == {
@@ -303,7 +294,7 @@ def test_the_final_student_is_installed_and_the_run_says_so(trained: Path, tmp_p
 
 def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path, tmp_path: Path) -> None:
     """The tiny students agree with the teacher on hardly any clip; the previous one stays."""
-    run_dir = copied(
+    run_dir = copied_run(
         trained, tmp_path, downlink=installing(0.0), arms=("fedstill",), scenarios=("latency_insensitive",)
     )
     run(run_dir, Listening())
@@ -328,7 +319,7 @@ def stronger(plan: RunPlan) -> Any:
 
 
 def test_canaries_travel_once(trained: Path, tmp_path: Path) -> None:
-    run_dir = copied(trained, tmp_path, downlink=installing(0.0), arms=("fedstill",))
+    run_dir = copied_run(trained, tmp_path, downlink=installing(0.0), arms=("fedstill",))
     first, again = Listening(), Listening()
     run(run_dir, first)
     for left in ("metrics.jsonl", JOURNAL_FILE):
@@ -349,7 +340,7 @@ def test_other_canaries_than_named_are_refused(trained: Path, tmp_path: Path) ->
                     message.content = encode(replace(request, teacher=request.teacher[::-1].copy()))
             return super().__call__(message, context)
 
-    run_dir = copied(trained, tmp_path, downlink=installing(0.0), arms=("fedstill",))
+    run_dir = copied_run(trained, tmp_path, downlink=installing(0.0), arms=("fedstill",))
     events = run(run_dir, Swapping())
     assert all(text.startswith("canaries: these clips are") for text in failures(events))
     assert len(failures(events)) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from helpers.runs import prepared_run, silent_console, table, tiny_experiment
+from helpers.runs import copied_run, prepared_run, silent_console, table, tiny_experiment
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.arms import SHARED
@@ -166,29 +165,18 @@ def part_of(finished: Finished) -> Mapping[str, tuple[Any, ...]]:
     }
 
 
-def copied_run(finished: Finished, folder: Path, *leave_out: str) -> Path:
+def few_jobs(finished: Finished, folder: Path, *leave_out: str) -> Path:
     """The finished run with an event log that is still empty, a plan of few arms and little patience."""
-    run_dir = folder / "run"
-    fresh = shutil.ignore_patterns(METRICS_FILE, f"{JOURNAL_FILE}*", "evaluations", *leave_out)
-    shutil.copytree(finished.run_dir, run_dir, ignore=fresh)
-    write_plan(
-        replace(
-            read_plan(finished.run_dir),
-            work=str(run_dir),
-            public=str(run_dir / "public"),
-            arms=FEW_ARMS,
-            scenarios=("latency_insensitive",),
-            reply_timeout=0.6,
-            join_timeout=1.0,
-        )
-    )
-    return run_dir
+    return copied_run(
+        finished.run_dir, folder, METRICS_FILE, f"{JOURNAL_FILE}*", "evaluations", *leave_out,
+        arms=FEW_ARMS, scenarios=("latency_insensitive",), reply_timeout=0.6, join_timeout=1.0,
+    )  # fmt: skip
 
 
 @pytest.fixture
 def jobs_left(finished: Finished, tmp_path: Path) -> Path:
     """A run whose models are trained and whose jobs have all yet to be done."""
-    return copied_run(finished, tmp_path)
+    return few_jobs(finished, tmp_path)
 
 
 class OneBadDevice(ClientApp):
@@ -461,7 +449,7 @@ def test_an_interrupted_run_resumes_to_the_same_table(
     unplug: Callable[[str, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_dir = copied_run(finished, tmp_path, "seed0")
+    run_dir = few_jobs(finished, tmp_path, "seed0")
     unplug(event, count)
     with pytest.raises(Unplugged):
         run_inprocess(run_dir, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.runs import prepared_run
+from helpers.runs import copied_run, trained_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.device_session import DeviceSession
@@ -50,20 +50,28 @@ def asked(grid: InProcessGrid) -> Counter[tuple[str, int, int]]:
     return found
 
 
-def ready(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has its teacher and its first student, and no job done yet."""
     overrides = [f"distillation.outer_epochs={ROUNDS}", f"fedstill.outer_epochs={ROUNDS}"]
-    run_dir = prepared_run(folder, overrides)
+    run_dir = trained_run(tmp_path_factory.mktemp("begun"), overrides)
     write_plan(replace(read_plan(run_dir), arms=ARMS, scenarios=("latency_sensitive",)))
     return run_dir
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]]:
+def whole(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]]:
     """The tables of a run that nobody interrupted."""
-    tables, questions = run(ready(tmp_path_factory.mktemp("whole")))
+    tables, questions = run(copied_run(begun, tmp_path_factory.mktemp("whole")))
     assert set(questions.values()) == {1}
     assert len(questions) == 2 * (ROUNDS + 1), "select uploads every round, fedstill once"
     return tables
+
+
+@pytest.fixture
+def ready(begun: Path, tmp_path: Path) -> Path:
+    """That run in a folder of its own."""
+    return copied_run(begun, tmp_path)
 
 
 @pytest.fixture
@@ -108,19 +116,18 @@ def test_a_killed_cloud_goes_on_where_it_was(
     count: int,
     after: bool,
     whole: dict[str, tuple[Any, ...]],
-    tmp_path: Path,
+    ready: Path,
     kill: Callable[[type, str, int, bool], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_dir = ready(tmp_path)
     kill(where, what, count, after)
     with pytest.raises(Killed):
-        run(run_dir)
+        run(ready)
     monkeypatch.undo()
-    journal = open_journal(run_dir)
+    journal = open_journal(ready)
     accepted = journal.uploaded()
     journal.close()
-    tables, questions = run(run_dir)
+    tables, questions = run(ready)
     for name in ("rows", "losses", "selection", "teacher", "failures"):
         assert tables[name] == whole[name], name
     assert len(accepted) + sum(questions.values()) == 2 * (ROUNDS + 1), (
@@ -128,10 +135,9 @@ def test_a_killed_cloud_goes_on_where_it_was(
     )
 
 
-def test_every_round_is_in_the_journal(tmp_path: Path) -> None:
-    run_dir = ready(tmp_path)
-    run(run_dir)
-    journal = open_journal(run_dir)
+def test_every_round_is_in_the_journal(ready: Path) -> None:
+    run(ready)
+    journal = open_journal(ready)
     overview = journal.overview()
     assert [row["client"] for row in overview] == [0, 1]
     for row in overview:
@@ -140,23 +146,22 @@ def test_every_round_is_in_the_journal(tmp_path: Path) -> None:
         assert row["up_bytes"] > 0
         assert row["down_bytes"] > 10_000
         assert 0 <= row["accuracy"] <= 1
-    assert not list(run_dir.glob("seed0/progress/*")), "training states of finished jobs are cleared away"
+    assert not list(ready.glob("seed0/progress/*")), "training states of finished jobs are cleared away"
     for student in journal.students():
-        content = (run_dir / student["file"]).read_bytes()
+        content = (ready / student["file"]).read_bytes()
         assert len(content) == student["bytes"]
     assert len(journal.students()) == 2
     journal.close()
 
 
 def test_a_damaged_training_state_is_named(
-    tmp_path: Path, kill: Callable[[type, str, int, bool], None], monkeypatch: pytest.MonkeyPatch
+    ready: Path, kill: Callable[[type, str, int, bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir = ready(tmp_path)
     kill(Journal, "finish_round", 2, True)
     with pytest.raises(Killed):
-        run(run_dir)
+        run(ready)
     monkeypatch.undo()
-    (state,) = list(run_dir.glob("seed0/progress/*/*.safetensors"))[:1]
+    (state,) = list(ready.glob("seed0/progress/*/*.safetensors"))[:1]
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"{state.name}.*no usable training state"):
-        run(run_dir)
+        run(ready)

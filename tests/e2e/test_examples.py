@@ -31,6 +31,7 @@ def run(script: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_elastic_vit(tmp_path: Path) -> None:
     printed = run("elastic_vit/elastic_vit.py", tmp_path, "--merged", "0", "16", "--images", "1")
     with (tmp_path / "out" / "elastic.csv").open(newline="") as file:

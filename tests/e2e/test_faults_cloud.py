@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 def test_a_cloud_that_is_killed_and_stopped_again_and_again(fleet: Fleet, undisturbed: Path) -> None:
     """One run survives all of it; between two faults it accepts an upload, so it has recovered from the first."""
+    fleet.inference = True  # its port must be free again after each fault
     coordinator = fleet.coordinator()
     fleet.agent(0), fleet.agent(1)
     fleet.wait_for(lambda: fleet.events("seed"), "the run's start")

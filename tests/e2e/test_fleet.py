@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import shutil
 import subprocess
 import time
 from dataclasses import astuple, replace
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.data import DATA
 from helpers.exports import export_to_devices
 from helpers.faults import losses
 from helpers.fleet import Fleet, Service
@@ -33,11 +34,13 @@ PATIENT = ("--set", "run.reply_timeout=400")
 """Other tests want the processor, too."""
 ARMS = ("all_distill", "all_distill_select", "fedstill")
 THREE = ('partition.kind="pathological"', f"partition.clients={DEVICES}", "partition.classes_per_client=2")
+CLIPS = 8
+"""Real ones of each class and split."""
 ONE_SCENARIO = 'run.scenarios=["latency_sensitive"]'
 """The one in which a device asks about some of its clips and tests on others; real clips go through both."""
 SHORT = (
-    "run.seeds=1", "teacher.epochs=1", "teacher.encoder.width=8", "student.epochs=1", "distillation.outer_epochs=1",
-    "distillation.inner_epochs=1", "fedstill.outer_epochs=1", "fedstill.inner_epochs=1",
+    "run.seeds=1", "run.sweeps=[]", "teacher.epochs=1", "teacher.encoder.width=8", "student.epochs=1",
+    "distillation.outer_epochs=1", "distillation.inner_epochs=1", "fedstill.outer_epochs=1", "fedstill.inner_epochs=1",
 )  # fmt: skip
 
 
@@ -58,7 +61,7 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
         *PATIENT,
     ]  # fmt: skip
     devices = [simulated / "devices" / "0" / "data"]
-    with Fleet(tmp_path, experiment, devices, options, stock=True) as fleet:
+    with Fleet(tmp_path, experiment, devices, options, stock=True, inference=True) as fleet:
         coordinator = fleet.coordinator(once=False)
         where = f"127.0.0.1:{fleet.inference_port}"
         agent = fleet.agent(0, "--inference", where, "--watch", str(inbox), "--objective", "5000")
@@ -94,29 +97,20 @@ def answers(agent: Service) -> list[dict[str, Any]]:
     return [json.loads(line) for line in agent.said().splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("clips", ["drawn", pytest.param("emotion_pairs", marks=pytest.mark.data)])
-def test_a_fleet_gives_the_rows_of_a_simulation(
-    clips: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    experiment, overrides, arms, scenarios = write_experiment(tmp_path), (*THREE, ONE_SCENARIO), ARMS, 1
-    if clips == "emotion_pairs":  # all of its clips, but as short a training as there is
-        experiment, overrides = Path("emotion_pairs"), (*THREE, *SHORT)
-        arms, scenarios = ("fedstill",), 2
-        monkeypatch.setenv("FEDSTILL_DATA", str(request.getfixturevalue("data_dir")))
+def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
+    """With real clips where the data folder is there, else with drawn ones, as the fault tests have."""
+    experiment, overrides = clips_and_training(tmp_path)
     (tmp_path / "simulated").mkdir()
     simulated = tmp_path / "simulated" / "run"
-    prepare_run(load_experiment(str(experiment), overrides), simulated, silent_console())
-    write_plan(replace(read_plan(simulated), arms=arms))
+    prepare_run(load_experiment(experiment, overrides), simulated, silent_console())
+    write_plan(replace(read_plan(simulated), arms=ARMS))
     export_to_devices(simulated, range(1, DEVICES))  # the first one has torch
     run_inprocess(simulated, DEVICES)
     devices = [simulated / "devices" / str(client) / "data" for client in range(DEVICES)]
     sets = [part for one in overrides for part in ("--set", one)]
-    options = ["--arms", ",".join(arms), "--downlink", "exact", *sets, *PATIENT]
+    options = ["--arms", ",".join(ARMS), "--downlink", "exact", *sets, *PATIENT]
     export = simulated / "devices" / "1" / EXPORT_FOLDER
-    with Fleet(tmp_path, experiment, devices, options, export, with_torch=(0,)) as fleet:
-        if clips == "emotion_pairs":  # its teacher takes a minute; the drawn fleet trains its own
-            trained = shutil.ignore_patterns("students", "progress")
-            shutil.copytree(simulated / "seed0", fleet.state / "seed0", ignore=trained)
+    with Fleet(tmp_path, Path(experiment), devices, options, export, with_torch=(0,)) as fleet:
         coordinator = fleet.coordinator()
         agents = [fleet.agent(client) for client in range(DEVICES)]
         assert coordinator.ended(900) == 0, coordinator.said()
@@ -125,7 +119,7 @@ def test_a_fleet_gives_the_rows_of_a_simulation(
         said = "\n".join(one.said() for one in fleet.services)
     assert "Traceback" not in said
     expected, found = gather_rows(simulated), gather_rows(fleet.state)
-    assert len(expected["rows"]) == scenarios * len(arms) * DEVICES
+    assert len(expected["rows"]) == len(ARMS) * DEVICES
     assert sorted(map(astuple, found["rows"])) == sorted(map(astuple, expected["rows"]))
     assert losses(found, range(DEVICES)) == pytest.approx(losses(expected, range(DEVICES)), rel=1e-4)
     assert found["failures"] == ()
@@ -136,4 +130,28 @@ def test_a_fleet_gives_the_rows_of_a_simulation(
     status = json.loads(done.stdout)
     assert status["run"] == "finished"
     assert [row["name"] for row in status["devices"]] == ["device-0", "device-1", "device-2"]
-    assert all(row["jobs_done"] == scenarios * len(arms) for row in status["devices"])
+    assert all(row["jobs_done"] == len(ARMS) for row in status["devices"])
+
+
+def clips_and_training(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """An experiment and its settings, for three devices."""
+    table = DATA / "emotion_pairs" / "manifest.csv"
+    if not table.exists():
+        return str(write_experiment(folder)), (*THREE, ONE_SCENARIO)
+    few = folder / "few.csv"
+    write_some_rows(table, few)
+    where = (f'dataset.manifest="{few}"', f'dataset.root="{table.parent}"')
+    return "emotion_pairs", (*THREE, ONE_SCENARIO, *SHORT, *where)
+
+
+def write_some_rows(table: Path, few: Path) -> None:
+    """``CLIPS`` of each class and split, from all over the table, so that there are several speakers."""
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), reader.fieldnames or ()
+    with few.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for kind in sorted({(row["split"], row["label"]) for row in rows}):
+            of_kind = [row for row in rows if (row["split"], row["label"]) == kind]
+            writer.writerows(of_kind[:: len(of_kind) // CLIPS][:CLIPS])

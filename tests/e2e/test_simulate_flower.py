@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -120,72 +120,75 @@ def jobs(run_dir: Path) -> int:
 
 @dataclass(frozen=True)
 class Flown:
-    """A run on Flower's runtime, ended."""
+    """``fedstill`` on Flower's runtime, ended."""
 
-    run_dir: Path
-    output: str
     code: int
+    out: str
+    err: str
     processes_seen: int
     processes_left: list[str]
     files_left: list[str]
+    results: bool
+    jobs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, in the middle of which somebody pressed Ctrl-C, and which was then resumed."""
+
+    folder: Path
+    interrupted: Flown
+    resumed: Flown
 
 
 @pytest.fixture(scope="module")
-def flown() -> Iterator[Flown]:
+def run() -> Iterator[Run]:
     with short_folder() as home:
         run_dir = home / "run"
-        launched = Launched(home, [*SIMULATE, str(write_experiment(home)), "--out", str(run_dir)])
-        code, out, err = launched.finish(RUN_SECONDS)
-        left = launched.left()
-        files = [path.name for path in (home / "t").iterdir()]
-        yield Flown(run_dir, out + err, code, len(launched.family), left, files)
+        first = Launched(home, [*SIMULATE, str(write_experiment(home)), "--out", str(run_dir)])
+        first.wait_until(lambda: jobs(run_dir) >= 2, RUN_SECONDS)
+        os.killpg(first.process.pid, signal.SIGINT)
+        interrupted = flown(first, run_dir, STOP_SECONDS)
+        second = Launched(home, ["simulate", "--resume", str(run_dir)])
+        yield Run(run_dir, interrupted, flown(second, run_dir, RUN_SECONDS))
 
 
-def test_the_real_runtime_gives_the_same_table(flown: Flown, expected: list[tuple[object, ...]]) -> None:
-    assert flown.code == 0, flown.output[-2000:]
-    assert "Traceback" not in flown.output
-    results = read_results(flown.run_dir)
+def flown(launched: Launched, run_dir: Path, seconds: float) -> Flown:
+    """Wait for its end."""
+    code, out, err = launched.finish(seconds)
+    left = launched.left()
+    files = [path.name for path in (launched.home / "t").iterdir()]
+    done = [event for event in read_events(run_dir) if event["event"] == "job"]
+    results = (run_dir / "results.json").exists()
+    return Flown(code, out, err, len(launched.family), left, files, results, done)
+
+
+def test_ctrl_c_ends_a_run_and_says_how_to_resume_it(run: Run, expected: list[tuple[object, ...]]) -> None:
+    stopped = run.interrupted
+    assert stopped.code == 130
+    assert len(stopped.err.strip().splitlines()) == 1, stopped.err
+    assert f"--resume {run.folder}" in stopped.err
+    assert "Traceback" not in stopped.out
+    assert not stopped.results
+    assert 2 <= len(stopped.jobs) < len(expected)
+
+
+def test_the_real_runtime_gives_the_same_table(run: Run, expected: list[tuple[object, ...]]) -> None:
+    """Some jobs were done before the interruption, the rest after it, and none twice."""
+    done = run.resumed
+    assert done.code == 0, done.err[-2000:]
+    assert "Traceback" not in done.out + done.err
+    results = read_results(run.folder)
     assert table(results) == expected
     assert results.failures == ()
-    assert str(flown.run_dir / "report.html") in flown.output
-    assert (flown.run_dir / "report.html").stat().st_size > 1000
+    assert done.jobs[: len(run.interrupted.jobs)] == run.interrupted.jobs
+    assert str(run.folder / "report.html") in done.out + done.err
+    assert (run.folder / "report.html").stat().st_size > 1000
 
 
-def test_no_process_stays_behind(flown: Flown) -> None:
-    assert flown.processes_seen > 3, "Flower's processes were never seen, so their end proves nothing"
-    assert flown.processes_left == []
-
-
-def test_no_temporary_file_stays_behind(flown: Flown) -> None:
-    assert flown.files_left == []
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with short_folder() as folder:
-        yield folder
-
-
-def test_ctrl_c_and_resume(home: Path, expected: list[tuple[object, ...]]) -> None:
-    run_dir = home / "run"
-    launched = Launched(home, [*SIMULATE, str(write_experiment(home)), "--out", str(run_dir)])
-    launched.wait_until(lambda: jobs(run_dir) >= 2, RUN_SECONDS)
-    os.killpg(launched.process.pid, signal.SIGINT)
-    code, out, err = launched.finish(STOP_SECONDS)
-    assert code == 130
-    assert len(err.strip().splitlines()) == 1, err
-    assert f"--resume {run_dir}" in err
-    assert "Traceback" not in out
-    assert launched.left() == []
-    assert not (run_dir / "results.json").exists()
-    done = [event for event in read_events(run_dir) if event["event"] == "job"]
-    assert 2 <= len(done) < len(expected)
-
-    resumed = Launched(home, ["simulate", "--resume", str(run_dir)])
-    code, _, err = resumed.finish(RUN_SECONDS)
-    assert code == 0, err[-2000:]
-    assert resumed.left() == []
-    assert table(read_results(run_dir)) == expected
-    everything = [event for event in read_events(run_dir) if event["event"] == "job"]
-    assert everything[: len(done)] == done
-    assert json.loads((run_dir / "results.json").read_text())["failures"] == []
+@pytest.mark.parametrize("which", ["interrupted", "resumed"])
+def test_nothing_stays_behind(which: str, run: Run) -> None:
+    ended = getattr(run, which)
+    assert ended.processes_seen > 3, "Flower's processes were never seen, so their end proves nothing"
+    assert ended.processes_left == []
+    assert ended.files_left == []

@@ -90,6 +90,7 @@ class Fleet:
         export: of a student of the experiment's kind; agents that have it work without torch, so several times faster.
         with_torch: the clients that do not get it.
         stock: Flower waits as long as it does for users.
+        inference: the coordinator classifies clips, too, for which it needs torch.
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class Fleet:
     export: Path | None = None
     with_torch: Collection[int] = ()
     stock: bool = False
+    inference: bool = False
     services: list[Service] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     inference_port: int = field(default_factory=free_port)
@@ -131,8 +133,8 @@ class Fleet:
         command = [
             "coordinator", "--state", str(self.state), "--experiment", str(self.experiment),
             "--certs", str(self.certs), "--listen", f"127.0.0.1:{self.port}",
-            "--inference-listen", f"127.0.0.1:{self.inference_port}", *(["--once"] if once else []),
-            *self.options, *options,
+            *(["--inference-listen", f"127.0.0.1:{self.inference_port}"] if self.inference else []),
+            *(["--once"] if once else []), *self.options, *options,
         ]  # fmt: skip
         return self._started(f"coordinator{tag}", command)
 

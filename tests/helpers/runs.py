@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.evaluation.results import Results
 from fedstill.simulation.config import Experiment, load_experiment
 from fedstill.simulation.launcher import prepare_run
@@ -80,6 +85,24 @@ def prepared_run(folder: Path, overrides: Sequence[str] = ()) -> Path:
     """A run directory that is ready for an engine: clips distributed, plan written, nothing trained."""
     run_dir = folder / "run"
     prepare_run(tiny_experiment(folder, overrides), run_dir, silent_console())
+    return run_dir
+
+
+def trained_run(folder: Path, overrides: Sequence[str] = ()) -> Path:
+    """A prepared run whose teacher, bank and AllDistill student are there, as if it had been interrupted then."""
+    run_dir = prepared_run(folder, overrides)
+    metrics = Metrics(run_dir)
+    _ = SeedCloud(read_plan(run_dir), 0, metrics).all_distill
+    metrics.close()
+    return run_dir
+
+
+def copied_run(source: Path, folder: Path, *leave_out: str, **changes: Any) -> Path:
+    """That run in a folder of its own, without the files named ``leave_out``, and with another plan."""
+    run_dir = folder / "run"
+    shutil.copytree(source, run_dir, ignore=shutil.ignore_patterns(*leave_out))
+    plan = replace(read_plan(source), work=str(run_dir), public=str(run_dir / "public"), **changes)
+    write_plan(plan)
     return run_dir
 
 

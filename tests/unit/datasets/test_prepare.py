@@ -170,6 +170,7 @@ def test_an_interrupted_run_is_resumed(raw: Path, tmp_path: Path) -> None:
     assert len(list((out / "clips").iterdir())) == len(PreparedSource(out).index) == 6
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_leaves_no_half_file(tmp_path: Path) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     ids = [f"{actor}_DFA_ANG_XX" for actor in range(1001, 1201)]

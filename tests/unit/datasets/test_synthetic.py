@@ -108,7 +108,7 @@ def test_every_emotion_has_its_own_face() -> None:
 def linear_probe(difficulty: float) -> float:
     """Accuracy on private voices of a ridge regression on each mel band's mean and deviation."""
     source = SyntheticSource(
-        public_per_class=60, private_per_class=25, frame_size=16, frame_count=1, difficulty=difficulty
+        public_per_class=40, private_per_class=20, frame_size=16, frame_count=1, difficulty=difficulty
     )
     bands = [
         audio_features(clip.audio, clip.sample_rate, AudioSpec())

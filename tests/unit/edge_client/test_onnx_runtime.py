@@ -21,9 +21,11 @@ from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.edge_client.students.torch_runtime import TorchRuntime, load_torch
+from fedstill.models.audiovisual import encoders
 from fedstill.models.audiovisual.compression import CompressionNet, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.onnx_export import encoder_graph, folded_encoder_graph
+from fedstill.models.audiovisual.residual import Bottleneck
 from fedstill.models.audiovisual.specs import (
     Architecture,
     CheckpointError,
@@ -87,10 +89,15 @@ def test_every_fusion_head_equals_torch(fusion: Fusion, tmp_path: Path) -> None:
     [("resnet10", "compact"), ("resnet18", "standard"), ("resnet101", "standard")],  # both blocks, both stems
 )
 def test_every_architecture_keeps_its_names_and_its_answers(
-    architecture: Architecture, stem: Stem, exported: Exported
+    architecture: Architecture, stem: Stem, exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Folded or not, and with two frames; the feature width differs from the last stage's, so there is an adaptor."""
     import onnxruntime
+
+    shallow = encoders._LAYOUTS | {
+        "resnet101": (Bottleneck, (1, 2, 1, 1))
+    }  # its 33 blocks are of these two kinds
+    monkeypatch.setattr(encoders, "_LAYOUTS", shallow)
 
     store = exported.store
     spec = NetworkSpec(EncoderSpec(architecture, 4, stem), 20, 6, "concat", 1)

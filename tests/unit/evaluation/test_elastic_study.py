@@ -50,6 +50,7 @@ def study() -> Study:
     )
 
 
+@pytest.mark.slow
 def test_a_small_study_runs_and_reads_back(tmp_path: Path) -> None:
     net = ElasticViT(
         tiny_trunk(img_size=56, patch_size=4, depth=12, embed_dim=16, num_heads=1).requires_grad_(False)

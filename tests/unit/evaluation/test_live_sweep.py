@@ -54,6 +54,7 @@ def test_results_of_single_servers_become_one_load_test() -> None:
     assert whole.command == "typed"
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"serve --policy fastest does not come up: .*unknown policy"):
         ServedProcess(ServerOptions(tmp_path), "fastest").__enter__()

@@ -142,6 +142,7 @@ def test_a_third_of_the_speakers_are_victims() -> None:
         victims_among(("a", "b", "c"), 0)
 
 
+@pytest.mark.slow
 def test_what_is_in_a_row_is_found_and_what_is_not_is_not(found: RedteamResults) -> None:
     features, samples = outcome(found, "features_fp32"), outcome(found, "samples")
     assert features.sound.explained.low > 0.7
@@ -152,6 +153,7 @@ def test_what_is_in_a_row_is_found_and_what_is_not_is_not(found: RedteamResults)
     assert all(one.picture.explained.value < 0.1 for one in found.outcomes)
 
 
+@pytest.mark.slow
 def test_no_information_and_ceiling(found: RedteamResults) -> None:
     for nothing, best in zip(found.references.mean_clip, found.references.own_clip, strict=True):
         assert nothing.explained.value == pytest.approx(0, abs=1e-6)
@@ -160,6 +162,7 @@ def test_no_information_and_ceiling(found: RedteamResults) -> None:
     assert found.references.chance == 0.25
 
 
+@pytest.mark.slow
 def test_membership_follows_the_promise(found: RedteamResults) -> None:
     """Every clip's own row gives it away, and thesis prototypes do in part; dp keeps below its bound."""
     assert outcome(found, "samples").membership.value > 0.99
@@ -185,7 +188,8 @@ def test_the_bound_is_the_best_attack_on_gaussian_noise() -> None:
     assert auc_bound(30.0) == pytest.approx(1.0)
 
 
-def test_an_upload_without_rows_is_no_information(stage: Stage) -> None:
+def test_an_upload_without_rows_is_no_information(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 60)
     silent = Channel("silent", "nothing", lambda view: view.probabilities,
                      lambda rows, seed: Upload(rows[:0], np.empty(0, np.int64)))  # fmt: skip
     shadows, targets = played(stage.attacker), played(stage.victims, 1)
@@ -205,6 +209,7 @@ def test_the_interval_is_that_of_the_mean() -> None:
     assert one.high - one.low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(200), rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same(
     stage: Stage, found: RedteamResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +218,7 @@ def test_the_same_seed_finds_the_same(
     assert json.dumps(to_plain(again)) == json.dumps(to_plain(found))
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_numbers_say(found: RedteamResults, tmp_path: Path) -> None:
     write_all(found, tmp_path / "out", tmp_path / "docs" / "privacy.md")
     page = (tmp_path / "docs" / "privacy.md").read_text()

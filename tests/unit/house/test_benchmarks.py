@@ -14,14 +14,14 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 @pytest.mark.parametrize(
     "name",
     [
-        "bank",
+        pytest.param("bank", marks=pytest.mark.slow),
         "downlink",
         "edge_runtime",
-        "elastic_vit",
+        pytest.param("elastic_vit", marks=pytest.mark.slow),
         "fleet_proxy",
         "import_time",
         "inference_batching",
-        "many_agents",
+        pytest.param("many_agents", marks=pytest.mark.slow),
         "selection",
         "serving_decision",
     ],

@@ -70,6 +70,7 @@ def test_the_api_pages_see_every_room() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_holds_every_page(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     ended = subprocess.run(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models import resnet as torchvision_resnet
 
+from fedstill.models.audiovisual import residual
 from fedstill.models.audiovisual.encoders import Encoder
 from fedstill.models.audiovisual.network import (
     AudioVisualNet,
@@ -85,10 +86,31 @@ def test_parameters_of_the_papers_audio_encoders(
 ) -> None:
     encoder = Encoder(EncoderSpec(architecture, 64), in_channels=1, feature_width=512)
     assert isinstance(encoder.adaptor, nn.Identity)
-    whole = ResNet(BasicBlock, depths)
+    whole = torchvision_resnet.ResNet(torchvision_resnet.BasicBlock, depths)
     two_channels = 2 * 64 * 7 * 7  # torchvision's first layer has three input channels, ours one
     assert parameter_count(encoder) == parameter_count(whole) - parameter_count(whole.fc) - two_channels
     assert parameter_count(encoder) / 1e6 == pytest.approx(millions, rel=0.002)
+
+
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_residual_blocks_are_torchvisions(block: str, stride: int) -> None:
+    """Same weights by name, same numbers, forwards and backwards, and in the statistics that training leaves."""
+    results = []
+    for source in (residual, torchvision_resnet):
+        torch.manual_seed(0)
+        made = getattr(source, block)
+        out = 4 * made.expansion
+        shortcut = nn.Sequential(nn.Conv2d(8, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        net = made(8, 4, stride, shortcut)
+        maps = torch.randn(2, 8, 9, 9, requires_grad=True)
+        net(maps).square().sum().backward()
+        gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+        results.append({**net.state_dict(), "maps": maps.grad, **{f"d {k}": v for k, v in gradients.items()}})
+    ours, theirs = results
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
 
 
 def test_the_true_resnet101_is_2048_wide() -> None:

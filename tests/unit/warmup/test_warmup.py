@@ -328,6 +328,7 @@ print("digest", float(sum(value.double().abs().sum() for value in net.module.sta
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_loses_at_most_an_epoch(tmp_path: Path) -> None:
     """A real process, ended by its id between two epochs; the next one ends with the weights of an undisturbed one."""
     script = tmp_path / "slow.py"
