@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -13,10 +12,9 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 def usable_cores(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> int:
     """At least 1: the cores that affinity allows, and no more than the CPU quota of any cgroup around this process.
 
-    A quota of one and a half cores counts as two: the second one is there for half of the time. ``OMP_NUM_THREADS`` is
-    a limit, too: who sets it shares the cores, and threads without a core of their own only wait for each other.
+    A quota of one and a half cores counts as two: the second one is there for half of the time.
     """
-    allowed = min(float(_affinity()), _wished())
+    allowed = float(_affinity())
     for quota in _quotas(root, membership):
         allowed = min(allowed, quota)
     return max(1, -int(-allowed // 1))
@@ -26,11 +24,6 @@ def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _wished() -> float:
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wish) if wish.isascii() and wish.isdigit() and int(wish) else math.inf
 
 
 def _quotas(root: Path, membership: Path) -> list[float]:

@@ -13,7 +13,6 @@ from fedstill.common.cores import usable_cores
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def write(path: Path, text: str) -> None:
@@ -81,14 +80,3 @@ def test_where_there_is_no_affinity_all_cores(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores(tmp_path, tmp_path / "missing") == 1
-
-
-@pytest.mark.parametrize(
-    ("wish", "cores"),
-    [("1", 1), ("3", 3), ("64", 8), ("0", 8), ("", 8), ("4,2", 8), ("-1", 8), ("\u0663", 8)],
-)
-def test_who_shares_the_cores_says_so(
-    wish: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", wish)
-    assert usable_cores(tmp_path, tmp_path / "self") == cores
