@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -60,7 +62,16 @@ def has_fast_bf16() -> bool:
 
 
 def use_threads(count: int) -> None:
-    """Let torch use ``count`` threads in this process; more threads than cores slow everything down."""
+    """Let torch use ``count`` threads in this process, but no more than there are cores, nor than ``OMP_NUM_THREADS``.
+
+    Threads without a core of their own spend their time waiting for each other, and who sets that variable shares the
+    cores with somebody.
+    """
     import torch
 
-    torch.set_num_threads(max(1, min(count, usable_cores())))
+    torch.set_num_threads(max(1, min(count, usable_cores(), _wished())))
+
+
+def _wished() -> int:
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wish) if wish.isascii() and wish.isdigit() and int(wish) else sys.maxsize
