@@ -67,7 +67,6 @@ def upload_bytes(kind: str, clips: int, classes: int) -> int:
         min_size=8,
         upload_limit=0,
         temperature=1.0,
-        training_prior=np.empty(0, np.float32),
         epsilon=4.0 if private else 0.0,
         delta=1e-5 if private else 0.0,
         centres=rng.dirichlet(np.ones(classes), 8).astype(np.float32)

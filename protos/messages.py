@@ -22,6 +22,8 @@ LONGEST_REASON = 500
 MOST_CLIPS = 10**9
 """More than any device has behind one prototype."""
 MOST_CENTRES = 4096
+CONFIDENCE_BINS = 8
+"""Of the histogram of confidences, from a guess to certainty."""
 MOST_EPSILON = 1000.0
 """A larger epsilon is a mistake: it guarantees nothing."""
 
@@ -121,15 +123,14 @@ class PrototypeRequest:
 
     Attributes:
         kind: ``samples`` every clip's probabilities (thesis "select"); ``kmeans`` and ``constrained``
-            cluster means ("select+cluster"); ``histogram`` one row, the mean probability; ``dp`` noisy
+            cluster means ("select+cluster"); ``histogram`` one row, the mean probability, and the histogram of
+            confidences; ``dp`` noisy
             means of the cells around ``centres``.
         samples_per_prototype: k = ceil(n / this) clusters (thesis: 3).
         min_size: smallest cluster of ``constrained``; smaller ones are never formed. ``dp`` leaves out cells
             whose noisy count is below.
         upload_limit: at most this many randomly chosen clips take part; 0 = all (Figure 5.13).
         temperature: divides the logits before the softmax, > 0; 1 is the plain probability.
-        training_prior: float32 (classes,), the class prior that the student's probabilities assume: the device
-            then estimates its own prior and corrects for it before it summarises. Empty: no correction.
         epsilon, delta: ``dp`` only, else 0: what this one upload may cost, for adding or removing one clip.
         centres: ``dp`` only, else without rows: float32 (k, classes), rows sum to 1; public, so that the cell
             of a clip depends on that clip alone. One row makes a histogram.
@@ -142,7 +143,6 @@ class PrototypeRequest:
     min_size: int
     upload_limit: int
     temperature: float
-    training_prior: npt.NDArray[np.float32]
     epsilon: float = 0.0
     delta: float = 0.0
     centres: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
@@ -157,10 +157,6 @@ class PrototypeRequest:
             raise WireError(f"upload_limit: {self.upload_limit} is negative")
         if not self.temperature > 0:
             raise WireError(f"temperature: {self.temperature} is not above 0")
-        _require_array("training_prior", self.training_prior, np.float32, ndim=1)
-        if len(self.training_prior) not in (0, len(self.student.class_names)):
-            raise WireError("training_prior: needs one value per class, or none")
-        _require_shares("training_prior", self.training_prior)
         _require_array("centres", self.centres, np.float32, ndim=2)
         if self.kind == "dp":
             self._require_private()
@@ -181,8 +177,6 @@ class PrototypeRequest:
             raise WireError(f"delta: {self.delta} is no probability between 0 and 1")
         if self.upload_limit:
             raise WireError("upload_limit: a random choice of clips voids the dp guarantee; send 0")
-        if len(self.training_prior):
-            raise WireError("training_prior: a correction over all clips voids the dp guarantee; send none")
         rows, classes = self.centres.shape
         if not 1 <= rows <= MOST_CENTRES or classes != len(self.student.class_names):
             raise WireError(
@@ -200,12 +194,15 @@ class PrototypeUpload:
     Attributes:
         probabilities: float32 (k, classes), rows sum to 1.
         counts: int64 (k,), clips behind each row, >= 1.
+        confidence: ``histogram`` only, else empty: float32 (CONFIDENCE_BINS,), the share of the clips in each bin
+            of their largest probability; sums to 1.
     """
 
     job: Job
     probabilities: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
+    confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
         _require_array("probabilities", self.probabilities, np.float32, ndim=2)
@@ -221,33 +218,32 @@ class PrototypeUpload:
             raise WireError("probabilities: every row must be non-negative and sum to 1")
         if self.counts.shape != (rows,) or (self.counts < 1).any() or (self.counts > MOST_CLIPS).any():
             raise WireError(f"counts: needs {rows} values from 1 to {MOST_CLIPS}")
+        _require_array("confidence", self.confidence, np.float32, ndim=1)
+        if len(self.confidence) not in (0, CONFIDENCE_BINS):
+            raise WireError(f"confidence: needs {CONFIDENCE_BINS} values, or none")
+        _require_shares("confidence", self.confidence)
+        if len(self.confidence) and not np.isclose(self.confidence.sum(), 1, atol=1e-3):
+            raise WireError("confidence: must sum to 1")
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
     """Cloud -> device: classify your own test clips with this student and report how many were right.
 
+    The device decides exactly as it would for a clip of its owner: nothing here changes the student's answers.
+
     Attributes:
-        prior_correction: estimate the device's class prior from its unlabelled predictions and correct
-            for it before deciding (the device's own knowledge; nothing more is uploaded).
-        training_prior: float32 (classes,), class prior that the student's probabilities assume.
         compressor: safetensors of one compression level (compressor and head), or empty for none.
         rung: JSON of the level's specification, or empty.
     """
 
     job: Job
     student: Student
-    prior_correction: bool
-    training_prior: npt.NDArray[np.float32]
     compressor: npt.NDArray[np.uint8]
     rung: str
 
     def __post_init__(self) -> None:
-        _require_array("training_prior", self.training_prior, np.float32, ndim=1)
         _require_array("compressor", self.compressor, np.uint8, ndim=1)
-        if self.training_prior.shape != (len(self.student.class_names),):
-            raise WireError("training_prior: needs one value per class")
-        _require_shares("training_prior", self.training_prior)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     DistillationSettings,
     DownlinkSettings,
+    GuardSettings,
     PrototypeSettings,
     SelectionSettings,
     StudentSettings,
@@ -104,6 +105,7 @@ class Experiment:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     prototypes: PrototypeSettings = field(default_factory=PrototypeSettings)
     fedstill: DistillationSettings = field(default_factory=DistillationSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     compute: Compute = field(default_factory=Compute)
     run: RunSettings = field(default_factory=RunSettings)

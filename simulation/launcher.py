@@ -175,6 +175,7 @@ def make_plan(
         prototypes=experiment.prototypes,
         ours=experiment.fedstill,
         compute=experiment.compute,
+        guard=experiment.guard,
         downlink=experiment.downlink,
         sweeps=run.sweeps,
         sweep_seeds=run.sweep_seeds,

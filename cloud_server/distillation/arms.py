@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedstill.cloud_server.distillation.class_mix import ClassMix
 from fedstill.cloud_server.distillation.public_bank import PublicBank
 from fedstill.cloud_server.distillation.rounds import SelectData
 from fedstill.cloud_server.distillation.run_plan import RunPlan
@@ -21,7 +22,6 @@ from fedstill.cloud_server.distillation.selection import (
     select_by_transport,
     select_nearest,
     select_random,
-    supported_shares,
 )
 from fedstill.cloud_server.distillation.settings import DistillationSettings, PrototypeSettings
 from fedstill.protos.messages import PrototypeUpload
@@ -43,18 +43,14 @@ class Arm:
 
     Attributes:
         upload: what the device uploads: every sample's probabilities, prototypes, one histogram; None: nothing.
-        calibrated: the device corrects its probabilities for its own class prior before it summarises them.
-        upload_once: the device is asked under the AllDistill student only. A student that was trained on some classes
-            can no longer tell whether the others are there.
-        prior_correction: the device corrects for its own class prior when it decides.
+        class_mix: the cloud estimates the device's class mix from one histogram under the generic student, and uses it
+            where the test of ``class_mix.py`` supports that; elsewhere the device gets the generic student.
         own_settings: trains with the experiment's ``[fedstill]`` table instead of ``[distillation]``.
     """
 
     name: str
     upload: str | None = None
-    calibrated: bool = False
-    upload_once: bool = False
-    prior_correction: bool = False
+    class_mix: bool = False
     own_settings: bool = False
 
 
@@ -68,24 +64,15 @@ BY_NAME = {
         Arm("all_distill_equal_steps"),
         Arm("class_prior_sampling", upload="histogram"),
         Arm("oracle_classes"),
-        Arm("prior_corrected", prior_correction=True),
+        Arm("prior_corrected", upload="histogram", class_mix=True),
         Arm("fedstill_without_selection", own_settings=True),
         Arm("teacher"),
     )
 }
 """Every arm of ``arm_names.ARMS`` but ours, and the teacher."""
 OURS = {
-    "support": Arm(
-        "fedstill",
-        upload="histogram",
-        calibrated=True,
-        upload_once=True,
-        prior_correction=True,
-        own_settings=True,
-    ),
-    "transport": Arm(
-        "fedstill", upload="prototypes", calibrated=True, prior_correction=True, own_settings=True
-    ),
+    "support": Arm("fedstill", upload="histogram", class_mix=True, own_settings=True),
+    "transport": Arm("fedstill", upload="prototypes", own_settings=True),
 }
 """The fedstill arm, by ``selection.rule``."""
 
@@ -113,9 +100,14 @@ def upload_kind(arm: Arm, prototypes: PrototypeSettings) -> str:
 
 
 def select_rule(
-    arm: Arm, plan: RunPlan, bank: PublicBank, client: int, rng: np.random.Generator
+    arm: Arm,
+    plan: RunPlan,
+    bank: PublicBank,
+    client: int,
+    rng: np.random.Generator,
+    mix: ClassMix | None = None,
 ) -> SelectData:
-    """The arm's SelectData, with its own stream of randomness."""
+    """The arm's SelectData, with its own stream of randomness; ``mix`` is for the arms that use one."""
     public = len(bank.labels)
     budget = budget_of(plan, public)
     settings = plan.selection
@@ -138,8 +130,8 @@ def select_rule(
         return Selection.uniform(select_by_prior(bank.labels, prior, budget, rng))
 
     def by_support(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
-        assert prototypes is not None
-        shares = supported_shares(prototypes.probabilities[0], bank.class_prior(), settings.support)
+        assert mix is not None
+        shares = np.where(mix.present, bank.class_prior(), 0.0)
         return Selection.uniform(select_by_prior(bank.labels, shares, budget, rng))
 
     def by_transport(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:

@@ -27,6 +27,11 @@ class PrototypeSource(Protocol):
         ...
 
 
+def nothing_asked(student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
+    """The PrototypeSource of a device that has said all that is needed."""
+    return None
+
+
 class SelectData(Protocol):
     """Chooses the public clips to distil on (lines 12-18, or another rule).
 

@@ -14,6 +14,7 @@ from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     DistillationSettings,
     DownlinkSettings,
+    GuardSettings,
     PrototypeSettings,
     SelectionSettings,
     StudentSettings,
@@ -57,6 +58,7 @@ class RunPlan:
     prototypes: PrototypeSettings
     ours: DistillationSettings
     compute: Compute
+    guard: GuardSettings = field(default_factory=GuardSettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     sweeps: tuple[str, ...] = ()
     sweep_seeds: int = 1

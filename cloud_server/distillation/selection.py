@@ -3,7 +3,6 @@
 ``select_nearest`` is ``SelectData`` of the thesis' Algorithm 7 (lines 12-18): each prototype in turn takes its n most
 similar public clips that are not taken yet. Similarity is the cosine of prediction probabilities (Eq. 5.5). It gives
 exactly what the row-by-row loop gives, but scans the public set once per group of prototypes in bounded memory.
-``supported_shares`` is ours: estimate which classes the device has at all, then sample from those, balanced.
 ``select_by_transport`` is the alternative in which every prototype counts: entropic optimal transport assigns public
 clips to all prototypes at once, weighted by the clips behind them.
 """
@@ -122,27 +121,6 @@ def select_by_prior(
         if take
     ]
     return np.concatenate(drawn).astype(np.int64)
-
-
-def supported_shares(prior: Floats, public_prior: Floats, threshold: float) -> npt.NDArray[np.float64]:
-    """The class shares to sample if only the classes that a device really has should count.
-
-    A class is present if the device's prior reaches ``threshold`` x its public share; the present ones keep their
-    public proportions. A student's noisy guesses leave some of every class in a prior, and clips of absent classes
-    teach the student to expect them; how much of each present class a device has is known far less well.
-
-    Args:
-        prior: (classes,) estimate of the device's class prior.
-        public_prior: (classes,) shares among the public clips.
-
-    Returns:
-        (classes,) target shares for :func:`select_by_prior`; the relatively largest class alone if none reaches it.
-    """
-    relative = np.divide(prior, public_prior, out=np.zeros(len(prior)), where=np.asarray(public_prior) > 0)
-    present = relative >= min(threshold, relative.max())
-    shares: npt.NDArray[np.float64] = np.where(present, public_prior, 0.0).astype(np.float64)
-    shares /= shares.sum()
-    return shares
 
 
 def select_by_transport(

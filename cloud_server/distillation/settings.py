@@ -139,6 +139,17 @@ class PrototypeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """When a device gets more than the generic student: only where public speakers show that it is safe."""
+
+    folds: int = 4  # of speakers: as many more generic students, each trained without one fold
+    test: bool = True  # false: believe every estimated class mix, for comparison only; it may do harm
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "folds")
+
+
+@dataclass(frozen=True, slots=True)
 class DownlinkSettings:
     """How students travel to devices, and whether a device takes one into use at the end."""
 

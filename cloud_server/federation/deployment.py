@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fedstill.cloud_server.distillation.compression_training import pack_compressors, train_levels
-from fedstill.cloud_server.distillation.public_bank import PublicBank
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER, save_heads
@@ -23,10 +23,10 @@ from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.common.run_layout import student_name
+from fedstill.models.audiovisual.class_bias import Bias, levels_with_class_bias
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.canaries import Canaries
-from fedstill.models.weights.packing import load_arrays
 
 STUDENTS_FOLDER = "students"
 
@@ -39,6 +39,7 @@ def is_deployed(key: JobKey, plan: RunPlan) -> bool:
 
 def deploy(
     student: AudioVisualNet,
+    bias: Bias,
     cloud: SeedCloud,
     session: DeviceSession,
     last_selection: Selection | None,
@@ -47,6 +48,8 @@ def deploy(
     """Offer the student's heads to the inference service, then have the device install it.
 
     Args:
+        student: with its class bias.
+        bias: that class bias, which the heads of the compression levels get, too.
         last_selection: the public clips that the student was last trained on, which resemble the device's; None: all of
             them.
 
@@ -58,12 +61,13 @@ def deploy(
     """
     everything = np.arange(len(cloud.bank.labels))
     seen = everything if last_selection is None else np.unique(last_selection.positions)
-    levels = train_levels(student, cloud.public, seen, cloud.plan.compute, session.key.seed)
+    trained = train_levels(student, cloud.public, seen, cloud.plan.compute, session.key.seed)
+    levels = levels_with_class_bias(trained, bias)
     _offer_heads(student, levels, cloud, session)  # first: the device may ask as soon as it has the student
     result = session.install(
         student,
         outer_epoch,
-        _canaries(cloud, seen),
+        _canaries(cloud, seen, bias),
         pack_compressors(levels),
         cloud.plan.downlink.minimum_agreement,
     )
@@ -71,7 +75,11 @@ def deploy(
 
 
 def keep_student(key: JobKey, student: AudioVisualNet, cloud: SeedCloud, journal: Journal) -> None:
-    """The checkpoint under its readable name, and its weights once more under their content's (a link)."""
+    """The checkpoint under its readable name, and its weights once more under their content's (a link).
+
+    Args:
+        student: as the device has it, so that what is exported from here is what was evaluated there.
+    """
     file = cloud.save_student(student_name(key.scenario, key.client, key.arm), student)
     version = hashlib.sha256(file.read_bytes()).hexdigest()
     kept = Path(cloud.plan.work) / STUDENTS_FOLDER / f"{version}.safetensors"
@@ -85,28 +93,34 @@ def _offer_heads(
     student: AudioVisualNet, levels: Mapping[float, CompressionNet], cloud: SeedCloud, session: DeviceSession
 ) -> None:
     """Give the inference service the student's heads, with the rounded weights that the device will have."""
-    has = session.downlink.shipment(student).reached
-    net = AudioVisualNet(student.spec)
-    load_arrays(net, has.state)
+    version = session.downlink.shipment(student).reached.version
     folder = Path(cloud.plan.work) / HEADS_FOLDER
-    save_heads(folder, has.version, net, levels, cloud.public.class_names)
+    net = session.downlink.received(student)
+    save_heads(folder, version, net, levels, cloud.public.class_names)
 
 
-def _canaries(cloud: SeedCloud, positions: npt.NDArray[np.int64]) -> Canaries:
-    chosen = canary_positions(cloud.bank, positions, cloud.plan.downlink.canaries)
+def _canaries(cloud: SeedCloud, positions: npt.NDArray[np.int64], bias: Bias) -> Canaries:
+    """The teacher's answers get the student's class bias: on a device without a class neither may answer it."""
+    class_probabilities = (torch.from_numpy(cloud.bank.logits + bias)).softmax(dim=1).numpy()
+    chosen = canary_positions(class_probabilities, positions, cloud.plan.downlink.canaries)
     return Canaries(
         np.ascontiguousarray(cloud.public.audio[chosen]),
         np.ascontiguousarray(cloud.public.frames[chosen]),
-        cloud.bank.probabilities()[chosen],
+        class_probabilities[chosen],
     )
 
 
-def canary_positions(bank: PublicBank, positions: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+def canary_positions(
+    teacher: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.int64]:
     """Up to ``count`` of ``positions``: those that the teacher is surest of, taken from its predicted classes in turn.
 
     Sure clips, because on these an intact student agrees with the teacher and a broken one does not.
+
+    Args:
+        teacher: float32 (N, classes), its probabilities of all public clips.
     """
-    class_probabilities = bank.probabilities()[positions]
+    class_probabilities = teacher[positions]
     decided, surest_first = (
         class_probabilities.argmax(axis=1),
         np.argsort(-class_probabilities.max(axis=1), kind="stable"),

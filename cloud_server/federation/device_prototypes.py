@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.cloud_server.distillation.arms import Arm, distillation_of, upload_kind
+from fedstill.cloud_server.distillation.arms import Arm, upload_kind
 from fedstill.cloud_server.distillation.centres import one_cell
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan
@@ -15,7 +15,6 @@ from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 
-NO_PRIOR = np.empty(0, np.float32)
 NO_CENTRES = np.empty((0, 0), np.float32)
 
 
@@ -29,16 +28,11 @@ class DevicePrototypes:
     def __init__(self, arm: Arm, plan: RunPlan, cloud: SeedCloud, session: DeviceSession) -> None:
         self._arm, self._plan, self._cloud, self._session = arm, plan, cloud, session
         self._key, self._journal = session.key, session.journal
-        self._first: PrototypeUpload | None = None
-        if arm.upload_once:
-            epochs = distillation_of(arm, plan).outer_epochs
-            kept = (self._journal.upload(self._key, outer_epoch) for outer_epoch in range(epochs))
-            self._first = next((upload for upload in kept if upload is not None), None)
 
     def __call__(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
         """The device's prototypes; None if the arm asks nothing of it. Raises DeviceFailure."""
-        if self._arm.upload is None or (self._arm.upload_once and self._first is not None):
-            return self._first
+        if self._arm.upload is None:
+            return None
         accepted = self._journal.upload(self._key, outer_epoch)
         if accepted is not None:
             return accepted
@@ -49,17 +43,17 @@ class DevicePrototypes:
             outer_epoch,
             self._plan.prototypes,
             guarantee=guarantee,
-            temperature=1.0 if histogram or self._arm.calibrated else self._plan.selection.temperature,
-            training_prior=(
-                self._cloud.bank.class_prior() if self._arm.calibrated and not private else NO_PRIOR
-            ),
+            temperature=self._temperature(histogram),
             centres=self._centres(histogram) if private else NO_CENTRES,
         )
         if upload.class_names != self._cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
-        upload = self._journal.accept_upload(self._key, outer_epoch, upload, guarantee)
-        self._first = self._first or upload
-        return upload
+        return self._journal.accept_upload(self._key, outer_epoch, upload, guarantee)
+
+    def _temperature(self, histogram: bool) -> float:
+        if self._arm.class_mix:
+            return self._cloud.class_mixes.temperature
+        return 1.0 if histogram else self._plan.selection.temperature
 
     def _guarantee(self) -> PrivacyGuarantee:
         settings = self._plan.prototypes

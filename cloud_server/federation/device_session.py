@@ -57,7 +57,6 @@ class DeviceSession:
         *,
         guarantee: PrivacyGuarantee,
         temperature: float,
-        training_prior: npt.NDArray[np.float32],
         centres: npt.NDArray[np.float32],
     ) -> PrototypeUpload:
         """The device's prototypes under the student ``net``; see ``PrototypeRequest`` for the arguments."""
@@ -70,7 +69,6 @@ class DeviceSession:
             settings.min_size,
             settings.upload_limit,
             temperature,
-            training_prior,
             guarantee.epsilon,
             guarantee.delta,
             centres,
@@ -82,16 +80,12 @@ class DeviceSession:
         net: AudioVisualNet,
         outer_epoch: int,
         *,
-        prior_correction: bool,
-        training_prior: npt.NDArray[np.float32],
         compressor: npt.NDArray[np.uint8] = NO_COMPRESSOR,
         level: str = "",
     ) -> EvaluationResult:
         """How many of its test clips the device classifies correctly; ``level``: the request's ``rung``."""
         shipment = self.downlink.shipment(net)
-        request = EvaluationRequest(
-            self.key.at(outer_epoch), shipment.student, prior_correction, training_prior, compressor, level
-        )
+        request = EvaluationRequest(self.key.at(outer_epoch), shipment.student, compressor, level)
         return self._ask("evaluate.student", request, shipment, EvaluationResult)
 
     def install(

@@ -17,7 +17,7 @@ from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.checkpoint import network_to_json
 from fedstill.models.weights.delta import content_hash, encode_update
 from fedstill.models.weights.delta_coding import UpdatePrecision
-from fedstill.models.weights.packing import arrays
+from fedstill.models.weights.packing import arrays, load_arrays
 from fedstill.protos.messages import Student
 
 
@@ -68,6 +68,12 @@ class Downlink:
             _bytes(update.payload), spec, self.class_names, version, known.version if known else ""
         )
         return Shipment(student, Acknowledged(version, update.state, source))
+
+    def received(self, net: AudioVisualNet) -> AudioVisualNet:
+        """``net`` as the device has it, or will have it: with the rounded weights of the downlink."""
+        rebuilt = AudioVisualNet(net.spec)
+        load_arrays(rebuilt, self.shipment(net).reached.state)
+        return rebuilt.eval()
 
     def arrived(self, shipment: Shipment) -> None:
         """The device answered with this student, so it has it."""

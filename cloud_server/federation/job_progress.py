@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from fedstill.cloud_server.distillation.class_mix import ClassMix
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.journal import Journal
@@ -27,6 +28,7 @@ class JobRecord:
     selection: list[dict[str, object]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     install: dict[str, object] = field(default_factory=dict)
+    class_mix: ClassMix | None = None
 
     def as_event(self) -> dict[str, object]:
         """Flat, ready for the event log."""

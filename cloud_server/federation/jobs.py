@@ -24,10 +24,16 @@ from fedstill.cloud_server.distillation.arms import (
     select_rule,
     with_variant,
 )
+from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.compression_training import train_levels
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.randomness import generator, stream
-from fedstill.cloud_server.distillation.rounds import DeviceFailure, personalise
+from fedstill.cloud_server.distillation.rounds import (
+    DeviceFailure,
+    PrototypeSource,
+    nothing_asked,
+    personalise,
+)
 from fedstill.cloud_server.federation.deployment import deploy, is_deployed, keep_student
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.device_prototypes import DevicePrototypes
@@ -36,9 +42,10 @@ from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
 from fedstill.cloud_server.federation.journal import Journal
-from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
+from fedstill.models.audiovisual.class_bias import levels_with_class_bias, with_class_bias
 from fedstill.models.audiovisual.levels import Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import pack
@@ -64,12 +71,13 @@ class PersonalisationJob:
         downlink = Downlink(precision, cloud.public.class_names)
         self.session = DeviceSession(key, line, downlink, journal, slots)
         self.progress = JobProgress(key, cloud, journal)
+        self.bias = np.zeros(len(cloud.public.class_names), np.float32)
 
     def run(self) -> JobRecord:
         """Personalise and evaluate; steps at which the device fails are reported and left out."""
         self.journal.forget_failures(self.key)
         with self.slots.held():
-            student = self.cloud.shared(self.key.arm) if self.key.arm in SHARED else self._personalised()
+            student = self._student()
             if self.key.sweep == "compression":
                 self._evaluate_levels(student)
             else:
@@ -78,14 +86,50 @@ class PersonalisationJob:
             if deployed:
                 self._deploy(student)
             if (self.key.arm == "fedstill" or deployed) and not self.key.sweep:
-                keep_student(self.key, student, self.cloud, self.journal)
+                keep_student(self.key, self.session.downlink.received(student), self.cloud, self.journal)
             return self.progress.finish()
 
     def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of an outer round."""
         self.progress.failed(outer_epoch, reason)
 
-    def _personalised(self) -> AudioVisualNet:
+    def _student(self) -> AudioVisualNet:
+        """The network that the device is to have, with its class bias if it gets one."""
+        if self.arm.class_mix:
+            return self._for_class_mix()
+        if self.key.arm in SHARED:
+            return self.cloud.shared(self.key.arm)
+        return self._personalised(DevicePrototypes(self.arm, self.plan, self.cloud, self.session))
+
+    def _for_class_mix(self) -> AudioVisualNet:
+        """The generic student, unless the device's classes are shown to be mixed otherwise than the public ones."""
+        generic = self.cloud.shared(GENERIC)
+        mix = self.progress.record.class_mix = self._class_mix(generic)
+        if not mix.supported:
+            return generic
+        if self.key.arm == "prior_corrected":
+            net = self.session.downlink.received(
+                generic
+            )  # which the device has, so that only the bias travels
+        else:
+            net = self._personalised(nothing_asked, mix)
+        self.bias = mix.bias
+        return with_class_bias(net, mix.bias)
+
+    def _class_mix(self, generic: AudioVisualNet) -> ClassMix:
+        if self.plan.prototypes.kind == "dp":
+            reason = "a private histogram does not show how the device records, so none is asked for"
+            return unknown_mix(self.cloud.bank.class_prior(), reason)
+        try:
+            summary = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(generic, 0)
+        except DeviceFailure as failure:
+            self.failed(0, str(failure))
+            return unknown_mix(self.cloud.bank.class_prior(), str(failure))
+        assert summary is not None
+        rng = np.random.default_rng(stream(self.key.seed, "class_mix", self.key.scenario, self.key.client))
+        return self.cloud.class_mixes.judge(summary, rng)
+
+    def _personalised(self, source: PrototypeSource, mix: ClassMix | None = None) -> AudioVisualNet:
         """Algorithm 7, from the outer round in which this job was interrupted, if it was."""
         key, bank, settings = self.key, self.cloud.bank, self.settings
         purpose = (key.scenario, key.arm, key.client)
@@ -103,8 +147,8 @@ class PersonalisationJob:
         rng = np.random.default_rng(stream(key.seed, *purpose))
         student = personalise(
             distiller,
-            DevicePrototypes(self.arm, self.plan, self.cloud, self.session),
-            select_rule(self.arm, self.plan, bank, key.client, rng),
+            source,
+            select_rule(self.arm, self.plan, bank, key.client, rng, mix),
             self.progress,
             outer_epochs=settings.outer_epochs,
             inner_epochs=settings.inner_epochs,
@@ -118,9 +162,10 @@ class PersonalisationJob:
         if selection is None:
             self.failed(0, "no selection to train the compression levels on: every outer epoch was left out")
             return
-        levels = train_levels(
+        trained = train_levels(
             student, self.cloud.public, selection.positions, self.plan.compute, self.key.seed
         )
+        levels = levels_with_class_bias(trained, self.bias)
         for rate, net in levels.items():
             for precision in TABLE_PRECISIONS:
                 level = {"rate": rate, "precision": precision.value}
@@ -137,8 +182,6 @@ class PersonalisationJob:
             result = self.session.evaluate(
                 student,
                 self.settings.outer_epochs,
-                prior_correction=self.arm.prior_correction,
-                training_prior=self.cloud.bank.class_prior(),
                 compressor=compressor,
                 level=json.dumps(level) if level else "",
             )
@@ -152,7 +195,7 @@ class PersonalisationJob:
         """The device installs the student; whether it did is an event and part of the record."""
         last, final = self.progress.last_selection, self.settings.outer_epochs
         try:
-            outcome = deploy(student, self.cloud, self.session, last, final)
+            outcome = deploy(student, self.bias, self.cloud, self.session, last, final)
         except DeviceFailure as failure:
             self.failed(final, str(failure))
             outcome = {"installed": False, "reason": str(failure)}

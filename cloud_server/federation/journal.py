@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 from sqlalchemy import (
@@ -339,7 +340,8 @@ def _last_of(connection: Connection, client: int) -> dict[str, Any]:
 
 
 def _packed(upload: PrototypeUpload) -> bytes:
-    arrays: Arrays = {"probabilities": upload.probabilities, "counts": upload.counts}
+    names = ("probabilities", "counts", "confidence")
+    arrays: Arrays = {name: getattr(upload, name) for name in names}
     return safetensors.numpy.save(arrays, metadata={"class_names": json.dumps(upload.class_names)})
 
 
@@ -347,7 +349,8 @@ def _unpacked(content: bytes, key: JobKey, outer_epoch: int) -> PrototypeUpload:
     arrays = safetensors.numpy.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = tuple(json.loads(header["__metadata__"]["class_names"]))
-    return PrototypeUpload(key.at(outer_epoch), arrays["probabilities"], arrays["counts"], names)
+    confidence = arrays.get("confidence", np.empty(0, np.float32))  # older journals have none
+    return PrototypeUpload(key.at(outer_epoch), arrays["probabilities"], arrays["counts"], names, confidence)
 
 
 def _engine(url: str) -> Engine:

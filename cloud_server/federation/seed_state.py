@@ -5,10 +5,9 @@ Everything here is made once and kept in the run directory; a resumed run finds 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,14 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedstill.cloud_server.distillation.arms import budget_of, whole_set_in_turns
 from fedstill.cloud_server.distillation.centres import public_centres
-from fedstill.cloud_server.distillation.distiller import make_distiller
-from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, open_bank, save_bank
+from fedstill.cloud_server.distillation.class_mix import ClassMixes
+from fedstill.cloud_server.distillation.cross_fit import (
+    CrossFit,
+    open_cross_fit,
+    save_cross_fit,
+    speaker_folds,
+)
+from fedstill.cloud_server.distillation.generic_student import distil_on, train_further
+from fedstill.cloud_server.distillation.public_bank import (
+    PublicBank,
+    compute_bank,
+    open_bank,
+    save_bank,
+    teacher_outputs,
+)
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.cloud_server.distillation.run_plan import RunPlan
-from fedstill.cloud_server.distillation.selection import Selection
-from fedstill.cloud_server.distillation.teacher import count_correct, student_spec, train_teacher
+from fedstill.cloud_server.distillation.teacher import count_correct, train_teacher
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.common.run_layout import personal_students, seed_folder
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
@@ -36,7 +46,9 @@ from fedstill.models.weights.checkpoint import (
 )
 from fedstill.models.weights.packing import pack
 
-EQUAL_STEPS = ("all_distill_equal_steps", "fedstill_without_selection")
+GENERIC = "all_distill_equal_steps"
+"""The arm whose student every device gets for which nothing better is shown."""
+EQUAL_STEPS = (GENERIC, "prior_corrected", "fedstill_without_selection")
 
 
 @dataclass
@@ -92,12 +104,31 @@ class SeedCloud:
         """The student distilled on all public clips (Algorithm 6, line 4), under the teacher's head."""
         return self._kept("all_distill", self._distil_on_all)
 
+    @cached_property
+    def cross_fit(self) -> CrossFit | None:
+        """What the generic student says of speakers that it never heard; None if the public clips name one only."""
+        if len(set(self.public.speakers)) < 2:
+            return None
+        folder = self.directory / "cross_fit"
+        found = open_cross_fit(folder)
+        if found is None:
+            found = self._cross_fit()
+            save_cross_fit(found, folder)
+        return found
+
+    @cached_property
+    def class_mixes(self) -> ClassMixes:
+        """The judge of what devices say about their classes."""
+        prior, threshold = self.bank.class_prior(), self.plan.selection.support
+        return ClassMixes(self.cross_fit, prior, threshold, self.plan.guard.test)
+
     def shared(self, arm: str) -> AudioVisualNet:
         """The network of an arm that is the same for all devices, made on first use."""
         if arm == "teacher":
             return self.teacher
         if arm not in EQUAL_STEPS:
             return self.all_distill
+        arm = GENERIC if arm == "prior_corrected" else arm
         if arm not in self._trained_on:
             self._trained_on[arm] = self._kept(arm, lambda: self._train_on(arm))
         return self._trained_on[arm]
@@ -134,59 +165,57 @@ class SeedCloud:
         return net
 
     def _distil_on_all(self) -> AudioVisualNet:
-        settings, public = self.plan.student, len(self.public.info)
-        spec = student_spec(self.public, self.plan.teacher, settings)
-        student = AudioVisualNet(spec, self._generator("student"))
-        student.head.load_state_dict(self.teacher.head.state_dict())
-        distiller = make_distiller(
-            student,
-            self.public,
-            self.bank,
-            replace(self.plan.distillation, freeze_batch_norm=False),  # there are no statistics to keep yet
-            settings.optimiser,
-            self.plan.compute,
-            self._generator("all_distill"),
-            epochs=settings.epochs,
-            clips_per_epoch=public,
-        )
-        everything = Selection.uniform(np.arange(public))
-        curve = f"all_distill/seed{self.seed}"
-        for epoch in range(1, settings.epochs + 1):
-            (loss,) = distiller.run(everything, 1)
-            self.metrics.loss("all_distill_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
-        return distiller.student.cpu().eval()
+        epochs = self.plan.student.epochs
+
+        def report(epoch: int, loss: float) -> None:
+            curve = f"all_distill/seed{self.seed}"
+            self.metrics.loss("all_distill_epoch", curve, epoch, loss, seed=self.seed, epochs=epochs)
+
+        everything = np.arange(len(self.public))
+        generators = self._generator("student"), self._generator("all_distill")
+        return distil_on(everything, self.public, self.bank, self.plan, self.teacher.head, generators, report)
 
     def _train_on(self, arm: str) -> AudioVisualNet:
         """AllDistill trained further with as many steps as the other arms, on all public clips: no selection."""
-        settings = self.plan.distillation if arm == "all_distill_equal_steps" else self.plan.ours
-        public = len(self.public.info)
+        settings = self.plan.distillation if arm == GENERIC else self.plan.ours
         turns = settings.outer_epochs * settings.inner_epochs
-        budget = budget_of(self.plan, public)
-        distiller = make_distiller(
-            copy.deepcopy(self.all_distill),
-            self.public,
-            self.bank,
-            settings,
-            settings.optimiser,
-            self.plan.compute,
-            self._generator(arm),
-            epochs=turns,
-            clips_per_epoch=budget,
-        )
-        next_turn = whole_set_in_turns(public, budget, np.random.default_rng(self.seed))
-        for turn in range(1, turns + 1):
-            (loss,) = distiller.run(next_turn(None, self.bank), 1)
+
+        def report(turn: int, loss: float) -> None:
             self.metrics.emit(
                 "equal_steps_epoch", seed=self.seed, arm=arm, epoch=turn, epochs=turns, loss=loss
             )
-        return distiller.student.cpu().eval()
+
+        everything, rng = np.arange(len(self.public)), np.random.default_rng(self.seed)
+        return train_further(
+            self.all_distill, everything, self.public, self.bank, self.plan, settings, self._generator(arm),
+            rng, report,
+        )  # fmt: skip
+
+    def _cross_fit(self) -> CrossFit:
+        """Train the generic student once per fold of speakers, and have each judge the speakers it did not see."""
+        fold = speaker_folds(self.public.speakers, self.plan.guard.folds)
+        logits = np.empty((len(fold), len(self.public.class_names)), np.float32)
+        for one in range(fold.max() + 1):
+            seen, unseen = np.flatnonzero(fold != one), np.flatnonzero(fold == one)
+            purpose = "cross_fit", one
+            generators = self._generator(*purpose, "student"), self._generator(*purpose, "all_distill")
+            student = distil_on(seen, self.public, self.bank, self.plan, self.teacher.head, generators)
+            student = train_further(
+                student, seen, self.public, self.bank, self.plan, self.plan.distillation,
+                self._generator(*purpose, GENERIC), np.random.default_rng(self.seed),
+            )  # fmt: skip
+            outputs = teacher_outputs(student, self.public, unseen, self.plan.compute)
+            logits[unseen] = torch.cat([found.joint.cpu() for _, found in outputs]).numpy()
+            self.metrics.emit("cross_fit", seed=self.seed, fold=one, folds=int(fold.max()) + 1)
+        _, speaker = np.unique(np.array(self.public.speakers), return_inverse=True)
+        return CrossFit(logits, self.public.labels, speaker.astype(np.int64))
 
     def _save(self, stem: Path, net: AudioVisualNet) -> None:
         specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
         save_checkpoint(stem, net, CheckpointMeta(net.spec, self.public.class_names, *specs))
 
-    def _generator(self, purpose: str) -> torch.Generator:
-        return generator(self.seed, purpose)
+    def _generator(self, *purpose: object) -> torch.Generator:
+        return generator(self.seed, *purpose)
 
 
 def hold_out(

@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedstill.cloud_server.distillation.arms import SHARED
+from fedstill.cloud_server.distillation.arms import SHARED, arm_of
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
@@ -25,7 +25,7 @@ from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.jobs import PersonalisationJob
 from fedstill.cloud_server.federation.journal import Journal, open_journal
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
-from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.common.cores import usable_cores
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
@@ -92,8 +92,11 @@ def run_seed(
     plan = cloud.plan
     use_threads(usable_cores())
     _ = cloud.bank, cloud.all_distill
-    for arm in {key.arm: None for key in keys if key.arm in SHARED}:
-        cloud.shared(arm)
+    for arm in {key.arm: None for key in keys}:
+        if arm in SHARED:
+            cloud.shared(arm)
+        if arm_of(arm, plan).class_mix:
+            _ = cloud.shared(GENERIC), cloud.class_mixes
     use_threads(1)
     slots = ComputeSlots(plan.compute.workers)
     stopped = threading.Event()

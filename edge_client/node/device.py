@@ -20,7 +20,6 @@ from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
-from fedstill.edge_client.privacy.calibration import calibrated
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
@@ -74,36 +73,28 @@ class Device:
             rows = release_once(self.directory, self.run, policy, request, self._probabilities)
         else:
             rows = summarise(self._probabilities(request), request, seed=seed_of(request.job))
-        return PrototypeUpload(request.job, rows.probabilities, rows.counts, self.store.class_names)
+        return PrototypeUpload(
+            request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence
+        )
 
     def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
-        """(n, classes) probabilities of the query clips, corrected for their own prior if the request asks for it."""
+        """(n, classes) probabilities of the query clips."""
         query, _ = self._roles(request.job)
         runtime, found = self._features(request.student, query)
-        class_probabilities = runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
-        if len(request.training_prior):
-            class_probabilities = calibrated(class_probabilities, class_probabilities, request.training_prior)
-        return class_probabilities
+        return runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Classify the labelled test clips with this student; the answer is two counts."""
         read_policy(self.directory).require_accuracy()
-        query, test = self._roles(request.job)
+        _, test = self._roles(request.job)
         labelled = test[self.store.labels[test] >= 0]
         if len(labelled) == 0:
             raise DeviceError("this device has no labelled clips, so accuracy cannot be measured")
         started = time.perf_counter()
         class_probabilities, size = self._decide(request, labelled)
         seconds = time.perf_counter() - started
-        if request.prior_correction:
-            known = (
-                self._decide(request, query)[0]
-                if request.job.scenario == "latency_sensitive"
-                else class_probabilities
-            )
-            class_probabilities = calibrated(class_probabilities, known, request.training_prior)
         right = class_probabilities.argmax(axis=1) == self.store.labels[labelled]
-        self._remember(request.job, labelled, right)
+        self._remember(request, labelled, class_probabilities, right)
         return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
 
     def install(self, request: InstallRequest) -> InstallResult:
@@ -161,17 +152,35 @@ class Device:
         answer = runtime.level_logits(found, rate, precision, request.compressor)
         return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
 
-    def _remember(self, job: Job, positions: Positions, right: npt.NDArray[np.bool_]) -> None:
-        """Keep the per-clip outcome here; it never travels."""
-        folder = self.directory / "evaluations"
+    def _remember(
+        self,
+        request: EvaluationRequest,
+        positions: Positions,
+        class_probabilities: npt.NDArray[np.float32],
+        right: npt.NDArray[np.bool_],
+    ) -> None:
+        """Keep the per-clip outcome here; it never travels.
+
+        ``decided`` are class names, ``margin`` the lead in probability over the second class, ``student`` the version
+        that decided: what ``fedstill agent infer`` must answer for the same clips once this student is installed.
+        """
+        job, names = request.job, self.store.class_names
+        ordered = np.sort(class_probabilities, axis=1)
+        margin = ordered[:, -1] - (ordered[:, -2] if len(names) > 1 else 0)
         outcome = {
             "scenario": job.scenario,
             "arm": job.arm,
             "seed": job.seed,
+            "student": request.student.version,
+            "level": json.loads(request.rung) if request.rung else None,
             "clip_ids": [self.store.info[position].clip_id for position in positions],
+            "decided": [names[label] for label in class_probabilities.argmax(axis=1)],
+            "margin": [round(float(one), 6) for one in margin],
             "correct": "".join("1" if one else "0" for one in right),
         }
-        replace_text(folder / f"{job.scenario}.{job.arm}.{job.seed}.json", json.dumps(outcome))
+        level = "".join(f".{part}" for part in (outcome["level"] or {}).values())
+        file = self.directory / "evaluations" / f"{job.scenario}.{job.arm}.{job.seed}{level}.json"
+        replace_text(file, json.dumps(outcome))
 
 
 def seed_of(job: Job) -> int:

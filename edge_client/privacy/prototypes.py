@@ -7,11 +7,12 @@ prototypes are made in ``private_prototypes.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.models.audiovisual.confidence import confidence_histogram
 from fedstill.protos.messages import PrototypeRequest
 
 Probabilities = npt.NDArray[np.float32]
@@ -24,10 +25,14 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Rows that sum to 1, float32 (k, classes), and the number of clips behind each, int64 (k,)."""
+    """Rows that sum to 1, float32 (k, classes), and the number of clips behind each, int64 (k,).
+
+    ``confidence`` is the histogram of confidences, float32 (CONFIDENCE_BINS,); empty unless it was asked for.
+    """
 
     probabilities: Probabilities
     counts: Counts
+    confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
 
 def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int) -> Prototypes:
@@ -48,7 +53,8 @@ def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int
         return Prototypes(probabilities, np.ones(len(probabilities), np.int64))
     if request.kind == "histogram":
         _require_crowd(len(probabilities), request.min_size)
-        return _means(probabilities, np.zeros(len(probabilities), np.int64))
+        one = _means(probabilities, np.zeros(len(probabilities), np.int64))
+        return replace(one, confidence=confidence_histogram(probabilities))
     if request.kind == "kmeans":
         return kmeans_prototypes(probabilities, request.samples_per_prototype, seed)
     if request.kind == "constrained":

@@ -151,5 +151,4 @@ def _request(stage: Stage, kind: str) -> PrototypeRequest:
         min_size=stage.prototypes.min_size,
         upload_limit=0,
         temperature=1.0,
-        training_prior=np.empty(0, np.float32),
     )

@@ -1,7 +1,8 @@
 """Fusion heads: from the two modalities' features to class logits.
 
 The four heads of the thesis' line of work (OGM-GE, PMR): concat, sum, FiLM and gated. Each maps two
-(batch, width) float tensors to (batch, classes) logits.
+(batch, width) float tensors to (batch, classes) logits. What is added to its ``logit_bias``, float (classes,), is
+added to every logit row.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ class ConcatFusion(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(2 * width, classes)
 
+    @property
+    def logit_bias(self) -> Tensor:
+        return self.classifier.bias
+
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         logits: Tensor = self.classifier(torch.cat([audio, visual], dim=1))
         return logits
@@ -32,6 +37,10 @@ class SumFusion(nn.Module):
         self.audio = nn.Linear(width, classes)
         self.visual = nn.Linear(width, classes)
 
+    @property
+    def logit_bias(self) -> Tensor:
+        return self.audio.bias
+
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         logits: Tensor = self.audio(audio) + self.visual(visual)
         return logits
@@ -44,6 +53,10 @@ class FilmFusion(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(width, 2 * width)
         self.classifier = nn.Linear(width, classes)
+
+    @property
+    def logit_bias(self) -> Tensor:
+        return self.classifier.bias
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         scale, shift = self.modulation(audio).chunk(2, dim=1)
@@ -59,6 +72,10 @@ class GatedFusion(nn.Module):
         self.gate = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.classifier = nn.Linear(width, classes)
+
+    @property
+    def logit_bias(self) -> Tensor:
+        return self.classifier.bias
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         logits: Tensor = self.classifier(torch.sigmoid(self.gate(audio)) * self.value(visual))

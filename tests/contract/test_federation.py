@@ -114,7 +114,7 @@ def test_replies_hold_the_declared_fields_and_nothing_else(finished: Finished) -
         names = {*reply.content.array_records["arrays"], *reply.content.config_records["fields"]}
         assert names == declared(kind)
         for name, array in arrays_of(reply).items():
-            assert np.issubdtype(array.dtype, np.floating) == (name == "probabilities")
+            assert np.issubdtype(array.dtype, np.floating) == (name != "counts")
             assert array.shape[1:] == ((6,) if name == "probabilities" else ())
             assert len(array) <= CLIPS_PER_CLASS * CLASSES_PER_CLIENT
     assert seen == REPLIES.keys()

@@ -37,8 +37,7 @@ NAMES = ("neutral", "happy", "sad", "fear", "disgust", "angry")
 JOB = Job("latency_sensitive", "fedstill", 3, 2)
 VERSION, OTHER = "0123456789abcdef" * 4, "f" * 64
 STUDENT = Student(np.arange(9, dtype=np.uint8), '{"classes": 6}', NAMES, VERSION, OTHER)
-PRIOR = np.full(6, 1 / 6, np.float32)
-NO_PRIOR = np.empty(0, np.float32)
+SURE = np.full(8, 1 / 8, np.float32)
 EVEN = np.full((3, 6), 1 / 6, np.float32)
 
 
@@ -48,6 +47,7 @@ def upload(**changes: Any) -> PrototypeUpload:
         "probabilities": np.full((3, 6), 1 / 6, np.float32),
         "counts": np.array([8, 9, 20], np.int64),
         "class_names": NAMES,
+        "confidence": SURE,
     }
     return PrototypeUpload(**values | changes)
 
@@ -55,20 +55,19 @@ def upload(**changes: Any) -> PrototypeUpload:
 def prototype_request(**changes: Any) -> PrototypeRequest:
     values: dict[str, Any] = {
         "job": JOB, "student": STUDENT, "kind": "constrained", "samples_per_prototype": 3, "min_size": 8,
-        "upload_limit": 0, "temperature": 2.5, "training_prior": PRIOR,
+        "upload_limit": 0, "temperature": 2.5,
     }  # fmt: skip
     return PrototypeRequest(**values | changes)
 
 
 def private_request(**changes: Any) -> PrototypeRequest:
-    private = {"kind": "dp", "epsilon": 4.0, "delta": 1e-5, "centres": EVEN, "training_prior": NO_PRIOR}
+    private = {"kind": "dp", "epsilon": 4.0, "delta": 1e-5, "centres": EVEN}
     return prototype_request(**private | changes)
 
 
 def evaluation_request(**changes: Any) -> EvaluationRequest:
     values: dict[str, Any] = {
-        "job": JOB, "student": STUDENT, "prior_correction": True, "training_prior": PRIOR,
-        "compressor": np.empty(0, np.uint8), "rung": "",
+        "job": JOB, "student": STUDENT, "compressor": np.empty(0, np.uint8), "rung": "",
     }  # fmt: skip
     return EvaluationRequest(**values | changes)
 
@@ -269,7 +268,6 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: prototype_request(upload_limit=-1), "upload_limit: -1"),
         (lambda: prototype_request(temperature=0.0), "temperature: 0.0"),
         (lambda: prototype_request(temperature=float("nan")), "temperature: nan"),
-        (lambda: prototype_request(training_prior=PRIOR[:3]), "training_prior: "),
         (lambda: prototype_request(epsilon=1.0), "epsilon: is for kind dp, not for constrained"),
         (lambda: prototype_request(delta=1e-5), "delta: is for kind dp"),
         (lambda: prototype_request(centres=EVEN), "centres: is for kind dp"),
@@ -279,7 +277,6 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: private_request(delta=0.0), "delta: 0.0"),
         (lambda: private_request(delta=1.0), "delta: 1.0"),
         (lambda: private_request(upload_limit=9), "upload_limit: "),
-        (lambda: private_request(training_prior=PRIOR), "training_prior: "),
         (lambda: private_request(centres=EVEN[:0]), "centres: needs 1 to"),
         (lambda: private_request(centres=EVEN[:, :5]), "centres: needs 1 to 4096 rows of 6"),
         (lambda: private_request(centres=np.resize(EVEN, (4097, 6))), "centres: needs 1 to 4096"),
@@ -287,8 +284,10 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: private_request(centres=spoilt(np.nan)), "centres: needs finite"),
         (lambda: private_request(centres=EVEN.astype(np.float64)), "centres: needs a float32"),
         (lambda: private_request(centres=EVEN[0]), "centres: needs a float32 array of 2 dim"),
-        (lambda: evaluation_request(training_prior=PRIOR[:3]), "training_prior: needs one value per class"),
-        (lambda: evaluation_request(training_prior=PRIOR * np.nan), "training_prior: "),
+        (lambda: upload(confidence=SURE[:3]), "confidence: needs 8 values, or none"),
+        (lambda: upload(confidence=2 * SURE), "confidence: must sum to 1"),
+        (lambda: upload(confidence=SURE * np.float32(np.nan)), "confidence: needs finite"),
+        (lambda: upload(confidence=SURE.astype(np.float64)), "confidence: needs a float32"),
         (lambda: evaluation_request(compressor=np.zeros(3)), "compressor: needs a uint8"),
         (lambda: require_same_classes(NAMES, NAMES[::-1]), "class_names: expected .*neutral.* received .*angry"),
     ],

@@ -78,12 +78,12 @@ given = json.loads(Path(sys.argv[3]).read_text())
 student = Student(
     np.fromfile(given["weights"], np.uint8), given["spec"], tuple(given["class_names"]), given["version"]
 )
-job, prior = Job("latency_insensitive", "fedstill", 3, 1), np.full(6, 1 / 6, np.float32)
+job = Job("latency_insensitive", "fedstill", 3, 1)
 sent = {}
 for kind in ("samples", "kmeans", "constrained", "histogram"):
-    upload = device.prototypes(PrototypeRequest(job, student, kind, 3, 3, 0, 0.5, prior))
+    upload = device.prototypes(PrototypeRequest(job, student, kind, 3, 3, 0, 0.5))
     sent[kind] = {"probabilities": upload.probabilities.tolist(), "counts": upload.counts.tolist()}
-right = device.evaluate(EvaluationRequest(job, student, True, prior, np.empty(0, np.uint8), ""))
+right = device.evaluate(EvaluationRequest(job, student, np.empty(0, np.uint8), ""))
 print(json.dumps({"prototypes": sent, "correct": right.correct, "total": right.total}))
 """
 APP = """
@@ -196,13 +196,13 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
 
     device = Device(home, load_torch)
     student = Student(weights, spec, names, version)
-    job, prior = Job("latency_insensitive", "fedstill", 3, 1), np.full(6, 1 / 6, np.float32)
+    job = Job("latency_insensitive", "fedstill", 3, 1)
     found = {
         kind: Prototypes(np.array(sent["probabilities"], np.float32), np.array(sent["counts"]))
         for kind, sent in answer["prototypes"].items()
     }
     for kind, sent in found.items():
-        request = PrototypeRequest(job, student, kind, 3, 3, 0, 0.5, prior)
+        request = PrototypeRequest(job, student, kind, 3, 3, 0, 0.5)
         with_torch = device.prototypes(request)
         assert sent.probabilities.shape == with_torch.probabilities.shape
         assert sent.counts.sum() == with_torch.counts.sum()
@@ -213,7 +213,7 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
         same = summarise(found["samples"].probabilities, request, seed_of(job))
         np.testing.assert_array_equal(sent.probabilities, same.probabilities)
         np.testing.assert_array_equal(sent.counts, same.counts)
-    right = device.evaluate(EvaluationRequest(job, student, True, prior, np.empty(0, np.uint8), ""))
+    right = device.evaluate(EvaluationRequest(job, student, np.empty(0, np.uint8), ""))
     assert (answer["correct"], answer["total"]) == (right.correct, right.total)
 
 

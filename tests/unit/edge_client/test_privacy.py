@@ -38,7 +38,6 @@ def dp_request(epsilon: float = 4.0, cells: int = 3, min_size: int = 8) -> Proto
         min_size=min_size,
         upload_limit=0,
         temperature=1.0,
-        training_prior=np.empty(0, np.float32),
         epsilon=epsilon,
         delta=1e-5,
         centres=centres,

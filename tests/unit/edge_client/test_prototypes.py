@@ -29,7 +29,6 @@ def request(kind: str, *, samples: int = 3, min_size: int = 8, limit: int = 0) -
         min_size=min_size,
         upload_limit=limit,
         temperature=1.0,
-        training_prior=np.empty(0, np.float32),
     )
 
 

@@ -1,0 +1,165 @@
+"""Whether a device's classes are mixed otherwise than the public ones, and how: decided only where it can be known.
+
+A device uploads the mean of its class probabilities and a histogram of its confidences under the generic student. If
+only the mix of classes differs from the public clips', these are an average of what the classes look like on public
+clips, with the device's shares as weights. So the shares are fitted (as in black-box shift estimation, Lipton et al.
+2018, with all of the summary instead of the decided classes). But every speaker differs a little from every other,
+and so does every microphone, camera and room. Believing the fit then does harm. Public speakers show by how much: each
+of them in turn plays the device. The fit counts only if
+
+- no public speaker with the public mix looks as different from it as the device does (``p_same``),
+- the device looks like a mix of classes, as far as public speakers do (``p_mixture``): if not, its sound or its
+  pictures differ from the public ones, and nothing follows about its classes,
+- and on the public clips, under any mix that the summary allows, deciding by the fitted shares gains.
+
+Otherwise nothing is changed, and the device keeps the generic student.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from fedstill.cloud_server.distillation.cross_fit import CrossFit
+from fedstill.cloud_server.distillation.mixture_fit import Fit, MixtureModel
+from fedstill.protos.messages import PrototypeUpload
+
+Floats = npt.NDArray[np.float64]
+
+MOST_P_SAME = 0.05
+LEAST_P_MIXTURE = 0.4
+"""High, since a device that is not recorded as public clips are must not pass; true mixtures have 0.9 or so."""
+FEWEST_SPEAKERS = 3
+DRAWS = 40
+TURNS = 4
+"""How often each public speaker plays the device, with other clips of his."""
+DOUBT = 0.1
+"""What must hold, holds in all but this share of the draws."""
+KEPT = 0.02
+"""Part of the public mix that is left in every estimate, so that no class is ever ruled out."""
+
+
+@dataclass(frozen=True)
+class ClassMix:
+    """What is known of a device's classes.
+
+    Attributes:
+        supported: whether the device's student may use it.
+        reason: in one line, why it may or may not.
+        shares: of the classes; the public ones if nothing is known.
+        present: the classes that the device may have.
+        class_bias: to add to the student's logits; zeros if nothing is known.
+        gain: accuracy that the bias adds on public clips mixed like the device's, from 0 to 1.
+    """
+
+    supported: bool
+    reason: str
+    shares: tuple[float, ...]
+    present: tuple[bool, ...]
+    class_bias: tuple[float, ...]
+    gain: float = 0.0
+
+    @property
+    def bias(self) -> npt.NDArray[np.float32]:
+        """``class_bias`` as float32 (classes,)."""
+        return np.array(self.class_bias, np.float32)
+
+
+def unknown_mix(public_prior: npt.NDArray[np.floating], reason: str) -> ClassMix:
+    """Nothing is known: the public shares, every class present, no bias."""
+    shares = tuple(float(share) for share in public_prior)
+    return ClassMix(False, reason, shares, (True,) * len(shares), (0.0,) * len(shares))
+
+
+class ClassMixes:
+    """The judge of devices' summaries, for one seed's generic student.
+
+    Args:
+        cross_fit: what the student says of public speakers that it never heard; None if there is one speaker only.
+        public_prior: float (classes,), shares of the classes among the public clips.
+        threshold: a class may be present if its share may reach this part of its public share.
+        tested: False: every fit is believed, for comparison only.
+
+    Attributes:
+        temperature: divides the student's logits before devices summarise them; makes its probabilities honest.
+    """
+
+    def __init__(
+        self,
+        cross_fit: CrossFit | None,
+        public_prior: npt.NDArray[np.floating],
+        threshold: float,
+        tested: bool = True,
+    ) -> None:
+        self._prior, self._threshold = np.asarray(public_prior, np.float64), threshold
+        self._tested = tested
+        self._model = None if cross_fit is None else MixtureModel(cross_fit)
+        self.temperature = self._model.temperature if self._model else 1.0
+        self._played = lru_cache(maxsize=64)(self._play)
+
+    def judge(self, summary: PrototypeUpload, rng: np.random.Generator) -> ClassMix:
+        """Decide from a summary of kind ``histogram`` that was made at ``temperature``.
+
+        Args:
+            rng: of the draws that say how uncertain the shares are.
+        """
+        model = self._model
+        if model is None or model.speakers < FEWEST_SPEAKERS:
+            return self._unknown(f"fewer than {FEWEST_SPEAKERS} public speakers: nothing to compare with")
+        if not len(summary.confidence):
+            return self._unknown("a summary without confidences cannot show how the device records")
+        clips = int(summary.counts.sum())
+        found = np.concatenate([summary.probabilities[0], summary.confidence]).astype(np.float64)
+        fit = model.fit(found, clips, self._prior)
+        drawn = model.draws(fit, clips, rng, DRAWS)
+        shares = (1 - KEPT) * drawn.mean(axis=0) + KEPT * self._prior
+        seen = self._prior > 0
+        ratio = np.divide(shares, self._prior, out=np.ones_like(shares), where=seen)
+        bias = model.temperature * np.log(ratio)
+        gains = drawn @ model.gain_by_class(bias)
+        objection = self._objection(model, fit, clips, gains) if self._tested else ""
+        if objection:
+            return self._unknown(objection)
+        reach = np.quantile(drawn, 1 - DOUBT, axis=0)
+        return ClassMix(
+            True,
+            "other classes than the public ones" if self._tested else "not tested",
+            tuple(shares.tolist()),
+            tuple((seen & (reach >= self._threshold * self._prior)).tolist()),
+            tuple(bias.tolist()),
+            float(gains.mean()),
+        )
+
+    def _objection(self, model: MixtureModel, fit: Fit, clips: int, gains: Floats) -> str:
+        """Why the fit is not to be believed; empty if it is."""
+        same, mixture = self._played(clips)
+        p_mixture = upper_tail(mixture, fit.distance)
+        if p_mixture < LEAST_P_MIXTURE:
+            return f"the device records otherwise than the public clips (p {p_mixture:.3f}), which hides its classes"
+        p_same = upper_tail(same, model.distance(fit.found, self._prior, clips) - fit.distance)
+        if p_same > MOST_P_SAME:
+            return f"the device may have the public classes (p {p_same:.3f})"
+        if np.quantile(gains, DOUBT) <= 0:
+            return f"other classes than the public ones (p {p_same:.3f}), but no sure gain from knowing them"
+        return ""
+
+    def _unknown(self, reason: str) -> ClassMix:
+        return unknown_mix(self._prior, reason)
+
+    def _play(self, clips: int) -> tuple[Floats, Floats]:
+        """Both statistics of public speakers who play a device with the public mix and so many clips."""
+        assert self._model is not None
+        rng = np.random.default_rng(clips)
+        return self._model.played(self._prior, clips, rng, TURNS)
+
+
+def upper_tail(sample: Floats, value: float) -> float:
+    """The chance of at least ``value`` under a gamma distribution with the mean and variance of ``sample``."""
+    mean, variance = float(sample.mean()), float(sample.var(ddof=1))
+    if variance <= 0 or mean <= 0:
+        return float(value <= mean)
+    return float(stats.gamma.sf(value, mean**2 / variance, scale=variance / mean))

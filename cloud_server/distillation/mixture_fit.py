@@ -1,0 +1,200 @@
+"""A device's summary as a mixture of what the classes look like: the fit of the shares, and how far off it is.
+
+A summary is the average over clips of (class probabilities, one-hot confidence bin). Its distance from a mixture
+counts in units of what chance (few clips) and the speaker explain. The covariance between speakers is estimated from
+the public ones and shrunk towards that within speakers, as there are fewer speakers than dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from fedstill.cloud_server.distillation.cross_fit import CrossFit
+from fedstill.models.audiovisual.confidence import confidence_bins
+from fedstill.protos.messages import CONFIDENCE_BINS
+
+Floats = npt.NDArray[np.float64]
+
+TEMPERATURES = np.exp(np.linspace(-1.5, 1.5, 31))
+RIDGE = 1e-9
+NULL_SPACE = 1e-5
+"""Directions with less than this part of the largest variance are left out: the probabilities sum to 1."""
+STEPS = 3
+"""Of fitting the shares and their covariance in turn."""
+SUM_WEIGHT = 100.0
+"""How strongly the shares are held to sum to 1 within the fit; they are scaled to it afterwards."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted shares, float (classes,), and the squared distance that is left."""
+
+    shares: Floats
+    distance: float
+    found: Floats
+
+
+class MixtureModel:
+    """The classes as public speakers show them to a student that did not know them.
+
+    Attributes:
+        temperature: at which the student's probabilities fit the labels best.
+        speakers: how many there are.
+    """
+
+    def __init__(self, cross_fit: CrossFit) -> None:
+        labels, speakers = cross_fit.labels, cross_fit.speakers
+        self.temperature = best_temperature(cross_fit.logits, labels)
+        self._logits = cross_fit.logits.astype(np.float64)
+        self._labels, self._speakers = labels, speakers
+        self.speakers, classes = int(speakers.max()) + 1, self._logits.shape[1]
+        self._rows = summary_rows(softmax(self._logits / self.temperature))
+        self._clips = np.zeros((self.speakers, classes))
+        np.add.at(self._clips, (speakers, labels), 1)
+        width = self._rows.shape[1]
+        sums = np.zeros((self.speakers, classes, width))
+        np.add.at(sums, (speakers, labels), self._rows)
+        everybody = self._rows.mean(axis=0)
+        per_class = self._clips.sum(axis=0)[:, None]
+        means = np.where(per_class > 0, sums.sum(axis=0) / np.maximum(per_class, 1), everybody)
+        own = sums / np.maximum(self._clips, 1)[:, :, None]
+        self._means = np.where(self._clips[:, :, None] > 0, own, means)  # (speakers, classes, width)
+        self._within = self._covariances(means)
+
+    def fit(self, found: Floats, clips: int, prior: Floats, without: int = -1) -> Fit:
+        """The shares that explain a summary best; ``without`` one speaker."""
+        means, shares = self._class_means(without), prior
+        for _ in range(STEPS):
+            unit = _whitening(self._covariance(0.9 * shares + 0.1 * prior, clips, without))
+            shares = _fitted(means, found, unit)
+        left = unit @ (found - shares @ means)
+        return Fit(shares, float(left @ left), found)
+
+    def distance(self, found: Floats, shares: Floats, clips: int, without: int = -1) -> float:
+        """Squared, of a summary from the mixture with these shares."""
+        left = found - shares @ self._class_means(without)
+        left = _whitening(self._covariance(shares, clips, without)) @ left
+        return float(left @ left)
+
+    def draws(self, fit: Fit, clips: int, rng: np.random.Generator, count: int) -> Floats:
+        """Shares that the summary allows as well, (count, classes): a parametric bootstrap around the fit."""
+        covariance = self._covariance(fit.shares, clips)
+        unit, means = _whitening(covariance), self._class_means()
+        noise = rng.multivariate_normal(np.zeros(len(covariance)), covariance, count, method="eigh")
+        return np.array([_fitted(means, fit.found + one, unit) for one in noise])
+
+    def gain_by_class(self, bias: Floats) -> Floats:
+        """How much of each class a bias on the logits gets right in addition, (classes,): a mean over speakers."""
+        before = self._logits.argmax(axis=1) == self._labels
+        after = (self._logits + bias).argmax(axis=1) == self._labels
+        gains = np.zeros_like(self._clips)
+        np.add.at(gains, (self._speakers, self._labels), after.astype(float) - before)
+        gains /= np.maximum(self._clips, 1)
+        heard = np.maximum((self._clips > 0).sum(axis=0), 1)
+        result: Floats = gains.sum(axis=0) / heard
+        return result
+
+    def played(
+        self, prior: Floats, clips: int, rng: np.random.Generator, turns: int
+    ) -> tuple[Floats, Floats]:
+        """Each speaker plays a device, judged by the others.
+
+        Returns:
+            (how much closer the best mixture is than the one with shares ``prior``, how far off that one is), each
+            float (speakers * turns,).
+        """
+        closer, left = [], []
+        for speaker in range(self.speakers):
+            for _ in range(turns):
+                found = self._as_device(speaker, prior, clips, rng)
+                fit = self.fit(found, clips, prior, speaker)
+                closer.append(self.distance(found, prior, clips, speaker) - fit.distance)
+                left.append(fit.distance)
+        return np.array(closer), np.array(left)
+
+    def _as_device(self, speaker: int, prior: Floats, clips: int, rng: np.random.Generator) -> Floats:
+        """A summary of ``clips`` clips of one speaker, classes drawn by ``prior``."""
+        total, means = np.zeros(self._rows.shape[1]), self._class_means(speaker)
+        for label, count in enumerate(rng.multinomial(clips, prior / prior.sum())):
+            own = np.flatnonzero((self._labels == label) & (self._speakers == speaker))
+            if count and len(own):
+                total += self._rows[rng.choice(own, count)].sum(axis=0)
+            elif count:
+                total += count * means[label]
+        return total / clips
+
+    def _class_means(self, without: int = -1) -> Floats:
+        result: Floats = self._means[np.arange(self.speakers) != without].mean(axis=0)
+        return result
+
+    def _covariance(self, shares: Floats, clips: int, without: int = -1) -> Floats:
+        """Of a summary of ``clips`` clips of one speaker whose classes have these shares."""
+        kept = np.arange(self.speakers) != without
+        within = np.einsum("k,kij->ij", shares, self._within) + RIDGE * np.eye(self._rows.shape[1])
+        own = np.einsum("k,gkd->gd", shares, self._means[kept])
+        few = np.einsum("k,gk->k", shares**2, 1 / np.maximum(self._clips[kept], 1)) / kept.sum()
+        between = np.cov(own.T) - np.einsum("k,kij->ij", few, self._within)
+        values, vectors = np.linalg.eigh(between)
+        between = (vectors * np.maximum(values, 0)) @ vectors.T
+        alike = max(float(values.sum()), 0.0) / np.trace(within)
+        weight = kept.sum() / (kept.sum() + len(within))
+        result: Floats = within / clips + weight * between + (1 - weight) * alike * within
+        return result
+
+    def _covariances(self, means: Floats) -> Floats:
+        """Within each class, (classes, width, width), the rarer ones shrunk towards what all have in common."""
+        centred = self._rows - means[self._labels]
+        pooled, width = centred.T @ centred / len(centred), centred.shape[1]
+        found = []
+        for label in range(len(means)):
+            rows = centred[self._labels == label]
+            weight = len(rows) / (len(rows) + width)
+            own = rows.T @ rows / max(len(rows), 1)
+            found.append(weight * own + (1 - weight) * pooled)
+        return np.array(found)
+
+
+def summary_rows(probabilities: npt.NDArray[np.floating]) -> Floats:
+    """What each clip adds to a summary: float (n, classes + CONFIDENCE_BINS)."""
+    sure = np.eye(CONFIDENCE_BINS)[confidence_bins(probabilities)]
+    return np.concatenate([np.asarray(probabilities, np.float64), sure], axis=1)
+
+
+def best_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
+    """Of ``TEMPERATURES``, the one with the least negative log-likelihood (Guo et al. 2017)."""
+    rows = np.arange(len(labels))
+    losses = [-np.log(softmax(logits / one)[rows, labels] + RIDGE).mean() for one in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(losses))])
+
+
+def softmax(logits: npt.NDArray[np.floating]) -> Floats:
+    """(n, classes) -> rows that sum to 1."""
+    raised = np.exp(np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True))
+    result: Floats = raised / raised.sum(axis=1, keepdims=True)
+    return result
+
+
+def _whitening(covariance: Floats) -> Floats:
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > NULL_SPACE * values.max()
+    result: Floats = (vectors[:, kept] / np.sqrt(values[kept])).T
+    return result
+
+
+def _fitted(means: Floats, found: Floats, unit: Floats) -> Floats:
+    """Shares >= 0 that sum to 1 and bring ``shares @ means`` closest to ``found`` in whitened units."""
+    system = unit @ means.T
+    weight = SUM_WEIGHT * max(1.0, float(np.abs(system).max()))
+    together = np.vstack([system, np.full(len(means), weight)])
+    try:
+        shares, _ = nnls(together, np.append(unit @ found, weight), maxiter=100 * len(means))
+    except (
+        RuntimeError
+    ):  # no solution in so many steps: one that explains little, so that nothing is decided by it
+        shares = np.ones(len(means))
+    result: Floats = shares / shares.sum()
+    return result
