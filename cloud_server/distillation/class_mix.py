@@ -8,8 +8,8 @@ and so does every microphone, camera and room. Believing the fit then does harm.
 of them in turn plays the device. The fit counts only if
 
 - no public speaker with the public mix looks as different from it as the device does (``p_same``),
-- the device looks like a mix of classes, as far as public speakers do (``p_mixture``): if not, its sound or its
-  pictures differ from the public ones, and nothing follows about its classes,
+- the device looks like a mix of classes as far as public speakers do (``p_mixture``), and the student is about as
+  sure of it: if not, its sound or its pictures differ from the public ones, and nothing follows about its classes,
 - and on the public clips, under any mix that the summary allows, deciding by the fitted shares gains.
 
 Otherwise nothing is changed, and the device keeps the generic student.
@@ -17,6 +17,7 @@ Otherwise nothing is changed, and the device keeps the generic student.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
-from fedstill.cloud_server.distillation.mixture_fit import Fit, MixtureModel
+from fedstill.cloud_server.distillation.mixture_fit import Fit, Looks, MixtureModel
 from fedstill.protos.messages import PrototypeUpload
 
 Floats = npt.NDArray[np.float64]
@@ -33,6 +34,9 @@ Floats = npt.NDArray[np.float64]
 MOST_P_SAME = 0.05
 LEAST_P_MIXTURE = 0.4
 """High, since a device that is not recorded as public clips are must not pass; true mixtures have 0.9 or so."""
+LEAST_SURENESS = -0.5
+"""In standard deviations over public speakers; also high."""
+TINY = 1e-9
 FEWEST_SPEAKERS = 3
 DRAWS = 40
 TURNS = 4
@@ -136,11 +140,21 @@ class ClassMixes:
 
     def _objection(self, model: MixtureModel, fit: Fit, clips: int, gains: Floats) -> str:
         """Why the fit is not to be believed; empty if it is."""
-        same, mixture = self._played(clips)
-        p_mixture = upper_tail(mixture, fit.distance)
+        device, others = model.looks(fit, clips, self._prior), self._played(clips)
+        sureness = [one.sureness for one in others]
+        less_sure = (device.sureness - np.mean(sureness)) / max(float(np.std(sureness)), TINY)
+        if less_sure < LEAST_SURENESS:
+            return (
+                f"the student is less sure here than of public speakers ({less_sure:.1f} deviations): another "
+                "microphone, room or camera, which hides the classes"
+            )
+        p_mixture = upper_tail([one.distance for one in others], device.distance)
         if p_mixture < LEAST_P_MIXTURE:
-            return f"the device records otherwise than the public clips (p {p_mixture:.3f}), which hides its classes"
-        p_same = upper_tail(same, model.distance(fit.found, self._prior, clips) - fit.distance)
+            return (
+                f"no mix of classes explains what the student says here (p {p_mixture:.3f}): another microphone, "
+                "room or camera, which hides them"
+            )
+        p_same = upper_tail([one.closer for one in others], device.closer)
         if p_same > MOST_P_SAME:
             return f"the device may have the public classes (p {p_same:.3f})"
         if np.quantile(gains, DOUBT) <= 0:
@@ -150,16 +164,15 @@ class ClassMixes:
     def _unknown(self, reason: str) -> ClassMix:
         return unknown_mix(self._prior, reason)
 
-    def _play(self, clips: int) -> tuple[Floats, Floats]:
-        """Both statistics of public speakers who play a device with the public mix and so many clips."""
+    def _play(self, clips: int) -> list[Looks]:
+        """How public speakers look who have the public mix and so many clips."""
         assert self._model is not None
-        rng = np.random.default_rng(clips)
-        return self._model.played(self._prior, clips, rng, TURNS)
+        return self._model.played(self._prior, clips, np.random.default_rng(clips), TURNS)
 
 
-def upper_tail(sample: Floats, value: float) -> float:
+def upper_tail(sample: Sequence[float], value: float) -> float:
     """The chance of at least ``value`` under a gamma distribution with the mean and variance of ``sample``."""
-    mean, variance = float(sample.mean()), float(sample.var(ddof=1))
+    mean, variance = float(np.mean(sample)), float(np.var(sample, ddof=1))
     if variance <= 0 or mean <= 0:
         return float(value <= mean)
     return float(stats.gamma.sf(value, mean**2 / variance, scale=variance / mean))

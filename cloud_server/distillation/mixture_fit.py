@@ -20,6 +20,7 @@ from fedstill.protos.messages import CONFIDENCE_BINS
 Floats = npt.NDArray[np.float64]
 
 TEMPERATURES = np.exp(np.linspace(-1.5, 1.5, 31))
+BIN_CENTRES = (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS
 RIDGE = 1e-9
 NULL_SPACE = 1e-5
 """Directions with less than this part of the largest variance are left out: the probabilities sum to 1."""
@@ -36,6 +37,21 @@ class Fit:
     shares: Floats
     distance: float
     found: Floats
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a fit says about a device.
+
+    Attributes:
+        closer: how much closer the best mixture is than the one with the public shares.
+        distance: of the best mixture.
+        sureness: mean confidence beyond that of the best mixture.
+    """
+
+    closer: float
+    distance: float
+    sureness: float
 
 
 class MixtureModel:
@@ -98,23 +114,20 @@ class MixtureModel:
         result: Floats = gains.sum(axis=0) / heard
         return result
 
-    def played(
-        self, prior: Floats, clips: int, rng: np.random.Generator, turns: int
-    ) -> tuple[Floats, Floats]:
-        """Each speaker plays a device, judged by the others.
-
-        Returns:
-            (how much closer the best mixture is than the one with shares ``prior``, how far off that one is), each
-            float (speakers * turns,).
-        """
-        closer, left = [], []
+    def played(self, prior: Floats, clips: int, rng: np.random.Generator, turns: int) -> list[Looks]:
+        """How each speaker looks to the others, ``turns`` times, who plays a device with the shares ``prior``."""
+        looks = []
         for speaker in range(self.speakers):
             for _ in range(turns):
                 found = self._as_device(speaker, prior, clips, rng)
-                fit = self.fit(found, clips, prior, speaker)
-                closer.append(self.distance(found, prior, clips, speaker) - fit.distance)
-                left.append(fit.distance)
-        return np.array(closer), np.array(left)
+                looks.append(self.looks(self.fit(found, clips, prior, speaker), clips, prior, speaker))
+        return looks
+
+    def looks(self, fit: Fit, clips: int, prior: Floats, without: int = -1) -> Looks:
+        """How a summary looks beside the mixture with shares ``prior``, and beside the best one."""
+        left = fit.found - fit.shares @ self._class_means(without)
+        closer = self.distance(fit.found, prior, clips, without) - fit.distance
+        return Looks(closer, fit.distance, float(left[-CONFIDENCE_BINS:] @ BIN_CENTRES))
 
     def _as_device(self, speaker: int, prior: Floats, clips: int, rng: np.random.Generator) -> Floats:
         """A summary of ``clips`` clips of one speaker, classes drawn by ``prior``."""
