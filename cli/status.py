@@ -45,16 +45,28 @@ def status(
 def _table(devices: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    table = Table("client", "device", "state", "for", "round", "jobs", "up", "down", "right", box=None)
+    table = Table(
+        "client", "device", "state", "for", "round", "jobs", "up", "down", "right", "student", box=None
+    )
     now = time.time()
     for row in devices:
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         outer_epoch = "" if row["round"] is None else str(row["round"])
+        since = str(timedelta(seconds=int(now - row["since"])))
         table.add_row(
-            str(row["client"]), row["name"], row["state"], str(timedelta(seconds=int(now - row["since"]))), outer_epoch,
-            str(row["jobs_done"]), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy,
+            str(row["client"]), row["name"], row["state"], since, outer_epoch, str(row["jobs_done"]),
+            _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy, _student(row["class_mix"]),
         )  # fmt: skip
     return table
+
+
+def _student(class_mix: dict[str, Any] | None) -> str:
+    """Of the newest job: whether it knows the device's classes; ``--json`` says why."""
+    if class_mix is None:
+        return ""
+    if not class_mix["supported"]:
+        return "generic"
+    return f"for {sum(class_mix['present'])} of {len(class_mix['present'])} classes"
 
 
 def _bytes(count: int | None) -> str:

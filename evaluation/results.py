@@ -156,6 +156,19 @@ class FailureRow(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionRow(_Checked):
+    """Whether a device's student used its class mix, and why or why not; gain: what it was expected to add."""
+
+    scenario: str
+    arm: str
+    client: int
+    seed: int
+    supported: bool
+    reason: str
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClipRow(_Checked):
     """Per-clip correctness of one client and seed: one "0"/"1" per clip and arm, in the order of clip_ids.
 
@@ -216,6 +229,7 @@ class Results(_Checked):
     losses: tuple[LossRow, ...] = ()
     sweeps: tuple[SweepRow, ...] = ()
     failures: tuple[FailureRow, ...] = ()
+    decisions: tuple[DecisionRow, ...] = ()
 
     def scenarios(self) -> tuple[str, ...]:
         """Scenarios with accuracy rows, in table order."""
@@ -273,7 +287,7 @@ def check_agreement(results: Results, clips: Sequence[ClipRow]) -> None:
 def _results_from(document: object) -> Results:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
-    body = dict(document)
+    body = {"decisions": [], **document}  # files from before devices' class mixes were tested have none
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,9 +26,13 @@ OURS = "fedstill"
 EQUAL_STEPS = "all_distill_equal_steps"
 CONTROLS = {
     "fedstill_without_selection": "what selection and prior correction add to our training",
-    "prior_corrected": "what selection and further training add to prior correction alone",
+    "prior_corrected": "what selection adds to prior correction alone",
     "oracle_classes": "an upper reference for selection alone: it knows the true classes",
 }
+CLASS_MIX_NOTE = (
+    "Devices, over all seeds, whose student uses what was estimated of their classes; the others get the "
+    "generic student."
+)
 MB = 1e6  # decimal megabytes, as in the thesis
 FLOAT_BYTES = 4
 
@@ -61,6 +65,17 @@ class KeyComparison:
     baseline: str
     comparison: Comparison | None
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMixTotal:
+    """For how many devices of how many the class mix was used, and why not for the others."""
+
+    scenario: str
+    arm: str
+    used: int
+    devices: int
+    reasons: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +156,26 @@ def traffic_totals(results: Results) -> tuple[ArmTraffic, ...]:
                 up, down = sum(row.up_bytes for row in rows), sum(row.down_bytes for row in rows)
                 totals.append(ArmTraffic(scenario, arm, up / runs, down / runs))
     return tuple(totals)
+
+
+def class_mix_totals(results: Results) -> tuple[ClassMixTotal, ...]:
+    """Per scenario and arm, for how many devices (of all seeds) the class mix was used."""
+    totals = []
+    for scenario in SCENARIOS:
+        for arm in ARMS:
+            rows = [row for row in results.decisions if (row.scenario, row.arm) == (scenario, arm)]
+            if rows:
+                against = Counter(_without_numbers(row.reason) for row in rows if not row.supported)
+                reasons = "; ".join(f"{count}: {reason}" for reason, count in against.most_common())
+                totals.append(
+                    ClassMixTotal(scenario, arm, sum(row.supported for row in rows), len(rows), reasons)
+                )
+    return tuple(totals)
+
+
+def _without_numbers(reason: str) -> str:
+    """A reason without its p value, so that equal ones can be counted."""
+    return re.sub(r" \([^)]*\)", "", reason)
 
 
 def what_ran(results: Results) -> str:

@@ -21,6 +21,7 @@ from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.evaluation.results import (
     AccuracyRow,
     ClipRow,
+    DecisionRow,
     FailureRow,
     LossRow,
     ResultsError,
@@ -66,6 +67,11 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
         ),
         "sweeps": tuple(row for job in jobs if job["sweep"] for row in _sweep(job)),
         "failures": tuple(sorted(failures, key=astuple)),
+        "decisions": tuple(
+            DecisionRow(*_where(job), mix["supported"], mix["reason"], mix["gain"])
+            for job in table
+            if (mix := job.get("class_mix"))
+        ),
     }
 
 

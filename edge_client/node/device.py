@@ -167,19 +167,20 @@ class Device:
         job, names = request.job, self.store.class_names
         ordered = np.sort(class_probabilities, axis=1)
         margin = ordered[:, -1] - (ordered[:, -2] if len(names) > 1 else 0)
+        level = json.loads(request.rung) if request.rung else {}
         outcome = {
             "scenario": job.scenario,
             "arm": job.arm,
             "seed": job.seed,
             "student": request.student.version,
-            "level": json.loads(request.rung) if request.rung else None,
+            "level": level,
             "clip_ids": [self.store.info[position].clip_id for position in positions],
             "decided": [names[label] for label in class_probabilities.argmax(axis=1)],
             "margin": [round(float(one), 6) for one in margin],
             "correct": "".join("1" if one else "0" for one in right),
         }
-        level = "".join(f".{part}" for part in (outcome["level"] or {}).values())
-        file = self.directory / "evaluations" / f"{job.scenario}.{job.arm}.{job.seed}{level}.json"
+        name = ".".join(map(str, (job.scenario, job.arm, job.seed, *level.values())))
+        file = self.directory / "evaluations" / f"{name}.json"
         replace_text(file, json.dumps(outcome))
 
 

@@ -122,6 +122,13 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
     if moved:
         heads = ["scenario", "arm", "MB up", "MB down"]
         parts += ["## Traffic of one client in a whole run", _markdown_table(heads, moved)]
+    decided = [
+        [SCENARIOS[one.scenario], ARMS[one.arm], f"{one.used} of {one.devices}", one.reasons]
+        for one in summary.class_mix_totals(results)
+    ]
+    if decided:
+        heads = ["scenario", "arm", "used for", "why not for the others"]
+        parts += ["## Class mixes", summary.CLASS_MIX_NOTE, _markdown_table(heads, decided)]
     parts += ["## Models", _markdown_table(["model", "parameters", "MB (fp32)"], model_sizes(results))]
     parts += [
         f"- failed: {row.arm}, client {row.client}, seed {row.seed}: {row.reason}" for row in results.failures

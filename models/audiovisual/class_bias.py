@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
@@ -25,7 +26,7 @@ def with_class_bias(net: AudioVisualNet, bias: Bias) -> AudioVisualNet:
     biased = copy.deepcopy(net)
     head = biased.head
     for parameter in (head.joint.logit_bias, head.audio.bias, head.visual.bias):
-        parameter += torch.from_numpy(bias).to(parameter)
+        _add(parameter, bias)
     return biased
 
 
@@ -34,5 +35,10 @@ def levels_with_class_bias(levels: Mapping[float, CompressionNet], bias: Bias) -
     """Copies of the compression levels, by rate, whose heads add ``bias``, too."""
     biased = copy.deepcopy(dict(levels))
     for level in biased.values():
-        level.head.bias += torch.from_numpy(bias).to(level.head.bias)
+        _add(level.head.bias, bias)
     return biased
+
+
+def _add(parameter: object, bias: Bias) -> None:
+    assert isinstance(parameter, Tensor)
+    parameter.add_(torch.from_numpy(bias).to(parameter))
