@@ -144,7 +144,9 @@ def test_only_the_select_arm_uploads_single_clips(finished: Finished) -> None:
             counts = int(arrays_of(reply)["counts"].min())
             smallest[arm] = min(counts, smallest.get(arm, counts))
     assert smallest.pop("all_distill_select") == 1
-    assert smallest.keys() == {"all_distill_select_cluster", "class_prior_sampling", "fedstill"}
+    assert smallest.keys() == {
+        "all_distill_select_cluster", "class_prior_sampling", "prior_corrected", "fedstill",
+    }  # fmt: skip
     assert min(smallest.values()) >= 3  # prototypes.min_size of the tiny experiment
 
 
