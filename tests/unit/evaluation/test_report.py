@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,15 @@ from rich.console import Console
 from fedstill.cloud_server.distillation.arm_names import ARMS
 from fedstill.evaluation import summary
 from fedstill.evaluation.federated import plots, report
-from fedstill.evaluation.results import FailureRow, ResultsError, SelectionRow, write_clips, write_results
+from fedstill.evaluation.results import (
+    DecisionRow,
+    FailureRow,
+    ResultsError,
+    SelectionRow,
+    read_results,
+    write_clips,
+    write_results,
+)
 from fedstill.evaluation.statistics import compare
 
 ALL_PLOTS = {
@@ -287,3 +296,33 @@ def test_a_report_needs_no_torch():
     code = "import sys, fedstill.evaluation.federated.report; print({'torch', 'flwr'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_the_report_says_whose_class_mix_was_used_and_why_not(tmp_path):
+    results, clips = made_run(arms=("all_distill", "fedstill"), clips=20)
+    where = ("latency_insensitive", "fedstill")
+    decided = dataclasses.replace(
+        results,
+        decisions=(
+            DecisionRow(*where, 0, 0, True, "other classes than the public ones", 0.07),
+            DecisionRow(*where, 1, 0, False, "the device may have the public classes (p 0.412)", 0.0),
+            DecisionRow(*where, 0, 1, False, "the device may have the public classes (p 0.081)", 0.0),
+        ),
+    )
+    write_results(tmp_path, decided)
+    assert read_results(tmp_path) == decided
+    page = page_of(decided, clips)
+    assert "the device may have the public classes (p 0.412)" in page
+    assert "+7.0" in page
+    text = report.markdown_summary(decided, clips)
+    assert "| fedstill | 1 of 3 | 2: the device may have the public classes |" in text
+    assert "Class mixes" not in report.markdown_summary(results, clips)
+
+
+def test_results_from_before_class_mixes_were_tested_still_read(tmp_path):
+    results, _ = made_run(arms=("all_distill",))
+    path = write_results(tmp_path, results)
+    document = json.loads(path.read_text())
+    del document["decisions"]
+    path.write_text(json.dumps(document))
+    assert read_results(tmp_path) == results
