@@ -107,10 +107,8 @@ class PersonalisationJob:
         mix = self.progress.record.class_mix = self._class_mix(generic)
         if not mix.supported:
             return generic
-        if self.key.arm == "prior_corrected":
-            net = self.session.downlink.received(
-                generic
-            )  # which the device has, so that only the bias travels
+        if self.key.arm == "prior_corrected":  # the device has the generic student, so only the bias travels
+            net = self.session.downlink.received(generic)
         else:
             net = self._personalised(nothing_asked, mix)
         self.bias = mix.bias
