@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
+
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
 LACKING_ITEMS = ("base", "canaries")
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
@@ -22,8 +24,6 @@ LONGEST_REASON = 500
 MOST_CLIPS = 10**9
 """More than any device has behind one prototype."""
 MOST_CENTRES = 4096
-CONFIDENCE_BINS = 8
-"""Of the histogram of confidences, from a guess to certainty."""
 MOST_EPSILON = 1000.0
 """A larger epsilon is a mistake: it guarantees nothing."""
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
-from fedstill.models.audiovisual.confidence import confidence_bins
-from fedstill.protos.messages import CONFIDENCE_BINS
+from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins
 
 Floats = npt.NDArray[np.float64]
 

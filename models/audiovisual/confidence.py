@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.protos.messages import CONFIDENCE_BINS
+CONFIDENCE_BINS = 8
+"""Of the histogram, from a guess to certainty."""
 
 
 def confidence_bins(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
