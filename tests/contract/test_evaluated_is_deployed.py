@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.deployed import DEVICES, Evaluated, answering, cloud_of, copied, forget, run_it, trained_run
+from helpers.deployed import (
+    DEVICES,
+    Evaluated,
+    answering,
+    cloud_of,
+    copied,
+    forget,
+    is_connected,
+    level_answers,
+    run_it,
+    trained_run,
+)
 from helpers.inference import wait_until
 from typer.testing import CliRunner
 
@@ -20,23 +31,22 @@ from fedstill.cloud_server.distillation.arm_names import ARMS
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
 from fedstill.cloud_server.export.students import export_student
-from fedstill.cloud_server.federation import server_app
+from fedstill.cloud_server.federation import deployment, server_app
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.cloud_server.federation.jobs import TABLE_PRECISIONS
 from fedstill.common.run_layout import personal_students, student_name
 from fedstill.datasets.audiovisual.store import open_store
-from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, FORMAT_FILE, SHELF_FOLDER
-from fedstill.edge_client.inference.cloud_connection import CloudConnection
+from fedstill.edge_client.folder import EXPORT_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.cloud_stream import Address
-from fedstill.edge_client.inference.levels import compression_levels
-from fedstill.edge_client.node.loading import loader
-from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
 from fedstill.edge_client.students.students import ModelStore
-from fedstill.models.audiovisual.levels import RATES, Precision
+from fedstill.models.audiovisual.class_bias import Bias, levels_with_class_bias
+from fedstill.models.audiovisual.compression import CompressionNet
+from fedstill.models.audiovisual.levels import RATES
 from fedstill.models.weights.checkpoint import load_checkpoint, network_to_json
 from fedstill.models.weights.delta import content_hash
 from fedstill.models.weights.packing import arrays
-from fedstill.protos.features import FeatureVectors, encode_features
+
+pytestmark = pytest.mark.slow
 
 SCENARIO = "latency_insensitive"
 WITH_BIAS = ("prior_corrected", "fedstill")
@@ -147,14 +157,6 @@ def test_the_cloud_answers_what_was_counted(case: Deployed) -> None:
             evaluated.must_be(lambda clip, of=answers: of[clip]["class"])
 
 
-def is_connected(current: Any, clip: Path) -> bool:
-    """Whether clips travel uncompressed: the first ones find no connection, or measure it at the smallest level."""
-    try:
-        return bool(current.classify(clip)["rung"] == "1 fp32")
-    except RuntimeError:  # NoAnswer: not connected yet
-        return False
-
-
 def test_the_kept_checkpoint_is_the_evaluated_student(case: Deployed) -> None:
     for number in DEVICES:
         net, meta = load_checkpoint(case.checkpoint(number))
@@ -237,6 +239,13 @@ def test_the_cloud_decides_at_every_level_as_was_counted(
 ) -> None:
     """The levels of an arm with a class bias are not in the table, but installed like the others."""
     monkeypatch.setattr(server_app, "SWEEP_ARM", {"compression": arm})
+    with_bias: list[bool] = []
+
+    def adding(levels: Mapping[float, CompressionNet], bias: Bias) -> dict[float, CompressionNet]:
+        with_bias.append(bool(bias.any()))
+        return levels_with_class_bias(levels, bias)
+
+    monkeypatch.setattr(deployment, "levels_with_class_bias", adding)
     scenario, swept = "latency_sensitive", f"latency_sensitive.{arm}.compression.0"
     run_dir = copied(
         trained,
@@ -247,6 +256,9 @@ def test_the_cloud_decides_at_every_level_as_was_counted(
         downlink=installing(arm),
     )
     run_it(run_dir)
+    assert with_bias == [arm == "fedstill"] * 2 * len(
+        DEVICES
+    )  # each trained to be installed and to be measured
     with cloud_of(run_dir) as address:
         for number in DEVICES:
             device = run_dir / "devices" / str(number)
@@ -258,37 +270,6 @@ def test_the_cloud_decides_at_every_level_as_was_counted(
                     assert evaluated.version == own_head.version
                     evaluated.must_be(answers[rate, precision].__getitem__)
             assert Evaluated.of(device, f"{swept}.0.1.0.fp32") == own_head
-
-
-def level_answers(device: Path, address: Address) -> dict[tuple[float, Precision], dict[str, str]]:
-    """By rate and precision: the cloud's class for each of the device's clips."""
-    student, clips = ModelStore(device / SHELF_FOLDER).current(), open_store(device / "data")
-    assert student is not None
-    runtime = CompressedRuntime(
-        loader(device)(student.state, student.spec, student.class_names, student.version),
-        read_compressors(device / COMPRESSORS_FOLDER, student.version),
-    )
-    features = runtime.features(clips.audio, clips.frames)
-    connection = CloudConnection(address, student.version, student.class_names)
-    connection.start()
-    answers: dict[tuple[float, Precision], dict[str, str]] = {}
-    try:
-        for level in compression_levels(features.audio.shape[1]):
-            if level.precision not in TABLE_PRECISIONS:
-                continue
-            reduced, said = runtime.compress(features, level.rate), {}
-            for clip, audio, visual in zip(clips.info, *reduced, strict=True):
-                wait_until(lambda: not connection.hindrance())
-                reply = connection.send(
-                    level, encode_features(FeatureVectors(audio, visual), level.precision)
-                ).wait(30)
-                assert reply is not None
-                assert reply.probabilities is not None, reply.refusal
-                said[clip.clip_id] = student.class_names[int(reply.probabilities.argmax())]
-            answers[level.rate, level.precision] = said
-    finally:
-        connection.close()
-    return answers
 
 
 def test_after_a_rollback_the_previous_student_answers_with_its_bias(

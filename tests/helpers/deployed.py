@@ -16,15 +16,23 @@ import pytest
 
 from fedstill.cloud_server.distillation import compression_training
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.federation import server_app
 from fedstill.cloud_server.federation.event_log import METRICS_FILE, read_events
+from fedstill.cloud_server.federation.jobs import TABLE_PRECISIONS
 from fedstill.cloud_server.federation.journal import JOURNAL_FILE
+from fedstill.datasets.audiovisual.store import open_store
+from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.inference.current_student import CurrentStudent
+from fedstill.edge_client.inference.levels import compression_levels
 from fedstill.edge_client.node.loading import loader
+from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
+from fedstill.edge_client.students.students import ModelStore
+from fedstill.models.audiovisual.levels import Precision
+from fedstill.protos.features import FeatureVectors, encode_features
 from fedstill.simulation.inprocess import run_inprocess
 from helpers.clip_files import write_clip_files
-from helpers.inference import made_server
+from helpers.inference import made_server, wait_until
 from helpers.runs import prepared_run
 
 DEVICES = (0, 1)
@@ -90,9 +98,8 @@ def copied(trained: Path, folder: Path, **changes: Any) -> Path:
 
 
 def run_it(run_dir: Path) -> list[dict[str, Any]]:
-    """The events. One thread, since a second one costs such small networks more than it brings; short levels."""
+    """The events. The compression levels are trained briefly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_app, "usable_cores", lambda: 1)
         patch.setattr(compression_training, "EPOCHS", 10)
         run_inprocess(run_dir, len(DEVICES))
     events = list(read_events(run_dir))
@@ -127,3 +134,42 @@ def cloud_of(run_dir: Path) -> Iterator[Address]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(60)
         loop.close()
+
+
+def is_connected(current: Any, clip: Path) -> bool:
+    """Whether clips travel uncompressed: the first ones find no connection, or measure it at the smallest level."""
+    try:
+        return bool(current.classify(clip)["rung"] == "1 fp32")
+    except RuntimeError:  # NoAnswer: not connected yet
+        return False
+
+
+def level_answers(device: Path, address: Address) -> dict[tuple[float, Precision], dict[str, str]]:
+    """By rate and precision: the cloud's class for each of the device's clips."""
+    student, clips = ModelStore(device / SHELF_FOLDER).current(), open_store(device / "data")
+    assert student is not None
+    runtime = CompressedRuntime(
+        loader(device)(student.state, student.spec, student.class_names, student.version),
+        read_compressors(device / COMPRESSORS_FOLDER, student.version),
+    )
+    features = runtime.features(clips.audio, clips.frames)
+    connection = CloudConnection(address, student.version, student.class_names)
+    connection.start()
+    answers: dict[tuple[float, Precision], dict[str, str]] = {}
+    try:
+        for level in compression_levels(features.audio.shape[1]):
+            if level.precision not in TABLE_PRECISIONS:
+                continue
+            reduced, said = runtime.compress(features, level.rate), {}
+            for clip, audio, visual in zip(clips.info, *reduced, strict=True):
+                wait_until(lambda: not connection.hindrance())
+                reply = connection.send(
+                    level, encode_features(FeatureVectors(audio, visual), level.precision)
+                ).wait(30)
+                assert reply is not None
+                assert reply.probabilities is not None, reply.refusal
+                said[clip.clip_id] = student.class_names[int(reply.probabilities.argmax())]
+            answers[level.rate, level.precision] = said
+    finally:
+        connection.close()
+    return answers
