@@ -233,7 +233,8 @@ class EvaluationRequest:
     The device decides exactly as it would for a clip of its owner: nothing here changes the student's answers.
 
     Attributes:
-        compressor: safetensors of one compression level (compressor and head), or empty for none.
+        compressor: safetensors of one compression level (compressor and head), or empty for none: at rate 1 the
+            student's own head decides.
         rung: JSON of the level's specification, or empty.
     """
 

@@ -28,17 +28,20 @@ def train_levels(
     student: AudioVisualNet, public: ClipStore, positions: npt.NDArray[np.int64], compute: Compute, seed: int
 ) -> dict[float, CompressionNet]:
     """Compressor and head per rate for a finished student, on the public clips at ``positions``; each has its own
-    randomness."""
+    randomness. Rate 1 needs neither: there the student's own head decides."""
     outputs = teacher_outputs(student, public, positions, compute)
     parts = [found for found, _ in outputs]
     found = Features(*(torch.cat(column).cpu().clone() for column in zip(*parts, strict=True)))
     labels, classes = torch.from_numpy(public.labels[positions]), len(public.class_names)
-    return {rate: train_level(found, labels, rate, classes, generator(seed, "rung", rate)) for rate in RATES}
+    return {
+        rate: train_level(found, labels, rate, classes, generator(seed, "rung", rate))
+        for rate in RATES
+        if rate != 1
+    }
 
 
 def pack_compressors(levels: Mapping[float, CompressionNet]) -> npt.NDArray[np.uint8]:
-    """The part of the levels that a device needs, uint8 (bytes,): safetensors named ``1.5.audio.weight``; rate 1 has
-    none."""
+    """The part of the levels that a device needs, uint8 (bytes,): safetensors named ``1.5.audio.weight``."""
     return pack(
         {
             f"{rate:g}.{name}": value
@@ -56,7 +59,7 @@ def train_level(
     Args:
         features: the frozen student's, float32 (n, feature_width) each.
         labels: int64 (n,).
-        rate: compression ratio, >= 1.
+        rate: compression ratio, > 1.
     """
     net = CompressionNet(features.audio.shape[1], classes, rate)
     for parameter in net.parameters():

@@ -1,7 +1,7 @@
 """The last steps of a personalisation: the student is kept, and its device installs it.
 
 The device tries it first on a few public clips (canaries). If student and teacher disagree on them, it keeps its
-previous student.
+previous student. What is installed is what was measured: the student as the device has it, and levels trained on it.
 """
 
 from __future__ import annotations
@@ -59,19 +59,32 @@ def deploy(
     Raises:
         DeviceFailure: as ``DeviceSession.install`` does.
     """
-    everything = np.arange(len(cloud.bank.labels))
-    seen = everything if last_selection is None else np.unique(last_selection.positions)
-    trained = train_levels(student, cloud.public, seen, cloud.plan.compute, session.key.seed)
-    levels = levels_with_class_bias(trained, bias)
+    levels = levels_of(student, bias, cloud, session, last_selection)
     _offer_heads(student, levels, cloud, session)  # first: the device may ask as soon as it has the student
     result = session.install(
         student,
         outer_epoch,
-        _canaries(cloud, seen, bias),
+        _canaries(cloud, np.unique(_seen(cloud, last_selection)), bias),
         pack_compressors(levels),
         cloud.plan.downlink.minimum_agreement,
     )
     return {name: getattr(result, name) for name in ("installed", "agreement", "reason", "current")}
+
+
+def levels_of(
+    student: AudioVisualNet,
+    bias: Bias,
+    cloud: SeedCloud,
+    session: DeviceSession,
+    last_selection: Selection | None,
+) -> dict[float, CompressionNet]:
+    """The student's compression levels by rate, for measuring and for installing alike; arguments as ``deploy``.
+
+    They are trained on features of the student that the device has, with the rounded weights of the downlink.
+    """
+    received, positions = session.downlink.received(student), _seen(cloud, last_selection)
+    trained = train_levels(received, cloud.public, positions, cloud.plan.compute, session.key.seed)
+    return levels_with_class_bias(trained, bias)
 
 
 def keep_student(key: JobKey, student: AudioVisualNet, cloud: SeedCloud, journal: Journal) -> None:
@@ -87,6 +100,10 @@ def keep_student(key: JobKey, student: AudioVisualNet, cloud: SeedCloud, journal
     if not kept.exists():
         kept.hardlink_to(file)
     journal.keep_student(key, version, str(kept.relative_to(cloud.plan.work)), file.stat().st_size)
+
+
+def _seen(cloud: SeedCloud, last_selection: Selection | None) -> npt.NDArray[np.int64]:
+    return np.arange(len(cloud.bank.labels)) if last_selection is None else last_selection.positions
 
 
 def _offer_heads(

@@ -25,7 +25,6 @@ from fedstill.cloud_server.distillation.arms import (
     with_variant,
 )
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
-from fedstill.cloud_server.distillation.compression_training import train_levels
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.rounds import (
@@ -34,7 +33,7 @@ from fedstill.cloud_server.distillation.rounds import (
     nothing_asked,
     personalise,
 )
-from fedstill.cloud_server.federation.deployment import deploy, is_deployed, keep_student
+from fedstill.cloud_server.federation.deployment import deploy, is_deployed, keep_student, levels_of
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.device_prototypes import DevicePrototypes
 from fedstill.cloud_server.federation.device_session import NO_COMPRESSOR, DeviceSession
@@ -45,8 +44,8 @@ from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
-from fedstill.models.audiovisual.class_bias import levels_with_class_bias, with_class_bias
-from fedstill.models.audiovisual.levels import Precision
+from fedstill.models.audiovisual.class_bias import with_class_bias
+from fedstill.models.audiovisual.levels import RATES, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import pack
 
@@ -160,14 +159,11 @@ class PersonalisationJob:
         if selection is None:
             self.failed(0, "no selection to train the compression levels on: every outer epoch was left out")
             return
-        trained = train_levels(
-            student, self.cloud.public, selection.positions, self.plan.compute, self.key.seed
-        )
-        levels = levels_with_class_bias(trained, self.bias)
-        for rate, net in levels.items():
+        levels = levels_of(student, self.bias, self.cloud, self.session, selection)
+        for rate in RATES:
+            packed = pack(levels[rate].state_dict()) if rate in levels else NO_COMPRESSOR
             for precision in TABLE_PRECISIONS:
-                level = {"rate": rate, "precision": precision.value}
-                self._evaluate(student, pack(net.state_dict()), level)
+                self._evaluate(student, packed, {"rate": rate, "precision": precision.value})
 
     def _evaluate(
         self,

@@ -49,6 +49,8 @@ class CurrentStudent:
     _inference: EdgeInference | None = None
     _connection: CloudConnection | None = None
     _version: str = ""
+    _class_names: tuple[str, ...] = ()
+    """The student's own: the format already names the classes of the next run while this student still answers."""
 
     def classify(self, path: Path) -> dict[str, Any]:
         """One clip, by its main file: class, probability, path, rung, bytes, milliseconds, student.
@@ -65,7 +67,7 @@ class CurrentStudent:
         answer = inference.classify(audio, frame_tensor(clip.frames, wanted.frames)[None])
         best = int(answer.probabilities.argmax())
         return {
-            "class": wanted.class_names[best],
+            "class": self._class_names[best],
             "probability": round(float(answer.probabilities[best]), 4),
             "path": answer.route.path,
             "rung": answer.route.level_name,
@@ -113,5 +115,5 @@ class CurrentStudent:
                 self.objective_ms,
                 uploads_allowed=self.uploads_allowed,
             )
-            self._version = student.version
+            self._version, self._class_names = student.version, student.class_names
         return self._inference

@@ -25,6 +25,7 @@ from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
 from fedstill.edge_client.students.canaries import canaries_of
 from fedstill.edge_client.students.level_files import keep_compressors
+from fedstill.edge_client.students.level_numpy import received
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent
 from fedstill.edge_client.students.students import ModelStore, StoredModel
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
@@ -149,7 +150,10 @@ class Device:
             return runtime.probabilities(runtime.logits(found)), size
         level = json.loads(request.rung)
         rate, precision = float(level["rate"]), Precision(level["precision"])
-        answer = runtime.level_logits(found, rate, precision, request.compressor)
+        if rate == 1:  # the cloud decides there with the student's own head
+            answer = runtime.logits(FeatureArrays(*(received(part, precision) for part in found)))
+        else:
+            answer = runtime.level_logits(found, rate, precision, request.compressor)
         return runtime.probabilities(answer), compressed_payload_bytes(width, rate, precision)
 
     def _remember(
