@@ -140,10 +140,8 @@ def measured(
     rows: list[Row] = []
     left_out = []
     for name, make in track(sets.items(), "sets", console=Console(stderr=True)):
-        folder = work / name.replace(", ", "_").replace(" ", "_")
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            table = make(folder)
+            table = make(work / name.replace(", ", "_").replace(" ", "_"))
         except ConfigError as error:
             left_out.append(f"{name}: {error}")
             console.print(f"left out: {name}: {error}")
