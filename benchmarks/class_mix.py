@@ -6,7 +6,7 @@ Devices are random: all classes or half of them, few clips or more, of one speak
 clips are or otherwise. Each is answered by the generic student alone, with EM on its own posteriors (Saerens et al.
 2002; nothing guards it), with the fitted class mix untested, and as in the product, with the mix if it passes the test.
 Students and tables of logits stay in ``--out``: delete the folder after a change to what makes them. The first run
-takes some 25 minutes on one core, the next ones five.
+takes some 18 minutes on one core, the next ones one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from fedstill.cloud_server.distillation.class_mix import ClassMixes
+from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.mixture_fit import softmax
 from fedstill.cloud_server.distillation.settings import SelectionSettings
 from fedstill.common.errors import ConfigError
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder that keeps students and tables for the next run")
     parser.add_argument("--markdown", type=Path, help="page to write, for instance docs/results/class_mix.md")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    use_threads(1)
     console, sets = Console(soft_wrap=True, highlight=False), QUICK_SETS if options.quick else SETS
     with tempfile.TemporaryDirectory() as scratch:
         rows, left_out = measured(
