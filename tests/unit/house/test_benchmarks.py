@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[
 def test_the_coverage_of_intervals_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(BENCHMARKS / "interval_coverage.py"))["main"](["--quick"])
     assert "no true difference" in capsys.readouterr().out
+
+
+def test_the_guard_of_the_class_mix_is_measured(tmp_path: Path) -> None:
+    arguments = ["--quick", "--out", str(tmp_path / "kept"), "--markdown", str(tmp_path / "class_mix.md")]
+    found = []
+    for _ in ("train", "read again"):
+        runpy.run_path(str(BENCHMARKS / "class_mix.py"))["main"](arguments)
+        found.append((tmp_path / "class_mix" / "devices.json").read_text())
+    assert found[0] == found[1]
+    page = (tmp_path / "class_mix.md").read_text()
+    assert all(heading in page for heading in ("EM", "untested mix", "guarded mix", "Where it harms"))
+    counts = json.loads(found[0])
+    devices = [
+        dict(zip(counts["columns"], device, strict=True))
+        for recordings in counts["sets"].values()
+        for kinds in recordings.values()
+        for kind in kinds.values()
+        for device in kind
+    ]
+    assert len(devices) == 8 * (7 + 5)
+    assert all(one["guarded"] == one[("generic", "untested")[one["allowed"]]] for one in devices)
+    assert any(one["untested"] != one["generic"] for one in devices)
 
 
 @pytest.mark.slow
