@@ -65,7 +65,8 @@ def device(table: Table, kind: Kind, rng: np.random.Generator) -> npt.NDArray[np
     speaker = rng.choice(np.unique(table.speakers))
     fits = np.isin(table.labels, own) & ((table.speakers == speaker) | (not kind.one_speaker))
     pool = np.flatnonzero(fits)
-    return rng.choice(pool, min(kind.clips, len(pool)), replace=False)
+    chosen: npt.NDArray[np.int64] = rng.choice(pool, min(kind.clips, len(pool)), replace=False)
+    return chosen
 
 
 def judge(
