@@ -24,7 +24,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from fedstill.cloud_server.distillation.class_mix import ClassMixes
+from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.mixture_fit import softmax
 from fedstill.cloud_server.distillation.settings import SelectionSettings
@@ -65,7 +65,8 @@ def device(table: Table, kind: Kind, rng: np.random.Generator) -> npt.NDArray[np
     speaker = rng.choice(np.unique(table.speakers))
     fits = np.isin(table.labels, own) & ((table.speakers == speaker) | (not kind.one_speaker))
     pool = np.flatnonzero(fits)
-    return rng.choice(pool, min(kind.clips, len(pool)), replace=False)
+    chosen: npt.NDArray[np.int64] = rng.choice(pool, min(kind.clips, len(pool)), replace=False)
+    return chosen
 
 
 def judge(
@@ -88,14 +89,26 @@ def judge(
     )
     mix, untested = (one.judge(summary, np.random.default_rng(seed)) for one in (guard, believer))
     em_bias = np.log(em_shares(softmax(logits), prior) / prior)
-    right = [
-        int(((logits + bias).argmax(axis=1) == labels).sum())
-        for bias in (np.zeros(len(prior)), em_bias, untested.bias, mix.bias)
-    ]
     present = np.unique(labels)
-    absent = [int((~np.array(one.present)[present]).sum()) for one in (mix, untested)]
-    estimated = round(100 * mix.gain, 2)
-    return Outcome(len(labels), *right, int(mix.supported), estimated, len(present), *absent)
+
+    def right(bias: npt.NDArray[np.floating]) -> int:
+        return int(((logits + bias).argmax(axis=1) == labels).sum())
+
+    def absent(one: ClassMix) -> int:
+        return int((~np.array(one.present)[present]).sum())
+
+    return Outcome(
+        clips=len(labels),
+        generic=right(np.zeros(len(prior))),
+        em=right(em_bias),
+        untested=right(untested.bias),
+        guarded=right(mix.bias),
+        allowed=int(mix.supported),
+        estimated=round(100 * mix.gain, 2),
+        classes=len(present),
+        absent=absent(mix),
+        absent_untested=absent(untested),
+    )
 
 
 def measure(name: str, table: Table, devices: int) -> Iterator[Row]:

@@ -162,13 +162,14 @@ def page(rows: Sequence[Row], left_out: Sequence[str], command: str) -> str:
         "# The guard of the class mix",
         f"<!-- written by {command}; run it again instead of editing -->",
         f"{datetime.now(UTC):%Y-%m-%d}, revision {git_revision()}, {hardware()}, one thread: `{command}`.",
-        "Development data, on which the guard was tuned: this page shows what it does, and proves nothing about other "
-        "data. Random devices hold all classes or half of them, 44 or 130 clips (fewer if a speaker has no more), from "
-        "one speaker or from all, and are recorded as the public clips are or otherwise. They summarise the clips that "
-        "they then answer. *EM* corrects for the prior of the device's own posteriors (Saerens et al. 2002), without a "
-        "guard; *untested mix* believes every fitted class mix; *guarded mix* is the product: the generic student "
-        "unless the test passes (*allowed*). Differences from the generic student (`all_distill_equal_steps`), in "
-        "points, as mean / worst device. Devices of a set share clips, speakers and one student.",
+        "Development data, most of which the guard was tuned on: this page shows what it does, and proves nothing "
+        "about other data. Random devices hold all classes or half of them, 44 or 130 clips (fewer if a speaker has no "
+        "more), from one speaker or from all, and are recorded as the public clips are or otherwise. They summarise "
+        "the clips that they then answer. *EM* corrects for the prior of the device's own posteriors (Saerens et al. "
+        "2002), without a guard; *untested mix* believes every fitted class mix; *guarded mix* is the product: the "
+        "generic student unless the test passes (*allowed*). Differences from the generic student "
+        "(`all_distill_equal_steps`), in points, as mean / worst device. Devices of a set share clips, speakers and "
+        "one student.",
         *(f"Left out: {reason}." for reason in left_out),
         "## By set",
         "\n".join(table_of(rows, by_shift)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,8 @@ class Table:
     def prior(self) -> npt.NDArray[np.float64]:
         """Shares of the classes among the public clips."""
         counts = np.bincount(self.public.labels, minlength=self.public.logits.shape[1])
-        return counts / counts.sum()
+        shares: npt.NDArray[np.float64] = counts / counts.sum()
+        return shares
 
 
 def white_noise(clip: Clip, rng: np.random.Generator) -> Clip:
@@ -139,10 +141,11 @@ def trained(experiment: str, settings: tuple[str, ...], folder: Path) -> Table:
 
 def write_table(table: Table, path: Path) -> None:
     """As one ``.npz``."""
-    public = {f"public/{name}": value for name, value in vars(table.public).items()}
-    private = {f"private/{name}": value for name, value in table.logits.items()}
+    arrays: dict[str, Any] = {"labels": table.labels, "speakers": table.speakers}
+    arrays |= {f"public/{name}": value for name, value in vars(table.public).items()}
+    arrays |= {f"private/{name}": value for name, value in table.logits.items()}
     with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, labels=table.labels, speakers=table.speakers, **public, **private)
+        np.savez(file, **arrays)
 
 
 def read_table(path: Path) -> Table:
