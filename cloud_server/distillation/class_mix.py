@@ -10,7 +10,7 @@ of them in turn plays the device. The fit counts only if
 - no public speaker with the public mix looks as different from it as the device does (``p_same``),
 - the device looks like a mix of classes as far as public speakers do (``p_mixture``), and the student is about as
   sure of it: if not, its sound or its pictures differ from the public ones, and nothing follows about its classes,
-- and on the public clips, under any mix that the summary allows, deciding by the fitted shares gains.
+- and public speakers gain who play a device with the fitted shares and are treated as the device would be.
 
 Otherwise nothing is changed, and the device keeps the generic student.
 """
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
-from fedstill.cloud_server.distillation.mixture_fit import Fit, Looks, MixtureModel
+from fedstill.cloud_server.distillation.mixture_fit import KEPT, Fit, Looks, MixtureModel
 from fedstill.protos.messages import PrototypeUpload
 
 Floats = npt.NDArray[np.float64]
@@ -41,10 +41,9 @@ FEWEST_SPEAKERS = 3
 DRAWS = 40
 TURNS = 4
 """How often each public speaker plays the device, with other clips of his."""
-DOUBT = 0.1
-"""What must hold, holds in all but this share of the draws."""
-KEPT = 0.02
-"""Part of the public mix that is left in every estimate, so that no class is ever ruled out."""
+GAIN_TURNS = 2
+LEAST_GAIN = 0.25
+"""The mean gain of public speakers, in its standard deviations over them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ClassMix:
         shares: of the classes; the public ones if nothing is known.
         present: the classes that the device may have.
         class_bias: to add to the student's logits; zeros if nothing is known.
-        gain: accuracy that the bias adds on public clips mixed like the device's, from 0 to 1.
+        gain: accuracy that public speakers gained in the device's place, from 0 to 1.
     """
 
     supported: bool
@@ -120,26 +119,23 @@ class ClassMixes:
         found = np.concatenate([summary.probabilities[0], summary.confidence]).astype(np.float64)
         fit = model.fit(found, clips, self._prior)
         drawn = model.draws(fit, clips, rng, DRAWS)
-        shares = (1 - KEPT) * drawn.mean(axis=0) + KEPT * self._prior
-        seen = self._prior > 0
-        ratio = np.divide(shares, self._prior, out=np.ones_like(shares), where=seen)
-        bias = model.temperature * np.log(ratio)
-        gains = drawn @ model.gain_by_class(bias)
-        objection = self._objection(model, fit, clips, gains) if self._tested else ""
+        objection, gain = self._objection(model, fit, clips) if self._tested else ("", 0.0)
         if objection:
             return self._unknown(objection)
-        reach = np.quantile(drawn, 1 - DOUBT, axis=0)
+        bias = model.bias(drawn.mean(axis=0), self._prior)
+        shares = (1 - KEPT) * drawn.mean(axis=0) + KEPT * self._prior
+        present = (self._prior > 0) & (drawn.max(axis=0) >= self._threshold * self._prior)
         return ClassMix(
             True,
             "other classes than the public ones" if self._tested else "not tested",
             tuple(shares.tolist()),
-            tuple((seen & (reach >= self._threshold * self._prior)).tolist()),
+            tuple(present.tolist()),
             tuple(bias.tolist()),
-            float(gains.mean()),
+            gain,
         )
 
-    def _objection(self, model: MixtureModel, fit: Fit, clips: int, gains: Floats) -> str:
-        """Why the fit is not to be believed; empty if it is."""
+    def _objection(self, model: MixtureModel, fit: Fit, clips: int) -> tuple[str, float]:
+        """Why the fit is not to be believed, empty if it is; and what public speakers gain in the device's place."""
         device, others = model.looks(fit, clips, self._prior), self._played(clips)
         sureness = [one.sureness for one in others]
         less_sure = (device.sureness - np.mean(sureness)) / max(float(np.std(sureness)), TINY)
@@ -147,19 +143,23 @@ class ClassMixes:
             return (
                 f"the student is less sure here than of public speakers ({less_sure:.1f} deviations): another "
                 "microphone, room or camera, which hides the classes"
-            )
+            ), 0.0
         p_mixture = upper_tail([one.distance for one in others], device.distance)
         if p_mixture < LEAST_P_MIXTURE:
             return (
                 f"no mix of classes explains what the student says here (p {p_mixture:.3f}): another microphone, "
                 "room or camera, which hides them"
-            )
+            ), 0.0
         p_same = upper_tail([one.closer for one in others], device.closer)
         if p_same > MOST_P_SAME:
-            return f"the device may have the public classes (p {p_same:.3f})"
-        if np.quantile(gains, DOUBT) <= 0:
-            return f"other classes than the public ones (p {p_same:.3f}), but no sure gain from knowing them"
-        return ""
+            return f"the device may have the public classes (p {p_same:.3f})", 0.0
+        gains = model.played_gains(fit.shares, self._prior, clips, np.random.default_rng(clips), GAIN_TURNS)
+        if not len(gains) or not gains.mean() > LEAST_GAIN * gains.std():
+            return (
+                f"other classes than the public ones (p {p_same:.3f}), but no sure gain from knowing them",
+                0.0,
+            )
+        return "", float(gains.mean())
 
     def _unknown(self, reason: str) -> ClassMix:
         return unknown_mix(self._prior, reason)

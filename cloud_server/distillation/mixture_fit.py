@@ -25,6 +25,10 @@ NULL_SPACE = 1e-5
 """Directions with less than this part of the largest variance are left out: the probabilities sum to 1."""
 STEPS = 3
 """Of fitting the shares and their covariance in turn."""
+KEPT = 0.02
+"""Part of the public mix that is left in every estimate."""
+LEAST_SHARE = 0.5
+"""A speaker who lacks more than this part of a mix cannot play it."""
 SUM_WEIGHT = 100.0
 """How strongly the shares are held to sum to 1 within the fit; they are scaled to it afterwards."""
 
@@ -102,15 +106,44 @@ class MixtureModel:
         noise = rng.multivariate_normal(np.zeros(len(covariance)), covariance, count, method="eigh")
         return np.array([_fitted(means, fit.found + one, unit) for one in noise])
 
-    def gain_by_class(self, bias: Floats) -> Floats:
-        """How much of each class a bias on the logits gets right in addition, (classes,): a mean over speakers."""
-        before = self._logits.argmax(axis=1) == self._labels
-        after = (self._logits + bias).argmax(axis=1) == self._labels
-        gains = np.zeros_like(self._clips)
-        np.add.at(gains, (self._speakers, self._labels), after.astype(float) - before)
-        gains /= np.maximum(self._clips, 1)
-        heard = np.maximum((self._clips > 0).sum(axis=0), 1)
-        result: Floats = gains.sum(axis=0) / heard
+    def played_gains(
+        self, shares: Floats, prior: Floats, clips: int, rng: np.random.Generator, turns: int
+    ) -> Floats:
+        """What each speaker gains, who plays a device with these shares and is treated as one, (speakers * turns,).
+
+        The others fit his shares, and the bias that follows from the fit decides his own clips, whose labels are known.
+        A speaker without the classes that matter does not play.
+        """
+        gains = []
+        for speaker in range(self.speakers):
+            mine = self._speakers == speaker
+            wanted = shares * (self._clips[speaker] > 0)
+            if wanted.sum() < LEAST_SHARE:
+                continue
+            wanted = wanted / wanted.sum()
+            for _ in range(turns):
+                found = self._as_device(speaker, shares, clips, rng)
+                bias = self.bias(self.fit(found, clips, prior, speaker).shares, prior)
+                gains.append(float(wanted @ self._gain_by_class(bias, mine)))
+        return np.array(gains)
+
+    def bias(self, shares: Floats, prior: Floats) -> Floats:
+        """What to add to the student's logits where the classes have these shares; 0 for a class without public clips.
+
+        A part of ``prior`` is left in the shares, so that no class is ever ruled out.
+        """
+        mixed = (1 - KEPT) * shares + KEPT * prior
+        ratio = np.divide(mixed, prior, out=np.ones_like(mixed), where=prior > 0)
+        result: Floats = self.temperature * np.log(ratio)
+        return result
+
+    def _gain_by_class(self, bias: Floats, mine: npt.NDArray[np.bool_]) -> Floats:
+        """How much of each class the bias gets right in addition, (classes,), on some clips."""
+        logits, labels = self._logits[mine], self._labels[mine]
+        more = (logits + bias).argmax(axis=1) == labels
+        before = logits.argmax(axis=1) == labels
+        sums = np.bincount(labels, more.astype(float) - before, minlength=self._logits.shape[1])
+        result: Floats = sums / np.maximum(np.bincount(labels, minlength=len(sums)), 1)
         return result
 
     def played(self, prior: Floats, clips: int, rng: np.random.Generator, turns: int) -> list[Looks]:
