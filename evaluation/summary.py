@@ -173,6 +173,18 @@ def class_mix_totals(results: Results) -> tuple[ClassMixTotal, ...]:
     return tuple(totals)
 
 
+def class_mix_line(results: Results) -> str:
+    """How often each arm used a class mix, for the console; empty if no arm of the run asks for one."""
+    rows = results.decisions
+    used = [
+        f"{ARMS[arm]} for {sum(row.supported for row in rows if row.arm == arm)} of "
+        f"{sum(row.arm == arm for row in rows)} students"
+        for arm in ARMS
+        if any(row.arm == arm for row in rows)
+    ]
+    return f"Class mix used: {', '.join(used)}; the report says why not. " if used else ""
+
+
 def _without_numbers(reason: str) -> str:
     """A reason without its p value, so that equal ones can be counted."""
     return re.sub(r" \([^)]*\)", "", reason)

@@ -74,6 +74,8 @@ class LiveProgress:
             self._advance(f"seed {seed}: AllDistill epochs", event["epochs"], note)
         elif kind == "equal_steps_epoch":
             self._advance(f"seed {seed}: {event['arm']}", event["epochs"], note)
+        elif kind == "cross_fit":
+            self._advance(f"seed {seed}: cross-fit folds", event["folds"], "")
         elif kind == "seed":
             self._task(f"seed {seed}: device jobs", event["jobs"])
         elif kind == "job":

@@ -17,7 +17,7 @@ ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, o
     "all_distill_equal_steps": "AllDistill, equal steps",
     "class_prior_sampling": "class-prior sampling",
     "oracle_classes": "oracle classes",
-    "prior_corrected": "AllDistill, prior-corrected",
+    "prior_corrected": "equal steps, prior-corrected",
     "fedstill_without_selection": "fedstill without selection",
     "fedstill": "fedstill",
 }

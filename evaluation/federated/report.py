@@ -153,7 +153,8 @@ def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
     clients = _shown(shown) if shown else ()
     grid = Table(
         title=title,
-        caption=f"gain: over AllDistill. {summary.differences_note(results, clips)}",
+        caption="gain: over AllDistill. "
+        f"{summary.class_mix_line(results)}{summary.differences_note(results, clips)}",
         title_style="bold",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -317,6 +317,9 @@ def test_the_report_says_whose_class_mix_was_used_and_why_not(tmp_path):
     text = report.markdown_summary(decided, clips)
     assert "| fedstill | 1 of 3 | 2: the device may have the public classes |" in text
     assert "Class mixes" not in report.markdown_summary(results, clips)
+    line = "Class mix used: fedstill for 1 of 3 students"
+    assert line in " ".join(printed(report.console_table(decided, clips)).split())
+    assert "Class mix" not in printed(report.console_table(results, clips))
 
 
 def test_results_from_before_class_mixes_were_tested_still_read(tmp_path):
