@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,7 @@ from fedstill.simulation.sources import Positions, deal, open_source, split_posi
 Engine = Literal["flower", "inprocess"]
 
 VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
+NEEDED = ("torch", "torchaudio")
 SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
 """A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
 CONCURRENT_DEVICES = 2
@@ -50,6 +52,7 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
         ConfigError, DataError: the experiment or its data cannot be used; nothing has been trained.
         RunError: Flower failed; finished work stays, and ``--resume`` continues.
     """
+    require_packages()
     started = time.monotonic()
     if not (run_dir / PLAN_FILE).exists():
         prepare_run(experiment, run_dir, console)
@@ -64,6 +67,13 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
 
     write_report(run_dir)
     return results
+
+
+def require_packages() -> None:
+    """Raise ModuleNotFoundError now if what the engines' processes need is not there; nothing is imported."""
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def require_new(run_dir: Path) -> None:
