@@ -19,9 +19,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(BIN)/fedstill simulate
 
-# Three workers for two cores, one thread each, since tests of fleets and servers wait half of their time; a file stays
-# with one worker, so that its fixtures are made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Two workers for two cores, one thread each; a file stays with one worker, so that its fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(PYTEST)
