@@ -133,7 +133,7 @@ class Fleet:
         command = [
             "coordinator", "--state", str(self.state), "--experiment", str(self.experiment),
             "--certs", str(self.certs), "--listen", f"127.0.0.1:{self.port}",
-            *(["--inference-listen", f"127.0.0.1:{self.inference_port}"] if self.inference else []),
+            "--inference-listen", f"127.0.0.1:{self.inference_port}" if self.inference else "",
             *(["--once"] if once else []), *self.options, *options,
         ]  # fmt: skip
         return self._started(f"coordinator{tag}", command)
