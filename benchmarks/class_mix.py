@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
+from scipy.special import softmax
 
 from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes
 from fedstill.cloud_server.distillation.compute import use_threads
-from fedstill.cloud_server.distillation.mixture_fit import softmax
 from fedstill.cloud_server.distillation.settings import SelectionSettings
 from fedstill.common.errors import ConfigError
 from fedstill.models.audiovisual.confidence import confidence_histogram
@@ -78,7 +78,7 @@ def judge(
     seed: int,
 ) -> Outcome:
     """Answer a device's clips in all ways."""
-    probabilities = softmax(logits / guard.temperature)
+    probabilities = softmax((logits / guard.temperature).astype(np.float64), axis=1)
     names = tuple(map(str, range(len(prior))))
     summary = PrototypeUpload(
         Job("latency_insensitive", "prior_corrected", 0, 0),
@@ -88,7 +88,7 @@ def judge(
         confidence_histogram(probabilities),
     )
     mix, untested = (one.judge(summary, np.random.default_rng(seed)) for one in (guard, believer))
-    em_bias = np.log(em_shares(softmax(logits), prior) / prior)
+    em_bias = np.log(em_shares(softmax(logits.astype(np.float64), axis=1), prior) / prior)
     present = np.unique(labels)
 
     def right(bias: npt.NDArray[np.floating]) -> int:

@@ -37,6 +37,8 @@ LEAST_P_MIXTURE = 0.4
 LEAST_SURENESS = -0.5
 """In standard deviations over public speakers; also high."""
 TINY = 1e-9
+MOST_CLIPS = 10_000
+"""More say no more, since people differ; and a device may claim as many as it likes."""
 FEWEST_SPEAKERS = 3
 DRAWS = 40
 TURNS = 4
@@ -115,27 +117,34 @@ class ClassMixes:
             return self._unknown(f"fewer than {FEWEST_SPEAKERS} public speakers: nothing to compare with")
         if not len(summary.confidence):
             return self._unknown("a summary without confidences cannot show how the device records")
-        clips = int(summary.counts.sum())
+        clips = min(int(summary.counts.sum()), MOST_CLIPS)
         found = np.concatenate([summary.probabilities[0], summary.confidence]).astype(np.float64)
         fit = model.fit(found, clips, self._prior)
         drawn = model.draws(fit, clips, rng, DRAWS)
-        objection, gain = self._objection(model, fit, clips) if self._tested else ("", 0.0)
-        if objection:
-            return self._unknown(objection)
-        bias = model.bias(drawn.mean(axis=0), self._prior)
-        shares = (1 - KEPT) * drawn.mean(axis=0) + KEPT * self._prior
+        if not self._tested:
+            return self._mix(model, drawn, "not tested", 0.0)
+        if doubt := self._doubt(model, fit, clips):
+            return self._unknown(doubt)
+        gains = model.played_gains(fit.shares, self._prior, clips, np.random.default_rng(clips), GAIN_TURNS)
+        if not len(gains) or not gains.mean() > LEAST_GAIN * gains.std():
+            return self._unknown("other classes than the public ones, but no sure gain from knowing them")
+        return self._mix(model, drawn, "other classes than the public ones", float(gains.mean()))
+
+    def _mix(self, model: MixtureModel, drawn: Floats, reason: str, gain: float) -> ClassMix:
+        """A mix that counts, from the shares that the summary allows, (draws, classes)."""
+        mean = drawn.mean(axis=0)
         present = (self._prior > 0) & (drawn.max(axis=0) >= self._threshold * self._prior)
         return ClassMix(
             True,
-            "other classes than the public ones" if self._tested else "not tested",
-            tuple(shares.tolist()),
+            reason,
+            tuple(((1 - KEPT) * mean + KEPT * self._prior).tolist()),
             tuple(present.tolist()),
-            tuple(bias.tolist()),
+            tuple(model.bias(mean, self._prior).tolist()),
             gain,
         )
 
-    def _objection(self, model: MixtureModel, fit: Fit, clips: int) -> tuple[str, float]:
-        """Why the fit is not to be believed, empty if it is; and what public speakers gain in the device's place."""
+    def _doubt(self, model: MixtureModel, fit: Fit, clips: int) -> str:
+        """Why the summary does not show other classes than the public ones; empty if it does."""
         device, others = model.looks(fit, clips, self._prior), self._played(clips)
         sureness = [one.sureness for one in others]
         less_sure = (device.sureness - np.mean(sureness)) / max(float(np.std(sureness)), TINY)
@@ -143,23 +152,15 @@ class ClassMixes:
             return (
                 f"the student is less sure here than of public speakers ({less_sure:.1f} deviations): another "
                 "microphone, room or camera, which hides the classes"
-            ), 0.0
+            )
         p_mixture = upper_tail([one.distance for one in others], device.distance)
         if p_mixture < LEAST_P_MIXTURE:
             return (
                 f"no mix of classes explains what the student says here (p {p_mixture:.3f}): another microphone, "
                 "room or camera, which hides them"
-            ), 0.0
-        p_same = upper_tail([one.closer for one in others], device.closer)
-        if p_same > MOST_P_SAME:
-            return f"the device may have the public classes (p {p_same:.3f})", 0.0
-        gains = model.played_gains(fit.shares, self._prior, clips, np.random.default_rng(clips), GAIN_TURNS)
-        if not len(gains) or not gains.mean() > LEAST_GAIN * gains.std():
-            return (
-                f"other classes than the public ones (p {p_same:.3f}), but no sure gain from knowing them",
-                0.0,
             )
-        return "", float(gains.mean())
+        p_same = upper_tail([one.closer for one in others], device.closer)
+        return f"the device may have the public classes (p {p_same:.3f})" if p_same > MOST_P_SAME else ""
 
     def _unknown(self, reason: str) -> ClassMix:
         return unknown_mix(self._prior, reason)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
+from scipy.special import softmax
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins
@@ -71,7 +72,7 @@ class MixtureModel:
         self._logits = cross_fit.logits.astype(np.float64)
         self._labels, self._speakers = labels, speakers
         self.speakers, classes = int(speakers.max()) + 1, self._logits.shape[1]
-        self._rows = summary_rows(softmax(self._logits / self.temperature))
+        self._rows = summary_rows(softmax(self._logits / self.temperature, axis=1))
         self._clips = np.zeros((self.speakers, classes))
         np.add.at(self._clips, (speakers, labels), 1)
         width = self._rows.shape[1]
@@ -212,15 +213,9 @@ def summary_rows(probabilities: npt.NDArray[np.floating]) -> Floats:
 def best_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
     """Of ``TEMPERATURES``, the one with the least negative log-likelihood (Guo et al. 2017)."""
     rows = np.arange(len(labels))
-    losses = [-np.log(softmax(logits / one)[rows, labels] + RIDGE).mean() for one in TEMPERATURES]
+    exact = np.asarray(logits, np.float64)
+    losses = [-np.log(softmax(exact / one, axis=1)[rows, labels] + RIDGE).mean() for one in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
-
-
-def softmax(logits: npt.NDArray[np.floating]) -> Floats:
-    """(n, classes) -> rows that sum to 1."""
-    raised = np.exp(np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True))
-    result: Floats = raised / raised.sum(axis=1, keepdims=True)
-    return result
 
 
 def _whitening(covariance: Floats) -> Floats:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes, unknown_mix, upper_tail
 from fedstill.cloud_server.distillation.cross_fit import (
@@ -16,7 +18,7 @@ from fedstill.cloud_server.distillation.cross_fit import (
     save_cross_fit,
     speaker_folds,
 )
-from fedstill.cloud_server.distillation.mixture_fit import MixtureModel, best_temperature, softmax
+from fedstill.cloud_server.distillation.mixture_fit import MixtureModel, best_temperature
 from fedstill.models.audiovisual.confidence import confidence_histogram
 from fedstill.protos.messages import Job, PrototypeUpload
 
@@ -46,7 +48,7 @@ def public(strength: float = 2.4, speakers: int = SPEAKERS) -> CrossFit:
 
 
 def summary(mixes: ClassMixes, logits: np.ndarray) -> PrototypeUpload:
-    rows = softmax(logits / mixes.temperature)
+    rows = softmax((logits / mixes.temperature).astype(np.float64), axis=1)
     return PrototypeUpload(
         Job("latency_insensitive", "fedstill", 0, 0),
         rows.mean(axis=0, keepdims=True).astype(np.float32),
@@ -155,6 +157,13 @@ def test_the_same_summary_gives_the_same_verdict(mixes: ClassMixes) -> None:
     assert judged(mixes, logits) == judged(ClassMixes(public(), EVEN, 0.25), logits)
 
 
+def test_a_device_may_claim_any_number_of_clips() -> None:
+    """A thousand million of them cost neither time nor memory."""
+    upload = summary(TESTED, said(np.arange(CLASSES).repeat(20), np.random.default_rng(0)))
+    claimed = dataclasses.replace(upload, counts=np.array([10**9], np.int64))
+    assert not TESTED.judge(claimed, np.random.default_rng(0)).supported
+
+
 def test_with_nobody_to_compare_with_nothing_is_decided() -> None:
     rng = np.random.default_rng(0)
     logits = said(rng.choice([1, 2], 80), rng)
@@ -168,7 +177,7 @@ def test_with_nobody_to_compare_with_nothing_is_decided() -> None:
 def test_the_temperature_is_that_of_the_logits() -> None:
     rng, labels = np.random.default_rng(0), np.random.default_rng(1).integers(0, CLASSES, 4000)
     logits = np.log(np.full((len(labels), CLASSES), 0.1) + 0.4 * np.eye(CLASSES)[labels])
-    drawn = np.array([rng.choice(CLASSES, p=row) for row in softmax(logits)])
+    drawn = np.array([rng.choice(CLASSES, p=row) for row in softmax(logits, axis=1)])
     assert best_temperature(2 * logits, drawn) == pytest.approx(2, rel=0.12)
 
 
