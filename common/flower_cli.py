@@ -29,9 +29,8 @@ def environment(home: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower calls its tools
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),
-        "TORCHINDUCTOR_CACHE_DIR": str(
-            home / "torch"
-        ),  # an optimiser makes it, else among the temporary files
+        # An optimiser makes this folder, else among the temporary files.
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "torch"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

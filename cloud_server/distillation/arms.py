@@ -30,7 +30,6 @@ SHARED = (
     "all_distill",
     "all_distill_equal_steps",
     "fedstill_without_selection",
-    "prior_corrected",
     "teacher",
 )
 """Arms whose network is the same for every device: trained once per seed. The teacher is not an arm of the table, only

@@ -110,10 +110,9 @@ def _offer_heads(
     student: AudioVisualNet, levels: Mapping[float, CompressionNet], cloud: SeedCloud, session: DeviceSession
 ) -> None:
     """Give the inference service the student's heads, with the rounded weights that the device will have."""
-    version = session.downlink.shipment(student).reached.version
+    has = session.downlink.shipment(student).reached
     folder = Path(cloud.plan.work) / HEADS_FOLDER
-    net = session.downlink.received(student)
-    save_heads(folder, version, net, levels, cloud.public.class_names)
+    save_heads(folder, has.version, has.network(student.spec), levels, cloud.public.class_names)
 
 
 def _canaries(cloud: SeedCloud, positions: npt.NDArray[np.int64], bias: Bias) -> Canaries:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.audiovisual.network import AudioVisualNet, NetworkSpec
 from fedstill.models.weights.checkpoint import network_to_json
 from fedstill.models.weights.delta import content_hash, encode_update
 from fedstill.models.weights.delta_coding import UpdatePrecision
@@ -28,6 +28,12 @@ class Acknowledged:
     version: str
     state: dict[str, npt.NDArray[Any]]
     source: str
+
+    def network(self, spec: NetworkSpec) -> AudioVisualNet:
+        """The network of this kind that the device runs."""
+        net = AudioVisualNet(spec)
+        load_arrays(net, self.state)
+        return net.eval()
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,7 @@ class Downlink:
 
     def received(self, net: AudioVisualNet) -> AudioVisualNet:
         """``net`` as the device has it, or will have it: with the rounded weights of the downlink."""
-        rebuilt = AudioVisualNet(net.spec)
-        load_arrays(rebuilt, self.shipment(net).reached.state)
-        return rebuilt.eval()
+        return self.shipment(net).reached.network(net.spec)
 
     def arrived(self, shipment: Shipment) -> None:
         """The device answered with this student, so it has it."""

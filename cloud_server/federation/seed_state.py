@@ -48,7 +48,7 @@ from fedstill.models.weights.packing import pack
 
 GENERIC = "all_distill_equal_steps"
 """The arm whose student every device gets for which nothing better is shown."""
-EQUAL_STEPS = (GENERIC, "prior_corrected", "fedstill_without_selection")
+EQUAL_STEPS = (GENERIC, "fedstill_without_selection")
 
 
 @dataclass
@@ -128,7 +128,6 @@ class SeedCloud:
             return self.teacher
         if arm not in EQUAL_STEPS:
             return self.all_distill
-        arm = GENERIC if arm == "prior_corrected" else arm
         if arm not in self._trained_on:
             self._trained_on[arm] = self._kept(arm, lambda: self._train_on(arm))
         return self._trained_on[arm]

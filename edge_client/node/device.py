@@ -94,8 +94,9 @@ class Device:
         started = time.perf_counter()
         class_probabilities, size = self._decide(request, labelled)
         seconds = time.perf_counter() - started
-        right = class_probabilities.argmax(axis=1) == self.store.labels[labelled]
-        self._remember(request, labelled, class_probabilities, right)
+        decided = class_probabilities.argmax(axis=1)
+        right = decided == self.store.labels[labelled]
+        self._remember(request, labelled, class_probabilities, decided, right)
         return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
 
     def install(self, request: InstallRequest) -> InstallResult:
@@ -161,6 +162,7 @@ class Device:
         request: EvaluationRequest,
         positions: Positions,
         class_probabilities: npt.NDArray[np.float32],
+        decided: Positions,
         right: npt.NDArray[np.bool_],
     ) -> None:
         """Keep the per-clip outcome here; it never travels.
@@ -179,7 +181,7 @@ class Device:
             "student": request.student.version,
             "level": level,
             "clip_ids": [self.store.info[position].clip_id for position in positions],
-            "decided": [names[label] for label in class_probabilities.argmax(axis=1)],
+            "decided": [names[label] for label in decided],
             "margin": [round(float(one), 6) for one in margin],
             "correct": "".join("1" if one else "0" for one in right),
         }
