@@ -72,6 +72,8 @@ class Comparison:
     label: str
 
     def __str__(self) -> str:
+        if self.low == self.high != 0:
+            return f"{signed(self.difference_points)} (all recordings alike, so no interval), {self.label}"
         return f"{signed(self.difference_points)} [{signed(self.low)}, {signed(self.high)}], {self.label}"
 
     @property
@@ -131,7 +133,7 @@ def pooled_accuracy(rows: Sequence[Tally], distinct: Mapping[int, int] | None = 
 def arm_accuracy(rows: Sequence[AccuracyRow], clips: Sequence[ClipRow], seed: int = 0) -> Accuracy:
     """Accuracy over the rows of one arm in one scenario, with the interval of the hierarchical bootstrap.
 
-    If the speakers of these clips are unknown, or if all answers are alike (then no resample differs), the interval is
+    If the speakers of these clips are unknown, or if no resample differs (all recordings are alike), the interval is
     Wilson's over recordings. Raises ValueError for no rows. seed: of the bootstrap.
     """
     pooled = pooled_accuracy(rows, distinct_recordings(clips, rows[0].scenario) if rows else None)
@@ -143,9 +145,9 @@ def arm_accuracy(rows: Sequence[AccuracyRow], clips: Sequence[ClipRow], seed: in
             return pooled
         outcomes.append((clip_row, [int(digit) for digit in clip_row.correct[row.arm]]))
     found = by_recording(outcomes)
-    if not found.known or pooled.fraction in (0.0, 1.0):
-        return pooled
     low, high = found.interval(np.random.default_rng(seed))
+    if not found.known or low == high:
+        return pooled
     return Accuracy(pooled.fraction, low / 100, high / 100, len(found.sums), pooled.seeds)
 
 

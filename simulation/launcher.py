@@ -56,7 +56,7 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
     started = time.monotonic()
     if not (run_dir / PLAN_FILE).exists():
         prepare_run(experiment, run_dir, console)
-    plan = _read_plan(run_dir)
+    plan = _read_plan(run_dir, console)
     prepared = time.monotonic()
     with LiveProgress(run_dir, console) as progress:
         _run_engine(engine, run_dir, plan)
@@ -140,11 +140,20 @@ def collect(
     return results
 
 
-def _read_plan(run_dir: Path) -> RunPlan:
+def _read_plan(run_dir: Path, console: Console) -> RunPlan:
     try:
-        return read_plan(run_dir)
+        plan = read_plan(run_dir)
+        begun_before = "guard" not in json.loads((run_dir / PLAN_FILE).read_text())
     except ValueError as error:
         raise ConfigError(f"{run_dir}: {PLAN_FILE} is damaged or of another version ({error})") from error
+    if Path(plan.work).resolve() != run_dir.resolve():
+        raise ConfigError(f"{run_dir}: this run was made in {plan.work}; move it back to resume it")
+    if begun_before:
+        console.print(
+            "[yellow]begun by an older fedstill:[/] finished jobs of prior_corrected and fedstill keep the "
+            "untested correction of then; for one method throughout, start anew"
+        )
+    return plan
 
 
 def _run_engine(engine: Engine, run_dir: Path, plan: RunPlan) -> None:

@@ -81,6 +81,11 @@ def arm_of(name: str, plan: RunPlan) -> Arm:
     return OURS[plan.selection.rule] if name == "fedstill" else BY_NAME[name]
 
 
+def may_ask_class_mix(plan: RunPlan) -> bool:
+    """A private histogram does not show how a device records, so none is asked for and nothing made ready for it."""
+    return plan.prototypes.kind != "dp"
+
+
 def distillation_of(arm: Arm, plan: RunPlan) -> DistillationSettings:
     """The training settings of an arm."""
     return plan.ours if arm.own_settings else plan.distillation

@@ -27,6 +27,7 @@ from scipy import stats
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.mixture_fit import KEPT, Fit, Looks, MixtureModel
+from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 from fedstill.protos.messages import PrototypeUpload
 
 Floats = npt.NDArray[np.float64]
@@ -40,6 +41,8 @@ TINY = 1e-9
 MOST_CLIPS = 10_000
 """More say no more, since people differ; and a device may claim as many as it likes."""
 FEWEST_SPEAKERS = 3
+CLIPS_PER_NUMBER = 10
+"""Public clips for each number of a summary: with fewer, how these vary together is a guess."""
 DRAWS = 40
 TURNS = 4
 """How often each public speaker plays the device, with other clips of his."""
@@ -84,12 +87,13 @@ class ClassMixes:
     """The judge of devices' summaries, for one seed's generic student.
 
     Args:
-        cross_fit: what the student says of public speakers that it never heard; None if there is one speaker only.
+        cross_fit: what the student says of public speakers that it never heard; None if there are too few speakers.
         public_prior: float (classes,), shares of the classes among the public clips.
         threshold: a class may be present if its share may reach this part of its public share.
         tested: False: every fit is believed, for comparison only.
 
     Attributes:
+        lacking: why no device can be judged, so that none need be asked; empty if they can.
         temperature: divides the student's logits before devices summarise them; makes its probabilities honest.
     """
 
@@ -102,7 +106,8 @@ class ClassMixes:
     ) -> None:
         self._prior, self._threshold = np.asarray(public_prior, np.float64), threshold
         self._tested = tested
-        self._model = None if cross_fit is None else MixtureModel(cross_fit)
+        self.lacking = _lacking(cross_fit, tested)
+        self._model = MixtureModel(cross_fit) if cross_fit and not self.lacking else None
         self.temperature = self._model.temperature if self._model else 1.0
         self._played = lru_cache(maxsize=64)(self._play)
 
@@ -113,8 +118,8 @@ class ClassMixes:
             rng: of the draws that say how uncertain the shares are.
         """
         model = self._model
-        if model is None or model.speakers < FEWEST_SPEAKERS:
-            return self._unknown(f"fewer than {FEWEST_SPEAKERS} public speakers: nothing to compare with")
+        if model is None:
+            return self._unknown(self.lacking)
         if not len(summary.confidence):
             return self._unknown("a summary without confidences cannot show how the device records")
         clips = min(int(summary.counts.sum()), MOST_CLIPS)
@@ -169,6 +174,18 @@ class ClassMixes:
         """How public speakers look who have the public mix and so many clips."""
         assert self._model is not None
         return self._model.played(self._prior, clips, np.random.default_rng(clips), TURNS)
+
+
+def _lacking(cross_fit: CrossFit | None, tested: bool) -> str:
+    """Why devices cannot be compared with public speakers; empty if they can."""
+    if cross_fit is None or cross_fit.speakers.max() + 1 < FEWEST_SPEAKERS:
+        return f"fewer than {FEWEST_SPEAKERS} public speakers: nothing to compare with"
+    clips, classes = cross_fit.logits.shape
+    if not np.isfinite(cross_fit.logits).all():
+        return "a student of the cross-fit diverged: nothing to compare with"
+    if tested and clips < (needed := CLIPS_PER_NUMBER * (classes + CONFIDENCE_BINS)):
+        return f"{clips} public clips, and {needed} are needed to know how speakers differ"
+    return ""
 
 
 def upper_tail(sample: Sequence[float], value: float) -> float:

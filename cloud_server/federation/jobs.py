@@ -21,6 +21,7 @@ from fedstill.cloud_server.distillation.arms import (
     arm_of,
     budget_of,
     distillation_of,
+    may_ask_class_mix,
     select_rule,
     with_variant,
 )
@@ -114,9 +115,11 @@ class PersonalisationJob:
         return with_class_bias(net, mix.bias)
 
     def _class_mix(self, generic: AudioVisualNet) -> ClassMix:
-        if self.plan.prototypes.kind == "dp":
+        if not may_ask_class_mix(self.plan):
             reason = "a private histogram does not show how the device records, so none is asked for"
             return unknown_mix(self.cloud.bank.class_prior(), reason)
+        if lacking := self.cloud.class_mixes.lacking:
+            return unknown_mix(self.cloud.bank.class_prior(), lacking)
         try:
             summary = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(generic, 0)
         except DeviceFailure as failure:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fedstill.cloud_server.distillation.centres import public_centres
-from fedstill.cloud_server.distillation.class_mix import ClassMixes
+from fedstill.cloud_server.distillation.class_mix import FEWEST_SPEAKERS, ClassMixes
 from fedstill.cloud_server.distillation.cross_fit import (
     CrossFit,
     open_cross_fit,
@@ -106,8 +106,8 @@ class SeedCloud:
 
     @cached_property
     def cross_fit(self) -> CrossFit | None:
-        """What the generic student says of speakers that it never heard; None if the public clips name one only."""
-        if len(set(self.public.speakers)) < 2:
+        """What the generic student says of speakers that it never heard; None if the public clips name too few."""
+        if len(set(self.public.speakers)) < FEWEST_SPEAKERS:
             return None
         folder = self.directory / "cross_fit"
         found = open_cross_fit(folder)

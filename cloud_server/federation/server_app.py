@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedstill.cloud_server.distillation.arms import SHARED, arm_of
+from fedstill.cloud_server.distillation.arms import SHARED, arm_of, may_ask_class_mix
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
@@ -96,7 +96,8 @@ def run_seed(
         if arm in SHARED:
             cloud.shared(arm)
         if arm_of(arm, plan).class_mix:
-            _ = cloud.shared(GENERIC), cloud.class_mixes
+            cloud.shared(GENERIC)
+            _ = may_ask_class_mix(plan) and cloud.class_mixes
     use_threads(1)
     slots = ComputeSlots(plan.compute.workers)
     stopped = threading.Event()

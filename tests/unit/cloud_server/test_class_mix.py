@@ -169,6 +169,14 @@ def test_with_nobody_to_compare_with_nothing_is_decided() -> None:
     logits = said(rng.choice([1, 2], 80), rng)
     for few in (ClassMixes(None, EVEN, 0.25), ClassMixes(public(speakers=2), EVEN, 0.25)):
         assert "public speakers" in judged(few, logits).reason
+    few_clips = public()
+    few_clips = CrossFit(few_clips.logits[::9], few_clips.labels[::9], few_clips.speakers[::9])
+    assert judged(ClassMixes(few_clips, EVEN, 0.25), logits).reason.startswith("80 public clips, and 140 are")
+    assert judged(ClassMixes(few_clips, EVEN, 0.25, tested=False), logits).supported
+    diverged = public()
+    diverged.logits[3, 2] = np.nan
+    assert "diverged" in ClassMixes(diverged, EVEN, 0.25).lacking
+    assert "diverged" in judged(ClassMixes(diverged, EVEN, 0.25, tested=False), logits).reason
     upload = summary(TESTED, logits)
     old = PrototypeUpload(upload.job, upload.probabilities, upload.counts, NAMES)
     assert "without confidences" in TESTED.judge(old, rng).reason

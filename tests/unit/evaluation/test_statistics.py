@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fedstill.evaluation.paired_tests import mcnemar, p_label, paired_t, sign_flip
-from fedstill.evaluation.results import ClipRow
-from fedstill.evaluation.statistics import compare, distinct_recordings, pooled_accuracy, signed, wilson
+from fedstill.evaluation.results import AccuracyRow, ClipRow
+from fedstill.evaluation.statistics import (
+    arm_accuracy,
+    compare,
+    distinct_recordings,
+    pooled_accuracy,
+    signed,
+    wilson,
+)
 
 
 def rng():
@@ -247,3 +254,18 @@ class TestCompare:
 def test_labels_and_signs():
     assert [p_label(p) for p in (0.05, 0.0499, 0.0004)] == ["n.s.", "p = 0.050", "p < 0.001"]
     assert [signed(value) for value in (-0.04, 0.0, 2.36, -2.36)] == ["+0.0", "+0.0", "+2.4", "-2.4"]
+
+
+def test_recordings_that_are_all_alike_have_no_interval_of_their_own():
+    """One recording of one speaker: no resample differs, and that is no certainty."""
+    clips = [
+        ClipRow(
+            "latency_sensitive", 0, 0, ("a", "b", "c", "d"), {"fedstill": "1110", "all_distill": "1100"},
+            ("r",) * 4, ("ann",) * 4,
+        )
+    ]  # fmt: skip
+    row = AccuracyRow("latency_sensitive", "fedstill", 0, 0, 3, 4)
+    accuracy = arm_accuracy([row], clips)
+    assert (accuracy.low, accuracy.high) == wilson(0.75, 1)
+    difference = compare(clips, "fedstill", "all_distill", scenario="latency_sensitive")
+    assert str(difference) == "+25.0 (all recordings alike, so no interval), n.s.: 1 speaker cannot show it"
