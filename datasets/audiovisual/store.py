@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -21,12 +22,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedstill.datasets.audiovisual.capture.card import CARD_SIZE, profile
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.image_files import resize_frames, spread
+from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
-from fedstill.datasets.audiovisual.waveform import AudioTransform
+from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler
 
 FORMAT_VERSION = 1
+PROFILES_FILE = "profiles.npy"
 INDEX_COLUMNS = ["clip_id", "split", "speaker", "label", "group"]  # a store without the last one opens, too
 
 
@@ -42,6 +46,8 @@ class ClipStore:
         info: identity, split, speaker, label and recording of each clip.
         audio: float32 (clips, bins, steps), memory-mapped, read-only.
         frames: uint8 (clips, count, channels, size, size), memory-mapped, read-only.
+        profiles: float32 (clips, CARD_SIZE), how each clip was recorded (``capture/card.py``); None in older stores.
+        sound: the waveforms, if they were kept.
     """
 
     directory: Path
@@ -52,6 +58,8 @@ class ClipStore:
     info: tuple[ClipInfo, ...]
     audio: npt.NDArray[np.float32]
     frames: npt.NDArray[np.uint8]
+    profiles: npt.NDArray[np.float32] | None = None
+    sound: SoundStore | None = None
 
     def __len__(self) -> int:
         return len(self.info)
@@ -78,6 +86,8 @@ def build_store(
     directory: Path,
     progress: Callable[[int, int], None] | None = None,
     transform: AudioTransform | None = None,
+    *,
+    keep_sound: bool = False,
 ) -> ClipStore:
     """Decode ``positions`` of ``source`` into ``directory``, or reuse an existing store of the same clips.
 
@@ -92,6 +102,7 @@ def build_store(
         directory: of the store; not existing yet, or an earlier store.
         progress: called with (clips done, clips in all) after each clip.
         transform: makes waveforms into matrices; by default torch's, or the equal one of numpy if there is no torch.
+        keep_sound: keep the waveforms beside the matrices (``sound_store.py``).
 
     Raises:
         DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
@@ -101,7 +112,7 @@ def build_store(
         raise DataError(f"no clips of {source.name} are chosen for {directory}: choose at least one")
     info = tuple(source.index[position] for position in positions)
     meta = _describe(source, audio, frames)
-    if _holds(directory, meta, info):
+    if _holds(directory, meta, info, keep_sound):
         return _with_groups(open_store(directory), info)
     if directory.exists() and not (directory / "meta.json").exists() and any(directory.iterdir()):
         raise DataError(f"{directory}: is not a clip store and not empty: choose another folder")
@@ -110,7 +121,10 @@ def build_store(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        _write_arrays(source, positions, audio, frames, draft, progress, transform or _default_transform())
+        with SoundWriter(draft) if keep_sound else nullcontext() as sound:
+            _write_arrays(
+                source, positions, audio, frames, draft, progress, transform or _default_transform(), sound
+            )
         _write_index(draft / "index.csv", info)
         (draft / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
@@ -128,7 +142,11 @@ def open_store(directory: Path) -> ClipStore:
         info = _read_index(directory / "index.csv")
         audio = np.load(directory / "audio.npy", mmap_mode="r", allow_pickle=False)
         frames = np.load(directory / "frames.npy", mmap_mode="r", allow_pickle=False)
-        if not len(info) == len(audio) == len(frames):
+        profiles = None
+        if (directory / PROFILES_FILE).exists():
+            profiles = np.load(directory / PROFILES_FILE, mmap_mode="r", allow_pickle=False)
+        lengths = {len(array) for array in (audio, frames, profiles) if array is not None}
+        if lengths != {len(info)}:
             raise ValueError("its files differ in length")
         return ClipStore(
             directory=directory,
@@ -139,6 +157,8 @@ def open_store(directory: Path) -> ClipStore:
             info=info,
             audio=audio,
             frames=frames,
+            profiles=profiles,
+            sound=open_sound(directory, len(info)),
         )
     except DataError:
         raise
@@ -168,15 +188,20 @@ def audio_tensor(clip: Clip, spec: AudioSpec, transform: AudioTransform) -> npt.
 
 
 def _default_transform() -> AudioTransform:
+    return _backend()[0]
+
+
+def _backend() -> tuple[AudioTransform, Resampler]:
+    """torch's, or the equal ones of numpy on a device without torch."""
     try:
         from fedstill.datasets.audiovisual import spectrogram
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in ("torch", "torchaudio"):
             raise
-        from fedstill.datasets.audiovisual import spectrogram_numpy  # a device without torch
+        from fedstill.datasets.audiovisual import spectrogram_numpy
 
-        return spectrogram_numpy.audio_features
-    return spectrogram.audio_features
+        return spectrogram_numpy.audio_features, spectrogram_numpy.resample
+    return spectrogram.audio_features, spectrogram.resample
 
 
 def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[str, Any]:
@@ -194,11 +219,14 @@ def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[s
     }
 
 
-def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...]) -> bool:
-    """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``, but for groups."""
+def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...], sound: bool) -> bool:
+    """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``, but for groups, with
+    profiles, and with sound if that is wanted."""
     try:
         found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        return bool(found == meta) and _without_groups(open_store(directory).info) == _without_groups(info)
+        store = open_store(directory)
+        complete = store.profiles is not None and (store.sound is not None or not sound)
+        return complete and bool(found == meta) and _without_groups(store.info) == _without_groups(info)
     except (OSError, ValueError):  # missing or damaged (DataError is a ValueError): build it
         return False
 
@@ -225,8 +253,10 @@ def _write_arrays(
     draft: Path,
     progress: Callable[[int, int], None] | None,
     transform: AudioTransform,
+    sound: SoundWriter | None,
 ) -> None:
     audio = frames = None
+    profiles = _create(draft / PROFILES_FILE, np.float32, (len(positions), CARD_SIZE))
     ready_made = False
     for row, position in enumerate(positions):
         clip = source.load(position)
@@ -245,8 +275,19 @@ def _write_arrays(
                 "give all clips one shape"
             )
         audio[row], frames[row] = features, pictures
+        waveform = None if ready_made else clip.audio
+        profiles[row] = profile(waveform, clip.sample_rate, audio_spec.sample_rate, pictures)
+        if sound is not None:
+            sound.add(
+                None if waveform is None else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
+            )
         if progress is not None:
             progress(row + 1, len(positions))
+
+
+def _at_rate(waveform: npt.NDArray[np.float32], source: int, target: int) -> npt.NDArray[np.float32]:
+    audio = np.asarray(waveform, np.float32)
+    return audio if source == target else _backend()[1](audio.copy(), source, target)
 
 
 def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
