@@ -1,0 +1,1 @@
+"""How a device records: the microphones, rooms, cameras and light that public clips do not have."""
