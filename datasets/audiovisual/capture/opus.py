@@ -12,6 +12,7 @@ from fedstill.datasets.audiovisual.decode import resample
 
 BIT_RATE = 12_000.0  # per second at strength 1
 LOWEST, HIGHEST = 4_000, 160_000  # what the encoder can still do for one channel
+EFFORT = "5"  # of the encoder, from 0 to 10: a small device does not spend its battery on 10
 RATES = (8_000, 12_000, 16_000, 24_000, 48_000)  # Hz that Opus knows
 DECODED_RATE = 48_000
 
@@ -32,7 +33,9 @@ def low_rate_opus(waveform: Waveform, rate: int, strength: float, rng: np.random
 def _encoded(waveform: Waveform, rate: int, bit_rate: float) -> bytes:
     file = BytesIO()
     with av.open(file, "w", format="ogg") as container:
-        stream = container.add_stream("libopus", rate=rate, layout="mono")
+        stream = container.add_stream(
+            "libopus", rate=rate, layout="mono", options={"compression_level": EFFORT}
+        )
         stream.bit_rate = round(min(max(bit_rate, LOWEST), HIGHEST))
         sound = av.AudioFrame.from_ndarray(waveform[None], format="flt", layout="mono")
         sound.sample_rate = rate

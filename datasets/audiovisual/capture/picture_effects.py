@@ -99,7 +99,8 @@ def camera_tilt(frames: Frames, strength: float, rng: np.random.Generator) -> Fr
 
 def low_light(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """Gamma 2.2 and the noise of 200 photons in a white pixel; the variance of shot noise is the light itself."""
-    dark = _toned(frames, lambda grey: 255 * (grey / 255) ** np.float32(DARK_GAMMA**strength))
+    gamma = np.float32(1 + (DARK_GAMMA - 1) * strength)
+    dark = _toned(frames, lambda grey: 255 * (grey / 255) ** gamma)
     light = dark.mean(axis=3, keepdims=True, dtype=np.float32)
     deviation = np.float32(strength) * np.sqrt(light * np.float32(255 / PHOTONS))
     return _rounded(dark + deviation * _grains(frames, rng))

@@ -10,7 +10,7 @@ import pytest
 
 from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource, captured_clip
-from fedstill.datasets.audiovisual.capture.conditions import Condition, random_condition
+from fedstill.datasets.audiovisual.capture.conditions import Applied, Condition, random_condition
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS, SOUND_EFFECTS, Family, with_babble
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
@@ -95,18 +95,22 @@ def test_noise_differs_from_clip_to_clip(clips: SyntheticSource) -> None:
     assert abs(np.corrcoef(first - clips.load(0).audio, second - clips.load(0).audio)[0, 1]) < 0.5
 
 
-def test_what_belongs_to_the_device_stays(clips: SyntheticSource) -> None:
-    """The same clip twice under two ids: only the gain may differ."""
-    sound = [(name, 1.0) for name, effect in SOUND_EFFECTS["test"].items() if effect.per_device]
-    pictures = [(name, 1.0) for name, effect in PICTURE_EFFECTS["test"].items() if effect.per_device]
-    assert sound
-    assert pictures
-    device = CapturedSource(
-        Given(clips.load(0), 2), Condition("device", "test", tuple(sound), tuple(pictures)), 1
-    )
-    one, other = device.load(0), device.load(1)
-    assert np.array_equal(one.frames, other.frames)
-    assert np.corrcoef(one.audio, other.audio)[0, 1] > 0.9999
+@pytest.mark.parametrize(
+    ("family", "sound", "pictures"),
+    [
+        ("development", (("spectral_tilt", 1.0),), (("gamma", 1.0),)),
+        ("test", (("reverberation", 1.0),), (("side_light", 1.0), ("camera_tilt", 1.0))),
+    ],
+)
+def test_what_belongs_to_the_device_stays(
+    clips: SyntheticSource, family: Family, sound: Applied, pictures: Applied
+) -> None:
+    """The same clip under eight ids: only the gain may differ."""
+    device = CapturedSource(Given(clips.load(0), 8), Condition("device", family, sound, pictures), seed=1)
+    first, *others = [device.load(position) for position in range(8)]
+    for other in others:
+        assert np.array_equal(first.frames, other.frames)
+        assert np.corrcoef(first.audio, other.audio)[0, 1] > 0.999
 
 
 def test_directions_are_drawn_per_device_and_effect(clips: SyntheticSource) -> None:
@@ -187,10 +191,10 @@ def test_severities_scale_all_strengths() -> None:
     ],
 )
 def test_a_mistaken_condition_is_refused(
-    family: Family, sound: object, pictures: object, message: str
+    family: Family, sound: Applied, pictures: Applied, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        Condition("mistaken", family, sound, pictures)  # type: ignore[arg-type]
+        Condition("mistaken", family, sound, pictures)
 
 
 def test_the_families_share_no_effect() -> None:
