@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pytest
 
+from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource, captured_clip
 from fedstill.datasets.audiovisual.capture.conditions import Applied, Condition, random_condition
@@ -195,6 +197,10 @@ def test_a_mistaken_condition_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Condition("mistaken", family, sound, pictures)
+
+
+def test_a_condition_travels_as_plain_values() -> None:
+    assert from_plain(Condition, json.loads(json.dumps(to_plain(HALL)))) == HALL
 
 
 def test_the_families_share_no_effect() -> None:
