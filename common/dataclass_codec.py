@@ -47,8 +47,12 @@ def _decode(kind: Any, value: Any, where: str, complete: bool) -> Any:
             raise PlainError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(value) != len(kinds):
+            raise PlainError(f"{where}: needs {len(kinds)} values, got {len(value)}")
         return tuple(
-            _decode(args[0], item, f"{where}[{index}]", complete) for index, item in enumerate(value)
+            _decode(each, item, f"{where}[{index}]", complete)
+            for index, (each, item) in enumerate(zip(kinds, value, strict=True))
         )
     if origin is dict and isinstance(value, dict):
         return {key: _decode(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}

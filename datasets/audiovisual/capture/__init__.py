@@ -1,1 +1,1 @@
-"""How a device records: microphone, room, camera and light, as a card that travels, and public clips rendered to it."""
+"""How devices record: simulated conditions, the card that tells of one, and public clips rendered to it."""

@@ -29,6 +29,7 @@ class Outer:
     select: Inner = field(default_factory=Inner)
     sizes: tuple[int, ...] = ()
     pairs: tuple[tuple[int, ...], ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
     limits: dict[str, int] = field(default_factory=dict)
     precision: Precision = Precision.FP32
     path: str | None = None
@@ -38,10 +39,20 @@ class Outer:
 def test_a_full_table() -> None:
     value = {
         "name": "x", "select": {"budget": 1, "kind": "far"}, "sizes": [1, 2], "pairs": [[1], []],
-        "limits": {"a": 3}, "precision": "int8", "path": None, "on": True,
+        "weights": [["a", 1], ["b", 0.5]], "limits": {"a": 3}, "precision": "int8", "path": None, "on": True,
     }  # fmt: skip
     found = from_plain(Outer, value)
-    assert found == Outer("x", Inner(1.0, "far"), (1, 2), ((1,), ()), {"a": 3}, Precision.INT8, None, True)
+    assert found == Outer(
+        "x",
+        Inner(1.0, "far"),
+        (1, 2),
+        ((1,), ()),
+        (("a", 1.0), ("b", 0.5)),
+        {"a": 3},
+        Precision.INT8,
+        None,
+        True,
+    )
     assert isinstance(found.select.budget, float)
     assert isinstance(found.precision, Precision)
 
@@ -66,6 +77,8 @@ def test_defaults() -> None:
         ({"name": "x", "sizes": [1.5]}, "sizes[0]: needs int, got '1.5'"),
         ({"name": "x", "sizes": "12"}, "sizes: needs a list of int, got '12'"),
         ({"name": "x", "pairs": [[1], 2]}, "pairs[1]: needs a list of int, got '2'"),
+        ({"name": "x", "weights": [["a", "b"]]}, "weights[0][1]: needs float, got 'b'"),
+        ({"name": "x", "weights": [["a"]]}, "weights[0]: needs 2 values, got 1"),
         ({"name": "x", "limits": {"a": "b"}}, "limits.a: needs int, got 'b'"),
         ({"name": "x", "precision": "int4"}, "precision: needs Precision, got 'int4'"),
         ({"name": "x", "path": 3}, "path: needs str, got '3'"),

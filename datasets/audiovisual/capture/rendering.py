@@ -1,0 +1,59 @@
+"""Public clips as a device would have recorded them, fitted to its capture card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.audiovisual.capture.card import CaptureCard
+from fedstill.datasets.audiovisual.capture.render_pictures import PictureRendering, fit_pictures
+from fedstill.datasets.audiovisual.capture.render_sound import SoundRendering, fit_sound
+from fedstill.datasets.audiovisual.store import ClipStore
+
+SAMPLE = 48
+"""Public clips on which a rendering is fitted."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What is done to public clips; None: that part stays as it is."""
+
+    sound: SoundRendering | None
+    pictures: PictureRendering | None
+
+    def render_sound(
+        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        """float32 (samples,), not yet clipped to [-1, 1]."""
+        return waveform if self.sound is None else self.sound(waveform, rng)
+
+    def render_pictures(
+        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator
+    ) -> npt.NDArray[np.uint8]:
+        """uint8 (count, channels, size, size)."""
+        return frames if self.pictures is None else self.pictures(frames, rng)
+
+
+def fit_rendering(
+    card: CaptureCard, store: ClipStore, seed: int, *, sound: bool = True, pictures: bool = True
+) -> Rendering:
+    """The rendering after which public clips are, on average, as the card says.
+
+    Args:
+        card: the device's.
+        store: public clips; their sound is rendered only if it was kept.
+        seed: of the clips that are tried.
+        sound, pictures: which part is wanted.
+    """
+    rng = np.random.default_rng(seed)
+    sample = np.sort(rng.choice(len(store), min(SAMPLE, len(store)), replace=False))
+    kept = store.sound
+    heard = [kept.waveform(one) for one in sample] if kept is not None and sound and card.has_sound else []
+    heard = [one for one in heard if len(one)]
+    rate = store.audio_spec.sample_rate
+    return Rendering(
+        fit_sound(card, heard, rate, rng) if heard else None,
+        fit_pictures(card, store.frames[sample], rng) if pictures and card.has_pictures else None,
+    )
