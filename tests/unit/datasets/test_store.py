@@ -119,6 +119,7 @@ def test_a_store_without_groups_opens_and_gets_them_without_decoding(
         "frames.npy",
         "index.csv",
         "meta.json",
+        "profiles.npy",
     ]
 
 

@@ -1,0 +1,186 @@
+"""Public clips in several versions: as they are, as random devices would have recorded them, or as one device would.
+
+A training step takes one version of each clip, drawn. So the teacher's targets stay those of the clean clip, and what
+the student sees varies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedstill.common.atomic_files import replace_text
+from fedstill.datasets.audiovisual.capture.captured import captured_frames, captured_sound
+from fedstill.datasets.audiovisual.capture.conditions import random_condition
+from fedstill.datasets.audiovisual.capture.rendering import Rendering
+from fedstill.datasets.audiovisual.spectrogram import audio_features
+from fedstill.datasets.audiovisual.store import ClipStore
+
+Positions = npt.NDArray[np.int64]
+Tensors = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+"""(audio (n, bins, steps), frames (n, count, channels, size, size))"""
+DONE_FILE = "done"
+
+
+class ClipViews(Protocol):
+    """What a training sees of some clips. Implemented by ``PlainViews``, ``MixedViews`` and ``RenderedViews``."""
+
+    def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        """One version of each of these clips."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainViews:
+    """The clips as they are."""
+
+    store: ClipStore
+
+    def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        return self.store.audio[positions], self.store.frames[positions]
+
+
+@dataclass(frozen=True)
+class MixedViews:
+    """Every clip as it is, and as random devices would have recorded it; each with the same chance.
+
+    Attributes:
+        audio, frames: of the other versions.
+    """
+
+    store: ClipStore
+    audio: tuple[npt.NDArray[np.float16], ...]
+    frames: tuple[npt.NDArray[np.uint8], ...]
+
+    def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        sounds, pictures = (_drawn(len(self.audio) + 1, len(positions), generator) for _ in range(2))
+        audio, frames = self.store.audio[positions], self.store.frames[positions]
+        for row, (position, sound, picture) in enumerate(zip(positions, sounds, pictures, strict=True)):
+            if sound:
+                audio[row] = self.audio[sound - 1][position]
+            if picture:
+                frames[row] = self.frames[picture - 1][position]
+        return audio, frames
+
+
+class RenderedViews:
+    """Every clip as one device would have recorded it, in some versions, made when first needed.
+
+    Args:
+        store: of clips whose sound was kept.
+        rendering: to the device's card.
+        seed: of the versions.
+        versions: how many there are of every sound and of every clip's pictures.
+    """
+
+    def __init__(self, store: ClipStore, rendering: Rendering, seed: int, versions: int) -> None:
+        self._store, self._rendering, self._seed, self._versions = store, rendering, seed, versions
+        self._sounds = store.sound.sounds() if store.sound else np.arange(len(store))
+        self._audio: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
+        self._frames: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
+
+    def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        sounds, pictures = (_drawn(self._versions, len(positions), generator) for _ in range(2))
+        return self.versions(positions, sounds, pictures)
+
+    def versions(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
+        """These versions of the clips' sound and pictures."""
+        audio, frames = self._store.audio[positions], self._store.frames[positions]
+        for row, (position, sound, picture) in enumerate(zip(positions, sounds, pictures, strict=True)):
+            if self._rendering.sound is not None:
+                audio[row] = self._sound(int(position), int(sound))
+            if self._rendering.pictures is not None:
+                frames[row] = self._pictures(int(position), int(picture))
+        return audio, frames
+
+    def _sound(self, position: int, version: int) -> npt.NDArray[np.float16]:
+        key = int(self._sounds[position]), version
+        if key not in self._audio:
+            rng = np.random.default_rng((self._seed, 0, *key))
+            waveform = self._rendering.render_sound(_waveform(self._store, position), rng)
+            self._audio[key] = _features(self._store, waveform)
+        return self._audio[key]
+
+    def _pictures(self, position: int, version: int) -> npt.NDArray[np.uint8]:
+        key = position, version
+        if key not in self._frames:
+            rng = np.random.default_rng((self._seed, 1, *key))
+            self._frames[key] = self._rendering.render_pictures(self._store.frames[position], rng)
+        return self._frames[key]
+
+
+def blind_views(store: ClipStore, versions: int, directory: Path, seed: int) -> ClipViews:
+    """The clips as random devices of the development family would have recorded them, made once and kept on disk.
+
+    Args:
+        store: of the public clips; without their sound, only pictures vary.
+        versions: beside the clip as it is; 0: none.
+        directory: where the versions are kept.
+        seed: of the conditions.
+    """
+    made = [_blind_version(store, directory / f"version{one}", seed, one) for one in range(versions)]
+    if not made:
+        return PlainViews(store)
+    return MixedViews(store, tuple(audio for audio, _ in made), tuple(frames for _, frames in made))
+
+
+def _blind_version(
+    store: ClipStore, folder: Path, seed: int, version: int
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    audio_file, frames_file = folder / "audio.npy", folder / "frames.npy"
+    if not (folder / DONE_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        audio = np.lib.format.open_memmap(audio_file, "w+", np.float16, store.audio.shape)
+        frames = np.lib.format.open_memmap(frames_file, "w+", np.uint8, store.frames.shape)
+        sounds = store.sound.sounds() if store.sound else np.arange(len(store))
+        made: dict[int, int] = {}
+        for row in range(len(store)):
+            first = made.setdefault(int(sounds[row]), row)
+            audio[row] = audio[first] if first < row else _random_sound(store, row, seed, version)
+            frames[row] = _random_frames(store, row, seed, version)
+        audio.flush()
+        frames.flush()
+        replace_text(folder / DONE_FILE, "")
+    return np.load(audio_file, "r", allow_pickle=False), np.load(frames_file, "r", allow_pickle=False)
+
+
+def _random_sound(store: ClipStore, row: int, seed: int, version: int) -> npt.NDArray[np.float16]:
+    waveform = _waveform(store, row)
+    if not len(waveform):
+        return store.audio[row].astype(np.float16)
+    rng = np.random.default_rng((seed, version, row, 0))
+    condition, draw = random_condition(rng), int(rng.integers(2**31))
+    return _features(store, captured_sound(waveform, store.audio_spec.sample_rate, condition, draw, ""))
+
+
+def _random_frames(store: ClipStore, row: int, seed: int, version: int) -> npt.NDArray[np.uint8]:
+    rng = np.random.default_rng((seed, version, row, 1))
+    condition, draw = random_condition(rng), int(rng.integers(2**31))
+    return with_channels_last(store.frames[row], lambda frames: captured_frames(frames, condition, draw, ""))
+
+
+def with_channels_last(
+    frames: npt.NDArray[np.uint8], change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+) -> npt.NDArray[np.uint8]:
+    """Apply a change of RGB pictures, (count, height, width, 3), to frames (count, channels, height, width)."""
+    count, channels, *sides = frames.shape
+    pictures = np.broadcast_to(frames, (count, 3, *sides)).transpose(0, 2, 3, 1)
+    return change(np.ascontiguousarray(pictures)).transpose(0, 3, 1, 2)[:, :channels]
+
+
+def _waveform(store: ClipStore, position: int) -> npt.NDArray[np.float32]:
+    return np.empty(0, np.float32) if store.sound is None else store.sound.waveform(position)
+
+
+def _features(store: ClipStore, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    return audio_features(waveform, store.audio_spec.sample_rate, store.audio_spec).astype(np.float16)
+
+
+def _drawn(count: int, size: int, generator: torch.Generator) -> Positions:
+    return torch.randint(count, (size,), generator=generator).numpy()
