@@ -31,6 +31,7 @@ from fedstill.cloud_server.distillation.distiller import Distiller, make_distill
 from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, teacher_outputs
 from fedstill.cloud_server.distillation.selection import Selection, per_prototype, select_nearest
 from fedstill.cloud_server.distillation.settings import DistillationSettings
+from fedstill.datasets.audiovisual.capture.views import PlainViews
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import ClipStore, build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
@@ -144,7 +145,7 @@ def _distiller(
     settings = DistillationSettings(inner_epochs=INNER_EPOCHS)
     return make_distiller(
         copy.deepcopy(start),
-        store,
+        PlainViews(store),
         bank,
         settings,
         settings.optimiser,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
+    CaptureSettings,
     DistillationSettings,
     DownlinkSettings,
     GuardSettings,
@@ -106,6 +107,7 @@ class Experiment:
     prototypes: PrototypeSettings = field(default_factory=PrototypeSettings)
     fedstill: DistillationSettings = field(default_factory=DistillationSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     compute: Compute = field(default_factory=Compute)
     run: RunSettings = field(default_factory=RunSettings)

@@ -62,7 +62,9 @@ def prepare_deployment(
     state.mkdir(parents=True, exist_ok=True)
     open_journal(state, journal).close()
     with console.status(f"decoding {len(public)} public clips of {source.name}"):
-        build_store(source, public.tolist(), experiment.audio, experiment.frames, state / "public")
+        build_store(
+            source, public.tolist(), experiment.audio, experiment.frames, state / "public", keep_sound=True
+        )
     (state / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
     plan = replace(
         make_plan(experiment, source, (), state),

@@ -102,7 +102,7 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
     shares = deal(source, private, experiment.partition)
     run_dir.mkdir(parents=True, exist_ok=True)
     with console.status(f"decoding {len(source.index)} clips of {source.name}"):
-        _store(experiment, source, public, run_dir / "public")
+        _store(experiment, source, public, run_dir / "public", keep_sound=True)
         for client, share in enumerate(shares):
             device = run_dir / "devices" / str(client)
             _store(experiment, source, share, device / "data")
@@ -143,7 +143,7 @@ def collect(
 def _read_plan(run_dir: Path, console: Console) -> RunPlan:
     try:
         plan = read_plan(run_dir)
-        begun_before = "guard" not in json.loads((run_dir / PLAN_FILE).read_text())
+        begun_before = "capture" not in json.loads((run_dir / PLAN_FILE).read_text())
     except ValueError as error:
         raise ConfigError(f"{run_dir}: {PLAN_FILE} is damaged or of another version ({error})") from error
     if Path(plan.work).resolve() != run_dir.resolve():
@@ -167,8 +167,17 @@ def _run_engine(engine: Engine, run_dir: Path, plan: RunPlan) -> None:
         run_flower(run_dir, plan.clients, CONCURRENT_DEVICES)
 
 
-def _store(experiment: Experiment, source: ClipSource, positions: Positions, directory: Path) -> ClipStore:
-    return build_store(source, positions.tolist(), experiment.audio, experiment.frames, directory)
+def _store(
+    experiment: Experiment,
+    source: ClipSource,
+    positions: Positions,
+    directory: Path,
+    *,
+    keep_sound: bool = False,
+) -> ClipStore:
+    return build_store(
+        source, positions.tolist(), experiment.audio, experiment.frames, directory, keep_sound=keep_sound
+    )
 
 
 def make_plan(
@@ -195,6 +204,7 @@ def make_plan(
         ours=experiment.fedstill,
         compute=experiment.compute,
         guard=experiment.guard,
+        capture=experiment.capture,
         downlink=experiment.downlink,
         sweeps=run.sweeps,
         sweep_seeds=run.sweep_seeds,

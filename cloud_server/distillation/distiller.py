@@ -22,7 +22,7 @@ from fedstill.cloud_server.distillation.public_bank import PublicBank
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.distillation.settings import DistillationSettings, OptimiserSettings
 from fedstill.datasets.audiovisual.augment import flip_and_shift, move_sound, spec_augment, vary_level
-from fedstill.datasets.audiovisual.store import ClipStore
+from fedstill.datasets.audiovisual.capture.views import ClipViews
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
 from fedstill.models.vit.preprocess import to_tensors
 
@@ -41,7 +41,7 @@ class Distiller:
     """One student while it learns; optimiser and schedule continue over the outer rounds of Algorithm 7."""
 
     student: AudioVisualNet
-    store: ClipStore
+    views: ClipViews
     bank: PublicBank
     settings: DistillationSettings
     batch_size: int
@@ -70,7 +70,7 @@ class Distiller:
 
     def _step(self, positions: np.ndarray, weights: np.ndarray) -> float:
         device = self.compute.torch_device
-        audio, frames = to_tensors(self.store.audio[positions], self.store.frames[positions])
+        audio, frames = to_tensors(*self.views.take(positions, self.generator))
         target = self.teacher_features(positions, audio, frames)
         if self.settings.augment:
             audio, frames = augment(audio, frames, self.generator)
@@ -96,7 +96,7 @@ class Distiller:
 
 def make_distiller(
     student: AudioVisualNet,
-    store: ClipStore,
+    views: ClipViews,
     bank: PublicBank,
     settings: DistillationSettings,
     optimiser: OptimiserSettings,
@@ -113,7 +113,7 @@ def make_distiller(
     steps = -(-clips_per_epoch // optimiser.batch_size)
     return Distiller(
         student,
-        store,
+        views,
         bank,
         settings,
         optimiser.batch_size,

@@ -18,6 +18,7 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.distillation.settings import DistillationSettings
 from fedstill.cloud_server.distillation.teacher import student_spec
+from fedstill.datasets.audiovisual.capture.views import ClipViews
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.network import AudioVisualNet, Head
 
@@ -29,6 +30,7 @@ Report = Callable[[int, float], None]
 def distil_on(
     positions: Positions,
     public: ClipStore,
+    views: ClipViews,
     bank: PublicBank,
     plan: RunPlan,
     head: Head,
@@ -45,7 +47,7 @@ def distil_on(
     student.head.load_state_dict(head.state_dict())
     distiller = make_distiller(
         student,
-        public,
+        views,
         bank,
         replace(plan.distillation, freeze_batch_norm=False),  # there are no statistics to keep yet
         settings.optimiser,
@@ -63,7 +65,7 @@ def distil_on(
 def train_further(
     student: AudioVisualNet,
     positions: Positions,
-    public: ClipStore,
+    views: ClipViews,
     bank: PublicBank,
     plan: RunPlan,
     settings: DistillationSettings,
@@ -76,7 +78,7 @@ def train_further(
     budget = budget_of(plan, len(positions))
     distiller = make_distiller(
         copy.deepcopy(student),
-        public,
+        views,
         bank,
         settings,
         settings.optimiser,

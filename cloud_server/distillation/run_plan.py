@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
+    CaptureSettings,
     DistillationSettings,
     DownlinkSettings,
     GuardSettings,
@@ -59,6 +60,7 @@ class RunPlan:
     ours: DistillationSettings
     compute: Compute
     guard: GuardSettings = field(default_factory=GuardSettings)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     sweeps: tuple[str, ...] = ()
     sweep_seeds: int = 1

@@ -150,6 +150,19 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """How students are made ready for other microphones, rooms, cameras and light than the public clips'."""
+
+    blind: int = 3  # versions of every public clip as random devices would record it; 0: clips as they are
+    card: bool = True  # ask devices how they record, and render public clips so, where that pays
+    versions: int = 2  # of every public clip, rendered for one device
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "blind")
+        at_least(1, self, "versions")
+
+
+@dataclass(frozen=True, slots=True)
 class DownlinkSettings:
     """How students travel to devices, and whether a device takes one into use at the end."""
 

@@ -135,7 +135,7 @@ class PersonalisationJob:
         purpose = (key.scenario, key.arm, key.client)
         distiller = make_distiller(
             copy.deepcopy(self.cloud.all_distill),
-            self.cloud.public,
+            self.cloud.views,
             bank,
             settings,
             settings.optimiser,

@@ -36,6 +36,7 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.teacher import count_correct, train_teacher
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.common.run_layout import personal_students, seed_folder
+from fedstill.datasets.audiovisual.capture.views import ClipViews, blind_views
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.checkpoint import (
@@ -46,6 +47,7 @@ from fedstill.models.weights.checkpoint import (
 )
 from fedstill.models.weights.packing import pack
 
+VIEWS_FOLDER = "public_views"
 GENERIC = "all_distill_equal_steps"
 """The arm whose student every device gets for which nothing better is shown."""
 EQUAL_STEPS = (GENERIC, "fedstill_without_selection")
@@ -67,6 +69,12 @@ class SeedCloud:
     @cached_property
     def public(self) -> ClipStore:
         return open_store(Path(self.plan.public))
+
+    @cached_property
+    def views(self) -> ClipViews:
+        """What students see of the public clips: recorded in many ways, as nothing is known of a device's."""
+        folder = Path(self.plan.work) / VIEWS_FOLDER
+        return blind_views(self.public, self.plan.capture.blind, folder, self.plan.seeds[0])
 
     @cached_property
     def split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -172,7 +180,9 @@ class SeedCloud:
 
         everything = np.arange(len(self.public))
         generators = self._generator("student"), self._generator("all_distill")
-        return distil_on(everything, self.public, self.bank, self.plan, self.teacher.head, generators, report)
+        return distil_on(
+            everything, self.public, self.views, self.bank, self.plan, self.teacher.head, generators, report
+        )
 
     def _train_on(self, arm: str) -> AudioVisualNet:
         """AllDistill trained further with as many steps as the other arms, on all public clips: no selection."""
@@ -186,7 +196,7 @@ class SeedCloud:
 
         everything, rng = np.arange(len(self.public)), np.random.default_rng(self.seed)
         return train_further(
-            self.all_distill, everything, self.public, self.bank, self.plan, settings, self._generator(arm),
+            self.all_distill, everything, self.views, self.bank, self.plan, settings, self._generator(arm),
             rng, report,
         )  # fmt: skip
 
@@ -198,9 +208,11 @@ class SeedCloud:
             seen, unseen = np.flatnonzero(fold != one), np.flatnonzero(fold == one)
             purpose = "cross_fit", one
             generators = self._generator(*purpose, "student"), self._generator(*purpose, "all_distill")
-            student = distil_on(seen, self.public, self.bank, self.plan, self.teacher.head, generators)
+            student = distil_on(
+                seen, self.public, self.views, self.bank, self.plan, self.teacher.head, generators
+            )
             student = train_further(
-                student, seen, self.public, self.bank, self.plan, self.plan.distillation,
+                student, seen, self.views, self.bank, self.plan, self.plan.distillation,
                 self._generator(*purpose, GENERIC), np.random.default_rng(self.seed),
             )  # fmt: skip
             outputs = teacher_outputs(student, self.public, unseen, self.plan.compute)

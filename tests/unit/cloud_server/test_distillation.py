@@ -22,6 +22,7 @@ from fedstill.cloud_server.distillation.distiller import (
 from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, open_bank, save_bank
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.distillation.settings import DistillationSettings, Optimiser, OptimiserSettings
+from fedstill.datasets.audiovisual.capture.views import PlainViews
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import ClipStore, build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
@@ -63,7 +64,7 @@ def distiller(
 ) -> Distiller:
     generator = torch.Generator().manual_seed(seed)
     return make_distiller(
-        network(3, seed=2), store, bank, settings, settings.optimiser, EXACT, generator,
+        network(3, seed=2), PlainViews(store), bank, settings, settings.optimiser, EXACT, generator,
         epochs=epochs, clips_per_epoch=CLIPS,
     )  # fmt: skip
 
