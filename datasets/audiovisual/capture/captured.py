@@ -98,7 +98,7 @@ def captured_sound(
         apply = sound_effects[condition.family][effect]
         heard = apply(heard, rate, strength, _generator(seed, effect, "" if apply.per_device else clip_id))
     gain = _generator(seed, "gain", clip_id).uniform(-GAIN_JITTER_DB, GAIN_JITTER_DB)
-    return np.clip(heard * np.float32(10 ** (gain / 20)), -1.0, 1.0)
+    return np.asarray(np.clip(heard * np.float32(10 ** (gain / 20)), -1.0, 1.0), np.float32)
 
 
 def captured_frames(frames: Frames, condition: Condition, seed: int, clip_id: str) -> Frames:

@@ -97,7 +97,7 @@ PICTURE_EFFECTS: PictureEffects = {
 
 def with_babble(babble: Babble) -> SoundEffects:
     """``SOUND_EFFECTS`` with these talkers in the background."""
-    return SOUND_EFFECTS | {"test": SOUND_EFFECTS["test"] | {"babble": SoundEffect(babble)}}
+    return {**SOUND_EFFECTS, "test": {**SOUND_EFFECTS["test"], "babble": SoundEffect(babble)}}
 
 
 def check_strength(strength: float) -> float:

@@ -9,7 +9,6 @@ the side, grains of noise too, so that a large picture is as damaged after it wa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -39,8 +38,7 @@ PHOTONS = 200.0  # of a white pixel
 
 def change_gamma(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """Brighter with gamma 0.6 or darker with gamma 1.8, as ``rng`` draws, to the power of strength."""
-    gamma = GAMMAS[rng.integers(2)] ** strength
-    return _toned(frames, lambda grey: 255 * (grey / 255) ** np.float32(gamma))
+    return _toned(frames, GAMMAS[rng.integers(2)] ** strength)
 
 
 def blur(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
@@ -99,8 +97,7 @@ def camera_tilt(frames: Frames, strength: float, rng: np.random.Generator) -> Fr
 
 def low_light(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """Gamma 2.2 and the noise of 200 photons in a white pixel; the variance of shot noise is the light itself."""
-    gamma = np.float32(1 + (DARK_GAMMA - 1) * strength)
-    dark = _toned(frames, lambda grey: 255 * (grey / 255) ** gamma)
+    dark = _toned(frames, 1 + (DARK_GAMMA - 1) * strength)
     light = dark.mean(axis=3, keepdims=True, dtype=np.float32)
     deviation = np.float32(strength) * np.sqrt(light * np.float32(255 / PHOTONS))
     return _rounded(dark + deviation * _grains(frames, rng))
@@ -121,7 +118,7 @@ def line_kernel(length: float, angle: float) -> Light:
         (top + 1, left + 1, down * right),
     ):
         np.add.at(kernel, (row, column), share)
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def disc_kernel(radius: float) -> Light:
@@ -129,11 +126,11 @@ def disc_kernel(radius: float) -> Light:
     reach = math.ceil(radius)
     offsets = np.arange(-reach, reach + 1)
     kernel = np.clip(radius + 0.5 - np.hypot(offsets[:, None], offsets), 0, 1).astype(np.float32)
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def _scale(frames: Frames) -> float:
-    return min(frames.shape[1:3]) / SIDE
+    return float(min(frames.shape[1:3])) / SIDE
 
 
 def _grains(frames: Frames, rng: np.random.Generator) -> Light:
@@ -145,9 +142,8 @@ def _grains(frames: Frames, rng: np.random.Generator) -> Light:
     return drawn[:, rows[:, None], columns, None]
 
 
-def _toned(frames: Frames, tone: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Frames:
-    """Each value replaced by that of a tone curve."""
-    return _rounded(tone(np.arange(256, dtype=np.float32)))[frames]
+def _toned(frames: Frames, gamma: float) -> Frames:
+    return _rounded(255 * (np.arange(256) / 255) ** gamma)[frames]
 
 
 def _convolved(frames: Frames, kernel: Light) -> Frames:
@@ -164,4 +160,4 @@ def _compressed(frame: Frames, quality: int) -> Frames:
 
 
 def _rounded(light: npt.NDArray[np.floating]) -> Frames:
-    return np.clip(light + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(light + 0.5, 0, 255), np.uint8)

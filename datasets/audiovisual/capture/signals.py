@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
 
 Waveform = npt.NDArray[np.float32]
-Gain = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Gain = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating]]
 """Frequencies in Hz, ascending from 0 -> factors of the amplitude."""
 
 FRAME_SECONDS = 0.02

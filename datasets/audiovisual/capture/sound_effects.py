@@ -81,7 +81,8 @@ def reverberation(waveform: Waveform, rate: int, strength: float, rng: np.random
     Both the time and the energy of the reflections grow with strength, as they do in one room with harder walls.
     The reflections are Gaussian noise that decays exponentially (Polack's model); ``rng`` draws the room.
     """
-    return fftconvolve(waveform, impulse_response(rate, strength, rng))[: len(waveform)]
+    heard = fftconvolve(waveform, impulse_response(rate, strength, rng))
+    return np.asarray(heard[: len(waveform)], np.float32)
 
 
 def impulse_response(rate: int, strength: float, rng: np.random.Generator) -> Waveform:
@@ -125,4 +126,4 @@ def brown_noise(waveform: Waveform, rate: int, strength: float, rng: np.random.G
 def clipping(waveform: Waveform, rate: int, strength: float, rng: np.random.Generator) -> Waveform:
     """Amplified by 12 dB too much, so that everything above a quarter of the peak is cut off at the peak."""
     peak = np.abs(waveform).max(initial=0)
-    return np.clip(waveform * np.float32(10 ** (OVERDRIVE * strength / 20)), -peak, peak)
+    return np.asarray(np.clip(waveform * np.float32(10 ** (OVERDRIVE * strength / 20)), -peak, peak))

@@ -13,7 +13,7 @@ from fedstill.datasets.audiovisual.capture.picture_effects import disc_kernel, l
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
-EFFECTS = PICTURE_EFFECTS["development"] | PICTURE_EFFECTS["test"]
+EFFECTS = {**PICTURE_EFFECTS["development"], **PICTURE_EFFECTS["test"]}
 Frames = np.ndarray
 
 

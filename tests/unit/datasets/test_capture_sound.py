@@ -18,7 +18,7 @@ from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
 RATE = 16_000
-EFFECTS = SOUND_EFFECTS["development"] | SOUND_EFFECTS["test"]
+EFFECTS = {**SOUND_EFFECTS["development"], **SOUND_EFFECTS["test"]}
 FROM = {"low_pass": 0.5}  # below it, the cut-off is above all that 16 kHz can hold
 Sound = np.ndarray
 
