@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.capture.card import CARD_BYTES, CARD_VERSION
+from fedstill.datasets.audiovisual.capture_card import CARD_BYTES, CARD_VERSION
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
@@ -201,7 +201,7 @@ class PrototypeUpload:
         counts: int64 (k,), clips behind each row, >= 1.
         confidence: ``histogram`` only, else empty: float32 (CONFIDENCE_BINS,), the share of the clips in each bin
             of their largest probability; sums to 1.
-        card: how the device records (``datasets/audiovisual/capture/card.py``), uint8 (CARD_BYTES,); empty unless asked
+        card: how the device records (``datasets/audiovisual/capture_card.py``), uint8 (CARD_BYTES,); empty unless asked
             for.
     """
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.atomic_files import replace_text
-from fedstill.datasets.audiovisual.capture.card import card_of, to_bytes
+from fedstill.datasets.audiovisual.capture_card import card_of, to_bytes
 from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
