@@ -19,6 +19,7 @@ ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, o
     "oracle_classes": "oracle classes",
     "prior_corrected": "equal steps, prior-corrected",
     "fedstill_without_selection": "fedstill without selection",
+    "class_support": "class support",
     "fedstill": "fedstill",
 }
 THESIS_ARMS = tuple(ARMS)[:4]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.common.atomic_files import replace_text, replacing
+from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.network import AudioVisualNet, Features, Logits
 from fedstill.models.vit.preprocess import to_tensors
@@ -70,7 +71,7 @@ class PublicBank:
 def compute_bank(teacher: AudioVisualNet, store: ClipStore, compute: Compute, version: str) -> PublicBank:
     """Run the teacher once over all public clips."""
     audio, visual, logits = [], [], []
-    for features, outputs in teacher_outputs(teacher, store, np.arange(len(store.info)), compute):
+    for features, outputs in outputs_of(teacher, PlainViews(store), np.arange(len(store.info)), compute):
         audio.append(features.audio.cpu())
         visual.append(features.visual.cpu())
         logits.append(outputs.joint.cpu())
@@ -79,16 +80,20 @@ def compute_bank(teacher: AudioVisualNet, store: ClipStore, compute: Compute, ve
     )
 
 
+def batches(positions: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """The positions in pieces of at most ``BATCH``."""
+    return (positions[start : start + BATCH] for start in range(0, len(positions), BATCH))
+
+
 @torch.no_grad()
-def teacher_outputs(
-    net: AudioVisualNet, store: ClipStore, positions: npt.NDArray[np.int64], compute: Compute
+def outputs_of(
+    net: AudioVisualNet, views: ClipViews, positions: npt.NDArray[np.int64], compute: Compute
 ) -> Iterator[tuple[Features, Logits]]:
-    """Features and logits of stored clips in batches, float32 on the compute device."""
+    """Features and logits of clips, each in its fixed version, in batches; float32 on the compute device."""
     net.eval()
     device = compute.torch_device
-    for start in range(0, len(positions), BATCH):
-        rows = positions[start : start + BATCH]
-        audio, frames = to_tensors(store.audio[rows], store.frames[rows])
+    for rows in batches(positions):
+        audio, frames = to_tensors(*views.fixed(rows))
         with compute.autocast():
             found = net.encoders(audio.to(device), frames.to(device))
             outputs = net.head(found)

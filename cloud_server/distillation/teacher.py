@@ -18,8 +18,9 @@ from torch import Tensor
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.distiller import augment
 from fedstill.cloud_server.distillation.optimisation import make_optimiser, make_schedule
-from fedstill.cloud_server.distillation.public_bank import teacher_outputs
+from fedstill.cloud_server.distillation.public_bank import outputs_of
 from fedstill.cloud_server.distillation.settings import StudentSettings, TeacherSettings
+from fedstill.datasets.audiovisual.capture.views import PlainViews
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.network import AudioVisualNet, Logits, NetworkSpec
 from fedstill.models.vit.preprocess import to_tensors
@@ -79,7 +80,8 @@ def count_correct(
 ) -> int:
     """How many of these labelled public clips the fused head gets right."""
     guesses = [
-        outputs.joint.argmax(dim=1).cpu() for _, outputs in teacher_outputs(net, store, positions, compute)
+        outputs.joint.argmax(dim=1).cpu()
+        for _, outputs in outputs_of(net, PlainViews(store), positions, compute)
     ]
     return int((torch.cat(guesses).numpy() == store.labels[positions]).sum())
 

@@ -35,6 +35,10 @@ class ClipViews(Protocol):
         """One version of each of these clips."""
         ...
 
+    def fixed(self, positions: Positions) -> Tensors:
+        """The same version of each of these clips every time: for judging."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlainViews:
@@ -43,6 +47,9 @@ class PlainViews:
     store: ClipStore
 
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        return self.fixed(positions)
+
+    def fixed(self, positions: Positions) -> Tensors:
         return self.store.audio[positions], self.store.frames[positions]
 
 
@@ -68,6 +75,9 @@ class MixedViews:
                 frames[row] = self.frames[picture - 1][position]
         return audio, frames
 
+    def fixed(self, positions: Positions) -> Tensors:
+        return self.store.audio[positions], self.store.frames[positions]
+
 
 class RenderedViews:
     """Every clip as one device would have recorded it, in some versions, made when first needed.
@@ -87,10 +97,13 @@ class RenderedViews:
 
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
         sounds, pictures = (_drawn(self._versions, len(positions), generator) for _ in range(2))
-        return self.versions(positions, sounds, pictures)
+        return self._versions_of(positions, sounds, pictures)
 
-    def versions(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
-        """These versions of the clips' sound and pictures."""
+    def fixed(self, positions: Positions) -> Tensors:
+        first = np.zeros(len(positions), np.int64)
+        return self._versions_of(positions, first, first)
+
+    def _versions_of(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
         audio, frames = self._store.audio[positions], self._store.frames[positions]
         for row, (position, sound, picture) in enumerate(zip(positions, sounds, pictures, strict=True)):
             if self._rendering.sound is not None:
@@ -179,7 +192,8 @@ def _waveform(store: ClipStore, position: int) -> npt.NDArray[np.float32]:
 
 
 def _features(store: ClipStore, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    return audio_features(waveform, store.audio_spec.sample_rate, store.audio_spec).astype(np.float16)
+    found = audio_features(waveform, store.audio_spec.sample_rate, store.audio_spec)
+    return np.asarray(found, np.float16)
 
 
 def _drawn(count: int, size: int, generator: torch.Generator) -> Positions:
