@@ -97,7 +97,7 @@ class PersonalStudents:
         """Choose between the candidates, and train the chosen one."""
         world, cloud = self._world, self._cloud
         everything = np.arange(len(cloud.bank.labels))
-        mix = world.mixes.judge(self._summary, np.random.default_rng(self._stream("class_mix")))
+        mix = self._mix_in(world)
         choice, candidate, bias = self._choose(mix)
         positions = self._allowed(candidate.training, mix, everything)
         net = cloud.shared(GENERIC)
@@ -109,19 +109,28 @@ class PersonalStudents:
     def _world(self) -> World:
         """Of the public clips' world and the one that the card tells of, the one that explains the device better."""
         plain = World(PlainViews(self._cloud.public), self._cloud.cross_fit, self._cloud.class_mixes)
-        told = self._told_world()
+        told = self._told_world(self._cloud.bank.class_prior())
         if told is None:
             return plain
         near, far = told.mixes.distance(self._summary), plain.mixes.distance(self._summary)
-        return told if near is not None and far is not None and near < far else plain
+        if near is None or far is None or near >= far:
+            return plain
+        mix = self._mix_in(told)
+        return (self._told_world(np.array(mix.shares)) or told) if mix.supported else told
 
-    def _told_world(self) -> World | None:
+    def _mix_in(self, world: World) -> ClassMix:
+        return world.mixes.judge(self._summary, np.random.default_rng(self._stream("class_mix")))
+
+    def _told_world(self, shares: npt.NDArray[np.floating]) -> World | None:
         """The public clips as the device's card says; None if it says nothing, or nobody could judge there."""
         cloud, summary = self._cloud, self._summary
         if not len(summary.card) or cloud.class_mixes.lacking:
             return None
         rendering = fit_rendering(
-            from_bytes(summary.card, int(summary.counts.sum())), cloud.public, self._stream("rendering")
+            from_bytes(summary.card, int(summary.counts.sum())),
+            cloud.public,
+            shares,
+            self._stream("rendering"),
         )
         capture = " and ".join(
             name

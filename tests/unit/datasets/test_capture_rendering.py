@@ -19,6 +19,7 @@ from fedstill.datasets.audiovisual.store import ClipStore, build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
 CLIPS = 48
+SHARES = np.full(6, 1 / 6)
 AUDIO = AudioSpec(seconds=1.5, hop=512, mel_bins=32, normalise="fixed")
 EVERYTHING = np.arange(CLIPS)
 UNSEEN = ("camera_tilt",)
@@ -49,7 +50,7 @@ def recorded(source: SyntheticSource, folder: Path, condition: Condition) -> Cli
 
 def rendered(public: ClipStore, device: ClipStore) -> tuple[np.ndarray, np.ndarray]:
     card = from_bytes(to_bytes(card_of(device.profiles)), len(device))
-    return RenderedViews(public, fit_rendering(card, public, 0), 0, 1).fixed(EVERYTHING)
+    return RenderedViews(public, fit_rendering(card, public, SHARES, 0), 0, 1).fixed(EVERYTHING)
 
 
 @pytest.mark.parametrize("family", SOUND_EFFECTS)
@@ -92,7 +93,7 @@ def test_a_rendered_set_has_the_card_of_the_device(
     )
     device = recorded(source, tmp_path, condition)
     card = card_of(device.profiles)
-    rendering = fit_rendering(card, public, 0)
+    rendering = fit_rendering(card, public, SHARES, 0)
     assert rendering.sound is not None
     assert rendering.pictures is not None
     views = RenderedViews(public, rendering, 0, 1)
@@ -121,7 +122,7 @@ def test_a_rendered_set_has_the_card_of_the_device(
 def test_what_a_card_does_not_tell_stays(public: ClipStore) -> None:
     values = card_of(public.profiles)
     nothing = type(values)(np.full_like(values.values, np.nan), values.clips)
-    rendering = fit_rendering(nothing, public, 0)
+    rendering = fit_rendering(nothing, public, SHARES, 0)
     assert rendering.sound is None
     assert rendering.pictures is None
     audio, frames = RenderedViews(public, rendering, 0, 2).fixed(EVERYTHING)
@@ -131,7 +132,7 @@ def test_what_a_card_does_not_tell_stays(public: ClipStore) -> None:
 
 def test_views_are_repeatable_and_vary(public: ClipStore, source: SyntheticSource, tmp_path: Path) -> None:
     device = recorded(source, tmp_path, Condition("hiss", "development", (("white_noise", 1.0),)))
-    rendering = fit_rendering(card_of(device.profiles), public, 0)
+    rendering = fit_rendering(card_of(device.profiles), public, SHARES, 0)
     first, same = (RenderedViews(public, rendering, 7, 2) for _ in range(2))
     again = [one.take(EVERYTHING, torch.Generator().manual_seed(1))[0] for one in (first, same)]
     assert np.array_equal(*again)
