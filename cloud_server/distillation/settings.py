@@ -143,7 +143,7 @@ class GuardSettings:
     """When a device gets more than the generic student: only where public speakers show that it is safe."""
 
     folds: int = 4  # of speakers: as many more generic students, each trained without one fold
-    test: bool = True  # false: believe every estimated class mix, for comparison only; it may do harm
+    test: bool = True  # false: believe every card, class mix and candidate, for comparison only; it may do harm
 
     def __post_init__(self) -> None:
         at_least(2, self, "folds")

@@ -115,7 +115,8 @@ def sound_profile(waveform: npt.NDArray[np.floating], sample_rate: int, model_ra
 
 def picture_profile(frames: npt.NDArray[np.uint8]) -> Floats:
     """Grey quantiles and radial spectrum in decibels of a clip's frames, float32 (GREYS + RINGS,)."""
-    return picture_profiles(frames[None])[0]
+    found: Floats = picture_profiles(frames[None])[0]
+    return found
 
 
 def picture_profiles(clips: npt.NDArray[np.uint8]) -> Floats:

@@ -166,7 +166,7 @@ def _blind_version(
 def _random_sound(store: ClipStore, row: int, seed: int, version: int) -> npt.NDArray[np.float16]:
     waveform = _waveform(store, row)
     if not len(waveform):
-        return store.audio[row].astype(np.float16)
+        return np.asarray(store.audio[row], np.float16)
     rng = np.random.default_rng((seed, version, row, 0))
     condition, draw = random_condition(rng), int(rng.integers(2**31))
     return _features(store, captured_sound(waveform, store.audio_spec.sample_rate, condition, draw, ""))

@@ -69,6 +69,7 @@ def test_only_a_sure_gain_is_taken() -> None:
     assert best_of([unsure]) is None
     assert best_of([tiny]) is None
     assert best_of([]) is None
+    assert best_of([tiny, unsure], tested=False) is unsure
     assert best_of([Estimate("worse", -0.1, 0.01)]) is None
 
 
