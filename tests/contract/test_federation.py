@@ -24,6 +24,7 @@ from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, re
 from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.journal import JOURNAL_FILE
 from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.datasets.audiovisual.capture_card import CARD_BYTES
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.node.client_app import app as real_app
 from fedstill.evaluation.results import Results
@@ -116,7 +117,7 @@ def test_replies_hold_the_declared_fields_and_nothing_else(finished: Finished) -
         for name, array in arrays_of(reply).items():
             assert np.issubdtype(array.dtype, np.floating) == (name not in ("counts", "card"))
             assert array.shape[1:] == ((6,) if name == "probabilities" else ())
-            assert len(array) <= CLIPS_PER_CLASS * CLASSES_PER_CLIENT
+            assert len(array) <= (CARD_BYTES if name == "card" else CLIPS_PER_CLASS * CLASSES_PER_CLIENT)
     assert seen == REPLIES.keys()
 
 
