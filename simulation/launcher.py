@@ -29,9 +29,10 @@ from fedstill.common.run_layout import EXPERIMENT_FILE
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
-from fedstill.evaluation.results import ClientClasses, Results, write_clips, write_results
+from fedstill.evaluation.results import ClientClasses, PretrainedRow, Results, write_clips, write_results
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.gather import gather_clips, gather_rows
+from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.progress import LiveProgress
 from fedstill.simulation.sources import Positions, deal, open_source, split_positions
 
@@ -41,6 +42,9 @@ VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", 
 NEEDED = ("torch", "torchaudio")
 SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
 """A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
+NO_TEACHER_ROW = (
+    "the teacher has pretrained encoders: devices cannot run it, so there is no row for it on their clips"
+)
 CONCURRENT_DEVICES = 2
 """Simulated devices that answer at the same time."""
 
@@ -97,6 +101,7 @@ def load_run(run_dir: Path) -> Experiment:
 
 def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:
     """Decode clips into the cloud's folder and one folder per device; the plan is written last."""
+    with_weights = with_checked_encoders(experiment)
     source = open_source(experiment)
     public, private = split_positions(source)
     shares = deal(source, private, experiment.partition)
@@ -108,7 +113,9 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
             _store(experiment, source, share, device / "data")
             write_policy(device, SIMULATED)
     (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
-    write_plan(make_plan(experiment, source, shares, run_dir))
+    write_plan(make_plan(with_weights, source, shares, run_dir))
+    if experiment.teacher.pretrained:
+        console.print(NO_TEACHER_ROW, highlight=False)
 
 
 def collect(
@@ -127,12 +134,16 @@ def collect(
         seeds=plan.seeds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(),
-        versions={name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
+        versions=_versions(plan),
         git=git_revision(),
         config=to_plain(experiment),
         seconds={**_stage_seconds(run_dir), **seconds, "total": sum(seconds.values())},
         peak_memory_mb=peak_memory_mb,
         parameters=_parameters(plan, public),
+        pretrained=tuple(
+            PretrainedRow(modality, one.model, one.sha256, one.licence, one.frozen)
+            for modality, one in plan.teacher.pretrained.items()
+        ),
         **gather_rows(run_dir),
     )
     write_clips(run_dir, gather_clips(run_dir, plan.clients))
@@ -210,7 +221,13 @@ def make_plan(
         sweep_seeds=run.sweep_seeds,
         holdout=run.holdout,
         reply_timeout=run.reply_timeout,
+        teacher_reference=not experiment.teacher.pretrained,
     )
+
+
+def _versions(plan: RunPlan) -> dict[str, str]:
+    names = (*VERSIONED, "timm") if "visual" in plan.teacher.pretrained else VERSIONED
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _client_classes(run_dir: Path, client: int) -> ClientClasses:
@@ -227,7 +244,11 @@ def _parameters(plan: RunPlan, public: ClipStore) -> dict[str, int]:
         "teacher": teacher_spec(public, plan.teacher),
         "student": student_spec(public, plan.teacher, plan.student),
     }
-    return {name: parameter_count(AudioVisualNet(spec)) for name, spec in specs.items()}
+    sizes = {name: parameter_count(AudioVisualNet(spec)) for name, spec in specs.items()}
+    for event in read_events(Path(plan.work)):
+        if event["event"] == "pretrained_teacher":
+            sizes["teacher"] = event["parameters"]
+    return sizes
 
 
 def _stage_seconds(run_dir: Path) -> dict[str, float]:
