@@ -38,6 +38,7 @@ _ALLOWED: Mapping[str, Sequence[str]] = {
     "mode": ("clean", "faithful"),
     "scope": ("public_holdout", "client"),
     "precision": ("fp32", "int8"),
+    "modality": ("visual", "audio"),
 }
 
 
@@ -77,6 +78,17 @@ class TeacherRow(_Checked):
     client: int | None
     correct: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedRow(_Checked):
+    """Weights that somebody else trained and the teacher's encoder of one modality started from (or stayed at)."""
+
+    modality: str
+    model: str
+    sha256: str
+    licence: str
+    frozen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +242,7 @@ class Results(_Checked):
     sweeps: tuple[SweepRow, ...] = ()
     failures: tuple[FailureRow, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
+    pretrained: tuple[PretrainedRow, ...] = ()
 
     def scenarios(self) -> tuple[str, ...]:
         """Scenarios with accuracy rows, in table order."""
@@ -287,7 +300,7 @@ def check_agreement(results: Results, clips: Sequence[ClipRow]) -> None:
 def _results_from(document: object) -> Results:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
-    body = {"decisions": [], **document}  # files from before devices' class mixes were tested have none
+    body = {"decisions": [], "pretrained": [], **document}  # older files have neither
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")

@@ -19,6 +19,7 @@ from fedstill.datasets.audiovisual.store import build_store
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.launcher import load_run, make_plan
+from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.sources import open_source
 
 DEFAULT_ARMS = ("all_distill", "fedstill")
@@ -55,6 +56,7 @@ def prepare_deployment(
             raise ConfigError(f"{state}: holds another experiment; choose another --state")
         open_journal(state, read_plan(state).journal).close()
         return
+    with_weights = with_checked_encoders(experiment)
     source = open_source(experiment)
     public = np.flatnonzero([info.split == "public" for info in source.index])
     if not len(public):
@@ -67,7 +69,7 @@ def prepare_deployment(
         )
     (state / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
     plan = replace(
-        make_plan(experiment, source, (), state),
+        make_plan(with_weights, source, (), state),
         arms=arms,
         clients=clients,
         sweeps=(),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,21 +35,27 @@ from fedstill.cloud_server.distillation.public_bank import (
 )
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.cloud_server.distillation.run_plan import RunPlan
-from fedstill.cloud_server.distillation.teacher import count_correct, train_teacher
+from fedstill.cloud_server.distillation.teacher import count_correct, new_teacher, train_teacher
 from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.pretrained.open_parts import open_parts
+from fedstill.cloud_server.pretrained.parts import PretrainedParts
+from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.run_layout import personal_students, seed_folder
 from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, blind_views
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
-from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.audiovisual.network import AudioVisualNet, parameter_count
 from fedstill.models.weights.checkpoint import (
     CheckpointMeta,
     checkpoint_exists,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
 )
 from fedstill.models.weights.packing import pack
 
 VIEWS_FOLDER = "public_views"
+PRETRAINED_FOLDER = "pretrained"
+"""Features of frozen encoders, in the run directory."""
 GENERIC = "all_distill_equal_steps"
 """The arm whose student every device gets for which nothing better is shown."""
 EQUAL_STEPS = (GENERIC, "fedstill_without_selection")
@@ -85,7 +92,14 @@ class SeedCloud:
     @cached_property
     def teacher(self) -> AudioVisualNet:
         """Trained once per seed (Algorithm 6, lines 1-3)."""
-        return self._kept("teacher", self._train_teacher).to(self.plan.compute.torch_device)
+        net = self._pretrained_teacher() or self._kept("teacher", self._train_teacher)
+        return net.to(self.plan.compute.torch_device)
+
+    @cached_property
+    def pretrained(self) -> PretrainedParts:
+        """The teacher's pretrained parts; a frozen encoder runs over the public clips once for all seeds."""
+        folder, device = Path(self.plan.work) / PRETRAINED_FOLDER, self.plan.compute.torch_device
+        return open_parts(self.plan.teacher.pretrained, self.public, folder, device)
 
     @cached_property
     def bank(self) -> PublicBank:
@@ -94,7 +108,8 @@ class SeedCloud:
         folder = self.directory / "bank"
         bank = open_bank(folder, version)
         if bank is None:
-            save_bank(compute_bank(self.teacher, self.public, self.plan.compute, version), folder)
+            made = compute_bank(self.teacher, self.public, self.plan.compute, version, self.pretrained)
+            save_bank(made, folder)
             bank = open_bank(folder, version)
             assert bank is not None
         return bank
@@ -186,6 +201,19 @@ class SeedCloud:
         self._nets[name] = net
         return net
 
+    def _pretrained_teacher(self) -> AudioVisualNet | None:
+        """The teacher if it has pretrained parts: its checkpoint is opened with these, and says what they are."""
+        chosen, stem = self.plan.teacher.pretrained, self.directory / "teacher"
+        if not chosen:
+            return None
+        if checkpoint_exists(stem):
+            return load_weights(stem, new_teacher(self.public, self.plan.teacher, self.pretrained))
+        net = self._train_teacher()
+        size = parameter_count(net) + self.pretrained.frozen_parameters
+        self.metrics.emit("pretrained_teacher", seed=self.seed, parameters=size)
+        self._save(stem, net, {modality: to_plain(settings) for modality, settings in chosen.items()})
+        return net
+
     def _train_teacher(self) -> AudioVisualNet:
         training, held_out = self.split
         settings = self.plan.teacher
@@ -194,11 +222,10 @@ class SeedCloud:
             curve = f"teacher/seed{self.seed}"
             self.metrics.loss("teacher_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
 
-        net = train_teacher(
-            self.public, training, settings, self.plan.compute, self._generator("teacher"), report
-        )
+        compute, pretrained, rng = self.plan.compute, self.pretrained, self._generator("teacher")
+        net = train_teacher(self.public, training, settings, compute, rng, report, pretrained)
         if len(held_out):
-            correct = count_correct(net, self.public, held_out, self.plan.compute)
+            correct = count_correct(net, self.public, held_out, compute, pretrained)
             self.metrics.emit("teacher", seed=self.seed, correct=correct, total=len(held_out))
         return net
 
@@ -245,9 +272,10 @@ class SeedCloud:
         self.metrics.emit("cross_fit", seed=self.seed, fold=fold, folds=int(self.folds.max()) + 1)
         return student
 
-    def _save(self, stem: Path, net: AudioVisualNet) -> None:
+    def _save(self, stem: Path, net: AudioVisualNet, pretrained: dict[str, Any] | None = None) -> None:
         specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
-        save_checkpoint(stem, net, CheckpointMeta(net.spec, self.public.class_names, *specs))
+        meta = CheckpointMeta(net.spec, self.public.class_names, *specs, pretrained or {})
+        save_checkpoint(stem, net, meta)
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return generator(self.seed, *purpose)
