@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.distillation.arm_names import ARMS
+from fedstill.cloud_server.distillation.arm_names import ARMS, ROBUSTNESS_ARMS
 from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan, write_plan
 from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.common.dataclass_codec import to_plain
@@ -82,7 +82,7 @@ def prepare_deployment(
 
 
 def _require_arms(arms: tuple[str, ...]) -> None:
-    known = [name for name in ARMS if name != "oracle_classes"]
+    known = [name for name in ARMS if name not in ("oracle_classes", *ROBUSTNESS_ARMS)]
     for arm in arms:
         if arm not in known:
             raise ConfigError(f"--arms: {arm!r} is none of {', '.join(known)}")

@@ -167,8 +167,8 @@ def _read_plan(run_dir: Path, console: Console) -> RunPlan:
         raise ConfigError(f"{run_dir}: this run was made in {plan.work}; move it back to resume it")
     if begun_before:
         console.print(
-            "[yellow]begun by an older fedstill:[/] finished jobs of prior_corrected and fedstill keep the "
-            "untested correction of then; for one method throughout, start anew"
+            "[yellow]begun by an older fedstill:[/] finished jobs keep the method of then; for one "
+            "method throughout, start anew"
         )
     return plan
 

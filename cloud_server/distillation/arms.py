@@ -67,6 +67,8 @@ BY_NAME = {
         Arm("oracle_classes"),
         Arm("prior_corrected", upload="histogram", class_mix=True),
         Arm("fedstill_without_selection", own_settings=True),
+        Arm("other_card", upload="histogram", personal=True, own_settings=True),
+        Arm("oracle_capture", own_settings=True),
         Arm("fedstill", upload="histogram", personal=True, own_settings=True),
         Arm("teacher"),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from fedstill.cloud_server.distillation.arms import (
 from fedstill.cloud_server.distillation.candidates import Choice
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.distiller import make_distiller
+from fedstill.cloud_server.distillation.generic_student import train_further
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.rounds import (
     DeviceFailure,
@@ -53,6 +54,10 @@ from fedstill.cloud_server.federation.personal_student import PersonalStudents
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
+from fedstill.datasets.audiovisual.capture.effects import with_babble
+from fedstill.datasets.audiovisual.capture.talkers import babble_of
+from fedstill.datasets.audiovisual.capture.true_capture import TrueCapture
+from fedstill.datasets.audiovisual.capture.views import RenderedViews
 from fedstill.models.audiovisual.class_bias import with_class_bias
 from fedstill.models.audiovisual.levels import RATES, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
@@ -109,6 +114,8 @@ class PersonalisationJob:
             return self._personal_student()
         if self.arm.class_mix:
             return self._for_class_mix()
+        if self.key.arm == "oracle_capture":
+            return self._truly_rendered()
         if self.key.arm in SHARED:
             return self.cloud.shared(self.key.arm)
         return self._personalised(DevicePrototypes(self.arm, self.plan, self.cloud, self.session))
@@ -121,10 +128,29 @@ class PersonalisationJob:
             self.progress.record.class_mix = self._unknown_mix(summary)
             self.progress.record.choice = Choice(reason=summary)
             return generic
+        if self.key.arm == "other_card":
+            summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
         found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
         self.progress.record.class_mix, self.progress.record.choice = found.mix, found.choice
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
+
+    def _truly_rendered(self) -> AudioVisualNet:
+        """A student of public clips as the device really records them, which only a simulation knows."""
+        cloud, key = self.cloud, self.key
+        capture = self.plan.oracle_conditions[key.client]
+        if capture is None:
+            return cloud.shared(GENERIC)
+        effects = with_babble(babble_of(cloud.public))
+        truth = TrueCapture(capture, cloud.public.audio_spec.sample_rate, effects)
+        purpose = (key.scenario, key.arm, key.client)
+        views = RenderedViews(
+            cloud.public, truth, stream(key.seed, "views", *purpose), self.plan.capture.versions
+        )
+        return train_further(
+            cloud.all_distill, np.arange(len(cloud.public)), views, cloud.bank, self.plan, self.settings,
+            generator(key.seed, *purpose), np.random.default_rng(stream(key.seed, *purpose)),
+        )  # fmt: skip
 
     def _for_class_mix(self) -> AudioVisualNet:
         """The generic student, unless the device's classes are shown to be mixed otherwise than the public ones."""

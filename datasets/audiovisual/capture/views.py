@@ -6,7 +6,6 @@ the student sees varies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +15,8 @@ import numpy.typing as npt
 import torch
 
 from fedstill.common.atomic_files import replace_text
-from fedstill.datasets.audiovisual.capture.captured import captured_frames, captured_sound
+from fedstill.datasets.audiovisual.capture.captured import captured_frames, captured_sound, with_channels_last
 from fedstill.datasets.audiovisual.capture.conditions import random_condition
-from fedstill.datasets.audiovisual.capture.rendering import Rendering
 from fedstill.datasets.audiovisual.spectrogram import audio_features
 from fedstill.datasets.audiovisual.store import ClipStore
 
@@ -79,17 +77,39 @@ class MixedViews:
         return self.store.audio[positions], self.store.frames[positions]
 
 
+class Renderer(Protocol):
+    """How a device records. Implemented by ``Rendering`` and ``TrueCapture``; a part that is None stays as it is."""
+
+    @property
+    def sound(self) -> object | None: ...
+
+    @property
+    def pictures(self) -> object | None: ...
+
+    def render_sound(
+        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        """float32 (samples,), not yet clipped to [-1, 1]."""
+        ...
+
+    def render_pictures(
+        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator
+    ) -> npt.NDArray[np.uint8]:
+        """uint8 (count, channels, size, size)."""
+        ...
+
+
 class RenderedViews:
     """Every clip as one device would have recorded it, in some versions, made when first needed.
 
     Args:
         store: of clips whose sound was kept.
-        rendering: to the device's card.
+        rendering: as the device records.
         seed: of the versions.
         versions: how many there are of every sound and of every clip's pictures.
     """
 
-    def __init__(self, store: ClipStore, rendering: Rendering, seed: int, versions: int) -> None:
+    def __init__(self, store: ClipStore, rendering: Renderer, seed: int, versions: int) -> None:
         self._store, self._rendering, self._seed, self._versions = store, rendering, seed, versions
         self._sounds = store.sound.sounds() if store.sound else np.arange(len(store))
         self._audio: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
@@ -176,15 +196,6 @@ def _random_frames(store: ClipStore, row: int, seed: int, version: int) -> npt.N
     rng = np.random.default_rng((seed, version, row, 1))
     condition, draw = random_condition(rng), int(rng.integers(2**31))
     return with_channels_last(store.frames[row], lambda frames: captured_frames(frames, condition, draw, ""))
-
-
-def with_channels_last(
-    frames: npt.NDArray[np.uint8], change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
-) -> npt.NDArray[np.uint8]:
-    """Apply a change of RGB pictures, (count, height, width, 3), to frames (count, channels, height, width)."""
-    count, channels, *sides = frames.shape
-    pictures = np.broadcast_to(frames, (count, 3, *sides)).transpose(0, 2, 3, 1)
-    return change(np.ascontiguousarray(pictures)).transpose(0, 3, 1, 2)[:, :channels]
 
 
 def _waveform(store: ClipStore, position: int) -> npt.NDArray[np.float32]:
