@@ -24,16 +24,16 @@ class Rendering:
     pictures: PictureRendering | None
 
     def render_sound(
-        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator
+        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.float32]:
         """float32 (samples,), not yet clipped to [-1, 1]."""
-        return waveform if self.sound is None else self.sound(waveform, rng)
+        return waveform if self.sound is None else self.sound(waveform, rng, jitter)
 
     def render_pictures(
-        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator
+        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.uint8]:
         """uint8 (count, channels, size, size)."""
-        return frames if self.pictures is None else self.pictures(frames, rng)
+        return frames if self.pictures is None else self.pictures(frames, rng, jitter)
 
 
 def fit_rendering(

@@ -35,7 +35,7 @@ class TrueCapture:
         return self.capture.condition.pictures or None
 
     def render_sound(
-        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator
+        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.float32]:
         """See ``views.Renderer``."""
         where = self.capture
@@ -45,7 +45,7 @@ class TrueCapture:
         )
 
     def render_pictures(
-        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator
+        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.uint8]:
         """See ``views.Renderer``."""
         where, draw = self.capture, str(rng.integers(2**31))

@@ -87,13 +87,13 @@ class Renderer(Protocol):
     def pictures(self) -> object | None: ...
 
     def render_sound(
-        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator
+        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.float32]:
-        """float32 (samples,), not yet clipped to [-1, 1]."""
+        """float32 (samples,), not yet clipped to [-1, 1]; ``jitter`` 0: as the device records on average."""
         ...
 
     def render_pictures(
-        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator
+        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.uint8]:
         """uint8 (count, channels, size, size)."""
         ...
@@ -120,8 +120,8 @@ class RenderedViews:
         return self._versions_of(positions, sounds, pictures)
 
     def fixed(self, positions: Positions) -> Tensors:
-        first = np.zeros(len(positions), np.int64)
-        return self._versions_of(positions, first, first)
+        average = np.full(len(positions), self._versions)
+        return self._versions_of(positions, average, average)
 
     def _versions_of(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
         audio, frames = self._store.audio[positions], self._store.frames[positions]
@@ -136,15 +136,23 @@ class RenderedViews:
         key = int(self._sounds[position]), version
         if key not in self._audio:
             rng = np.random.default_rng((self._seed, 0, *key))
-            waveform = self._rendering.render_sound(_waveform(self._store, position), rng)
+            waveform = self._rendering.render_sound(
+                _waveform(self._store, position), rng, self._jitter(version)
+            )
             self._audio[key] = _features(self._store, waveform)
         return self._audio[key]
+
+    def _jitter(self, version: int) -> float:
+        """The version after the last one is for judging."""
+        return 1.0 if version < self._versions else 0.0
 
     def _pictures(self, position: int, version: int) -> npt.NDArray[np.uint8]:
         key = position, version
         if key not in self._frames:
             rng = np.random.default_rng((self._seed, 1, *key))
-            self._frames[key] = self._rendering.render_pictures(self._store.frames[position], rng)
+            self._frames[key] = self._rendering.render_pictures(
+                self._store.frames[position], rng, self._jitter(version)
+            )
         return self._frames[key]
 
 
