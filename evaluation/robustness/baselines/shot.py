@@ -62,6 +62,7 @@ def adapt(
         settings.learning_rate,
         momentum=0.9,
         weight_decay=settings.weight_decay,
+        foreach=True,
     )
     steps = settings.epochs * batch_count(len(sound), settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (1 + 10 * step / steps) ** -0.75)
@@ -71,15 +72,15 @@ def adapt(
         for rows in even_batches(len(sound), settings.batch_size, generator):
             logits = adapted(sound[rows], pictures[rows]).joint
             learnt = F.cross_entropy(logits, labels[rows])
-            loss = _information_loss(logits) + settings.pseudo_label_weight * learnt
+            loss = information_loss(logits) + settings.pseudo_label_weight * learnt
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return adapted.eval().requires_grad_(False)
 
 
-def _information_loss(logits: Tensor) -> Tensor:
+def information_loss(logits: Tensor) -> Tensor:
     """Mean entropy of the predictions, less the entropy of their mean: low where they are sure and diverse."""
     mean = logits.softmax(dim=1).mean(dim=0)
     return entropy(logits).mean() + (mean * (mean + 1e-8).log()).sum()
@@ -90,8 +91,8 @@ def _pseudo_labels(net: AudioVisualNet, sound: Tensor, pictures: Tensor) -> Tens
     """The class with the nearest centroid for each clip, int64 (n,)."""
     net.eval()
     features, probabilities = [], []
-    for some, others in zip(sound.split(AT_ONCE), pictures.split(AT_ONCE), strict=True):
-        found = net.encoders(some, others)
+    for start in range(0, len(sound), AT_ONCE):
+        found = net.encoders(sound[start : start + AT_ONCE], pictures[start : start + AT_ONCE])
         features.append(found.joined())
         probabilities.append(net.head(found).joint.softmax(dim=1))
     return centroid_labels(torch.cat(features), torch.cat(probabilities))

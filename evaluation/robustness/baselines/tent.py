@@ -52,7 +52,7 @@ def adapt(
     for norm in norms:
         norm.train().requires_grad_(True)
     affine = [parameter for norm in norms for parameter in norm.parameters()]
-    optimiser = torch.optim.Adam(affine, settings.learning_rate)
+    optimiser = torch.optim.Adam(affine, settings.learning_rate, foreach=True)
     for _ in range(settings.epochs):
         for rows in even_batches(len(sound), settings.batch_size, generator):
             loss = entropy(adapted(sound[rows], pictures[rows]).joint).mean()

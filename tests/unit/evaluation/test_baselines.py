@@ -52,6 +52,14 @@ def recorded_otherwise(clips: Clips, level: float = 3.0) -> Clips:
     return Clips(2 * clips.audio + np.float32(level), frames, clips.labels)
 
 
+def blurred(clips: Clips) -> Clips:
+    """The same clips with each value averaged with its two neighbours, over bins and over columns."""
+    audio, frames = clips.audio.copy(), clips.frames.astype(np.float32)
+    audio[:, 1:-1] = (audio[:, :-2] + audio[:, 1:-1] + audio[:, 2:]) / 3
+    frames[..., 1:-1] = (frames[..., :-2] + frames[..., 1:-1] + frames[..., 2:]) / 3
+    return Clips(audio, frames.astype(np.uint8), clips.labels)
+
+
 def logits_of(net: AudioVisualNet, clips: Clips) -> Tensor:
     with torch.no_grad():
         joint: Tensor = net.eval()(*to_tensors(clips.audio, clips.frames)).joint
@@ -155,13 +163,41 @@ def test_entropy_is_that_of_the_predictions() -> None:
     np.testing.assert_allclose(tent.entropy(logits), [np.log(3), 0], atol=1e-6)
 
 
-def test_shot_keeps_the_heads_and_raises_accuracy(source: AudioVisualNet, device: Clips) -> None:
-    before = state(source)
-    adapted = shot.adapt(source, device.audio, device.frames, torch.Generator().manual_seed(0))
-    assert accuracy(adapted, device) > accuracy(source, device) + 0.3
-    assert same(state(source.head), state(adapted.head))
-    assert not same(state(source.encoders), state(adapted.encoders))
+def test_shot_keeps_the_heads_and_learns_what_statistics_cannot(source: AudioVisualNet) -> None:
+    before, clips = state(source), blurred(made_clips(128, 4))
+    learning, still = (
+        shot.adapt(
+            source, clips.audio, clips.frames, torch.Generator(), shot.ShotSettings(learning_rate=rate)
+        )
+        for rate in (1e-2, 0)
+    )
+    statistics_only = max(
+        accuracy(still, clips), accuracy(adabn.adapt(source, clips.audio, clips.frames), clips)
+    )
+    assert accuracy(learning, clips) > statistics_only + 0.05 > accuracy(source, clips) + 0.1
+    assert same(state(source.head), state(learning.head))
+    assert not same(state(source.encoders), state(learning.encoders))
     assert same(before, state(source))
+
+
+def test_shots_information_loss_is_least_where_predictions_are_sure_and_diverse() -> None:
+    sure = 100 * torch.eye(3)
+    alike = sure[:1].expand(3, 3)
+    losses = [float(shot.information_loss(logits)) for logits in (sure, alike, torch.zeros(3, 3))]
+    np.testing.assert_allclose(losses, [-np.log(3), 0, 0], atol=1e-5)
+
+
+def test_shot_learns_its_pseudo_labels(source: AudioVisualNet, device: Clips) -> None:
+    with_labels, without = (
+        shot.adapt(
+            source,
+            *device.first(8),
+            torch.Generator(),
+            shot.ShotSettings(epochs=1, pseudo_label_weight=weight),
+        )
+        for weight in (0.3, 0)
+    )
+    assert not same(state(with_labels), state(without))
 
 
 def test_shots_pseudo_labels_come_from_the_nearest_centroid() -> None:
