@@ -23,6 +23,7 @@ from fedstill.models.audiovisual.network import AudioVisualNet
 
 AT_ONCE = 256
 """Clips per pass without gradients."""
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -118,4 +119,5 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
 
 def _centroids(features: Tensor, weights: Tensor) -> Tensor:
     """The directions of the weighted means, (classes, width); their lengths do not count in a cosine."""
-    return F.normalize(weights.T @ features, dim=1)
+    shares = weights / weights.sum(dim=0).clamp_min(TINY)
+    return F.normalize(shares.T @ features, dim=1)

@@ -211,6 +211,17 @@ def test_shots_pseudo_labels_come_from_the_nearest_centroid() -> None:
     assert shot.centroid_labels(features, unsure).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_class_that_no_clip_has_is_no_pseudo_label() -> None:
+    angles = torch.tensor([0.0, 0, 0, 0, 0, 2])  # the last is more than a right angle from the mean of all
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert shot.centroid_labels(features, torch.tensor([[0.75, 0.25]]).expand(6, 2)).tolist() == [0] * 6
+
+
+def test_a_class_that_is_hardly_believed_has_a_centroid_all_the_same() -> None:
+    features = torch.tensor([[1.0, 0], [0, 1]])
+    assert shot.centroid_labels(features, torch.tensor([[1, 1e-25], [1, 1e-20]])).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("clips", [2, 3, 8])
 def test_few_clips_are_enough_for_all_of_them(source: AudioVisualNet, device: Clips, clips: int) -> None:
     audio, frames = device.first(clips)
@@ -297,6 +308,7 @@ def test_few_clips_and_absent_classes_leave_finite_numbers(method: Callable[...,
         for some in (kept, np.ones(60, bool)):
             found = method(public[some], labels[some], query)
             assert found.shares.sum() == pytest.approx(1)
+            assert found.shares.min() >= 0
             assert np.isfinite(found.bias).all()
             assert found.bias.dtype == np.float32
     assert with_class_bias(AudioVisualNet(SPEC), found.bias).head.joint.logit_bias.isfinite().all()
