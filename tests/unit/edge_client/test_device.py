@@ -41,7 +41,7 @@ def test_no_recording_is_both_asked_and_tested(tmp_path: Path, seed: int) -> Non
         raise AssertionError("no student is needed to choose clips")
 
     device = Device(tmp_path, never)  # type: ignore[arg-type]
-    query, test = device._roles(Job("latency_sensitive", "all_distill", seed, 0))
+    query, test = device.roles(Job("latency_sensitive", "all_distill", seed, 0))
     asked, tested = ({RECORDINGS[position] for position in part} for part in (query, test))
     assert not asked & tested
     assert asked | tested == set("abcd")
