@@ -21,13 +21,15 @@ ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, o
     "fedstill_without_selection": "fedstill without selection",
     "fedstill": "fedstill",
 }
-REFERENCES: Mapping[str, str] = {  # no arms of a run: published methods, evaluated beside it on the same clips
+REFERENCES: Mapping[
+    str, str
+] = {  # no arms of a run: published methods, evaluated beside it on the same clips
     "teacher": "teacher",
-    "teacher_own_statistics": "teacher, the device's statistics",
+    "teacher_own_statistics": "teacher with the device's statistics",
     "adabn": "AdaBN",
     "tent": "TENT",
     "shot": "SHOT",
-    "em": "EM, nothing guards it",
+    "em": "unguarded EM",
 }
 THESIS_ARMS = tuple(ARMS)[:4]
 SCENARIOS: Mapping[str, str] = {name: name.replace("_", "-") for name in messages.SCENARIOS}
