@@ -60,13 +60,14 @@ def accuracy_over_severity(
         for severity in severities
     }
     panels = {"all conditions": together, **by_condition}
-    rows = -(-len(panels) // COLUMNS)
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
     figure = _figure(
         f"Accuracy over severity, {data.experiment} ({data.family} conditions)",
-        COLUMNS * WIDTH,
+        columns * WIDTH,
         0.9 + rows * HEIGHT,
     )
-    drawn = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).flatten()
+    drawn = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axes, (title, cells) in zip(drawn, panels.items(), strict=False):
         _severities(axes, {0: as_public, **cells} if as_public else dict(cells))
         calm(axes, title, grid="y")
@@ -79,11 +80,11 @@ def accuracy_over_severity(
 
 
 def estimated_and_true(study: Study) -> Figure:
-    """A point per device and seed, with the 90 % interval of the estimate; few test clips are pale."""
+    """A point per device and seed, with the 90 % interval of the estimate; those with few test clips are pale."""
     figure = _figure("Accuracy estimated without labels, and true accuracy", 5.6, 5.6)
     axes = figure.subplots()
     found = estimated(study)
-    for colour, (scenario, title) in zip(OKABE_ITO, SCENARIO_TITLES.items(), strict=False):
+    for colour, scenario in zip(OKABE_ITO, SCENARIO_TITLES, strict=False):
         for many in (True, False):
             mine = [
                 one
@@ -104,9 +105,9 @@ def estimated_and_true(study: Study) -> Figure:
                     lw=0.6,
                     color=colour,
                     alpha=0.9 if many else 0.35,
-                    label=title if many else f"{title}, below {MANY_CLIPS} clips",
+                    label=scenario if many else f"{scenario}, < {MANY_CLIPS} clips",
                 )
-    axes.axline((0, 0), slope=1, color=INK, lw=0.8, ls=":")
+    axes.axline((0.5, 0.5), slope=1, color=INK, lw=0.8, ls=":")
     axes.set_xlabel("true accuracy on the device's test clips")
     axes.set_ylabel("estimated accuracy")
     percent_axis(axes.xaxis)

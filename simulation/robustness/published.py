@@ -35,7 +35,7 @@ from fedstill.evaluation.robustness.baselines import adabn, shot, tent
 from fedstill.evaluation.robustness.baselines.label_shift import em
 from fedstill.evaluation.robustness.baselines.query_clips import FEWEST_CLIPS
 from fedstill.models.audiovisual.network import AudioVisualNet
-from fedstill.models.weights.checkpoint import checkpoint_exists, load_checkpoint
+from fedstill.models.weights.checkpoint import CheckpointMeta, checkpoint_exists, load_checkpoint
 from fedstill.protos.messages import Job
 from fedstill.simulation.folders import device_folder
 from fedstill.simulation.gather import gather_clips
@@ -52,13 +52,13 @@ class SeedModels:
 
     @cached_property
     def teacher(self) -> AudioVisualNet:
-        return self._kept("teacher")
+        return self._kept("teacher")[0]
 
     @cached_property
     def generic(self) -> AudioVisualNet:
         """With the weights that a device receives."""
-        net = self._kept(GENERIC)
-        return Downlink(self.plan.downlink.precision, ()).received(net)
+        net, meta = self._kept(GENERIC)
+        return Downlink(self.plan.downlink.precision, meta.class_names).received(net)
 
     @cached_property
     def cross_fit(self) -> CrossFit | None:
@@ -68,11 +68,12 @@ class SeedModels:
     def _folder(self) -> Path:
         return seed_folder(Path(self.plan.work), self.seed)
 
-    def _kept(self, name: str) -> AudioVisualNet:
+    def _kept(self, name: str) -> tuple[AudioVisualNet, CheckpointMeta]:
         stem = self._folder / name
         if not checkpoint_exists(stem):
             raise ConfigError(f"{stem.parent}: has no {name}: finish the run first")
-        return load_checkpoint(stem)[0].cpu().eval()
+        net, meta = load_checkpoint(stem)
+        return net.eval(), meta
 
 
 def evaluate_published(
