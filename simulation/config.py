@@ -30,6 +30,7 @@ from fedstill.common.dataclass_codec import PlainError, from_plain
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.evaluation.results import SWEEPS
+from fedstill.simulation.robustness.settings import RobustnessSettings
 
 Values = dict[str, Any]
 
@@ -45,6 +46,7 @@ class DatasetSettings:
     )
     classes: tuple[str, ...] = ()  # manifest: class order; default sorted labels
     seed: int = 0  # synthetic
+    class_count: int = 6  # synthetic: the six emotions, fewer of them, or further ones that have no name
     public_per_class: int = 200  # synthetic
     private_per_class: int = 40  # synthetic
     difficulty: float = 1.0  # synthetic
@@ -54,7 +56,7 @@ class DatasetSettings:
 class PartitionSettings:
     """How private clips are divided among devices."""
 
-    kind: Literal["halves", "pathological", "dirichlet", "speaker"] = "halves"
+    kind: Literal["halves", "pathological", "dirichlet", "speaker", "robustness"] = "halves"
     clients: int = 2
     alpha: float = 0.5  # dirichlet
     classes_per_client: int = 2  # pathological
@@ -111,6 +113,7 @@ class Experiment:
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     compute: Compute = field(default_factory=Compute)
     run: RunSettings = field(default_factory=RunSettings)
+    robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
 
     def __post_init__(self) -> None:
         for key in ("outer_epochs", "inner_epochs"):
@@ -118,6 +121,8 @@ class Experiment:
                 raise ValueError(
                     f"fedstill: {key} must be as in [distillation], so that all arms train equally long"
                 )
+        if self.partition.kind == "robustness":
+            self.robustness.require_conditions()
         if self.downlink.install and self.downlink.install not in self.run.arms:
             raise ValueError(
                 f"downlink: install {self.downlink.install!r} is not one of run.arms ({', '.join(self.run.arms)})"

@@ -27,20 +27,20 @@ from fedstill.common.errors import ConfigError
 from fedstill.common.provenance import git_revision, hardware
 from fedstill.common.run_layout import EXPERIMENT_FILE
 from fedstill.datasets.audiovisual.clip import ClipSource
-from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
-from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
+from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.evaluation.results import ClientClasses, Results, write_clips, write_results
 from fedstill.simulation.config import Experiment
+from fedstill.simulation.folders import device_folder, write_device, write_store
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
+from fedstill.simulation.robustness.cells import deal_cells
+from fedstill.simulation.robustness.devices import with_controls, write_devices
 from fedstill.simulation.sources import Positions, deal, open_source, split_positions
 
 Engine = Literal["flower", "inprocess"]
 
 VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
 NEEDED = ("torch", "torchaudio")
-SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
-"""A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
 CONCURRENT_DEVICES = 2
 """Simulated devices that answer at the same time."""
 
@@ -97,18 +97,24 @@ def load_run(run_dir: Path) -> Experiment:
 
 def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:
     """Decode clips into the cloud's folder and one folder per device; the plan is written last."""
+    robustness = experiment.partition.kind == "robustness"
     source = open_source(experiment)
     public, private = split_positions(source)
-    shares = deal(source, private, experiment.partition)
+    if robustness:
+        shares = deal_cells(source, private, experiment.robustness)
+    else:
+        shares = deal(source, private, experiment.partition)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with console.status(f"decoding {len(source.index)} clips of {source.name}"):
-        _store(experiment, source, public, run_dir / "public", keep_sound=True)
-        for client, share in enumerate(shares):
-            device = run_dir / "devices" / str(client)
-            _store(experiment, source, share, device / "data")
-            write_policy(device, SIMULATED)
+    with console.status(f"decoding {len(source.index)} clips of {source.name}") as status:
+        store = write_store(experiment, source, public, run_dir / "public", keep_sound=True)
+        if robustness:
+            write_devices(experiment, source, shares, run_dir, store, status.update)
+        else:
+            for client, share in enumerate(shares):
+                write_device(experiment, source, share, device_folder(run_dir, client))
     (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
-    write_plan(make_plan(experiment, source, shares, run_dir))
+    plan = make_plan(experiment, source, shares, run_dir)
+    write_plan(with_controls(plan, experiment, run_dir) if robustness else plan)
 
 
 def collect(
@@ -165,19 +171,6 @@ def _run_engine(engine: Engine, run_dir: Path, plan: RunPlan) -> None:
         from fedstill.simulation.flower_engine import run_flower
 
         run_flower(run_dir, plan.clients, CONCURRENT_DEVICES)
-
-
-def _store(
-    experiment: Experiment,
-    source: ClipSource,
-    positions: Positions,
-    directory: Path,
-    *,
-    keep_sound: bool = False,
-) -> ClipStore:
-    return build_store(
-        source, positions.tolist(), experiment.audio, experiment.frames, directory, keep_sound=keep_sound
-    )
 
 
 def make_plan(

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from fedstill.common.errors import ConfigError
 from fedstill.common.paths import data_path
 from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipSource
+from fedstill.datasets.audiovisual.folds import FoldSource
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.partition import by_speaker, dirichlet, halves, pathological
 from fedstill.simulation.config import DatasetSettings, Experiment, PartitionSettings
@@ -16,7 +17,15 @@ Positions = npt.NDArray[np.int64]
 
 
 def open_source(experiment: Experiment) -> ClipSource:
-    """The experiment's dataset. Raises ConfigError or DataError in one line."""
+    """The experiment's dataset, or its fold of it. Raises ConfigError or DataError in one line."""
+    source = _open_dataset(experiment)
+    if experiment.partition.kind != "robustness":
+        return source
+    settings = experiment.robustness
+    return FoldSource(source, settings.fold, settings.folds, settings.per_recording)
+
+
+def _open_dataset(experiment: Experiment) -> ClipSource:
     settings = experiment.dataset
     if settings.kind == "synthetic":
         return _synthetic(settings, experiment.frames.size, experiment.frames.count)
@@ -64,6 +73,7 @@ def _synthetic(settings: DatasetSettings, size: int, count: int) -> ClipSource:
 
     return SyntheticSource(
         seed=settings.seed,
+        class_count=settings.class_count,
         public_per_class=settings.public_per_class,
         private_per_class=settings.private_per_class,
         frame_size=size,

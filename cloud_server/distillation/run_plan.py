@@ -23,6 +23,7 @@ from fedstill.cloud_server.distillation.settings import (
 )
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
 
 PLAN_FILE = "plan.json"
 
@@ -36,6 +37,10 @@ class RunPlan:
         work: folder for teachers, banks, students and metrics; anything finished there is not done again.
         clients: how many clients the run has, one per device; they are numbered 0 .. clients - 1.
         oracle_classes: per client the classes that it really holds, for the ``oracle_classes`` control only.
+        other_cards: per client the bytes of another device's capture card, which differs by its condition alone, for
+            the ``other_card`` control only; empty for a client without such a device, and if there is no such control.
+        oracle_conditions: per client how it really records, for the ``oracle_capture`` reference only; None: as the
+            public clips.
         holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
         sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
         reply_timeout: seconds to wait for one device's reply, asking again included.
@@ -61,6 +66,8 @@ class RunPlan:
     compute: Compute
     guard: GuardSettings = field(default_factory=GuardSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
+    other_cards: tuple[tuple[int, ...], ...] = ()
+    oracle_conditions: tuple[DeviceCapture | None, ...] = ()
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     sweeps: tuple[str, ...] = ()
     sweep_seeds: int = 1

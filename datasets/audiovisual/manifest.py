@@ -77,6 +77,11 @@ class ManifestSource:
             for row in self._rows
         )
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """What each clip shows, as the path of its (first) file; the same file may be beside several sounds."""
+        return tuple(str(row.frames[0].path) for row in self._rows)
+
     def load(self, position: int) -> Clip:
         """Decode clip ``position``. Raises DataError naming the file and what to do."""
         row = self._rows[position]

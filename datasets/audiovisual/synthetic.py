@@ -48,6 +48,8 @@ VOICES = np.array(
 )
 VOICE_SPREAD = np.array([1.5, 0.7, 3.0, 0.5, 0.3, 0.2, 0.2, 0.3])
 
+MOST_CLASSES = 100
+
 DARK = np.array([0.10, 0.06, 0.06])
 
 VOWELS = np.array(
@@ -111,10 +113,11 @@ class SyntheticSource:
 
     Args:
         seed: of people and clips.
-        public_per_class, private_per_class: clips per emotion.
+        public_per_class, private_per_class: clips per class.
         public_speakers, private_speakers: people of each split; no one is in both.
         frame_size: height and width of a frame in pixels.
         frame_count: frames per clip.
+        class_count: the first of the six emotions, or all of them and further expressions that are drawn from the seed.
         difficulty: 0 = every clip shows its emotion fully, 1 = as ambiguous as acted emotion, more = harder.
 
     Raises:
@@ -131,7 +134,10 @@ class SyntheticSource:
         frame_size: int = 48,
         frame_count: int = 2,
         difficulty: float = 1.0,
+        class_count: int = len(EMOTIONS),
     ) -> None:
+        if not 2 <= class_count <= MOST_CLASSES:
+            raise DataError(f"synthetic: class_count is {class_count}: choose 2 to {MOST_CLASSES}")
         if min(seed, public_per_class, private_per_class) < 0 or not public_per_class + private_per_class:
             raise DataError(
                 "synthetic: seed and clips per class must be 0 or more, and one split must have clips"
@@ -146,27 +152,26 @@ class SyntheticSource:
         self.frame_size = frame_size
         self.frame_count = frame_count
         self.difficulty = difficulty
+        drawn = [f"expression{number:02d}" for number in range(len(EMOTIONS), class_count)]
+        self.class_names = (*EMOTIONS[:class_count], *drawn)
 
     @property
     def name(self) -> str:
         return "synthetic"
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return EMOTIONS
-
     @cached_property
     def index(self) -> tuple[ClipInfo, ...]:
         """Public clips, then private ones; labels and speakers alternate, so that every speaker shows all emotions."""
+        classes = len(self.class_names)
         return tuple(
             ClipInfo(
-                clip_id=f"{split}-{number:05d}-{EMOTIONS[number % len(EMOTIONS)]}",
+                clip_id=f"{split}-{number:05d}-{self.class_names[number % classes]}",
                 split=split,
-                speaker=f"{split}-{number // len(EMOTIONS) % speakers:03d}",
-                label=number % len(EMOTIONS),
+                speaker=f"{split}-{number // classes % speakers:03d}",
+                label=number % classes,
             )
             for split, per_class, speakers in zip(SPLITS, self.per_class, self.speakers, strict=True)
-            for number in range(per_class * len(EMOTIONS))
+            for number in range(per_class * classes)
         )
 
     @cached_property
@@ -178,20 +183,33 @@ class SyntheticSource:
             for number in range(self.speakers[part])
         }
 
+    @cached_property
+    def expressions(self) -> tuple[Array, Array]:
+        """(classes, 7) faces and (classes, 8) voices, rows like those of ``FACES`` and ``VOICES``."""
+        generator, count = self._generator(2 + len(SPLITS), 0), len(self.class_names) - len(EMOTIONS)
+        faces, voices = (
+            np.concatenate(
+                [known, known.std(axis=0) * generator.normal(size=(max(count, 0), known.shape[1]))]
+            )
+            for known in (FACES, VOICES)
+        )
+        return faces, voices
+
     def load(self, position: int) -> Clip:
         """Draw clip ``position`` of ``index``."""
         info = self.index[position]
         assert info.label is not None
         part = SPLITS.index(info.split)
-        generator = self._generator(part, position - part * self.per_class[0] * len(EMOTIONS))
+        generator = self._generator(part, position - part * self.per_class[0] * len(self.class_names))
         person = self.people[info.speaker]
         ease = 1.0 / (1.0 + self.difficulty)
         # Each modality shows the emotion more or less, and now and then hardly at all.
         shown = ease + (1 - ease) * generator.beta(2.2, 1.4, 2)
         shown *= np.where(generator.uniform(size=2) < 0.1 * self.difficulty, 0.15, 1.0)
-        face = shown[0] * FACES[info.label] + person.resting_face
+        faces, voices = self.expressions
+        face = shown[0] * faces[info.label] + person.resting_face
         face += 0.14 * self.difficulty * generator.normal(size=len(face))
-        voice = VOICES[0] + shown[1] * (VOICES[info.label] - VOICES[0]) + person.resting_voice
+        voice = VOICES[0] + shown[1] * (voices[info.label] - VOICES[0]) + person.resting_voice
         voice += 0.55 * self.difficulty * VOICE_SPREAD * generator.normal(size=len(voice))
         return Clip(
             info=info,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,15 @@ class Device:
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
 
     def _roles(self, job: Job) -> tuple[Positions, Positions]:
+        """(query, test) positions; the owner may have limited how many clips are summarised, not which are tested."""
+        query, test = self._split(job)
+        limit = read_policy(self.directory).clips
+        if limit is None or limit >= len(query):
+            return query, test
+        clip_ids = [self.store.info[position].clip_id for position in query]
+        return np.sort(query[in_fixed_order(clip_ids)[:limit]]), test
+
+    def _split(self, job: Job) -> tuple[Positions, Positions]:
         """(query, test) positions: the same clips when latency does not matter, disjoint halves when it does.
 
         Halves share no recording; an unlabelled clip of a tested recording is in neither.
@@ -196,6 +207,12 @@ class Device:
         name = ".".join(map(str, (job.scenario, job.arm, job.seed, *level.values())))
         file = self.directory / "evaluations" / f"{name}.json"
         replace_text(file, json.dumps(outcome))
+
+
+def in_fixed_order(clip_ids: Sequence[str]) -> Positions:
+    """A mixed order that no request can change: asking again for the same query clips shows no further ones."""
+    digests = [sha256(clip_id.encode()).digest() for clip_id in clip_ids]
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
 
 
 def seed_of(job: Job) -> int:

@@ -30,6 +30,7 @@ class PrivacyPolicy:
     accepts: Literal["samples", "kmeans", "constrained", "dp"] = (
         "samples"  # the weakest upload that is answered
     )
+    clips: int | None = None  # how many query clips are summarised, in a fixed order; null: all of them
     min_size: int = 8  # accepts constrained: a request for smaller clusters is refused
     epsilon: float | None = 8.0  # what all dp uploads together may cost; null: no limit (for simulation)
     delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
@@ -38,6 +39,8 @@ class PrivacyPolicy:
     noise_seed: int | None = None  # predictable noise, for simulation only: it voids every guarantee
 
     def __post_init__(self) -> None:
+        if self.clips is not None and self.clips < 1:
+            raise ValueError(f"clips: {self.clips} is below 1; give a number, or null for all of them")
         if self.min_size < 1:
             raise ValueError(f"min_size: {self.min_size} is below 1")
         if self.epsilon is not None and not 0 < self.epsilon < math.inf:

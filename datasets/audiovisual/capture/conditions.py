@@ -64,6 +64,14 @@ class Condition:
                 )
 
 
+@dataclass(frozen=True)
+class DeviceCapture:
+    """One device's condition with the seed of its own room, lamp and noise (``captured.py``)."""
+
+    condition: Condition
+    seed: int
+
+
 def random_condition(rng: np.random.Generator) -> Condition:
     """A condition of the development family, to train a student for devices about which nothing is known.
 

@@ -14,8 +14,6 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from scipy.signal import fftconvolve
 
 from fedstill.datasets.audiovisual.image_files import Frames
 
@@ -44,6 +42,8 @@ def change_gamma(frames: Frames, strength: float, rng: np.random.Generator) -> F
 def blur(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """Gaussian with a deviation of 1 pixel."""
     sigma = BLUR_SIGMA * strength * _scale(frames)
+    from scipy.ndimage import gaussian_filter  # slow to import, see ``sound_effects``
+
     return _rounded(gaussian_filter(frames.astype(np.float32), (0, sigma, sigma, 0), mode="nearest"))
 
 
@@ -150,6 +150,8 @@ def _convolved(frames: Frames, kernel: Light) -> Frames:
     """Beyond the border the outermost pixels repeat."""
     reach = len(kernel) // 2
     beyond = np.pad(frames, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge").astype(np.float32)
+    from scipy.signal import fftconvolve  # slow to import, see ``sound_effects``
+
     return _rounded(fftconvolve(beyond, kernel[None, :, :, None], mode="valid", axes=(1, 2)))
 
 

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import fftconvolve
 
 from fedstill.datasets.audiovisual.capture.signals import (
     Waveform,
@@ -81,6 +80,8 @@ def reverberation(waveform: Waveform, rate: int, strength: float, rng: np.random
     Both the time and the energy of the reflections grow with strength, as they do in one room with harder walls.
     The reflections are Gaussian noise that decays exponentially (Polack's model); ``rng`` draws the room.
     """
+    from scipy.signal import fftconvolve  # which takes a second, and a plan that names effects does without
+
     heard = fftconvolve(waveform, impulse_response(rate, strength, rng))
     return np.asarray(heard[: len(waveform)], np.float32)
 
