@@ -11,13 +11,15 @@ from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_pol
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.sources import Positions
 
+DEVICES_FOLDER = "devices"
+"""In a run directory."""
 SIMULATED = PrivacyPolicy(epsilon=None, noise_seed=0)
 """A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
 
 
 def device_folder(run_dir: Path, client: int) -> Path:
     """The folder of one simulated device."""
-    return run_dir / "devices" / str(client)
+    return run_dir / DEVICES_FOLDER / str(client)
 
 
 def write_device(

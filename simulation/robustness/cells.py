@@ -16,13 +16,32 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.errors import ConfigError
-from fedstill.datasets.audiovisual.capture.conditions import Condition
+from fedstill.datasets.audiovisual.capture.conditions import Condition, DeviceCapture
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.simulation.robustness.settings import ConditionSettings, Modality, RobustnessSettings
 
 Positions = npt.NDArray[np.int64]
 ClassPart = Literal["all", "first", "second"]
 HALVES: tuple[ClassPart, ClassPart] = ("first", "second")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """A microphone and a camera.
+
+    Attributes:
+        condition: what they do to clips.
+        name: of the pair with its severity. Cells with the same name have the same room and noise, in part (C) or in
+            all, so that scenarios differ by nothing else.
+    """
+
+    condition: Condition
+    name: str
+
+    def capture(self, fold: int, base: int) -> DeviceCapture:
+        """The condition with its seed; a run with fewer scenarios has the same devices."""
+        digest = sha256(repr((base, fold, self.name)).encode()).digest()
+        return DeviceCapture(self.condition, int.from_bytes(digest[:4], "little") // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +54,8 @@ class Cell:
         severity: counted from 1, mild to hard; 0 without a condition.
         classes: all of them, or one half of the class order.
         query: how many clips it may summarise; 0: all query clips.
-        capture: what is done to its clips.
-        told: what was done to the clips that its card is of; another condition only in E.
+        recorder: of its clips.
+        told: the recorder of the clips that its card is of; another one only in E.
     """
 
     scenario: str
@@ -44,19 +63,21 @@ class Cell:
     severity: int
     classes: ClassPart
     query: int
-    capture: Condition
-    told: Condition
-
-    def seed(self, fold: int, base: int) -> int:
-        """Of the device, so of its room and noise: a run with fewer scenarios has the same devices."""
-        identity = (base, fold, self.scenario, self.condition, self.severity, self.classes, self.query)
-        return int.from_bytes(sha256(repr(identity).encode()).digest()[:4], "little") // 2
+    recorder: Recorder
+    told: Recorder
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What it shares with the devices that differ from it by their condition alone."""
-        recorded = bool(self.capture.sound), bool(self.capture.pictures)
-        return self.scenario, self.severity, self.classes, self.query, recorded
+        recorded = self.recorder.condition
+        return (
+            self.scenario,
+            self.severity,
+            self.classes,
+            self.query,
+            bool(recorded.sound),
+            bool(recorded.pictures),
+        )
 
 
 def cells_of(settings: RobustnessSettings) -> tuple[Cell, ...]:
@@ -99,13 +120,20 @@ def _shifted(
     modality: Modality = "both",
     told: ConditionSettings | None = None,
 ) -> Cell:
-    capture = condition.at(settings.steps(condition)[severity - 1], settings.family, modality)
-    stale = told.at(settings.steps(told)[severity - 1], settings.family, modality) if told else capture
-    return Cell(scenario, condition.label(modality), severity, classes, query, capture, stale)
+    recorder = _recorder(settings, condition, severity, modality)
+    stale = _recorder(settings, told, severity, modality) if told else recorder
+    return Cell(scenario, condition.label(modality), severity, classes, query, recorder, stale)
+
+
+def _recorder(
+    settings: RobustnessSettings, condition: ConditionSettings, severity: int, modality: Modality
+) -> Recorder:
+    strength = settings.steps(condition)[severity - 1]
+    return Recorder(condition.at(strength, settings.family, modality), f"{condition.label()} {severity}")
 
 
 def _as_public(settings: RobustnessSettings, scenario: str, classes: ClassPart) -> Cell:
-    plain = Condition("none", settings.family)
+    plain = Recorder(Condition("none", settings.family), "none")
     return Cell(scenario, "none", 0, classes, 0, plain, plain)
 
 

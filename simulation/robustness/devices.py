@@ -7,8 +7,10 @@ profiles and the owner's limits of its folder. ``devices.json`` says which devic
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +21,25 @@ from fedstill.common.atomic_files import replace_text, replacing
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
 from fedstill.datasets.audiovisual.capture.card import card_of, profile, to_bytes
 from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
-from fedstill.datasets.audiovisual.capture.effects import with_babble
+from fedstill.datasets.audiovisual.capture.effects import SoundEffects, with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
 from fedstill.datasets.audiovisual.clip import Clip, ClipSource
 from fedstill.datasets.audiovisual.store import PROFILES_FILE, ClipStore, frame_tensor, open_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.simulation.config import Experiment
-from fedstill.simulation.folders import SIMULATED, device_folder, write_device
-from fedstill.simulation.robustness.cells import Cell, cells_of, rotated
+from fedstill.simulation.folders import DEVICES_FOLDER, SIMULATED, device_folder, write_device
+from fedstill.simulation.robustness.cells import Cell, Recorder, cells_of, rotated
 from fedstill.simulation.sources import Positions
 
 DEVICES_FILE = "devices.json"
+THREADS = 2
+"""Recorders at work at the same time: numpy, scipy and the codecs let go of the interpreter."""
+
+Profiles = npt.NDArray[np.float32]
 
 
 class HeldSource:
-    """A ClipSource that decodes each clip once: many devices record the same ones."""
+    """A ClipSource that makes each clip once, for many devices that hold the same ones."""
 
     def __init__(self, source: ClipSource) -> None:
         self.name, self.class_names, self.index = source.name, source.class_names, source.index
@@ -46,6 +52,41 @@ class HeldSource:
         return self._clips[position]
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """What all recorders of a run need.
+
+    Attributes:
+        source: of the fold, its clips held.
+        cells, shares: of all devices.
+        effects: with the public speakers as babble.
+    """
+
+    experiment: Experiment
+    source: ClipSource
+    cells: Sequence[Cell]
+    shares: Sequence[Positions]
+    run_dir: Path
+    effects: SoundEffects
+
+    def record(self, recorder: Recorder) -> dict[int, Profiles]:
+        """Write the devices of one recorder; the profiles that devices of another one give as theirs, by client."""
+        capture = capture_of(self.experiment, recorder)
+        recorded = HeldSource(CapturedSource(self.source, capture.condition, capture.seed, self.effects))
+        told: dict[int, Profiles] = {}
+        for client, (cell, share) in enumerate(zip(self.cells, self.shares, strict=True)):
+            if cell.recorder == recorder:
+                policy = replace(SIMULATED, clips=cell.query or None)
+                write_device(self.experiment, recorded, share, device_folder(self.run_dir, client), policy)
+            elif cell.told == recorder:
+                told[client] = np.stack([self._profile(recorded.load(one)) for one in share.tolist()])
+        return told
+
+    def _profile(self, clip: Clip) -> Profiles:
+        waveform, rate = clip.audio if clip.sample_rate else None, self.experiment.audio.sample_rate
+        return profile(waveform, clip.sample_rate, rate, frame_tensor(clip.frames, self.experiment.frames))
+
+
 def write_devices(
     experiment: Experiment,
     source: ClipSource,
@@ -54,7 +95,7 @@ def write_devices(
     public: ClipStore,
     on_progress: Callable[[str], None],
 ) -> None:
-    """Record every device's clips into its folder, and write ``devices.json``.
+    """Write ``devices.json``, and record every device's clips into its folder.
 
     Args:
         experiment: with ``partition.kind`` ``robustness``.
@@ -62,54 +103,49 @@ def write_devices(
         shares: of each device.
         run_dir: receives the folders.
         public: the clips of the fold's public speakers, who are heard as babble.
-        on_progress: called with a line about each device.
+        on_progress: called with a line after each recorder.
     """
     cells = cells_of(experiment.robustness)
-    held, effects = HeldSource(source), with_babble(babble_of(public))
-    for client, (cell, share) in enumerate(zip(cells, shares, strict=True)):
-        on_progress(
-            f"recording clips of device {client + 1} of {len(cells)}: {cell.scenario} {cell.condition}"
-        )
-        folder, capture = device_folder(run_dir, client), _capture_of(experiment, cell)
-        recorded = CapturedSource(held, capture.condition, capture.seed, effects)
-        policy = replace(SIMULATED, clips=cell.query or None)
-        store = write_device(experiment, recorded, share, folder, policy)
-        if cell.told != cell.capture:
-            _tell(store, CapturedSource(held, cell.told, capture.seed, effects), share)
-    replace_text(run_dir / DEVICES_FILE, json.dumps(_rows(experiment, cells), indent=1))
+    _begin(experiment, cells, run_dir)
+    recorders = tuple(dict.fromkeys(one for cell in cells for one in (cell.recorder, cell.told)))
+    effects = with_babble(babble_of(public))
+    workshop = Workshop(experiment, HeldSource(source), cells, shares, run_dir, effects)
+    told: dict[int, Profiles] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done, found in enumerate(pool.map(workshop.record, recorders), 1):
+            told |= found
+            on_progress(f"recording {len(cells)} devices: {done} of {len(recorders)} conditions")
+    for client, profiles in told.items():
+        place = device_folder(run_dir, client) / DATA_FOLDER / PROFILES_FILE
+        with replacing(place) as part, part.open("wb") as file:
+            np.save(file, profiles, allow_pickle=False)
 
 
 def with_controls(plan: RunPlan, experiment: Experiment, run_dir: Path) -> RunPlan:
     """The plan with another device's card and the true condition of each device, for controls only."""
     cells = cells_of(experiment.robustness)
     cards = [_card(device_folder(run_dir, client)) for client in range(len(cells))]
+    captures = [capture_of(experiment, cell.recorder) for cell in cells]
     return replace(
         plan,
         other_cards=tuple(() if other is None else cards[other] for other in rotated(cells)),
         oracle_conditions=tuple(
-            _capture_of(experiment, cell) if cell.capture.sound or cell.capture.pictures else None
-            for cell in cells
+            one if one.condition.sound or one.condition.pictures else None for one in captures
         ),
     )
 
 
-def _capture_of(experiment: Experiment, cell: Cell) -> DeviceCapture:
-    """A condition with the device in its name, so that a half-prepared run never takes another device's clips."""
-    seed = cell.seed(experiment.robustness.fold, experiment.partition.seed)
-    return DeviceCapture(replace(cell.capture, name=f"{cell.capture.name}, device {seed}"), seed)
+def capture_of(experiment: Experiment, recorder: Recorder) -> DeviceCapture:
+    """A recorder's condition with its seed in this experiment."""
+    return recorder.capture(experiment.robustness.fold, experiment.partition.seed)
 
 
-def _tell(store: ClipStore, told: ClipSource, share: Positions) -> None:
-    """Replace the profiles of a store by those of the same clips, recorded otherwise."""
-    rows = [_profile(told.load(position), store) for position in share.tolist()]
-    with replacing(store.directory / PROFILES_FILE) as part, part.open("wb") as file:
-        np.save(file, np.stack(rows), allow_pickle=False)
-
-
-def _profile(clip: Clip, store: ClipStore) -> npt.NDArray[np.float32]:
-    waveform = clip.audio if clip.sample_rate else None
-    frames = frame_tensor(clip.frames, store.frame_spec)
-    return profile(waveform, clip.sample_rate, store.audio_spec.sample_rate, frames)
+def _begin(experiment: Experiment, cells: Sequence[Cell], run_dir: Path) -> None:
+    """Write ``devices.json``, and remove the folders of other devices that an interrupted preparation left."""
+    text, file = json.dumps(_rows(experiment, cells), indent=1), run_dir / DEVICES_FILE
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        shutil.rmtree(run_dir / DEVICES_FOLDER, ignore_errors=True)
+        replace_text(file, text)
 
 
 def _card(folder: Path) -> tuple[int, ...]:
@@ -127,9 +163,11 @@ def _rows(experiment: Experiment, cells: Sequence[Cell]) -> list[Mapping[str, ob
             "scenario": cell.scenario,
             "condition": cell.condition,
             "severity": cell.severity,
-            "strengths": dict((*cell.capture.sound, *cell.capture.pictures)),
+            "strengths": dict((*cell.recorder.condition.sound, *cell.recorder.condition.pictures)),
             "classes": cell.classes,
             "query": cell.query,
+            "card": cell.told.condition.name,
+            "seed": capture_of(experiment, cell.recorder).seed,
             "fold": settings.fold,
             "family": settings.family,
         }
