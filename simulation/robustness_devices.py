@@ -28,7 +28,7 @@ from fedstill.datasets.audiovisual.store import PROFILES_FILE, ClipStore, frame_
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.folders import DEVICES_FOLDER, SIMULATED, device_folder, write_device
-from fedstill.simulation.robustness.cells import Cell, Recorder, cells_of, rotated
+from fedstill.simulation.robustness_cells import Cell, Recorder, cells_of, rotated
 from fedstill.simulation.sources import Positions
 
 DEVICES_FILE = "devices.json"
