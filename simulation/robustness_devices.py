@@ -19,10 +19,10 @@ import numpy.typing as npt
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.common.atomic_files import replace_text, replacing
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
-from fedstill.datasets.audiovisual.capture.card import card_of, profile, to_bytes
 from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
 from fedstill.datasets.audiovisual.capture.effects import SoundEffects, with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
+from fedstill.datasets.audiovisual.capture_card import card_of, profile, to_bytes
 from fedstill.datasets.audiovisual.clip import Clip, ClipSource
 from fedstill.datasets.audiovisual.store import PROFILES_FILE, ClipStore, frame_tensor, open_store
 from fedstill.edge_client.folder import DATA_FOLDER

@@ -13,9 +13,9 @@ from tests.helpers.runs import prepared_run, tiny_experiment
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
-from fedstill.datasets.audiovisual.capture.card import card_of, to_bytes
 from fedstill.datasets.audiovisual.capture.effects import with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
+from fedstill.datasets.audiovisual.capture_card import card_of, to_bytes
 from fedstill.datasets.audiovisual.spectrogram import audio_features
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
