@@ -53,7 +53,7 @@ def robustness_study(
             study = read_study(out)
         else:
             from fedstill.common.option_values import whole_numbers
-            from fedstill.simulation.robustness.study import StudyOptions, run_study
+            from fedstill.simulation.robustness_study import StudyOptions, run_study
 
             if not experiments:
                 raise ConfigError("name an experiment, such as robustness, or several")

@@ -16,7 +16,7 @@ import runpy
 import tempfile
 import tokenize
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -55,6 +55,7 @@ MEANINGS = {
     "mode": "which defaults apply: `clean` closes the gaps of the thesis, `faithful` follows it",
     "dataset.kind": "`synthetic` needs no file; `manifest` is your own CSV; `cremad` and `ave` are prepared sets",
     "dataset.seed": "of the synthetic people and clips",
+    "dataset.class_count": "the six emotions, fewer of them, or further classes without a name",
     "dataset.public_per_class": "synthetic clips per class",
     "dataset.private_per_class": "synthetic clips per class",
     "dataset.difficulty": "0 shows every emotion fully, 1 is as ambiguous as acted emotion, at most 5",
@@ -67,11 +68,12 @@ MEANINGS = {
     "frames.size": "side in pixels",
     "frames.count": "frames per clip, uniformly spaced in time",
     "frames.channels": "1 is grey, 3 is colour",
-    "partition.kind": "`halves` of the classes, `pathological`, `dirichlet` or by `speaker`",
-    "partition.clients": "number of devices; `halves` is for 2",
+    "partition.kind": "`halves` of the classes, `pathological`, `dirichlet`, by `speaker`, or the devices of "
+    "`[robustness]`",
+    "partition.clients": "number of devices; `halves` is for 2, and `robustness` counts for itself",
     "partition.alpha": "a small value gives each device few classes",
     "partition.classes_per_client": "classes that one device holds",
-    "partition.seed": "of the random partitions",
+    "partition.seed": "of the random partitions, and of rooms and noise with `robustness`",
     "teacher.fusion": "how the two modalities are joined",
     "teacher.feature_width": "features per modality, of teacher and student alike",
     "teacher.epochs": "passes over the public training clips",
@@ -112,6 +114,7 @@ def page() -> str:
             parts.append(
                 _section(field.name, kind, getattr(clean, field.name), getattr(faithful, field.name))
             )
+            parts += [_list_section(f"{field.name}.{key}", entry) for key, entry in _lists(kind)]
     return "\n".join(parts)
 
 
@@ -123,6 +126,29 @@ def _section(table: str, kind: Any, clean: Any, faithful: Any, *, tables: bool =
         if tables or not is_dataclass(hint):
             other = "" if ours == theirs else f"`{_literal(theirs)}`"
             lines.append(f"| `{key}` | {_type(hint)} | `{_literal(ours)}` | {other} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _lists(kind: Any) -> Iterator[tuple[str, Any]]:
+    """(key, record) of each field that is a list of records."""
+    for key, hint in get_type_hints(kind).items():
+        if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+            yield key, get_args(hint)[0]
+
+
+def _list_section(key: str, kind: Any) -> str:
+    lines = [
+        f"## [[{key}]]",
+        "",
+        _summary(kind),
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    for field in fields(kind):
+        default = "" if field.default is MISSING else f"`{_literal(field.default)}`"
+        kind_of = _type(get_type_hints(kind)[field.name])
+        lines.append(f"| `{field.name}` | {kind_of} | {default} | {_meaning(key, field.name, _said(kind))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -199,6 +225,8 @@ def _cell(text: str) -> str:
 def _type(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " \\| ".join(f"`{_literal(choice)}`" for choice in get_args(hint))
+    if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+        return "list of tables"
     if get_origin(hint) is tuple:
         return f"list of {_type(get_args(hint)[0])}"
     return {str: "text", bool: "true \\| false"}.get(hint, getattr(hint, "__name__", str(hint)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.datasets.audiovisual.capture_card import CARD_BYTES, CARD_VERSION
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
@@ -134,6 +135,7 @@ class PrototypeRequest:
         epsilon, delta: ``dp`` only, else 0: what this one upload may cost, for adding or removing one clip.
         centres: ``dp`` only, else without rows: float32 (k, classes), rows sum to 1; public, so that the cell
             of a clip depends on that clip alone. One row makes a histogram.
+        card: ``histogram`` only: the capture card is wanted, too.
     """
 
     job: Job
@@ -146,6 +148,7 @@ class PrototypeRequest:
     epsilon: float = 0.0
     delta: float = 0.0
     centres: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    card: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in PROTOTYPE_KINDS:
@@ -158,6 +161,8 @@ class PrototypeRequest:
         if not self.temperature > 0:
             raise WireError(f"temperature: {self.temperature} is not above 0")
         _require_array("centres", self.centres, np.float32, ndim=2)
+        if self.card and self.kind != "histogram":
+            raise WireError(f"card: is for kind histogram, not for {self.kind}")
         if self.kind == "dp":
             self._require_private()
             return
@@ -196,6 +201,8 @@ class PrototypeUpload:
         counts: int64 (k,), clips behind each row, >= 1.
         confidence: ``histogram`` only, else empty: float32 (CONFIDENCE_BINS,), the share of the clips in each bin
             of their largest probability; sums to 1.
+        card: how the device records (``datasets/audiovisual/capture_card.py``), uint8 (CARD_BYTES,); empty unless asked
+            for.
     """
 
     job: Job
@@ -203,6 +210,7 @@ class PrototypeUpload:
     counts: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    card: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def __post_init__(self) -> None:
         _require_array("probabilities", self.probabilities, np.float32, ndim=2)
@@ -224,6 +232,13 @@ class PrototypeUpload:
         _require_shares("confidence", self.confidence)
         if len(self.confidence) and not np.isclose(self.confidence.sum(), 1, atol=1e-3):
             raise WireError("confidence: must sum to 1")
+        _require_array("card", self.card, np.uint8, ndim=1)
+        if len(self.card) not in (0, CARD_BYTES):
+            raise WireError(f"card: needs {CARD_BYTES} bytes, or none")
+        if len(self.card) and self.card[0] != CARD_VERSION:
+            raise WireError(
+                f"card: has layout {self.card[0]}, and {CARD_VERSION} is known: update the older side"
+            )
 
 
 @dataclass(frozen=True)

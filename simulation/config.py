@@ -30,7 +30,7 @@ from fedstill.common.dataclass_codec import PlainError, from_plain
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.evaluation.results import SWEEPS
-from fedstill.simulation.robustness.settings import RobustnessSettings
+from fedstill.simulation.robustness_settings import RobustnessSettings
 
 Values = dict[str, Any]
 
@@ -46,7 +46,7 @@ class DatasetSettings:
     )
     classes: tuple[str, ...] = ()  # manifest: class order; default sorted labels
     seed: int = 0  # synthetic
-    class_count: int = 6  # synthetic: the six emotions, fewer of them, or further ones that have no name
+    class_count: int = 6  # synthetic
     public_per_class: int = 200  # synthetic
     private_per_class: int = 40  # synthetic
     difficulty: float = 1.0  # synthetic

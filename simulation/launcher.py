@@ -33,8 +33,8 @@ from fedstill.simulation.config import Experiment
 from fedstill.simulation.folders import device_folder, write_device, write_store
 from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.progress import LiveProgress
-from fedstill.simulation.robustness.cells import deal_cells
-from fedstill.simulation.robustness.devices import with_controls, write_devices
+from fedstill.simulation.robustness_cells import deal_cells
+from fedstill.simulation.robustness_devices import with_controls, write_devices
 from fedstill.simulation.sources import Positions, deal, open_source, split_positions
 
 Engine = Literal["flower", "inprocess"]

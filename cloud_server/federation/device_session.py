@@ -58,6 +58,7 @@ class DeviceSession:
         guarantee: PrivacyGuarantee,
         temperature: float,
         centres: npt.NDArray[np.float32],
+        card: bool = False,
     ) -> PrototypeUpload:
         """The device's prototypes under the student ``net``; see ``PrototypeRequest`` for the arguments."""
         shipment = self.downlink.shipment(net)
@@ -72,6 +73,7 @@ class DeviceSession:
             guarantee.epsilon,
             guarantee.delta,
             centres,
+            card,
         )
         return self._ask("query.prototypes", request, shipment, PrototypeUpload)
 

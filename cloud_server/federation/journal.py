@@ -341,7 +341,7 @@ def _last_of(connection: Connection, client: int) -> dict[str, Any]:
 
 
 def _packed(upload: PrototypeUpload) -> bytes:
-    names = ("probabilities", "counts", "confidence")
+    names = ("probabilities", "counts", "confidence", "card")
     arrays: Arrays = {name: getattr(upload, name) for name in names}
     return safetensors.numpy.save(arrays, metadata={"class_names": json.dumps(upload.class_names)})
 
@@ -350,8 +350,11 @@ def _unpacked(content: bytes, key: JobKey, outer_epoch: int) -> PrototypeUpload:
     arrays = safetensors.numpy.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = tuple(json.loads(header["__metadata__"]["class_names"]))
-    confidence = arrays.get("confidence", np.empty(0, np.float32))  # older journals have none
-    return PrototypeUpload(key.at(outer_epoch), arrays["probabilities"], arrays["counts"], names, confidence)
+    confidence = arrays.get("confidence", np.empty(0, np.float32))  # older journals have neither
+    card = arrays.get("card", np.empty(0, np.uint8))
+    return PrototypeUpload(
+        key.at(outer_epoch), arrays["probabilities"], arrays["counts"], names, confidence, card
+    )
 
 
 def _engine(url: str) -> Engine:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fedstill.datasets.audiovisual.capture.card import CARD_SIZE, profile
+from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, profile
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.image_files import resize_frames, spread
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
@@ -46,7 +46,7 @@ class ClipStore:
         info: identity, split, speaker, label and recording of each clip.
         audio: float32 (clips, bins, steps), memory-mapped, read-only.
         frames: uint8 (clips, count, channels, size, size), memory-mapped, read-only.
-        profiles: float32 (clips, CARD_SIZE), how each clip was recorded (``capture/card.py``); None in older stores.
+        profiles: float32 (clips, CARD_SIZE), how each clip was recorded (``capture_card.py``); None in older stores.
         sound: the waveforms, if they were kept.
     """
 

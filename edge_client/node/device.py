@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.atomic_files import replace_text
+from fedstill.datasets.audiovisual.capture_card import card_of, to_bytes
 from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
@@ -76,9 +77,16 @@ class Device:
             rows = release_once(self.directory, self.run, policy, request, self._probabilities)
         else:
             rows = summarise(self._probabilities(request), request, seed=seed_of(request.job))
+        card = self._card(request.job) if request.card else np.empty(0, np.uint8)
         return PrototypeUpload(
-            request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence
+            request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, card
         )
+
+    def _card(self, job: Job) -> npt.NDArray[np.uint8]:
+        """How the query clips were recorded; empty if their store is older than capture cards."""
+        query, _ = self.roles(job)
+        profiles = self.store.profiles
+        return np.empty(0, np.uint8) if profiles is None else to_bytes(card_of(profiles[query]))
 
     def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips."""

@@ -18,8 +18,9 @@ from fedstill.evaluation.results import read_clips, read_results
 from fedstill.evaluation.robustness.page import robustness_page
 from fedstill.evaluation.robustness.records import Study, read_study
 from fedstill.protos.messages import Job
-from fedstill.simulation.robustness import published, study
-from fedstill.simulation.robustness.study import StudyOptions, full_clients, run_study
+from fedstill.simulation import published_methods as published
+from fedstill.simulation import robustness_study as study
+from fedstill.simulation.robustness_study import StudyOptions, full_clients, run_study
 
 CONDITION = '{ sound = "white_noise", pictures = "gamma" }'
 OVERRIDES = (

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from fedstill.datasets.audiovisual.capture.card import (
+from fedstill.datasets.audiovisual.capture_card import (
     GREYS,
     PICTURE,
     CaptureCard,

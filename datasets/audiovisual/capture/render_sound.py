@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
-from fedstill.datasets.audiovisual.capture.card import (
+from fedstill.datasets.audiovisual.capture_card import (
     BANDS,
     BANDWIDTH,
     SILENCE_DB,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.capture.card import CaptureCard
 from fedstill.datasets.audiovisual.capture.render_pictures import PictureRendering, fit_pictures
 from fedstill.datasets.audiovisual.capture.render_sound import SoundRendering, fit_sound
+from fedstill.datasets.audiovisual.capture_card import CaptureCard
 from fedstill.datasets.audiovisual.store import ClipStore
 
 SAMPLE = 48

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource, captured_clip
 from fedstill.datasets.audiovisual.capture.conditions import Applied, Condition, random_condition
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS, SOUND_EFFECTS, Family, with_babble
+from fedstill.datasets.audiovisual.capture.talkers import VOICES, babble_of
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.store import build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
 PLAIN = Condition("plain", "test")
@@ -235,3 +239,24 @@ def test_random_conditions_repeat_with_their_generator() -> None:
     first, second = ([random_condition(rng) for _ in range(5)] for rng in (one, other))
     assert first == second
     assert len(set(first)) > 1
+
+
+def test_a_store_s_people_babble(clips: SyntheticSource, tmp_path: Path) -> None:
+    spec = AudioSpec(seconds=0.6), FrameSpec(size=24)
+    store = build_store(clips, range(len(clips.index)), *spec, tmp_path / "with", keep_sound=True)
+    crowd = babble_of(store)
+    assert crowd.rate == spec[0].sample_rate
+    assert len(crowd.voices) == len(clips.index) < VOICES
+    np.testing.assert_allclose(crowd.voices[3], clips.load(3).audio, atol=1e-4)
+    assert babble_of(build_store(clips, [0], *spec, tmp_path / "without")).voices == ()
+
+
+def test_a_large_store_gives_some_voices_of_everywhere(tmp_path: Path) -> None:
+    people = SyntheticSource(public_per_class=20, private_per_class=0, frame_size=24, frame_count=1)
+    spec = AudioSpec(seconds=0.6), FrameSpec(size=24)
+    store = build_store(people, range(len(people.index)), *spec, tmp_path / "clips", keep_sound=True)
+    voices = babble_of(store).voices
+    assert len(voices) == VOICES
+    assert store.sound is not None
+    np.testing.assert_array_equal(voices[0], store.sound.waveform(0))
+    np.testing.assert_array_equal(voices[-1], store.sound.waveform(len(store) - 1))

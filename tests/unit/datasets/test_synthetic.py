@@ -144,3 +144,23 @@ def test_difficulty_decides_how_much_a_simple_model_hears() -> None:
 def test_impossible_settings_are_a_data_error(changes: dict[str, float], says: str) -> None:
     with pytest.raises(DataError, match=says):
         small(**changes)
+
+
+def test_further_classes_leave_the_six_emotions_as_they_are() -> None:
+    six, many = small(), small(class_count=24)
+    assert many.class_names[:6] == six.class_names
+    assert len(set(many.class_names)) == 24
+    assert sorted({info.label for info in many.index}) == list(range(24))  # type: ignore[type-var]
+    for known, expressions in zip(six.expressions, many.expressions, strict=True):
+        np.testing.assert_array_equal(expressions[:6], known)
+        assert len(np.unique(expressions, axis=0)) == 24
+    last = many.load(23)
+    np.testing.assert_array_equal(last.frames, small(class_count=24).load(23).frames)
+    assert last.info.clip_id == "public-00023-expression23"
+    assert small(class_count=3).class_names == six.class_names[:3]
+
+
+@pytest.mark.parametrize("count", [1, 101])
+def test_a_number_of_classes_that_cannot_be_drawn_is_refused(count: int) -> None:
+    with pytest.raises(DataError, match=f"class_count is {count}: choose 2 to 100"):
+        small(class_count=count)

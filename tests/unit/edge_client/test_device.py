@@ -12,6 +12,7 @@ from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
 from fedstill.protos.messages import Job
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, None, None]
@@ -47,3 +48,32 @@ def test_no_recording_is_both_asked_and_tested(tmp_path: Path, seed: int) -> Non
     assert asked | tested == set("abcd")
     assert len(query) == 5  # two recordings of two clips, and the unlabelled clip of one of them
     assert len(test) == 4
+
+
+@pytest.mark.parametrize("scenario", ["latency_sensitive", "latency_insensitive"])
+def test_the_owner_limits_how_many_clips_are_summarised_but_not_which_are_tested(
+    tmp_path: Path, scenario: str
+) -> None:
+    spec = AudioSpec(), FrameSpec(size=8, count=1, channels=1)
+    build_store(TinySource(), range(len(LABELS)), *spec, tmp_path / DATA_FOLDER)
+    device = Device(tmp_path, None)  # type: ignore[arg-type]
+
+    def roles(clips: int | None, arm: str = "fedstill") -> tuple[list[int], list[int]]:
+        write_policy(tmp_path, PrivacyPolicy(clips=clips))
+        query, test = device.roles(Job(scenario, arm, 3, 0))
+        return query.tolist(), test.tolist()
+
+    every, tested = roles(None)
+    shown: set[int] = set()
+    for limit in range(1, len(every) + 2):
+        query, test = roles(limit)
+        assert test == tested
+        assert len(query) == min(limit, len(every))
+        assert shown < set(query) or query == every  # always the same ones first
+        assert query == sorted(query) == roles(limit, "prior_corrected")[0]
+        shown = set(query)
+
+
+def test_a_limit_of_no_clips_is_refused() -> None:
+    with pytest.raises(ValueError, match="clips: 0 is below 1"):
+        PrivacyPolicy(clips=0)

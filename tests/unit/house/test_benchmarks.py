@@ -8,6 +8,11 @@ import runpy
 from pathlib import Path
 
 import pytest
+from tests.helpers.runs import prepared_run
+
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -86,3 +91,36 @@ def test_the_level_benchmark_drives_a_device_through_the_trace(capsys: pytest.Ca
     report = capsys.readouterr().out
     assert "at most" in report
     assert all(segment in report for segment in ("good", "64 kbit/s", "outage", "recovery"))
+
+
+@pytest.mark.parametrize(("target", "expected"), [(8.0, 0.8), (16.0, 1.6), (24.0, 2.4), (50.0, None)])
+def test_the_severity_of_a_loss_is_found(target: float, expected: float | None) -> None:
+    found = runpy.run_path(str(BENCHMARKS / "capture_severity.py"))["severity_for"]
+    asked: list[float] = []
+
+    def loss(severity: float) -> float:
+        asked.append(severity)
+        return 10 * severity
+
+    assert found(target, loss, 7) == (None if expected is None else pytest.approx(expected, abs=4 / 2**7))
+    assert len(asked) <= 8
+
+
+def test_severities_are_measured_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conditions = '[{sound="white_noise", pictures="gamma"}, {sound="low_pass", pictures="blur"}]'
+    overrides = [
+        "partition.kind=robustness",
+        f"robustness.conditions={conditions}",
+        'robustness.scenarios=["D"]',
+    ]
+    run_dir = prepared_run(tmp_path, overrides)
+    metrics = Metrics(run_dir)
+    SeedCloud(read_plan(run_dir), 0, metrics).shared(GENERIC)
+    metrics.close()
+    runpy.run_path(str(BENCHMARKS / "capture_severity.py"))["main"](
+        [str(run_dir), "--clips", "10", "--steps", "2", "--conditions", "robustness"]
+    )
+    report = capsys.readouterr().out
+    assert "as public clips" in report
+    assert "of 10 clips" in report
+    assert report.count("severities = [") == 6

@@ -20,16 +20,16 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.common.atomic_files import replace_text, replacing
 from fedstill.common.run_layout import DEVICES_FILE
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
-from fedstill.datasets.audiovisual.capture.card import card_of, profile, to_bytes
 from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
 from fedstill.datasets.audiovisual.capture.effects import SoundEffects, with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
+from fedstill.datasets.audiovisual.capture_card import card_of, profile, to_bytes
 from fedstill.datasets.audiovisual.clip import Clip, ClipSource
 from fedstill.datasets.audiovisual.store import PROFILES_FILE, ClipStore, frame_tensor, open_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.folders import DEVICES_FOLDER, SIMULATED, device_folder, write_device
-from fedstill.simulation.robustness.cells import Cell, Recorder, cells_of, rotated
+from fedstill.simulation.robustness_cells import Cell, Recorder, cells_of, rotated
 from fedstill.simulation.sources import Positions
 
 THREADS = 2

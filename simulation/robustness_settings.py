@@ -1,7 +1,4 @@
-"""``[robustness]``: which devices the robustness experiment has (``partition.kind = "robustness"``).
-
-Separate from ``config.py`` so that what the table means is next to what it makes.
-"""
+"""``[robustness]``: which devices the robustness experiment has, next to the code that makes them."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ Modality = Literal["both", "sound", "pictures"]
 
 @dataclass(frozen=True, slots=True)
 class ConditionSettings:
-    """One microphone and room with one camera and light: an effect of each family of effects."""
+    """How a device records: an effect for its microphone and room, and one for its camera and light."""
 
     sound: str  # name of a sound effect
     pictures: str  # name of a picture effect
@@ -50,17 +47,20 @@ class RobustnessSettings:
     fold: int = 0  # whose speakers are private
     folds: int = 1  # parts into which all speakers are divided, sorted by name; 1: the split of the data
     per_recording: int = 2  # private clips of one recording that count, the first ones; 0: all
-    scenarios: tuple[ScenarioName, ...] = ALL_SCENARIOS  # see docs/explanation/robustness.md
+    scenarios: tuple[ScenarioName, ...] = ALL_SCENARIOS
+    """A capture shift; B capture shift and half of the classes; C one modality only; D neither; E the card is that of
+    another condition; F few clips; G half of the classes."""
     family: Family = "development"  # of the effects: what settings are chosen on, or what is tested
     conditions: tuple[ConditionSettings, ...] = ()  # how devices record
     severities: tuple[float, ...] = (0.5, 1.0, 1.5)  # factors of a condition's strengths, from mild to hard
+    levels: tuple[int, ...] = ()  # A: at which of the severities, counted from 1; empty: at all of them
     middle: int = 2  # the severity of all scenarios but A, counted from 1
     few_clips: tuple[int, ...] = (8, 16, 44)  # F: how many clips a device may summarise
     few_conditions: int = 2  # F: so many of the conditions, the first ones
 
     def __post_init__(self) -> None:
         at_least(0, self, "fold", "per_recording")
-        at_least(1, self, "folds", "middle", "few_conditions")
+        at_least(1, self, "folds", "few_conditions")
         if self.fold >= self.folds:
             raise ValueError(f"fold: {self.fold} is not one of 0 to {self.folds - 1}")
         if len(set(self.scenarios)) < len(self.scenarios) or not self.scenarios:
@@ -74,8 +74,9 @@ class RobustnessSettings:
             steps = self.steps(condition)
             if list(steps) != sorted(set(steps)) or steps[0] <= 0:
                 raise ValueError(f"severities: {list(steps)} do not rise from above 0")
-            if self.middle > len(steps):
-                raise ValueError(f"middle: {self.middle} is none of {len(steps)} severities")
+            for key, level in (("middle", self.middle), *(("levels", level) for level in self.levels)):
+                if not 1 <= level <= len(steps):
+                    raise ValueError(f"{key}: {level} is none of {len(steps)} severities")
             condition.at(steps[-1], self.family)
 
     def steps(self, condition: ConditionSettings) -> tuple[float, ...]:

@@ -31,8 +31,8 @@ from fedstill.evaluation.robustness.reading import read_set
 from fedstill.evaluation.robustness.records import DataSet, Study, write_study
 from fedstill.simulation.config import Experiment, load_experiment
 from fedstill.simulation.launcher import load_run, prepare_run, simulate
-from fedstill.simulation.robustness.cells import Cell, cells_of
-from fedstill.simulation.robustness.published import evaluate_published
+from fedstill.simulation.published_methods import evaluate_published
+from fedstill.simulation.robustness_cells import Cell, cells_of
 
 TIMES_FILE = "times.json"
 LEFT_OUT_FILE = "left_out.json"

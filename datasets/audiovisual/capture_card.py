@@ -25,6 +25,8 @@ SOUND = slice(0, 2 * BANDS)
 PICTURE = slice(2 * BANDS, 2 * BANDS + GREYS + RINGS)
 """Grey quantiles from 0 to 255, then rings from coarse to fine."""
 CARD_SIZE = 2 * BANDS + GREYS + RINGS
+CARD_VERSION = 1
+CARD_BYTES = 1 + CARD_SIZE
 RING_FREQUENCIES = (np.arange(RINGS) + 0.5) / (2 * RINGS)
 """Cycles per pixel."""
 
@@ -164,17 +166,20 @@ def _resampling(size: int) -> Floats:
 
 
 def to_bytes(card: CaptureCard) -> npt.NDArray[np.uint8]:
-    """One byte per value, uint8 (CARD_SIZE,): half decibels, grey values; 255 stands for unknown."""
+    """The version, then one byte per value, uint8 (CARD_BYTES,): half decibels, grey values; 255 stands for unknown."""
     scaled = np.where(_IS_GREY, card.values, (card.values - _LOWEST) * 2)
-    return np.where(np.isfinite(scaled), np.clip(np.round(scaled), 0, 254), 255).astype(np.uint8)
+    values = np.where(np.isfinite(scaled), np.clip(np.round(scaled), 0, MOST_BYTE), UNKNOWN_BYTE)
+    return np.concatenate([[CARD_VERSION], values]).astype(np.uint8)
 
 
 def from_bytes(data: npt.NDArray[np.uint8], clips: int) -> CaptureCard:
-    """The inverse of ``to_bytes``, to within half a step."""
-    values = np.where(_IS_GREY, data, data / 2 + _LOWEST)
-    return CaptureCard(np.where(data == 255, np.nan, values).astype(np.float32), clips)
+    """The inverse of ``to_bytes``, to within half a step; ``data`` is of this version."""
+    found = data[1:]
+    values = np.where(_IS_GREY, found, found / 2 + _LOWEST)
+    return CaptureCard(np.where(found == UNKNOWN_BYTE, np.nan, values).astype(np.float32), clips)
 
 
+MOST_BYTE, UNKNOWN_BYTE = 254, 255
 _IS_GREY = np.zeros(CARD_SIZE, bool)
 _IS_GREY[2 * BANDS : 2 * BANDS + GREYS] = True
 _LOWEST = np.full(CARD_SIZE, SILENCE_DB, np.float32)

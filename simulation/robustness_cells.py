@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fedstill.common.errors import ConfigError
 from fedstill.datasets.audiovisual.capture.conditions import Condition, DeviceCapture
 from fedstill.datasets.audiovisual.clip import ClipSource
-from fedstill.simulation.robustness.settings import ConditionSettings, Modality, RobustnessSettings
+from fedstill.simulation.robustness_settings import ConditionSettings, Modality, RobustnessSettings
 
 Positions = npt.NDArray[np.int64]
 ClassPart = Literal["all", "first", "second"]
@@ -139,7 +139,7 @@ def _as_public(settings: RobustnessSettings, scenario: str, classes: ClassPart) 
 
 def _capture_shift(settings: RobustnessSettings) -> Iterator[Cell]:
     for condition in settings.conditions:
-        for severity in range(1, len(settings.steps(condition)) + 1):
+        for severity in settings.levels or range(1, len(settings.steps(condition)) + 1):
             yield _shifted(settings, "A", condition, severity)
 
 
