@@ -9,7 +9,8 @@ evaluations, so what is there is not done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,6 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
 from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.seed_state import GENERIC
 from fedstill.common.atomic_files import replace_text
-from fedstill.common.cores import usable_cores
 from fedstill.common.errors import ConfigError
 from fedstill.common.run_layout import REFERENCES_FOLDER, seed_folder
 from fedstill.edge_client.node.device import Device
@@ -78,7 +78,7 @@ class SeedModels:
 
 def evaluate_published(
     run_dir: Path,
-    clients: Iterable[int],
+    clients: Sequence[int],
     arms: Sequence[str] = tuple(REFERENCES),
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[str, ...]:
@@ -90,21 +90,33 @@ def evaluate_published(
     Raises:
         ConfigError: the run lacks a model; ResultsError: its clips do not fit together.
     """
-    plan, left_out = read_plan(run_dir), []
-    use_threads(usable_cores())
+    plan = read_plan(run_dir)
+    left_out: list[str] = []
     for seed in plan.seeds:
         models = SeedModels(plan, seed)
-        for client in clients:
-            device = Device(device_folder(run_dir, client), load_torch)
-            for scenario in plan.scenarios:
-                for arm in arms:
-                    on_progress(f"seed {seed}, device {client}: {REFERENCES[arm]}")
-                    job = Job(scenario, arm, seed, 0)
-                    reason = None if _file(device, job).exists() else _evaluate(device, job, client, models)
-                    if reason:
-                        left_out.append(f"{REFERENCES[arm]} of client {client}, seed {seed}: {reason}")
+        _ = models.teacher, models.generic, models.cross_fit  # read once, before devices share them
+
+        def serve(client: int, models: SeedModels = models) -> list[str]:
+            use_threads(1)
+            return list(_serve(run_dir, client, models, arms))
+
+        with ThreadPoolExecutor(plan.compute.workers) as pool:
+            for client, reasons in zip(clients, pool.map(serve, clients), strict=True):
+                on_progress(f"published methods, seed {seed}, device {client}")
+                left_out += reasons
     write_clips(run_dir, gather_clips(run_dir, plan.clients))
     return tuple(left_out)
+
+
+def _serve(run_dir: Path, client: int, models: SeedModels, arms: Sequence[str]) -> Iterator[str]:
+    """What could not be evaluated for one device."""
+    device = Device(device_folder(run_dir, client), load_torch)
+    for scenario in models.plan.scenarios:
+        for arm in arms:
+            job = Job(scenario, arm, models.seed, 0)
+            reason = None if _file(device, job).exists() else _evaluate(device, job, client, models)
+            if reason:
+                yield f"{REFERENCES[arm]} of client {client}, seed {models.seed}: {reason}"
 
 
 def _evaluate(device: Device, job: Job, client: int, models: SeedModels) -> str | None:

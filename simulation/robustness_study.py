@@ -171,7 +171,7 @@ def _run_fold(experiment: Experiment, run_dir: Path, options: StudyOptions, cons
         with _timed(run_dir, "training"):
             simulate(experiment, run_dir, "inprocess", console)
     if options.published:
-        with _timed(run_dir, "published methods"), console.status(f"{say}: published methods") as status:
+        with _timed(run_dir, "published methods"), console.status(say) as status:
             left_out = evaluate_published(
                 run_dir, full, on_progress=lambda line: status.update(f"{say}: {line}")
             )

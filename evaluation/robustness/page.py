@@ -8,6 +8,7 @@ from pathlib import Path
 from fedstill.common.atomic_files import replace_text
 from fedstill.evaluation.elastic.tables import Sheet, sheet_markdown
 from fedstill.evaluation.robustness.aims import aims
+from fedstill.evaluation.robustness.people import folds_sheet, speakers_sheet
 from fedstill.evaluation.robustness.pooling import CellKey, cells_of, entries_of
 from fedstill.evaluation.robustness.questions import contract, planned
 from fedstill.evaluation.robustness.records import STUDY_FILE, DataSet, Study, write_study
@@ -21,7 +22,6 @@ from fedstill.evaluation.robustness.tables import (
     costs_sheet,
     estimates_sheet,
     planned_sheet,
-    speakers_sheet,
 )
 from fedstill.evaluation.summary import duration
 
@@ -64,6 +64,7 @@ def robustness_page(study: Study, folder: str, pictures: Sequence[Path] = ()) ->
         choices_sheet(study),
         estimates_sheet(study),
         costs_sheet(study),
+        folds_sheet(study),
         speakers_sheet(study),
     ]
     parts = ["# Devices that record otherwise", MARK, _where(study)]

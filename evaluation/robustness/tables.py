@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, REFERENCES
 from fedstill.cloud_server.federation.seed_state import GENERIC
@@ -18,8 +18,8 @@ from fedstill.evaluation.robustness.pooling import (
     entries_of,
     with_arms,
 )
-from fedstill.evaluation.robustness.questions import FULL, MARGIN, Contract, Planned, shifted
-from fedstill.evaluation.robustness.records import Study, counts_of
+from fedstill.evaluation.robustness.questions import FULL, MARGIN, Contract, Planned
+from fedstill.evaluation.robustness.records import Study
 from fedstill.evaluation.statistics import signed
 
 TITLES = {**ARMS, **REFERENCES}
@@ -204,27 +204,6 @@ def costs_sheet(study: Study) -> Sheet:
     )
 
 
-def speakers_sheet(study: Study) -> Sheet:
-    """Speaker by speaker, on shifted devices and on the others."""
-    entries = with_arms(entries_of(study), FULL, GENERIC)
-    rows = []
-    for data in study.sets:
-        counted: dict[tuple[str, bool], list[int]] = {}
-        for entry in (one for one in entries if one.data is data):
-            for speaker, values in _by_speaker(entry):
-                totals = counted.setdefault((speaker, shifted(entry)), [0, 0, 0])
-                counted[speaker, shifted(entry)] = [a + b for a, b in zip(totals, values, strict=True)]
-        for speaker in sorted({name for name, _ in counted}):
-            cells = [_speaker_cell(counted.get((speaker, moved))) for moved in (True, False)]
-            rows.append((data.experiment, speaker, *cells[0], *cells[1]))
-    return Sheet(
-        "By speaker",
-        ("data", "speaker", "shifted: generic", "full", "gain", "not shifted: generic", "full", "gain"),
-        tuple(rows),
-        ("In %, and gains in points. A speaker's recordings only, so there is no interval.",),
-    )
-
-
 def arms_of(entries: Sequence[Entry]) -> list[str]:
     """The arms that these devices have, in table order: references first."""
     present = {arm for entry in entries for arm in entry.device.right}
@@ -237,24 +216,3 @@ def severity_cells(study: Study) -> dict[tuple[str, str], dict[int, list[Entry]]
     for key, entries in cells_of(entries_of(study, lambda entry: entry.device.scenario == "A")).items():
         found.setdefault((key.experiment, key.condition), {})[key.severity] = entries
     return found
-
-
-def _by_speaker(entry: Entry) -> Iterator[tuple[str, list[int]]]:
-    """(speaker, [clips, right with the generic student, right with ours]) of each recording."""
-    test = entry.data.tests[entry.device.test]
-    columns = zip(
-        test.recordings,
-        counts_of(test.clips).tolist(),
-        counts_of(entry.device.right[GENERIC]).tolist(),
-        counts_of(entry.device.right[FULL]).tolist(),
-        strict=True,
-    )
-    for recording, *values in columns:
-        yield entry.data.recordings[recording][0], values
-
-
-def _speaker_cell(values: list[int] | None) -> tuple[str, str, str]:
-    if values is None:
-        return NONE, NONE, NONE
-    clips, generic, full = values
-    return f"{100 * generic / clips:.1f}", f"{100 * full / clips:.1f}", signed(100 * (full - generic) / clips)
