@@ -15,6 +15,7 @@ from fedstill.evaluation.robustness.pooling import (
     cells_of,
     difference,
     entries_of,
+    in_scenario,
     with_arms,
 )
 from fedstill.evaluation.robustness.questions import (
@@ -101,7 +102,7 @@ def _middle_aims(planned: Sequence[Planned]) -> Iterator[Aim]:
 def _prior_aims(study: Study) -> Iterator[Aim]:
     for scenario in ("B", "G"):
         aim = f"{scenario}: {OVER_PRIOR:g} points over prior correction alone"
-        entries = _both(study, PRIOR, lambda entry, wanted=scenario: entry.device.scenario == wanted)
+        entries = _both(study, PRIOR, in_scenario(scenario))
         yield _over(aim, difference(entries, FULL, PRIOR), OVER_PRIOR)
     entries = _both(study, PRIOR, lambda entry: entry.device.scenario in ("B", "G"))
     cells = {key: difference(mine, FULL, PRIOR) for key, mine in cells_of(entries).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.evaluation.elastic.tables import Sheet, sheet_markdown
 from fedstill.evaluation.robustness.aims import aims
 from fedstill.evaluation.robustness.people import folds_sheet, speakers_sheet
-from fedstill.evaluation.robustness.pooling import CellKey, cells_of, entries_of
+from fedstill.evaluation.robustness.pooling import CellKey, Entry, cells_of
 from fedstill.evaluation.robustness.questions import contract, planned
 from fedstill.evaluation.robustness.records import STUDY_FILE, DataSet, Study, write_study
 from fedstill.evaluation.robustness.tables import (
@@ -90,27 +91,24 @@ def left_out(study: Study) -> Iterator[str]:
     for data in study.sets:
         yield from (f"{data.experiment}: {line}" for line in data.left_out)
         yield from (f"{data.experiment}: {line}" for line in _lean_cells(data))
-    shown = set().union(*(data.arms() for data in study.sets))
+    shown = {arm for data in study.sets for arm in data.arms()}
     if missing := [title for arm, title in TITLES.items() if arm not in shown]:
         yield f"arms that were not run at all: {', '.join(missing)}"
 
 
 def _lean_cells(data: DataSet) -> Iterator[str]:
     """Cells with fewer arms or seeds than others, by what they lack."""
-    groups: dict[tuple[tuple[str, ...], int], list[CellKey]] = {}
-    arms, seeds = data.arms(), len(data.seeds)
-    only_this = Study("", "", "", "", "", {}, (data,))
-    for key, entries in cells_of(entries_of(only_this)).items():
-        lacking = arms - {arm for entry in entries for arm in entry.device.right}
-        groups.setdefault(
-            (tuple(sorted(lacking)), seeds - len({one.device.seed for one in entries})), []
-        ).append(key)
-    for (lacking, fewer), keys in groups.items():
-        if lacking or fewer:
-            what = [f"without {', '.join(lacking)}"] if lacking else []
-            what += [f"with {seeds - fewer} of {seeds} seeds"] if fewer else []
-            scenarios = sorted({key.scenario for key in keys})
-            yield f"{len(keys)} cells of scenarios {', '.join(scenarios)} {' and '.join(what)}"
+    groups: dict[tuple[tuple[str, ...], int], list[CellKey]] = defaultdict(list)
+    for key, entries in cells_of(Entry(data, device) for device in data.devices).items():
+        present = {arm for entry in entries for arm in entry.device.right}
+        lacking = tuple(title for arm, title in TITLES.items() if arm in data.arms() - present)
+        groups[lacking, len({entry.device.seed for entry in entries})].append(key)
+    for (lacking, seeds), keys in groups.items():
+        what = [f"without {', '.join(lacking)}"] if lacking else []
+        what += [f"with {seeds} of {len(data.seeds)} seeds"] if seeds < len(data.seeds) else []
+        if what:
+            scenarios = ", ".join(sorted({key.scenario for key in keys}))
+            yield f"{len(keys)} cells of {scenarios} {' and '.join(what)}"
 
 
 def _where(study: Study) -> str:

@@ -89,6 +89,11 @@ def entries_of(study: Study, keep: Callable[[Entry], bool] = lambda _: True) -> 
     return [entry for entry in every if keep(entry)]
 
 
+def in_scenario(scenario: str) -> Callable[[Entry], bool]:
+    """For ``entries_of``: whether a device is of this scenario."""
+    return lambda entry: entry.device.scenario == scenario
+
+
 def cells_of(entries: Iterable[Entry]) -> dict[CellKey, list[Entry]]:
     """Entries by cell, in the order in which cells first appear."""
     found: dict[CellKey, list[Entry]] = defaultdict(list)

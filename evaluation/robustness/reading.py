@@ -18,6 +18,7 @@ from fedstill.cloud_server.federation.seed_state import GENERIC
 from fedstill.common.dataclass_codec import from_plain
 from fedstill.common.run_layout import DEVICES_FILE, PERSONAL_ARM
 from fedstill.evaluation.results import (
+    ChoiceRow,
     ClipRow,
     Results,
     ResultsError,
@@ -82,7 +83,8 @@ def read_set(run_dirs: Sequence[Path], seconds: Mapping[str, float] | None = Non
         raise ResultsError("no run to read: give at least one")
     runs = [(folder, read_results(folder), read_devices(folder)) for folder in run_dirs]
     _, first, lines = runs[0]
-    numbers, devices = _Numbers(), []
+    numbers = _Numbers()
+    devices: list[DeviceRun] = []
     seen: dict[tuple[int, int], Path] = {}
     for folder, results, cells in runs:
         _require_alike(run_dirs[0], first, folder, results)
@@ -153,15 +155,25 @@ def _devices_of(
             raise ResultsError(f"{folder}: client {row.client} lacks {GENERIC}, to which all is compared")
         cell, key = cells[row.client], (row.client, row.seed)
         test, right = numbers.device(row)
-        found = choices.get(key)
         yield DeviceRun(
-            cell.fold, row.client, row.seed,
-            cell.scenario, cell.condition, cell.severity, cell.classes, cell.query,
-            test, right, dict(up_bytes[key]), dict(replies[key]),
-            found and Choice(
-                found.chosen, found.reason, found.estimate, found.low, found.high, found.candidates
-            ),
-        )  # fmt: skip
+            fold=cell.fold,
+            client=row.client,
+            seed=row.seed,
+            scenario=cell.scenario,
+            condition=cell.condition,
+            severity=cell.severity,
+            classes=cell.classes,
+            query=cell.query,
+            test=test,
+            right=right,
+            up_bytes=dict(up_bytes[key]),
+            replies=dict(replies[key]),
+            choice=_choice(choices[key]) if key in choices else None,
+        )
+
+
+def _choice(row: ChoiceRow) -> Choice:
+    return Choice(row.chosen, row.reason, row.estimate, row.low, row.high, row.candidates)
 
 
 def _require_alike(first_dir: Path, first: Results, folder: Path, results: Results) -> None:

@@ -16,6 +16,7 @@ from fedstill.evaluation.robustness.pooling import (
     cells_of,
     difference,
     entries_of,
+    in_scenario,
     with_arms,
 )
 from fedstill.evaluation.robustness.questions import FULL, MARGIN, Contract, Planned
@@ -116,7 +117,7 @@ def arms_sheet(study: Study) -> Sheet:
     """Accuracy of every arm and its difference to the generic student, by scenario."""
     rows = []
     for scenario in SCENARIO_TITLES:
-        entries = entries_of(study, lambda entry, wanted=scenario: entry.device.scenario == wanted)
+        entries = entries_of(study, in_scenario(scenario))
         for arm in arms_of(entries):
             mean, gain = accuracy(entries, arm), difference(entries, arm, GENERIC)
             both = with_arms(entries, arm, GENERIC)
@@ -213,6 +214,6 @@ def arms_of(entries: Sequence[Entry]) -> list[str]:
 def severity_cells(study: Study) -> dict[tuple[str, str], dict[int, list[Entry]]]:
     """The devices of scenario A by (experiment, condition), then by severity."""
     found: dict[tuple[str, str], dict[int, list[Entry]]] = {}
-    for key, entries in cells_of(entries_of(study, lambda entry: entry.device.scenario == "A")).items():
+    for key, entries in cells_of(entries_of(study, in_scenario("A"))).items():
         found.setdefault((key.experiment, key.condition), {})[key.severity] = entries
     return found

@@ -113,7 +113,10 @@ def test_a_page_comes_of_it(first: Study) -> None:
     page = robustness_page(first, "robustness")
 
     assert "tiny: folds 1 of 2" in page
-    assert "tiny: 1 cells of scenarios D without adabn, all_distill, em, shot, teacher" in page
+    assert (
+        "tiny: 1 cells of D without AllDistill, teacher, teacher with the device's statistics, AdaBN, TENT"
+        in page
+    )
     assert "| A capture shift | TENT |" in page
 
 

@@ -234,6 +234,6 @@ def test_cells_with_fewer_seeds_are_named(tmp_path):
     data = made_set(tmp_path, {"fedstill": {}}, seeds=(0, 1, 2), cells=cells)
     lean = tuple(one for one in data.devices if one.scenario == "A" or one.seed == 0)
 
-    assert "made_up: 1 cells of scenarios D with 1 of 3 seeds" in list(
+    assert "made_up: 1 cells of D with 1 of 3 seeds" in list(
         left_out(made_study(replace(data, devices=lean)))
     )
