@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fedstill.cloud_server.distillation.compute import Compute, use_threads
 from fedstill.cloud_server.distillation.distiller import Distiller, make_distiller
-from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, teacher_outputs
+from fedstill.cloud_server.distillation.public_bank import PublicBank, compute_bank, outputs_of
 from fedstill.cloud_server.distillation.selection import Selection, per_prototype, select_nearest
 from fedstill.cloud_server.distillation.settings import DistillationSettings
 from fedstill.datasets.audiovisual.capture.views import PlainViews
@@ -158,7 +158,7 @@ def _distiller(
 
 def _ask_teacher_again(teacher: AudioVisualNet, store: ClipStore, compute: Compute) -> np.ndarray:
     """Line 5 as printed: the teacher's probabilities of all public clips."""
-    answers = teacher_outputs(teacher, store, np.arange(len(store)), compute)
+    answers = outputs_of(teacher, PlainViews(store), np.arange(len(store)), compute)
     return torch.cat([logits.joint.cpu() for _, logits in answers]).softmax(dim=1).numpy()
 
 

@@ -46,8 +46,8 @@ DEVICE_SEED = 1
 
 
 @dataclass(frozen=True)
-class Listener:
-    """A student and the clips on which it is judged.
+class Evaluator:
+    """Counts a student's right answers on clips that are recorded anew.
 
     Attributes:
         source: of the clips, which are held.
@@ -74,7 +74,7 @@ class Listener:
         return 100 * float((decided == labels).mean())
 
 
-def open_listener(run_dir: Path, clips: int) -> Listener:
+def open_evaluator(run_dir: Path, clips: int) -> Evaluator:
     """The generic student of a run's first seed, and some of its private clips, spread evenly."""
     experiment = load_run(run_dir)
     source = open_source(experiment)
@@ -82,7 +82,7 @@ def open_listener(run_dir: Path, clips: int) -> Listener:
     rows = private[np.unique(np.linspace(0, len(private) - 1, min(clips, len(private))).round().astype(int))]
     net, _ = load_checkpoint(seed_folder(run_dir, experiment.run.first_seed) / GENERIC)
     effects = with_babble(babble_of(open_store(run_dir / "public")))
-    return Listener(net, experiment, HeldSource(source), rows, effects)
+    return Evaluator(net, experiment, HeldSource(source), rows, effects)
 
 
 def severity_for(target: float, loss: Callable[[float], float], steps: int) -> float | None:
@@ -105,15 +105,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of the bisection (default {STEPS})")
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
-    listener = open_listener(options.run_dir, options.clips)
-    settings = (load_experiment(options.conditions) if options.conditions else listener.experiment).robustness
-    plain = listener.accuracy(Condition("none", settings.family))
-    console.print(f"as public clips: {plain:.1f} % of {len(listener.rows)} clips")
+    evaluator = open_evaluator(options.run_dir, options.clips)
+    settings = (
+        load_experiment(options.conditions) if options.conditions else evaluator.experiment
+    ).robustness
+    plain = evaluator.accuracy(Condition("none", settings.family))
+    console.print(f"as public clips: {plain:.1f} % of {len(evaluator.rows)} clips")
     for condition in settings.conditions:
 
         @cache
         def loss(severity: float, condition: ConditionSettings = condition) -> float:
-            return plain - listener.accuracy(condition.at(severity, settings.family))
+            return plain - evaluator.accuracy(condition.at(severity, settings.family))
 
         found = [severity_for(target, loss, options.steps) for target in TARGETS]
         reached = ", ".join(f"{loss(one):.1f}" if one is not None else "-" for one in found)

@@ -19,10 +19,11 @@ from scipy.signal import butter, sosfilt
 from sklearn.linear_model import LogisticRegression
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
-from fedstill.cloud_server.distillation.public_bank import teacher_outputs
+from fedstill.cloud_server.distillation.public_bank import outputs_of
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.common.atomic_files import replacing
+from fedstill.datasets.audiovisual.capture.views import PlainViews
 from fedstill.datasets.audiovisual.clip import Clip, ClipSource
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.simulation.config import load_experiment
@@ -128,7 +129,7 @@ def trained(experiment: str, settings: tuple[str, ...], folder: Path) -> Table:
     for name, effects in RECORDED.items():
         place = folder / "private" / name.replace(", ", "_")
         store = build_store(Recorded(source, effects), private.tolist(), chosen.audio, chosen.frames, place)
-        outputs = teacher_outputs(student, store, np.arange(len(store)), cloud.plan.compute)
+        outputs = outputs_of(student, PlainViews(store), np.arange(len(store)), cloud.plan.compute)
         logits[name] = np.concatenate([found.joint.numpy() for _, found in outputs])
     _, speakers = np.unique(np.array(store.speakers), return_inverse=True)
     unknown = cloud.cross_fit

@@ -46,7 +46,18 @@ def _table(devices: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(
-        "client", "device", "state", "for", "round", "jobs", "up", "down", "right", "student", box=None
+        "client",
+        "device",
+        "state",
+        "for",
+        "round",
+        "jobs",
+        "up",
+        "down",
+        "right",
+        "student",
+        "expected",
+        box=None,
     )
     now = time.time()
     for row in devices:
@@ -55,13 +66,23 @@ def _table(devices: list[dict[str, Any]]) -> Any:
         since = str(timedelta(seconds=int(now - row["since"])))
         table.add_row(
             str(row["client"]), row["name"], row["state"], since, outer_epoch, str(row["jobs_done"]),
-            _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy, _student(row["class_mix"]),
+            _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy, _student(row), _expected(row["choice"]),
         )  # fmt: skip
     return table
 
 
-def _student(class_mix: dict[str, Any] | None) -> str:
-    """Of the newest job: whether it knows the device's classes; ``--json`` says why."""
+def _expected(choice: dict[str, Any] | None) -> str:
+    """The accuracy that public clips as the device would record them let expect, with its 90 % interval."""
+    if choice is None or choice["estimate"] is None:
+        return ""
+    return f"{choice['estimate']:.0%} ({choice['low']:.0%} to {choice['high']:.0%})"
+
+
+def _student(row: dict[str, Any]) -> str:
+    """Of the newest job: what is known of the device; ``--json`` says why."""
+    class_mix, choice = row["class_mix"], row["choice"]
+    if choice is not None:
+        return str(choice["chosen"])
     if class_mix is None:
         return ""
     if not class_mix["supported"]:

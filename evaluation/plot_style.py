@@ -27,6 +27,9 @@ OKABE_ITO = (
     "#7F7F7F",
     "#B8A800",
     "#7B3294",
+    "#8C564B",
+    "#17BECF",
+    "#BCBD22",
     "#000000",
 )
 ARM_COLOURS = dict(zip(ARMS, OKABE_ITO, strict=True))

@@ -38,6 +38,7 @@ _ALLOWED: Mapping[str, Sequence[str]] = {
     "mode": ("clean", "faithful"),
     "scope": ("public_holdout", "client"),
     "precision": ("fp32", "int8"),
+    "modality": ("visual", "audio"),
 }
 
 
@@ -77,6 +78,17 @@ class TeacherRow(_Checked):
     client: int | None
     correct: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedRow(_Checked):
+    """Weights that somebody else trained and the teacher's encoder of one modality started from (or stayed at)."""
+
+    modality: str
+    model: str
+    sha256: str
+    licence: str
+    frozen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +274,7 @@ class Results(_Checked):
     failures: tuple[FailureRow, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
     choices: tuple[ChoiceRow, ...] = ()
+    pretrained: tuple[PretrainedRow, ...] = ()
 
     def scenarios(self) -> tuple[str, ...]:
         """Scenarios with accuracy rows, in table order."""
@@ -319,7 +332,7 @@ def check_agreement(results: Results, clips: Sequence[ClipRow]) -> None:
 def _results_from(document: object) -> Results:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
-    body = {"decisions": [], "choices": [], **document}  # older files have none
+    body = {"decisions": [], "choices": [], "pretrained": [], **document}  # older files have none
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")

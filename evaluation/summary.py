@@ -145,6 +145,17 @@ def teacher_accuracy(results: Results, clips: Sequence[ClipRow] = ()) -> tuple[t
     return tuple((name, pooled_accuracy(rows, distinct)) for name, rows in groups.items())
 
 
+def pretrained_note(results: Results) -> str:
+    """Which weights the teacher came with, and what follows for the table; empty as a rule."""
+    encoders = [
+        f"Pretrained {row.modality} encoder, {'frozen' if row.frozen else 'fine-tuned'}: {row.model}, "
+        f"licence {row.licence}, sha256 {row.sha256}."
+        for row in results.pretrained
+    ]
+    no_row = "Devices cannot run this teacher, so there is no row for it on their clips."
+    return " ".join([*encoders, no_row]) if encoders else ""
+
+
 def traffic_totals(results: Results) -> tuple[ArmTraffic, ...]:
     """One client's uploads and downloads in a run, per scenario and arm."""
     totals = []

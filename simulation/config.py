@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
+from fedstill.cloud_server.distillation.arm_names import ARMS, DEFAULT_ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     CaptureSettings,
@@ -75,7 +75,7 @@ class RunSettings:
     seeds: int = 1
     first_seed: int = 0
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = DEFAULT_ARMS
     sweeps: tuple[str, ...] = ()
     sweep_seeds: int = 1
     holdout: float = 0.1  # share of public clips kept from the teacher's training, for its own accuracy

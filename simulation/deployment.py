@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.distillation.arm_names import ARMS
+from fedstill.cloud_server.distillation.arm_names import ARMS, ROBUSTNESS_ARMS
 from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan, write_plan
 from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.common.dataclass_codec import to_plain
@@ -19,6 +19,7 @@ from fedstill.datasets.audiovisual.store import build_store
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.launcher import load_run, make_plan
+from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.sources import open_source
 
 DEFAULT_ARMS = ("all_distill", "fedstill")
@@ -55,6 +56,7 @@ def prepare_deployment(
             raise ConfigError(f"{state}: holds another experiment; choose another --state")
         open_journal(state, read_plan(state).journal).close()
         return
+    with_weights = with_checked_encoders(experiment)
     source = open_source(experiment)
     public = np.flatnonzero([info.split == "public" for info in source.index])
     if not len(public):
@@ -67,7 +69,7 @@ def prepare_deployment(
         )
     (state / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
     plan = replace(
-        make_plan(experiment, source, (), state),
+        make_plan(with_weights, source, (), state),
         arms=arms,
         clients=clients,
         sweeps=(),
@@ -80,7 +82,7 @@ def prepare_deployment(
 
 
 def _require_arms(arms: tuple[str, ...]) -> None:
-    known = [name for name in ARMS if name != "oracle_classes"]
+    known = [name for name in ARMS if name not in ("oracle_classes", *ROBUSTNESS_ARMS)]
     for arm in arms:
         if arm not in known:
             raise ConfigError(f"--arms: {arm!r} is none of {', '.join(known)}")

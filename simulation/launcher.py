@@ -28,10 +28,11 @@ from fedstill.common.provenance import git_revision, hardware
 from fedstill.common.run_layout import EXPERIMENT_FILE
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
-from fedstill.evaluation.results import ClientClasses, Results, write_clips, write_results
+from fedstill.evaluation.results import ClientClasses, PretrainedRow, Results, write_clips, write_results
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.folders import device_folder, write_device, write_store
 from fedstill.simulation.gather import gather_clips, gather_rows
+from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.progress import LiveProgress
 from fedstill.simulation.robustness_cells import deal_cells
 from fedstill.simulation.robustness_devices import with_controls, write_devices
@@ -41,6 +42,9 @@ Engine = Literal["flower", "inprocess"]
 
 VERSIONED = ("fedstill", "flwr", "torch", "torchvision", "torchaudio", "numpy", "scikit-learn")
 NEEDED = ("torch", "torchaudio")
+NO_TEACHER_ROW = (
+    "the teacher has pretrained encoders: devices cannot run it, so there is no row for it on their clips"
+)
 CONCURRENT_DEVICES = 2
 """Simulated devices that answer at the same time."""
 
@@ -97,6 +101,7 @@ def load_run(run_dir: Path) -> Experiment:
 
 def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:
     """Decode clips into the cloud's folder and one folder per device; the plan is written last."""
+    with_weights = with_checked_encoders(experiment)
     robustness = experiment.partition.kind == "robustness"
     source = open_source(experiment)
     public, private = split_positions(source)
@@ -113,8 +118,10 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
             for client, share in enumerate(shares):
                 write_device(experiment, source, share, device_folder(run_dir, client))
     (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
-    plan = make_plan(experiment, source, shares, run_dir)
+    plan = make_plan(with_weights, source, shares, run_dir)
     write_plan(with_controls(plan, experiment, run_dir) if robustness else plan)
+    if experiment.teacher.pretrained:
+        console.print(NO_TEACHER_ROW, highlight=False)
 
 
 def collect(
@@ -133,12 +140,16 @@ def collect(
         seeds=plan.seeds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(),
-        versions={name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
+        versions=_versions(plan),
         git=git_revision(),
         config=to_plain(experiment),
         seconds={**_stage_seconds(run_dir), **seconds, "total": sum(seconds.values())},
         peak_memory_mb=peak_memory_mb,
         parameters=_parameters(plan, public),
+        pretrained=tuple(
+            PretrainedRow(modality, one.model, one.sha256, one.licence, one.frozen)
+            for modality, one in plan.teacher.pretrained.items()
+        ),
         **gather_rows(run_dir),
     )
     write_clips(run_dir, gather_clips(run_dir, plan.clients))
@@ -156,8 +167,8 @@ def _read_plan(run_dir: Path, console: Console) -> RunPlan:
         raise ConfigError(f"{run_dir}: this run was made in {plan.work}; move it back to resume it")
     if begun_before:
         console.print(
-            "[yellow]begun by an older fedstill:[/] finished jobs of prior_corrected and fedstill keep the "
-            "untested correction of then; for one method throughout, start anew"
+            "[yellow]begun by an older fedstill:[/] finished jobs keep the method of then; for one "
+            "method throughout, start anew"
         )
     return plan
 
@@ -203,7 +214,13 @@ def make_plan(
         sweep_seeds=run.sweep_seeds,
         holdout=run.holdout,
         reply_timeout=run.reply_timeout,
+        teacher_reference=not experiment.teacher.pretrained,
     )
+
+
+def _versions(plan: RunPlan) -> dict[str, str]:
+    names = (*VERSIONED, "timm") if "visual" in plan.teacher.pretrained else VERSIONED
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _client_classes(run_dir: Path, client: int) -> ClientClasses:
@@ -220,7 +237,11 @@ def _parameters(plan: RunPlan, public: ClipStore) -> dict[str, int]:
         "teacher": teacher_spec(public, plan.teacher),
         "student": student_spec(public, plan.teacher, plan.student),
     }
-    return {name: parameter_count(AudioVisualNet(spec)) for name, spec in specs.items()}
+    sizes = {name: parameter_count(AudioVisualNet(spec)) for name, spec in specs.items()}
+    for event in read_events(Path(plan.work)):
+        if event["event"] == "pretrained_teacher":
+            sizes["teacher"] = event["parameters"]
+    return sizes
 
 
 def _stage_seconds(run_dir: Path) -> dict[str, float]:

@@ -51,8 +51,9 @@ class SeedModels:
     seed: int
 
     @cached_property
-    def teacher(self) -> AudioVisualNet:
-        return self._kept("teacher")[0]
+    def teacher(self) -> AudioVisualNet | None:
+        """None if it has pretrained encoders, which need inputs that a device's store does not hold."""
+        return None if self.plan.teacher.pretrained else self._kept("teacher")[0]
 
     @cached_property
     def generic(self) -> AudioVisualNet:
@@ -126,12 +127,14 @@ def _evaluate(device: Device, job: Job, client: int, models: SeedModels) -> str 
     test = test[store.labels[test] >= 0]
     if len(query) < FEWEST_CLIPS and job.arm not in ("teacher", "em"):
         return f"{len(query)} query clips have no statistics"
+    net = models.teacher if job.arm.startswith("teacher") else models.generic
+    if net is None:
+        return "a teacher with pretrained encoders does not run on a device's clips"
     if job.arm == "em" and models.cross_fit is None:
         return "no speakers that a student never heard, so no calibrated posteriors"
     sound, pictures = store.audio[query], store.frames[query]
     rng = generator(job.seed, job.arm, job.scenario, client)
     bias = np.zeros(len(store.class_names), np.float32)
-    net = models.teacher if job.arm.startswith("teacher") else models.generic
     if job.arm in ("teacher_own_statistics", "adabn"):
         net = adabn.adapt(net, sound, pictures)
     elif job.arm == "tent":

@@ -31,6 +31,7 @@ from fedstill.models.audiovisual.network import AudioVisualNet, Features
 from fedstill.models.weights.checkpoint import checkpoint_exists
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.launcher import load_run
+from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.sources import open_source
 
 VICTIM_SHARE = 3
@@ -45,6 +46,7 @@ def stage_from_experiment(experiment: Experiment, seed: int, work: Path, say: Ca
     Raises:
         ConfigError, DataError: the experiment cannot be used, or has too few public speakers.
     """
+    experiment = with_checked_encoders(experiment)
     source = open_source(experiment)
     public = [position for position, clip in enumerate(source.index) if clip.split == "public"]
     is_victim = victims_among(tuple(source.index[position].speaker for position in public), seed)
@@ -56,6 +58,7 @@ def stage_from_experiment(experiment: Experiment, seed: int, work: Path, say: Ca
             experiment.audio,
             experiment.frames,
             work / name,
+            keep_sound=True,
         )
         for name, wanted in (("attacker", False), ("victims", True))
     ]
@@ -75,6 +78,7 @@ def stage_from_experiment(experiment: Experiment, seed: int, work: Path, say: Ca
         ours=experiment.fedstill,
         compute=experiment.compute,
         holdout=0.0,
+        teacher_reference=False,
     )
     return _stage(experiment, plan, seed, (stores[0], stores[1]), say, saw_victims=False)
 

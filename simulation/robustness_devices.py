@@ -53,8 +53,8 @@ class HeldSource:
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What all recorders of a run need.
+class DeviceWriter:
+    """Writes the folders of a run's devices, one recorder at a time.
 
     Attributes:
         source: of the fold, its clips held.
@@ -109,10 +109,10 @@ def write_devices(
     _begin(experiment, cells, run_dir)
     recorders = tuple(dict.fromkeys(one for cell in cells for one in (cell.recorder, cell.told)))
     effects = with_babble(babble_of(public))
-    workshop = Workshop(experiment, HeldSource(source), cells, shares, run_dir, effects)
+    writer = DeviceWriter(experiment, HeldSource(source), cells, shares, run_dir, effects)
     told: dict[int, Profiles] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for done, found in enumerate(pool.map(workshop.record, recorders), 1):
+        for done, found in enumerate(pool.map(writer.record, recorders), 1):
             told |= found
             on_progress(f"recording {len(cells)} devices: {done} of {len(recorders)} conditions")
     for client, profiles in told.items():

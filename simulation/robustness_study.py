@@ -125,7 +125,7 @@ def _folds_of(experiment: Experiment, options: StudyOptions) -> list[Experiment]
     for fold in folds:
         if not 0 <= fold < count:
             raise ConfigError(f"--folds {fold}: {experiment.name} has folds 0 to {count - 1}")
-    further = tuple(arm for arm in FURTHER_ARMS if arm in ARMS) if options.arms is None else options.arms
+    further = FURTHER_ARMS if options.arms is None else options.arms
     for arm in further:
         if arm not in ARMS:
             raise ConfigError(f"--arms {arm}: no such arm (known: {', '.join(ARMS)})")

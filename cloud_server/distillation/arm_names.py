@@ -19,11 +19,12 @@ ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, o
     "oracle_classes": "oracle classes",
     "prior_corrected": "equal steps, prior-corrected",
     "fedstill_without_selection": "fedstill without selection",
+    "class_support": "class support",
+    "other_card": "another device's card",
+    "oracle_capture": "true capture condition",
     "fedstill": "fedstill",
 }
-REFERENCES: Mapping[
-    str, str
-] = {  # no arms of a run: published methods, evaluated beside it on the same clips
+REFERENCES: Mapping[str, str] = {  # published methods, evaluated beside a run on the same clips
     "teacher": "teacher",
     "teacher_own_statistics": "teacher with the device's statistics",
     "adabn": "AdaBN",
@@ -32,4 +33,7 @@ REFERENCES: Mapping[
     "em": "unguarded EM",
 }
 THESIS_ARMS = tuple(ARMS)[:4]
+ROBUSTNESS_ARMS = ("other_card", "oracle_capture")
+"""Controls of an experiment that simulates how devices record; a plan without that cannot answer them."""
+DEFAULT_ARMS = tuple(arm for arm in ARMS if arm not in ROBUSTNESS_ARMS)
 SCENARIOS: Mapping[str, str] = {name: name.replace("_", "-") for name in messages.SCENARIOS}

@@ -1,8 +1,8 @@
 """The arms of the comparison: what each asks of a device, and how it chooses public clips.
 
 The thesis' four (all_distill, + random, + select, + select + cluster), the controls that a fair table needs (equal
-steps, class-prior sampling, oracle classes, prior correction) and ``fedstill``, our combination. Every arm that trains
-further gets the same number of clips and of epochs.
+steps, class-prior sampling, oracle classes, prior correction, class support) and ``fedstill``, which chooses between
+students (``candidates.py``). Every arm that trains further gets the same number of clips and of epochs.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Arm:
 
     Attributes:
         upload: what the device uploads: every sample's probabilities, prototypes, one histogram; None: nothing.
+        personal: the cloud makes several students and chooses by public clips rendered to the device's capture card.
         class_mix: the cloud estimates the device's class mix from one histogram under the generic student, and uses it
             where the test of ``class_mix.py`` supports that; elsewhere the device gets the generic student.
         own_settings: trains with the experiment's ``[fedstill]`` table instead of ``[distillation]``.
@@ -50,6 +51,7 @@ class Arm:
     name: str
     upload: str | None = None
     class_mix: bool = False
+    personal: bool = False
     own_settings: bool = False
 
 
@@ -65,20 +67,23 @@ BY_NAME = {
         Arm("oracle_classes"),
         Arm("prior_corrected", upload="histogram", class_mix=True),
         Arm("fedstill_without_selection", own_settings=True),
+        Arm("other_card", upload="histogram", personal=True, own_settings=True),
+        Arm("oracle_capture", own_settings=True),
+        Arm("fedstill", upload="histogram", personal=True, own_settings=True),
         Arm("teacher"),
     )
 }
-"""Every arm of ``arm_names.ARMS`` but ours, and the teacher."""
-OURS = {
-    "support": Arm("fedstill", upload="histogram", class_mix=True, own_settings=True),
-    "transport": Arm("fedstill", upload="prototypes", own_settings=True),
+"""Every arm of ``arm_names.ARMS`` but ``class_support``, and the teacher."""
+BY_RULE = {
+    "support": Arm("class_support", upload="histogram", class_mix=True, own_settings=True),
+    "transport": Arm("class_support", upload="prototypes", own_settings=True),
 }
-"""The fedstill arm, by ``selection.rule``."""
+"""Selection alone, by ``selection.rule``."""
 
 
 def arm_of(name: str, plan: RunPlan) -> Arm:
     """The arm ``name`` under this plan's settings."""
-    return OURS[plan.selection.rule] if name == "fedstill" else BY_NAME[name]
+    return BY_RULE[plan.selection.rule] if name == "class_support" else BY_NAME[name]
 
 
 def may_ask_class_mix(plan: RunPlan) -> bool:
@@ -155,7 +160,7 @@ def select_rule(
         "all_distill_select_cluster": nearest,
         "class_prior_sampling": by_prior,
         "oracle_classes": by_true_classes,
-        "fedstill": by_support if settings.rule == "support" else by_transport,
+        "class_support": by_support if settings.rule == "support" else by_transport,
     }
     return rules[arm.name]
 

@@ -91,10 +91,11 @@ class ClassMixes:
         public_prior: float (classes,), shares of the classes among the public clips.
         threshold: a class may be present if its share may reach this part of its public share.
         tested: False: every fit is believed, for comparison only.
+        temperature: at which summaries are made; None: the one that makes the student's probabilities honest.
 
     Attributes:
         lacking: why no device can be judged, so that none need be asked; empty if they can.
-        temperature: divides the student's logits before devices summarise them; makes its probabilities honest.
+        temperature: divides the student's logits before devices summarise them.
     """
 
     def __init__(
@@ -103,11 +104,12 @@ class ClassMixes:
         public_prior: npt.NDArray[np.floating],
         threshold: float,
         tested: bool = True,
+        temperature: float | None = None,
     ) -> None:
         self._prior, self._threshold = np.asarray(public_prior, np.float64), threshold
         self._tested = tested
         self.lacking = _lacking(cross_fit, tested)
-        self._model = MixtureModel(cross_fit) if cross_fit and not self.lacking else None
+        self._model = MixtureModel(cross_fit, temperature) if cross_fit and not self.lacking else None
         self.temperature = self._model.temperature if self._model else 1.0
         self._played = lru_cache(maxsize=64)(self._play)
 
@@ -122,8 +124,7 @@ class ClassMixes:
             return self._unknown(self.lacking)
         if not len(summary.confidence):
             return self._unknown("a summary without confidences cannot show how the device records")
-        clips = min(int(summary.counts.sum()), MOST_CLIPS)
-        found = np.concatenate([summary.probabilities[0], summary.confidence]).astype(np.float64)
+        found, clips = _found(summary)
         fit = model.fit(found, clips, self._prior)
         drawn = model.draws(fit, clips, rng, DRAWS)
         if not self._tested:
@@ -134,6 +135,13 @@ class ClassMixes:
         if not len(gains) or not gains.mean() > LEAST_GAIN * gains.std():
             return self._unknown("other classes than the public ones, but no sure gain from knowing them")
         return self._mix(model, drawn, "other classes than the public ones", float(gains.mean()))
+
+    def distance(self, summary: PrototypeUpload) -> float | None:
+        """How far the summary is from what public speakers say, whatever the class mix; None if that cannot be said."""
+        if self._model is None or not len(summary.confidence):
+            return None
+        found, clips = _found(summary)
+        return self._model.fit(found, clips, self._prior).distance
 
     def _mix(self, model: MixtureModel, drawn: Floats, reason: str, gain: float) -> ClassMix:
         """A mix that counts, from the shares that the summary allows, (draws, classes)."""
@@ -174,6 +182,12 @@ class ClassMixes:
         """How public speakers look who have the public mix and so many clips."""
         assert self._model is not None
         return self._model.played(self._prior, clips, np.random.default_rng(clips), TURNS)
+
+
+def _found(summary: PrototypeUpload) -> tuple[Floats, int]:
+    """The summary as one row, and how many clips it counts for."""
+    row = np.concatenate([summary.probabilities[0], summary.confidence]).astype(np.float64)
+    return row, min(int(summary.counts.sum()), MOST_CLIPS)
 
 
 def _lacking(cross_fit: CrossFit | None, tested: bool) -> str:

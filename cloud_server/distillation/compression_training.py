@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedstill.cloud_server.distillation.compute import Compute
-from fedstill.cloud_server.distillation.public_bank import teacher_outputs
+from fedstill.cloud_server.distillation.public_bank import PublicBank, outputs_of
 from fedstill.cloud_server.distillation.randomness import generator
-from fedstill.datasets.audiovisual.store import ClipStore
+from fedstill.datasets.audiovisual.capture.views import ClipViews
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.levels import RATES
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
@@ -25,14 +25,19 @@ LEARNING_RATE = 2e-3
 
 
 def train_levels(
-    student: AudioVisualNet, public: ClipStore, positions: npt.NDArray[np.int64], compute: Compute, seed: int
+    student: AudioVisualNet,
+    views: ClipViews,
+    bank: PublicBank,
+    positions: npt.NDArray[np.int64],
+    compute: Compute,
+    seed: int,
 ) -> dict[float, CompressionNet]:
     """Compressor and head per rate for a finished student, on the public clips at ``positions``; each has its own
     randomness. Rate 1 needs neither: there the student's own head decides."""
-    outputs = teacher_outputs(student, public, positions, compute)
+    outputs = outputs_of(student, views, positions, compute)
     parts = [found for found, _ in outputs]
     found = Features(*(torch.cat(column).cpu().clone() for column in zip(*parts, strict=True)))
-    labels, classes = torch.from_numpy(public.labels[positions]), len(public.class_names)
+    labels, classes = torch.from_numpy(np.array(bank.labels[positions])), bank.logits.shape[1]
     return {
         rate: train_level(found, labels, rate, classes, generator(seed, "rung", rate))
         for rate in RATES

@@ -72,10 +72,16 @@ def train_further(
     generator: torch.Generator,
     rng: np.random.Generator,
     report: Report = lambda turn, loss: None,
+    *,
+    clips: int = 0,
 ) -> AudioVisualNet:
-    """A copy of ``student`` after as many steps as the other arms make, on the clips at ``positions`` in turn."""
+    """A copy of ``student`` after as many steps as the other arms make, on the clips at ``positions`` in turn.
+
+    Args:
+        clips: in how many clips the budget is a share of; 0: of those at ``positions``.
+    """
     turns = settings.outer_epochs * settings.inner_epochs
-    budget = budget_of(plan, len(positions))
+    budget = budget_of(plan, clips or len(positions))
     distiller = make_distiller(
         copy.deepcopy(student),
         views,

@@ -61,14 +61,16 @@ class Looks:
 class MixtureModel:
     """The classes as public speakers show them to a student that did not know them.
 
+    Args:
+        temperature: at which summaries are made; None: the one at which probabilities fit the labels best.
+
     Attributes:
-        temperature: at which the student's probabilities fit the labels best.
         speakers: how many there are.
     """
 
-    def __init__(self, cross_fit: CrossFit) -> None:
+    def __init__(self, cross_fit: CrossFit, temperature: float | None = None) -> None:
         labels, speakers = cross_fit.labels, cross_fit.speakers
-        self.temperature = best_temperature(cross_fit.logits, labels)
+        self.temperature = temperature or best_temperature(cross_fit.logits, labels)
         self._logits = cross_fit.logits.astype(np.float64)
         self._labels, self._speakers = labels, speakers
         self.speakers, classes = int(speakers.max()) + 1, self._logits.shape[1]

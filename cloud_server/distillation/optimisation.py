@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +16,11 @@ SHORTEST = 6
 """OneCycleLR divides by zero when the warm-up is exactly one step."""
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9 (the thesis') or AdamW."""
-    chosen = list(parameters)
+def make_optimiser(
+    parameters: Iterable[nn.Parameter | dict[str, Any]], settings: OptimiserSettings
+) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9 (the thesis') or AdamW, for parameters or for groups with an ``lr`` of their own."""
+    chosen: Any = list(parameters)
     if settings.kind == "sgd":
         return torch.optim.SGD(
             chosen, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, foreach=True
@@ -33,4 +36,5 @@ def make_schedule(
         edge = settings.step_epoch * steps_per_epoch
         return LambdaLR(optimiser, lambda step: 1.0 if step < edge else 0.1)
     total = max(SHORTEST, epochs * steps_per_epoch)
-    return OneCycleLR(optimiser, settings.learning_rate, total_steps=total, pct_start=WARM_UP)
+    highest = [group["lr"] for group in optimiser.param_groups]
+    return OneCycleLR(optimiser, highest, total_steps=total, pct_start=WARM_UP)

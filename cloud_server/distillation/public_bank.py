@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.cloud_server.pretrained.parts import NOTHING_PRETRAINED, PretrainedParts
 from fedstill.common.atomic_files import replace_text, replacing
+from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.network import AudioVisualNet, Features, Logits
 from fedstill.models.vit.preprocess import to_tensors
@@ -67,10 +69,17 @@ class PublicBank:
         return shares
 
 
-def compute_bank(teacher: AudioVisualNet, store: ClipStore, compute: Compute, version: str) -> PublicBank:
+def compute_bank(
+    teacher: AudioVisualNet,
+    store: ClipStore,
+    compute: Compute,
+    version: str,
+    pretrained: PretrainedParts = NOTHING_PRETRAINED,
+) -> PublicBank:
     """Run the teacher once over all public clips."""
     audio, visual, logits = [], [], []
-    for features, outputs in teacher_outputs(teacher, store, np.arange(len(store.info)), compute):
+    everything = np.arange(len(store.info))
+    for features, outputs in outputs_of(teacher, PlainViews(store), everything, compute, pretrained):
         audio.append(features.audio.cpu())
         visual.append(features.visual.cpu())
         logits.append(outputs.joint.cpu())
@@ -79,16 +88,28 @@ def compute_bank(teacher: AudioVisualNet, store: ClipStore, compute: Compute, ve
     )
 
 
+def batches(positions: npt.NDArray[np.int64], size: int = BATCH) -> Iterator[npt.NDArray[np.int64]]:
+    """The positions in pieces of at most ``size``."""
+    return (positions[start : start + size] for start in range(0, len(positions), size))
+
+
 @torch.no_grad()
-def teacher_outputs(
-    net: AudioVisualNet, store: ClipStore, positions: npt.NDArray[np.int64], compute: Compute
+def outputs_of(
+    net: AudioVisualNet,
+    views: ClipViews,
+    positions: npt.NDArray[np.int64],
+    compute: Compute,
+    pretrained: PretrainedParts = NOTHING_PRETRAINED,
 ) -> Iterator[tuple[Features, Logits]]:
-    """Features and logits of stored clips in batches, float32 on the compute device."""
+    """Features and logits of clips, each in its fixed version, in batches; float32 on the compute device.
+
+    Args:
+        pretrained: the parts of a teacher; students have none.
+    """
     net.eval()
     device = compute.torch_device
-    for start in range(0, len(positions), BATCH):
-        rows = positions[start : start + BATCH]
-        audio, frames = to_tensors(store.audio[rows], store.frames[rows])
+    for rows in batches(positions, min(BATCH, pretrained.most_clips)):
+        audio, frames = pretrained.inputs(rows, *to_tensors(*views.fixed(rows)))
         with compute.autocast():
             found = net.encoders(audio.to(device), frames.to(device))
             outputs = net.head(found)

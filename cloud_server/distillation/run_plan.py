@@ -47,7 +47,8 @@ class RunPlan:
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
         devices: the registered name of each client's device if nodes are authenticated, else empty.
-        teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download.
+        teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download,
+            and devices cannot run one with pretrained encoders.
         journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
     """
 
@@ -84,6 +85,10 @@ class RunPlan:
     def wants(self, arm: str, client: int, seed: int) -> bool:
         """Whether this client has a job of this arm for this seed."""
         return client not in self.lean or (arm in self.lean_arms and seed == self.seeds[0])
+
+    def __post_init__(self) -> None:
+        if self.teacher_reference and self.teacher.pretrained:
+            raise ValueError("teacher_reference: devices cannot run a teacher with pretrained encoders")
 
 
 def write_plan(plan: RunPlan) -> None:

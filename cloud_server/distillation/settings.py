@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedstill.cloud_server.pretrained.settings import Modality, PretrainedSettings
 from fedstill.models.audiovisual.specs import EncoderSpec, Fusion
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.protos.messages import MOST_CENTRES, MOST_EPSILON
@@ -49,7 +50,7 @@ class OptimiserSettings:
 
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
-    """The large model that is trained on the labelled public clips."""
+    """The large model that is trained on the labelled public clips. A pretrained encoder takes ``encoder``'s place."""
 
     encoder: EncoderSpec = field(default_factory=lambda: EncoderSpec("resnet18", 32))
     fusion: Fusion = "concat"
@@ -59,10 +60,21 @@ class TeacherSettings:
     label_smoothing: float = 0.1
     augment: bool = True
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    pretrained_visual: PretrainedSettings = field(default_factory=PretrainedSettings)
+    pretrained_audio: PretrainedSettings = field(default_factory=PretrainedSettings)
 
     def __post_init__(self) -> None:
         at_least(1, self, "epochs", "feature_width")
         at_least(0, self, "unimodal_weight", "label_smoothing")
+
+    @property
+    def pretrained(self) -> dict[Modality, PretrainedSettings]:
+        """The pretrained encoders by modality, maybe none."""
+        both: dict[Modality, PretrainedSettings] = {
+            "visual": self.pretrained_visual,
+            "audio": self.pretrained_audio,
+        }
+        return {modality: settings for modality, settings in both.items() if settings.used}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +155,9 @@ class GuardSettings:
     """When a device gets more than the generic student: only where public speakers show that it is safe."""
 
     folds: int = 4  # of speakers: as many more generic students, each trained without one fold
-    test: bool = True  # false: believe every estimated class mix, for comparison only; it may do harm
+    test: bool = (
+        True  # false: believe every card, class mix and candidate, for comparison only; it may do harm
+    )
 
     def __post_init__(self) -> None:
         at_least(2, self, "folds")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,27 @@ import torch
 
 from fedstill.cloud_server.distillation.compression_training import pack_compressors, train_levels
 from fedstill.cloud_server.distillation.run_plan import RunPlan
-from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER, save_heads
 from fedstill.cloud_server.federation.device_session import DeviceSession
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.common.run_layout import student_name
+from fedstill.datasets.audiovisual.capture.views import ClipViews
 from fedstill.models.audiovisual.class_bias import Bias, levels_with_class_bias
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.canaries import Canaries
 
 STUDENTS_FOLDER = "students"
+
+
+@dataclass(frozen=True)
+class SimilarClips:
+    """The public clips that resemble a device's: which, and how they are recorded."""
+
+    views: ClipViews
+    positions: npt.NDArray[np.int64]
 
 
 def is_deployed(key: JobKey, plan: RunPlan) -> bool:
@@ -42,7 +51,7 @@ def deploy(
     bias: Bias,
     cloud: SeedCloud,
     session: DeviceSession,
-    last_selection: Selection | None,
+    similar: SimilarClips,
     outer_epoch: int,
 ) -> dict[str, object]:
     """Offer the student's heads to the inference service, then have the device install it.
@@ -50,8 +59,7 @@ def deploy(
     Args:
         student: with its class bias.
         bias: that class bias, which the heads of the compression levels get, too.
-        last_selection: the public clips that the student was last trained on, which resemble the device's; None: all of
-            them.
+        similar: on these, levels are trained and canaries are chosen.
 
     Returns:
         ``installed`` and the device's reply about it, for the job's record.
@@ -59,12 +67,12 @@ def deploy(
     Raises:
         DeviceFailure: as ``DeviceSession.install`` does.
     """
-    levels = levels_of(student, bias, cloud, session, last_selection)
+    levels = levels_of(student, bias, cloud, session, similar)
     _offer_heads(student, levels, cloud, session)  # first: the device may ask as soon as it has the student
     result = session.install(
         student,
         outer_epoch,
-        _canaries(cloud, np.unique(_seen(cloud, last_selection)), bias),
+        _canaries(cloud, similar, bias),
         pack_compressors(levels),
         cloud.plan.downlink.minimum_agreement,
     )
@@ -76,14 +84,16 @@ def levels_of(
     bias: Bias,
     cloud: SeedCloud,
     session: DeviceSession,
-    last_selection: Selection | None,
+    similar: SimilarClips,
 ) -> dict[float, CompressionNet]:
     """The student's compression levels by rate, for measuring and for installing alike; arguments as ``deploy``.
 
     They are trained on features of the student that the device has, with the rounded weights of the downlink.
     """
-    received, positions = session.downlink.received(student), _seen(cloud, last_selection)
-    trained = train_levels(received, cloud.public, positions, cloud.plan.compute, session.key.seed)
+    received = session.downlink.received(student)
+    trained = train_levels(
+        received, similar.views, cloud.bank, similar.positions, cloud.plan.compute, session.key.seed
+    )
     return levels_with_class_bias(trained, bias)
 
 
@@ -102,10 +112,6 @@ def keep_student(key: JobKey, student: AudioVisualNet, cloud: SeedCloud, journal
     journal.keep_student(key, version, str(kept.relative_to(cloud.plan.work)), file.stat().st_size)
 
 
-def _seen(cloud: SeedCloud, last_selection: Selection | None) -> npt.NDArray[np.int64]:
-    return np.arange(len(cloud.bank.labels)) if last_selection is None else last_selection.positions
-
-
 def _offer_heads(
     student: AudioVisualNet, levels: Mapping[float, CompressionNet], cloud: SeedCloud, session: DeviceSession
 ) -> None:
@@ -115,15 +121,13 @@ def _offer_heads(
     save_heads(folder, has.version, has.network(student.spec), levels, cloud.public.class_names)
 
 
-def _canaries(cloud: SeedCloud, positions: npt.NDArray[np.int64], bias: Bias) -> Canaries:
+def _canaries(cloud: SeedCloud, similar: SimilarClips, bias: Bias) -> Canaries:
     """The teacher's answers get the student's class bias: on a device without a class neither may answer it."""
     class_probabilities = (torch.from_numpy(cloud.bank.logits + bias)).softmax(dim=1).numpy()
+    positions = np.unique(similar.positions)
     chosen = canary_positions(class_probabilities, positions, cloud.plan.downlink.canaries)
-    return Canaries(
-        np.ascontiguousarray(cloud.public.audio[chosen]),
-        np.ascontiguousarray(cloud.public.frames[chosen]),
-        class_probabilities[chosen],
-    )
+    audio, frames = similar.views.fixed(chosen)
+    return Canaries(np.ascontiguousarray(audio), np.ascontiguousarray(frames), class_probabilities[chosen])
 
 
 def canary_positions(

@@ -45,13 +45,14 @@ class DevicePrototypes:
             guarantee=guarantee,
             temperature=self._temperature(histogram),
             centres=self._centres(histogram) if private else NO_CENTRES,
+            card=self._arm.personal and self._plan.capture.card,
         )
         if upload.class_names != self._cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")
         return self._journal.accept_upload(self._key, outer_epoch, upload, guarantee)
 
     def _temperature(self, histogram: bool) -> float:
-        if self._arm.class_mix:
+        if self._arm.class_mix or self._arm.personal:
             return self._cloud.class_mixes.temperature
         return 1.0 if histogram else self._plan.selection.temperature
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from fedstill.cloud_server.distillation.candidates import Choice
 from fedstill.cloud_server.distillation.class_mix import ClassMix
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.federation.job_key import JobKey
@@ -29,6 +30,7 @@ class JobRecord:
     losses: list[float] = field(default_factory=list)
     install: dict[str, object] = field(default_factory=dict)
     class_mix: ClassMix | None = None
+    choice: Choice | None = None
 
     def as_event(self) -> dict[str, object]:
         """Flat, ready for the event log."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from fedstill.cloud_server.distillation.arms import (
     select_rule,
     with_variant,
 )
+from fedstill.cloud_server.distillation.candidates import Choice
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.distiller import make_distiller
+from fedstill.cloud_server.distillation.generic_student import train_further
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.rounds import (
     DeviceFailure,
@@ -34,7 +36,13 @@ from fedstill.cloud_server.distillation.rounds import (
     nothing_asked,
     personalise,
 )
-from fedstill.cloud_server.federation.deployment import deploy, is_deployed, keep_student, levels_of
+from fedstill.cloud_server.federation.deployment import (
+    SimilarClips,
+    deploy,
+    is_deployed,
+    keep_student,
+    levels_of,
+)
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.device_prototypes import DevicePrototypes
 from fedstill.cloud_server.federation.device_session import NO_COMPRESSOR, DeviceSession
@@ -42,13 +50,19 @@ from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
 from fedstill.cloud_server.federation.journal import Journal
+from fedstill.cloud_server.federation.personal_student import PersonalStudents
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
+from fedstill.datasets.audiovisual.capture.effects import with_babble
+from fedstill.datasets.audiovisual.capture.talkers import babble_of
+from fedstill.datasets.audiovisual.capture.true_capture import TrueCapture
+from fedstill.datasets.audiovisual.capture.views import RenderedViews
 from fedstill.models.audiovisual.class_bias import with_class_bias
 from fedstill.models.audiovisual.levels import RATES, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import pack
+from fedstill.protos.messages import PrototypeUpload
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
 """The precisions of Table 5.3's report; fp16 exists for inference."""
@@ -72,6 +86,7 @@ class PersonalisationJob:
         self.session = DeviceSession(key, line, downlink, journal, slots)
         self.progress = JobProgress(key, cloud, journal)
         self.bias = np.zeros(len(cloud.public.class_names), np.float32)
+        self._similar: SimilarClips | None = None
 
     def run(self) -> JobRecord:
         """Personalise and evaluate; steps at which the device fails are reported and left out."""
@@ -95,11 +110,47 @@ class PersonalisationJob:
 
     def _student(self) -> AudioVisualNet:
         """The network that the device is to have, with its class bias if it gets one."""
+        if self.arm.personal:
+            return self._personal_student()
         if self.arm.class_mix:
             return self._for_class_mix()
+        if self.key.arm == "oracle_capture":
+            return self._truly_rendered()
         if self.key.arm in SHARED:
             return self.cloud.shared(self.key.arm)
         return self._personalised(DevicePrototypes(self.arm, self.plan, self.cloud, self.session))
+
+    def _personal_student(self) -> AudioVisualNet:
+        """The best of several candidates for this device, or the generic student."""
+        generic = self.cloud.shared(GENERIC)
+        summary = self._summary(generic)
+        if not isinstance(summary, PrototypeUpload):
+            self.progress.record.class_mix = self._unknown_mix(summary)
+            self.progress.record.choice = Choice(reason=summary)
+            return generic
+        if self.key.arm == "other_card":
+            summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
+        found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
+        self.progress.record.class_mix, self.progress.record.choice = found.mix, found.choice
+        self.bias, self._similar = found.bias, found.similar
+        return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
+
+    def _truly_rendered(self) -> AudioVisualNet:
+        """A student of public clips as the device really records them, which only a simulation knows."""
+        cloud, key = self.cloud, self.key
+        capture = self.plan.oracle_conditions[key.client]
+        if capture is None:
+            return cloud.shared(GENERIC)
+        effects = with_babble(babble_of(cloud.public))
+        truth = TrueCapture(capture, cloud.public.audio_spec.sample_rate, effects)
+        purpose = (key.scenario, key.arm, key.client)
+        views = RenderedViews(
+            cloud.public, truth, stream(key.seed, "views", *purpose), self.plan.capture.versions
+        )
+        return train_further(
+            cloud.all_distill, np.arange(len(cloud.public)), views, cloud.bank, self.plan, self.settings,
+            generator(key.seed, *purpose), np.random.default_rng(stream(key.seed, *purpose)),
+        )  # fmt: skip
 
     def _for_class_mix(self) -> AudioVisualNet:
         """The generic student, unless the device's classes are shown to be mixed otherwise than the public ones."""
@@ -115,19 +166,36 @@ class PersonalisationJob:
         return with_class_bias(net, mix.bias)
 
     def _class_mix(self, generic: AudioVisualNet) -> ClassMix:
+        summary = self._summary(generic)
+        if not isinstance(summary, PrototypeUpload):
+            return self._unknown_mix(summary)
+        rng = np.random.default_rng(stream(self.key.seed, "class_mix", self.key.scenario, self.key.client))
+        return self.cloud.class_mixes.judge(summary, rng)
+
+    def _summary(self, generic: AudioVisualNet) -> PrototypeUpload | str:
+        """What the device says of its clips under the generic student, or why nothing can follow from that."""
         if not may_ask_class_mix(self.plan):
-            reason = "a private histogram does not show how the device records, so none is asked for"
-            return unknown_mix(self.cloud.bank.class_prior(), reason)
+            return "a private histogram does not show how the device records, so none is asked for"
         if lacking := self.cloud.class_mixes.lacking:
-            return unknown_mix(self.cloud.bank.class_prior(), lacking)
+            return lacking
         try:
             summary = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(generic, 0)
         except DeviceFailure as failure:
             self.failed(0, str(failure))
-            return unknown_mix(self.cloud.bank.class_prior(), str(failure))
+            return str(failure)
         assert summary is not None
-        rng = np.random.default_rng(stream(self.key.seed, "class_mix", self.key.scenario, self.key.client))
-        return self.cloud.class_mixes.judge(summary, rng)
+        return summary
+
+    def _unknown_mix(self, reason: str) -> ClassMix:
+        return unknown_mix(self.cloud.bank.class_prior(), reason)
+
+    def _similar_clips(self) -> SimilarClips:
+        """The public clips that resemble the device's: those rendered for it, else the last selection, else all."""
+        if self._similar is not None:
+            return self._similar
+        last = self.progress.last_selection
+        positions = np.arange(len(self.cloud.bank.labels)) if last is None else last.positions
+        return SimilarClips(self.cloud.views, positions)
 
     def _personalised(self, source: PrototypeSource, mix: ClassMix | None = None) -> AudioVisualNet:
         """Algorithm 7, from the outer round in which this job was interrupted, if it was."""
@@ -158,11 +226,10 @@ class PersonalisationJob:
 
     def _evaluate_levels(self, student: AudioVisualNet) -> None:
         """Table 5.3: every rate in both precisions, on the clips that the last outer round selected."""
-        selection = self.progress.last_selection
-        if selection is None:
+        if self.progress.last_selection is None and self._similar is None:
             self.failed(0, "no selection to train the compression levels on: every outer epoch was left out")
             return
-        levels = levels_of(student, self.bias, self.cloud, self.session, selection)
+        levels = levels_of(student, self.bias, self.cloud, self.session, self._similar_clips())
         for rate in RATES:
             packed = pack(levels[rate].state_dict()) if rate in levels else NO_COMPRESSOR
             for precision in TABLE_PRECISIONS:
@@ -190,9 +257,9 @@ class PersonalisationJob:
 
     def _deploy(self, student: AudioVisualNet) -> None:
         """The device installs the student; whether it did is an event and part of the record."""
-        last, final = self.progress.last_selection, self.settings.outer_epochs
+        final = self.settings.outer_epochs
         try:
-            outcome = deploy(student, self.bias, self.cloud, self.session, last, final)
+            outcome = deploy(student, self.bias, self.cloud, self.session, self._similar_clips(), final)
         except DeviceFailure as failure:
             self.failed(final, str(failure))
             outcome = {"installed": False, "reason": str(failure)}

@@ -336,6 +336,7 @@ def _last_of(connection: Connection, client: int) -> dict[str, Any]:
         "round": place.round if place else None,
         "accuracy": counts["correct"] / counts["total"] if counts else None,
         "class_mix": record.get("class_mix") if record else None,
+        "choice": record.get("choice") if record else None,
         "jobs_done": connection.scalar(select(func.count()).where(JOBS.c.client == client)),
     }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,28 +27,35 @@ from fedstill.cloud_server.distillation.cross_fit import (
 from fedstill.cloud_server.distillation.generic_student import distil_on, train_further
 from fedstill.cloud_server.distillation.public_bank import (
     PublicBank,
+    batches,
     compute_bank,
     open_bank,
+    outputs_of,
     save_bank,
-    teacher_outputs,
 )
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.cloud_server.distillation.run_plan import RunPlan
-from fedstill.cloud_server.distillation.teacher import count_correct, train_teacher
+from fedstill.cloud_server.distillation.teacher import count_correct, new_teacher, train_teacher
 from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.pretrained.open_parts import open_parts
+from fedstill.cloud_server.pretrained.parts import PretrainedParts
+from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.run_layout import personal_students, seed_folder
-from fedstill.datasets.audiovisual.capture.views import ClipViews, blind_views
+from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, blind_views
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
-from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.audiovisual.network import AudioVisualNet, parameter_count
 from fedstill.models.weights.checkpoint import (
     CheckpointMeta,
     checkpoint_exists,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
 )
 from fedstill.models.weights.packing import pack
 
 VIEWS_FOLDER = "public_views"
+PRETRAINED_FOLDER = "pretrained"
+"""Features of frozen encoders, in the run directory."""
 GENERIC = "all_distill_equal_steps"
 """The arm whose student every device gets for which nothing better is shown."""
 EQUAL_STEPS = (GENERIC, "fedstill_without_selection")
@@ -60,7 +68,7 @@ class SeedCloud:
     plan: RunPlan
     seed: int
     metrics: Metrics
-    _trained_on: dict[str, AudioVisualNet] = field(default_factory=dict)
+    _nets: dict[str, AudioVisualNet] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -84,7 +92,14 @@ class SeedCloud:
     @cached_property
     def teacher(self) -> AudioVisualNet:
         """Trained once per seed (Algorithm 6, lines 1-3)."""
-        return self._kept("teacher", self._train_teacher).to(self.plan.compute.torch_device)
+        net = self._pretrained_teacher() or self._kept("teacher", self._train_teacher)
+        return net.to(self.plan.compute.torch_device)
+
+    @cached_property
+    def pretrained(self) -> PretrainedParts:
+        """The teacher's pretrained parts; a frozen encoder runs over the public clips once for all seeds."""
+        folder, device = Path(self.plan.work) / PRETRAINED_FOLDER, self.plan.compute.torch_device
+        return open_parts(self.plan.teacher.pretrained, self.public, folder, device)
 
     @cached_property
     def bank(self) -> PublicBank:
@@ -93,7 +108,8 @@ class SeedCloud:
         folder = self.directory / "bank"
         bank = open_bank(folder, version)
         if bank is None:
-            save_bank(compute_bank(self.teacher, self.public, self.plan.compute, version), folder)
+            made = compute_bank(self.teacher, self.public, self.plan.compute, version, self.pretrained)
+            save_bank(made, folder)
             bank = open_bank(folder, version)
             assert bank is not None
         return bank
@@ -113,6 +129,19 @@ class SeedCloud:
         return self._kept("all_distill", self._distil_on_all)
 
     @cached_property
+    def folds(self) -> npt.NDArray[np.int64]:
+        """The fold of each public clip, int64 (N,); whole speakers."""
+        return speaker_folds(self.public.speakers, self.plan.guard.folds)
+
+    def fold_start(self, fold: int) -> AudioVisualNet:
+        """AllDistill without the speakers of one fold."""
+        return self._kept(f"fold{fold}_start", lambda: self._fold_start(fold))
+
+    def fold_generic(self, fold: int) -> AudioVisualNet:
+        """The generic student without the speakers of one fold."""
+        return self._kept(f"fold{fold}", lambda: self._fold_generic(fold))
+
+    @cached_property
     def cross_fit(self) -> CrossFit | None:
         """What the generic student says of speakers that it never heard; None if the public clips name too few."""
         if len(set(self.public.speakers)) < FEWEST_SPEAKERS:
@@ -120,9 +149,24 @@ class SeedCloud:
         folder = self.directory / "cross_fit"
         found = open_cross_fit(folder)
         if found is None:
-            found = self._cross_fit()
+            found = self.judged(PlainViews(self.public), np.arange(len(self.public)))
             save_cross_fit(found, folder)
         return found
+
+    def judged(self, views: ClipViews, positions: npt.NDArray[np.int64]) -> CrossFit:
+        """What the generic student says of public clips, each judged by one that never heard its speaker.
+
+        Args:
+            views: the clips as they are, or otherwise recorded.
+        """
+        logits = np.empty((len(positions), len(self.public.class_names)), np.float32)
+        for fold in range(int(self.folds.max()) + 1):
+            mine = self.folds[positions] == fold
+            outputs = outputs_of(self.fold_generic(fold), views, positions[mine], self.plan.compute)
+            for rows, (_, found) in zip(batches(np.flatnonzero(mine)), outputs, strict=True):
+                logits[rows] = found.joint.cpu().numpy()
+        _, speakers = np.unique(np.array(self.public.speakers)[positions], return_inverse=True)
+        return CrossFit(logits, self.public.labels[positions], speakers.astype(np.int64))
 
     @cached_property
     def class_mixes(self) -> ClassMixes:
@@ -136,9 +180,7 @@ class SeedCloud:
             return self.teacher
         if arm not in EQUAL_STEPS:
             return self.all_distill
-        if arm not in self._trained_on:
-            self._trained_on[arm] = self._kept(arm, lambda: self._train_on(arm))
-        return self._trained_on[arm]
+        return self._kept(arm, lambda: self._train_on(arm))
 
     def save_student(self, name: str, net: AudioVisualNet) -> Path:
         """Keep a personal student beside the seed's other models; returns its weights' file."""
@@ -148,11 +190,28 @@ class SeedCloud:
 
     def _kept(self, name: str, make: Callable[[], AudioVisualNet]) -> AudioVisualNet:
         """The network ``name`` of this seed: from disk if an earlier run finished it, else made and kept."""
+        if name in self._nets:
+            return self._nets[name]
         stem = self.directory / name
         if checkpoint_exists(stem):
-            return load_checkpoint(stem)[0]
-        net = make()
-        self._save(stem, net)
+            net = load_checkpoint(stem)[0]
+        else:
+            net = make()
+            self._save(stem, net)
+        self._nets[name] = net
+        return net
+
+    def _pretrained_teacher(self) -> AudioVisualNet | None:
+        """The teacher if it has pretrained parts: its checkpoint is opened with these, and says what they are."""
+        chosen, stem = self.plan.teacher.pretrained, self.directory / "teacher"
+        if not chosen:
+            return None
+        if checkpoint_exists(stem):
+            return load_weights(stem, new_teacher(self.public, self.plan.teacher, self.pretrained))
+        net = self._train_teacher()
+        size = parameter_count(net) + self.pretrained.frozen_parameters
+        self.metrics.emit("pretrained_teacher", seed=self.seed, parameters=size)
+        self._save(stem, net, {modality: to_plain(settings) for modality, settings in chosen.items()})
         return net
 
     def _train_teacher(self) -> AudioVisualNet:
@@ -163,11 +222,10 @@ class SeedCloud:
             curve = f"teacher/seed{self.seed}"
             self.metrics.loss("teacher_epoch", curve, epoch, loss, seed=self.seed, epochs=settings.epochs)
 
-        net = train_teacher(
-            self.public, training, settings, self.plan.compute, self._generator("teacher"), report
-        )
+        compute, pretrained, rng = self.plan.compute, self.pretrained, self._generator("teacher")
+        net = train_teacher(self.public, training, settings, compute, rng, report, pretrained)
         if len(held_out):
-            correct = count_correct(net, self.public, held_out, self.plan.compute)
+            correct = count_correct(net, self.public, held_out, compute, pretrained)
             self.metrics.emit("teacher", seed=self.seed, correct=correct, total=len(held_out))
         return net
 
@@ -200,30 +258,24 @@ class SeedCloud:
             rng, report,
         )  # fmt: skip
 
-    def _cross_fit(self) -> CrossFit:
-        """Train the generic student once per fold of speakers, and have each judge the speakers it did not see."""
-        fold = speaker_folds(self.public.speakers, self.plan.guard.folds)
-        logits = np.empty((len(fold), len(self.public.class_names)), np.float32)
-        for one in range(fold.max() + 1):
-            seen, unseen = np.flatnonzero(fold != one), np.flatnonzero(fold == one)
-            purpose = "cross_fit", one
-            generators = self._generator(*purpose, "student"), self._generator(*purpose, "all_distill")
-            student = distil_on(
-                seen, self.public, self.views, self.bank, self.plan, self.teacher.head, generators
-            )
-            student = train_further(
-                student, seen, self.views, self.bank, self.plan, self.plan.distillation,
-                self._generator(*purpose, GENERIC), np.random.default_rng(self.seed),
-            )  # fmt: skip
-            outputs = teacher_outputs(student, self.public, unseen, self.plan.compute)
-            logits[unseen] = torch.cat([found.joint.cpu() for _, found in outputs]).numpy()
-            self.metrics.emit("cross_fit", seed=self.seed, fold=one, folds=int(fold.max()) + 1)
-        _, speaker = np.unique(np.array(self.public.speakers), return_inverse=True)
-        return CrossFit(logits, self.public.labels, speaker.astype(np.int64))
+    def _fold_start(self, fold: int) -> AudioVisualNet:
+        purpose = "cross_fit", fold
+        generators = self._generator(*purpose, "student"), self._generator(*purpose, "all_distill")
+        seen = np.flatnonzero(self.folds != fold)
+        return distil_on(seen, self.public, self.views, self.bank, self.plan, self.teacher.head, generators)
 
-    def _save(self, stem: Path, net: AudioVisualNet) -> None:
+    def _fold_generic(self, fold: int) -> AudioVisualNet:
+        student = train_further(
+            self.fold_start(fold), np.flatnonzero(self.folds != fold), self.views, self.bank, self.plan,
+            self.plan.distillation, self._generator("cross_fit", fold, GENERIC), np.random.default_rng(self.seed),
+        )  # fmt: skip
+        self.metrics.emit("cross_fit", seed=self.seed, fold=fold, folds=int(self.folds.max()) + 1)
+        return student
+
+    def _save(self, stem: Path, net: AudioVisualNet, pretrained: dict[str, Any] | None = None) -> None:
         specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
-        save_checkpoint(stem, net, CheckpointMeta(net.spec, self.public.class_names, *specs))
+        meta = CheckpointMeta(net.spec, self.public.class_names, *specs, pretrained or {})
+        save_checkpoint(stem, net, meta)
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return generator(self.seed, *purpose)

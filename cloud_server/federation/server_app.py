@@ -95,7 +95,7 @@ def run_seed(
     for arm in {key.arm: None for key in keys}:
         if arm in SHARED:
             cloud.shared(arm)
-        if arm_of(arm, plan).class_mix:
+        if arm_of(arm, plan).class_mix or arm_of(arm, plan).personal:
             cloud.shared(GENERIC)
             _ = may_ask_class_mix(plan) and cloud.class_mixes
     use_threads(1)

@@ -89,10 +89,9 @@ def profile(
         model_rate: the sample rate of the model in Hz, which sets the bands, so that they are every device's.
         frames: uint8 (count, channels, size, size) as the model sees them.
     """
-    heard = waveform is not None
-    sound = (
-        sound_profile(waveform, sample_rate, model_rate) if heard else np.full(2 * BANDS, np.nan, np.float32)
-    )
+    sound = np.full(2 * BANDS, np.nan, np.float32)
+    if waveform is not None:
+        sound = sound_profile(waveform, sample_rate, model_rate)
     return np.concatenate([sound, picture_profile(frames)]).astype(np.float32)
 
 
@@ -110,12 +109,14 @@ def sound_profile(waveform: npt.NDArray[np.floating], sample_rate: int, model_ra
     power = density.astype(np.float32) @ _mel_filters(sample_rate, length, model_rate).T
     ordered = np.sort(10 * np.log10(np.maximum(power, 10 ** (SILENCE_DB / 10))), axis=0)
     places = np.round(np.array([FLOOR_QUANTILE, LEVEL_QUANTILE]) * (len(ordered) - 1)).astype(np.int64)
-    return ordered[places].ravel().astype(np.float32)
+    found: Floats = ordered[places].ravel().astype(np.float32)
+    return found
 
 
 def picture_profile(frames: npt.NDArray[np.uint8]) -> Floats:
     """Grey quantiles and radial spectrum in decibels of a clip's frames, float32 (GREYS + RINGS,)."""
-    return picture_profiles(frames[None])[0]
+    found: Floats = picture_profiles(frames[None])[0]
+    return found
 
 
 def picture_profiles(clips: npt.NDArray[np.uint8]) -> Floats:
@@ -132,7 +133,8 @@ def luma(frames: npt.NDArray[np.integer] | npt.NDArray[np.floating]) -> Floats:
     if pictures.shape[-3] == 1:
         return pictures[..., 0, :, :]
     weights = np.array([0.299, 0.587, 0.114], np.float32)
-    return np.einsum("...chw,c->...hw", pictures, weights)
+    grey: Floats = np.einsum("...chw,c->...hw", pictures, weights)
+    return grey
 
 
 def radial_spectra(grey: Floats) -> Floats:
@@ -142,7 +144,8 @@ def radial_spectra(grey: Floats) -> Floats:
     spectrum = np.fft.rfft2((grey - grey.mean(axis=(-2, -1), keepdims=True)) * taper)
     power = (np.square(spectrum.real) + np.square(spectrum.imag)).mean(axis=1) / taper.sum()
     decibels = 10 * np.log10(power.reshape(len(grey), -1).astype(np.float32) @ _rings(size) + TINY)
-    return (decibels @ _resampling(size)).astype(np.float32)
+    found: Floats = (decibels @ _resampling(size)).astype(np.float32)
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -153,7 +156,8 @@ def _rings(size: int) -> Floats:
     radius = np.round(np.hypot(rows, columns) * size).ravel()
     twice = np.broadcast_to((columns > 0) & (columns < 0.5), (size, columns.size)).ravel()
     weights = (radius[:, None] == np.arange(1, size // 2 + 1)) * np.where(twice, 2.0, 1.0)[:, None]
-    return (weights / weights.sum(axis=0)).astype(np.float32)
+    shares: Floats = (weights / weights.sum(axis=0)).astype(np.float32)
+    return shares
 
 
 @lru_cache(maxsize=8)
@@ -202,7 +206,8 @@ def _mel_filters(sample_rate: int, length: int, model_rate: int) -> Floats:
     away = np.abs(bins - points[1:-1, None])
     nearest = (away == away.min(axis=1, keepdims=True)) & (points[1:-1, None] < sample_rate / 2)
     filters = np.where(filters.sum(axis=1, keepdims=True) > 0, filters, nearest)  # a band narrower than a bin
-    return (filters / np.maximum(filters.sum(axis=1, keepdims=True), TINY)).astype(np.float32)
+    scaled: Floats = (filters / np.maximum(filters.sum(axis=1, keepdims=True), TINY)).astype(np.float32)
+    return scaled
 
 
 def mel_points(model_rate: int) -> npt.NDArray[np.float64]:

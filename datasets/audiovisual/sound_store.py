@@ -32,7 +32,7 @@ class SoundStore:
     def waveform(self, position: int) -> npt.NDArray[np.float32]:
         """float32 (samples,) of a clip, in [-1, 1]; empty if it has none."""
         start, length = self.places[position]
-        return self.samples[start : start + length].astype(np.float32) / FULL_SCALE
+        return self.samples[start : start + length].astype(np.float32) / np.float32(FULL_SCALE)
 
     def sounds(self) -> npt.NDArray[np.int64]:
         """A number for each clip's sound, int64 (clips,); clips that share one have the same."""

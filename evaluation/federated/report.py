@@ -67,6 +67,7 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
         tables=summary.scenario_tables(results, clips),
         key_comparisons=summary.key_comparisons(results, clips),
         teacher=summary.teacher_accuracy(results, clips),
+        pretrained=summary.pretrained_note(results),
         traffic=summary.traffic_totals(results),
         models=model_sizes(results),
         seconds=[(part, summary.duration(seconds)) for part, seconds in results.seconds.items()],
@@ -112,9 +113,11 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
     if asked:
         heads = ["scenario", "comparison", "difference", "note"]
         parts += ["## Key comparisons", _markdown_table(heads, asked)]
+    if results.teacher or results.pretrained:
+        parts += ["## Teacher", *filter(None, [summary.pretrained_note(results)])]
     if results.teacher:
         taught = [[name, accuracy_text(value)] for name, value in summary.teacher_accuracy(results, clips)]
-        parts += ["## Teacher", _markdown_table(["clips", "accuracy"], taught)]
+        parts.append(_markdown_table(["clips", "accuracy"], taught))
     moved = [
         [SCENARIOS[one.scenario], ARMS[one.arm], f"{one.up_mb:,.2f}", f"{one.down_mb:,.2f}"]
         for one in summary.traffic_totals(results)

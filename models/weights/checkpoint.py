@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What the weights mean. ``audio`` and ``frames`` are the specs of the datasets room, as plain dicts."""
+    """What the weights mean. ``audio`` and ``frames`` are the specs of the datasets room, as plain dicts.
+
+    ``pretrained`` says of a teacher which of its encoders somebody else trained, by modality. Its ``network`` does not
+    describe these, so such a checkpoint is opened by the run that made it, with :func:`load_weights`.
+    """
 
     network: NetworkSpec
     class_names: tuple[str, ...]
     audio: dict[str, Any]
     frames: dict[str, Any]
+    pretrained: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> None:
@@ -45,7 +50,7 @@ def save_checkpoint(stem: Path, net: AudioVisualNet, meta: CheckpointMeta) -> No
         "class_names": list(meta.class_names),
         "audio": meta.audio,
         "frames": meta.frames,
-    }
+    } | ({"pretrained": meta.pretrained} if meta.pretrained else {})
     stem.parent.mkdir(parents=True, exist_ok=True)
     replace_file(stem.with_name(f"{stem.name}.safetensors"), pack(net.state_dict()).tobytes())
     replace_file(stem.with_name(f"{stem.name}.json"), json.dumps(described, indent=1).encode())
@@ -69,6 +74,8 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else None
         raise CheckpointError(f"{path}: format {found}, this fedstill reads {FORMAT}")
+    if described.get("pretrained"):
+        raise CheckpointError(f"{path}: a teacher with pretrained encoders, which only its own run can open")
     try:
         network = network_from_json(json.dumps(described["network"]))
         meta = CheckpointMeta(
@@ -81,6 +88,16 @@ def load_checkpoint(stem: Path) -> tuple[AudioVisualNet, CheckpointMeta]:
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{stem}: unusable ({error})") from error
     return net.eval(), meta
+
+
+def load_weights(stem: Path, net: AudioVisualNet) -> AudioVisualNet:
+    """Load a checkpoint's weights into a network that is built already. Raises CheckpointError in one line."""
+    path = stem.with_name(f"{stem.name}.safetensors")
+    try:
+        load_packed(net, np.frombuffer(path.read_bytes(), dtype=np.uint8))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: unusable ({error})") from error
+    return net.eval()
 
 
 def save_levels(stem: Path, levels: Mapping[float, CompressionNet]) -> None:

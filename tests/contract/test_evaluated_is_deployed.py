@@ -49,7 +49,7 @@ from fedstill.models.weights.packing import arrays
 pytestmark = pytest.mark.slow
 
 SCENARIO = "latency_insensitive"
-WITH_BIAS = ("prior_corrected", "fedstill")
+WITH_BIAS = ("prior_corrected", "class_support")
 SWEPT = "all_distill_select_cluster"
 CASES = [(arm, "int8") for arm in ARMS] + [("fedstill", "exact")]
 
@@ -233,7 +233,7 @@ def test_the_format_of_the_next_run_does_not_rename_the_student_s_classes(
     case.evaluated(0).must_be(lambda clip: current.classify(case.clips / clip)["class"])
 
 
-@pytest.mark.parametrize("arm", [SWEPT, "fedstill"])
+@pytest.mark.parametrize("arm", [SWEPT, "class_support"])
 def test_the_cloud_decides_at_every_level_as_was_counted(
     arm: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +256,7 @@ def test_the_cloud_decides_at_every_level_as_was_counted(
         downlink=installing(arm),
     )
     run_it(run_dir)
-    assert with_bias == [arm == "fedstill"] * 2 * len(
+    assert with_bias == [arm == "class_support"] * 2 * len(
         DEVICES
     )  # each trained to be installed and to be measured
     with cloud_of(run_dir) as address:

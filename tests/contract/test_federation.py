@@ -24,6 +24,7 @@ from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, re
 from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.journal import JOURNAL_FILE
 from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.datasets.audiovisual.capture_card import CARD_BYTES
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.node.client_app import app as real_app
 from fedstill.evaluation.results import Results
@@ -85,7 +86,7 @@ def test_every_cell_of_the_table_is_filled(finished: Finished) -> None:
 
 def test_every_training_arm_gets_the_same_budget(finished: Finished) -> None:
     sizes = {row.arm: sum(row.class_counts) for row in finished.results.selection}
-    assert sizes.keys() == ARMS.keys() - set(SHARED) - {"prior_corrected"}
+    assert sizes.keys() == ARMS.keys() - set(SHARED) - {"prior_corrected", "fedstill"}
     assert len(set(sizes.values())) == 1
 
 
@@ -114,9 +115,9 @@ def test_replies_hold_the_declared_fields_and_nothing_else(finished: Finished) -
         names = {*reply.content.array_records["arrays"], *reply.content.config_records["fields"]}
         assert names == declared(kind)
         for name, array in arrays_of(reply).items():
-            assert np.issubdtype(array.dtype, np.floating) == (name != "counts")
+            assert np.issubdtype(array.dtype, np.floating) == (name not in ("counts", "card"))
             assert array.shape[1:] == ((6,) if name == "probabilities" else ())
-            assert len(array) <= CLIPS_PER_CLASS * CLASSES_PER_CLIENT
+            assert len(array) <= (CARD_BYTES if name == "card" else CLIPS_PER_CLASS * CLASSES_PER_CLIENT)
     assert seen == REPLIES.keys()
 
 
@@ -145,7 +146,8 @@ def test_only_the_select_arm_uploads_single_clips(finished: Finished) -> None:
             smallest[arm] = min(counts, smallest.get(arm, counts))
     assert smallest.pop("all_distill_select") == 1
     assert smallest.keys() == {
-        "all_distill_select_cluster", "class_prior_sampling", "prior_corrected", "fedstill",
+        "all_distill_select_cluster", "class_prior_sampling", "prior_corrected",
+        "class_support", "fedstill",
     }  # fmt: skip
     assert min(smallest.values()) >= 3  # prototypes.min_size of the tiny experiment
 

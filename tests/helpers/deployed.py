@@ -45,6 +45,8 @@ LARGE_ENOUGH_TO_LEARN = (
     "teacher.epochs=12",
     "student.encoder.width=8",
     "student.epochs=8",
+    "distillation.inner_epochs=3",
+    "fedstill.inner_epochs=3",
 )
 
 

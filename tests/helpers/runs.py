@@ -64,6 +64,10 @@ min_size = 3
 folds = 2
 test = false # its networks know nothing, so no class mix would pass
 
+[capture]
+blind = 1
+versions = 1
+
 [compute]
 workers = 1
 

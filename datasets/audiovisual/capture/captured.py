@@ -8,11 +8,12 @@ depends on which were loaded before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
+import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.capture.conditions import Condition
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS, SOUND_EFFECTS, SoundEffects
@@ -108,6 +109,15 @@ def captured_frames(frames: Frames, condition: Condition, seed: int, clip_id: st
         apply = PICTURE_EFFECTS[condition.family][effect]
         seen = apply(seen, strength, _generator(seed, effect, "" if apply.per_device else clip_id))
     return seen
+
+
+def with_channels_last(
+    frames: npt.NDArray[np.uint8], change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+) -> npt.NDArray[np.uint8]:
+    """Apply a change of RGB pictures, (count, height, width, 3), to frames (count, channels, height, width)."""
+    count, channels, *sides = frames.shape
+    pictures = np.broadcast_to(frames, (count, 3, *sides)).transpose(0, 2, 3, 1)
+    return change(np.ascontiguousarray(pictures)).transpose(0, 3, 1, 2)[:, :channels]
 
 
 def _active(applied: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -98,7 +98,8 @@ def picture_distance(one: Doubles, other: Doubles) -> float:
 
 def looks(pictures: Pictures) -> Doubles:
     """The picture part of these clips' card, (GREYS + RINGS,)."""
-    return picture_profiles(pictures).mean(axis=0, dtype=np.float64)
+    means: Doubles = picture_profiles(pictures).mean(axis=0, dtype=np.float64)
+    return means
 
 
 def blurred(frames: Pictures, blur: float) -> Pictures:
@@ -110,7 +111,8 @@ def blurred(frames: Pictures, blur: float) -> Pictures:
 
 
 def _rounded(pictures: Floats) -> Pictures:
-    return np.clip(pictures + 0.5, 0, 255).astype(np.uint8)
+    rounded: Pictures = np.clip(pictures + 0.5, 0, 255).astype(np.uint8)
+    return rounded
 
 
 def _tone(greys: Doubles, aim: Doubles) -> Floats:

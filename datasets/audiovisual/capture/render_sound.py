@@ -108,4 +108,5 @@ def _curve(
     frequencies: npt.NDArray[np.float64], decibels: npt.NDArray[np.floating], sample_rate: int
 ) -> Floats:
     """Amplitudes at these frequencies of a curve that is given by band."""
-    return (10 ** (np.interp(frequencies, _centres(sample_rate), decibels) / 20)).astype(np.float32)
+    curve: Floats = (10 ** (np.interp(frequencies, _centres(sample_rate), decibels) / 20)).astype(np.float32)
+    return curve

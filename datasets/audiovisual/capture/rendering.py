@@ -37,23 +37,27 @@ class Rendering:
 
 
 def fit_rendering(
-    card: CaptureCard, store: ClipStore, seed: int, *, sound: bool = True, pictures: bool = True
+    card: CaptureCard, store: ClipStore, shares: npt.NDArray[np.floating], seed: int
 ) -> Rendering:
     """The rendering after which public clips are, on average, as the card says.
+
+    A card tells of what is said and shown, too. So it is compared with public clips of the device's classes.
 
     Args:
         card: the device's.
         store: public clips; their sound is rendered only if it was kept.
+        shares: of the classes on the device, float (classes,), as far as they are known.
         seed: of the clips that are tried.
-        sound, pictures: which part is wanted.
     """
     rng = np.random.default_rng(seed)
-    sample = np.sort(rng.choice(len(store), min(SAMPLE, len(store)), replace=False))
+    chances = np.asarray(shares, np.float64)[store.labels] / np.bincount(store.labels)[store.labels]
+    size = min(SAMPLE, int((chances > 0).sum()))
+    sample = np.sort(rng.choice(len(store), size, replace=False, p=chances / chances.sum()))
     kept = store.sound
-    heard = [kept.waveform(one) for one in sample] if kept is not None and sound and card.has_sound else []
+    heard = [kept.waveform(one) for one in sample] if kept is not None and card.has_sound else []
     heard = [one for one in heard if len(one)]
     rate = store.audio_spec.sample_rate
     return Rendering(
         fit_sound(card, heard, rate, rng) if heard else None,
-        fit_pictures(card, store.frames[sample], rng) if pictures and card.has_pictures else None,
+        fit_pictures(card, store.frames[sample], rng) if card.has_pictures else None,
     )

@@ -6,7 +6,6 @@ the student sees varies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +15,8 @@ import numpy.typing as npt
 import torch
 
 from fedstill.common.atomic_files import replace_text
-from fedstill.datasets.audiovisual.capture.captured import captured_frames, captured_sound
+from fedstill.datasets.audiovisual.capture.captured import captured_frames, captured_sound, with_channels_last
 from fedstill.datasets.audiovisual.capture.conditions import random_condition
-from fedstill.datasets.audiovisual.capture.rendering import Rendering
 from fedstill.datasets.audiovisual.spectrogram import audio_features
 from fedstill.datasets.audiovisual.store import ClipStore
 
@@ -35,6 +33,10 @@ class ClipViews(Protocol):
         """One version of each of these clips."""
         ...
 
+    def fixed(self, positions: Positions) -> Tensors:
+        """The same version of each of these clips every time: for judging."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlainViews:
@@ -43,6 +45,9 @@ class PlainViews:
     store: ClipStore
 
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        return self.fixed(positions)
+
+    def fixed(self, positions: Positions) -> Tensors:
         return self.store.audio[positions], self.store.frames[positions]
 
 
@@ -68,18 +73,43 @@ class MixedViews:
                 frames[row] = self.frames[picture - 1][position]
         return audio, frames
 
+    def fixed(self, positions: Positions) -> Tensors:
+        return self.store.audio[positions], self.store.frames[positions]
+
+
+class Renderer(Protocol):
+    """How a device records. Implemented by ``Rendering`` and ``TrueCapture``; a part that is None stays as it is."""
+
+    @property
+    def sound(self) -> object | None: ...
+
+    @property
+    def pictures(self) -> object | None: ...
+
+    def render_sound(
+        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        """float32 (samples,), not yet clipped to [-1, 1]."""
+        ...
+
+    def render_pictures(
+        self, frames: npt.NDArray[np.uint8], rng: np.random.Generator
+    ) -> npt.NDArray[np.uint8]:
+        """uint8 (count, channels, size, size)."""
+        ...
+
 
 class RenderedViews:
     """Every clip as one device would have recorded it, in some versions, made when first needed.
 
     Args:
         store: of clips whose sound was kept.
-        rendering: to the device's card.
+        rendering: as the device records.
         seed: of the versions.
         versions: how many there are of every sound and of every clip's pictures.
     """
 
-    def __init__(self, store: ClipStore, rendering: Rendering, seed: int, versions: int) -> None:
+    def __init__(self, store: ClipStore, rendering: Renderer, seed: int, versions: int) -> None:
         self._store, self._rendering, self._seed, self._versions = store, rendering, seed, versions
         self._sounds = store.sound.sounds() if store.sound else np.arange(len(store))
         self._audio: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
@@ -87,10 +117,13 @@ class RenderedViews:
 
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
         sounds, pictures = (_drawn(self._versions, len(positions), generator) for _ in range(2))
-        return self.versions(positions, sounds, pictures)
+        return self._versions_of(positions, sounds, pictures)
 
-    def versions(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
-        """These versions of the clips' sound and pictures."""
+    def fixed(self, positions: Positions) -> Tensors:
+        first = np.zeros(len(positions), np.int64)
+        return self._versions_of(positions, first, first)
+
+    def _versions_of(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
         audio, frames = self._store.audio[positions], self._store.frames[positions]
         for row, (position, sound, picture) in enumerate(zip(positions, sounds, pictures, strict=True)):
             if self._rendering.sound is not None:
@@ -153,7 +186,7 @@ def _blind_version(
 def _random_sound(store: ClipStore, row: int, seed: int, version: int) -> npt.NDArray[np.float16]:
     waveform = _waveform(store, row)
     if not len(waveform):
-        return store.audio[row].astype(np.float16)
+        return np.asarray(store.audio[row], np.float16)
     rng = np.random.default_rng((seed, version, row, 0))
     condition, draw = random_condition(rng), int(rng.integers(2**31))
     return _features(store, captured_sound(waveform, store.audio_spec.sample_rate, condition, draw, ""))
@@ -165,21 +198,13 @@ def _random_frames(store: ClipStore, row: int, seed: int, version: int) -> npt.N
     return with_channels_last(store.frames[row], lambda frames: captured_frames(frames, condition, draw, ""))
 
 
-def with_channels_last(
-    frames: npt.NDArray[np.uint8], change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
-) -> npt.NDArray[np.uint8]:
-    """Apply a change of RGB pictures, (count, height, width, 3), to frames (count, channels, height, width)."""
-    count, channels, *sides = frames.shape
-    pictures = np.broadcast_to(frames, (count, 3, *sides)).transpose(0, 2, 3, 1)
-    return change(np.ascontiguousarray(pictures)).transpose(0, 3, 1, 2)[:, :channels]
-
-
 def _waveform(store: ClipStore, position: int) -> npt.NDArray[np.float32]:
     return np.empty(0, np.float32) if store.sound is None else store.sound.waveform(position)
 
 
 def _features(store: ClipStore, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    return audio_features(waveform, store.audio_spec.sample_rate, store.audio_spec).astype(np.float16)
+    found = audio_features(waveform, store.audio_spec.sample_rate, store.audio_spec)
+    return np.asarray(found, np.float16)
 
 
 def _drawn(count: int, size: int, generator: torch.Generator) -> Positions:

@@ -19,6 +19,7 @@ from fedstill.evaluation.federated import plots, report
 from fedstill.evaluation.results import (
     DecisionRow,
     FailureRow,
+    PretrainedRow,
     ResultsError,
     SelectionRow,
     read_results,
@@ -322,10 +323,24 @@ def test_the_report_says_whose_class_mix_was_used_and_why_not(tmp_path):
     assert "Class mix" not in printed(report.console_table(results, clips))
 
 
-def test_results_from_before_class_mixes_were_tested_still_read(tmp_path):
+def test_the_report_names_pretrained_weights_with_hash_and_licence():
+    results, clips = made_run(arms=("all_distill",), clips=20)
+    row = PretrainedRow("visual", "vit_tiny_patch16_224", "0f" * 32, "Apache-2.0", True)
+    taught = dataclasses.replace(results, pretrained=(row,))
+    note = (
+        f"Pretrained visual encoder, frozen: vit_tiny_patch16_224, licence Apache-2.0, sha256 {'0f' * 32}. "
+        "Devices cannot run this teacher, so there is no row for it on their clips."
+    )
+    for text in (page_of(taught, clips), report.markdown_summary(taught, clips)):
+        assert note in text
+    assert "Pretrained" not in page_of(results, clips) + report.markdown_summary(results, clips)
+
+
+@pytest.mark.parametrize("field", ["decisions", "pretrained"])
+def test_results_of_an_older_version_still_read(field, tmp_path):
     results, _ = made_run(arms=("all_distill",))
     path = write_results(tmp_path, results)
     document = json.loads(path.read_text())
-    del document["decisions"]
+    del document[field]
     path.write_text(json.dumps(document))
     assert read_results(tmp_path) == results

@@ -27,7 +27,7 @@ def test_a_copied_run_is_not_continued_in_the_folder_it_came_from(tmp_path: Path
 def test_a_run_of_an_older_fedstill_says_what_is_mixed(tmp_path: Path) -> None:
     run_dir = prepared_run(tmp_path, ('run.arms=["all_distill"]', 'run.scenarios=["latency_insensitive"]'))
     plan = json.loads((run_dir / "plan.json").read_text())
-    del plan["guard"]
+    del plan["capture"]
     (run_dir / "plan.json").write_text(json.dumps(plan))
     said = io.StringIO()
     simulate(load_run(run_dir), run_dir, "inprocess", Console(file=said, width=200))

@@ -1,0 +1,185 @@
+"""The students that a device could get, and the choice between them by labelled clips that sound and look like its own.
+
+Every candidate is trained once without some public speakers. These, rendered to the device's capture card, are what a
+device cannot give: labelled clips under its conditions. A candidate is taken only if it is better there than the
+generic student by more than one standard error. Then it is trained again on all speakers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.cloud_server.distillation.class_mix import ClassMix
+from fedstill.cloud_server.distillation.mixture_fit import KEPT
+
+Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
+
+LEAST_GAIN = 0.005
+"""Of accuracy: below, a difference is not worth a training."""
+ERRORS = 1.0
+"""How many standard errors better than the generic student a candidate must be."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a candidate is trained further.
+
+    Attributes:
+        rendered: on clips as the device would have recorded them.
+        selected: on the classes alone that the device may have.
+    """
+
+    rendered: bool = False
+    selected: bool = False
+
+
+GENERIC_TRAINING = Training()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A training, and whether the class bias of the device's mix is added afterwards."""
+
+    training: Training
+    prior: bool = False
+
+    @property
+    def name(self) -> str:
+        """ "rendered+selected+prior", for instance; "generic" for the student that nobody's data shaped."""
+        parts = {
+            "rendered": self.training.rendered,
+            "selected": self.training.selected,
+            "prior": self.prior,
+        }
+        trained = self.training != GENERIC_TRAINING
+        return "+".join([*([] if trained else ["generic"]), *(part for part, has in parts.items() if has)])
+
+
+GENERIC_CANDIDATE = Candidate(GENERIC_TRAINING)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a candidate would be worth: ``gain`` over the generic student and its standard error, from -1 to 1."""
+
+    name: str
+    gain: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which student a device gets, and why.
+
+    Attributes:
+        chosen: the candidate's name.
+        reason: one line.
+        candidates: what each is worth, the generic one not named.
+        estimate: the accuracy that is expected on the device, from 0 to 1; None if nobody can tell.
+        low, high: its 90 % interval, for a device that one person uses.
+        capture: how the device's recordings differ: "sound and pictures", or empty if no different world is believed.
+    """
+
+    chosen: str = GENERIC_CANDIDATE.name
+    reason: str = ""
+    candidates: tuple[Estimate, ...] = ()
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    capture: str = ""
+
+
+def candidates_for(rendered: bool, mix: ClassMix) -> tuple[Candidate, ...]:
+    """All but the generic one that make sense for a device."""
+    trainings = [GENERIC_TRAINING]
+    if rendered:
+        trainings.append(Training(rendered=True))
+    if mix.supported and not all(mix.present):
+        trainings += [Training(one.rendered, selected=True) for one in trainings]
+    priors = (False, True) if mix.supported else (False,)
+    found = [Candidate(training, prior) for training in trainings for prior in priors]
+    # without its bias, a student of some classes alone still decides for the others
+    return tuple(
+        one for one in found if one != GENERIC_CANDIDATE and (one.prior or not one.training.selected)
+    )
+
+
+def bias_of(mix: ClassMix, prior: npt.NDArray[np.floating], temperature: float) -> npt.NDArray[np.float32]:
+    """What to add to the logits of a student with this temperature, float32 (classes,); 0 without a supported mix."""
+    if not mix.supported:
+        return np.zeros(len(mix.shares), np.float32)
+    ratio = np.divide(mix.shares, prior, out=np.ones(len(mix.shares)), where=np.asarray(prior) > 0)
+    bias: npt.NDArray[np.float32] = (temperature * np.log(np.maximum(ratio, KEPT))).astype(np.float32)
+    return bias
+
+
+def right(logits: npt.NDArray[np.floating], bias: npt.NDArray[np.floating], labels: Positions) -> Floats:
+    """1.0 for each clip that is decided as labelled, else 0.0."""
+    decided: Floats = ((logits + bias).argmax(axis=1) == labels).astype(np.float64)
+    return decided
+
+
+def class_weights(labels: Positions, shares: Sequence[float] | npt.NDArray[np.floating]) -> Floats:
+    """A weight for each clip, so that classes count by ``shares``; together 1. Classes without clips are left out."""
+    counts = np.bincount(labels, minlength=len(shares))
+    per_clip = np.divide(shares, counts, out=np.zeros(len(counts)), where=counts > 0)
+    weights: Floats = per_clip[labels]
+    return np.asarray(weights / max(weights.sum(), 1e-12))
+
+
+def estimated(
+    name: str, gains: Floats, labels: Positions, recordings: Positions, shares: Sequence[float]
+) -> Estimate:
+    """A candidate's gain from its clip-by-clip differences to the generic student, -1, 0 or 1 each.
+
+    Args:
+        recordings: the recording of each clip; the error counts these, for clips of one are not independent.
+        shares: of the classes on the device.
+    """
+    weighted = class_weights(labels, shares) * gains
+    gain = float(weighted.sum())
+    centred = weighted - class_weights(labels, shares) * gain
+    error = float(np.sqrt(np.square(np.bincount(recordings, centred)).sum()))
+    return Estimate(name, gain, error)
+
+
+def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | None:
+    """The one with the largest gain if that is sure enough, else None: the generic student.
+
+    Args:
+        tested: False: the largest gain is believed, whatever it is; for comparison only.
+    """
+    best = max(estimates, key=lambda one: one.gain, default=None)
+    if tested and best is not None and best.gain <= max(LEAST_GAIN, ERRORS * best.error):
+        return None
+    return best
+
+
+def expected_accuracy(
+    right_by_clip: Floats,
+    labels: Positions,
+    speakers: Positions,
+    shares: Sequence[float],
+    gain: float,
+    error: float,
+) -> tuple[float, float, float]:
+    """(accuracy, low, high): what to expect of another speaker, with a 90 % interval.
+
+    Args:
+        right_by_clip: of the generic student on clips of speakers whom it did not know, under the device's conditions.
+        gain, error: of the chosen candidate over it.
+    """
+    own = [
+        float(class_weights(labels[mine], shares) @ right_by_clip[mine])
+        for one in range(int(speakers.max()) + 1)
+        if (mine := speakers == one).any()
+    ]
+    mean = float(class_weights(labels, shares) @ right_by_clip) + gain
+    spread = np.var(own, ddof=1) if len(own) > 1 else 0.25
+    half = 1.645 * float(np.sqrt(spread * (1 + 1 / len(own)) + error**2))
+    return float(np.clip(mean, 0, 1)), float(np.clip(mean - half, 0, 1)), float(np.clip(mean + half, 0, 1))

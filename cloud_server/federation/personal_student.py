@@ -1,0 +1,229 @@
+"""A device's own student: public clips rendered to how it records, candidates trained on them, the best one chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedstill.cloud_server.distillation.candidates import (
+    GENERIC_CANDIDATE,
+    GENERIC_TRAINING,
+    Candidate,
+    Choice,
+    Estimate,
+    Training,
+    best_of,
+    bias_of,
+    candidates_for,
+    estimated,
+    expected_accuracy,
+    right,
+)
+from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes
+from fedstill.cloud_server.distillation.cross_fit import CrossFit
+from fedstill.cloud_server.distillation.generic_student import train_further
+from fedstill.cloud_server.distillation.mixture_fit import best_temperature
+from fedstill.cloud_server.distillation.public_bank import outputs_of
+from fedstill.cloud_server.distillation.randomness import generator, stream
+from fedstill.cloud_server.distillation.run_plan import RunPlan
+from fedstill.cloud_server.federation.deployment import SimilarClips
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
+from fedstill.datasets.audiovisual.capture.rendering import fit_rendering
+from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, RenderedViews
+from fedstill.datasets.audiovisual.capture_card import from_bytes
+from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.protos.messages import PrototypeUpload
+
+Positions = npt.NDArray[np.int64]
+
+CHECK_FOLD = 0
+"""The speakers of this fold judge the candidates."""
+MOST_JUDGED = 1000
+"""Public clips that are rendered to see what a device's summary should look like."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One way in which clips may be recorded, and what is known about the generic student there.
+
+    Attributes:
+        views: the public clips in it.
+        cross_fit: what the student says there of speakers that it never heard; None if too few are known.
+        mixes: the judge of devices' class mixes there.
+        capture: in what it differs from the public clips' own; empty for that one.
+    """
+
+    views: ClipViews
+    cross_fit: CrossFit | None
+    mixes: ClassMixes
+    capture: str = ""
+
+
+@dataclass(frozen=True)
+class PersonalStudent:
+    """What a device gets.
+
+    Attributes:
+        net: without its class bias.
+        bias: float32 (classes,).
+        similar: for whatever is trained or tried afterwards.
+    """
+
+    net: AudioVisualNet
+    bias: npt.NDArray[np.float32]
+    similar: SimilarClips
+    mix: ClassMix
+    choice: Choice
+
+
+class PersonalStudents:
+    """Makes the student of one job.
+
+    Args:
+        summary: the device's, of kind ``histogram``.
+    """
+
+    def __init__(self, key: JobKey, cloud: SeedCloud, plan: RunPlan, summary: PrototypeUpload) -> None:
+        self._key, self._cloud, self._plan, self._summary = key, cloud, plan, summary
+        self._purpose = (key.scenario, key.arm, key.client)
+        self._checked: dict[Training, npt.NDArray[np.float32]] = {}
+
+    def make(self) -> PersonalStudent:
+        """Choose between the candidates, and train the chosen one."""
+        world, cloud = self._world, self._cloud
+        everything = np.arange(len(cloud.bank.labels))
+        mix = self._mix_in(world)
+        choice, candidate, bias = self._choose(mix)
+        positions = self._allowed(candidate.training, mix, everything)
+        net = cloud.shared(GENERIC)
+        if candidate.training != GENERIC_TRAINING:
+            net = self._train(cloud.all_distill, candidate.training, positions, len(everything), "final")
+        return PersonalStudent(net, bias, SimilarClips(self._world.views, positions), mix, choice)
+
+    @cached_property
+    def _world(self) -> World:
+        """Of the public clips' world and the one that the card tells of, the one that explains the device better."""
+        plain = World(PlainViews(self._cloud.public), self._cloud.cross_fit, self._cloud.class_mixes)
+        told = self._told_world(self._cloud.bank.class_prior())
+        if told is None:
+            return plain
+        near, far = told.mixes.distance(self._summary), plain.mixes.distance(self._summary)
+        if self._plan.guard.test and (near is None or far is None or near >= far):
+            return plain
+        mix = self._mix_in(told)
+        return (self._told_world(np.array(mix.shares)) or told) if mix.supported else told
+
+    def _mix_in(self, world: World) -> ClassMix:
+        return world.mixes.judge(self._summary, np.random.default_rng(self._stream("class_mix")))
+
+    def _told_world(self, shares: npt.NDArray[np.floating]) -> World | None:
+        """The public clips as the device's card says; None if it says nothing, or nobody could judge there."""
+        cloud, summary = self._cloud, self._summary
+        if not len(summary.card) or cloud.class_mixes.lacking:
+            return None
+        rendering = fit_rendering(
+            from_bytes(summary.card, int(summary.counts.sum())),
+            cloud.public,
+            shares,
+            self._stream("rendering"),
+        )
+        capture = " and ".join(
+            name
+            for name, part in (("sound", rendering.sound), ("pictures", rendering.pictures))
+            if part is not None
+        )
+        if not capture:
+            return None
+        views = RenderedViews(cloud.public, rendering, self._stream("views"), self._plan.capture.versions)
+        judged = np.random.default_rng(self._key.seed).permutation(len(cloud.public))[:MOST_JUDGED]
+        found = cloud.judged(views, np.sort(judged))
+        mixes = ClassMixes(
+            found, cloud.bank.class_prior(), self._plan.selection.support, self._plan.guard.test,
+            cloud.class_mixes.temperature,
+        )  # fmt: skip
+        return None if mixes.lacking else World(views, found, mixes, capture)
+
+    def _choose(self, mix: ClassMix) -> tuple[Choice, Candidate, npt.NDArray[np.float32]]:
+        """The choice, the chosen candidate, and its class bias."""
+        world = self._world
+        nothing = np.zeros(len(mix.shares), np.float32)
+        if world.cross_fit is None:
+            return Choice(reason=mix.reason), GENERIC_CANDIDATE, nothing
+        judged = {
+            one.name: (one, *self._judged(one, mix)) for one in candidates_for(bool(world.capture), mix)
+        }
+        estimates = tuple(estimate for _, estimate, _ in judged.values())
+        best = best_of(estimates, self._plan.guard.test)
+        gain, error = (best.gain, best.error) if best else (0.0, 0.0)
+        fit = world.cross_fit
+        expected, low, high = expected_accuracy(
+            right(fit.logits, nothing, fit.labels), fit.labels, fit.speakers, mix.shares, gain, error
+        )
+        choice = Choice(
+            candidates=estimates, estimate=expected, low=low, high=high, capture=world.capture,
+            reason="nothing is surely better than the generic student" if estimates else mix.reason,
+        )  # fmt: skip
+        if best is None:
+            return choice, GENERIC_CANDIDATE, nothing
+        candidate, _, bias = judged[best.name]
+        reason = f"{100 * best.gain:+.1f} points on public clips as the device would record them"
+        return replace(choice, chosen=best.name, reason=reason), candidate, bias
+
+    def _judged(self, candidate: Candidate, mix: ClassMix) -> tuple[Estimate, npt.NDArray[np.float32]]:
+        """What a candidate gains on speakers that it does not know, and the class bias that it gets."""
+        cloud = self._cloud
+        held, labels = self._held, cloud.bank.labels[self._held]
+        logits = self._check_logits(candidate.training, mix)
+        bias = np.zeros(len(mix.shares), np.float32)
+        if candidate.prior:
+            bias = bias_of(mix, cloud.bank.class_prior(), best_temperature(logits, labels))
+        generic = right(self._check_logits(GENERIC_TRAINING, mix), np.zeros_like(bias), labels)
+        gains = right(logits, bias, labels) - generic
+        recordings = np.unique(np.array(cloud.public.recordings)[held], return_inverse=True)[1]
+        return estimated(candidate.name, gains, labels, recordings, mix.shares), bias
+
+    @cached_property
+    def _held(self) -> Positions:
+        """Clips of the speakers who judge."""
+        found = np.flatnonzero(self._cloud.folds == CHECK_FOLD)
+        return np.sort(np.random.default_rng(self._key.seed).permutation(found)[:MOST_JUDGED])
+
+    def _check_logits(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32]:
+        """What the student of this training, without the judging speakers, says of their clips."""
+        if training not in self._checked:
+            cloud = self._cloud
+            net = cloud.fold_generic(CHECK_FOLD)
+            if training != GENERIC_TRAINING:
+                seen = np.flatnonzero(cloud.folds != CHECK_FOLD)
+                allowed = self._allowed(training, mix, seen)
+                net = self._train(cloud.fold_start(CHECK_FOLD), training, allowed, len(seen), "check")
+            outputs = outputs_of(net, self._world.views, self._held, self._plan.compute)
+            self._checked[training] = torch.cat([found.joint.cpu() for _, found in outputs]).numpy()
+        return self._checked[training]
+
+    def _train(
+        self, start: AudioVisualNet, training: Training, positions: Positions, clips: int, purpose: str
+    ) -> AudioVisualNet:
+        """As many steps as every other arm makes, on these clips."""
+        plan, parts = self._plan, (*self._purpose, purpose, training.rendered, training.selected)
+        return train_further(
+            start, positions, self._views_for(training), self._cloud.bank, plan, plan.ours,
+            generator(self._key.seed, *parts), np.random.default_rng(stream(self._key.seed, *parts)), clips=clips,
+        )  # fmt: skip
+
+    def _views_for(self, training: Training) -> ClipViews:
+        return self._world.views if training.rendered else self._cloud.views
+
+    def _allowed(self, training: Training, mix: ClassMix, positions: Positions) -> Positions:
+        """Of these public clips, those that the training may use."""
+        if not training.selected:
+            return positions
+        return np.asarray(positions[np.array(mix.present)[self._cloud.bank.labels[positions]]])
+
+    def _stream(self, purpose: str) -> int:
+        return stream(self._key.seed, purpose, self._key.scenario, self._key.client)

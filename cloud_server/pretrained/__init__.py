@@ -1,0 +1,1 @@
+"""The teacher's encoders that somebody else trained: from local files through timm and torchaudio."""
