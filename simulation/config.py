@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from fedstill.cloud_server.distillation.arm_names import ARMS, DEFAULT_ARMS, SCENARIOS
+from fedstill.cloud_server.distillation.arm_names import ARMS, DEFAULT_ARMS, ROBUSTNESS_ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     CaptureSettings,
@@ -123,6 +123,9 @@ class Experiment:
                 )
         if self.partition.kind == "robustness":
             self.robustness.require_conditions()
+        strange = set(self.run.arms) & set(ROBUSTNESS_ARMS)
+        if strange and self.partition.kind != "robustness":
+            raise ValueError(f'run: arm {min(strange)!r} needs partition.kind = "robustness"')
         if self.downlink.install and self.downlink.install not in self.run.arms:
             raise ValueError(
                 f"downlink: install {self.downlink.install!r} is not one of run.arms ({', '.join(self.run.arms)})"

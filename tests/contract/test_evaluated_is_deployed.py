@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 import fedstill
 from fedstill.cli import main as cli
-from fedstill.cloud_server.distillation.arm_names import ARMS
+from fedstill.cloud_server.distillation.arm_names import DEFAULT_ARMS
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
 from fedstill.cloud_server.export.students import export_student
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 SCENARIO = "latency_insensitive"
 WITH_BIAS = ("prior_corrected", "class_support")
 SWEPT = "all_distill_select_cluster"
-CASES = [(arm, "int8") for arm in ARMS] + [("fedstill", "exact")]
+CASES = [(arm, "int8") for arm in DEFAULT_ARMS] + [("fedstill", "exact")]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from helpers.runs import copied_run, prepared_run, silent_console, table, tiny_experiment
 
-from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
+from fedstill.cloud_server.distillation.arm_names import DEFAULT_ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.arms import SHARED
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, read_events
@@ -74,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_every_cell_of_the_table_is_filled(finished: Finished) -> None:
     results = finished.results
     cells = [(row.scenario, row.arm, row.client, row.seed) for row in results.rows]
-    assert sorted(cells) == sorted(itertools.product(SCENARIOS, ARMS, (0, 1), (0,)))
+    assert sorted(cells) == sorted(itertools.product(SCENARIOS, DEFAULT_ARMS, (0, 1), (0,)))
     clips = CLIPS_PER_CLASS * CLASSES_PER_CLIENT
     assert {row.total for row in results.rows if row.scenario == "latency_insensitive"} == {clips}
     assert {row.total for row in results.rows if row.scenario == "latency_sensitive"} == {clips // 2}
@@ -86,7 +86,7 @@ def test_every_cell_of_the_table_is_filled(finished: Finished) -> None:
 
 def test_every_training_arm_gets_the_same_budget(finished: Finished) -> None:
     sizes = {row.arm: sum(row.class_counts) for row in finished.results.selection}
-    assert sizes.keys() == ARMS.keys() - set(SHARED) - {"prior_corrected", "fedstill"}
+    assert sizes.keys() == set(DEFAULT_ARMS) - set(SHARED) - {"prior_corrected", "fedstill"}
     assert len(set(sizes.values())) == 1
 
 
