@@ -29,6 +29,7 @@ from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.settings import SelectionSettings
 from fedstill.common.errors import ConfigError
+from fedstill.evaluation.robustness.baselines.label_shift import em_shares
 from fedstill.models.audiovisual.confidence import confidence_histogram
 from fedstill.protos.messages import Job, PrototypeUpload
 
@@ -37,25 +38,12 @@ from class_mix_page import Kind, Outcome, Row, by_shift, harms, page, raw, table
 from class_mix_sets import QUICK_SETS, SETS, Table
 
 DEVICES = 12  # of each kind
-EM_STEPS, EM_MOVED = 200, 1e-6
+EM_PRIOR_CLIPS = 1  # the prior counts as one clip more, so that no class is ruled out
 
 Floats = npt.NDArray[np.float64]
 
 
 KINDS = tuple(Kind(*one) for one in product((1.0, 0.5), (44, 130), (False, True)))
-
-
-def em_shares(probabilities: Floats, prior: Floats) -> Floats:
-    """The class shares behind posteriors under ``prior``, by EM; the prior counts as one clip more."""
-    shares = prior
-    for _ in range(EM_STEPS):
-        corrected = probabilities * shares / prior
-        corrected /= corrected.sum(axis=1, keepdims=True)
-        updated = (corrected.sum(axis=0) + prior) / (len(probabilities) + 1)
-        moved, shares = np.abs(updated - shares).max(), updated
-        if moved < EM_MOVED:
-            break
-    return shares
 
 
 def device(table: Table, kind: Kind, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -88,7 +76,8 @@ def judge(
         confidence_histogram(probabilities),
     )
     mix, untested = (one.judge(summary, np.random.default_rng(seed)) for one in (guard, believer))
-    em_bias = np.log(em_shares(softmax(logits.astype(np.float64), axis=1), prior) / prior)
+    posteriors = softmax(logits.astype(np.float64), axis=1)
+    em_bias = np.log(em_shares(posteriors, prior, EM_PRIOR_CLIPS) / prior)
     present = np.unique(labels)
 
     def right(bias: npt.NDArray[np.floating]) -> int:

@@ -24,6 +24,7 @@ from fedstill.cli.missing_package import what_to_install
 from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
 from fedstill.cli.report import report, reproduce
+from fedstill.cli.robustness_study import robustness_study
 from fedstill.cli.serve import serve_
 from fedstill.cli.shared.console import MISTAKE, errors
 from fedstill.cli.simulate import experiments, simulate
@@ -48,6 +49,7 @@ app.command()(status)
 app.add_typer(agent, name="agent")
 app.add_typer(certs, name="certs")
 app.command()(export)
+app.command(name="robustness-study")(robustness_study)
 app.command()(privacy)
 app.command()(redteam)
 app.command(name="serve")(serve_)

@@ -18,6 +18,16 @@ def hardware() -> str:
     return f"{platform.machine()}, {cores} cores{gpu}"
 
 
+def cpu_model() -> str:
+    """The processor's name as Linux has it, or what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def git_revision() -> str:
     """The revision of this checkout, with ``-dirty`` if files differ from it; ``unknown`` outside of git."""
     here = Path(__file__).resolve().parent

@@ -6,6 +6,10 @@ from pathlib import Path
 
 EXPERIMENT_FILE = "experiment.json"
 """The resolved experiment; a folder with it is a run directory."""
+DEVICES_FILE = "devices.json"
+"""What distinguishes the devices of a robustness run: scenario, condition, severity, classes, clips."""
+REFERENCES_FOLDER = "references"
+"""In a device's folder: what published methods decide about its test clips; the form is that of its evaluations."""
 PERSONAL_ARM = "fedstill"
 """The arm whose students have no prefix in their names."""
 

@@ -55,6 +55,12 @@ NOTES = {
     "certs": "See [Run a fleet](../how-to/run-a-fleet.md).",
     "privacy": "In a simulation a device's folder is `RUN_DIR/devices/N`. "
     "See [Limit what a device uploads](../how-to/limit-what-a-device-uploads.md).",
+    "robustness-study": "Runs every fold of the experiments as a run directory `OUT/EXPERIMENT/foldN`, with the "
+    "engine `inprocess`, and then the published methods on the same clips. What is finished is skipped, so folds, "
+    "seeds or cells can be added later with the same `--out`. Full cells get all arms, seeds and published methods; "
+    "all others get `all_distill_equal_steps`, `prior_corrected` and `fedstill` with one seed. Writes "
+    "`OUT/results.json`, raw counts by recording, from which `--render` makes tables, pictures and page again. The "
+    "protocol is in [decision 027](../decisions/027-robustness-protocol.md).",
     "redteam": "Attacks every kind of upload on public clips, split by speaker: rebuilds sounds and pictures, tells "
     "which clips a device holds, names speakers. Beside it stands what an attacker without an upload achieves. Writes "
     "`redteam.json`, `redteam.md` and `redteam.png`, the same for the same seed. What the figures mean: "

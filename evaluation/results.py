@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
+from fedstill.cloud_server.distillation.arm_names import ARMS, REFERENCES, SCENARIOS
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, plain_value
 from fedstill.common.errors import UserError
@@ -181,8 +181,39 @@ class DecisionRow(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A student that a device might have got: its estimated gain over the generic one and that gain's standard error,
+    as fractions."""
+
+    name: str
+    gain: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRow(_Checked):
+    """Which candidate became a device's student, and how accurate the cloud expects it to be, without labels.
+
+    estimate, low, high: accuracy and its 90 % interval, from 0 to 1; None if nothing could be estimated.
+    """
+
+    scenario: str
+    arm: str
+    client: int
+    seed: int
+    chosen: str
+    reason: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ClipRow(_Checked):
     """Per-clip correctness of one client and seed: one "0"/"1" per clip and arm, in the order of clip_ids.
+
+    Arms are those of the run, and the published methods of ``REFERENCES``, if they were evaluated on the same clips.
 
     groups, speakers: the recording and the speaker of each clip. Empty in files that an older fedstill wrote: then each
     clip is its own recording, and its speaker is unknown. Labels are not here.
@@ -202,8 +233,8 @@ class ClipRow(_Checked):
             if given and len(given) != len(self.clip_ids):
                 raise ResultsError(f"{name} needs one per clip, {len(self.clip_ids)}, found {len(given)}")
         for arm, bits in self.correct.items():
-            if arm not in ARMS:
-                raise ResultsError(f"unknown arm {arm!r} (known: {', '.join(ARMS)})")
+            if arm not in ARMS and arm not in REFERENCES:
+                raise ResultsError(f"unknown arm {arm!r} (known: {', '.join((*ARMS, *REFERENCES))})")
             if len(bits) != len(self.clip_ids) or bits.strip("01"):
                 raise ResultsError(f"arm {arm} needs {len(self.clip_ids)} digits 0 or 1, found {bits[:20]!r}")
 
@@ -242,6 +273,7 @@ class Results(_Checked):
     sweeps: tuple[SweepRow, ...] = ()
     failures: tuple[FailureRow, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
+    choices: tuple[ChoiceRow, ...] = ()
     pretrained: tuple[PretrainedRow, ...] = ()
 
     def scenarios(self) -> tuple[str, ...]:
@@ -300,7 +332,7 @@ def check_agreement(results: Results, clips: Sequence[ClipRow]) -> None:
 def _results_from(document: object) -> Results:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
-    body = {"decisions": [], "pretrained": [], **document}  # older files have neither
+    body = {"decisions": [], "choices": [], "pretrained": [], **document}  # older files have none
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")

@@ -12,14 +12,17 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from fedstill.cloud_server.distillation.arm_names import ARMS
+from fedstill.cloud_server.distillation.arm_names import ARMS, REFERENCES
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.common.run_layout import REFERENCES_FOLDER
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.evaluation.results import (
     AccuracyRow,
+    Candidate,
+    ChoiceRow,
     ClipRow,
     DecisionRow,
     FailureRow,
@@ -72,6 +75,7 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
             for job in table
             if (mix := job.get("class_mix"))
         ),
+        "choices": tuple(_choice(job) for job in table if job.get("choice")),
     }
 
 
@@ -88,9 +92,11 @@ def gather_clips(run_dir: Path, clients: int) -> tuple[ClipRow, ...]:
 def _clips_of(folder: Path, client: int) -> list[ClipRow]:
     found: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     clip_ids: dict[tuple[str, int], tuple[str, ...]] = {}
-    for path in sorted((folder / "evaluations").glob("*.json")):
+    files = [(path, ARMS) for path in sorted((folder / "evaluations").glob("*.json"))]
+    files += [(path, REFERENCES) for path in sorted((folder / REFERENCES_FOLDER).glob("*.json"))]
+    for path, arms in files:
         outcome = json.loads(path.read_text())
-        if outcome["arm"] in ARMS:
+        if outcome["arm"] in arms:
             key = (outcome["scenario"], outcome["seed"])
             if clip_ids.setdefault(key, tuple(outcome["clip_ids"])) != tuple(outcome["clip_ids"]):
                 raise ResultsError(f"{path} has other clips than another arm: run the experiment again")
@@ -144,6 +150,13 @@ def _sweep(job: Event) -> Iterable[SweepRow]:
             result["correct"],
             result["total"],
         )
+
+
+def _choice(job: Event) -> ChoiceRow:
+    found = job["choice"]
+    estimate = found["estimate"], found["low"], found["high"]
+    candidates = tuple(Candidate(**one) for one in found["candidates"])
+    return ChoiceRow(*_where(job), found["chosen"], found["reason"], *estimate, candidates)
 
 
 def _where(job: Event) -> tuple[str, str, int, int]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.common.atomic_files import replace_text, replacing
+from fedstill.common.run_layout import DEVICES_FILE
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
 from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
 from fedstill.datasets.audiovisual.capture.effects import SoundEffects, with_babble
@@ -31,7 +32,6 @@ from fedstill.simulation.folders import DEVICES_FOLDER, SIMULATED, device_folder
 from fedstill.simulation.robustness_cells import Cell, Recorder, cells_of, rotated
 from fedstill.simulation.sources import Positions
 
-DEVICES_FILE = "devices.json"
 THREADS = 2
 """Recorders at work at the same time: numpy, scipy and the codecs let go of the interpreter."""
 

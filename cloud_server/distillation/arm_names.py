@@ -24,6 +24,14 @@ ARMS: Mapping[str, str] = {  # in table order; the thesis' four, the controls, o
     "oracle_capture": "true capture condition",
     "fedstill": "fedstill",
 }
+REFERENCES: Mapping[str, str] = {  # published methods, evaluated beside a run on the same clips
+    "teacher": "teacher",
+    "teacher_own_statistics": "teacher with the device's statistics",
+    "adabn": "AdaBN",
+    "tent": "TENT",
+    "shot": "SHOT",
+    "em": "unguarded EM",
+}
 THESIS_ARMS = tuple(ARMS)[:4]
 ROBUSTNESS_ARMS = ("other_card", "oracle_capture")
 """Controls of an experiment that simulates how devices record; a plan without that cannot answer them."""

@@ -42,6 +42,7 @@ class RunPlan:
         oracle_conditions: per client how it really records, for the ``oracle_capture`` reference only; None: as the
             public clips.
         holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
+        lean: clients that get the arms of ``lean_arms`` only, and these for the first seed only.
         sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
@@ -78,6 +79,12 @@ class RunPlan:
     devices: tuple[str, ...] = ()
     journal: str = ""
     teacher_reference: bool = True
+    lean: tuple[int, ...] = ()
+    lean_arms: tuple[str, ...] = ()
+
+    def wants(self, arm: str, client: int, seed: int) -> bool:
+        """Whether this client has a job of this arm for this seed."""
+        return client not in self.lean or (arm in self.lean_arms and seed == self.seeds[0])
 
     def __post_init__(self) -> None:
         if self.teacher_reference and self.teacher.pretrained:

@@ -133,7 +133,8 @@ def job_keys(plan: RunPlan, seed: int) -> Iterator[JobKey]:
     for scenario in plan.scenarios:
         for arm in plan.arms:
             for client in range(plan.clients):
-                yield JobKey(scenario, arm, client, seed)
+                if plan.wants(arm, client, seed):
+                    yield JobKey(scenario, arm, client, seed)
     if plan.seeds.index(seed) < plan.sweep_seeds:
         for sweep in plan.sweeps:
             for value in SWEEP_VALUES[sweep]:

@@ -84,20 +84,20 @@ class Device:
 
     def _card(self, job: Job) -> npt.NDArray[np.uint8]:
         """How the query clips were recorded; empty if their store is older than capture cards."""
-        query, _ = self._roles(job)
+        query, _ = self.roles(job)
         profiles = self.store.profiles
         return np.empty(0, np.uint8) if profiles is None else to_bytes(card_of(profiles[query]))
 
     def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips."""
-        query, _ = self._roles(request.job)
+        query, _ = self.roles(request.job)
         runtime, found = self._features(request.student, query)
         return runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Classify the labelled test clips with this student; the answer is two counts."""
         read_policy(self.directory).require_accuracy()
-        _, test = self._roles(request.job)
+        _, test = self.roles(request.job)
         labelled = test[self.store.labels[test] >= 0]
         if len(labelled) == 0:
             raise DeviceError("this device has no labelled clips, so accuracy cannot be measured")
@@ -125,7 +125,7 @@ class Device:
         found = model_store.install(version, agreement, request.minimum_agreement)
         return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
 
-    def _roles(self, job: Job) -> tuple[Positions, Positions]:
+    def roles(self, job: Job) -> tuple[Positions, Positions]:
         """(query, test) positions; the owner may have limited how many clips are summarised, not which are tested."""
         query, test = self._split(job)
         limit = read_policy(self.directory).clips

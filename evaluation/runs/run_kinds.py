@@ -25,23 +25,23 @@ class RunKind:
     """One kind of run.
 
     command: makes such a run. noun: for messages. holds: whether a folder is one. targets: of the thesis, by name.
-    reproduce: a target beside the thesis, to print. report: writes the pages of a run again and returns what to
-    print; None where ``command --render`` does that.
+    reproduce: a target beside the thesis, to print; None where there is no target. report: writes the pages of a run
+    again and returns what to print; None where ``command --render`` does that.
     """
 
     command: str
     noun: str
     holds: Callable[[Path], bool]
     targets: tuple[str, ...]
-    reproduce: Callable[[str, Path], Parts]
+    reproduce: Callable[[str, Path], Parts] | None
     report: Callable[[Path, Path | None], Parts] | None = None
 
 
 def reproduce(target: str, run_dir: Path) -> Parts:
     """A table or figure of the thesis beside the results of a run. Raises ConfigError, ResultsError."""
     kind = kind_of(run_dir) or TARGETS.get(target, SIMULATION)
-    if target not in kind.targets:
-        known = ", ".join(kind.targets)
+    if target not in kind.targets or kind.reproduce is None:
+        known = ", ".join(kind.targets) or "none"
         raise ConfigError(f"unknown target {target!r} for {kind.noun} (known: {known})")
     return kind.reproduce(target, run_dir)
 
@@ -61,7 +61,7 @@ def kind_of(run_dir: Path) -> RunKind | None:
 
 def targets_by_command() -> str:
     """All targets in one line of help."""
-    return "; ".join(f"of {kind.command}: {', '.join(kind.targets)}" for kind in KINDS)
+    return "; ".join(f"of {kind.command}: {', '.join(kind.targets)}" for kind in KINDS if kind.targets)
 
 
 def _written_as(file: str, kind: str | None = None) -> Callable[[Path], bool]:
@@ -162,5 +162,12 @@ WARMUP = RunKind(
     ("fig4.3", "fig4.4", "table4.1", "fig4.7", "fig4.8", "table4.2", "fig4.9", "fig4.10"),
     _warmup_target,
 )
-KINDS = (SIMULATION, LOAD_TEST, ELASTIC, WARMUP)
+ROBUSTNESS = RunKind(
+    "fedstill robustness-study",
+    "a study of fedstill robustness-study",
+    _written_as("results.json", "robustness"),
+    (),
+    None,
+)
+KINDS = (SIMULATION, LOAD_TEST, ELASTIC, WARMUP, ROBUSTNESS)
 TARGETS: Mapping[str, RunKind] = {target: kind for kind in KINDS for target in kind.targets}

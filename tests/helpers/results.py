@@ -23,7 +23,7 @@ from fedstill.evaluation.results import (
 
 EMOTIONS = ("neutral", "happy", "sad", "fear", "disgust", "anger")
 ABILITY = dict(
-    zip(ARMS, (0.60, 0.60, 0.62, 0.62, 0.61, 0.66, 0.72, 0.68, 0.66, 0.67, 0.62, 0.72, 0.70), strict=True)
+    zip(ARMS, (0.60, 0.60, 0.62, 0.62, 0.61, 0.66, 0.72, 0.68, 0.66, 0.66, 0.66, 0.72, 0.70), strict=True)
 )
 EPOCHS = 30
 ROUNDS = 3

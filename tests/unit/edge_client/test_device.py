@@ -42,7 +42,7 @@ def test_no_recording_is_both_asked_and_tested(tmp_path: Path, seed: int) -> Non
         raise AssertionError("no student is needed to choose clips")
 
     device = Device(tmp_path, never)  # type: ignore[arg-type]
-    query, test = device._roles(Job("latency_sensitive", "all_distill", seed, 0))
+    query, test = device.roles(Job("latency_sensitive", "all_distill", seed, 0))
     asked, tested = ({RECORDINGS[position] for position in part} for part in (query, test))
     assert not asked & tested
     assert asked | tested == set("abcd")
@@ -60,7 +60,7 @@ def test_the_owner_limits_how_many_clips_are_summarised_but_not_which_are_tested
 
     def roles(clips: int | None, arm: str = "fedstill") -> tuple[list[int], list[int]]:
         write_policy(tmp_path, PrivacyPolicy(clips=clips))
-        query, test = device._roles(Job(scenario, arm, 3, 0))
+        query, test = device.roles(Job(scenario, arm, 3, 0))
         return query.tolist(), test.tolist()
 
     every, tested = roles(None)

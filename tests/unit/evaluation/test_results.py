@@ -225,3 +225,13 @@ def test_two_runs_mixed_in_one_folder_are_noticed():
     wrong = dataclasses.replace(first, correct=first.correct - 1)
     with pytest.raises(ResultsError, match=f"{first.arm}, client 0, seed 0: two runs are mixed"):
         check_agreement(dataclasses.replace(results, rows=(wrong, *results.rows[1:])), clips)
+
+
+def test_a_file_from_before_devices_had_a_choice_opens_without_one(tmp_path):
+    results, _ = made_run()
+    path = write_results(tmp_path, results)
+    document = json.loads(path.read_text())
+    del document["choices"]
+    path.write_text(json.dumps(document))
+
+    assert read_results(tmp_path).choices == ()

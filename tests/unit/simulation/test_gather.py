@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import prepared_run
 
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import build_store
-from fedstill.evaluation.results import ClipRow, ResultsError
-from fedstill.simulation.gather import gather_clips
+from fedstill.evaluation.results import Candidate, ChoiceRow, ClipRow, ResultsError
+from fedstill.simulation.gather import gather_clips, gather_rows
 
 
 class TinySource:
@@ -81,3 +85,35 @@ def test_a_clip_that_is_gone_is_named(run: Path) -> None:
     keep(run, 0, "fedstill", ["a_0", "c"], "11")
     with pytest.raises(ResultsError, match="clip c was tested but is gone"):
         gather_clips(run, clients=1)
+
+
+def test_published_methods_stand_beside_the_arms(run: Path) -> None:
+    keep(run, 0, "fedstill", ["a_0", "b"], "11")
+    keep(run, 0, "tent", ["a_0", "b"], "00")  # a device evaluates no such arm
+    folder = run / "devices" / "0"
+    outcome = {"scenario": "latency_insensitive", "seed": 0, "clip_ids": ["a_0", "b"], "correct": "10"}
+    (folder / "references").mkdir()
+    for arm in ("tent", "teacher", "all_distill"):  # the last one is no published method
+        (folder / "references" / f"{arm}.json").write_text(json.dumps({**outcome, "arm": arm}))
+
+    (row,) = gather_clips(run, clients=1)
+
+    assert row.correct == {"fedstill": "11", "tent": "10", "teacher": "10"}
+
+
+def test_which_candidate_a_device_got_is_gathered(tmp_path: Path) -> None:
+    run_dir = prepared_run(tmp_path)
+    choice = {"chosen": "rendered", "reason": "it is better", "estimate": 0.6, "low": 0.5, "high": 0.7}
+    choice["candidates"] = [{"name": "rendered", "gain": 0.04, "error": 0.01}]
+    key = JobKey("latency_sensitive", "fedstill", 1, 0)
+    record = {**asdict(key), "evaluations": [], "traffic": [], "selection": [], "losses": []}
+    journal = open_journal(run_dir, read_plan(run_dir).journal)
+    journal.finish_job(key, {**record, "choice": choice})
+    journal.close()
+
+    assert gather_rows(run_dir)["choices"] == (
+        ChoiceRow(
+            "latency_sensitive", "fedstill", 1, 0, "rendered", "it is better", 0.6, 0.5, 0.7,
+            candidates=(Candidate("rendered", 0.04, 0.01),),
+        ),
+    )  # fmt: skip

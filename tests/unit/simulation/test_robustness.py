@@ -217,7 +217,7 @@ def test_few_clips_are_summarised_and_the_same_ones_tested(run_dir: Path) -> Non
 
     def roles(client: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
         job = Job("latency_sensitive", "fedstill", seed, 0)
-        return Device(run_dir / "devices" / str(client), None)._roles(job)  # type: ignore[arg-type]
+        return Device(run_dir / "devices" / str(client), None).roles(job)  # type: ignore[arg-type]
 
     for seed in range(3):
         query, test = roles(few, seed)
