@@ -33,7 +33,7 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.federation.deployment import SimilarClips
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
-from fedstill.datasets.audiovisual.capture.rendering import fit_rendering
+from fedstill.datasets.audiovisual.capture.rendering import beyond_people, fit_rendering
 from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, RenderedViews
 from fedstill.datasets.audiovisual.capture_card import from_bytes
 from fedstill.models.audiovisual.network import AudioVisualNet
@@ -109,44 +109,48 @@ class PersonalStudents:
     def _world(self) -> World:
         """Of the public clips' world and the one that the card tells of, the one that explains the device better."""
         plain = World(PlainViews(self._cloud.public), self._cloud.cross_fit, self._cloud.class_mixes)
-        told = self._told_world(self._cloud.bank.class_prior())
-        if told is None:
+        told = self._told_worlds(self._cloud.bank.class_prior())
+        near = min(told, key=self._distance, default=plain)
+        if near is plain or (self._plan.guard.test and self._distance(near) >= self._distance(plain)):
             return plain
-        near, far = told.mixes.distance(self._summary), plain.mixes.distance(self._summary)
-        if self._plan.guard.test and (near is None or far is None or near >= far):
-            return plain
-        mix = self._mix_in(told)
-        return (self._told_world(np.array(mix.shares)) or told) if mix.supported else told
+        mix = self._mix_in(near)
+        again = self._told_worlds(np.array(mix.shares)) if mix.supported else ()
+        return next((one for one in again if one.capture == near.capture), near)
+
+    def _distance(self, world: World) -> float:
+        """How far the device's summary is from what public speakers say in this world."""
+        found = world.mixes.distance(self._summary)
+        return np.inf if found is None else found
 
     def _mix_in(self, world: World) -> ClassMix:
         return world.mixes.judge(self._summary, np.random.default_rng(self._stream("class_mix")))
 
-    def _told_world(self, shares: npt.NDArray[np.floating]) -> World | None:
-        """The public clips as the device's card says; None if it says nothing, or nobody could judge there."""
+    def _told_worlds(self, shares: npt.NDArray[np.floating]) -> tuple[World, ...]:
+        """The public clips with the sound, the pictures or both as the device's card says; none if it says nothing."""
         cloud, summary = self._cloud, self._summary
         if not len(summary.card) or cloud.class_mixes.lacking:
-            return None
-        rendering = fit_rendering(
-            from_bytes(summary.card, int(summary.counts.sum())),
-            cloud.public,
-            shares,
-            self._stream("rendering"),
-        )
-        capture = " and ".join(
-            name
-            for name, part in (("sound", rendering.sound), ("pictures", rendering.pictures))
-            if part is not None
-        )
-        if not capture:
-            return None
+            return ()
+        card = beyond_people(from_bytes(summary.card, int(summary.counts.sum())), cloud.public)
+        rendering = fit_rendering(card, cloud.public, shares, self._stream("rendering"))
         views = RenderedViews(cloud.public, rendering, self._stream("views"), self._plan.capture.versions)
+        has = rendering.sound is not None, rendering.pictures is not None
+        worlds = [
+            self._rendered_world(views.only(sound=sound, pictures=pictures), sound, pictures)
+            for sound, pictures in ((True, True), (True, False), (False, True))
+            if sound <= has[0] and pictures <= has[1]
+        ]
+        return tuple(one for one in worlds if not one.mixes.lacking)
+
+    def _rendered_world(self, views: RenderedViews, sound: bool, pictures: bool) -> World:
+        cloud = self._cloud
         judged = np.random.default_rng(self._key.seed).permutation(len(cloud.public))[:MOST_JUDGED]
         found = cloud.judged(views, np.sort(judged))
         mixes = ClassMixes(
             found, cloud.bank.class_prior(), self._plan.selection.support, self._plan.guard.test,
             cloud.class_mixes.temperature,
         )  # fmt: skip
-        return None if mixes.lacking else World(views, found, mixes, capture)
+        parts = [name for name, has in (("sound", sound), ("pictures", pictures)) if has]
+        return World(views, found, mixes, " and ".join(parts))
 
     def _choose(self, mix: ClassMix) -> tuple[Choice, Candidate, npt.NDArray[np.float32]]:
         """The choice, the chosen candidate, and its class bias."""

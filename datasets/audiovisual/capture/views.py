@@ -6,6 +6,7 @@ the student sees varies.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -111,9 +112,16 @@ class RenderedViews:
 
     def __init__(self, store: ClipStore, rendering: Renderer, seed: int, versions: int) -> None:
         self._store, self._rendering, self._seed, self._versions = store, rendering, seed, versions
+        self._parts = rendering.sound is not None, rendering.pictures is not None
         self._sounds = store.sound.sounds() if store.sound else np.arange(len(store))
         self._audio: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
         self._frames: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
+
+    def only(self, *, sound: bool, pictures: bool) -> RenderedViews:
+        """The same versions of the wanted parts, made but once; the other part stays as it is."""
+        views = copy.copy(self)
+        views._parts = sound, pictures
+        return views
 
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
         sounds, pictures = (_drawn(self._versions, len(positions), generator) for _ in range(2))
@@ -126,9 +134,9 @@ class RenderedViews:
     def _versions_of(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
         audio, frames = self._store.audio[positions], self._store.frames[positions]
         for row, (position, sound, picture) in enumerate(zip(positions, sounds, pictures, strict=True)):
-            if self._rendering.sound is not None:
+            if self._parts[0]:
                 audio[row] = self._sound(int(position), int(sound))
-            if self._rendering.pictures is not None:
+            if self._parts[1]:
                 frames[row] = self._pictures(int(position), int(picture))
         return audio, frames
 
