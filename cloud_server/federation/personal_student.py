@@ -85,7 +85,7 @@ class PersonalStudents:
     """Makes the student of one job.
 
     Args:
-        summary: the device's, of kind ``histogram``.
+        summary: the device's, of kind ``histogram``, or ``dp`` with a private card; that shows no class mix.
     """
 
     def __init__(self, key: JobKey, cloud: SeedCloud, plan: RunPlan, summary: PrototypeUpload) -> None:
@@ -112,6 +112,8 @@ class PersonalStudents:
         told = self._told_world(self._cloud.bank.class_prior())
         if told is None:
             return plain
+        if not len(self._summary.confidence):
+            return told  # a private summary cannot say which one explains the device better
         near, far = told.mixes.distance(self._summary), plain.mixes.distance(self._summary)
         if self._plan.guard.test and (near is None or far is None or near >= far):
             return plain
