@@ -49,6 +49,7 @@ def made_view(seed: int, speakers: int, clips: int = 24) -> View:
         probabilities=rng.dirichlet(np.full(CLASSES, 0.4), count).astype(np.float32),
         speaker=speaker,
         recording=np.arange(count) // 2,
+        label=np.arange(count) // 2 % CLASSES,
     )
 
 
