@@ -9,6 +9,7 @@ are linked more easily. That they tell devices apart is what they are for.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fedstill.cloud_server.distillation.randomness import stream
 from fedstill.evaluation.redteam.card_forms import CardForm, card_forms
-from fedstill.evaluation.redteam.intervals import Measured, over_devices
+from fedstill.evaluation.redteam.intervals import Measured, Numbers, over_devices
 from fedstill.evaluation.redteam.releases import DeviceClips
 from fedstill.evaluation.redteam.stage import Floats, Positions, Stage, View
 
@@ -41,7 +42,7 @@ class CardOutcome:
         speaker: share of the devices whose speaker is named among the victims.
         linked: share of the devices whose second card, of other recordings, is found among the victims'.
         classes: share of a device's classes, half of all, that are named.
-        sex: share of the devices whose speaker's sex is named; None if that cannot be tried.
+        sex: share of the devices whose speaker's sex is named, the mean of both sexes; None if that cannot be tried.
     """
 
     key: str
@@ -59,7 +60,7 @@ class CardResults:
 
     Attributes:
         speaker_chance: of naming a speaker, and of linking two cards.
-        sex_chance: share of the victims' devices with the more frequent sex; None if that is not tried.
+        sex_chance: of naming the sex; None if that is not tried.
         skipped: what could not be tried, and why.
     """
 
@@ -78,11 +79,10 @@ def attack_cards(
         return CardResults(0, 0, None, ("the public clips were stored before there were capture cards",), ())
     classes = len(stage.class_names)
     lacking = _sex_lacking(stage)
-    sexes = _sex_of(stage.victims, targets)
     return CardResults(
         speaker_chance=draws / len(targets),
         class_chance=_half(classes) / classes,
-        sex_chance=None if lacking else float(np.bincount(sexes).max() / len(sexes)),
+        sex_chance=None if lacking else 1 / len(np.unique(stage.victims.sex)),
         skipped=(lacking,) if lacking else (),
         outcomes=tuple(
             _attacked(_Cards(stage, form, shadows, targets, draws), not lacking) for form in card_forms(stage)
@@ -122,22 +122,35 @@ def _attacked(cards: _Cards, with_sex: bool) -> CardOutcome:
     told = np.isfinite(asked).any(axis=1)
     scale = _Scale(known)
 
-    def measured(scores: Scores) -> Measured:
-        return over_devices(lambda some: float(scores[some].mean()), len(targets), cards.seed)
+    sexes = _sex_of(stage.victims, targets)
 
+    def measured(scores: Scores, kind: Positions) -> Measured:
+        """The mean over kinds of devices. The interval resamples speakers: the devices of one have much in common."""
+        speaker = np.unique([device.speaker for device in targets], return_inverse=True)[1]
+        by_speaker = np.bincount(speaker, scores) / np.bincount(speaker)
+        kind_of = np.zeros(len(by_speaker), np.int64)
+        kind_of[speaker] = kind
+
+        def mean(some: Numbers) -> float:
+            return float(
+                np.mean([by_speaker[some][kind_of[some] == one].mean() for one in np.unique(kind_of[some])])
+            )
+
+        return over_devices(mean, len(by_speaker), cards.seed)
+
+    everyone = np.zeros(len(targets), np.int64)
     sex = None
     if with_sex:
-        model = _fitted(scale(known), _sex_of(stage.attacker, shadows), 1.0)
-        truth = _sex_of(stage.victims, targets)
-        usual = float(np.bincount(truth).max() / len(truth))
-        sex = measured(np.where(told, model.predict(scale(asked)) == truth, usual))
+        model = _fitted(scale(known), _sex_of(stage.attacker, shadows), STRENGTHS[1])
+        chance = 1 / len(np.unique(sexes))
+        sex = measured(np.where(told, model.predict(scale(asked)) == sexes, chance), sexes)
     return CardOutcome(
         key=cards.form.key,
         title=cards.form.title,
         sent=float(told.mean()),
-        speaker=measured(_named(cards, scale)),
-        linked=measured(_linked(cards, scale)),
-        classes=measured(_classes_found(cards, scale)),
+        speaker=measured(_named(cards, scale), everyone),
+        linked=measured(_linked(cards, scale), everyone),
+        classes=measured(_classes_found(cards, scale), everyone),
         sex=sex,
     )
 
@@ -161,34 +174,34 @@ def _named(cards: _Cards, scale: _Scale) -> Scores:
 
     The attacker has other recordings of every victim. How it compares is what does best among its own speakers.
     """
-    stage, draws = cards.stage, cards.draws
-    ways = (None, *STRENGTHS)
-    rehearsed = [_named_in(cards, scale, stage.attacker, cards.shadows, draws, way).sum() for way in ways]
-    return _named_in(cards, scale, stage.victims, cards.targets, draws, ways[int(np.argmax(rehearsed))])
+    stage, ways = cards.stage, (None, *STRENGTHS)
+    own = list(_rounds(cards, stage.attacker, cards.shadows))
+    best = int(np.argmax([sum(_named_in(one, scale, way).sum() for one in own) for way in ways]))
+    theirs = _rounds(cards, stage.victims, cards.targets)
+    return np.concatenate([_named_in(one, scale, ways[best]) for one in theirs])
 
 
-def _named_in(
-    cards: _Cards, scale: _Scale, view: View, devices: list[DeviceClips], draws: int, way: float | None
-) -> Scores:
+def _rounds(cards: _Cards, view: View, devices: list[DeviceClips]) -> Iterator[tuple[Floats, Floats]]:
+    """Per draw the rehearsed cards of every speaker, (speakers, REHEARSALS, CARD_SIZE), and the real ones."""
+    for numbers in np.array_split(np.arange(len(devices)), cards.draws):
+        some = [devices[number] for number in numbers]
+        yield np.stack([_rehearsed(cards, view, device) for device in some]), cards.of_each(view, some)
+
+
+def _named_in(game: tuple[Floats, Floats], scale: _Scale, way: float | None) -> Scores:
     """``way``: the strength of logistic regression; None is the nearest mean."""
-    found = []
-    for round_ in np.array_split(np.arange(len(devices)), draws):
-        some = [devices[number] for number in round_]
-        heard = [np.stack(_rehearsed(cards, view, device)) for device in some]
-        asked = cards.of_each(view, some)
-        if way is None:
-            means = np.stack([scale(one).mean(axis=0) for one in heard])
-            named = _nearest(scale(asked), means)
-        else:
-            owner = np.repeat(np.arange(len(some)), REHEARSALS)
-            named = _fitted(scale(np.concatenate(heard)), owner, way).predict(scale(asked))
-        right = named == np.arange(len(some))
-        found.append(np.where(np.isfinite(asked).any(axis=1), right, 1 / len(some)))
-    return np.concatenate(found)
+    heard, asked = game
+    speakers = np.arange(len(asked))
+    if way is None:
+        named = _nearest(scale(asked), scale(heard).mean(axis=1))
+    else:
+        owner = np.repeat(speakers, REHEARSALS)
+        named = _fitted(scale(np.concatenate(heard)), owner, way).predict(scale(asked))
+    return np.where(np.isfinite(asked).any(axis=1), named == speakers, 1 / len(speakers))
 
 
-def _rehearsed(cards: _Cards, view: View, device: DeviceClips) -> list[Floats]:
-    """Cards of random halves of the recordings that the device does not have."""
+def _rehearsed(cards: _Cards, view: View, device: DeviceClips) -> Floats:
+    """Cards of random halves of the recordings that the device does not have, (REHEARSALS, CARD_SIZE)."""
     rng = np.random.default_rng(device.seed + 1)
     recordings = np.unique(view.recording[device.others])
     made = []
@@ -196,7 +209,7 @@ def _rehearsed(cards: _Cards, view: View, device: DeviceClips) -> list[Floats]:
         half = rng.permutation(recordings)[: (len(recordings) + 1) // 2]
         clips = device.others[np.isin(view.recording[device.others], half)]
         made.append(cards.of(view, clips, int(rng.integers(2**31))))
-    return made
+    return np.stack(made)
 
 
 def _linked(cards: _Cards, scale: _Scale) -> Scores:
@@ -261,7 +274,8 @@ def _nearest(cards: Scores, others: Scores) -> Positions:
 def _fitted(values: Scores, owner: npt.NDArray[np.generic], strength: float) -> LogisticRegression:
     with warnings.catch_warnings():  # a fit that stops early is still an attack
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=200).fit(values, owner)
+        model = LogisticRegression(C=strength, max_iter=200, class_weight="balanced")
+        return model.fit(values, owner)
 
 
 def _sex_of(view: View, devices: list[DeviceClips]) -> Positions:

@@ -75,8 +75,8 @@ def _how_to_read(results: RedteamResults) -> str:
         "misleading, and such a device counts as guessed. *speaker*: the attacker has the victims' other recordings "
         "and names whose card this is. *two cards linked*: of two cards of disjoint halves of a device's recordings, "
         "the second is found among the victims'. *classes*: the device has clips of half of the classes; the share of "
-        "them that is named. *sex*: of speakers whom the attacker does not know. By nearest neighbour or logistic "
-        "regression. In the private form all of epsilon is spent on the card, once "
-        f"(delta {results.delta:g}, one clip more or less). Public clips share most of their microphones; cards of "
-        "devices with microphones of their own are linked more easily."
+        "them that is named. *sex*: of speakers whom the attacker does not know, both sexes counting alike. By nearest "
+        "neighbour or logistic regression; intervals over speakers. In the private form all of epsilon is spent on the "
+        f"card, once (delta {results.delta:g}, one clip more or less). Public clips share most of their microphones; "
+        "cards of devices with microphones of their own are linked more easily."
     )
