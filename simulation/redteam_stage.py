@@ -206,7 +206,7 @@ def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore, sexes: d
     heard = [hashlib.sha256(clip.tobytes()).digest() for clip in store.audio]
     known = {digest: number for number, digest in enumerate(dict.fromkeys(heard))}
     names = sorted(set(sexes.values()))
-    known = all(one in sexes for one in store.speakers)
+    told = all(one in sexes for one in store.speakers)
     return View(
         sound=np.array(store.audio, np.float32),
         picture=picture,
@@ -217,7 +217,7 @@ def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore, sexes: d
         recording=np.array([known[digest] for digest in heard], np.int64),
         label=store.labels,
         profiles=None if store.profiles is None else np.array(store.profiles, np.float32),
-        sex=np.array([names.index(sexes[one]) for one in store.speakers], np.int64) if known else None,
+        sex=np.array([names.index(sexes[one]) for one in store.speakers], np.int64) if told else None,
     )
 
 

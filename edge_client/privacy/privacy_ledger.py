@@ -172,9 +172,8 @@ def _question(request: PrototypeRequest) -> str:
         request.temperature,
         request.student.class_names,
     )
-    if request.card:  # else as before there were cards, so that old answers are found
-        fields = (*fields, request.card_share)
-    content = json.dumps(fields).encode() + request.centres.tobytes()
+    card = (request.card_share,) if request.card else ()  # without one, old answers are found
+    content = json.dumps((*fields, *card)).encode() + request.centres.tobytes()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -75,13 +75,13 @@ def contributions(profiles: npt.NDArray[np.floating]) -> Floats:
     that such a clip is there.
     """
     values = np.asarray(profiles, np.float64)
-    heard, seen = (np.isfinite(values[:, part]).all(axis=1) for part in (SOUND, PICTURE))
-    known = np.where(_IS_SOUND, heard[:, None], seen[:, None])
+    parts = np.stack([np.isfinite(values[:, part]).all(axis=1) for part in (SOUND, PICTURE)], axis=1)
+    known = np.where(_IS_SOUND, parts[:, :1], parts[:, 1:])
     coarse = np.where(np.isfinite(values), values, 0.0) @ _reduction().T
     deviation = known * np.clip((coarse - CENTRE) / REACH, -1, 1)
     length = np.linalg.norm(deviation, axis=1, keepdims=True)
     shorter = deviation * np.minimum(1.0, LONGEST / np.maximum(length, LONGEST))
-    return np.column_stack([heard, seen, shorter])
+    return np.column_stack([parts, shorter])
 
 
 def _plausible(values: Floats) -> npt.NDArray[np.float32]:
@@ -101,7 +101,8 @@ def _spread() -> Floats:
 @lru_cache(maxsize=1)
 def _reduction() -> Floats:
     """To the coarse values whose interpolation is nearest (least squares), (34, CARD_SIZE)."""
-    return _in_blocks([np.linalg.pinv(_hats(few, many).T) for few, many in zip(COARSE, FULL, strict=True)])
+    hats = [_hats(few, many).T for few, many in zip(COARSE, FULL, strict=True)]
+    return _in_blocks([np.linalg.pinv(block).astype(np.float64) for block in hats])
 
 
 def _hats(few: int, many: int) -> Floats:

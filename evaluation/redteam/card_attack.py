@@ -82,7 +82,7 @@ def attack_cards(
     return CardResults(
         speaker_chance=draws / len(targets),
         class_chance=_half(classes) / classes,
-        sex_chance=None if lacking else 1 / len(np.unique(stage.victims.sex)),
+        sex_chance=None if lacking else 1 / len(np.unique(_sex_of(stage.victims, targets))),
         skipped=(lacking,) if lacking else (),
         outcomes=tuple(
             _attacked(_Cards(stage, form, shadows, targets, draws), not lacking) for form in card_forms(stage)
@@ -268,7 +268,8 @@ def _half(classes: int) -> int:
 
 def _nearest(cards: Scores, others: Scores) -> Positions:
     distance = np.linalg.norm(cards[:, None] - others[None], axis=2)
-    return distance.argmin(axis=1).astype(np.int64)
+    nearest: Positions = distance.argmin(axis=1).astype(np.int64)
+    return nearest
 
 
 def _fitted(values: Scores, owner: npt.NDArray[np.generic], strength: float) -> LogisticRegression:
