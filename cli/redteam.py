@@ -29,7 +29,7 @@ def redteam(
         Path | None, typer.Option(help="Also write a Markdown page, its figure beside it.")
     ] = None,
 ) -> None:
-    """Attack every kind of upload on public clips: rebuild clips, detect members, identify speakers."""
+    """Attack uploads and capture cards, on public clips: rebuild clips, detect members, identify speakers."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.common.errors import ConfigError
     from fedstill.simulation.config import load_experiment
@@ -42,6 +42,7 @@ def redteam(
         from rich.table import Table
 
         from fedstill.evaluation.redteam.attack import attack
+        from fedstill.evaluation.redteam.card_report import short_card_table
         from fedstill.evaluation.redteam.report import RESULTS_FILE, short_table, write_all
         from fedstill.simulation.redteam_stage import stage_from_experiment, stage_from_run
 
@@ -56,9 +57,9 @@ def redteam(
                 )
             results = attack(stage, draws, status.update, tuple(set_ or ()))
         write_all(results, folder, markdown)
-    heads, rows = short_table(results)
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    for heads, rows in (short_table(results), short_card_table(results.card)):
+        table = Table(*heads)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(f"results: {folder / RESULTS_FILE}", soft_wrap=True, highlight=False)

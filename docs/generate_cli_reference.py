@@ -62,7 +62,8 @@ NOTES = {
     "`OUT/results.json`, raw counts by recording, from which `--render` makes tables, pictures and page again. The "
     "protocol is in [decision 027](../decisions/027-robustness-protocol.md).",
     "redteam": "Attacks every kind of upload on public clips, split by speaker: rebuilds sounds and pictures, tells "
-    "which clips a device holds, names speakers. Beside it stands what an attacker without an upload achieves. Writes "
+    "which clips a device holds, names speakers. From capture cards it names speakers, their sex and the classes, and "
+    "links two cards of one device. Beside it stands what an attacker without an upload achieves. Writes "
     "`redteam.json`, `redteam.md` and `redteam.png`, the same for the same seed. What the figures mean: "
     "[privacy](../explanation/privacy.md).",
     "serve": "See [Serve image tasks](../how-to/serve.md).",

@@ -135,7 +135,9 @@ class PrototypeRequest:
         epsilon, delta: ``dp`` only, else 0: what this one upload may cost, for adding or removing one clip.
         centres: ``dp`` only, else without rows: float32 (k, classes), rows sum to 1; public, so that the cell
             of a clip depends on that clip alone. One row makes a histogram.
-        card: ``histogram`` only: the capture card is wanted, too.
+        card: ``histogram`` and ``dp`` only: the capture card is wanted, too; with ``dp``, its private form.
+        card_share: ``dp`` with a card only, else 0: the part of the upload's budget that the card gets, between 0 and
+            1. The budget is the squared mu of Gaussian privacy, which adds up; rows and card together cost epsilon.
     """
 
     job: Job
@@ -149,6 +151,7 @@ class PrototypeRequest:
     delta: float = 0.0
     centres: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     card: bool = False
+    card_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in PROTOTYPE_KINDS:
@@ -161,8 +164,8 @@ class PrototypeRequest:
         if not self.temperature > 0:
             raise WireError(f"temperature: {self.temperature} is not above 0")
         _require_array("centres", self.centres, np.float32, ndim=2)
-        if self.card and self.kind != "histogram":
-            raise WireError(f"card: is for kind histogram, not for {self.kind}")
+        if self.card and self.kind not in ("histogram", "dp"):
+            raise WireError(f"card: is for kind histogram or dp, not for {self.kind}")
         if self.kind == "dp":
             self._require_private()
             return
@@ -170,6 +173,7 @@ class PrototypeRequest:
             ("epsilon", self.epsilon),
             ("delta", self.delta),
             ("centres", self.centres.size),
+            ("card_share", self.card_share),
         ):
             if given:
                 raise WireError(f"{name}: is for kind dp, not for {self.kind}")
@@ -180,6 +184,12 @@ class PrototypeRequest:
             raise WireError(f"epsilon: {self.epsilon} is not above 0 and up to {MOST_EPSILON:g}")
         if not 0 < self.delta < 1:
             raise WireError(f"delta: {self.delta} is no probability between 0 and 1")
+        if self.card and not 0 < self.card_share < 1:
+            raise WireError(
+                f"card_share: {self.card_share} is not between 0 and 1, so the card has no budget"
+            )
+        if self.card_share and not self.card:
+            raise WireError("card_share: no card is asked for")
         if self.upload_limit:
             raise WireError("upload_limit: a random choice of clips voids the dp guarantee; send 0")
         rows, classes = self.centres.shape

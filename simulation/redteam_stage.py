@@ -22,7 +22,9 @@ from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read
 from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.common.errors import ConfigError
+from fedstill.common.paths import data_path
 from fedstill.common.run_layout import seed_folder
+from fedstill.datasets.audiovisual.manifest import speaker_sexes
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.students.torch_runtime import TorchRuntime
 from fedstill.evaluation.redteam.stage import Positions, Stage, View
@@ -129,6 +131,8 @@ def part_of(store: ClipStore, positions: Positions) -> ClipStore:
         info=tuple(store.info[position] for position in positions),
         audio=store.audio[positions],
         frames=store.frames[positions],
+        profiles=None if store.profiles is None else store.profiles[positions],
+        sound=None,
     )
 
 
@@ -148,7 +152,8 @@ def _stage(
         net = cloud.all_distill.cpu().eval()
         rate3 = _compressor(net, stores[0], seed)
         say("looking at the clips through the student")
-        attacker, victims = (_view(net, rate3, store) for store in stores)
+        sexes = _sexes(experiment)
+        attacker, victims = (_view(net, rate3, store, sexes) for store in stores)
         centres = public_centres(
             attacker.probabilities,
             plan.prototypes.centres or len(stores[0].class_names),
@@ -171,6 +176,18 @@ def _stage(
     )
 
 
+def _sexes(experiment: Experiment) -> dict[str, str]:
+    """Of the speakers, if the experiment has a manifest that says them and is still there."""
+    settings = experiment.dataset
+    if settings.kind != "manifest":
+        return {}
+    try:
+        manifest = data_path(settings.manifest)
+    except ConfigError:  # a finished run may have outlived its data
+        return {}
+    return speaker_sexes(manifest)
+
+
 def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> CompressionNet:
     found = _features(net, store)
     labels = torch.from_numpy(store.labels)
@@ -180,7 +197,7 @@ def _compressor(net: AudioVisualNet, store: ClipStore, seed: int) -> Compression
 
 
 @torch.no_grad()
-def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore) -> View:
+def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore, sexes: dict[str, str]) -> View:
     found = _features(net, store)
     reduced: Features = level.compressor(found)
     arrived = Features(*(dequantise(*quantise(part)) for part in reduced))
@@ -188,6 +205,8 @@ def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore) -> View:
     _, speaker = np.unique(np.array(store.speakers), return_inverse=True)
     heard = [hashlib.sha256(clip.tobytes()).digest() for clip in store.audio]
     known = {digest: number for number, digest in enumerate(dict.fromkeys(heard))}
+    names = sorted(set(sexes.values()))
+    told = all(one in sexes for one in store.speakers)
     return View(
         sound=np.array(store.audio, np.float32),
         picture=picture,
@@ -196,6 +215,9 @@ def _view(net: AudioVisualNet, level: CompressionNet, store: ClipStore) -> View:
         probabilities=net.head(found).joint.softmax(dim=1).numpy(),
         speaker=speaker.astype(np.int64),
         recording=np.array([known[digest] for digest in heard], np.int64),
+        label=store.labels,
+        profiles=None if store.profiles is None else np.array(store.profiles, np.float32),
+        sex=np.array([names.index(sexes[one]) for one in store.speakers], np.int64) if told else None,
     )
 
 

@@ -86,9 +86,18 @@ def arm_of(name: str, plan: RunPlan) -> Arm:
     return BY_RULE[plan.selection.rule] if name == "class_support" else BY_NAME[name]
 
 
-def may_ask_class_mix(plan: RunPlan) -> bool:
-    """A private histogram does not show how a device records, so none is asked for and nothing made ready for it."""
-    return plan.prototypes.kind != "dp"
+def may_ask_summary(arm: Arm, plan: RunPlan) -> bool:
+    """Whether this arm asks a device for a summary; if not, nothing is made ready for one.
+
+    A private histogram does not show how a device records. A private card does, if it gets a share of the budget.
+    """
+    return plan.prototypes.kind != "dp" or asks_card(arm, plan)
+
+
+def asks_card(arm: Arm, plan: RunPlan) -> bool:
+    """Whether the arm asks for a capture card, in its private form if prototypes are private."""
+    affordable = plan.prototypes.kind != "dp" or plan.prototypes.card_share > 0
+    return arm.personal and plan.capture.card and affordable
 
 
 def distillation_of(arm: Arm, plan: RunPlan) -> DistillationSettings:

@@ -136,6 +136,7 @@ class PrototypeSettings:
     epsilon: float = 4.0  # dp: of one upload; a device's uploads of all outer rounds add up
     delta: float = 1e-5  # dp: of one upload
     centres: int = 0  # dp: cells in which clips are counted; 0 = as many as there are classes
+    card_share: float = 0.0  # dp: of an upload's budget, for the capture card; 0 = no card is asked for
 
     def __post_init__(self) -> None:
         at_least(1, self, "samples_per_prototype", "min_size")
@@ -144,6 +145,8 @@ class PrototypeSettings:
             raise ValueError(f"epsilon: {self.epsilon} is not above 0 and up to {MOST_EPSILON:g}")
         if not 0 < self.delta < 1:
             raise ValueError(f"delta: {self.delta} is no probability between 0 and 1")
+        if not 0 <= self.card_share < 1:
+            raise ValueError(f"card_share: {self.card_share} is no share from 0 to below 1")
         if self.centres > MOST_CENTRES:
             raise ValueError(f"centres: {self.centres} is above {MOST_CENTRES}")
         if self.kind == "dp" and self.upload_limit:

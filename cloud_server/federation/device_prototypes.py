@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.cloud_server.distillation.arms import Arm, upload_kind
+from fedstill.cloud_server.distillation.arms import Arm, asks_card, upload_kind
 from fedstill.cloud_server.distillation.centres import one_cell
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan
@@ -45,7 +45,7 @@ class DevicePrototypes:
             guarantee=guarantee,
             temperature=self._temperature(histogram),
             centres=self._centres(histogram) if private else NO_CENTRES,
-            card=self._arm.personal and self._plan.capture.card,
+            card=asks_card(self._arm, self._plan),
         )
         if upload.class_names != self._cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")

@@ -74,6 +74,7 @@ class DeviceSession:
             guarantee.delta,
             centres,
             card,
+            settings.card_share if card and guarantee.kind == "dp" else 0.0,
         )
         return self._ask("query.prototypes", request, shipment, PrototypeUpload)
 

@@ -21,7 +21,7 @@ from fedstill.cloud_server.distillation.arms import (
     arm_of,
     budget_of,
     distillation_of,
-    may_ask_class_mix,
+    may_ask_summary,
     select_rule,
     with_variant,
 )
@@ -174,7 +174,7 @@ class PersonalisationJob:
 
     def _summary(self, generic: AudioVisualNet) -> PrototypeUpload | str:
         """What the device says of its clips under the generic student, or why nothing can follow from that."""
-        if not may_ask_class_mix(self.plan):
+        if not may_ask_summary(self.arm, self.plan):
             return "a private histogram does not show how the device records, so none is asked for"
         if lacking := self.cloud.class_mixes.lacking:
             return lacking

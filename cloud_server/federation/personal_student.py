@@ -85,7 +85,7 @@ class PersonalStudents:
     """Makes the student of one job.
 
     Args:
-        summary: the device's, of kind ``histogram``.
+        summary: the device's, of kind ``histogram``, or ``dp`` with a private card; that shows no class mix.
     """
 
     def __init__(self, key: JobKey, cloud: SeedCloud, plan: RunPlan, summary: PrototypeUpload) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedstill.cloud_server.distillation.arms import SHARED, arm_of, may_ask_class_mix
+from fedstill.cloud_server.distillation.arms import SHARED, arm_of, may_ask_summary
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
@@ -92,12 +92,12 @@ def run_seed(
     plan = cloud.plan
     use_threads(usable_cores())
     _ = cloud.bank, cloud.all_distill
-    for arm in {key.arm: None for key in keys}:
-        if arm in SHARED:
-            cloud.shared(arm)
-        if arm_of(arm, plan).class_mix or arm_of(arm, plan).personal:
+    for arm in (arm_of(name, plan) for name in {key.arm: None for key in keys}):
+        if arm.name in SHARED:
+            cloud.shared(arm.name)
+        if arm.class_mix or arm.personal:
             cloud.shared(GENERIC)
-            _ = may_ask_class_mix(plan) and cloud.class_mixes
+            _ = may_ask_summary(arm, plan) and cloud.class_mixes
     use_threads(1)
     slots = ComputeSlots(plan.compute.workers)
     stopped = threading.Event()

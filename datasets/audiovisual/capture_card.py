@@ -60,8 +60,11 @@ class CaptureCard:
         return bool(np.isfinite(self.values[PICTURE]).all())
 
 
-def card_of(profiles: Floats) -> CaptureCard:
+def card_of(profiles: Floats, fewest: int = 1) -> CaptureCard:
     """The card of clips from their profiles, float32 (clips, CARD_SIZE); a part that some clips lack is of the others.
+
+    Args:
+        fewest: a value that fewer clips have stays unknown: it would say too much about each of them.
 
     Raises:
         ValueError: no clips.
@@ -71,7 +74,7 @@ def card_of(profiles: Floats) -> CaptureCard:
     known = np.isfinite(profiles)
     sums = np.where(known, profiles, 0).sum(axis=0, dtype=np.float64)
     counts = known.sum(axis=0)
-    values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+    values = np.where(counts >= fewest, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
     return CaptureCard(values, len(profiles))
 
 

@@ -43,7 +43,7 @@ class ManifestSource:
     is not labelled), ``audio`` (sound file, video, or a ``.npy`` feature matrix of shape (features, time)) and
     ``frames`` (video, image, folder of images, or a uint8 ``.npy`` of shape (time, height, width) or (time, height,
     width, 3)). The column ``group`` is optional: clips with the same group are one recording; by default, those with
-    the same ``audio``. Further columns are ignored.
+    the same ``audio``. Further columns are ignored (``sex`` is read by ``speaker_sexes``).
 
     Args:
         csv_path: UTF-8, with a header.
@@ -97,6 +97,22 @@ def manifest_problems(
         return _read_rows(csv_path, root, class_names)[1]
     except DataError as error:
         return [str(error)]
+
+
+def speaker_sexes(csv_path: Path) -> dict[str, str]:
+    """The optional column ``sex`` by speaker, as written; without speakers of whom the table does not say it.
+
+    Raises:
+        DataError: the table cannot be read, or says two things of one speaker.
+    """
+    found: dict[str, str] = {}
+    for line, cells in read_table(csv_path, ("speaker",)):
+        sex, speaker = cells.get("sex", ""), cells["speaker"]
+        if sex and found.setdefault(speaker, sex) != sex:
+            raise DataError(
+                f"{csv_path}, line {line}: sex of {speaker} is {sex!r} here, {found[speaker]!r} above"
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -73,20 +74,22 @@ class Device:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
         policy = read_policy(self.directory)
         policy.require(request)
+        profiles = self._profiles(request.job)
         if request.kind == "dp":
-            rows = release_once(self.directory, self.run, policy, request, self._probabilities)
+            rows = release_once(self.directory, self.run, policy, request, self._probabilities, profiles)
         else:
             rows = summarise(self._probabilities(request), request, seed=seed_of(request.job))
-        card = self._card(request.job) if request.card else np.empty(0, np.uint8)
+            if request.card and profiles is not None:
+                rows = replace(rows, card=to_bytes(card_of(profiles, fewest=request.min_size)))
         return PrototypeUpload(
-            request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, card
+            request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, rows.card
         )
 
-    def _card(self, job: Job) -> npt.NDArray[np.uint8]:
-        """How the query clips were recorded; empty if their store is older than capture cards."""
+    def _profiles(self, job: Job) -> npt.NDArray[np.float32] | None:
+        """How each query clip was recorded; None if their store is older than capture cards."""
         query, _ = self.roles(job)
         profiles = self.store.profiles
-        return np.empty(0, np.uint8) if profiles is None else to_bytes(card_of(profiles[query]))
+        return None if profiles is None else profiles[query]
 
     def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips."""

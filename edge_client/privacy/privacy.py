@@ -65,6 +65,17 @@ def sigma_for(epsilon: float, delta: float) -> float:
     return _smallest(lambda sigma: delta_at(1 / sigma, epsilon) <= delta, 0.0, high)
 
 
+def sigma_of_share(epsilon: float, delta: float, share: float) -> float:
+    """The noise standard deviation, for L2 sensitivity 1, of one part of an (epsilon, delta) private release.
+
+    Squared mu adds up, so parts whose shares sum to 1 cost exactly (epsilon, delta) together.
+
+    Args:
+        share: of the squared mu, above 0 and up to 1; 1 gives ``sigma_for``.
+    """
+    return sigma_for(epsilon, delta) / math.sqrt(share)
+
+
 def composed(mus: Iterable[float]) -> float:
     """mu of several releases about the same clips together."""
     return math.hypot(*mus)

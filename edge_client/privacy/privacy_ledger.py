@@ -14,13 +14,15 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from fedstill.edge_client.privacy.privacy import composed, epsilon_at, sigma_for, spent
+from fedstill.edge_client.privacy.privacy import composed, epsilon_at, sigma_for, sigma_of_share, spent
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy
+from fedstill.edge_client.privacy.private_card import private_card
 from fedstill.edge_client.privacy.private_prototypes import private_prototypes, require_rows
 from fedstill.edge_client.privacy.prototypes import DeviceError, Probabilities, Prototypes
 from fedstill.protos.messages import PrototypeRequest
@@ -110,12 +112,14 @@ def release_once(
     policy: PrivacyPolicy,
     request: PrototypeRequest,
     class_probabilities: Callable[[PrototypeRequest], Probabilities],
+    profiles: npt.NDArray[np.float32] | None = None,
 ) -> Prototypes:
     """Answer a ``dp`` request within the budget of ``policy``, once per run, job and outer round.
 
     Args:
         directory: the device's folder.
         class_probabilities: makes the (n, classes) probabilities; called only if the answer is not stored yet.
+        profiles: (n, CARD_SIZE) of the same clips, for a capture card; None if the device has none.
 
     Raises:
         DeviceError: the budget is spent, or the noise left nothing worth uploading.
@@ -129,8 +133,22 @@ def release_once(
         noise = noise_source(
             policy, _key("", request)
         )  # without the run's name: a repeated simulation gives the same
-        known = ledger.release(key, question, mu, lambda: private_prototypes(rows, request, noise))
+        known = ledger.release(key, question, mu, lambda: _noisy(rows, profiles, request, noise))
     return require_rows(known)
+
+
+def _noisy(
+    rows: Probabilities,
+    profiles: npt.NDArray[np.float32] | None,
+    request: PrototypeRequest,
+    noise: np.random.Generator,
+) -> Prototypes:
+    """Prototypes and, if it is asked for, the capture card; each with the noise of its share of the budget."""
+    made = private_prototypes(rows, request, noise)
+    if not request.card or profiles is None:
+        return made
+    sigma = sigma_of_share(request.epsilon, request.delta, request.card_share)
+    return replace(made, card=private_card(profiles, sigma, request.min_size, noise))
 
 
 def noise_source(policy: PrivacyPolicy, key: str) -> np.random.Generator:
@@ -154,7 +172,8 @@ def _question(request: PrototypeRequest) -> str:
         request.temperature,
         request.student.class_names,
     )
-    content = json.dumps(fields).encode() + request.centres.tobytes()
+    card = (request.card_share,) if request.card else ()  # without one, old answers are found
+    content = json.dumps((*fields, *card)).encode() + request.centres.tobytes()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -176,11 +195,17 @@ def _mus(ledger: sqlite3.Connection) -> list[float]:
 def _to_text(made: Prototypes) -> str:
     rows = made.probabilities.astype(np.float64)  # float32 values survive JSON exactly as float64
     return json.dumps(
-        {"probabilities": rows.tolist(), "counts": made.counts.tolist(), "classes": rows.shape[1]}
+        {
+            "probabilities": rows.tolist(),
+            "counts": made.counts.tolist(),
+            "classes": rows.shape[1],
+            "card": made.card.tolist(),
+        }
     )
 
 
 def _from_text(text: str) -> Prototypes:
     kept = json.loads(text)
     rows = np.array(kept["probabilities"], np.float32).reshape(len(kept["counts"]), kept["classes"])
-    return Prototypes(rows, np.array(kept["counts"], np.int64))
+    card = np.array(kept.get("card", []), np.uint8)  # older entries have none
+    return Prototypes(rows, np.array(kept["counts"], np.int64), card=card)

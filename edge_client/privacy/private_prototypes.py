@@ -4,7 +4,8 @@ The cloud sends *public* centres, so the cell of a clip depends on that clip alo
 initialisation of FedDP-KMeans, ICML 2025). A clip therefore adds one vector (1, p) to one cell and nothing
 to the others. Its length is sqrt(1 + |p|^2) <= sqrt(2), because a probability row has length at most 1 (a certain
 one has exactly 1): that is the L2 sensitivity of the whole release under adding or removing one clip. Gaussian
-noise of standard deviation sqrt(2) * sigma_for(epsilon, delta) on every number makes it (epsilon, delta) private;
+noise of standard deviation sqrt(2) * sigma_for(epsilon, delta) on every number makes it (epsilon, delta) private
+(if a capture card is asked for, too, more noise, so that both together are);
 all that follows (leaving out small cells, dividing, projecting) sees the noisy numbers only and costs nothing.
 """
 
@@ -15,7 +16,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.edge_client.privacy.privacy import sigma_for
+from fedstill.edge_client.privacy.privacy import sigma_of_share
 from fedstill.edge_client.privacy.prototypes import DeviceError, Prototypes
 from fedstill.protos.messages import MOST_CLIPS, PrototypeRequest
 
@@ -40,7 +41,7 @@ def private_prototypes(
         Rows on the simplex and rounded noisy counts of the cells that seem to hold at least ``request.min_size`` clips.
         May have no rows.
     """
-    noise = SENSITIVITY * sigma_for(request.epsilon, request.delta)
+    noise = SENSITIVITY * sigma_of_share(request.epsilon, request.delta, 1 - request.card_share)
     exact = cell_sums(bounded(probabilities), request.centres.astype(np.float64))
     noisy = exact + rng.normal(0.0, noise, exact.shape)
     kept = noisy[noisy[:, 0] >= max(request.min_size, DOUBTFUL * noise)]

@@ -27,12 +27,14 @@ class DeviceError(ValueError):
 class Prototypes:
     """Rows that sum to 1, float32 (k, classes), and the number of clips behind each, int64 (k,).
 
-    ``confidence`` is the histogram of confidences, float32 (CONFIDENCE_BINS,); empty unless it was asked for.
+    ``confidence`` is the histogram of confidences, float32 (CONFIDENCE_BINS,), and ``card`` the bytes of the capture
+    card, uint8 (CARD_BYTES,); both are empty unless they were asked for.
     """
 
     probabilities: Probabilities
     counts: Counts
     confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    card: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int) -> Prototypes:

@@ -1,4 +1,4 @@
-"""All attacks on all kinds of upload, compared with an attacker without any upload."""
+"""All attacks on all kinds of upload and on capture cards, compared with an attacker without any upload."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedstill.cloud_server.distillation.randomness import stream
+from fedstill.evaluation.redteam.card_attack import CardResults, attack_cards
 from fedstill.evaluation.redteam.identity import identify
 from fedstill.evaluation.redteam.intervals import Measured
 from fedstill.evaluation.redteam.inversion import Rebuilt, bases, invert, judged
@@ -66,6 +67,7 @@ class RedteamResults:
         changes: what ``--set`` changed of the experiment.
         student_correct: of the victims' clips.
         speakers, clips: the attacker's and the victims'.
+        card: the attacks on capture cards.
     """
 
     experiment: str
@@ -82,6 +84,7 @@ class RedteamResults:
     delta: float
     references: References
     outcomes: tuple[Outcome, ...]
+    card: CardResults
 
 
 def attack(
@@ -135,6 +138,8 @@ def attack(
                 speaker_upload=by_upload,
             )
         )
+    say("attacking capture cards")
+    card = attack_cards(stage, shadows, targets, draws)
     return RedteamResults(
         experiment=stage.name,
         changes=changes,
@@ -150,6 +155,7 @@ def attack(
         delta=stage.prototypes.delta,
         references=references,
         outcomes=tuple(outcomes),
+        card=card,
     )
 
 

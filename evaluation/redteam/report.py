@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,8 +12,18 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.evaluation.plot_style import INK, OKABE_ITO, calm, percent_axis, save
 from fedstill.evaluation.redteam.attack import Outcome, RedteamResults
+from fedstill.evaluation.redteam.card_report import card_section
 from fedstill.evaluation.redteam.intervals import Measured
 from fedstill.evaluation.redteam.inversion import Rebuilt
+from fedstill.evaluation.redteam.wording import (
+    decimal,
+    finding,
+    interval,
+    markdown_table,
+    percent,
+    percent_interval,
+    verdict,
+)
 
 RESULTS_FILE, TABLE_FILE, FIGURE_FILE = "redteam.json", "redteam.md", "redteam.png"
 GUESS = 0.5
@@ -53,6 +62,8 @@ def markdown(results: RedteamResults, picture: str) -> str:
             "",
             *(f"- {sentence}" for sentence in reading(results)),
             "",
+            *card_section(results),
+            "",
         ]
     )
 
@@ -82,15 +93,15 @@ def table(results: RedteamResults) -> tuple[list[str], list[list[str]]]:
              "membership AUC", "bounds", "speaker by row", "speaker by upload"]  # fmt: skip
     references = results.references
     rows = [
-        ["no information", "", "", *_rebuilt(references.mean_clip), _number(GUESS), "",
-         _share(references.chance), _share(references.chance)],
+        ["no information", "", "", *_rebuilt(references.mean_clip), decimal(GUESS), "",
+         percent(references.chance), percent(references.chance)],
         ["decoder's ceiling", "", "", *_rebuilt(references.own_clip), "", "", "", ""],
     ]  # fmt: skip
     for one in results.outcomes:
         rows.append(
-            [one.title, f"{one.rows:.1f}", _share(one.single), *_rebuilt((one.sound, one.picture)),
-             _interval(one.membership), _bounds(one),
-             _share_interval(one.speaker_row), _share_interval(one.speaker_upload)]
+            [one.title, f"{one.rows:.1f}", percent(one.single), *_rebuilt((one.sound, one.picture)),
+             interval(one.membership), _bounds(one),
+             percent_interval(one.speaker_row), percent_interval(one.speaker_upload)]
         )  # fmt: skip
     return heads, rows
 
@@ -99,10 +110,10 @@ def short_table(results: RedteamResults) -> tuple[list[str], list[list[str]]]:
     """Headings and cells that fit a terminal; intervals are in the files."""
     heads = ["upload", "sound", "picture", "member AUC", "speaker"]
     chance = results.references.chance
-    rows = [["no information", _share(0.0), _share(0.0), _number(GUESS), _share(chance)]]
+    rows = [["no information", percent(0.0), percent(0.0), decimal(GUESS), percent(chance)]]
     for one in results.outcomes:
-        rebuilt = _share(one.sound.explained.value), _share(one.picture.explained.value)
-        rows.append([one.title, *rebuilt, _number(one.membership.value), _share(one.speaker_upload.value)])
+        rebuilt = percent(one.sound.explained.value), percent(one.picture.explained.value)
+        rows.append([one.title, *rebuilt, decimal(one.membership.value), percent(one.speaker_upload.value)])
     return heads, rows
 
 
@@ -181,54 +192,25 @@ def _how_to_read(results: RedteamResults) -> str:
 
 def _finding(outcome: Outcome, chance: float) -> str:
     found = [
-        _verdict("membership", outcome.membership, GUESS, _number),
-        _verdict("speaker by row", outcome.speaker_row, chance, _share),
-        _verdict("speaker by upload", outcome.speaker_upload, chance, _share),
-        _verdict("sound rebuilt", outcome.sound.explained, 0.0, _share),
-        _verdict("picture rebuilt", outcome.picture.explained, 0.0, _share),
+        verdict("membership", outcome.membership, GUESS, decimal),
+        verdict("speaker by row", outcome.speaker_row, chance, percent),
+        verdict("speaker by upload", outcome.speaker_upload, chance, percent),
+        verdict("sound rebuilt", outcome.sound.explained, 0.0, percent),
+        verdict("picture rebuilt", outcome.picture.explained, 0.0, percent),
     ]
-    leaks = [text for leak, text in found if leak]
-    quiet = [text for leak, text in found if not leak]
-    parts = [f"leaks {', '.join(leaks)}"] if leaks else []
-    if quiet:
-        parts.append(f"not shown to leak {', '.join(quiet)}")
-    return f"**{outcome.title}**: {'; '.join(parts)}."
-
-
-def _verdict(what: str, value: Measured, nothing: float, write: Callable[[float], str]) -> tuple[bool, str]:
-    return value.low > nothing, f"{what} ({write(value.value)}, no information {write(nothing)})"
+    return finding(outcome.title, found)
 
 
 def _table(results: RedteamResults) -> list[str]:
     heads, rows = table(results)
-    return [_line(heads), _line(["---"] * len(heads)), *(_line(row) for row in rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown_table(heads, rows)
 
 
 def _rebuilt(pair: tuple[Rebuilt, Rebuilt]) -> list[str]:
-    return [text for one in pair for text in (_share_interval(one.explained), _number(one.ssim.value))]
+    return [text for one in pair for text in (percent_interval(one.explained), decimal(one.ssim.value))]
 
 
 def _bounds(one: Outcome) -> str:
     if one.bound is None or one.game_bound is None:
         return ""
-    return f"{_number(one.bound)} / {_number(one.game_bound)}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _interval(one: Measured) -> str:
-    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
-
-
-def _share_interval(one: Measured) -> str:
-    return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return f"{decimal(one.bound)} / {decimal(one.game_bound)}"

@@ -25,6 +25,9 @@ class View:
         probabilities: float32 (n, classes), the student's probabilities.
         speaker: int64 (n,), a number per speaker.
         recording: int64 (n,), equal for clips that share their sound.
+        label: int64 (n,), a number per class.
+        profiles: float32 (n, CARD_SIZE), of which capture cards are means; None in a store older than these.
+        sex: int64 (n,), a number per sex of the speaker; None unless it is known of every speaker.
     """
 
     sound: Floats
@@ -34,6 +37,9 @@ class View:
     probabilities: Floats
     speaker: Positions
     recording: Positions
+    label: Positions
+    profiles: Floats | None = None
+    sex: Positions | None = None
 
     def __len__(self) -> int:
         return len(self.probabilities)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from helpers.runs import prepared_run
 
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy, write_policy
 from fedstill.protos.messages import PrototypeRequest
@@ -47,18 +49,24 @@ def failures_of(tables: Mapping[str, Any], client: int) -> set[tuple[str, int, s
     return {(row.arm, row.round, row.reason) for row in tables["failures"] if row.client == client}
 
 
-def test_every_asking_arm_works_with_noise_and_is_repeatable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[PrototypeRequest] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[PrototypeRequest]:
+    """What devices are asked for."""
+    heard: list[PrototypeRequest] = []
 
     class Listening(inprocess.InProcessGrid):
         def _deliver(self, message: Any) -> str:
             if message.metadata.message_type == "query.prototypes":
-                asked.append(decode(PrototypeRequest, message.content))
+                heard.append(decode(PrototypeRequest, message.content))
             return super()._deliver(message)
 
     monkeypatch.setattr(inprocess, "InProcessGrid", Listening)
+    return heard
+
+
+def test_every_asking_arm_works_with_noise_and_is_repeatable(
+    tmp_path: Path, asked: list[PrototypeRequest]
+) -> None:
     run_dir, tables = run(tmp_path / "one", PRIVATE)
     assert tables["failures"] == ()
     assert {(row.arm, row.client) for row in tables["rows"]} == {(arm, c) for arm in ASKING for c in (0, 1)}
@@ -66,10 +74,28 @@ def test_every_asking_arm_works_with_noise_and_is_repeatable(
     cells = {request.job.arm: len(request.centres) for request in asked}
     assert cells == {"all_distill_select_cluster": 6, "class_prior_sampling": 1}, "fedstill spends nothing"
     assert all(spent(run_dir, client) > 30 for client in (0, 1))
-    monkeypatch.undo()
     _, again = run(tmp_path / "two", PRIVATE)
     assert again["rows"] == tables["rows"]
     assert again["selection"] == tables["selection"]
+
+
+def test_a_private_card_is_asked_for_if_it_has_a_share_of_the_budget(
+    tmp_path: Path, asked: list[PrototypeRequest]
+) -> None:
+    """One upload per device, which costs epsilon in all; the arm that could only correct the prior asks for none."""
+    arms = 'run.arms=["prior_corrected", "fedstill"]'
+    private = ('prototypes.kind="dp"', "prototypes.epsilon=900", "prototypes.card_share=0.75")
+    run_dir, tables = run(tmp_path, (*PLAN[1:], arms, *private))
+    assert tables["failures"] == ()
+    assert [(one.kind, one.job.arm, one.card, one.card_share) for one in asked] == [
+        ("dp", "fedstill", True, 0.75)
+    ] * 2
+    assert spent(run_dir, 0) == pytest.approx(900, rel=1e-6)
+    journal = open_journal(run_dir, read_plan(run_dir).journal)
+    choices = [job["choice"] for job in journal.jobs() if job["arm"] == "fedstill"]
+    journal.close()
+    assert [choice["capture"] for choice in choices] == ["sound and pictures"] * 2
+    assert [[one["name"] for one in choice["candidates"]] for choice in choices] == [["rendered"]] * 2
 
 
 def test_a_device_stops_at_its_budget_and_the_run_goes_on(tmp_path: Path) -> None:

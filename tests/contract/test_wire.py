@@ -39,6 +39,8 @@ VERSION, OTHER = "0123456789abcdef" * 4, "f" * 64
 STUDENT = Student(np.arange(9, dtype=np.uint8), '{"classes": 6}', NAMES, VERSION, OTHER)
 SURE = np.full(8, 1 / 8, np.float32)
 EVEN = np.full((3, 6), 1 / 6, np.float32)
+CARD = np.repeat([1, 90], [1, 169]).astype(np.uint8)
+"""Its layout, and a byte per value."""
 
 
 def upload(**changes: Any) -> PrototypeUpload:
@@ -100,7 +102,9 @@ MESSAGES: dict[str, object] = {
     "Student": STUDENT,
     "PrototypeRequest": prototype_request(),
     "PrivateRequest": private_request(),
+    "PrivateCardRequest": private_request(card=True, card_share=0.25),
     "PrototypeUpload": upload(),
+    "CardUpload": upload(card=CARD),
     "EvaluationRequest": evaluation_request(),
     "EvaluationResult": result(),
     "Lacking": MissingDependency("base", VERSION),
@@ -284,6 +288,16 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: private_request(centres=spoilt(np.nan)), "centres: needs finite"),
         (lambda: private_request(centres=EVEN.astype(np.float64)), "centres: needs a float32"),
         (lambda: private_request(centres=EVEN[0]), "centres: needs a float32 array of 2 dim"),
+        (lambda: prototype_request(card=True), "card: is for kind histogram or dp, not for constrained"),
+        (lambda: prototype_request(card_share=0.5), "card_share: is for kind dp, not for constrained"),
+        (lambda: prototype_request(kind="histogram", card=True, card_share=0.5), "card_share: is for kind dp"),
+        (lambda: private_request(card=True), "card_share: 0.0 is not between 0 and 1"),
+        (lambda: private_request(card=True, card_share=1.0), "card_share: 1.0 is not between 0 and 1"),
+        (lambda: private_request(card=True, card_share=float("nan")), "card_share: nan is not between"),
+        (lambda: private_request(card_share=0.5), "card_share: no card is asked for"),
+        (lambda: upload(card=CARD[:-1]), "card: needs 170 bytes, or none"),
+        (lambda: upload(card=CARD + np.uint8(1)), "card: has layout 2, and 1 is known"),
+        (lambda: upload(card=CARD.astype(np.float32)), "card: needs a uint8"),
         (lambda: upload(confidence=SURE[:3]), "confidence: needs 8 values, or none"),
         (lambda: upload(confidence=2 * SURE), "confidence: must sum to 1"),
         (lambda: upload(confidence=SURE * np.float32(np.nan)), "confidence: needs finite"),

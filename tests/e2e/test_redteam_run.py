@@ -41,6 +41,9 @@ def test_from_an_experiment_to_a_page(tmp_path: Path) -> None:
     assert results["synthetic"]
     assert results["clips"] == [66, 30]
     assert results["speakers"] == [11, 5]
+    assert results["card"]["outcomes"][0]["key"] == "card_exact"
+    assert results["card"]["speaker_chance"] == pytest.approx(1 / 5)
+    assert "| private card, epsilon 8 |" in (tmp_path / "privacy.md").read_text()
     assert "`compute.precision=fp32`" in (tmp_path / "privacy.md").read_text()
     attacker, victims = (open_store(out / "stage" / name) for name in ("attacker", "victims"))
     assert not set(attacker.speakers) & set(victims.speakers)

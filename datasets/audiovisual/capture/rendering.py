@@ -9,36 +9,56 @@ import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.capture.render_pictures import PictureRendering, fit_pictures
 from fedstill.datasets.audiovisual.capture.render_sound import SoundRendering, fit_sound
-from fedstill.datasets.audiovisual.capture_card import GREYS, RINGS, SOUND, CaptureCard, card_of
+from fedstill.datasets.audiovisual.capture_card import BANDS, GREYS, RINGS, SOUND, CaptureCard, card_of
 from fedstill.datasets.audiovisual.store import ClipStore
+
+Floats = npt.NDArray[np.float32]
 
 LEAST_SPREAD = np.concatenate([np.full(SOUND.stop, 1.0), np.full(GREYS, 4.0), np.full(RINGS, 0.5)])
 """Decibels and grey values by which speakers differ at least, whatever few of them say."""
 NATURAL = 1.5
 """Standard deviations between public speakers that are not taken for another way of recording."""
 FEWEST_SPEAKERS = 3
+LOUDEST = 16
+"""Bands that say how loud a speaker is."""
 SAMPLE = 48
 """Public clips on which a rendering is fitted."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What is done to public clips; None: that part stays as it is."""
+    """What is done to public clips; None: that part stays as it is.
+
+    Attributes:
+        factors: float32 (clips,), of each public clip's waveform: with them, all speakers are equally loud on average.
+            A device's microphone is as far from its owner, whoever that is.
+    """
 
     sound: SoundRendering | None
     pictures: PictureRendering | None
+    factors: Floats
 
     def render_sound(
-        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator, jitter: float = 1.0
-    ) -> npt.NDArray[np.float32]:
-        """float32 (samples,), not yet clipped to [-1, 1]."""
-        return waveform if self.sound is None else self.sound(waveform, rng, jitter)
+        self, waveform: Floats, position: int, rng: np.random.Generator, jitter: float = 1.0
+    ) -> Floats:
+        """See ``views.Renderer``."""
+        return waveform if self.sound is None else self.sound(self.factors[position] * waveform, rng, jitter)
 
     def render_pictures(
         self, frames: npt.NDArray[np.uint8], rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.uint8]:
-        """uint8 (count, channels, size, size)."""
+        """See ``views.Renderer``."""
         return frames if self.pictures is None else self.pictures(frames, rng, jitter)
+
+
+def level_offsets(store: ClipStore) -> Floats:
+    """By how many decibels each clip's speaker is softer than the average one, float32 (clips,); 0 if unknown."""
+    if store.profiles is None or not np.isfinite(store.profiles[:, SOUND]).all():
+        return np.zeros(len(store), np.float32)
+    _, speaker = np.unique(np.array(store.speakers), return_inverse=True)
+    loud = np.sort(store.profiles[:, SOUND].reshape(-1, 2, BANDS)[:, 1], axis=1)[:, -LOUDEST:].mean(axis=1)
+    own = np.bincount(speaker, loud) / np.bincount(speaker)
+    return (own.mean() - own)[speaker].astype(np.float32)
 
 
 def beyond_people(card: CaptureCard, store: ClipStore) -> CaptureCard:
@@ -50,7 +70,9 @@ def beyond_people(card: CaptureCard, store: ClipStore) -> CaptureCard:
     names = np.array(store.speakers)
     if store.profiles is None or len(set(store.speakers)) < FEWEST_SPEAKERS:
         return card
-    own = np.stack([card_of(store.profiles[names == one]).values for one in np.unique(names)])
+    profiles = np.array(store.profiles)
+    profiles[:, SOUND] += level_offsets(store)[:, None]
+    own = np.stack([card_of(profiles[names == one]).values for one in np.unique(names)])
     usual = own.mean(axis=0)
     spread = np.maximum(own.std(axis=0, ddof=1), LEAST_SPREAD)
     difference = card.values - usual
@@ -76,10 +98,12 @@ def fit_rendering(
     size = min(SAMPLE, int((chances > 0).sum()))
     sample = np.sort(rng.choice(len(store), size, replace=False, p=chances / chances.sum()))
     kept = store.sound
-    heard = [kept.waveform(one) for one in sample] if kept is not None and card.has_sound else []
+    factors = (10 ** (level_offsets(store) / 20)).astype(np.float32)
+    heard = [factors[one] * kept.waveform(one) for one in sample] if kept and card.has_sound else []
     heard = [one for one in heard if len(one)]
     rate = store.audio_spec.sample_rate
     return Rendering(
         fit_sound(card, heard, rate, rng) if heard else None,
         fit_pictures(card, store.frames[sample], rng) if card.has_pictures else None,
+        factors,
     )

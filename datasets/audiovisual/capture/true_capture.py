@@ -35,7 +35,7 @@ class TrueCapture:
         return self.capture.condition.pictures or None
 
     def render_sound(
-        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator, jitter: float = 1.0
+        self, waveform: npt.NDArray[np.float32], position: int, rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.float32]:
         """See ``views.Renderer``."""
         where = self.capture

@@ -88,9 +88,10 @@ class Renderer(Protocol):
     def pictures(self) -> object | None: ...
 
     def render_sound(
-        self, waveform: npt.NDArray[np.float32], rng: np.random.Generator, jitter: float = 1.0
+        self, waveform: npt.NDArray[np.float32], position: int, rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.float32]:
-        """float32 (samples,), not yet clipped to [-1, 1]; ``jitter`` 0: as the device records on average."""
+        """The waveform of the public clip at ``position``, float32 (samples,), as the device would have recorded it; not
+        yet clipped to [-1, 1]. ``jitter`` 0: as it records on average."""
         ...
 
     def render_pictures(
@@ -145,7 +146,7 @@ class RenderedViews:
         if key not in self._audio:
             rng = np.random.default_rng((self._seed, 0, *key))
             waveform = self._rendering.render_sound(
-                _waveform(self._store, position), rng, self._jitter(version)
+                _waveform(self._store, position), position, rng, self._jitter(version)
             )
             self._audio[key] = _features(self._store, waveform)
         return self._audio[key]

@@ -95,6 +95,13 @@ def test_a_card_is_the_mean_of_what_is_known() -> None:
         card_of(np.empty((0, CARD_SIZE), np.float32))
 
 
+def test_what_few_clips_have_stays_unknown() -> None:
+    silent, heard = profile(None, 0, RATE, pictures(0)), profile(noise(1, RATE, 0.1), RATE, RATE, pictures(1))
+    card = card_of(np.stack([silent, silent, heard]), fewest=2)
+    assert not card.has_sound, "it would be one clip's own"
+    assert card.has_pictures
+
+
 def test_a_card_travels_in_a_byte_per_value() -> None:
     card = card_of(profile(noise(1, RATE, 0.1), RATE, RATE, pictures(1))[None])
     data = to_bytes(card)

@@ -17,7 +17,7 @@ from helpers.media import cut, write_sound, write_video
 from PIL import Image
 
 from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
-from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems
+from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
 
 GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
 
@@ -62,6 +62,16 @@ def test_clips_with_one_sound_are_one_recording_unless_a_column_says_otherwise(m
     named = [f"{row},{group}" for row, group in zip(rows, ("take one", ""), strict=True)]
     clips = ManifestSource(write_table(media, named, ",".join([*COLUMNS, "group"]))).index
     assert [clip.recording for clip in clips] == ["take one", "sound/a.wav"]
+
+
+def test_the_sex_of_speakers_may_be_said(media: Path) -> None:
+    rows = [f"{name},public,{name[0]},sad,sound/a.wav,face/a.png" for name in ("a1", "a2", "b1")]
+    assert speaker_sexes(write_table(media, rows)) == {}
+    told = [f"{row},{sex}" for row, sex in zip(rows, ("f", "", ""), strict=True)]
+    assert speaker_sexes(write_table(media, told, ",".join([*COLUMNS, "sex"]))) == {"a": "f"}
+    torn = [f"{row},{sex}" for row, sex in zip(rows, ("f", "m", ""), strict=True)]
+    with pytest.raises(DataError, match="line 3: sex of a is 'm' here, 'f' above"):
+        speaker_sexes(write_table(media, torn, ",".join([*COLUMNS, "sex"])))
 
 
 def test_labels_are_sorted_unless_an_order_is_given(media: Path) -> None:

@@ -49,6 +49,7 @@ def made_view(seed: int, speakers: int, clips: int = 24) -> View:
         probabilities=rng.dirichlet(np.full(CLASSES, 0.4), count).astype(np.float32),
         speaker=speaker,
         recording=np.arange(count) // 2,
+        label=np.arange(count) // 2 % CLASSES,
     )
 
 
@@ -233,6 +234,8 @@ def test_the_page_says_what_the_numbers_say(found: RedteamResults, tmp_path: Pat
         leaks, _, quiet = sentence.partition("not shown to leak")
         assert ("membership" in leaks) == (one.membership.low > 0.5)
         assert ("membership" in quiet) == (one.membership.low <= 0.5)
+    assert "## The capture card" in page
+    assert kept["card"]["skipped"] == list(found.card.skipped)
     assert any("drawn, not recorded" in text for text in reading(found))
     told = replace(found, student_saw_victims=True, synthetic=False)
     assert "`made`, `teacher.epochs=3`, seed 3" in markdown(
