@@ -21,6 +21,8 @@ Positions = npt.NDArray[np.int64]
 
 LEAST_GAIN = 0.005
 """Of accuracy: below, a difference is not worth a training."""
+LEEWAY = 0.02
+"""Of mean confidence; what chance explains."""
 ERRORS = 1.0
 """How many standard errors better than the generic student a candidate must be."""
 
@@ -158,6 +160,18 @@ def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | No
     if tested and best is not None and best.gain <= max(LEAST_GAIN, ERRORS * best.error):
         return None
     return best
+
+
+def keeps_promise(promised: float, found: float) -> bool:
+    """Whether a trained student is about as much surer of the device's clips as it is of those rendered for it.
+
+    Nobody on the device knows what is right. But a student for another microphone than the device's is not surer there.
+
+    Args:
+        promised: mean confidence of the checked student over the generic one's, on rendered clips of unknown speakers.
+        found: the same difference on the device's clips.
+    """
+    return found >= min(promised / 2, promised) - LEEWAY
 
 
 def expected_accuracy(

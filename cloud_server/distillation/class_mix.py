@@ -35,6 +35,8 @@ Floats = npt.NDArray[np.float64]
 MOST_P_SAME = 0.05
 LEAST_P_MIXTURE = 0.4
 """High, since a device that is not recorded as public clips are must not pass; true mixtures have 0.9 or so."""
+OTHER_MIX = 40.0
+"""Squared distance: with free shares, a wrong way of recording is soon explained by a strange class mix."""
 LEAST_SURENESS = -0.5
 """In standard deviations over public speakers; also high."""
 TINY = 1e-9
@@ -137,11 +139,13 @@ class ClassMixes:
         return self._mix(model, drawn, "other classes than the public ones", float(gains.mean()))
 
     def distance(self, summary: PrototypeUpload) -> float | None:
-        """How far the summary is from what public speakers say, whatever the class mix; None if that cannot be said."""
+        """How far the summary is from what public speakers say, who have the public class mix, or another one at the
+        price of ``OTHER_MIX``; None if that cannot be said."""
         if self._model is None or not len(summary.confidence):
             return None
         found, clips = _found(summary)
-        return self._model.fit(found, clips, self._prior).distance
+        usual = self._model.distance(found, self._prior, clips)
+        return min(usual, self._model.fit(found, clips, self._prior).distance + OTHER_MIX)
 
     def _mix(self, model: MixtureModel, drawn: Floats, reason: str, gain: float) -> ClassMix:
         """A mix that counts, from the shares that the summary allows, (draws, classes)."""

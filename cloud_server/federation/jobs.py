@@ -25,7 +25,7 @@ from fedstill.cloud_server.distillation.arms import (
     select_rule,
     with_variant,
 )
-from fedstill.cloud_server.distillation.candidates import Choice
+from fedstill.cloud_server.distillation.candidates import GENERIC_CANDIDATE, Choice, keeps_promise
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.generic_student import train_further
@@ -59,6 +59,7 @@ from fedstill.datasets.audiovisual.capture.talkers import babble_of
 from fedstill.datasets.audiovisual.capture.true_capture import TrueCapture
 from fedstill.datasets.audiovisual.capture.views import RenderedViews
 from fedstill.models.audiovisual.class_bias import with_class_bias
+from fedstill.models.audiovisual.confidence import mean_confidence
 from fedstill.models.audiovisual.levels import RATES, Precision
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.packing import pack
@@ -132,8 +133,27 @@ class PersonalisationJob:
             summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
         found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
         self.progress.record.class_mix, self.progress.record.choice = found.mix, found.choice
+        if self.plan.guard.test and found.promised is not None:
+            if doubt := self._doubt(found.net, found.promised, summary):
+                self.progress.record.choice = replace(
+                    found.choice, chosen=GENERIC_CANDIDATE.name, reason=doubt
+                )
+                return generic
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
+
+    def _doubt(self, net: AudioVisualNet, promised: float, before: PrototypeUpload) -> str:
+        """Why the device should not have this student after all; empty if it does there what was promised."""
+        try:
+            after = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(net, 1)
+        except DeviceFailure as failure:
+            self.failed(1, str(failure))
+            return str(failure)
+        assert after is not None
+        found = mean_confidence(after.confidence) - mean_confidence(before.confidence)
+        if keeps_promise(promised, found):
+            return ""
+        return f"not as much surer of the device's clips as of those rendered for it ({found:+.2f}, not {promised:+.2f})"
 
     def _truly_rendered(self) -> AudioVisualNet:
         """A student of public clips as the device really records them, which only a simulation knows."""

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 
 from fedstill.cloud_server.distillation.candidates import (
     GENERIC_CANDIDATE,
@@ -19,6 +20,7 @@ from fedstill.cloud_server.distillation.candidates import (
     best_of,
     bias_of,
     candidates_for,
+    class_weights,
     estimated,
     expected_accuracy,
     right,
@@ -36,6 +38,7 @@ from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.datasets.audiovisual.capture.rendering import beyond_people, fit_rendering
 from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, RenderedViews
 from fedstill.datasets.audiovisual.capture_card import from_bytes
+from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins, mean_confidence
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 
@@ -72,6 +75,7 @@ class PersonalStudent:
         net: without its class bias.
         bias: float32 (classes,).
         similar: for whatever is trained or tried afterwards.
+        promised: how much surer of clips than the generic student it should be, from -1 to 1; None if it is that one.
     """
 
     net: AudioVisualNet
@@ -79,6 +83,7 @@ class PersonalStudent:
     similar: SimilarClips
     mix: ClassMix
     choice: Choice
+    promised: float | None
 
 
 class PersonalStudents:
@@ -100,10 +105,18 @@ class PersonalStudents:
         mix = self._mix_in(world)
         choice, candidate, bias = self._choose(mix)
         positions = self._allowed(candidate.training, mix, everything)
-        net = cloud.shared(GENERIC)
+        net, promised = cloud.shared(GENERIC), None
         if candidate.training != GENERIC_TRAINING:
             net = self._train(cloud.all_distill, candidate.training, positions, len(everything), "final")
-        return PersonalStudent(net, bias, SimilarClips(self._world.views, positions), mix, choice)
+            promised = self._confidence(candidate.training, mix) - self._confidence(GENERIC_TRAINING, mix)
+        return PersonalStudent(net, bias, SimilarClips(world.views, positions), mix, choice, promised)
+
+    def _confidence(self, training: Training, mix: ClassMix) -> float:
+        """Mean, of the judging speakers' clips with the device's classes."""
+        logits = self._check_logits(training, mix) / self._cloud.class_mixes.temperature
+        bins = np.eye(CONFIDENCE_BINS)[confidence_bins(softmax(logits, axis=1))]
+        weights = class_weights(self._cloud.bank.labels[self._held], mix.shares)
+        return mean_confidence(weights @ bins)
 
     @cached_property
     def _world(self) -> World:

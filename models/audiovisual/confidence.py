@@ -16,6 +16,11 @@ def confidence_bins(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.i
     return np.clip((sureness * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
 
 
+def mean_confidence(histogram: npt.NDArray[np.floating]) -> float:
+    """Of the clips behind a histogram of confidences, from 0 (guesses) to 1."""
+    return float(histogram @ ((np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS))
+
+
 def confidence_histogram(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Share of the clips in each bin, float32 (CONFIDENCE_BINS,)."""
     counts = np.bincount(confidence_bins(probabilities), minlength=CONFIDENCE_BINS)

@@ -105,9 +105,8 @@ def test_a_rendered_set_has_the_card_of_the_device(
             from dataclasses import replace
 
             clip = source.load(position)
-            waveform = rendering.render_sound(
-                public.sound.waveform(position), np.random.default_rng(position)
-            )
+            heard = public.sound.waveform(position)
+            waveform = rendering.render_sound(heard, position, np.random.default_rng(position))
             return replace(clip, audio=np.clip(waveform, -1, 1))
 
     again = card_of(built(Rendered(), tmp_path / "again").profiles).values
