@@ -45,7 +45,7 @@ class DevicePrototypes:
             guarantee=guarantee,
             temperature=self._temperature(histogram),
             centres=self._centres(histogram) if private else NO_CENTRES,
-            card=asks_card(self._arm, self._plan),
+            card=outer_epoch == 0 and asks_card(self._arm, self._plan),
         )
         if upload.class_names != self._cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")

@@ -50,7 +50,7 @@ from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
 from fedstill.cloud_server.federation.journal import Journal
-from fedstill.cloud_server.federation.personal_student import PersonalStudents
+from fedstill.cloud_server.federation.personal_student import PersonalStudent, PersonalStudents
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
@@ -133,27 +133,29 @@ class PersonalisationJob:
             summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
         found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
         self.progress.record.class_mix, self.progress.record.choice = found.mix, found.choice
-        if self.plan.guard.test and found.promised is not None:
-            if doubt := self._doubt(found.net, found.promised, summary):
-                self.progress.record.choice = replace(
-                    found.choice, chosen=GENERIC_CANDIDATE.name, reason=doubt
-                )
-                return generic
+        if doubt := self._doubt(found, summary):
+            self.progress.record.choice = replace(found.choice, chosen=GENERIC_CANDIDATE.name, reason=doubt)
+            return generic
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
 
-    def _doubt(self, net: AudioVisualNet, promised: float, before: PrototypeUpload) -> str:
+    def _doubt(self, personal: PersonalStudent, before: PrototypeUpload) -> str:
         """Why the device should not have this student after all; empty if it does there what was promised."""
+        if not self.plan.guard.test or personal.promised is None:
+            return ""
         try:
-            after = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(net, 1)
+            after = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(personal.net, 1)
         except DeviceFailure as failure:
             self.failed(1, str(failure))
             return str(failure)
         assert after is not None
         found = mean_confidence(after.confidence) - mean_confidence(before.confidence)
-        if keeps_promise(promised, found):
+        if keeps_promise(personal.promised, found):
             return ""
-        return f"not as much surer of the device's clips as of those rendered for it ({found:+.2f}, not {promised:+.2f})"
+        return (
+            "not as much surer of the device's clips as of those rendered for it "
+            f"({found:+.2f}, not {personal.promised:+.2f})"
+        )
 
     def _truly_rendered(self) -> AudioVisualNet:
         """A student of public clips as the device really records them, which only a simulation knows."""

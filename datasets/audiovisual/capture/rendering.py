@@ -58,7 +58,7 @@ def level_offsets(store: ClipStore) -> Floats:
     _, speaker = np.unique(np.array(store.speakers), return_inverse=True)
     loud = np.sort(store.profiles[:, SOUND].reshape(-1, 2, BANDS)[:, 1], axis=1)[:, -LOUDEST:].mean(axis=1)
     own = np.bincount(speaker, loud) / np.bincount(speaker)
-    return (own.mean() - own)[speaker].astype(np.float32)
+    return np.asarray((own.mean() - own)[speaker], np.float32)
 
 
 def beyond_people(card: CaptureCard, store: ClipStore) -> CaptureCard:

@@ -90,8 +90,8 @@ class Renderer(Protocol):
     def render_sound(
         self, waveform: npt.NDArray[np.float32], position: int, rng: np.random.Generator, jitter: float = 1.0
     ) -> npt.NDArray[np.float32]:
-        """The sound of the public clip at ``position``, float32 (samples,), not yet clipped to [-1, 1]. ``jitter`` 0: as
-        the device records on average."""
+        """The sound of the clip at ``position``, float32 (samples,), not yet clipped to [-1, 1]. ``jitter`` 0: as the
+        device records on average."""
         ...
 
     def render_pictures(

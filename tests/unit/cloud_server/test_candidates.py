@@ -13,6 +13,7 @@ from fedstill.cloud_server.distillation.candidates import (
     class_weights,
     estimated,
     expected_accuracy,
+    keeps_promise,
     right,
 )
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
@@ -104,3 +105,18 @@ def test_the_interval_holds_another_speaker() -> None:
         assert low <= expected <= high
         inside += low <= able[12] <= high
     assert inside > 0.85 * 200
+
+
+@pytest.mark.parametrize(
+    ("promised", "found", "kept"),
+    [
+        (0.2, 0.2, True),
+        (0.2, 0.1, True),
+        (0.2, 0.05, False),
+        (0.2, -0.1, False),
+        (-0.05, -0.05, True),
+        (-0.05, -0.1, False),
+    ],
+)
+def test_a_student_that_is_no_surer_than_before_is_doubted(promised: float, found: float, kept: bool) -> None:
+    assert keeps_promise(promised, found) is kept
