@@ -35,7 +35,7 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.federation.deployment import SimilarClips
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
-from fedstill.datasets.audiovisual.capture.rendering import beyond_people, fit_rendering
+from fedstill.datasets.audiovisual.capture.rendering import fit_rendering
 from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, RenderedViews
 from fedstill.datasets.audiovisual.capture_card import from_bytes
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins, mean_confidence
@@ -143,7 +143,7 @@ class PersonalStudents:
         cloud, summary = self._cloud, self._summary
         if not len(summary.card) or cloud.class_mixes.lacking:
             return ()
-        card = beyond_people(from_bytes(summary.card, int(summary.counts.sum())), cloud.public)
+        card = from_bytes(summary.card, int(summary.counts.sum()))
         rendering = fit_rendering(card, cloud.public, shares, self._stream("rendering"))
         views = RenderedViews(cloud.public, rendering, self._stream("views"), self._plan.capture.versions)
         has = rendering.sound is not None, rendering.pictures is not None

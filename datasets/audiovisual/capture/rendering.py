@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.capture.render_pictures import PictureRendering, fit_pictures
 from fedstill.datasets.audiovisual.capture.render_sound import SoundRendering, fit_sound
-from fedstill.datasets.audiovisual.capture_card import BANDS, GREYS, RINGS, SOUND, CaptureCard, card_of
+from fedstill.datasets.audiovisual.capture_card import BANDS, SOUND, CaptureCard
 from fedstill.datasets.audiovisual.store import ClipStore
 
 Floats = npt.NDArray[np.float32]
 
-LEAST_SPREAD = np.concatenate([np.full(SOUND.stop, 1.0), np.full(GREYS, 4.0), np.full(RINGS, 0.5)])
-"""Decibels and grey values by which speakers differ at least, whatever few of them say."""
-NATURAL = 1.5
-"""Standard deviations between public speakers that are not taken for another way of recording."""
-FEWEST_SPEAKERS = 3
 LOUDEST = 16
 """Bands that say how loud a speaker is."""
 SAMPLE = 48
@@ -59,25 +54,6 @@ def level_offsets(store: ClipStore) -> Floats:
     loud = np.sort(store.profiles[:, SOUND].reshape(-1, 2, BANDS)[:, 1], axis=1)[:, -LOUDEST:].mean(axis=1)
     own = np.bincount(speaker, loud) / np.bincount(speaker)
     return np.asarray((own.mean() - own)[speaker], np.float32)
-
-
-def beyond_people(card: CaptureCard, store: ClipStore) -> CaptureCard:
-    """The card, drawn to that of the public clips by as much as public speakers differ among themselves.
-
-    People, and what they say and show, differ in the values of a card, too. Only what goes beyond that is the device's
-    way of recording. Each value's difference is shrunk as James and Stein do, to nothing within the natural spread.
-    """
-    names = np.array(store.speakers)
-    if store.profiles is None or len(set(store.speakers)) < FEWEST_SPEAKERS:
-        return card
-    profiles = np.array(store.profiles)
-    profiles[:, SOUND] += level_offsets(store)[:, None]
-    own = np.stack([card_of(profiles[names == one]).values for one in np.unique(names)])
-    usual = own.mean(axis=0)
-    spread = np.maximum(own.std(axis=0, ddof=1), LEAST_SPREAD)
-    difference = card.values - usual
-    share = np.square(NATURAL * spread) / np.maximum(np.square(difference), 1e-9)
-    return replace(card, values=(usual + difference * np.clip(1 - share, 0, 1)).astype(np.float32))
 
 
 def fit_rendering(
