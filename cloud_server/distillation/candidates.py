@@ -8,7 +8,7 @@ generic student by more than one standard error. Then it is trained again on all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +160,12 @@ def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | No
     if tested and best is not None and best.gain <= max(LEAST_GAIN, ERRORS * best.error):
         return None
     return best
+
+
+def doubted(choice: Choice, reason: str) -> Choice:
+    """The generic student instead, after all. What to expect of it, nobody can tell: the clips rendered for the device
+    are not like its own."""
+    return replace(choice, chosen=GENERIC_CANDIDATE.name, reason=reason, estimate=None, low=None, high=None)
 
 
 def keeps_promise(promised: float, found: float) -> bool:

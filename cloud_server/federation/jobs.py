@@ -25,7 +25,7 @@ from fedstill.cloud_server.distillation.arms import (
     select_rule,
     with_variant,
 )
-from fedstill.cloud_server.distillation.candidates import GENERIC_CANDIDATE, Choice, keeps_promise
+from fedstill.cloud_server.distillation.candidates import Choice, doubted, keeps_promise
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.generic_student import train_further
@@ -134,7 +134,7 @@ class PersonalisationJob:
         found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
         self.progress.record.class_mix, self.progress.record.choice = found.mix, found.choice
         if doubt := self._doubt(found, summary):
-            self.progress.record.choice = replace(found.choice, chosen=GENERIC_CANDIDATE.name, reason=doubt)
+            self.progress.record.choice = doubted(found.choice, doubt)
             return generic
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
