@@ -267,8 +267,8 @@ def test_a_student_that_was_changed_on_its_way_is_refused_by_name(
     assert jobs(events, "all_distill")[1]["evaluations"] != []
 
 
-def installing(minimum: float) -> DownlinkSettings:
-    return DownlinkSettings(install="fedstill", canaries=6, minimum_agreement=minimum)
+def installing(minimum: float, arm: str = "fedstill") -> DownlinkSettings:
+    return DownlinkSettings(install=arm, canaries=6, minimum_agreement=minimum)
 
 
 def installed(run_dir: Path, device: int) -> str:
@@ -295,19 +295,22 @@ def test_the_final_student_is_installed_and_the_run_says_so(trained: Path, tmp_p
 def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path, tmp_path: Path) -> None:
     """The tiny students agree with the teacher on hardly any clip; the previous one stays."""
     run_dir = copied_run(
-        trained, tmp_path, downlink=installing(0.0), arms=("fedstill",), scenarios=("latency_insensitive",)
-    )
+        trained, tmp_path, downlink=installing(0.0, "class_support"), arms=("class_support",),
+        scenarios=("latency_insensitive",),
+    )  # fmt: skip
     run(run_dir, Listening())
     before = [installed(run_dir, device) for device in (0, 1)]
     plan = read_plan(run_dir)
     for left in ("metrics.jsonl", JOURNAL_FILE):
         (run_dir / left).unlink()
-    strict = replace(plan, downlink=installing(1.0), distillation=plan.distillation, ours=stronger(plan))
+    strict = replace(
+        plan, downlink=installing(1.0, "class_support"), distillation=plan.distillation, ours=stronger(plan)
+    )
     write_plan(strict)
     events = run(run_dir, Listening())
     assert failures(events) == []
     for device in (0, 1):
-        outcome = jobs(events)[device]["install"]
+        outcome = jobs(events, "class_support")[device]["install"]
         assert outcome["installed"] is False
         assert outcome["reason"].startswith("agrees with the teacher on ")
         assert outcome["current"] == before[device] == installed(run_dir, device)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.datasets.audiovisual.store import build_store
-from fedstill.simulation import launcher
+from fedstill.simulation import folders, launcher
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
 
@@ -194,13 +194,13 @@ def test_interrupted_while_decoding(
     """Nothing to resume yet: the last line does not promise it, and the same command begins anew."""
     calls = iter([build_store, build_store])
 
-    def interrupted(*arguments: object) -> object:
+    def interrupted(*arguments: object, **options: object) -> object:
         make = next(calls, None)
         if make is None:
             raise KeyboardInterrupt
-        return make(*arguments)  # type: ignore[arg-type]
+        return make(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(launcher, "build_store", interrupted)
+    monkeypatch.setattr(folders, "build_store", interrupted)
     out = tmp_path / "run"
     command = ["simulate", str(write_experiment(tmp_path)), "--out", str(out), "--engine", "inprocess"]
     done = quick.invoke(cli.app, command)
