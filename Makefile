@@ -53,6 +53,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/fleet_proxy.py
 	$(BIN)/python benchmarks/elastic_vit.py
 	$(BIN)/python benchmarks/elastic_vit.py --environments
+	$(BIN)/python benchmarks/capture_card.py
 	$(BIN)/python benchmarks/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
 	$(BIN)/python benchmarks/serving_decision.py
 	$(BIN)/python benchmarks/serving_switching.py
