@@ -44,6 +44,9 @@ from fedstill.protos.messages import PrototypeUpload
 
 Positions = npt.NDArray[np.int64]
 
+Parts = tuple[bool, bool]
+"""(sound, pictures)"""
+WORLDS: tuple[Parts, ...] = ((True, True), (True, False), (False, True))
 CHECK_FOLD = 0
 """The speakers of this fold judge the candidates."""
 MOST_JUDGED = 1000
@@ -58,13 +61,20 @@ class World:
         views: the public clips in it.
         cross_fit: what the student says there of speakers that it never heard; None if too few are known.
         mixes: the judge of devices' class mixes there.
-        capture: in what it differs from the public clips' own; empty for that one.
+        parts: in which it differs from the public clips' own.
     """
 
     views: ClipViews
     cross_fit: CrossFit | None
     mixes: ClassMixes
-    capture: str = ""
+    parts: Parts = (False, False)
+
+    @property
+    def capture(self) -> str:
+        """The parts in words; empty for the public clips' own world."""
+        return " and ".join(
+            name for name, differs in zip(("sound", "pictures"), self.parts, strict=True) if differs
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,8 @@ class PersonalStudents:
         if candidate.training != GENERIC_TRAINING:
             net = self._train(cloud.all_distill, candidate.training, positions, len(everything), "final")
             promised = self._confidence(candidate.training, mix) - self._confidence(GENERIC_TRAINING, mix)
+        if isinstance(world.views, RenderedViews):
+            world.views.forget()  # the job now waits for its device, as many others do
         return PersonalStudent(net, bias, SimilarClips(world.views, positions), mix, choice, promised)
 
     def _confidence(self, training: Training, mix: ClassMix) -> float:
@@ -122,13 +134,13 @@ class PersonalStudents:
     def _world(self) -> World:
         """Of the public clips' world and the one that the card tells of, the one that explains the device better."""
         plain = World(PlainViews(self._cloud.public), self._cloud.cross_fit, self._cloud.class_mixes)
-        told = self._told_worlds(self._cloud.bank.class_prior())
+        told = self._told_worlds(self._cloud.bank.class_prior(), WORLDS)
         near = min(told, key=self._distance, default=plain)
         if near is plain or (self._plan.guard.test and self._distance(near) >= self._distance(plain)):
             return plain
         mix = self._mix_in(near)
-        again = self._told_worlds(np.array(mix.shares)) if mix.supported else ()
-        return next((one for one in again if one.capture == near.capture), near)
+        again = self._told_worlds(np.array(mix.shares), (near.parts,)) if mix.supported else ()
+        return next(iter(again), near)
 
     def _distance(self, world: World) -> float:
         """How far the device's summary is from what public speakers say in this world."""
@@ -138,8 +150,8 @@ class PersonalStudents:
     def _mix_in(self, world: World) -> ClassMix:
         return world.mixes.judge(self._summary, np.random.default_rng(self._stream("class_mix")))
 
-    def _told_worlds(self, shares: npt.NDArray[np.floating]) -> tuple[World, ...]:
-        """The public clips with the sound, the pictures or both as the device's card says; none if it says nothing."""
+    def _told_worlds(self, shares: npt.NDArray[np.floating], wanted: tuple[Parts, ...]) -> tuple[World, ...]:
+        """The public clips with these parts as the device's card says; none if it says nothing of them."""
         cloud, summary = self._cloud, self._summary
         if not len(summary.card) or cloud.class_mixes.lacking:
             return ()
@@ -148,13 +160,13 @@ class PersonalStudents:
         views = RenderedViews(cloud.public, rendering, self._stream("views"), self._plan.capture.versions)
         has = rendering.sound is not None, rendering.pictures is not None
         worlds = [
-            self._rendered_world(views.only(sound=sound, pictures=pictures), sound, pictures)
-            for sound, pictures in ((True, True), (True, False), (False, True))
+            self._rendered_world(views.only(sound=sound, pictures=pictures), (sound, pictures))
+            for sound, pictures in wanted
             if sound <= has[0] and pictures <= has[1]
         ]
         return tuple(one for one in worlds if not one.mixes.lacking)
 
-    def _rendered_world(self, views: RenderedViews, sound: bool, pictures: bool) -> World:
+    def _rendered_world(self, views: RenderedViews, parts: Parts) -> World:
         cloud = self._cloud
         judged = np.random.default_rng(self._key.seed).permutation(len(cloud.public))[:MOST_JUDGED]
         found = cloud.judged(views, np.sort(judged))
@@ -162,8 +174,7 @@ class PersonalStudents:
             found, cloud.bank.class_prior(), self._plan.selection.support, self._plan.guard.test,
             cloud.class_mixes.temperature,
         )  # fmt: skip
-        parts = [name for name, has in (("sound", sound), ("pictures", pictures)) if has]
-        return World(views, found, mixes, " and ".join(parts))
+        return World(views, found, mixes, parts)
 
     def _choose(self, mix: ClassMix) -> tuple[Choice, Candidate, npt.NDArray[np.float32]]:
         """The choice, the chosen candidate, and its class bias."""

@@ -124,6 +124,11 @@ class RenderedViews:
         views._parts = sound, pictures
         return views
 
+    def forget(self) -> None:
+        """Free the versions made so far, of all parts; they are made again, the same, when they are needed."""
+        self._audio.clear()
+        self._frames.clear()
+
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
         sounds, pictures = (_drawn(self._versions, len(positions), generator) for _ in range(2))
         return self._versions_of(positions, sounds, pictures)

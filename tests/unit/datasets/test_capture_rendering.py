@@ -139,6 +139,19 @@ def test_views_are_repeatable_and_vary(public: ClipStore, source: SyntheticSourc
     assert np.array_equal(first.fixed(EVERYTHING[::-1])[0], same.fixed(EVERYTHING)[0][::-1])
 
 
+def test_what_is_forgotten_is_made_again_the_same(
+    public: ClipStore, source: SyntheticSource, tmp_path: Path
+) -> None:
+    device = recorded(source, tmp_path, Condition("hiss", "development", (("white_noise", 1.0),)))
+    views = RenderedViews(public, fit_rendering(card_of(device.profiles), public, SHARES, 0), 7, 2)
+    part = views.only(sound=True, pictures=False)
+    before = part.fixed(EVERYTHING[:5])[0]
+    assert part._audio
+    views.forget()
+    assert not part._audio
+    assert np.array_equal(part.fixed(EVERYTHING[:5])[0], before)
+
+
 def test_blind_views_hold_the_clip_itself_and_random_recordings(public: ClipStore, tmp_path: Path) -> None:
     assert isinstance(blind_views(public, 0, tmp_path, 0), PlainViews)
     views = blind_views(public, 2, tmp_path, 0)
