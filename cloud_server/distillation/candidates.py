@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.cloud_server.distillation.class_mix import ClassMix
-from fedstill.cloud_server.distillation.mixture_fit import KEPT
+from fedstill.cloud_server.distillation.mixture_fit import bias_towards
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
@@ -115,9 +115,7 @@ def bias_of(mix: ClassMix, prior: npt.NDArray[np.floating], temperature: float) 
     """What to add to the logits of a student with this temperature, float32 (classes,); 0 without a supported mix."""
     if not mix.supported:
         return np.zeros(len(mix.shares), np.float32)
-    ratio = np.divide(mix.shares, prior, out=np.ones(len(mix.shares)), where=np.asarray(prior) > 0)
-    bias: npt.NDArray[np.float32] = (temperature * np.log(np.maximum(ratio, KEPT))).astype(np.float32)
-    return bias
+    return bias_towards(np.array(mix.shares), np.asarray(prior, np.float64), temperature).astype(np.float32)
 
 
 def right(logits: npt.NDArray[np.floating], bias: npt.NDArray[np.floating], labels: Positions) -> Floats:

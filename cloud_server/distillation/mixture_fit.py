@@ -135,10 +135,7 @@ class MixtureModel:
 
         A part of ``prior`` is left in the shares, so that no class is ever ruled out.
         """
-        mixed = (1 - KEPT) * shares + KEPT * prior
-        ratio = np.divide(mixed, prior, out=np.ones_like(mixed), where=prior > 0)
-        result: Floats = self.temperature * np.log(ratio)
-        return result
+        return bias_towards((1 - KEPT) * shares + KEPT * prior, prior, self.temperature)
 
     def _gain_by_class(self, bias: Floats, mine: npt.NDArray[np.bool_]) -> Floats:
         """How much of each class the bias gets right in addition, (classes,), on some clips."""
@@ -204,6 +201,14 @@ class MixtureModel:
             own = rows.T @ rows / max(len(rows), 1)
             found.append(weight * own + (1 - weight) * pooled)
         return np.array(found)
+
+
+def bias_towards(shares: Floats, prior: Floats, temperature: float) -> Floats:
+    """The log ratio of class shares to the public ones, for logits of this temperature; 0 for a class without public
+    clips, and never below that of ``KEPT``."""
+    ratio = np.divide(shares, prior, out=np.ones(len(prior)), where=prior > 0)
+    result: Floats = temperature * np.log(np.maximum(ratio, KEPT))
+    return result
 
 
 def summary_rows(probabilities: npt.NDArray[np.floating]) -> Floats:
