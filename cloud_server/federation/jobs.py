@@ -132,9 +132,17 @@ class PersonalisationJob:
         if self.key.arm == "other_card":
             summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
         found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
-        self.progress.record.class_mix, self.progress.record.choice = found.mix, found.choice
-        if doubt := self._doubt(found, summary):
-            self.progress.record.choice = doubted(found.choice, doubt)
+        doubt = self._doubt(found, summary)
+        choice = self.progress.record.choice = doubted(found.choice, doubt) if doubt else found.choice
+        used = found.bias.any() and not doubt
+        self.progress.record.class_mix = (
+            found.mix
+            if used
+            else replace(
+                found.mix, supported=False, reason=choice.reason if found.mix.supported else found.mix.reason
+            )
+        )
+        if doubt:
             return generic
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
