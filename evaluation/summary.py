@@ -25,13 +25,17 @@ BASELINE = "all_distill"
 OURS = "fedstill"
 EQUAL_STEPS = "all_distill_equal_steps"
 CONTROLS = {
-    "fedstill_without_selection": "what selection and prior correction add to our training",
-    "prior_corrected": "what selection adds to prior correction alone",
+    "fedstill_without_selection": "what a choice for the device adds to our training",
+    "prior_corrected": "what more than prior correction adds",
     "oracle_classes": "an upper reference for selection alone: it knows the true classes",
 }
 CLASS_MIX_NOTE = (
     "Devices, over all seeds, whose student uses what was estimated of their classes; the others get the "
     "generic student."
+)
+STUDENTS_NOTE = (
+    "Which candidate each device got, and its accuracy: as expected from public speakers under its conditions, with a "
+    "90 % interval and without its labels, and as found."
 )
 MB = 1e6  # decimal megabytes, as in the thesis
 FLOAT_BYTES = 4
@@ -182,6 +186,38 @@ def class_mix_totals(results: Results) -> tuple[ClassMixTotal, ...]:
                     ClassMixTotal(scenario, arm, sum(row.supported for row in rows), len(rows), reasons)
                 )
     return tuple(totals)
+
+
+def student_rows(results: Results) -> list[list[str]]:
+    """Of every choice: scenario, arm, client, seed, student, accuracy expected and found, points over generic,
+    reason. What was not measured is empty."""
+    found = {
+        (row.scenario, row.arm, row.client, row.seed): 100 * row.correct / row.total for row in results.rows
+    }
+    rows = []
+    for one in results.choices:
+        expected = ""
+        if one.estimate is not None and one.low is not None and one.high is not None:
+            expected = f"{100 * one.estimate:.1f} % [{100 * one.low:.0f}, {100 * one.high:.0f}]"
+        mine = found.get((one.scenario, one.arm, one.client, one.seed))
+        generic = found.get((one.scenario, EQUAL_STEPS, one.client, one.seed))
+        rows.append(
+            [SCENARIOS[one.scenario], ARMS[one.arm], str(one.client), str(one.seed), one.chosen, expected,
+             "" if mine is None else f"{mine:.1f} %",
+             "" if mine is None or generic is None else f"{mine - generic:+.1f}", one.reason]
+        )  # fmt: skip
+    return rows
+
+
+def student_line(results: Results) -> str:
+    """How many devices got which student of the ``fedstill`` arm, for the console; empty without choices."""
+    chosen = Counter(row.chosen for row in results.choices if row.arm == OURS)
+    counted = ", ".join(f"{count} {name}" for name, count in chosen.most_common())
+    return (
+        f"Students of fedstill: {counted}; the report says why, and what to expect of them. "
+        if counted
+        else ""
+    )
 
 
 def class_mix_line(results: Results) -> str:

@@ -69,6 +69,8 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
         teacher=summary.teacher_accuracy(results, clips),
         pretrained=summary.pretrained_note(results),
         traffic=summary.traffic_totals(results),
+        students=summary.student_rows(results),
+        students_note=summary.STUDENTS_NOTE,
         models=model_sizes(results),
         seconds=[(part, summary.duration(seconds)) for part, seconds in results.seconds.items()],
         config=json.dumps(results.config, indent=2, default=str),
@@ -125,6 +127,19 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
     if moved:
         heads = ["scenario", "arm", "MB up", "MB down"]
         parts += ["## Traffic of one client in a whole run", _markdown_table(heads, moved)]
+    if students := summary.student_rows(results):
+        heads = [
+            "scenario",
+            "arm",
+            "client",
+            "seed",
+            "student",
+            "expected",
+            "found",
+            "over generic",
+            "reason",
+        ]
+        parts += ["## Students", summary.STUDENTS_NOTE, _markdown_table(heads, students)]
     decided = [
         [SCENARIOS[one.scenario], ARMS[one.arm], f"{one.used} of {one.devices}", one.reasons]
         for one in summary.class_mix_totals(results)
@@ -157,7 +172,7 @@ def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
     grid = Table(
         title=title,
         caption="gain: over AllDistill. "
-        f"{summary.class_mix_line(results)}{summary.differences_note(results, clips)}",
+        f"{summary.student_line(results)}{summary.class_mix_line(results)}{summary.differences_note(results, clips)}",
         title_style="bold",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -17,6 +17,7 @@ from fedstill.cloud_server.distillation.arm_names import ARMS, DEFAULT_ARMS
 from fedstill.evaluation import summary
 from fedstill.evaluation.federated import plots, report
 from fedstill.evaluation.results import (
+    ChoiceRow,
     DecisionRow,
     FailureRow,
     PretrainedRow,
@@ -344,3 +345,31 @@ def test_results_of_an_older_version_still_read(field, tmp_path):
     del document[field]
     path.write_text(json.dumps(document))
     assert read_results(tmp_path) == results
+
+
+def test_page_markdown_and_console_show_each_device_s_student() -> None:
+    results, clips = made_run()
+    row = results.rows[-1]
+    choice = ChoiceRow(
+        "latency_sensitive",
+        "fedstill",
+        row.client,
+        row.seed,
+        "rendered+prior",
+        "surely better",
+        0.71,
+        0.55,
+        0.8,
+        (),
+    )
+    results = dataclasses.replace(results, choices=(choice,))
+    found = next(
+        one for one in results.rows
+        if (one.scenario, one.arm, one.client, one.seed) == ("latency_sensitive", "fedstill", row.client, row.seed)
+    )  # fmt: skip
+    for text in (report.markdown_summary(results, clips), report.html_report(results, clips, [])):
+        assert "rendered+prior" in text
+        assert "71.0 % [55, 80]" in text
+        assert f"{100 * found.correct / found.total:.1f} %" in text
+    assert "1 rendered+prior" in summary.student_line(results)
+    assert summary.student_line(dataclasses.replace(results, choices=())) == ""
