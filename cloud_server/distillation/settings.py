@@ -166,6 +166,9 @@ class GuardSettings:
         at_least(2, self, "folds")
 
 
+MOST_VERSIONS = 50
+
+
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
     """How students are made ready for other microphones, rooms, cameras and light than the public clips'."""
@@ -176,6 +179,8 @@ class CaptureSettings:
 
     def __post_init__(self) -> None:
         at_least(0, self, "blind")
+        if self.blind > MOST_VERSIONS:
+            raise ValueError(f"blind: {self.blind} versions of every clip are more than {MOST_VERSIONS}")
         at_least(1, self, "versions")
 
 

@@ -30,6 +30,11 @@ SOUND_MODELS = (
     "wav2vec2_xlsr_2b", "hubert_base", "hubert_large", "hubert_xlarge", "wavlm_base", "wavlm_large",
 )  # fmt: skip
 
+BUILD_ERRORS = (
+    RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError, ArithmeticError,
+)  # fmt: skip
+"""What timm and torchaudio raise for a configuration that makes no network."""
+
 
 def open_encoder(modality: Modality, settings: PretrainedSettings) -> PretrainedEncoder:
     """The encoder with its weights, fp32.
@@ -53,7 +58,7 @@ def _pictures(settings: PretrainedSettings, file: WeightsFile, state: dict[str, 
         raise ConfigError(f"model {source!r} is not a model of timm, such as vit_tiny_patch16_224")
     try:
         net = timm.create_model(source, pretrained=False, num_classes=0)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except BUILD_ERRORS as error:
         raise ConfigError(f"timm cannot build {source} ({_one_line(error)})") from error
     _load(net, state, file.path, settings.model, heads=_classifiers(net))
     data = resolve_model_data_config(net)  # type: ignore[no-untyped-call]
@@ -79,7 +84,7 @@ def _sound(settings: PretrainedSettings, file: WeightsFile, state: dict[str, Ten
         net = make(**{**_without_head_and_dropout(make), **arguments})
     except ConfigError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+    except BUILD_ERRORS as error:
         raise ConfigError(f"{file.config}: torchaudio cannot build it ({_one_line(error)})") from error
     net.aux = None
     _load(net, state, file.path, settings.model, heads=("aux",))

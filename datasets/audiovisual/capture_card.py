@@ -27,6 +27,8 @@ PICTURE = slice(2 * BANDS, 2 * BANDS + GREYS + RINGS)
 CARD_SIZE = 2 * BANDS + GREYS + RINGS
 CARD_VERSION = 1
 CARD_BYTES = 1 + CARD_SIZE
+SMALLEST_PICTURE = 4
+"""Pixels of a side."""
 RING_FREQUENCIES = (np.arange(RINGS) + 0.5) / (2 * RINGS)
 """Cycles per pixel."""
 
@@ -34,6 +36,8 @@ WINDOW_SECONDS = 0.032
 FLOOR_QUANTILE, LEVEL_QUANTILE = 0.1, 0.9
 SILENCE_DB = -110.0
 """Power below this counts as this; the rounding of 16-bit sound makes -101."""
+LONGEST_SECONDS = 60.0
+"""An hour says no more than its first minute, and would need gigabytes."""
 BANDWIDTH = 8000.0
 """Hz; a band's power is that of white noise of this bandwidth and the band's density, whatever the sample rate."""
 TINY = 1e-10
@@ -98,10 +102,15 @@ def profile(
     return np.concatenate([sound, picture_profile(frames)]).astype(np.float32)
 
 
+def beginning(waveform: npt.NDArray[np.floating], sample_rate: int) -> npt.NDArray[np.floating]:
+    """The part of a recording that says how it was recorded: its first ``LONGEST_SECONDS``."""
+    return waveform[: round(LONGEST_SECONDS * sample_rate)]
+
+
 def sound_profile(waveform: npt.NDArray[np.floating], sample_rate: int, model_rate: int) -> Floats:
     """Noise floor and level of each mel band in decibels, float32 (2 * BANDS,): quantiles over time."""
-    length = round(WINDOW_SECONDS * sample_rate)
-    audio = np.asarray(waveform, np.float32)
+    length = max(2, round(WINDOW_SECONDS * sample_rate))
+    audio = np.clip(np.asarray(beginning(waveform, sample_rate), np.float32), -1, 1)  # as the model hears it
     if len(audio) < length:
         audio = np.pad(audio, (0, length - len(audio)))
     windows = sliding_window_view(audio - audio.mean(), length)[:: length // 2]
@@ -125,6 +134,8 @@ def picture_profile(frames: npt.NDArray[np.uint8]) -> Floats:
 def picture_profiles(clips: npt.NDArray[np.uint8]) -> Floats:
     """``picture_profile`` of many clips at once: uint8 (clips, count, channels, size, size) -> float32 (clips, .)."""
     grey = luma(clips)
+    if grey.shape[-1] < SMALLEST_PICTURE:  # has no spectrum
+        return np.full((len(grey), GREYS + RINGS), np.nan, np.float32)
     ordered = np.sort(grey.reshape(len(grey), -1), axis=1)
     places = np.round((np.arange(GREYS) + 0.5) / GREYS * (ordered.shape[1] - 1)).astype(np.int64)
     return np.concatenate([ordered[:, places], radial_spectra(grey)], axis=1)

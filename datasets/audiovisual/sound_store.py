@@ -79,6 +79,7 @@ def open_sound(directory: Path, clips: int) -> SoundStore | None:
     places = np.load(directory / PLACES_FILE, allow_pickle=False)
     file = directory / SOUND_FILE
     samples = np.memmap(file, "<i2", "r") if file.stat().st_size else np.empty(0, "<i2")
-    if places.shape != (clips, 2) or (len(places) and places.sum(axis=1).max() > len(samples)):
+    fits = places.dtype == np.int64 and places.shape == (clips, 2) and bool((places >= 0).all())
+    if not fits or (places[:, 0] > len(samples)).any() or (places[:, 1] > len(samples) - places[:, 0]).any():
         raise ValueError("its sound does not fit its clips")
     return SoundStore(samples, places)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, profile
+from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, beginning, profile
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.image_files import resize_frames, spread
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
@@ -145,6 +145,8 @@ def open_store(directory: Path) -> ClipStore:
         profiles = None
         if (directory / PROFILES_FILE).exists():
             profiles = np.load(directory / PROFILES_FILE, mmap_mode="r", allow_pickle=False)
+            if profiles.dtype != np.float32 or profiles.shape[1:] != (CARD_SIZE,):
+                raise ValueError("its profiles have another form")
         lengths = {len(array) for array in (audio, frames, profiles) if array is not None}
         if lengths != {len(info)}:
             raise ValueError("its files differ in length")
@@ -164,7 +166,7 @@ def open_store(directory: Path) -> ClipStore:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no such file: build the store {directory} again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{directory}: is damaged ({error}): delete it and build it again") from error
 
 
@@ -286,7 +288,7 @@ def _write_arrays(
 
 
 def _at_rate(waveform: npt.NDArray[np.float32], source: int, target: int) -> npt.NDArray[np.float32]:
-    audio = np.asarray(waveform, np.float32)
+    audio = np.asarray(beginning(waveform, source), np.float32)
     return audio if source == target else _backend()[1](audio.copy(), source, target)
 
 

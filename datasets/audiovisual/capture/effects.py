@@ -19,6 +19,8 @@ from fedstill.datasets.audiovisual.capture.signals import Waveform
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import Frames
 
+MOST_STRENGTH = 10.0
+"""More leaves nothing of a clip, or no number."""
 Family = Literal["development", "test"]
 
 
@@ -101,7 +103,9 @@ def with_babble(babble: Babble) -> SoundEffects:
 
 
 def check_strength(strength: float) -> float:
-    """The strength itself. Raises DataError if it is below 0 or not a number."""
-    if not 0 <= strength < float("inf"):
-        raise DataError(f"the strength of a capture effect is {strength}: choose 0 (none), 1 (usual) or more")
+    """The strength itself. Raises DataError if it is below 0, above ``MOST_STRENGTH`` or not a number."""
+    if not 0 <= strength <= MOST_STRENGTH:
+        raise DataError(
+            f"the strength of a capture effect is {strength}: choose 0 (none), 1 (usual) or up to {MOST_STRENGTH:g}"
+        )
     return strength

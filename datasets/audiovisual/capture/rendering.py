@@ -14,6 +14,10 @@ from fedstill.datasets.audiovisual.store import ClipStore
 
 Floats = npt.NDArray[np.float32]
 
+AUDIBLE_DB = -80.0
+"""The loudest bands of a clip with anything to hear."""
+MOST_OFFSET = 20.0
+"""Decibels."""
 LOUDEST = 16
 """Bands that say how loud a speaker is."""
 SAMPLE = 48
@@ -47,13 +51,23 @@ class Rendering:
 
 
 def level_offsets(store: ClipStore) -> Floats:
-    """By how many decibels each clip's speaker is softer than the average one, float32 (clips,); 0 if unknown."""
-    if store.profiles is None or not np.isfinite(store.profiles[:, SOUND]).all():
+    """By how many decibels each clip's speaker is softer than the average one, float32 (clips,); 0 if unknown.
+
+    Silent clips do not count, and nobody is moved by more than ``MOST_OFFSET``: a muted microphone is no soft voice.
+    """
+    if store.profiles is None:
         return np.zeros(len(store), np.float32)
     _, speaker = np.unique(np.array(store.speakers), return_inverse=True)
     loud = np.sort(store.profiles[:, SOUND].reshape(-1, 2, BANDS)[:, 1], axis=1)[:, -LOUDEST:].mean(axis=1)
-    own = np.bincount(speaker, loud) / np.bincount(speaker)
-    return np.asarray((own.mean() - own)[speaker], np.float32)
+    heard = np.isfinite(loud) & (loud > AUDIBLE_DB)
+    clips = np.bincount(speaker[heard], minlength=speaker.max() + 1)
+    sums = np.bincount(speaker[heard], loud[heard], minlength=len(clips))
+    known = clips > 0
+    if not known.any():
+        return np.zeros(len(store), np.float32)
+    own = np.divide(sums, clips, out=np.full(len(clips), np.nan), where=known)
+    offsets = np.where(known, np.median(own[known]) - own, 0.0)
+    return np.asarray(np.clip(offsets, -MOST_OFFSET, MOST_OFFSET)[speaker], np.float32)
 
 
 def fit_rendering(

@@ -24,7 +24,7 @@ from fedstill.datasets.audiovisual.store import ClipStore
 Positions = npt.NDArray[np.int64]
 Tensors = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 """(audio (n, bins, steps), frames (n, count, channels, size, size))"""
-DONE_FILE = "done"
+DONE_FILE, AUDIO_FILE, FRAMES_FILE = "done", "audio.npy", "frames.npy"
 
 
 class ClipViews(Protocol):
@@ -188,21 +188,44 @@ def blind_views(store: ClipStore, versions: int, directory: Path, seed: int) -> 
 def _blind_version(
     store: ClipStore, folder: Path, seed: int, version: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-    audio_file, frames_file = folder / "audio.npy", folder / "frames.npy"
-    if not (folder / DONE_FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        audio = np.lib.format.open_memmap(audio_file, "w+", np.float16, store.audio.shape)
-        frames = np.lib.format.open_memmap(frames_file, "w+", np.uint8, store.frames.shape)
-        sounds = store.sound.sounds() if store.sound else np.arange(len(store))
-        made: dict[int, int] = {}
-        for row in range(len(store)):
-            first = made.setdefault(int(sounds[row]), row)
-            audio[row] = audio[first] if first < row else _random_sound(store, row, seed, version)
-            frames[row] = _random_frames(store, row, seed, version)
-        audio.flush()
-        frames.flush()
-        replace_text(folder / DONE_FILE, "")
-    return np.load(audio_file, "r", allow_pickle=False), np.load(frames_file, "r", allow_pickle=False)
+    """One version from disk; made, or made again, if it is not there, damaged or of other clips."""
+    made_of = f"{len(store)} clips, seed {seed}, version {version}"
+    found = _opened(store, folder, made_of)
+    if found is None:
+        _make_version(store, folder, seed, version)
+        replace_text(folder / DONE_FILE, made_of)
+        found = _opened(store, folder, made_of)
+        assert found is not None
+    return found
+
+
+def _opened(
+    store: ClipStore, folder: Path, made_of: str
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]] | None:
+    try:
+        if (folder / DONE_FILE).read_text() != made_of:
+            return None
+        audio, frames = (
+            np.load(folder / name, "r", allow_pickle=False) for name in (AUDIO_FILE, FRAMES_FILE)
+        )
+    except (OSError, EOFError, ValueError):
+        return None
+    return (audio, frames) if (audio.shape, frames.shape) == (store.audio.shape, store.frames.shape) else None
+
+
+def _make_version(store: ClipStore, folder: Path, seed: int, version: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DONE_FILE).unlink(missing_ok=True)
+    audio = np.lib.format.open_memmap(folder / AUDIO_FILE, "w+", np.float16, store.audio.shape)
+    frames = np.lib.format.open_memmap(folder / FRAMES_FILE, "w+", np.uint8, store.frames.shape)
+    sounds = store.sound.sounds() if store.sound else np.arange(len(store))
+    made: dict[int, int] = {}
+    for row in range(len(store)):
+        first = made.setdefault(int(sounds[row]), row)
+        audio[row] = audio[first] if first < row else _random_sound(store, row, seed, version)
+        frames[row] = _random_frames(store, row, seed, version)
+    audio.flush()
+    frames.flush()
 
 
 def _random_sound(store: ClipStore, row: int, seed: int, version: int) -> npt.NDArray[np.float16]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
 from fedstill.datasets.audiovisual.capture.conditions import Condition
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS, SOUND_EFFECTS
-from fedstill.datasets.audiovisual.capture.rendering import fit_rendering
+from fedstill.datasets.audiovisual.capture.rendering import fit_rendering, level_offsets
 from fedstill.datasets.audiovisual.capture.views import PlainViews, RenderedViews, blind_views
 from fedstill.datasets.audiovisual.capture_card import PICTURE, SOUND, card_of, from_bytes, to_bytes
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
@@ -102,8 +103,6 @@ def test_a_rendered_set_has_the_card_of_the_device(
         name, class_names, index = source.name, source.class_names, source.index
 
         def load(self, position: int) -> object:
-            from dataclasses import replace
-
             clip = source.load(position)
             heard = public.sound.waveform(position)
             waveform = rendering.render_sound(heard, position, np.random.default_rng(position))
@@ -163,6 +162,35 @@ def test_blind_views_hold_the_clip_itself_and_random_recordings(public: ClipStor
     assert np.array_equal(views.fixed(EVERYTHING)[0], public.audio)
     blind_views(public, 2, tmp_path, 0)
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "gone", "others"])
+def test_damaged_blind_views_are_made_again(damage: str, public: ClipStore, tmp_path: Path) -> None:
+    before = np.array(blind_views(public, 1, tmp_path, 0).audio[0])
+    file = tmp_path / "version0" / "audio.npy"
+    if damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        np.save(file, before[:4])
+    assert np.array_equal(blind_views(public, 1, tmp_path, 0).audio[0], before)
+
+
+def test_a_muted_speaker_is_no_soft_one(public: ClipStore) -> None:
+    profiles = np.array(public.profiles)
+    usual = level_offsets(public)
+    muted = np.array(public.speakers) == public.speakers[0]
+    profiles[muted, SOUND] = -110.0
+    silent = level_offsets(replace(public, profiles=profiles))
+    assert np.all(silent[muted] == 0)
+    assert np.abs(silent[~muted] - usual[~muted]).max() < 3
+    profiles[muted, SOUND] = -75.0
+    assert np.abs(level_offsets(replace(public, profiles=profiles))).max() <= 20
+    profiles[0] = np.nan
+    assert np.isfinite(level_offsets(replace(public, profiles=profiles))).all()
 
 
 def test_clips_that_share_their_sound_share_its_renderings(public: ClipStore) -> None:

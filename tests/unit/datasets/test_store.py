@@ -235,3 +235,38 @@ def test_real_emotion_pairs(data_dir: Path, tmp_path: Path) -> None:
     rows = [line.split(",") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
     recordings = {rows[position][4] for position in chosen}  # some samples share one
     assert len({clip.tobytes() for clip in store.audio}) == len(recordings) > 30
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])
+def test_damaged_profiles_are_named_and_built_again(
+    content: bytes | None, source: MemorySource, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    build_store(source, [0, 1], AUDIO, FRAMES, folder)
+    if content is None:
+        np.save(folder / "profiles.npy", np.zeros((2, 5), np.float32))
+    else:
+        (folder / "profiles.npy").write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        open_store(folder)
+    assert build_store(source, [0, 1], AUDIO, FRAMES, folder).profiles is not None
+
+
+@pytest.mark.parametrize("place", [(-16000, 16000), (20000, -10), (2**62, 2**62), (2**63 - 1, 1)])
+def test_sound_places_outside_are_refused(
+    place: tuple[int, int], source: MemorySource, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    build_store(source, [0, 1], AUDIO, FRAMES, folder, keep_sound=True)
+    places = np.load(folder / "sound_places.npy")
+    places[0] = place
+    np.save(folder / "sound_places.npy", places)
+    with pytest.raises(DataError, match="is damaged"):
+        open_store(folder)
+
+
+def test_only_the_first_minute_of_an_hour_is_profiled_and_kept(tmp_path: Path) -> None:
+    source = MemorySource([np.zeros(70 * 16_000, np.float32)])
+    store = build_store(source, [0], AUDIO, FRAMES, tmp_path / "store", keep_sound=True)
+    assert store.sound is not None
+    assert len(store.sound.waveform(0)) == 60 * 16_000
