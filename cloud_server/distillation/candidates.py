@@ -34,10 +34,12 @@ class Training:
     Attributes:
         rendered: on clips as the device would have recorded them.
         selected: on the classes alone that the device may have.
+        similar: on the clips whose probabilities are most like those of the device's prototypes (Algorithm 7).
     """
 
     rendered: bool = False
     selected: bool = False
+    similar: bool = False
 
 
 GENERIC_TRAINING = Training()
@@ -56,6 +58,7 @@ class Candidate:
         parts = {
             "rendered": self.training.rendered,
             "selected": self.training.selected,
+            "similar": self.training.similar,
             "prior": self.prior,
         }
         trained = self.training != GENERIC_TRAINING
@@ -85,6 +88,8 @@ class Choice:
         estimate: the accuracy that is expected on the device, from 0 to 1; None if nobody can tell.
         low, high: its 90 % interval, for a device that one person uses.
         capture: how the device's recordings differ: "sound and pictures", or empty if no different world is believed.
+        prototypes: how many the device was asked for, and gave, since they may pay; their bytes are in the traffic
+            ledger, apart from the summary's.
     """
 
     chosen: str = GENERIC_CANDIDATE.name
@@ -94,15 +99,23 @@ class Choice:
     low: float | None = None
     high: float | None = None
     capture: str = ""
+    prototypes: int = 0
 
 
-def candidates_for(rendered: bool, mix: ClassMix) -> tuple[Candidate, ...]:
-    """All but the generic one that make sense for a device."""
+def candidates_for(rendered: bool, mix: ClassMix, prototypes: bool = False) -> tuple[Candidate, ...]:
+    """All but the generic one that make sense for a device.
+
+    Args:
+        rendered: whether the device records otherwise than the public clips.
+        prototypes: whether it can be asked for some. They pay only where its classes are others.
+    """
     trainings = [GENERIC_TRAINING]
     if rendered:
         trainings.append(Training(rendered=True))
     if mix.supported and not all(mix.present):
         trainings += [Training(one.rendered, selected=True) for one in trainings]
+        if prototypes:
+            trainings.append(Training(rendered, similar=True))
     priors = (False, True) if mix.supported else (False,)
     found = [Candidate(training, prior) for training in trainings for prior in priors]
     # without its bias, a student of some classes alone still decides for the others

@@ -67,6 +67,8 @@ from fedstill.protos.messages import PrototypeUpload
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
 """The precisions of Table 5.3's report; fp16 exists for inference."""
+SUMMARY, PROMISE, PROTOTYPES = 0, 1, 2
+"""The outer round that an upload of a personal student's job belongs to."""
 
 
 class PersonalisationJob:
@@ -131,7 +133,8 @@ class PersonalisationJob:
             return generic
         if self.key.arm == "other_card":
             summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
-        found = PersonalStudents(self.key, self.cloud, self.plan, summary).make()
+        ask = None if self.plan.prototypes.kind == "dp" else self._prototypes
+        found = PersonalStudents(self.key, self.cloud, self.plan, summary, ask).make()
         doubt = self._doubt(found, summary)
         choice = self.progress.record.choice = doubted(found.choice, doubt) if doubt else found.choice
         used = found.bias.any() and not doubt
@@ -147,14 +150,26 @@ class PersonalisationJob:
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
 
+    def _prototypes(self) -> npt.NDArray[np.float32] | None:
+        """Of the device's clips under the generic student, for a selection of similar clips."""
+        arm = replace(self.arm, upload="prototypes", personal=False)
+        source = DevicePrototypes(arm, self.plan, self.cloud, self.session)
+        try:
+            upload = source(self.cloud.shared(GENERIC), PROTOTYPES)
+        except DeviceFailure as failure:
+            self.failed(PROTOTYPES, str(failure))
+            return None
+        assert upload is not None
+        return upload.probabilities
+
     def _doubt(self, personal: PersonalStudent, before: PrototypeUpload) -> str:
         """Why the device should not have this student after all; empty if it does there what was promised."""
         if not self.plan.guard.test or personal.promised is None:
             return ""
         try:
-            after = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(personal.net, 1)
+            after = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(personal.net, PROMISE)
         except DeviceFailure as failure:
-            self.failed(1, str(failure))
+            self.failed(PROMISE, str(failure))
             return str(failure)
         assert after is not None
         found = mean_confidence(after.confidence) - mean_confidence(before.confidence)
@@ -209,9 +224,9 @@ class PersonalisationJob:
         if lacking := self.cloud.class_mixes.lacking:
             return lacking
         try:
-            summary = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(generic, 0)
+            summary = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(generic, SUMMARY)
         except DeviceFailure as failure:
-            self.failed(0, str(failure))
+            self.failed(SUMMARY, str(failure))
             return str(failure)
         assert summary is not None
         return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import softmax
 
+from fedstill.cloud_server.distillation.arms import budget_of
 from fedstill.cloud_server.distillation.candidates import (
     GENERIC_CANDIDATE,
     GENERIC_TRAINING,
@@ -32,6 +34,7 @@ from fedstill.cloud_server.distillation.mixture_fit import best_temperature
 from fedstill.cloud_server.distillation.public_bank import outputs_of
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.run_plan import RunPlan
+from fedstill.cloud_server.distillation.similar_clips import played_prototypes, select_similar
 from fedstill.cloud_server.federation.deployment import SimilarClips
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
@@ -51,6 +54,9 @@ CHECK_FOLD = 0
 """The speakers of this fold judge the candidates."""
 MOST_JUDGED = 1000
 """Public clips that are rendered to see what a device's summary should look like."""
+
+AskPrototypes = Callable[[], npt.NDArray[np.float32] | None]
+"""Asks the device for prototypes, float32 (k, classes), under the generic student; None if it gives none."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,18 @@ class PersonalStudents:
 
     Args:
         summary: the device's, of kind ``histogram``, or ``dp`` with a private card; that shows no class mix.
+        ask: called only if a student of similar clips may pay; None: the device cannot be asked.
     """
 
-    def __init__(self, key: JobKey, cloud: SeedCloud, plan: RunPlan, summary: PrototypeUpload) -> None:
-        self._key, self._cloud, self._plan, self._summary = key, cloud, plan, summary
+    def __init__(
+        self,
+        key: JobKey,
+        cloud: SeedCloud,
+        plan: RunPlan,
+        summary: PrototypeUpload,
+        ask: AskPrototypes | None = None,
+    ) -> None:
+        self._key, self._cloud, self._plan, self._summary, self._ask = key, cloud, plan, summary, ask
         self._purpose = (key.scenario, key.arm, key.client)
         self._checked: dict[Training, npt.NDArray[np.float32]] = {}
 
@@ -113,8 +127,13 @@ class PersonalStudents:
         world, cloud = self._world, self._cloud
         everything = np.arange(len(cloud.bank.labels))
         mix = self._mix_in(world)
-        choice, candidate, bias = self._choose(mix)
-        positions = self._allowed(candidate.training, mix, everything)
+        choice, candidate, bias = self._choose(mix, self._ask is not None)
+        prototypes = self._ask() if self._ask and candidate.training.similar else None
+        if prototypes is not None:
+            choice = replace(choice, prototypes=len(prototypes))
+        elif candidate.training.similar:
+            choice, candidate, bias = self._choose(mix, False)
+        positions = self._allowed(candidate.training, mix, everything, prototypes)
         net, promised = cloud.shared(GENERIC), None
         if candidate.training != GENERIC_TRAINING:
             net = self._train(cloud.all_distill, candidate.training, positions, len(everything), "final")
@@ -176,14 +195,15 @@ class PersonalStudents:
         )  # fmt: skip
         return World(views, found, mixes, parts)
 
-    def _choose(self, mix: ClassMix) -> tuple[Choice, Candidate, npt.NDArray[np.float32]]:
+    def _choose(self, mix: ClassMix, prototypes: bool) -> tuple[Choice, Candidate, npt.NDArray[np.float32]]:
         """The choice, the chosen candidate, and its class bias."""
         world = self._world
         nothing = np.zeros(len(mix.shares), np.float32)
         if world.cross_fit is None:
             return Choice(reason=mix.reason), GENERIC_CANDIDATE, nothing
         judged = {
-            one.name: (one, *self._judged(one, mix)) for one in candidates_for(bool(world.capture), mix)
+            one.name: (one, *self._judged(one, mix))
+            for one in candidates_for(bool(world.capture), mix, prototypes)
         }
         estimates = tuple(estimate for _, estimate, _ in judged.values())
         best = best_of(estimates, self._plan.guard.test)
@@ -228,7 +248,7 @@ class PersonalStudents:
             net = cloud.fold_generic(CHECK_FOLD)
             if training != GENERIC_TRAINING:
                 seen = np.flatnonzero(cloud.folds != CHECK_FOLD)
-                allowed = self._allowed(training, mix, seen)
+                allowed = self._allowed(training, mix, seen, self._played_prototypes(training, mix))
                 net = self._train(cloud.fold_start(CHECK_FOLD), training, allowed, len(seen), "check")
             outputs = outputs_of(net, self._world.views, self._held, self._plan.compute)
             self._checked[training] = torch.cat([found.joint.cpu() for _, found in outputs]).numpy()
@@ -239,6 +259,8 @@ class PersonalStudents:
     ) -> AudioVisualNet:
         """As many steps as every other arm makes, on these clips."""
         plan, parts = self._plan, (*self._purpose, purpose, training.rendered, training.selected)
+        if training.similar:
+            parts = (*parts, "similar")
         return train_further(
             start, positions, self._views_for(training), self._cloud.bank, plan, plan.ours,
             generator(self._key.seed, *parts), np.random.default_rng(stream(self._key.seed, *parts)), clips=clips,
@@ -247,11 +269,36 @@ class PersonalStudents:
     def _views_for(self, training: Training) -> ClipViews:
         return self._world.views if training.rendered else self._cloud.views
 
-    def _allowed(self, training: Training, mix: ClassMix, positions: Positions) -> Positions:
+    def _allowed(
+        self,
+        training: Training,
+        mix: ClassMix,
+        positions: Positions,
+        prototypes: npt.NDArray[np.float32] | None,
+    ) -> Positions:
         """Of these public clips, those that the training may use."""
+        bank = self._cloud.bank
+        if training.similar:
+            assert prototypes is not None
+            public = bank.probabilities(self._plan.selection.temperature)[positions]
+            return np.sort(
+                positions[select_similar(prototypes, public, budget_of(self._plan, len(positions)))]
+            )
         if not training.selected:
             return positions
-        return np.asarray(positions[np.array(mix.present)[self._cloud.bank.labels[positions]]])
+        return np.asarray(positions[np.array(mix.present)[bank.labels[positions]]])
+
+    def _played_prototypes(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32] | None:
+        """What the judging speakers would upload, with the device's classes and as many clips as it has."""
+        if not training.similar:
+            return None
+        rng = np.random.default_rng(self._stream("prototypes"))
+        weights = class_weights(self._cloud.bank.labels[self._held], mix.shares)
+        logits = self._check_logits(GENERIC_TRAINING, mix) / self._plan.selection.temperature
+        drawn = rng.choice(len(weights), min(int(self._summary.counts.sum()), MOST_JUDGED), p=weights)
+        return played_prototypes(
+            softmax(logits, axis=1)[drawn], self._plan.prototypes.samples_per_prototype, rng
+        )
 
     def _stream(self, purpose: str) -> int:
         return stream(self._key.seed, purpose, self._key.scenario, self._key.client)

@@ -42,6 +42,16 @@ def test_candidates_follow_from_what_is_known(rendered: bool, mix: ClassMix, nam
     assert [one.name for one in candidates_for(rendered, mix)] == names
 
 
+def test_prototypes_come_into_question_where_the_classes_are_others() -> None:
+    def names(rendered: bool, mix: ClassMix) -> set[str]:
+        without, found = candidates_for(rendered, mix), candidates_for(rendered, mix, prototypes=True)
+        return {one.name for one in found} - {one.name for one in without}
+
+    assert names(True, NONE) == names(True, ALL) == set()
+    assert names(False, HALF) == {"similar", "similar+prior"}
+    assert names(True, HALF) == {"rendered+similar", "rendered+similar+prior"}
+
+
 def test_classes_count_by_their_shares_on_the_device() -> None:
     labels = np.array([0, 0, 0, 1, 3])
     weights = class_weights(labels, (0.5, 0.5, 0.0, 0.0))

@@ -13,8 +13,10 @@ from fedstill.cloud_server.distillation.selection import (
     per_prototype,
     select_by_prior,
     select_by_transport,
+    select_nearest,
     select_random,
 )
+from fedstill.cloud_server.distillation.similar_clips import played_prototypes, select_similar
 
 Floats = npt.NDArray[np.floating]
 
@@ -162,3 +164,23 @@ def test_equal_weights() -> None:
     chosen = Selection.uniform(np.array([4, 2, 9]))
     assert chosen.weights.tolist() == [1.0, 1.0, 1.0]
     assert chosen.weights.dtype == np.float32
+
+
+def test_a_device_with_more_prototypes_than_the_budget_gets_one_clip_for_each() -> None:
+    rng = np.random.default_rng(3)
+    prototypes, public = rng.dirichlet(np.ones(5), 30), rng.dirichlet(np.ones(5), 40)
+    few = select_similar(prototypes[:4], public, 10)
+    assert few.tolist() == select_nearest(prototypes[:4], public, per_prototype(10, 4)).tolist()
+    assert len(set(select_similar(prototypes, public, 10).tolist())) == 30
+    assert sorted(select_similar(prototypes, public[:20], 10).tolist()) == list(range(20))
+
+
+def test_played_prototypes_are_means_of_the_probabilities() -> None:
+    rng = np.random.default_rng(4)
+    probabilities = rng.dirichlet(np.ones(5), 50)
+    found = played_prototypes(probabilities, 3, np.random.default_rng(0))
+    assert found.shape == (16, 5)
+    assert np.allclose(found.sum(axis=1), 1)
+    assert np.array_equal(found, played_prototypes(probabilities, 3, np.random.default_rng(0)))
+    assert played_prototypes(np.repeat(probabilities[:2], 20, axis=0), 3, rng).shape == (2, 5)
+    assert played_prototypes(probabilities[:1], 3, rng) == pytest.approx(probabilities[:1])

@@ -1,0 +1,67 @@
+"""Prototypes are asked for only where they may pay, and a device that gives none still gets a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.runs import prepared_run
+
+from fedstill.cloud_server.distillation.candidates import Candidate, Training
+from fedstill.cloud_server.federation import personal_student
+from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.edge_client.privacy import prototypes
+from fedstill.simulation.inprocess import run_inprocess
+
+pytestmark = pytest.mark.slow
+
+ONE_ARM = ("run.arms=['fedstill']", "run.scenarios=['latency_insensitive']")
+ASKED = 2
+"""The round of the question."""
+
+
+def jobs_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> list[dict[str, Any]]:
+    """The jobs of a tiny run where nothing else than similar clips comes into question, if prototypes can be had."""
+    similar = Candidate(Training(similar=True))
+
+    def only_similar(rendered: bool, mix: object, asked: bool) -> tuple[Candidate, ...]:
+        return (similar,) if asked else ()
+
+    monkeypatch.setattr(personal_student, "candidates_for", only_similar)
+    run_dir = prepared_run(folder, [*ONE_ARM, *changes])
+    run_inprocess(run_dir, 2)
+    return [event for event in read_events(run_dir) if event["event"] == "job" and event["arm"] == "fedstill"]
+
+
+def test_prototypes_are_asked_for_once_and_counted_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(tmp_path, monkeypatch)
+    assert len(jobs) == 2
+    for job in jobs:
+        assert job["choice"]["chosen"] in ("similar", "generic")  # generic: it did not keep its promise
+        assert job["choice"]["prototypes"] > 0
+        assert [line["round"] for line in job["traffic"]].count(ASKED) == 1
+
+
+def test_a_device_that_gives_none_keeps_the_generic_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*arguments: object) -> None:
+        raise prototypes.DeviceError("no crowd to hide in")
+
+    monkeypatch.setattr(prototypes, "constrained_prototypes", refuses)
+    for job in jobs_of(tmp_path, monkeypatch):
+        assert job["choice"]["chosen"] == "generic"
+        assert job["choice"]["prototypes"] == 0
+        assert job["evaluations"], "it has a student, and answered"
+
+
+def test_with_private_prototypes_no_others_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = ("prototypes.kind='dp'", "prototypes.card_share=0.5", "prototypes.epsilon=50.0")
+    for job in jobs_of(tmp_path, monkeypatch, *private):
+        assert job["choice"]["prototypes"] == 0
+        assert ASKED not in [line["round"] for line in job["traffic"]]
