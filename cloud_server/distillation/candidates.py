@@ -102,17 +102,20 @@ class Choice:
     prototypes: int = 0
 
 
-def candidates_for(rendered: bool, mix: ClassMix, prototypes: bool = False) -> tuple[Candidate, ...]:
+def candidates_for(
+    rendered: bool, mix: ClassMix, *, prototypes: bool = False, trained: bool = True
+) -> tuple[Candidate, ...]:
     """All but the generic one that make sense for a device.
 
     Args:
         rendered: whether the device records otherwise than the public clips.
         prototypes: whether it can be asked for some. They pay only where its classes are others.
+        trained: False: only what needs no training.
     """
     trainings = [GENERIC_TRAINING]
-    if rendered:
+    if rendered and trained:
         trainings.append(Training(rendered=True))
-    if mix.supported and not all(mix.present):
+    if mix.supported and not all(mix.present) and trained:
         trainings += [Training(one.rendered, selected=True) for one in trainings]
         if prototypes:
             trainings.append(Training(rendered, similar=True))
@@ -173,13 +176,13 @@ def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | No
     return best
 
 
-def doubted(choice: Choice, reason: str) -> Choice:
-    """The generic student instead, after all. What to expect of it, nobody can tell: the clips rendered for the device
+def doubted(choice: Choice, reason: str, instead: str) -> Choice:
+    """The candidate ``instead``, after all. What to expect of it, nobody can tell: the clips rendered for the device
     are not like its own."""
-    return replace(choice, chosen=GENERIC_CANDIDATE.name, reason=reason, estimate=None, low=None, high=None)
+    return replace(choice, chosen=instead, reason=reason, estimate=None, low=None, high=None)
 
 
-def keeps_promise(promised: float, found: float) -> bool:
+def keeps_promise(promised: float, found: float, left: float = 1.0) -> bool:
     """Whether a trained student is about as much surer of the device's clips as it is of those rendered for it.
 
     Nobody on the device knows what is right. But a student for another microphone than the device's is not surer there.
@@ -187,8 +190,11 @@ def keeps_promise(promised: float, found: float) -> bool:
     Args:
         promised: mean confidence of the checked student over the generic one's, on rendered clips of unknown speakers.
         found: the same difference on the device's clips.
+        left: how much surer the generic student can become of the device's clips, as a part of how much it can of
+            those others: where it is sure already, less must be found.
     """
-    return found >= min(promised / 2, promised) - LEEWAY
+    wanted = promised * min(left, 1.0) if promised > 0 else promised
+    return found >= min(wanted / 2, wanted) - LEEWAY
 
 
 def expected_accuracy(
@@ -198,19 +204,24 @@ def expected_accuracy(
     shares: Sequence[float],
     gain: float,
     error: float,
+    surer: float = 0.0,
 ) -> tuple[float, float, float]:
     """(accuracy, low, high): what to expect of another speaker, with a 90 % interval.
 
     Args:
         right_by_clip: of the generic student on clips of speakers whom it did not know, under the device's conditions.
-        gain, error: of the chosen candidate over it.
+        gain, error: of the chosen candidate over it. It is expected to mend the same part of the errors on the device.
+        surer: how much more confident the generic student is of the device's clips than of these, in accuracy. Where
+            it is less sure, it is right less often (difference of confidences, Guillory et al. 2021).
     """
     own = [
         float(class_weights(labels[mine], shares) @ right_by_clip[mine])
         for one in range(int(speakers.max()) + 1)
         if (mine := speakers == one).any()
     ]
-    mean = float(class_weights(labels, shares) @ right_by_clip) + gain
+    generic = float(class_weights(labels, shares) @ right_by_clip)
+    left = np.clip((1 - generic - gain) / max(1 - generic, 1e-12), 0, 1) if gain else 1.0
+    mean = 1 - (1 - np.clip(generic + surer, 0, 1)) * left
     spread = np.var(own, ddof=1) if len(own) > 1 else 0.25
     half = 1.645 * float(np.sqrt(spread * (1 + 1 / len(own)) + error**2))
-    return float(np.clip(mean, 0, 1)), float(np.clip(mean - half, 0, 1)), float(np.clip(mean + half, 0, 1))
+    return float(mean), float(np.clip(mean - half, 0, 1)), float(np.clip(mean + half, 0, 1))

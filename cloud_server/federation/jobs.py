@@ -67,6 +67,7 @@ from fedstill.protos.messages import PrototypeUpload
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
 """The precisions of Table 5.3's report; fp16 exists for inference."""
+NO_CARD = np.empty(0, np.uint8)
 SUMMARY, PROMISE, PROTOTYPES = 0, 1, 2
 """The outer round that an upload of a personal student's job belongs to."""
 
@@ -135,18 +136,15 @@ class PersonalisationJob:
             summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
         ask = None if self.plan.prototypes.kind == "dp" else self._prototypes
         found = PersonalStudents(self.key, self.cloud, self.plan, summary, ask).make()
-        doubt = self._doubt(found, summary)
-        choice = self.progress.record.choice = doubted(found.choice, doubt) if doubt else found.choice
-        used = found.bias.any() and not doubt
-        self.progress.record.class_mix = (
-            found.mix
-            if used
-            else replace(
-                found.mix, supported=False, reason=choice.reason if found.mix.supported else found.mix.reason
-            )
-        )
-        if doubt:
-            return generic
+        choice = found.choice
+        if doubt := self._doubt(found, summary):
+            summary = replace(summary, card=NO_CARD)
+            found = PersonalStudents(self.key, self.cloud, self.plan, summary, trained=False).make()
+            choice = doubted(choice, doubt, found.choice.chosen)
+        self.progress.record.choice, mix = choice, found.mix
+        if mix.supported and not found.bias.any():
+            mix = replace(mix, supported=False, reason=choice.reason)
+        self.progress.record.class_mix = mix
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net
 
@@ -172,12 +170,13 @@ class PersonalisationJob:
             self.failed(PROMISE, str(failure))
             return str(failure)
         assert after is not None
-        found = mean_confidence(after.confidence) - mean_confidence(before.confidence)
-        if keeps_promise(personal.promised, found):
+        sure, there = mean_confidence(before.confidence), personal.promised
+        found, promised = mean_confidence(after.confidence) - sure, there.personal - there.generic
+        if keeps_promise(promised, found, (1 - sure) / max(1 - there.generic, 1e-12)):
             return ""
         return (
             "not as much surer of the device's clips as of those rendered for it "
-            f"({found:+.2f}, not {personal.promised:+.2f})"
+            f"({found:+.2f}, not {promised:+.2f})"
         )
 
     def _truly_rendered(self) -> AudioVisualNet:

@@ -84,6 +84,14 @@ class World:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """Mean confidences on rendered clips of speakers unknown to both students, from 0 to 1."""
+
+    generic: float
+    personal: float
+
+
+@dataclass(frozen=True)
 class PersonalStudent:
     """What a device gets.
 
@@ -91,7 +99,7 @@ class PersonalStudent:
         net: without its class bias.
         bias: float32 (classes,).
         similar: for whatever is trained or tried afterwards.
-        promised: how much surer of clips than the generic student it should be, from -1 to 1; None if it is that one.
+        promised: how sure it should be of clips; None if it is the generic one.
     """
 
     net: AudioVisualNet
@@ -99,7 +107,7 @@ class PersonalStudent:
     similar: SimilarClips
     mix: ClassMix
     choice: Choice
-    promised: float | None
+    promised: Promise | None
 
 
 class PersonalStudents:
@@ -108,6 +116,7 @@ class PersonalStudents:
     Args:
         summary: the device's, of kind ``histogram``, or ``dp`` with a private card; that shows no class mix.
         ask: called only if a student of similar clips may pay; None: the device cannot be asked.
+        trained: False: only students that need no training come into question.
     """
 
     def __init__(
@@ -117,8 +126,11 @@ class PersonalStudents:
         plan: RunPlan,
         summary: PrototypeUpload,
         ask: AskPrototypes | None = None,
+        *,
+        trained: bool = True,
     ) -> None:
         self._key, self._cloud, self._plan, self._summary, self._ask = key, cloud, plan, summary, ask
+        self._trained = trained
         self._purpose = (key.scenario, key.arm, key.client)
         self._checked: dict[Training, npt.NDArray[np.float32]] = {}
 
@@ -137,17 +149,28 @@ class PersonalStudents:
         net, promised = cloud.shared(GENERIC), None
         if candidate.training != GENERIC_TRAINING:
             net = self._train(cloud.all_distill, candidate.training, positions, len(everything), "final")
-            promised = self._confidence(candidate.training, mix) - self._confidence(GENERIC_TRAINING, mix)
+            generic = self._confidence(GENERIC_TRAINING, mix)
+            promised = Promise(generic, self._confidence(candidate.training, mix))
         if isinstance(world.views, RenderedViews):
             world.views.forget()  # the job now waits for its device, as many others do
         return PersonalStudent(net, bias, SimilarClips(world.views, positions), mix, choice, promised)
 
     def _confidence(self, training: Training, mix: ClassMix) -> float:
         """Mean, of the judging speakers' clips with the device's classes."""
-        logits = self._check_logits(training, mix) / self._cloud.class_mixes.temperature
-        bins = np.eye(CONFIDENCE_BINS)[confidence_bins(softmax(logits, axis=1))]
-        weights = class_weights(self._cloud.bank.labels[self._held], mix.shares)
-        return mean_confidence(weights @ bins)
+        return self._sureness(self._check_logits(training, mix), self._cloud.bank.labels[self._held], mix)
+
+    def _sureness(self, logits: npt.NDArray[np.float32], labels: Positions, mix: ClassMix) -> float:
+        """Mean confidence, with the classes as the device has them."""
+        confident = softmax(logits / self._cloud.class_mixes.temperature, axis=1)
+        bins = np.eye(CONFIDENCE_BINS)[confidence_bins(confident)]
+        return mean_confidence(class_weights(labels, mix.shares) @ bins)
+
+    def _surer_than(self, fit: CrossFit, mix: ClassMix) -> float:
+        """How much surer the generic student is of the device's clips than of public speakers', in accuracy."""
+        if not len(self._summary.confidence):
+            return 0.0
+        surer = mean_confidence(self._summary.confidence) - self._sureness(fit.logits, fit.labels, mix)
+        return surer * (1 - 1 / len(mix.shares))
 
     @cached_property
     def _world(self) -> World:
@@ -203,15 +226,16 @@ class PersonalStudents:
             return Choice(reason=mix.reason), GENERIC_CANDIDATE, nothing
         judged = {
             one.name: (one, *self._judged(one, mix))
-            for one in candidates_for(bool(world.capture), mix, prototypes)
+            for one in candidates_for(bool(world.capture), mix, prototypes=prototypes, trained=self._trained)
         }
         estimates = tuple(estimate for _, estimate, _ in judged.values())
         best = best_of(estimates, self._plan.guard.test)
         gain, error = (best.gain, best.error) if best else (0.0, 0.0)
         fit = world.cross_fit
         expected, low, high = expected_accuracy(
-            right(fit.logits, nothing, fit.labels), fit.labels, fit.speakers, mix.shares, gain, error
-        )
+            right(fit.logits, nothing, fit.labels), fit.labels, fit.speakers, mix.shares, gain, error,
+            self._surer_than(fit, mix),
+        )  # fmt: skip
         choice = Choice(
             candidates=estimates, estimate=expected, low=low, high=high, capture=world.capture,
             reason="nothing is surely better than the generic student" if estimates else mix.reason,
@@ -258,9 +282,8 @@ class PersonalStudents:
         self, start: AudioVisualNet, training: Training, positions: Positions, clips: int, purpose: str
     ) -> AudioVisualNet:
         """As many steps as every other arm makes, on these clips."""
-        plan, parts = self._plan, (*self._purpose, purpose, training.rendered, training.selected)
-        if training.similar:
-            parts = (*parts, "similar")
+        plan, further = self._plan, ("similar",) if training.similar else ()
+        parts = (*self._purpose, purpose, training.rendered, training.selected, *further)
         return train_further(
             start, positions, self._views_for(training), self._cloud.bank, plan, plan.ours,
             generator(self._key.seed, *parts), np.random.default_rng(stream(self._key.seed, *parts)), clips=clips,

@@ -25,8 +25,10 @@ def jobs_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> lis
     """The jobs of a tiny run where nothing else than similar clips comes into question, if prototypes can be had."""
     similar = Candidate(Training(similar=True))
 
-    def only_similar(rendered: bool, mix: object, asked: bool) -> tuple[Candidate, ...]:
-        return (similar,) if asked else ()
+    def only_similar(
+        rendered: bool, mix: object, *, prototypes: bool, trained: bool
+    ) -> tuple[Candidate, ...]:
+        return (similar,) if prototypes else ()
 
     monkeypatch.setattr(personal_student, "candidates_for", only_similar)
     run_dir = prepared_run(folder, [*ONE_ARM, *changes])

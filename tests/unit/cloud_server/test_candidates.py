@@ -118,15 +118,41 @@ def test_the_interval_holds_another_speaker() -> None:
 
 
 @pytest.mark.parametrize(
-    ("promised", "found", "kept"),
+    ("promised", "found", "left", "kept"),
     [
-        (0.2, 0.2, True),
-        (0.2, 0.1, True),
-        (0.2, 0.05, False),
-        (0.2, -0.1, False),
-        (-0.05, -0.05, True),
-        (-0.05, -0.1, False),
+        (0.2, 0.2, 1.0, True),
+        (0.2, 0.1, 1.0, True),
+        (0.2, 0.05, 1.0, False),
+        (0.2, 0.05, 0.5, True),
+        (0.2, 0.05, 3.0, False),
+        (0.2, -0.1, 0.0, False),
+        (-0.05, -0.05, 1.0, True),
+        (-0.05, -0.05, 0.0, True),
+        (-0.05, -0.1, 1.0, False),
     ],
 )
-def test_a_student_that_is_no_surer_than_before_is_doubted(promised: float, found: float, kept: bool) -> None:
-    assert keeps_promise(promised, found) is kept
+def test_a_student_that_is_no_surer_than_before_is_doubted(
+    promised: float, found: float, left: float, kept: bool
+) -> None:
+    assert keeps_promise(promised, found, left) is kept
+
+
+def test_what_is_expected_follows_the_confidence_on_the_device() -> None:
+    labels, speakers = np.tile(np.arange(4), 100), np.repeat(np.arange(4), 100)
+    correct = (np.arange(400) % 5 < 4).astype(float)  # 80 %
+
+    def expected(gain: float, surer: float) -> float:
+        return expected_accuracy(correct, labels, speakers, PRIOR, gain, 0.01, surer)[0]
+
+    assert expected(0.0, 0.0) == pytest.approx(0.8, abs=0.01)
+    assert expected(0.1, 0.0) == pytest.approx(0.9, abs=0.01)
+    assert expected(0.0, -0.2) == pytest.approx(0.6, abs=0.01)
+    assert expected(0.1, 0.1) == pytest.approx(0.95, abs=0.01), "half of the errors are mended"
+    assert expected(0.1, 0.3) == 1.0
+
+
+def test_without_training_only_the_bias_comes_into_question() -> None:
+    assert [one.name for one in candidates_for(True, HALF, prototypes=True, trained=False)] == [
+        "generic+prior"
+    ]
+    assert candidates_for(True, NONE, trained=False) == ()
