@@ -193,8 +193,8 @@ def keeps_promise(promised: float, found: float, left: float = 1.0) -> bool:
         left: how much surer the generic student can become of the device's clips, as a part of how much it can of
             those others: where it is sure already, less must be found.
     """
-    wanted = promised * min(left, 1.0) if promised > 0 else promised
-    return found >= min(wanted / 2, wanted) - LEEWAY
+    wanted = min(promised / 2, promised) - LEEWAY
+    return found >= (wanted * min(left, 1.0) if wanted > 0 else wanted)
 
 
 def expected_accuracy(

@@ -124,6 +124,7 @@ def test_the_interval_holds_another_speaker() -> None:
         (0.2, 0.1, 1.0, True),
         (0.2, 0.05, 1.0, False),
         (0.2, 0.05, 0.5, True),
+        (0.2, 0.03, 0.5, False),
         (0.2, 0.05, 3.0, False),
         (0.2, -0.1, 0.0, False),
         (-0.05, -0.05, 1.0, True),
