@@ -1,7 +1,8 @@
 """One long-lived child process: started, watched, and ended with all its descendants, also after a crash of its parent.
 
 The parent leaves the child's pid and start time in a file. A parent killed with -9 leaves an orphan on the same folder.
-The next parent finds it through that file and ends it before it starts its own child. Both services do so.
+The next parent finds it through that file and ends it before it starts its own child. Both services and the simulation
+do so.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class FolderInUse(UserError):
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Hold a state folder; the lock ends with the process, however that ends.
+    """Hold a state or run folder; the lock ends with the process, however that ends.
 
     Raises:
         FolderInUse: another process holds it.
@@ -43,7 +44,7 @@ def sole_user(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise FolderInUse(
-                f"{folder}: another fedstill process uses it; stop that one or choose another --state"
+                f"{folder}: another fedstill process uses it; stop that one or choose another folder"
             ) from None
         yield
 

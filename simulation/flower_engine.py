@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from fedstill.cloud_server.federation.event_log import EventTail
-from fedstill.common.child_process import STOP_SECONDS, end, family
+from fedstill.common.child_process import Child, family
 from fedstill.common.cores import usable_cores
 from fedstill.common.errors import RunError
 from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port, tool
@@ -28,7 +27,8 @@ from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port
 CONNECTION = "fedstill"
 START_SECONDS = 60.0
 STATUS_SECONDS = 60.0
-LOG_FILE = "flower.log"
+CHILD = "flower"
+LOG_FILE = f"{CHILD}.log"
 SIMULATION_PROCESS = "flwr-simulation"
 """Flower's name of the process in which the ServerApp of a simulation runs."""
 LONGEST_HOME = 39
@@ -66,7 +66,7 @@ def run_flower(run_dir: Path, devices: int, concurrent_devices: int) -> None:
             raise RunError(str(error)) from error
 
 
-def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str, str]) -> None:
+def _wait(run_dir: Path, events: EventTail, link: Child, env: dict[str, str]) -> None:
     """Wait until the event log says that the ServerApp is done; Flower itself is asked now and then, in case it ended
     without an event."""
     asked = time.monotonic()
@@ -76,7 +76,7 @@ def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str,
                 return
             if event["event"] == "aborted":
                 raise RunError(str(event["reason"]))
-        if not link.is_running() or link.status() == psutil.STATUS_ZOMBIE:
+        if link.poll() is not None:
             raise RunError(f"Flower's SuperLink ended unexpectedly; see {run_dir / LOG_FILE}")
         if time.monotonic() - asked > STATUS_SECONDS:
             status = json.loads(flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
@@ -87,30 +87,28 @@ def _wait(run_dir: Path, events: EventTail, link: psutil.Process, env: dict[str,
 
 
 @contextmanager
-def _superlink(run_dir: Path, home: Path) -> Iterator[psutil.Process]:
+def _superlink(run_dir: Path, home: Path) -> Iterator[Child]:
+    """Also ends the SuperLink of an earlier launcher on this run, which was killed and could not."""
     port = free_port()
     home.joinpath("config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n'
         f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    with (run_dir / LOG_FILE).open("ab") as log:
-        process = subprocess.Popen(
-            [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
-             "--disable-runtime-dependency-installation"],
-            cwd=home, env=environment(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-        link, interrupted = psutil.Process(process.pid), True
-        try:
-            _wait_until_open(port, process, run_dir)
-            yield link
-            interrupted = False
-        finally:
-            everyone = family(link)  # before the kill, which leaves its children to nobody
-            if interrupted:
-                _kill_server_app(everyone)
-            end(everyone)
-            process.wait(STOP_SECONDS)
+    link, interrupted = Child(CHILD, run_dir), True
+    link.start(
+        [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
+         "--disable-runtime-dependency-installation"],
+        environment(home), home,
+    )  # fmt: skip
+    try:
+        _wait_until_open(port, link, run_dir)
+        yield link
+        interrupted = False
+    finally:
+        if interrupted and link.pid is not None:
+            with suppress(psutil.NoSuchProcess):
+                _kill_server_app(family(psutil.Process(link.pid)))
+        link.stop()
 
 
 def _kill_server_app(everyone: Iterable[psutil.Process]) -> None:
@@ -121,9 +119,9 @@ def _kill_server_app(everyone: Iterable[psutil.Process]) -> None:
                 process.kill()
 
 
-def _wait_until_open(port: int, process: subprocess.Popen[bytes], run_dir: Path) -> None:
+def _wait_until_open(port: int, link: Child, run_dir: Path) -> None:
     end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and link.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan, write_plan
 from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.common.child_process import sole_user
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError
 from fedstill.common.provenance import git_revision, hardware
@@ -55,21 +56,23 @@ def simulate(experiment: Experiment, run_dir: Path, engine: Engine, console: Con
     Raises:
         ConfigError, DataError: the experiment or its data cannot be used; nothing has been trained.
         RunError: Flower failed; finished work stays, and ``--resume`` continues.
+        FolderInUse: another process works on this run.
     """
     require_packages()
     started = time.monotonic()
     if not (run_dir / PLAN_FILE).exists():
         prepare_run(experiment, run_dir, console)
-    plan = _read_plan(run_dir, console)
-    prepared = time.monotonic()
-    with LiveProgress(run_dir, console) as progress:
-        _run_engine(engine, run_dir, plan)
-    finished = time.monotonic()
-    seconds = {"prepare": prepared - started, "compute": finished - prepared}
-    results = collect(experiment, run_dir, seconds, progress.peak_memory_mb)
-    from fedstill.evaluation.federated.report import write_report
+    with sole_user(run_dir):
+        plan = _read_plan(run_dir, console)
+        prepared = time.monotonic()
+        with LiveProgress(run_dir, console) as progress:
+            _run_engine(engine, run_dir, plan)
+        finished = time.monotonic()
+        seconds = {"prepare": prepared - started, "compute": finished - prepared}
+        results = collect(experiment, run_dir, seconds, progress.peak_memory_mb)
+        from fedstill.evaluation.federated.report import write_report
 
-    write_report(run_dir)
+        write_report(run_dir)
     return results
 
 
