@@ -14,7 +14,7 @@ LARGEST_REQUEST = 64 * 1024
 """Bytes; room for fp32 features 4 times wider than a ResNet-101's."""
 KEEPALIVE = (
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # devices find a dead link by pings
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # devices find a dead link by pings
 )
 
 

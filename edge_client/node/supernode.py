@@ -50,7 +50,7 @@ class SuperNode:
     """One SuperNode for ``folder``; ``client`` is this device's number in the run.
 
     Attributes:
-        patience: seconds of refusals in a row until ``tend`` gives up.
+        patience: seconds since the last good moment until ``reconcile`` gives up.
     """
 
     folder: Path
@@ -61,19 +61,20 @@ class SuperNode:
     _started: float = 0.0
     _pause: float = FIRST_PAUSE
     _again: float = 0.0
-    _trouble_since: float | None = None
+    _good: float = 0.0
     _read: int = 0
     _ending: float = 0.0
     _child: Child = field(init=False)
 
     def __post_init__(self) -> None:
         self._child = Child("supernode", self.folder)
+        self._good = time.monotonic()
 
     def reconcile(self) -> None:
         """Call about once a second.
 
         Raises:
-            NodeRefused: it ended again and again for ``patience`` seconds.
+            NodeRefused: it ended again and again for ``patience`` seconds, however long it had run before.
         """
         now = time.monotonic()
         if self._child.pid is not None:
@@ -82,7 +83,7 @@ class SuperNode:
                 code = STUCK
             if code is None:
                 if now - self._started > SETTLED_SECONDS:
-                    self._pause, self._trouble_since = FIRST_PAUSE, None
+                    self._pause, self._good = FIRST_PAUSE, now
                 return
             self._ended(code, now)
         if now >= self._again:
@@ -131,9 +132,11 @@ class SuperNode:
         reason = exit_reason(self._child.log_file)
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self._child.stop()
-        self._trouble_since = self._trouble_since or self._started
-        if now - self._trouble_since > self.patience:
-            raise NodeRefused(f"the coordinator at {self.link.address} does not accept this node: {reason}")
+        if now - self._good > self.patience:
+            raise NodeRefused(
+                f"the coordinator at {self.link.address} does not accept this node, tried for "
+                f"{now - self._good:.0f} s: {reason}"
+            )
         self._again = now + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
 

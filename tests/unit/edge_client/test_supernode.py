@@ -1,0 +1,101 @@
+"""A node is given up after lasting trouble only, and what counts is the time since it was last well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedstill.edge_client.node import supernode
+from fedstill.edge_client.node.supernode import LONGEST_PAUSE, SETTLED_SECONDS, Link, NodeRefused, SuperNode
+
+PATIENCE = 180.0
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class FakeChild:
+    """Runs until somebody sets ``code``."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.log_file, self.pid, self.code = folder / f"{name}.log", None, None
+        self.starts = 0
+
+    def start(self, *arguments: object) -> None:
+        self.pid, self.code, self.starts = 1, None, self.starts + 1  # type: ignore[assignment]
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def stop(self) -> None:
+        self.pid = None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(supernode, "time", clock)
+    monkeypatch.setattr(supernode, "Child", FakeChild)
+    monkeypatch.setattr(supernode, "install_command", lambda folder: None)
+    monkeypatch.setattr(supernode, "tool", lambda name: name)
+    monkeypatch.setattr(supernode, "environment", lambda home: {"PATH": ""})
+    return clock
+
+
+def node(folder: Path) -> SuperNode:
+    return SuperNode(folder, Link("127.0.0.1:1", None, None), 0, "hall", PATIENCE)
+
+
+def run(tended: SuperNode, clock: Clock, seconds: float, code: int | None = None) -> None:
+    """Let time pass, a second at a time; with ``code`` every process ends at once."""
+    for _ in range(int(seconds)):
+        if code is not None and tended._child.pid is not None:
+            tended._child.code = code  # type: ignore[attr-defined]
+        tended.reconcile()
+        clock.now += 1
+
+
+@pytest.mark.parametrize("hours", [0.01, 0.1, 1.0, 100.0])
+def test_a_loss_after_a_long_time_is_no_refusal(hours: float, clock: Clock, tmp_path: Path) -> None:
+    tended = node(tmp_path)
+    tended.reconcile()
+    clock.now += SETTLED_SECONDS + 1
+    tended.reconcile()
+    clock.now += 3600 * hours
+    tended.reconcile()
+    run(tended, clock, PATIENCE / 2, code=1)
+    before = tended._child.starts  # type: ignore[attr-defined]
+    run(tended, clock, 60)
+    assert tended._child.starts >= before > 1  # type: ignore[attr-defined]
+
+
+def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(clock: Clock, tmp_path: Path) -> None:
+    tended = node(tmp_path)
+    with pytest.raises(NodeRefused, match=r"1[89][0-9] s: it said nothing"):
+        run(tended, clock, 10 * PATIENCE, code=1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 120)), max_size=6))
+def test_it_recovers_from_any_past(past: list[tuple[int, int]]) -> None:
+    """Whatever runs and troubles came before: once it ran well, it gets its whole patience again."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        for name, fake in {
+            "time": clock, "Child": FakeChild, "install_command": lambda folder: None, "tool": str,
+            "environment": lambda home: {"PATH": ""},
+        }.items():  # fmt: skip
+            patch.setattr(supernode, name, fake)
+        tended = node(Path("/nowhere"))
+        for well, trouble in past:
+            run(tended, clock, LONGEST_PAUSE + SETTLED_SECONDS + 5 + well)
+            run(tended, clock, trouble, code=1)
+        run(tended, clock, LONGEST_PAUSE + SETTLED_SECONDS + 5)
+        run(tended, clock, PATIENCE - 20, code=1)
