@@ -10,6 +10,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin
 os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -34,11 +35,30 @@ from fedstill.cli.warmup_study import warmup_study
 
 app = typer.Typer(
     name="fedstill",
-    help="Personal audio-visual models for edge devices by selective feature distillation.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("fedstill"))
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and end."),
+    ] = False,
+) -> None:
+    """Personal audio-visual models for edge devices by selective feature distillation."""
+
+
 app.command()(simulate)
 app.command()(report)
 app.command()(reproduce)

@@ -129,14 +129,11 @@ def test_units_are_valid_and_hardened(unit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_units_come_back_but_not_after_a_mistake(unit: Path) -> None:
+def test_units_come_back_whatever_happened(unit: Path) -> None:
+    """Passing faults (a clock without a battery, a late mount) end with the exit code of a mistake."""
     lines = unit.read_text().splitlines()
-    assert {
-        "Restart=always",
-        "RestartSec=15",
-        "RestartPreventExitStatus=2",
-        "StartLimitIntervalSec=0",
-    } <= set(lines)
+    assert {"Restart=always", "RestartSec=15", "StartLimitIntervalSec=0"} <= set(lines)
+    assert not any(line.startswith("RestartPreventExitStatus") for line in lines)
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
