@@ -71,7 +71,7 @@ class Exchange:
         reply = self._exchange(node, action, content, self.timeout if timeout is None else timeout)
         cost = WireCost(payload_bytes(reply), payload_bytes(content))
         try:
-            return decode(expect, reply), cost
+            return decode(expect, reply, request), cost
         except WireError as error:
             if lacking := _missing_dependency(reply):
                 raise DeviceLacks(lacking, cost) from None

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from helpers.recording import PROTOTYPES, RecordingGrid, Reply
 from helpers.runs import copied_run, prepared_run, silent_console, table, tiny_experiment
 
 from fedstill.cloud_server.distillation.arm_names import DEFAULT_ARMS, SCENARIOS
@@ -29,7 +30,8 @@ from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.node.client_app import app as real_app
 from fedstill.evaluation.results import Results
 from fedstill.protos.messages import EvaluationResult, Hello, Job, PrototypeUpload
-from fedstill.protos.records import encode
+from fedstill.protos.packed_upload import pack_upload
+from fedstill.protos.records import plain_records
 from fedstill.simulation import inprocess
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import InProcessGrid, run_inprocess
@@ -48,14 +50,14 @@ class Finished:
 
     run_dir: Path
     results: Results
-    outbound: list[Message]
+    outbound: list[Reply]
 
 
 def run_recorded(folder: Path) -> Finished:
     """``simulate`` in this process, with every grid's outbound messages kept."""
-    grids: list[InProcessGrid] = []
+    grids: list[RecordingGrid] = []
 
-    class Recording(InProcessGrid):
+    class Recording(RecordingGrid):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             grids.append(self)
@@ -63,7 +65,7 @@ def run_recorded(folder: Path) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inprocess, "InProcessGrid", Recording)
         results = simulate(tiny_experiment(folder), folder / "run", "inprocess", silent_console())
-    return Finished(folder / "run", results, [message for grid in grids for message in grid.outbound])
+    return Finished(folder / "run", results, [reply for grid in grids for reply in grid.replies()])
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,11 @@ def test_the_same_seed_gives_the_same_run(finished: Finished, tmp_path: Path) ->
 def test_replies_hold_the_declared_fields_and_nothing_else(finished: Finished) -> None:
     seen = set()
     for reply in finished.outbound:
-        seen.add(reply.metadata.message_type)
-        kind = REPLIES[reply.metadata.message_type]
+        seen.add(reply.action)
+        kind = REPLIES[reply.action]
         assert set(reply.content) == {"arrays", "fields"}
+        if kind is PrototypeUpload:
+            assert {name: set(record) for name, record in reply.sent.items()} == {"fields": {"upload"}}
         names = {*reply.content.array_records["arrays"], *reply.content.config_records["fields"]}
         assert names == declared(kind)
         for name, array in arrays_of(reply).items():
@@ -135,12 +139,16 @@ def test_no_label_sound_picture_or_name_leaves_a_device(finished: Finished) -> N
                 assert not np.array_equal(np.sort(array.ravel()), np.sort(store.labels))
         text = " ".join(map(str, reply.content.config_records["fields"].values()))
         assert not any(name in text for name in names)
+        if reply.action == PROTOTYPES:
+            packed = bytes(reply.sent.config_records["fields"]["upload"])
+            assert not any(row in packed for row in secret)
+            assert not any(name.encode() in packed for name in names)
 
 
 def test_only_the_select_arm_uploads_single_clips(finished: Finished) -> None:
     smallest: dict[str, int] = {}
     for reply in finished.outbound:
-        if reply.metadata.message_type == "query.prototypes":
+        if reply.action == PROTOTYPES:
             arm = json.loads(str(reply.content.config_records["fields"]["job.arm"]))
             counts = int(arrays_of(reply)["counts"].min())
             smallest[arm] = min(counts, smallest.get(arm, counts))
@@ -272,11 +280,13 @@ def test_nobody_is_there(jobs_left: Path) -> None:
 
 
 def upload(probabilities: np.ndarray, counts: np.ndarray | None = None) -> RecordDict:
-    """A prototype upload as records, unchecked: whatever a broken or hostile device may send."""
+    """A prototype upload as plain records, unchecked: whatever a broken or hostile device may send."""
     names = ("neutral", "happy", "sad", "fear", "disgust", "angry")
     rows = len(probabilities)
     job = Job("latency_insensitive", "fedstill", 0, 0)
-    content = encode(PrototypeUpload(job, np.full((1, 6), 1 / 6, np.float32), np.ones(1, np.int64), names))
+    content = plain_records(
+        PrototypeUpload(job, np.full((1, 6), 1 / 6, np.float32), np.ones(1, np.int64), names)
+    )
     content.array_records["arrays"]["probabilities"] = Array(probabilities)
     content.array_records["arrays"]["counts"] = Array(np.ones(rows, np.int64) if counts is None else counts)
     return content
@@ -309,6 +319,14 @@ def with_text_for_arrays() -> RecordDict:
     return RecordDict({"arrays": ConfigRecord({"a": "b"}), "fields": ConfigRecord({"a": "b"})})
 
 
+def packed(arm: str, more: bytes = b"") -> RecordDict:
+    """A packed upload of two rows, with more bytes behind it."""
+    names = ("neutral", "happy", "sad", "fear", "disgust", "angry")
+    job = Job("latency_insensitive", arm, 0, 0)
+    data = pack_upload(PrototypeUpload(job, uniform(2), np.ones(2, np.int64), names))
+    return RecordDict({"fields": ConfigRecord({"upload": data + more})})
+
+
 NONSENSE = {
     "labels": with_labels,
     "NaN": lambda: upload(np.full((2, 6), np.nan, np.float32)),
@@ -326,6 +344,8 @@ NONSENSE = {
     "an array for a number": lambda: with_array("job.round", np.arange(3)),
     "no records": RecordDict,
     "other records": with_text_for_arrays,
+    "packed for another job": lambda: packed("oracle_classes"),
+    "packed with more": lambda: packed("fedstill", b"labels"),
 }
 
 
@@ -489,5 +509,5 @@ def declared(kind: type, prefix: str = "") -> set[str]:
     return names
 
 
-def arrays_of(reply: Message) -> dict[str, np.ndarray]:
+def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
     return {name: array.numpy() for name, array in reply.content.array_records["arrays"].items()}

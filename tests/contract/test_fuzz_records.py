@@ -15,11 +15,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from helpers.fuzz import FACTOR
 from helpers.runs import prepared_run
-from test_wire import MESSAGES, same
+from test_wire import MESSAGES, answered, same
 
 from fedstill.edge_client.node.client_app import app
 from fedstill.protos.messages import WireError
-from fedstill.protos.records import decode, encode
+from fedstill.protos.records import decode, encode, plain_records
 from fedstill.simulation.inprocess import InProcessGrid
 
 MUTATED = 10_000 * FACTOR
@@ -59,6 +59,10 @@ DTYPES = (
 def mutate(content: RecordDict, rng: random.Random) -> RecordDict:
     """One to three random injuries to a message."""
     for _ in range(rng.randint(1, 3)):
+        packed = content.config_records.get("fields", {})
+        if "upload" in packed:
+            rng.choice(PACKED_INJURIES)(packed, rng)
+            continue
         arrays, texts = content.array_records.get("arrays"), content.config_records.get("fields")
         if arrays is None or texts is None:
             return content
@@ -135,6 +139,35 @@ def _records(content: RecordDict, arrays: ArrayRecord, texts: ConfigRecord, rng:
         content["arrays"] = ConfigRecord({"a": "b"})
 
 
+def _packed_bytes(packed: ConfigRecord, rng: random.Random) -> None:
+    data = bytearray(packed_of(packed))
+    for _ in range(rng.randint(1, 8)):
+        if data:
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    packed["upload"] = bytes(data)
+
+
+def _packed_cut(packed: ConfigRecord, rng: random.Random) -> None:
+    data = packed_of(packed)
+    packed["upload"] = data[: rng.randrange(len(data) + 1)] + rng.choice([b"", b"labels", data])
+
+
+def _packed_no_bytes(packed: ConfigRecord, rng: random.Random) -> None:
+    values = ("text", 7, 0.5, True, [b"a"], [1, 2])
+    packed["upload"] = rng.choice(values)
+
+
+def _packed_extra(packed: ConfigRecord, rng: random.Random) -> None:
+    packed[rng.choice(["labels", "job.arm", "probabilities", "", "a" * 500])] = rng.choice(["1", b"1"])
+
+
+def packed_of(packed: ConfigRecord) -> bytes:
+    """The bytes, unless an earlier injury left none."""
+    data = packed["upload"]
+    return data if isinstance(data, bytes) else b""
+
+
+PACKED_INJURIES = (_packed_bytes, _packed_cut, _packed_no_bytes, _packed_extra)
 INJURIES = (_text, _bitten_text, _no_text, _gone, _extra, _bytes, _type, _shape, _swapped, _records)
 
 
@@ -143,21 +176,24 @@ def test_ten_thousand_mutated_messages_never_get_through_the_codec() -> None:
     refused = 0
     for number in range(MUTATED):
         name = list(MESSAGES)[number % len(MESSAGES)]
-        kind = type(MESSAGES[name])
-        content = mutate(encode(MESSAGES[name]), rng)
-        value = decoded(kind, content)
+        kind, asked = type(MESSAGES[name]), answered(MESSAGES[name])
+        write = (encode, plain_records)[number // len(MESSAGES) % 2]  # both forms of an upload
+        content = mutate(write(MESSAGES[name]), rng)
+        value = decoded(kind, content, asked)
         if isinstance(value, WireError):
             refused += 1
             assert NAMED.match(str(value)), f"{name}: no field is named in {str(value)[:200]!r}"
             assert "\n" not in str(value)
         else:
-            assert same(decode(kind, encode(value)), value), "what is accepted travels again unchanged"
+            assert same(decode(kind, write(value), answered(value)), value), (
+                "what is accepted travels again unchanged"
+            )
     assert refused > MUTATED // 2
 
 
-def decoded(kind: type, content: RecordDict) -> object:
+def decoded(kind: type, content: RecordDict, asked: object) -> object:
     try:
-        return decode(kind, content)
+        return decode(kind, content, asked)
     except WireError as error:
         return error
 
@@ -206,7 +242,7 @@ def test_the_fuzzer_reaches_every_kind_of_injury() -> None:
     """Guards the guard: each injury changes a message."""
     for injury in INJURIES:
         for seed in range(20):
-            content, before = encode(MESSAGES["PrototypeUpload"]), encode(MESSAGES["PrototypeUpload"])
+            content, before = (plain_records(MESSAGES["PrototypeUpload"]) for _ in range(2))
             injury(
                 content,
                 content.array_records["arrays"],
@@ -217,6 +253,13 @@ def test_the_fuzzer_reaches_every_kind_of_injury() -> None:
                 break
         else:
             pytest.fail(f"{injury.__name__} never changes anything")
+    for packed_injury in PACKED_INJURIES:
+        changed = []
+        for seed in range(20):
+            content = encode(MESSAGES["CardUpload"])
+            packed_injury(content.config_records["fields"], random.Random(seed))
+            changed.append(described(content) != described(encode(MESSAGES["CardUpload"])))
+        assert any(changed), f"{packed_injury.__name__} never changes anything"
 
 
 def described(content: RecordDict) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.recording import PROTOTYPES, RecordingGrid
 from helpers.runs import copied_run, trained_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
@@ -20,7 +21,6 @@ from fedstill.cloud_server.federation.journal import Journal, open_journal
 from fedstill.cloud_server.federation.server_app import run_plan
 from fedstill.edge_client.node.client_app import app
 from fedstill.simulation.gather import gather_rows
-from fedstill.simulation.inprocess import InProcessGrid
 
 ARMS = ("all_distill_select", "fedstill")
 ROUNDS = 3
@@ -33,7 +33,7 @@ class Killed(BaseException):
 def run(run_dir: Path) -> tuple[dict[str, tuple[Any, ...]], Counter[tuple[str, int, int]]]:
     """Start the cloud on ``run_dir``; the tables so far, and what devices were asked: (arm, round, client)."""
     plan, metrics = read_plan(run_dir), Metrics(run_dir)
-    grid = InProcessGrid(app, 2, {"run-dir": str(run_dir)})
+    grid = RecordingGrid(app, 2, {"run-dir": str(run_dir)})
     try:
         run_plan(plan, Exchange(grid, plan.reply_timeout), metrics)
     finally:
@@ -41,12 +41,12 @@ def run(run_dir: Path) -> tuple[dict[str, tuple[Any, ...]], Counter[tuple[str, i
     return gather_rows(run_dir), asked(grid)
 
 
-def asked(grid: InProcessGrid) -> Counter[tuple[str, int, int]]:
+def asked(grid: RecordingGrid) -> Counter[tuple[str, int, int]]:
     found: Counter[tuple[str, int, int]] = Counter()
-    for message in grid.outbound:
-        if message.metadata.message_type == "query.prototypes":
-            said = message.content.config_records["fields"]
-            found[str(said["job.arm"]), int(str(said["job.round"])), message.metadata.src_node_id] += 1
+    for reply in grid.replies():
+        if reply.action == PROTOTYPES:
+            said = reply.content.config_records["fields"]
+            found[str(said["job.arm"]), int(str(said["job.round"])), reply.node] += 1
     return found
 
 
