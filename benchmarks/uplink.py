@@ -1,7 +1,7 @@
 """The wire cost of a device's upload: prototypes of every kind, beside the raw features of the same clips.
 
 Raw features are uploaded by feature-sharing schemes: both modalities' vectors as plain fp32, without any header. The
-uploads are the messages of the protocol as they are encoded, headers of the values included. Probabilities are random
+uploads are the messages of the protocol as Flower serialises them, with its headers and ids. Probabilities are random
 (Dirichlet, as peaked as a student's); the bytes depend on their number only. "15 rounds" is Algorithm 7 as printed: an
 upload per outer round, compared with features that would travel only once.
 """
@@ -14,6 +14,7 @@ import sys
 import numpy as np
 from rich.console import Console
 
+from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, card_of, to_bytes
 from fedstill.edge_client.privacy.private_prototypes import private_prototypes
 from fedstill.edge_client.privacy.prototypes import Prototypes, summarise
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
@@ -30,7 +31,7 @@ KINDS = {
     "thesis (kmeans, n / 3)": "kmeans",
     "constrained (at least 8)": "constrained",
     "dp (epsilon 4, 8 cells)": "dp",
-    "fedstill (one row)": "histogram",
+    "fedstill (row and card)": "histogram",
 }
 
 
@@ -76,7 +77,9 @@ def upload_bytes(kind: str, clips: int, classes: int) -> int:
     made: Prototypes = (
         private_prototypes(probabilities, request, rng) if private else summarise(probabilities, request, 0)
     )
-    return payload_bytes(encode(PrototypeUpload(job, made.probabilities, made.counts, names)))
+    card = to_bytes(card_of(np.zeros((1, CARD_SIZE), np.float32))) if kind == "histogram" else made.card
+    upload = PrototypeUpload(job, made.probabilities, made.counts, names, made.confidence, card)
+    return payload_bytes(encode(upload))
 
 
 if __name__ == "__main__":
