@@ -59,8 +59,8 @@ DTYPES = (
 def mutate(content: RecordDict, rng: random.Random) -> RecordDict:
     """One to three random injuries to a message."""
     for _ in range(rng.randint(1, 3)):
-        packed = content.config_records.get("fields", {})
-        if "upload" in packed:
+        packed = content.config_records.get("fields")
+        if packed is not None and "upload" in packed:
             rng.choice(PACKED_INJURIES)(packed, rng)
             continue
         arrays, texts = content.array_records.get("arrays"), content.config_records.get("fields")

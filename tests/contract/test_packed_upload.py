@@ -80,7 +80,13 @@ def histogram_request() -> PrototypeRequest:
 
 def private_request() -> PrototypeRequest:
     centre = np.full((1, 32), 1 / 32, np.float32)
-    private = {"kind": "dp", "epsilon": 800.0, "delta": 1e-5, "centres": centre, "card_share": 0.5}
+    private: dict[str, Any] = {
+        "kind": "dp",
+        "epsilon": 800.0,
+        "delta": 1e-5,
+        "centres": centre,
+        "card_share": 0.5,
+    }
     return replace(histogram_request(), **private, min_size=1)
 
 
