@@ -138,6 +138,7 @@ class PrototypeRequest:
         card: ``histogram`` and ``dp`` only: the capture card is wanted, too; with ``dp``, its private form.
         card_share: ``dp`` with a card only, else 0: the part of the upload's budget that the card gets, between 0 and
             1. The budget is the squared mu of Gaussian privacy, which adds up; rows and card together cost epsilon.
+        coarse: ``kmeans`` and ``constrained`` only: rows in 8 bits a share are enough.
     """
 
     job: Job
@@ -152,6 +153,7 @@ class PrototypeRequest:
     centres: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     card: bool = False
     card_share: float = 0.0
+    coarse: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in PROTOTYPE_KINDS:
@@ -166,6 +168,8 @@ class PrototypeRequest:
         _require_array("centres", self.centres, np.float32, ndim=2)
         if self.card and self.kind not in ("histogram", "dp"):
             raise WireError(f"card: is for kind histogram or dp, not for {self.kind}")
+        if self.coarse and self.kind not in ("kmeans", "constrained"):
+            raise WireError(f"coarse: is for kind kmeans or constrained, not for {self.kind}")
         if self.kind == "dp":
             self._require_private()
             return

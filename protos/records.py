@@ -27,10 +27,15 @@ PACKED = "upload"
 PLAIN = (str, int, float, bool, tuple[str, ...])
 
 
-def encode(message: object) -> RecordDict:
-    """The records of a message dataclass."""
+def encode(message: object, asked: object = None) -> RecordDict:
+    """The records of a message dataclass.
+
+    Args:
+        asked: the request that this answers; an upload may be packed as that says.
+    """
     if isinstance(message, PrototypeUpload):
-        return RecordDict({"fields": ConfigRecord({PACKED: pack_upload(message)})})
+        coarse = isinstance(asked, PrototypeRequest) and asked.coarse
+        return RecordDict({"fields": ConfigRecord({PACKED: pack_upload(message, coarse)})})
     return plain_records(message)
 
 

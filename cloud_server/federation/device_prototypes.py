@@ -23,10 +23,14 @@ class DevicePrototypes:
 
     Args:
         plan: the job's, with the value that its sweep sets.
+        coarse: prototypes in 8 bits a share are enough.
     """
 
-    def __init__(self, arm: Arm, plan: RunPlan, cloud: SeedCloud, session: DeviceSession) -> None:
+    def __init__(
+        self, arm: Arm, plan: RunPlan, cloud: SeedCloud, session: DeviceSession, *, coarse: bool = False
+    ) -> None:
         self._arm, self._plan, self._cloud, self._session = arm, plan, cloud, session
+        self._coarse = coarse
         self._key, self._journal = session.key, session.journal
 
     def __call__(self, student: AudioVisualNet, outer_epoch: int) -> PrototypeUpload | None:
@@ -46,6 +50,7 @@ class DevicePrototypes:
             temperature=self._temperature(histogram),
             centres=self._centres(histogram) if private else NO_CENTRES,
             card=outer_epoch == 0 and asks_card(self._arm, self._plan),
+            coarse=self._coarse,
         )
         if upload.class_names != self._cloud.public.class_names:
             raise DeviceFailure(f"means other classes: {list(upload.class_names)}")

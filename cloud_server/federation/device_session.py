@@ -59,6 +59,7 @@ class DeviceSession:
         temperature: float,
         centres: npt.NDArray[np.float32],
         card: bool = False,
+        coarse: bool = False,
     ) -> PrototypeUpload:
         """The device's prototypes under the student ``net``; see ``PrototypeRequest`` for the arguments."""
         shipment = self.downlink.shipment(net)
@@ -75,6 +76,7 @@ class DeviceSession:
             centres,
             card,
             settings.card_share if card and guarantee.kind == "dp" else 0.0,
+            coarse,
         )
         return self._ask("query.prototypes", request, shipment, PrototypeUpload)
 

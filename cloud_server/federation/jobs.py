@@ -151,7 +151,7 @@ class PersonalisationJob:
     def _prototypes(self) -> npt.NDArray[np.float32] | None:
         """Of the device's clips under the generic student, for a selection of similar clips."""
         arm = replace(self.arm, upload="prototypes", personal=False)
-        source = DevicePrototypes(arm, self.plan, self.cloud, self.session)
+        source = DevicePrototypes(arm, self.plan, self.cloud, self.session, coarse=True)
         try:
             upload = source(self.cloud.shared(GENERIC), PROTOTYPES)
         except DeviceFailure as failure:

@@ -48,7 +48,7 @@ def hello(message: Message, context: Context) -> Message:
 def prototypes(message: Message, context: Context) -> Message:
     """Summarise this device's clips under the received student."""
     request = decode(PrototypeRequest, message.content)
-    return _reply(message, lambda: _device(context).prototypes(request))
+    return _reply(message, lambda: _device(context).prototypes(request), request)
 
 
 @app.evaluate("student")
@@ -65,7 +65,7 @@ def install(message: Message, context: Context) -> Message:
     return _reply(message, lambda: _device(context).install(request))
 
 
-def _reply(message: Message, answer: Callable[[], object]) -> Message:
+def _reply(message: Message, answer: Callable[[], object], request: object = None) -> Message:
     """The answer, or the item that the device lacks to give it."""
     from fedstill.edge_client.students.students import NotInStore
 
@@ -73,7 +73,7 @@ def _reply(message: Message, answer: Callable[[], object]) -> Message:
         content = answer()
     except NotInStore as missing:
         content = MissingDependency(missing.item, missing.version)
-    return Message(encode(content), reply_to=message)
+    return Message(encode(content, request), reply_to=message)
 
 
 def _device(context: Context) -> Device:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedstill.models.audiovisual.confidence import confidence_histogram
 from fedstill.protos.messages import PrototypeRequest
+from fedstill.protos.packed_upload import coarse_rows
 
 Probabilities = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -58,11 +59,10 @@ def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int
         one = _means(probabilities, np.zeros(len(probabilities), np.int64))
         return replace(one, confidence=confidence_histogram(probabilities))
     if request.kind == "kmeans":
-        return kmeans_prototypes(probabilities, request.samples_per_prototype, seed)
+        return _as_asked(kmeans_prototypes(probabilities, request.samples_per_prototype, seed), request)
     if request.kind == "constrained":
-        return constrained_prototypes(
-            probabilities, max(request.samples_per_prototype, request.min_size), request.min_size, seed
-        )
+        size = max(request.samples_per_prototype, request.min_size)
+        return _as_asked(constrained_prototypes(probabilities, size, request.min_size, seed), request)
     raise DeviceError(f"{request.kind} prototypes are released through the privacy ledger only")
 
 
@@ -99,6 +99,10 @@ def constrained_prototypes(
         max_iter=50,
     )
     return _means(probabilities, model.fit_predict(probabilities.astype(np.float64)))
+
+
+def _as_asked(found: Prototypes, request: PrototypeRequest) -> Prototypes:
+    return replace(found, probabilities=coarse_rows(found.probabilities)) if request.coarse else found
 
 
 def _require_crowd(clips: int, min_size: int) -> None:

@@ -31,7 +31,7 @@ from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.specs import EncoderSpec, NetworkSpec
 from fedstill.protos.messages import Job, PrototypeRequest, PrototypeUpload, WireError
-from fedstill.protos.packed_upload import pack_upload, unpack_upload
+from fedstill.protos.packed_upload import coarse_rows, pack_upload, unpack_upload
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid
 
@@ -119,6 +119,22 @@ def test_a_share_that_matters_is_rounded_by_less_than_a_thousandth(share: float)
     rows = np.array([[share, 1 - share, 0, 0, 0, 0]], np.float32)
     found = unpack_upload(pack_upload(upload(probabilities=rows, counts=np.array([9]))), ASKED)
     assert found.probabilities[0, 0] == pytest.approx(share, rel=1e-3)
+
+
+@given(st.integers(1, 40), st.integers(2, 600), st.integers(0, 2**32 - 1))
+def test_coarse_rows_take_one_byte_a_share_and_come_back_exactly(count: int, classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    exact = rng.dirichlet(np.full(classes, 0.3), count).astype(np.float32)
+    rows = coarse_rows(exact)
+    names = tuple(str(number) for number in range(classes))
+    asked = replace(ASKED, student=replace(STUDENT, class_names=names), kind="constrained", coarse=True)
+    sent = PrototypeUpload(asked.job, rows, np.full(count, 3, np.int64), names)
+    data = pack_upload(sent, coarse=True)
+    assert len(data) == HEAD + count * (4 + classes)
+    assert same(unpack_upload(data, asked), sent)
+    assert same(unpack_upload(pack_upload(sent, coarse=True), asked), sent)
+    largest = exact.max(axis=1, keepdims=True)
+    assert np.abs(rows / rows.max(axis=1, keepdims=True) - exact / largest).max() <= 0.5 / 255 + 1e-6
 
 
 def test_layout_1_stays_readable() -> None:

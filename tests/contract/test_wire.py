@@ -324,6 +324,7 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: private_request(centres=EVEN.astype(np.float64)), "centres: needs a float32"),
         (lambda: private_request(centres=EVEN[0]), "centres: needs a float32 array of 2 dim"),
         (lambda: prototype_request(card=True), "card: is for kind histogram or dp, not for constrained"),
+        (lambda: prototype_request(kind="histogram", coarse=True), "coarse: is for kind kmeans or constrained"),
         (lambda: prototype_request(card_share=0.5), "card_share: is for kind dp, not for constrained"),
         (lambda: prototype_request(kind="histogram", card=True, card_share=0.5), "card_share: is for kind dp"),
         (lambda: private_request(card=True), "card_share: 0.0 is not between 0 and 1"),

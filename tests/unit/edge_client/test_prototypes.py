@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,3 +130,12 @@ def test_the_upload_limit(limit: int, taking_part: int) -> None:
 def test_the_limit_counts_before_the_minimum() -> None:
     with pytest.raises(DeviceError, match="5 clips"):
         summarise(class_probabilities(30), request("constrained", limit=5), seed=0)
+
+
+def test_coarse_prototypes_are_the_same_ones_rounded() -> None:
+    exact = summarise(class_probabilities(60), request("constrained"), seed=3)
+    coarse = summarise(class_probabilities(60), replace(request("constrained"), coarse=True), seed=3)
+    assert np.array_equal(coarse.counts, exact.counts)
+    assert not np.array_equal(coarse.probabilities, exact.probabilities)
+    np.testing.assert_allclose(coarse.probabilities, exact.probabilities, atol=1.5 / 255)
+    np.testing.assert_allclose(coarse.probabilities.sum(axis=1), 1, atol=1e-6)
