@@ -114,12 +114,14 @@ def _shares(data: bytes) -> npt.NDArray[np.float32]:
 def _coarse(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     wide = rows.astype(np.float64)
     largest = np.maximum(wide.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return np.round(np.clip(wide / largest, 0, 1) * _COARSE_STEPS).astype(np.uint8)
+    steps: npt.NDArray[np.uint8] = np.round(np.clip(wide / largest, 0, 1) * _COARSE_STEPS).astype(np.uint8)
+    return steps
 
 
 def _from_coarse(steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     wide = steps.astype(np.float64)
-    return (wide / np.maximum(wide.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+    rows: npt.NDArray[np.float32] = (wide / np.maximum(wide.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+    return rows
 
 
 def _digest_of_job(job: Job) -> bytes:
