@@ -33,11 +33,9 @@ def extra_bytes(entry: Entry, arm: str) -> int | None:
     return sent[arm] - sent[GENERIC] if {arm, GENERIC} <= sent.keys() else None
 
 
-def summary_bytes(entry: Entry, arm: str) -> float | None:
-    """Bytes of one summary of the device's clips; None if the arm asked for none."""
-    extra, replies = extra_bytes(entry, arm), entry.device.replies
-    asked = replies.get(arm, 0) - replies.get(GENERIC, 0)
-    return extra / asked if extra is not None and asked > 0 else None
+def summary_bytes(entry: Entry, arm: str) -> int | None:
+    """Bytes of the largest answer of the device in one round; None if the arm asked for no summary."""
+    return entry.device.largest_bytes.get(arm) if extra_bytes(entry, arm) else None
 
 
 def cost_lines(study: Study) -> Iterator[CostLine]:

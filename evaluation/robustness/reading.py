@@ -144,10 +144,11 @@ def _devices_of(
         )
     choices = {(row.client, row.seed): row for row in results.choices if row.arm == PERSONAL_ARM}
     up_bytes: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
-    replies: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    largest: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
     for one in results.traffic:
         up_bytes[one.client, one.seed][one.arm] += one.up_bytes
-        replies[one.client, one.seed][one.arm] += 1
+        known = largest[one.client, one.seed]
+        known[one.arm] = max(known.get(one.arm, 0), one.up_bytes)
     for row in clips:
         if row.client not in cells:
             raise ResultsError(f"{folder}: client {row.client} is not in {DEVICES_FILE}: run it again")
@@ -167,7 +168,7 @@ def _devices_of(
             test=test,
             right=right,
             up_bytes=dict(up_bytes[key]),
-            replies=dict(replies[key]),
+            largest_bytes=dict(largest[key]),
             choice=_choice(choices[key]) if key in choices else None,
         )
 

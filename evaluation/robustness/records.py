@@ -62,7 +62,7 @@ class DeviceRun:
         test: number of its list of recordings.
         right: by arm, the clips right of each recording, as ``digits``.
         up_bytes: by arm, what the device uploaded, as far as it is known.
-        replies: by arm, how many answers that was, its evaluation included.
+        largest_bytes: by arm, what the largest of its answers took.
     """
 
     fold: int
@@ -76,7 +76,7 @@ class DeviceRun:
     test: int
     right: dict[str, str]
     up_bytes: dict[str, int]
-    replies: dict[str, int]
+    largest_bytes: dict[str, int]
     choice: Choice | None
 
 
