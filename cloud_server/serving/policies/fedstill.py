@@ -26,6 +26,8 @@ from fedstill.cloud_server.serving.scheduling.shadow_price import Demand, fluid_
 
 MARGINAL = 0.99
 """At the full price the kind of query that sets the price would be worth exactly nothing; it should still be run."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds without a batch until a query is tried against what is expected; doubled while it comes too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ class FedstillPolicy(Policy):
         self._queues: dict[tuple[int, int], Queue] = {}
         self._recent: deque[tuple[float, Queue]] = deque()
         self._busy_until = 0.0
+        self._running = False
+        self._probing = False  # the query that waits is tried against what is expected
+        self._last_batch = -math.inf
+        self._pause = FIRST_PAUSE
         self._started = math.inf
         self._objective = 0.0  # mean latency objective of recent queries, seconds
 
@@ -82,10 +88,20 @@ class FedstillPolicy(Policy):
         self._objective = (
             objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
         )
-        if max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1) > query.deadline:
-            return Rejection("too_late", 0.0)
-        if self.price and self._asks_too_much(query):
-            return Rejection("overload", self._objective)
+        alone = not self._running and not self.queued()
+        self._probing = False
+        if alone and now + self.latency.seconds(self._schedules[0], 1) > query.deadline:
+            self._probing = now < query.deadline and now - self._last_batch >= self._pause
+            if not self._probing:
+                return Rejection("too_late", 0.0)
+        if not alone:
+            if (
+                max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1)
+                > query.deadline
+            ):
+                return Rejection("too_late", 0.0)
+            if self.price and self._asks_too_much(query):
+                return Rejection("overload", self._objective)
         queue.add(query)
         return None
 
@@ -95,15 +111,19 @@ class FedstillPolicy(Policy):
         choice = self._choose(self._form(self.price, now), now, self.price)
         if choice is None:  # nothing pays the price, but an idle engine earns even less
             choice = self._choose(self._form(0.0, now), now, 0.0)
+        if choice is None and self.queued() == 1 and (lone := self._form(0.0, now)):
+            choice = lone[0], self._schedules[0]
         if choice is None:
             return Decision(None, evicted)
         forming, schedule = choice
         seconds = self.latency.seconds(schedule, forming.size)
-        self._busy_until = now + seconds
+        self._busy_until, self._running = now + seconds, True
         return Decision(Batch(forming.take(), schedule, seconds), evicted)
 
     def completed(self, batch: Batch, now: float, seconds: float) -> None:
-        self._busy_until = now
+        self._busy_until, self._running, self._last_batch = now, False, now
+        in_time = all(now <= query.deadline for query in batch.queries)
+        self._pause = FIRST_PAUSE if in_time else min(LONGEST_PAUSE, 2 * self._pause)
         if batch.queries:
             self.latency.observe(batch.schedule, len(batch.queries), seconds)
 
@@ -139,8 +159,15 @@ class FedstillPolicy(Policy):
 
     def _drop_expired(self, now: float) -> tuple[Query, ...]:
         """Queries that even a batch of one at the fastest schedule would answer late."""
-        last_chance = now + self.latency.upper_seconds(self._schedules[0], 1)
+        last_chance = now + self._seconds_alone()
         return tuple(query for queue in self._queues.values() for query in queue.drop_before(last_chance))
+
+    def _seconds_alone(self) -> float:
+        """Of a batch of one at the fastest schedule, as deadlines are checked with it. A query that has the engine to
+        itself makes nobody else late: what is expected will do, and of a probe nothing is expected."""
+        if self.queued() != 1:
+            return self.latency.upper_seconds(self._schedules[0], 1)
+        return 0.0 if self._probing else self.latency.seconds(self._schedules[0], 1)
 
     def _current_price(self, now: float) -> float:
         """Utility per second of engine time."""
@@ -178,9 +205,11 @@ class FedstillPolicy(Policy):
 
     def _trim(self, batch: CandidateBatch, now: float) -> None:
         """Leave out the fewest, most urgent queries, so that the rest can be answered in time together."""
-        fastest = self._schedules[0]
-        while batch.size and now + self.latency.upper_seconds(fastest, batch.size) > batch.deadline():
+        while batch.size and now + self._upper_seconds(batch.size) > batch.deadline():
             batch.drop_most_urgent()
+
+    def _upper_seconds(self, size: int) -> float:
+        return self._seconds_alone() if size == 1 else self.latency.upper_seconds(self._schedules[0], size)
 
     def _choose(
         self, batches: list[CandidateBatch], now: float, price: float

@@ -19,6 +19,9 @@ from fedstill.cloud_server.serving.scheduling.profile import Schedule
 
 SMALLEST_SLOPE = 1e-9  # seconds per query
 JUMP = 0.2  # log error at which an observation counts half for its schedule's own line
+MOST_ERROR = math.log(
+    8
+)  # log error; a batch that took longer met a pause of the machine, not a slower engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ class LatencyModel:
             raise ValueError(f"a batch of {size} cannot have taken {seconds} s")
         fit, weight = self._fits[schedule.name], self._settings.scale_weight
         error = math.log(seconds / self.seconds(schedule, size))
+        error = min(max(error, -MOST_ERROR), MOST_ERROR)
         self.relative_error = math.sqrt((1 - weight) * self.relative_error**2 + weight * error**2)
         self.scale *= math.exp(weight * error)
         # A jump is attributed to the engine as a whole, so that it reaches the schedules that were not run.

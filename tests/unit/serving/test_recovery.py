@@ -1,0 +1,109 @@
+"""Whatever the tier has met: once its engine is well again, queries are answered again."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from helpers.queries import made_profile, made_query
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedstill.cloud_server.serving.policies.fedstill import FIRST_PAUSE, LONGEST_PAUSE, FedstillPolicy
+
+ALONE = 0.02
+"""Seconds of one query at the fast schedule of the made-up profile."""
+PAST = st.lists(
+    st.tuples(
+        st.floats(1e-4, 1e3),  # seconds that the batch took
+        st.integers(1, 8),  # its queries
+        st.floats(0.0, 2.0),  # seconds until the next ones
+        st.floats(0.01, 2.0),  # their latency objective
+    ),
+    max_size=40,
+)
+
+
+class Engine:
+    """Runs what the policy dispatches, ``slower`` times as long as the profile says."""
+
+    def __init__(self, policy: FedstillPolicy) -> None:
+        self.policy, self.now, self.slower, self.number = policy, 0.0, 1.0, 0
+
+    def ask(self, objective: float, queries: int = 1, took: float | None = None) -> int:
+        """Queries that arrive now; how many are answered in time."""
+        for _ in range(queries):
+            self.policy.arrive(made_query(self.number, self.now, objective), self.now)
+            self.number += 1
+        in_time = 0
+        while (batch := self.policy.dispatch(self.now).batch) is not None:
+            seconds = batch.schedule.seconds(len(batch.queries)) * self.slower if took is None else took
+            self.now += seconds
+            in_time += sum(self.now <= query.deadline for query in batch.queries)
+            self.policy.completed(batch, self.now, seconds)
+        return in_time
+
+    def answered(self, seconds: float, objective: float, every: float = 0.25) -> float:
+        """The part of the queries of the next ``seconds`` that is answered in time."""
+        asked = in_time = 0
+        end = self.now + seconds
+        while self.now < end:
+            asked, in_time = asked + 1, in_time + self.ask(objective)
+            self.now += every
+        return in_time / asked
+
+
+@pytest.mark.parametrize("stall", [0.5, 1, 2, 3, 5, 10, 1000])
+@pytest.mark.parametrize("later", [0.01, 1, 60, 3600, 86_400])
+def test_one_slow_batch_does_not_lock_it_out(stall: float, later: float) -> None:
+    engine = Engine(FedstillPolicy(made_profile()))
+    engine.ask(0.3, took=stall)
+    engine.now += later
+    assert engine.ask(0.3) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAST)
+def test_it_recovers_from_any_past(past: list[tuple[float, int, float, float]]) -> None:
+    engine = Engine(FedstillPolicy(made_profile()))
+    for seconds, queries, pause, objective in past:
+        engine.ask(objective, queries, took=seconds)
+        engine.now += pause
+    engine.now += LONGEST_PAUSE
+    engine.answered(120, 8 * ALONE)
+    assert engine.answered(20, 8 * ALONE) > 0.95
+
+
+@pytest.mark.parametrize("slower", [0.02, 0.2, 1.0, 3.0])
+def test_it_recovers_from_a_profile_of_a_busy_machine(slower: float) -> None:
+    """The objective is below what the profile promises, and above what is true."""
+    engine = Engine(FedstillPolicy(made_profile()))
+    engine.slower = slower
+    objective = 2.5 * slower * ALONE
+    engine.answered(60, objective)
+    assert engine.answered(20, objective) > 0.95
+
+
+def test_what_can_never_be_answered_in_time_is_tried_ever_less_often() -> None:
+    engine = Engine(FedstillPolicy(made_profile()))
+    engine.slower, tried = 50.0, []
+    for _ in range(2000):
+        engine.policy.arrive(made_query(engine.number, engine.now, 0.3), engine.now)
+        engine.number += 1
+        if (batch := engine.policy.dispatch(engine.now).batch) is not None:
+            tried.append(engine.now)
+            engine.now += batch.schedule.seconds(1) * engine.slower
+            engine.policy.completed(batch, engine.now, batch.schedule.seconds(1) * engine.slower)
+        engine.now += 0.25
+    gaps = [later - earlier for earlier, later in pairwise(tried)]
+    assert LONGEST_PAUSE <= gaps[-1] < 2 * LONGEST_PAUSE
+    assert min(gaps) >= min(FIRST_PAUSE, ALONE)
+    assert len(tried) < 40
+
+
+@pytest.mark.parametrize("price", [1.0, math.inf])
+def test_a_price_does_not_outlive_the_queue(price: float) -> None:
+    engine = Engine(FedstillPolicy(made_profile()))
+    engine.policy.price = price
+    assert engine.ask(0.3) == 1
