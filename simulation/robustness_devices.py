@@ -135,6 +135,19 @@ def with_controls(plan: RunPlan, experiment: Experiment, run_dir: Path) -> RunPl
     )
 
 
+def captures_of(run_dir: Path) -> tuple[str, ...]:
+    """How each device of a run records, in words, by client; empty if the run simulates no such thing."""
+    file = run_dir / DEVICES_FILE
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return tuple(", ".join(map(_in_words, row["strengths"].items())) for row in rows)
+
+
+def _in_words(applied: tuple[str, float]) -> str:
+    effect, strength = applied
+    words = effect.replace("_", " ")
+    return words if strength == 1 else f"{words} x {strength:g}"
+
+
 def capture_of(experiment: Experiment, recorder: Recorder) -> DeviceCapture:
     """A recorder's condition with its seed in this experiment."""
     return recorder.capture(experiment.robustness.fold, experiment.partition.seed)
