@@ -139,13 +139,16 @@ def captures_of(run_dir: Path) -> tuple[str, ...]:
     """How each device of a run records, in words, by client; empty if the run simulates no such thing."""
     file = run_dir / DEVICES_FILE
     rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    return tuple(", ".join(map(_in_words, row["strengths"].items())) for row in rows)
+    return tuple(_in_words(row["strengths"]) for row in rows)
 
 
-def _in_words(applied: tuple[str, float]) -> str:
-    effect, strength = applied
-    words = effect.replace("_", " ")
-    return words if strength == 1 else f"{words} x {strength:g}"
+def _in_words(strengths: Mapping[str, float]) -> str:
+    """As ``white noise, gamma (x 1.5)``; the factor is left out if it is 1, and stands apart if each has its own."""
+    names = [effect.replace("_", " ") for effect in strengths]
+    factors = [f" (x {strength:g})" if strength != 1 else "" for strength in strengths.values()]
+    if len(set(factors)) == 1:
+        return ", ".join(names) + factors[0]
+    return ", ".join(name + factor for name, factor in zip(names, factors, strict=True))
 
 
 def capture_of(experiment: Experiment, recorder: Recorder) -> DeviceCapture:

@@ -146,9 +146,12 @@ def test_how_devices_record_is_kept_and_older_files_do_not_say(tmp_path: Path) -
 
 def test_how_a_device_records_in_words(tmp_path: Path) -> None:
     assert captures_of(tmp_path) == ()
-    rows = [
-        {"client": 0, "strengths": {}},
-        {"client": 1, "strengths": {"white_noise": 1.0, "gamma": 1.5}},
+    strengths = [
+        {},
+        {"white_noise": 1.0, "gamma": 1.0},
+        {"low_pass": 1.5, "blur": 1.5},
+        {"blur": 1.0, "opus": 0.5},
     ]
+    rows = [{"client": client, "strengths": one} for client, one in enumerate(strengths)]
     (tmp_path / DEVICES_FILE).write_text(json.dumps(rows))
-    assert captures_of(tmp_path) == ("", "white noise, gamma x 1.5")
+    assert captures_of(tmp_path) == ("", "white noise, gamma", "low pass, blur (x 1.5)", "blur, opus (x 0.5)")
