@@ -71,7 +71,7 @@ def simulate(
     clips = read_clips(run_dir)
     console.print(console_table(results, clips))
     if costs := console_costs(results, clips):
-        console.print(costs)
+        console.print("", costs, sep="\n")
     console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
 
 

@@ -68,14 +68,18 @@ def lesson(costs: Sequence[CaptureCost]) -> str:
     shifted = [one for one in costs if one.lost and one.back]
     if not shifted:
         return ""
-    lost = -float(np.mean([one.lost.difference_points for one in shifted if one.lost]))
+    lost = float(np.mean([one.lost.difference_points for one in shifted if one.lost]))
     back = float(np.mean([one.back.difference_points for one in shifted if one.back]))
     text = (
-        f"With the generic student, devices that record otherwise get {lost:.1f} points less on average. fedstill "
-        f"gives {signed(back)} back."
+        f"Another microphone and camera: {signed(lost)} points on average with the generic student, {signed(back)} "
+        "back with fedstill."
     )
     others = [one.back.difference_points for one in costs if one.capture == AS_PUBLIC and one.back]
-    return f"{text} Devices that record {AS_PUBLIC}: {signed(float(np.mean(others)))}." if others else text
+    return (
+        f"{text} {AS_PUBLIC.capitalize()}: {signed(float(np.mean(others)))} with fedstill."
+        if others
+        else text
+    )
 
 
 def _lost(captures: Sequence[str], clips: Sequence[ClipRow], scenario: str, client: int) -> Comparison | None:

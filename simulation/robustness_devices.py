@@ -143,9 +143,9 @@ def captures_of(run_dir: Path) -> tuple[str, ...]:
 
 
 def _in_words(strengths: Mapping[str, float]) -> str:
-    """As ``white noise, gamma (x 1.5)``; the factor is left out if it is 1, and stands apart if each has its own."""
+    """As ``white noise, gamma (x1.5)``; the factor is left out if it is 1, and stands apart if each has its own."""
     names = [effect.replace("_", " ") for effect in strengths]
-    factors = [f" (x {strength:g})" if strength != 1 else "" for strength in strengths.values()]
+    factors = [f" (x{strength:g})" if strength != 1 else "" for strength in strengths.values()]
     if len(set(factors)) == 1:
         return ", ".join(names) + factors[0]
     return ", ".join(name + factor for name, factor in zip(names, factors, strict=True))

@@ -77,8 +77,8 @@ def test_lost_is_against_the_same_clips_as_the_public_ones_and_back_against_the_
 
 def test_the_lesson_is_the_mean_of_the_devices() -> None:
     assert lesson(capture_costs(*made("", "white noise", "blur"))) == (
-        "With the generic student, devices that record otherwise get 27.5 points less on average. fedstill gives "
-        "+15.0 back. Devices that record as the public clips: +0.0."
+        "Another microphone and camera: -27.5 points on average with the generic student, +15.0 back with fedstill. "
+        "As the public clips: +0.0 with fedstill."
     )
 
 
@@ -128,7 +128,7 @@ def test_many_devices_are_left_to_the_page() -> None:
     captures = results.captures + ("",) * len(crowd)
     console = printed(replace(results, clients=(*results.clients, *crowd), captures=captures), clips)
     assert "client" not in console
-    assert "27.5 points" in " ".join(console.split())
+    assert "-27.5 points" in " ".join(console.split())
 
 
 def test_how_devices_record_is_kept_and_older_files_do_not_say(tmp_path: Path) -> None:
@@ -154,4 +154,4 @@ def test_how_a_device_records_in_words(tmp_path: Path) -> None:
     ]
     rows = [{"client": client, "strengths": one} for client, one in enumerate(strengths)]
     (tmp_path / DEVICES_FILE).write_text(json.dumps(rows))
-    assert captures_of(tmp_path) == ("", "white noise, gamma", "low pass, blur (x 1.5)", "blur, opus (x 0.5)")
+    assert captures_of(tmp_path) == ("", "white noise, gamma", "low pass, blur (x1.5)", "blur, opus (x0.5)")
