@@ -24,7 +24,7 @@ class Runtime(StrEnum):
 
 
 def simulate(
-    experiment: Annotated[str, typer.Argument(help="Shipped experiment or TOML file.")] = "quickstart",
+    experiment: Annotated[str, typer.Argument(help="Shipped experiment or TOML file.")] = "demo",
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
@@ -65,10 +65,13 @@ def simulate(
             )
             errors.print(f"interrupted; {escape(hint)}", soft_wrap=True, highlight=False)
             raise typer.Exit(INTERRUPTED) from None
-    from fedstill.evaluation.federated.report import console_table
+    from fedstill.evaluation.federated.report import console_costs, console_table
     from fedstill.evaluation.results import read_clips
 
-    console.print(console_table(results, read_clips(run_dir)))
+    clips = read_clips(run_dir)
+    console.print(console_table(results, clips))
+    if costs := console_costs(results, clips):
+        console.print("", costs, sep="\n")
     console.print(f"report: {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
 
 

@@ -34,14 +34,17 @@ INTRO = """\
 """
 
 NOTES = {
-    "simulate": "The default experiment is `quickstart`. Ctrl-C ends a run at once. What is finished is kept, and "
+    "simulate": "The default experiment is `demo`. Ctrl-C ends a run at once. What is finished is kept, and "
     "the last line tells how to resume. `--engine inprocess` runs the same apps in this process, for debugging, with "
     "the same numbers.",
     "report": "`docs/results/` is made with `--markdown`.",
     "reproduce": "Pictures go to `RUN_DIR/plots`. Table 5.3 and Figures 5.12 and 5.13 need a run with `run.sweeps`; "
     "a run without says what to set.",
     "experiments": "| name | data | size |\n|---|---|---|\n"
-    "| `quickstart` | synthetic, nothing to download | small networks, for a CPU |\n"
+    "| `demo` | synthetic, nothing to download: devices with other microphones and cameras "
+    "| small networks, for a CPU |\n"
+    "| `quickstart` | synthetic: devices with half of the classes, all arms; or your own clips "
+    "| small networks, for a CPU |\n"
     "| `emotion_pairs` | a manifest: RAVDESS speech paired by emotion with FER-2013 faces "
     "| small networks, for a CPU |\n"
     "| `emotion_pairs_paper` | the same | the thesis' networks and inputs, for a GPU |\n"

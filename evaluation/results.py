@@ -248,7 +248,11 @@ class _ClipTable:
 
 @dataclass(frozen=True, slots=True)
 class Results(_Checked):
-    """Everything in ``results.json``; a run may hold only some arms, scenarios and clients."""
+    """Everything in ``results.json``; a run may hold only some arms, scenarios and clients.
+
+    captures: per client how a simulation makes it record, in words; empty for as the public clips, or for all if the
+    run simulates no such thing.
+    """
 
     experiment: str
     dataset: str
@@ -275,6 +279,7 @@ class Results(_Checked):
     decisions: tuple[DecisionRow, ...] = ()
     choices: tuple[ChoiceRow, ...] = ()
     pretrained: tuple[PretrainedRow, ...] = ()
+    captures: tuple[str, ...] = ()
 
     def scenarios(self) -> tuple[str, ...]:
         """Scenarios with accuracy rows, in table order."""
@@ -332,11 +337,19 @@ def check_agreement(results: Results, clips: Sequence[ClipRow]) -> None:
 def _results_from(document: object) -> Results:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
-    body = {"decisions": [], "choices": [], "pretrained": [], **document}  # older files have none
+    body = {
+        "decisions": [],
+        "choices": [],
+        "pretrained": [],
+        "captures": [],
+        **document,
+    }  # older files have none
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")
     results = from_plain(Results, body, complete=True)
+    if results.captures and len(results.captures) != len(results.clients):
+        raise ValueError(f"captures: {len(results.captures)} for {len(results.clients)} clients")
     for row in results.selection:
         if len(row.class_counts) != len(results.class_names):
             raise ValueError(

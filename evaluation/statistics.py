@@ -170,14 +170,20 @@ def compare(
     client: one client, or None for all of them together. seed: of the flips and of the bootstrap.
     """
     gains: list[tuple[ClipRow, list[int]]] = []
-    by_seed: dict[int, list[int]] = defaultdict(list)
     for row in clips:
         wanted = row.scenario == scenario and client in (None, row.client)
         if not wanted or arm not in row.correct or baseline not in row.correct:
             continue
         pairs = zip(row.correct[arm], row.correct[baseline], strict=True)
         gains.append((row, [int(ours) - int(theirs) for ours, theirs in pairs]))
-        by_seed[row.seed] += gains[-1][1]
+    return paired(gains, seed)
+
+
+def paired(gains: Sequence[tuple[ClipRow, Sequence[int]]], seed: int = 0) -> Comparison | None:
+    """The comparison behind paired outcomes: per row, what each of its clips gains, -1, 0 or 1; None without clips."""
+    by_seed: dict[int, list[int]] = defaultdict(list)
+    for row, differences in gains:
+        by_seed[row.seed] += differences
     if not any(by_seed.values()):
         return None
     found = by_recording(gains)

@@ -36,7 +36,7 @@ from fedstill.simulation.gather import gather_clips, gather_rows
 from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.progress import LiveProgress
 from fedstill.simulation.robustness_cells import deal_cells
-from fedstill.simulation.robustness_devices import with_controls, write_devices
+from fedstill.simulation.robustness_devices import captures_of, with_controls, write_devices
 from fedstill.simulation.sources import Positions, deal, open_source, split_positions
 
 Engine = Literal["flower", "inprocess"]
@@ -140,6 +140,7 @@ def collect(
         mode=experiment.mode,
         class_names=public.class_names,
         clients=tuple(_client_classes(run_dir, client) for client in range(plan.clients)),
+        captures=captures_of(run_dir),
         seeds=plan.seeds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(),

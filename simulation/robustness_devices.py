@@ -135,6 +135,22 @@ def with_controls(plan: RunPlan, experiment: Experiment, run_dir: Path) -> RunPl
     )
 
 
+def captures_of(run_dir: Path) -> tuple[str, ...]:
+    """How each device of a run records, in words, by client; empty if the run simulates no such thing."""
+    file = run_dir / DEVICES_FILE
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return tuple(_in_words(row["strengths"]) for row in rows)
+
+
+def _in_words(strengths: Mapping[str, float]) -> str:
+    """As ``white noise, gamma (x1.5)``; the factor is left out if it is 1, and stands apart if each has its own."""
+    names = [effect.replace("_", " ") for effect in strengths]
+    factors = [f" (x{strength:g})" if strength != 1 else "" for strength in strengths.values()]
+    if len(set(factors)) == 1:
+        return ", ".join(names) + factors[0]
+    return ", ".join(name + factor for name, factor in zip(names, factors, strict=True))
+
+
 def capture_of(experiment: Experiment, recorder: Recorder) -> DeviceCapture:
     """A recorder's condition with its seed in this experiment."""
     return recorder.capture(experiment.robustness.fold, experiment.partition.seed)

@@ -19,6 +19,8 @@ from rich.table import Table
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
 from fedstill.common.atomic_files import replace_text
 from fedstill.evaluation import summary
+from fedstill.evaluation.capture_cost import NOTE as CAPTURE_NOTE
+from fedstill.evaluation.capture_cost import CaptureCost, capture_costs, lesson
 from fedstill.evaluation.federated import plots
 from fedstill.evaluation.results import ClipRow, Results, check_agreement, read_clips, read_results
 from fedstill.evaluation.statistics import Accuracy, Comparison, signed
@@ -26,6 +28,7 @@ from fedstill.evaluation.summary import ArmLine, ScenarioTable
 
 REPORT_FILE = "report.html"
 PLOTS_FOLDER = "plots"
+LONG = 12  # more devices than this make a second table too long for a console
 WIDE = 4  # more clients than this make a table too wide for a console or a docs page
 CAPTIONS = {
     "accuracy_by_arm": "Accuracy of every arm with its 95 % interval.",
@@ -57,12 +60,16 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    costs = capture_costs(results, clips)
     environment.filters["accuracy"] = lambda value: _unbroken(accuracy_text(value))
     environment.filters["difference"] = lambda value: _unbroken(difference_text(value))
     return environment.get_template(REPORT_FILE).render(
         results=results,
         what_ran=summary.what_ran(results),
         note=summary.differences_note(results, clips),
+        costs=costs,
+        costs_note=CAPTURE_NOTE,
+        lesson=lesson(costs),
         many=len(results.clients) > WIDE,
         tables=summary.scenario_tables(results, clips),
         key_comparisons=summary.key_comparisons(results, clips),
@@ -99,6 +106,10 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
         parts.append(
             "> **Synthetic data.** These numbers say that the code works, not how well the method does."
         )
+    if costs := capture_costs(results, clips):
+        heads = ["scenario", "client", "microphone and camera", "generic", "lost", "fedstill", "back"]
+        parts += ["## What a microphone and a camera cost", lesson(costs), CAPTURE_NOTE]
+        parts.append(_markdown_table(heads, [_cost_cells(one) for one in costs]))
     for table in summary.scenario_tables(results, clips):
         rows = [[ARMS[line.arm], *cells(line, _shown(table))] for line in table.lines]
         parts += [f"## {SCENARIOS[table.scenario].capitalize()}", _markdown_table(headings(table), rows)]
@@ -188,14 +199,43 @@ def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
     return grid
 
 
+def console_costs(results: Results, clips: Sequence[ClipRow] = ()) -> Table | None:
+    """What each device's microphone and camera cost, for a terminal of 80 columns; None if that is not simulated."""
+    costs = capture_costs(results, clips)
+    if not costs:
+        return None
+    grid = Table(
+        title="What a microphone and a camera cost: accuracy in %",
+        caption=lesson(costs),
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for place, name in enumerate(["device records", "generic", "lost", "fedstill", "back"]):
+        grid.add_column(name, justify="right" if place else "left", no_wrap=bool(place))
+    for one in costs if len(results.clients) <= LONG else ():
+        generic, personal = _percent(one.generic), _percent(one.personal)
+        device = f"client {one.client}: {one.capture}"
+        grid.add_row(device, generic, _short_comparison(one.lost), personal, _short_comparison(one.back))
+    return grid
+
+
+def _cost_cells(one: CaptureCost) -> list[str]:
+    lost = "" if one.lost is None else difference_text(one.lost)
+    return [SCENARIOS[one.scenario], str(one.client), one.capture, accuracy_text(one.generic), lost,
+            accuracy_text(one.personal), difference_text(one.back)]  # fmt: skip
+
+
 def _short_accuracy(value: Accuracy) -> str:
     return f"{100 * value.fraction:.1f} {escape(f'[{100 * value.low:.0f},{100 * value.high:.0f}]')}"
 
 
 def _short_difference(line: ArmLine) -> str:
-    if line.arm == summary.BASELINE or line.difference is None:
-        return ""
-    return f"{signed(line.difference.difference_points)} {line.difference.short_label.replace(' ', '')}"
+    return "" if line.arm == summary.BASELINE else _short_comparison(line.difference)
+
+
+def _short_comparison(value: Comparison | None) -> str:
+    return "" if value is None else f"{signed(value.difference_points)} {value.short_label.replace(' ', '')}"
 
 
 def _percent(value: Accuracy | None) -> str:

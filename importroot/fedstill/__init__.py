@@ -5,7 +5,7 @@ until a name is used, so a device without torch imports this as well.
 
     import fedstill
 
-    fedstill.run_experiment("quickstart", out="runs/mine")
+    fedstill.run_experiment("demo", out="runs/mine")
     student = fedstill.load_student("runs/mine", client=0)
     print(student.classify_file("clip.mp4").label)
 """

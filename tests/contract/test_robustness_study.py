@@ -69,6 +69,10 @@ def test_full_cells_get_every_arm_and_seed_and_the_published_methods(out: Path, 
     assert first.sets[0].seconds.keys() == {"preparation", "training", "published methods"}
 
 
+def test_results_say_how_each_device_records(out: Path, first: Study) -> None:
+    assert read_results(fold(out)).captures == (*["white noise, gamma"] * 3, "")
+
+
 def test_published_methods_answer_the_devices_own_test_clips(out: Path, first: Study) -> None:
     device = Device(fold(out) / "devices" / "1", load_torch)
     _, test = device.roles(Job("latency_sensitive", "tent", 1, 0))

@@ -30,7 +30,7 @@ def refusal(name: str, *overrides: str) -> str:
 
 
 def test_the_promised_experiments_are_shipped() -> None:
-    assert {"quickstart", "emotion_pairs", "cremad", "ave"} <= set(shipped_experiments())
+    assert {"demo", "quickstart", "emotion_pairs", "cremad", "ave"} <= set(shipped_experiments())
 
 
 @pytest.mark.parametrize("name", shipped_experiments())
@@ -60,8 +60,9 @@ def test_arms_that_train_for_different_times_are_refused(tmp_path: Path) -> None
     assert "fedstill" in refusal(written(tmp_path, text))
 
 
-def test_quickstart_needs_no_file() -> None:
-    assert open_source(load_experiment("quickstart")).name == "synthetic"
+@pytest.mark.parametrize("name", ["demo", "quickstart"])
+def test_the_first_experiments_need_no_file(name: str) -> None:
+    assert open_source(load_experiment(name)).name == "synthetic"
 
 
 def test_faithful_is_the_thesis(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_the_devices_of_a_fold(name: str, conditions: int, count: int) -> None:
     }
 
 
+def test_the_demo_compares_devices_of_their_own_with_one_like_the_public_clips() -> None:
+    demo = load_experiment("demo")
+    plain, *others = cells_of(demo.robustness)
+    assert (plain.scenario, plain.condition, {one.scenario for one in others}) == ("D", "none", {"A"})
+    assert len({one.condition for one in others}) == len(others) == 2
+    assert demo.robustness.family == "development"
+    assert {"all_distill_equal_steps", "fedstill"} <= set(demo.run.arms)
+
+
 def test_what_a_scenario_is() -> None:
     for cell in cells("robustness"):
         sound, pictures = (
