@@ -29,6 +29,10 @@ def coordinator(
         str, typer.Option(metavar="HOST:PORT", help="Address of the inference service; empty: none.")
     ] = "0.0.0.0:9093",
     downlink: Annotated[Precision, typer.Option(help="Precision of students' updates.")] = Precision.INT8,
+    cohorts: Annotated[
+        float,
+        typer.Option(help="Devices whose capture cards are so close share students; 0: none do.", min=0),
+    ] = 2.5,
     arms: Annotated[str, typer.Option(help="Arms for every device, with commas.")] = "all_distill,fedstill",
     journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
     join_timeout: Annotated[float, typer.Option(help="Seconds to wait for an absent device.", min=1)] = 600.0,
@@ -77,6 +81,7 @@ def coordinator(
             journal=journal,
             join_timeout=join_timeout,
             downlink=downlink.value,
+            cohorts=cohorts,
         )
         settings = CoordinatorSettings(folder, bundle(), host, port, certs, inference_listen, once)
         run_coordinator(settings, stop)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +47,9 @@ def status(
 def _table(devices: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
+    members = Counter(
+        choice["cohort"] for row in devices if (choice := row["choice"]) and choice.get("cohort")
+    )
     table = Table(
         "client",
         "device",
@@ -64,9 +69,10 @@ def _table(devices: list[dict[str, Any]]) -> Any:
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         outer_epoch = "" if row["round"] is None else str(row["round"])
         since = str(timedelta(seconds=int(now - row["since"])))
+        student = _student(row, members)
         table.add_row(
             str(row["client"]), row["name"], row["state"], since, outer_epoch, str(row["jobs_done"]),
-            _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy, _student(row), _expected(row["choice"]),
+            _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy, student, _expected(row["choice"]),
         )  # fmt: skip
     return table
 
@@ -78,11 +84,12 @@ def _expected(choice: dict[str, Any] | None) -> str:
     return f"{choice['estimate']:.0%} ({choice['low']:.0%} to {choice['high']:.0%})"
 
 
-def _student(row: dict[str, Any]) -> str:
-    """Of the newest job: what is known of the device; ``--json`` says why."""
+def _student(row: dict[str, Any], members: Mapping[str, int]) -> str:
+    """Of the newest job: what is known of the device, and how many share the student; ``--json`` says why."""
     class_mix, choice = row["class_mix"], row["choice"]
     if choice is not None:
-        return str(choice["chosen"])
+        sharing = members.get(choice.get("cohort", ""), 0)
+        return f"{choice['chosen']} (shared by {sharing})" if sharing > 1 else str(choice["chosen"])
     if class_mix is None:
         return ""
     if not class_mix["supported"]:

@@ -24,6 +24,11 @@ def personal_students(run_dir: Path, seed: int) -> Path:
     return seed_folder(run_dir, seed) / "students"
 
 
+def cohorts_folder(run_dir: Path, seed: int) -> Path:
+    """The folder of what devices that record alike share: one folder for each cohort, and its members."""
+    return seed_folder(run_dir, seed) / "cohorts"
+
+
 def student_name(scenario: str, client: int, arm: str = PERSONAL_ARM) -> str:
     """The name of one device's student, which is its checkpoint without suffix."""
     prefix = "" if arm == PERSONAL_ARM else f"{arm}-"

@@ -195,6 +195,7 @@ class ChoiceRow(_Checked):
     """Which candidate became a device's student, and how accurate the cloud expects it to be, without labels.
 
     estimate, low, high: accuracy and its 90 % interval, from 0 to 1; None if nothing could be estimated.
+    cohort: of the devices that share the student; empty if the device has its own, or the generic one.
     """
 
     scenario: str
@@ -207,6 +208,7 @@ class ChoiceRow(_Checked):
     low: float | None
     high: float | None
     candidates: tuple[Candidate, ...]
+    cohort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +349,8 @@ def _results_from(document: object) -> Results:
     found = body.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this fedstill reads {FORMAT}")
+    if isinstance(body["choices"], list):  # from before there were cohorts
+        body["choices"] = [{"cohort": ""} | row if isinstance(row, dict) else row for row in body["choices"]]
     results = from_plain(Results, body, complete=True)
     if results.captures and len(results.captures) != len(results.clients):
         raise ValueError(f"captures: {len(results.captures)} for {len(results.clients)} clients")

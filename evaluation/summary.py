@@ -194,15 +194,17 @@ def student_rows(results: Results) -> list[list[str]]:
     found = {
         (row.scenario, row.arm, row.client, row.seed): 100 * row.correct / row.total for row in results.rows
     }
+    members = Counter((row.seed, row.cohort) for row in results.choices if row.cohort)
     rows = []
     for one in results.choices:
-        expected = ""
+        sharing, expected = members[one.seed, one.cohort], ""
         if one.estimate is not None and one.low is not None and one.high is not None:
             expected = f"{100 * one.estimate:.1f} % [{100 * one.low:.0f}, {100 * one.high:.0f}]"
         mine = found.get((one.scenario, one.arm, one.client, one.seed))
         generic = found.get((one.scenario, EQUAL_STEPS, one.client, one.seed))
         rows.append(
-            [SCENARIOS[one.scenario], ARMS[one.arm], str(one.client), str(one.seed), one.chosen, expected,
+            [SCENARIOS[one.scenario], ARMS[one.arm], str(one.client), str(one.seed),
+             f"{one.chosen} (shared by {sharing})" if sharing > 1 else one.chosen, expected,
              "" if mine is None else f"{mine:.1f} %",
              "" if mine is None or generic is None else f"{mine - generic:+.1f}", one.reason]
         )  # fmt: skip

@@ -17,6 +17,7 @@ from fedstill.cloud_server.distillation.arm_names import ARMS, DEFAULT_ARMS, ROB
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     CaptureSettings,
+    CohortSettings,
     DistillationSettings,
     DownlinkSettings,
     GuardSettings,
@@ -110,6 +111,7 @@ class Experiment:
     fedstill: DistillationSettings = field(default_factory=DistillationSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
+    cohorts: CohortSettings = field(default_factory=CohortSettings)
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)
     compute: Compute = field(default_factory=Compute)
     run: RunSettings = field(default_factory=RunSettings)

@@ -36,6 +36,7 @@ def prepare_deployment(
     journal: str = "",
     join_timeout: float = 600.0,
     downlink: UpdatePrecision = "int8",
+    cohorts: float = 0.0,
 ) -> None:
     """Fill ``state`` once; a folder that already holds this experiment stays as it is.
 
@@ -45,6 +46,7 @@ def prepare_deployment(
         journal: SQLAlchemy URL; empty for SQLite in ``state``.
         join_timeout: seconds that a device may be late.
         downlink: how students travel. Devices install the last arm's student.
+        cohorts: how differently devices may record that share a student; 0: each one has its own.
 
     Raises:
         ConfigError, DataError: something does not fit; nothing was written.
@@ -77,6 +79,7 @@ def prepare_deployment(
         join_timeout=join_timeout,
         teacher_reference=False,
         downlink=replace(experiment.downlink, precision=downlink, install=arms[-1]),
+        cohorts=replace(experiment.cohorts, distance=cohorts),
     )
     write_plan(plan)
 

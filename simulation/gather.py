@@ -156,7 +156,9 @@ def _choice(job: Event) -> ChoiceRow:
     found = job["choice"]
     estimate = found["estimate"], found["low"], found["high"]
     candidates = tuple(Candidate(**one) for one in found["candidates"])
-    return ChoiceRow(*_where(job), found["chosen"], found["reason"], *estimate, candidates)
+    return ChoiceRow(
+        *_where(job), found["chosen"], found["reason"], *estimate, candidates, found.get("cohort", "")
+    )
 
 
 def _where(job: Event) -> tuple[str, str, int, int]:

@@ -213,6 +213,7 @@ def make_plan(
         compute=experiment.compute,
         guard=experiment.guard,
         capture=experiment.capture,
+        cohorts=experiment.cohorts,
         downlink=experiment.downlink,
         sweeps=run.sweeps,
         sweep_seeds=run.sweep_seeds,

@@ -90,6 +90,7 @@ class Choice:
         capture: how the device's recordings differ: "sound and pictures", or empty if no different world is believed.
         prototypes: how many the device was asked for, and gave, since they may pay; their bytes are in the traffic
             ledger, apart from the summary's.
+        cohort: with whose members the device shares its student; empty if it is its own, or the generic one.
     """
 
     chosen: str = GENERIC_CANDIDATE.name
@@ -100,6 +101,7 @@ class Choice:
     high: float | None = None
     capture: str = ""
     prototypes: int = 0
+    cohort: str = ""
 
 
 def candidates_for(
@@ -179,7 +181,7 @@ def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | No
 def doubted(choice: Choice, reason: str, instead: str) -> Choice:
     """The candidate ``instead``, after all. What to expect of it, nobody can tell: the clips rendered for the device
     are not like its own."""
-    return replace(choice, chosen=instead, reason=reason, estimate=None, low=None, high=None)
+    return replace(choice, chosen=instead, reason=reason, estimate=None, low=None, high=None, cohort="")
 
 
 def keeps_promise(promised: float, found: float, left: float = 1.0) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.distillation.settings import (
     CaptureSettings,
+    CohortSettings,
     DistillationSettings,
     DownlinkSettings,
     GuardSettings,
@@ -68,6 +69,7 @@ class RunPlan:
     compute: Compute
     guard: GuardSettings = field(default_factory=GuardSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
+    cohorts: CohortSettings = field(default_factory=CohortSettings)
     other_cards: tuple[tuple[int, ...], ...] = ()
     oracle_conditions: tuple[DeviceCapture | None, ...] = ()
     downlink: DownlinkSettings = field(default_factory=DownlinkSettings)

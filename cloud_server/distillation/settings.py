@@ -185,6 +185,20 @@ class CaptureSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CohortSettings:
+    """Which devices share the students that are trained for them; without cohorts, each one has its own."""
+
+    distance: float = 0.0  # of two capture cards; 1 is just noticed, 0: every device on its own
+    class_sets: int = (
+        1  # a cohort trains on the clips of so many sets of classes alone, the first ones needed
+    )
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "distance")
+        at_least(1, self, "class_sets")
+
+
+@dataclass(frozen=True, slots=True)
 class DownlinkSettings:
     """How students travel to devices, and whether a device takes one into use at the end."""
 

@@ -36,6 +36,7 @@ from fedstill.cloud_server.distillation.rounds import (
     nothing_asked,
     personalise,
 )
+from fedstill.cloud_server.federation.cohorts import Cohorts
 from fedstill.cloud_server.federation.deployment import (
     SimilarClips,
     deploy,
@@ -54,6 +55,7 @@ from fedstill.cloud_server.federation.personal_student import PersonalStudent, P
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
+from fedstill.common.run_layout import PERSONAL_ARM
 from fedstill.datasets.audiovisual.capture.effects import with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
 from fedstill.datasets.audiovisual.capture.true_capture import TrueCapture
@@ -76,9 +78,16 @@ class PersonalisationJob:
     """Runs one job against one device."""
 
     def __init__(
-        self, key: JobKey, cloud: SeedCloud, line: DeviceLine, journal: Journal, slots: ComputeSlots
+        self,
+        key: JobKey,
+        cloud: SeedCloud,
+        line: DeviceLine,
+        journal: Journal,
+        slots: ComputeSlots,
+        cohorts: Cohorts,
     ) -> None:
         self.key, self.cloud, self.journal, self.slots = key, cloud, journal, slots
+        self._cohorts = cohorts
         self.arm = arm_of(key.arm, cloud.plan)
         swept = key.sweep in ("cluster_samples", "uploaded_samples")
         self.plan = with_variant(cloud.plan, key.sweep, int(key.value)) if swept else cloud.plan
@@ -135,7 +144,10 @@ class PersonalisationJob:
         if self.key.arm == "other_card":
             summary = replace(summary, card=np.array(self.plan.other_cards[self.key.client], np.uint8))
         ask = None if self.plan.prototypes.kind == "dp" else self._prototypes
-        found = PersonalStudents(self.key, self.cloud, self.plan, summary, ask).make()
+        cohort = None
+        if self.key.arm == PERSONAL_ARM:
+            cohort = self._cohorts.of(self.key, summary.card, int(summary.counts.sum()))
+        found = PersonalStudents(self.key, self.cloud, self.plan, summary, ask, cohort=cohort).make()
         choice = found.choice
         if doubt := self._doubt(found, summary):
             summary = replace(summary, card=NO_CARD)

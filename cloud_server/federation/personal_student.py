@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from fedstill.cloud_server.distillation.candidates import (
     expected_accuracy,
     right,
 )
-from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes
+from fedstill.cloud_server.distillation.class_mix import ClassMix
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.generic_student import train_further
 from fedstill.cloud_server.distillation.mixture_fit import best_temperature
@@ -35,52 +35,22 @@ from fedstill.cloud_server.distillation.public_bank import outputs_of
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.similar_clips import played_prototypes, select_similar
+from fedstill.cloud_server.federation.cohorts import Cohort
 from fedstill.cloud_server.federation.deployment import SimilarClips
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
-from fedstill.datasets.audiovisual.capture.rendering import fit_rendering
-from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, RenderedViews
-from fedstill.datasets.audiovisual.capture_card import from_bytes
+from fedstill.cloud_server.federation.worlds import MOST_JUDGED, Belief, CardWorlds, World
+from fedstill.datasets.audiovisual.capture.views import ClipViews, RenderedViews
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins, mean_confidence
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 
 Positions = npt.NDArray[np.int64]
 
-Parts = tuple[bool, bool]
-"""(sound, pictures)"""
-WORLDS: tuple[Parts, ...] = ((True, True), (True, False), (False, True))
 CHECK_FOLD = 0
 """The speakers of this fold judge the candidates."""
-MOST_JUDGED = 1000
-"""Public clips that are rendered to see what a device's summary should look like."""
-
 AskPrototypes = Callable[[], npt.NDArray[np.float32] | None]
 """Asks the device for prototypes, float32 (k, classes), under the generic student; None if it gives none."""
-
-
-@dataclass(frozen=True)
-class World:
-    """One way in which clips may be recorded, and what is known about the generic student there.
-
-    Attributes:
-        views: the public clips in it.
-        cross_fit: what the student says there of speakers that it never heard; None if too few are known.
-        mixes: the judge of devices' class mixes there.
-        parts: in which it differs from the public clips' own.
-    """
-
-    views: ClipViews
-    cross_fit: CrossFit | None
-    mixes: ClassMixes
-    parts: Parts = (False, False)
-
-    @property
-    def capture(self) -> str:
-        """The parts in words; empty for the public clips' own world."""
-        return " and ".join(
-            name for name, differs in zip(("sound", "pictures"), self.parts, strict=True) if differs
-        )
 
 
 @dataclass(frozen=True)
@@ -117,6 +87,7 @@ class PersonalStudents:
         summary: the device's, of kind ``histogram``, or ``dp`` with a private card; that shows no class mix.
         ask: called only if a student of similar clips may pay; None: the device cannot be asked.
         trained: False: only students that need no training come into question.
+        cohort: whose trainings the device shares; None: it is on its own.
     """
 
     def __init__(
@@ -128,27 +99,37 @@ class PersonalStudents:
         ask: AskPrototypes | None = None,
         *,
         trained: bool = True,
+        cohort: Cohort | None = None,
     ) -> None:
-        self._key, self._cloud, self._plan, self._summary, self._ask = key, cloud, plan, summary, ask
-        self._trained = trained
-        self._purpose = (key.scenario, key.arm, key.client)
+        self._key, self._cloud, self._plan, self._summary = key, cloud, plan, summary
+        self._ask = None if cohort else ask  # a student of similar clips is for one device alone
+        self._trained, self._cohort = trained, cohort
+        clips = int(summary.counts.sum())
+        worlds = cohort.told(cloud) if cohort else CardWorlds(cloud, summary.card, clips, self._stream)
+        self._belief = Belief(cloud, summary, worlds, self._stream("class_mix"))
         self._checked: dict[Training, npt.NDArray[np.float32]] = {}
 
     def make(self) -> PersonalStudent:
         """Choose between the candidates, and train the chosen one."""
-        world, cloud = self._world, self._cloud
+        world, mix, cloud = self.world, self.mix, self._cloud
         everything = np.arange(len(cloud.bank.labels))
-        mix = self._mix_in(world)
         choice, candidate, bias = self._choose(mix, self._ask is not None)
         prototypes = self._ask() if self._ask and candidate.training.similar else None
         if prototypes is not None:
             choice = replace(choice, prototypes=len(prototypes))
         elif candidate.training.similar:
             choice, candidate, bias = self._choose(mix, False)
-        positions = self._allowed(candidate.training, mix, everything, prototypes)
+        positions = self._allowed(candidate.training, everything, prototypes)
         net, promised = cloud.shared(GENERIC), None
         if candidate.training != GENERIC_TRAINING:
-            net = self._train(cloud.all_distill, candidate.training, positions, len(everything), "final")
+            train = partial(
+                self._train, cloud.all_distill, candidate.training, positions, len(everything), "final"
+            )
+            if self._cohort:
+                choice = replace(choice, cohort=self._cohort.name)
+                net = self._cohort.student(self.name_of(candidate.training), cloud, train)
+            else:
+                net = train()
             generic = self._confidence(GENERIC_TRAINING, mix)
             promised = Promise(generic, self._confidence(candidate.training, mix))
         if isinstance(world.views, RenderedViews):
@@ -173,61 +154,59 @@ class PersonalStudents:
         return surer * (1 - 1 / len(mix.shares))
 
     @cached_property
-    def _world(self) -> World:
+    def world(self) -> World:
         """Of the public clips' world and the one that the card tells of, the one that explains the device better."""
-        plain = World(PlainViews(self._cloud.public), self._cloud.cross_fit, self._cloud.class_mixes)
-        told = self._told_worlds(self._cloud.bank.class_prior(), WORLDS)
-        near = min(told, key=self._distance, default=plain)
-        if near is plain or (self._plan.guard.test and self._distance(near) >= self._distance(plain)):
-            return plain
-        mix = self._mix_in(near)
-        again = self._told_worlds(np.array(mix.shares), (near.parts,)) if mix.supported else ()
-        return next(iter(again), near)
+        if self._cohort:
+            return self._belief.believed(self._cohort.worlds(self._cloud, self._belief.founded))
+        return self._belief.own()[0]
 
-    def _distance(self, world: World) -> float:
-        """How far the device's summary is from what public speakers say in this world."""
-        found = world.mixes.distance(self._summary)
-        return np.inf if found is None else found
+    @cached_property
+    def mix(self) -> ClassMix:
+        """The device's classes, as its summary shows them in that world."""
+        return self._belief.mix_in(self.world)
 
-    def _mix_in(self, world: World) -> ClassMix:
-        return world.mixes.judge(self._summary, np.random.default_rng(self._stream("class_mix")))
+    @cached_property
+    def _classes(self) -> tuple[bool, ...] | None:
+        """On these alone a student may be trained; None: the cohort has no such student for the device."""
+        present = self.mix.present
+        return self._cohort.classes(self.world.capture, present) if self._cohort else present
 
-    def _told_worlds(self, shares: npt.NDArray[np.floating], wanted: tuple[Parts, ...]) -> tuple[World, ...]:
-        """The public clips with these parts as the device's card says; none if it says nothing of them."""
-        cloud, summary = self._cloud, self._summary
-        if not len(summary.card) or cloud.class_mixes.lacking:
-            return ()
-        card = from_bytes(summary.card, int(summary.counts.sum()))
-        rendering = fit_rendering(card, cloud.public, shares, self._stream("rendering"))
-        views = RenderedViews(cloud.public, rendering, self._stream("views"), self._plan.capture.versions)
-        has = rendering.sound is not None, rendering.pictures is not None
-        worlds = [
-            self._rendered_world(views.only(sound=sound, pictures=pictures), (sound, pictures))
-            for sound, pictures in wanted
-            if sound <= has[0] and pictures <= has[1]
-        ]
-        return tuple(one for one in worlds if not one.mixes.lacking)
+    def offered(self, prototypes: bool) -> tuple[Candidate, ...]:
+        """The candidates for the device. In a cohort, only those of clips like its own, and of classes that are there.
 
-    def _rendered_world(self, views: RenderedViews, parts: Parts) -> World:
-        cloud = self._cloud
-        judged = np.random.default_rng(self._key.seed).permutation(len(cloud.public))[:MOST_JUDGED]
-        found = cloud.judged(views, np.sort(judged))
-        mixes = ClassMixes(
-            found, cloud.bank.class_prior(), self._plan.selection.support, self._plan.guard.test,
-            cloud.class_mixes.temperature,
-        )  # fmt: skip
-        return World(views, found, mixes, parts)
+        Args:
+            prototypes: whether the device can be asked for some.
+        """
+        found = candidates_for(
+            bool(self.world.capture), self.mix, prototypes=prototypes, trained=self._trained
+        )
+        if not self._cohort:
+            return found
+        return tuple(
+            one
+            for one in found
+            if one.training == GENERIC_TRAINING
+            or (
+                (one.training.rendered or not self.world.capture)
+                and (not one.training.selected or self._classes is not None)
+            )
+        )
+
+    def name_of(self, training: Training) -> str:
+        """Of a training within the cohort: in another world, or of other classes, it is another one."""
+        parts = [*self.world.capture.split(" and "), Candidate(training).name]
+        if training.selected:
+            assert self._classes is not None
+            parts.append("".join(str(int(one)) for one in self._classes))
+        return "-".join(part for part in parts if part)
 
     def _choose(self, mix: ClassMix, prototypes: bool) -> tuple[Choice, Candidate, npt.NDArray[np.float32]]:
         """The choice, the chosen candidate, and its class bias."""
-        world = self._world
+        world = self.world
         nothing = np.zeros(len(mix.shares), np.float32)
         if world.cross_fit is None:
             return Choice(reason=mix.reason), GENERIC_CANDIDATE, nothing
-        judged = {
-            one.name: (one, *self._judged(one, mix))
-            for one in candidates_for(bool(world.capture), mix, prototypes=prototypes, trained=self._trained)
-        }
+        judged = {one.name: (one, *self._judged(one, mix)) for one in self.offered(prototypes)}
         estimates = tuple(estimate for _, estimate, _ in judged.values())
         best = best_of(estimates, self._plan.guard.test)
         gain, error = (best.gain, best.error) if best else (0.0, 0.0)
@@ -268,34 +247,43 @@ class PersonalStudents:
     def _check_logits(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32]:
         """What the student of this training, without the judging speakers, says of their clips."""
         if training not in self._checked:
-            cloud = self._cloud
-            net = cloud.fold_generic(CHECK_FOLD)
-            if training != GENERIC_TRAINING:
-                seen = np.flatnonzero(cloud.folds != CHECK_FOLD)
-                allowed = self._allowed(training, mix, seen, self._played_prototypes(training, mix))
-                net = self._train(cloud.fold_start(CHECK_FOLD), training, allowed, len(seen), "check")
-            outputs = outputs_of(net, self._world.views, self._held, self._plan.compute)
-            self._checked[training] = torch.cat([found.joint.cpu() for _, found in outputs]).numpy()
+            found = partial(self._found_logits, training, mix)
+            self._checked[training] = (
+                self._cohort.check_logits(self.name_of(training), found) if self._cohort else found()
+            )
         return self._checked[training]
+
+    def _found_logits(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32]:
+        cloud = self._cloud
+        net = cloud.fold_generic(CHECK_FOLD)
+        if training != GENERIC_TRAINING:
+            seen = np.flatnonzero(cloud.folds != CHECK_FOLD)
+            allowed = self._allowed(training, seen, self._played_prototypes(training, mix))
+            net = self._train(cloud.fold_start(CHECK_FOLD), training, allowed, len(seen), "check")
+        outputs = outputs_of(net, self.world.views, self._held, self._plan.compute)
+        return np.asarray(torch.cat([found.joint.cpu() for _, found in outputs]).numpy())
 
     def _train(
         self, start: AudioVisualNet, training: Training, positions: Positions, clips: int, purpose: str
     ) -> AudioVisualNet:
         """As many steps as every other arm makes, on these clips."""
-        plan, further = self._plan, ("similar",) if training.similar else ()
-        parts = (*self._purpose, purpose, training.rendered, training.selected, *further)
+        plan, key, further = self._plan, self._key, ("similar",) if training.similar else ()
+        parts: tuple[object, ...] = (
+            key.scenario, key.arm, key.client, purpose, training.rendered, training.selected, *further
+        )  # fmt: skip
+        if self._cohort:
+            parts = ("cohort", self._cohort.name, self.name_of(training), purpose)
         return train_further(
             start, positions, self._views_for(training), self._cloud.bank, plan, plan.ours,
             generator(self._key.seed, *parts), np.random.default_rng(stream(self._key.seed, *parts)), clips=clips,
         )  # fmt: skip
 
     def _views_for(self, training: Training) -> ClipViews:
-        return self._world.views if training.rendered else self._cloud.views
+        return self.world.views if training.rendered else self._cloud.views
 
     def _allowed(
         self,
         training: Training,
-        mix: ClassMix,
         positions: Positions,
         prototypes: npt.NDArray[np.float32] | None,
     ) -> Positions:
@@ -309,7 +297,7 @@ class PersonalStudents:
             )
         if not training.selected:
             return positions
-        return np.asarray(positions[np.array(mix.present)[bank.labels[positions]]])
+        return np.asarray(positions[np.array(self._classes)[bank.labels[positions]]])
 
     def _played_prototypes(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32] | None:
         """What the judging speakers would upload, with the device's classes and as many clips as it has."""

@@ -192,13 +192,15 @@ class SeedCloud:
         """The network ``name`` of this seed: from disk if an earlier run finished it, else made and kept."""
         if name in self._nets:
             return self._nets[name]
-        stem = self.directory / name
+        net = self._nets[name] = self.at(self.directory / name, make)
+        return net
+
+    def at(self, stem: Path, make: Callable[[], AudioVisualNet]) -> AudioVisualNet:
+        """The network at ``stem``: from disk if an earlier run finished it, else made and kept there."""
         if checkpoint_exists(stem):
-            net = load_checkpoint(stem)[0]
-        else:
-            net = make()
-            self._save(stem, net)
-        self._nets[name] = net
+            return load_checkpoint(stem)[0]
+        net = make()
+        self._save(stem, net)
         return net
 
     def _pretrained_teacher(self) -> AudioVisualNet | None:

@@ -18,6 +18,7 @@ from fedstill.cloud_server.distillation.arms import SHARED, arm_of, may_ask_summ
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
+from fedstill.cloud_server.federation.cohorts import open_cohorts
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
@@ -101,11 +102,16 @@ def run_seed(
     use_threads(1)
     slots = ComputeSlots(plan.compute.workers)
     stopped = threading.Event()
+    cohorts = open_cohorts(cloud)
 
     def serve(client: int) -> None:
         use_threads(1)
         line = DeviceLine(exchange, node_registry, client, plan.reply_timeout)
-        jobs = [PersonalisationJob(key, cloud, line, journal, slots) for key in keys if key.client == client]
+        jobs = [
+            PersonalisationJob(key, cloud, line, journal, slots, cohorts)
+            for key in keys
+            if key.client == client
+        ]
         try:
             node_registry.node(client, plan.join_timeout)
         except DeviceLost:

@@ -108,7 +108,7 @@ def test_a_fleet_gives_the_rows_of_a_simulation(tmp_path: Path) -> None:
     run_inprocess(simulated, DEVICES)
     devices = [simulated / "devices" / str(client) / "data" for client in range(DEVICES)]
     sets = [part for one in overrides for part in ("--set", one)]
-    options = ["--arms", ",".join(ARMS), "--downlink", "exact", *sets, *PATIENT]
+    options = ["--arms", ",".join(ARMS), "--downlink", "exact", "--cohorts", "0", *sets, *PATIENT]
     export = simulated / "devices" / "1" / EXPORT_FOLDER
     with Fleet(tmp_path, Path(experiment), devices, options, export, with_torch=(0,)) as fleet:
         coordinator = fleet.coordinator()
