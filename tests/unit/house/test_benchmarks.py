@@ -124,3 +124,14 @@ def test_severities_are_measured_on_a_run(tmp_path: Path, capsys: pytest.Capture
     assert "as public clips" in report
     assert "of 10 clips" in report
     assert report.count("severities = [") == 6
+
+
+@pytest.mark.slow
+def test_the_simulation_of_cohorts_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for _ in ("train", "read again"):
+        runpy.run_path(str(BENCHMARKS / "cohorts.py"))["main"](["--quick", "--out", str(tmp_path)])
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    assert "mean loss" in found[0]
+    assert "trainings" in found[0]
