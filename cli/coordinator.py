@@ -31,8 +31,10 @@ def coordinator(
     downlink: Annotated[Precision, typer.Option(help="Precision of students' updates.")] = Precision.INT8,
     cohorts: Annotated[
         float,
-        typer.Option(help="Devices whose capture cards are so close share students; 0: none do.", min=0),
-    ] = 2.5,
+        typer.Option(
+            help="Devices whose capture cards are so close share students, such as 2.5; 0: none do.", min=0
+        ),
+    ] = 0.0,
     arms: Annotated[str, typer.Option(help="Arms for every device, with commas.")] = "all_distill,fedstill",
     journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
     join_timeout: Annotated[float, typer.Option(help="Seconds to wait for an absent device.", min=1)] = 600.0,
