@@ -107,7 +107,7 @@ def make_distiller(
     clips_per_epoch: int,
 ) -> Distiller:
     """A distiller whose schedule spans ``epochs`` passes over ``clips_per_epoch`` clips."""
-    student.to(compute.torch_device)
+    compute.to_train(student)
     student.head.requires_grad_(settings.logit_weight > 0)
     stepper = make_optimiser((p for p in student.parameters() if p.requires_grad), optimiser)
     steps = -(-clips_per_epoch // optimiser.batch_size)

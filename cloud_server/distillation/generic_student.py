@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from fedstill.cloud_server.distillation.arms import budget_of, whole_set_in_turns
+from fedstill.cloud_server.distillation.compute import trained
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.public_bank import PublicBank
 from fedstill.cloud_server.distillation.run_plan import RunPlan
@@ -59,7 +60,7 @@ def distil_on(
     for epoch in range(1, settings.epochs + 1):
         (loss,) = distiller.run(Selection.uniform(positions), 1)
         report(epoch, loss)
-    return distiller.student.cpu().eval()
+    return trained(distiller.student)
 
 
 def train_further(
@@ -97,4 +98,4 @@ def train_further(
     for turn in range(1, turns + 1):
         (loss,) = distiller.run(Selection.uniform(positions[next_turn(None, bank).positions]), 1)
         report(turn, loss)
-    return distiller.student.cpu().eval()
+    return trained(distiller.student)

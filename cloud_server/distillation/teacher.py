@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.cloud_server.distillation.compute import Compute, trained
 from fedstill.cloud_server.distillation.distiller import augment
 from fedstill.cloud_server.distillation.optimisation import make_optimiser, make_schedule
 from fedstill.cloud_server.distillation.public_bank import outputs_of
@@ -43,7 +43,7 @@ def train_teacher(
     pretrained: PretrainedParts = NOTHING_PRETRAINED,
 ) -> AudioVisualNet:
     """Train on the given public clips; what is not pretrained is first drawn from ``generator``."""
-    net = new_teacher(store, settings, pretrained, generator).to(compute.torch_device)
+    net = compute.to_train(new_teacher(store, settings, pretrained, generator))
     optimiser = make_optimiser(_groups(net, settings, pretrained), settings.optimiser)
     batch = settings.optimiser.batch_size
     steps = max(1, len(positions) // batch)
@@ -61,7 +61,7 @@ def train_teacher(
             schedule.step()
             losses.append(loss.item())
         report(epoch + 1, float(np.mean(losses)))
-    return net.eval()
+    return trained(net).to(compute.torch_device)
 
 
 def new_teacher(

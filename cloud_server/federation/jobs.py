@@ -27,6 +27,7 @@ from fedstill.cloud_server.distillation.arms import (
 )
 from fedstill.cloud_server.distillation.candidates import Choice, doubted, keeps_promise
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
+from fedstill.cloud_server.distillation.compute import trained
 from fedstill.cloud_server.distillation.distiller import make_distiller
 from fedstill.cloud_server.distillation.generic_student import train_further
 from fedstill.cloud_server.distillation.randomness import generator, stream
@@ -278,7 +279,7 @@ class PersonalisationJob:
             inner_epochs=settings.inner_epochs,
             done=self.progress.resume(TrainingState(distiller, rng)),
         )
-        return student.cpu().eval()
+        return trained(student)
 
     def _evaluate_levels(self, student: AudioVisualNet) -> None:
         """Table 5.3: every rate in both precisions, on the clips that the last outer round selected."""

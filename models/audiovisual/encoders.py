@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedstill.models.audiovisual.residual import BasicBlock, Bottleneck
+from fedstill.models.audiovisual.residual import BasicBlock, Bottleneck, Pointwise
 from fedstill.models.audiovisual.specs import EncoderSpec as EncoderSpec
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -99,8 +99,6 @@ def _stage(
     out = planes * block.expansion
     downsample = None
     if stride != 1 or channels != out:
-        downsample = nn.Sequential(
-            nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
-        )
+        downsample = nn.Sequential(Pointwise(channels, out, stride), nn.BatchNorm2d(out))
     first = block(channels, planes, stride, downsample)
     return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))

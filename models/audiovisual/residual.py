@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -63,6 +65,23 @@ class Bottleneck(nn.Module):
         outer += shortcut
         result: Tensor = self.relu(outer)
         return result
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution without bias that may have a stride.
+
+    In training it takes every second value first and then has no stride, which is the same. PyTorch 2.11's gradient of
+    a strided one writes outside of its memory on AVX2 where maps have their channels last and fewer than 8 of them.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(maps)
+        down, right = self.stride
+        return F.conv2d(maps[:, :, ::down, ::right], self.weight)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
