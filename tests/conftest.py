@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.data import DATA
@@ -11,6 +12,20 @@ from helpers.data import DATA
 # Children inherit that a signal is ignored: run in the background of a script, the tests' Ctrl-C would reach nobody.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from helpers.lanes import scheduler  # needs xdist, which not everybody has
+
+    return scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several workers
+        from helpers.lanes import lanes_first
+
+        lanes_first(items)
 
 
 @pytest.fixture(scope="session")
