@@ -37,6 +37,8 @@ from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import InProcessGrid, run_inprocess
 from fedstill.simulation.launcher import simulate
 
+pytestmark = pytest.mark.slow
+
 CLIPS_PER_CLASS, CLASSES_PER_CLIENT = 4, 3
 REPLIES = {"query.hello": Hello, "query.prototypes": PrototypeUpload, "evaluate.student": EvaluationResult}
 FEW_ARMS = ("all_distill", "all_distill_select", "fedstill")

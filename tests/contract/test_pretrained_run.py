@@ -20,6 +20,8 @@ from fedstill.simulation.config import Experiment
 from fedstill.simulation.deployment import prepare_deployment
 from fedstill.simulation.launcher import prepare_run, simulate
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("all_distill", "all_distill_select", "fedstill")
 
 

@@ -50,6 +50,7 @@ def test_the_coverage_of_intervals_is_measured(capsys: pytest.CaptureFixture[str
     assert "no true difference" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_guard_of_the_class_mix_is_measured(tmp_path: Path) -> None:
     arguments = ["--quick", "--out", str(tmp_path / "kept"), "--markdown", str(tmp_path / "class_mix.md")]
     found = []
