@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
     [
         pytest.param("bank", marks=pytest.mark.slow),
         "downlink",
-        "edge_runtime",
+        pytest.param("edge_runtime", marks=pytest.mark.slow),
         pytest.param("elastic_vit", marks=pytest.mark.slow),
         "fleet_proxy",
         "import_time",
