@@ -83,7 +83,7 @@ class Way:
 def main(arguments: Sequence[str]) -> None:
     """Measure, compare, print; raises SystemExit if the two ways disagree."""
     options = _options(arguments)
-    rounds, per_class = (2, 16) if options.quick else (options.rounds, options.clips // CLASSES)
+    rounds, per_class = (2, 6) if options.quick else (options.rounds, options.clips // CLASSES)
     console = Console(soft_wrap=True, highlight=False)
     if options.threads:
         use_threads(options.threads)

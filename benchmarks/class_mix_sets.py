@@ -240,7 +240,7 @@ SETS: Mapping[str, Callable[[Path], Table]] = {
 TINY = ("dataset.public_per_class=16", "dataset.private_per_class=6", "audio.seconds=0.6", "audio.mel_bins=32",
         "frames.size=24", "teacher.encoder.width=4", "student.encoder.width=2", "teacher.epochs=1",
         "student.epochs=1", "distillation.outer_epochs=1", "distillation.inner_epochs=1",
-        "fedstill.outer_epochs=1", "fedstill.inner_epochs=1")  # fmt: skip
+        "fedstill.outer_epochs=1", "fedstill.inner_epochs=1", "capture.blind=1")  # fmt: skip
 QUICK_SETS: Mapping[str, Callable[[Path], Table]] = {
     "synthetic, tiny": partial(trained, "quickstart", TINY),
     "numbers, 6 classes": partial(numbers, 6, 0.8, 4, 1.0),

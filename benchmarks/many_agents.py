@@ -159,9 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[20, 50, 100, 200])
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="4 and 8 devices, once")
+    parser.add_argument("--quick", action="store_true", help="2 and 4 devices, once")
     options = parser.parse_args(arguments)
-    sizes, repeats = ([4, 8], 1) if options.quick else (options.devices, options.repeats)
+    sizes, repeats = ([2, 4], 1) if options.quick else (options.devices, options.repeats)
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         base = prepare(Path(folder))

@@ -120,8 +120,12 @@ def _scenario_table(results: Results, clips: Sequence[ClipRow], scenario: str) -
 def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComparison, ...]:
     """fedstill against AllDistill, the best thesis arm and its own parts; the thesis' arms against equal steps."""
     found = []
-    for table in scenario_tables(results, clips):
-        accuracy = {line.arm: line.pooled.fraction for line in table.lines}
+    for scenario in results.scenarios():
+        rows_of = {
+            arm: [row for row in results.rows if (row.scenario, row.arm) == (scenario, arm)]
+            for arm in results.arms()
+        }
+        accuracy = {arm: pooled_accuracy(rows).fraction for arm, rows in rows_of.items() if rows}
         thesis = [arm for arm in THESIS_ARMS if arm in accuracy]
         pairs = [(OURS, BASELINE, "")]
         if thesis:
@@ -134,8 +138,8 @@ def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComp
         pairs += [(arm, EQUAL_STEPS, same_length) for arm in THESIS_ARMS[2:]]
         for arm, baseline, note in dict.fromkeys(pairs):
             if arm in accuracy and baseline in accuracy:
-                outcome = compare(clips, arm, baseline, scenario=table.scenario)
-                found.append(KeyComparison(table.scenario, arm, baseline, outcome, note))
+                outcome = compare(clips, arm, baseline, scenario=scenario)
+                found.append(KeyComparison(scenario, arm, baseline, outcome, note))
     return tuple(found)
 
 

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import signal
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.testing
 from helpers.data import DATA
 
 # Children inherit that a signal is ignored: run in the background of a script, the tests' Ctrl-C would reach nobody.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# For every call of a CliRunner Typer builds the whole command line anew, which takes longer than most mistakes.
+typer.testing._get_command = cache(typer.testing._get_command)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from helpers.lanes import scheduler  # needs xdist, which not everybody has
+
+    return scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several workers
+        from helpers.lanes import lanes_first
+
+        lanes_first(items)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,29 @@ def run(run_dir: Path, app: ClientApp) -> list[Event]:
     return list(read_events(run_dir))
 
 
+@dataclass(frozen=True)
+class Done:
+    """A run that nobody disturbed, and what was sent in it."""
+
+    run_dir: Path
+    app: Listening
+    events: list[Event]
+
+
+@pytest.fixture(scope="module")
+def done(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+    """``done(arms=("fedstill",))``: a run with this plan, made once for all tests."""
+    made: dict[str, Done] = {}
+
+    def run_once(**changes: Any) -> Done:
+        if repr(changes) not in made:
+            run_dir, app = copied_run(trained, tmp_path_factory.mktemp("done"), **changes), Listening()
+            made[repr(changes)] = Done(run_dir, app, run(run_dir, app))
+        return made[repr(changes)]
+
+    return run_once
+
+
 def jobs(events: list[Event], arm: str = "fedstill") -> dict[int, Event]:
     """By client."""
     return {event["client"]: event for event in events if event["event"] == "job" and event["arm"] == arm}
@@ -116,11 +139,11 @@ def failures(events: list[Event]) -> list[str]:
     return [event["reason"] for event in events if event["event"] == "failure"]
 
 
-def test_the_second_student_travels_as_an_update_of_the_first(trained: Path, tmp_path: Path) -> None:
-    run_dir, app = copied_run(trained, tmp_path, arms=("fedstill",)), Listening()
-    events = run(run_dir, app)
-    assert failures(events) == []
-    _, (asked, first), (counted, second) = app.sent(0)  # the teacher comes before them
+def test_the_second_student_travels_as_an_update_of_the_first(done: Callable[..., Done]) -> None:
+    one = done(arms=("fedstill",))
+    run_dir = one.run_dir
+    assert failures(one.events) == []
+    _, (asked, first), (counted, second) = one.app.sent(0)  # the teacher comes before them
     assert (asked, first.base) == ("query.prototypes", "")
     assert (counted, second.base) == ("evaluate.student", first.version)
     held = ModelStore(run_dir / "devices" / "0" / "students").load(second.version)
@@ -128,23 +151,21 @@ def test_the_second_student_travels_as_an_update_of_the_first(trained: Path, tmp
     assert all(np.array_equal(held.state[name], value) for name, value in arrays(kept).items())
 
 
-def test_traffic_counts_what_travelled(trained: Path, tmp_path: Path) -> None:
-    run_dir, app = copied_run(trained, tmp_path, arms=("fedstill",)), Listening()
-    rows = jobs(run(run_dir, app))[0]["traffic"]
-    students = [student for _, student in app.sent(0)[1:]]
+def test_traffic_counts_what_travelled(done: Callable[..., Done]) -> None:
+    one = done(arms=("fedstill",))
+    rows = jobs(one.events)[0]["traffic"]
+    students = [student for _, student in one.app.sent(0)[1:]]
     for row, student in zip(rows, students, strict=True):
         assert 0 < row["down_bytes"] - len(student.weights) < 2000
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_rounded_students_are_smaller_and_the_same_ones_every_time(
-    precision: str, trained: Path, tmp_path: Path
+    precision: str, trained: Path, done: Callable[..., Done], tmp_path: Path
 ) -> None:
     settings = DownlinkSettings(precision=precision)
-    exact = run(copied_run(trained, tmp_path / "exact"), Listening())
-    one, other = (
-        run(copied_run(trained, tmp_path / name, downlink=settings), Listening()) for name in ("one", "other")
-    )
+    exact, one = done(downlink=DownlinkSettings()).events, done(downlink=settings).events
+    other = run(copied_run(trained, tmp_path, downlink=settings), Listening())
     assert failures(one) == []
     assert results(one) == results(other)
     assert results(one)["teacher", 0] == results(exact)["teacher", 0]
@@ -168,17 +189,17 @@ def test_a_student_that_did_not_change_travels_as_next_to_nothing(trained: Path,
 
 @pytest.mark.parametrize("precision", ["exact", "int8"])
 def test_a_wiped_device_gets_the_same_student_whole_once(
-    precision: str, trained: Path, tmp_path: Path
+    precision: str, trained: Path, done: Callable[..., Done], tmp_path: Path
 ) -> None:
     settings = DownlinkSettings(precision=precision)
-    plain = run(copied_run(trained, tmp_path / "plain", downlink=settings), Listening())
+    plain = done(downlink=settings).events
 
     def wipe(action: str, device: Path) -> None:
         if action == "evaluate.student" and device.name == "0":
             shutil.rmtree(device / "students", ignore_errors=True)
 
     app = Listening(wipe)
-    wiped = run(copied_run(trained, tmp_path / "wiped", downlink=settings), app)
+    wiped = run(copied_run(trained, tmp_path, downlink=settings), app)
     assert results(wiped) == results(plain)
     assert failures(wiped) == []
     last = app.sent(0)[-2:]
@@ -207,7 +228,9 @@ def test_a_device_that_always_lacks_something_does_not_go_on_for_ever(
     assert len(jobs(events)[1]["evaluations"]) == 1
 
 
-def test_a_tampered_student_on_the_device_is_sent_again(trained: Path, tmp_path: Path) -> None:
+def test_a_tampered_student_on_the_device_is_sent_again(
+    trained: Path, done: Callable[..., Done], tmp_path: Path
+) -> None:
     def tamper(action: str, device: Path) -> None:
         if action == "evaluate.student":
             for path in (device / "students").glob("*.safetensors"):
@@ -215,9 +238,9 @@ def test_a_tampered_student_on_the_device_is_sent_again(trained: Path, tmp_path:
                 content[-1] ^= 1
                 path.write_bytes(content)
 
-    plain = run(copied_run(trained, tmp_path / "plain"), Listening())
+    plain = done(downlink=DownlinkSettings()).events
     app = Listening(tamper)
-    events = run(copied_run(trained, tmp_path / "tampered"), app)
+    events = run(copied_run(trained, tmp_path, downlink=DownlinkSettings()), app)
     assert results(events) == results(plain)
     assert failures(events) == []
     assert [student.base != "" for _, student in app.sent(0)[-2:]] == [True, False]

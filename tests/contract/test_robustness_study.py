@@ -22,6 +22,8 @@ from fedstill.simulation import published_methods as published
 from fedstill.simulation import robustness_study as study
 from fedstill.simulation.robustness_study import StudyOptions, full_clients, run_study
 
+pytestmark = pytest.mark.slow
+
 CONDITION = '{ sound = "white_noise", pictures = "gamma" }'
 OVERRIDES = (
     "partition.kind=robustness",
@@ -130,7 +132,6 @@ def test_another_experiment_does_not_continue_in_the_folder(out: Path, first: St
         run(out, options)
 
 
-@pytest.mark.slow
 def test_more_can_be_asked_for_later(out: Path, first: Study) -> None:
     more = run(
         out, StudyOptions(folds=(0,), seeds=2, cells=("A", "B", "D"), arms=("all_distill",), set_=OVERRIDES)

@@ -99,8 +99,9 @@ def test_an_unknown_experiment(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_key(tmp_path: Path) -> None:
-    line = mistake("simulate", "--set", "selection.budgt=0.3", cwd=tmp_path)
+def test_an_unknown_key(quick: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = quick_mistake(quick, "simulate", "--set", "selection.budgt=0.3")
     assert line == "selection.budgt: unknown key, did you mean budget?"
     assert list(tmp_path.iterdir()) == []
 
@@ -111,31 +112,32 @@ def test_a_missing_manifest(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_wrong_class_list(tmp_path: Path) -> None:
+def test_a_wrong_class_list(quick: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     table = tmp_path / "m.csv"
     table.write_text("clip_id,split,speaker,label,audio,frames\na,public,ann,sad,a.wav,a.png\n")
     sets = ["dataset.kind=manifest", f"dataset.manifest={table}", 'dataset.classes=["happy", "angry"]']
-    line = mistake("simulate", "quickstart", *[part for one in sets for part in ("--set", one)], cwd=tmp_path)
+    line = quick_mistake(quick, "simulate", "quickstart", *[part for one in sets for part in ("--set", one)])
     assert "sad" in line
     assert "line 2" in line
 
 
-def test_an_out_folder_that_holds_a_run(run_dir: Path) -> None:
-    line = mistake("simulate", "quickstart", "--out", str(run_dir))
+def test_an_out_folder_that_holds_a_run(quick: CliRunner, run_dir: Path) -> None:
+    line = quick_mistake(quick, "simulate", "quickstart", "--out", str(run_dir))
     assert str(run_dir) in line
     assert "--resume" in line
 
 
-def test_an_unknown_target(run_dir: Path) -> None:
+def test_an_unknown_target(quick: CliRunner, run_dir: Path) -> None:
     launcher.collect(tiny_experiment(run_dir.parent), run_dir, {"prepare": 1.0}, 0.0)
-    line = mistake("reproduce", "table9.9", str(run_dir))
+    line = quick_mistake(quick, "reproduce", "table9.9", str(run_dir))
     assert "table9.9" in line
     assert "table5.2" in line
 
 
 @pytest.mark.parametrize("dataset", ["cremad", "ave"])
-def test_a_missing_root(dataset: str, tmp_path: Path) -> None:
-    assert "none" in mistake("data", "prepare", dataset, "--root", str(tmp_path / "none"))
+def test_a_missing_root(dataset: str, quick: CliRunner, tmp_path: Path) -> None:
+    assert "none" in quick_mistake(quick, "data", "prepare", dataset, "--root", str(tmp_path / "none"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,9 +28,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 FEDSTILL = Path(sys.executable).with_name("fedstill")
 RUN_SECONDS, STOP_SECONDS = 400.0, 90.0
-SETTINGS = ('run.arms=["all_distill", "all_distill_select", "fedstill"]', "run.reply_timeout=400")
-"""An arm that asks a device to evaluate only, one that asks every round, one that installs; and other tests want the
-processor, too."""
+SETTINGS = (
+    'run.arms=["all_distill", "all_distill_select", "fedstill"]',
+    'run.scenarios=["latency_sensitive"]',
+    "run.reply_timeout=400",
+)
+"""An arm that asks a device to evaluate only, one that asks every round, one that installs; in the scenario in which a
+device asks about some of its clips and tests on others; and other tests want the processor, too."""
 SIMULATE = ["simulate", *(part for setting in SETTINGS for part in ("--set", setting))]
 
 

@@ -19,7 +19,7 @@ from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import ClipStore, build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
-CLIPS = 48
+CLIPS = 24
 SHARES = np.full(6, 1 / 6)
 AUDIO = AudioSpec(seconds=1.5, hop=512, mel_bins=32, normalise="fixed")
 EVERYTHING = np.arange(CLIPS)

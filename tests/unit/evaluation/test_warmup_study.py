@@ -33,6 +33,8 @@ from fedstill.evaluation.warmup.serving import POLICIES, TWICE
 from fedstill.evaluation.warmup.study import run_warmup_study
 from fedstill.evaluation.warmup.tables import WARMUP_TARGETS, warmup_page, warmup_sheet
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = WarmupSettings(
     ("pets",), 16, 4, 8, 1, 8, 1e-3, (0, 2, 5, 10, 15, 20, 40), 10, 3, (0, 10, 15, 20, 40), 2, 20.0
 )

@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
     [
         pytest.param("bank", marks=pytest.mark.slow),
         "downlink",
-        "edge_runtime",
+        pytest.param("edge_runtime", marks=pytest.mark.slow),
         pytest.param("elastic_vit", marks=pytest.mark.slow),
         "fleet_proxy",
         "import_time",
@@ -50,6 +50,7 @@ def test_the_coverage_of_intervals_is_measured(capsys: pytest.CaptureFixture[str
     assert "no true difference" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_guard_of_the_class_mix_is_measured(tmp_path: Path) -> None:
     arguments = ["--quick", "--out", str(tmp_path / "kept"), "--markdown", str(tmp_path / "class_mix.md")]
     found = []

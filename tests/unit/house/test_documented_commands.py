@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from functools import cache
 
 import click
 import pytest
@@ -16,9 +17,14 @@ COMMANDS = commands()
 PYTHON = [block for block in blocks() if block.language == "python"]
 
 
+@cache
+def command_line() -> click.Command:
+    return typer.main.get_command(app)
+
+
 def parse(words: tuple[str, ...]) -> list[str]:
     """The sub-commands and options that click finds; nothing is run. Raises click.ClickException or Exit."""
-    command: click.Command = typer.main.get_command(app)
+    command = command_line()
     context, name, rest, path = None, "fedstill", list(words), []
     while True:
         context = command.make_context(name, rest, parent=context)

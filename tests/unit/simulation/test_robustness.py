@@ -12,6 +12,7 @@ from tests.helpers.runs import prepared_run, tiny_experiment
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.common.errors import ConfigError
+from fedstill.datasets.audiovisual.capture import rendering
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource
 from fedstill.datasets.audiovisual.capture.effects import with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
@@ -293,7 +294,8 @@ def test_public_speakers_are_the_babble(tmp_path: Path) -> None:
     np.testing.assert_array_equal(device.audio[5], features)
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SAMPLE", 6)  # they must be made here, not be good
     overrides = [
         *TWO_CONDITIONS,
         'robustness.scenarios=["A", "G"]',
