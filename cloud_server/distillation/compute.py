@@ -7,7 +7,7 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fedstill.common.cores import usable_cores
 
@@ -79,7 +79,13 @@ def trained(net: Net) -> Net:
     computes what an undisturbed one does."""
     import torch
 
-    return net.to("cpu", memory_format=torch.contiguous_format).eval()
+    return _laid_out(net.cpu().eval(), torch.contiguous_format)
+
+
+def _laid_out(net: Net, layout: torch.memory_format) -> Net:
+    change: Any = net.to  # torch's annotations do not know the argument
+    placed: Net = change(memory_format=layout)
+    return placed
 
 
 def use_threads(count: int) -> None:

@@ -40,7 +40,7 @@ from fedstill.cloud_server.federation.deployment import SimilarClips
 from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.worlds import MOST_JUDGED, Belief, CardWorlds, World
-from fedstill.datasets.audiovisual.capture.views import ClipViews, RenderedViews
+from fedstill.datasets.audiovisual.capture.views import ClipViews, HedgedViews, RenderedViews
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins, mean_confidence
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
@@ -279,7 +279,10 @@ class PersonalStudents:
         )  # fmt: skip
 
     def _views_for(self, training: Training) -> ClipViews:
-        return self.world.views if training.rendered else self._cloud.views
+        views = self.world.views
+        if training.rendered and isinstance(views, RenderedViews):
+            return HedgedViews(views, self._cloud.views)
+        return self._cloud.views
 
     def _allowed(
         self,

@@ -24,11 +24,12 @@ from fedstill.datasets.audiovisual.store import ClipStore
 Positions = npt.NDArray[np.int64]
 Tensors = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 """(audio (n, bins, steps), frames (n, count, channels, size, size))"""
+HEDGE = 1 / 3
 DONE_FILE, AUDIO_FILE, FRAMES_FILE = "done", "audio.npy", "frames.npy"
 
 
 class ClipViews(Protocol):
-    """What a training sees of some clips. Implemented by ``PlainViews``, ``MixedViews`` and ``RenderedViews``."""
+    """What a training sees of some clips. Implemented by the classes below."""
 
     def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
         """One version of each of these clips."""
@@ -109,11 +110,14 @@ class RenderedViews:
         rendering: as the device records.
         seed: of the versions.
         versions: how many there are of every sound and of every clip's pictures.
+
+    Attributes:
+        parts: whether sound and pictures are rendered.
     """
 
     def __init__(self, store: ClipStore, rendering: Renderer, seed: int, versions: int) -> None:
         self._store, self._rendering, self._seed, self._versions = store, rendering, seed, versions
-        self._parts = rendering.sound is not None, rendering.pictures is not None
+        self.parts = rendering.sound is not None, rendering.pictures is not None
         self._sounds = store.sound.sounds() if store.sound else np.arange(len(store))
         self._audio: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
         self._frames: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
@@ -121,7 +125,7 @@ class RenderedViews:
     def only(self, *, sound: bool, pictures: bool) -> RenderedViews:
         """The same versions of the wanted parts, made but once; the other part stays as it is."""
         views = copy.copy(self)
-        views._parts = sound, pictures
+        views.parts = sound, pictures
         return views
 
     def forget(self) -> None:
@@ -140,9 +144,9 @@ class RenderedViews:
     def _versions_of(self, positions: Positions, sounds: Positions, pictures: Positions) -> Tensors:
         audio, frames = self._store.audio[positions], self._store.frames[positions]
         for row, (position, sound, picture) in enumerate(zip(positions, sounds, pictures, strict=True)):
-            if self._parts[0]:
+            if self.parts[0]:
                 audio[row] = self._sound(int(position), int(sound))
-            if self._parts[1]:
+            if self.parts[1]:
                 frames[row] = self._pictures(int(position), int(picture))
         return audio, frames
 
@@ -168,6 +172,36 @@ class RenderedViews:
                 self._store.frames[position], rng, self._jitter(version)
             )
         return self._frames[key]
+
+
+@dataclass(frozen=True)
+class HedgedViews:
+    """Clips as one device would have recorded them, and some as random ones would: a card may be wrong, and a student
+    that was trained on nothing else has forgotten all other microphones and cameras.
+
+    Attributes:
+        rendered: for the device.
+        blind: for random devices. A part that is not rendered is theirs alone.
+        hedge: the chance that a rendered part is theirs, too.
+    """
+
+    rendered: RenderedViews
+    blind: ClipViews
+    hedge: float = HEDGE
+
+    def take(self, positions: Positions, generator: torch.Generator) -> Tensors:
+        audio, frames = self.rendered.take(positions, generator)
+        other_audio, other_frames = self.blind.take(positions, generator)
+        sounds, pictures = (self._theirs(part, len(positions), generator) for part in self.rendered.parts)
+        audio[sounds], frames[pictures] = other_audio[sounds], other_frames[pictures]
+        return audio, frames
+
+    def _theirs(self, rendered: bool, count: int, generator: torch.Generator) -> npt.NDArray[np.bool_]:
+        drawn = torch.rand(count, generator=generator).numpy()
+        return np.asarray(drawn < (self.hedge if rendered else 1.0))
+
+    def fixed(self, positions: Positions) -> Tensors:
+        return self.rendered.fixed(positions)
 
 
 def blind_views(store: ClipStore, versions: int, directory: Path, seed: int) -> ClipViews:
