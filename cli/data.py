@@ -76,13 +76,16 @@ def check(
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
 ) -> None:
-    """Decode every clip of an experiment's dataset and list its problems."""
+    """Count the clips of every class, decode all of them and list the dataset's problems."""
+    from fedstill.datasets.audiovisual.class_names import class_lines
     from fedstill.datasets.audiovisual.prepare import check_dataset
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.sources import open_source
 
     with one_line_errors():
         source = open_source(load_experiment(experiment, set_ or []))
+        for line in class_lines(source):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         problems = check_dataset(source)
     for problem in problems:
         console.print(problem, highlight=False, markup=False)

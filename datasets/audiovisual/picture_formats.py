@@ -66,6 +66,13 @@ def looks_like_picture(head: bytes) -> bool:
     return webp or bmp or avif or is_heic(head) or head.startswith(_SIGNATURES)
 
 
+def is_film(head: bytes) -> bool:
+    """Whether ``head`` is the beginning of MP4, QuickTime, Matroska, WebM, FLV or AVI."""
+    mp4 = head[4:8] == b"ftyp" and not looks_like_picture(head)
+    avi = head[:4] == b"RIFF" and head[8:12] == b"AVI "
+    return mp4 or avi or head.startswith((b"\x1a\x45\xdf\xa3", b"FLV\x01"))
+
+
 def _brands(head: bytes) -> list[bytes]:
     """Of an ISO base media file (MP4, HEIC, AVIF): its own brand, then the compatible ones."""
     if head[4:8] != b"ftyp":
