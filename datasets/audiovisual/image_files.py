@@ -32,7 +32,9 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 """Editors put more than Pillow's 1 MiB of text or colour profile into a picture; its limit for all of them stays."""
 
 MOST_PIXELS = 120_000_000
-"""Of an image: the largest photos of today's phones, which take just under 1 GB to decode."""
+"""Of all the frames taken from an image file: a photo of 108 megapixels takes just under 1 GB to decode."""
+LARGE_BYTES = 2**26
+"""A photo that stands for all frames of a clip is copied for each of them only if all take less than this."""
 
 Frames = npt.NDArray[np.uint8]
 
@@ -80,7 +82,7 @@ def read_frames(path: Path, count: int, data: bytes | None = None) -> Frames:
     of the first one (a preview has not). Several pictures in a JPEG or HEIC are variants of the first.
 
     Returns:
-        uint8 RGB (count, height, width, 3).
+        uint8 RGB (count, height, width, 3); of a large still image a read-only view.
 
     Raises:
         DataError: missing or unreadable.
@@ -91,9 +93,13 @@ def read_frames(path: Path, count: int, data: bytes | None = None) -> Frames:
         middles = ends[-1] / (2 * count) * (2 * np.arange(count) + 1)
         chosen = [numbers[i] for i in np.minimum(np.searchsorted(ends, middles, "right"), len(ends) - 1)]
         decoded: dict[int, Frames] = {}
+        _check_size(image, len(set(chosen)))
         for number in sorted(set(chosen)):
             image.seek(number)
             decoded[number] = _to_rgb(path, image)
+    if len(decoded) == 1 and count * decoded[chosen[0]].nbytes > LARGE_BYTES:
+        frame = decoded[chosen[0]]
+        return np.broadcast_to(frame, (count, *frame.shape))
     return stack_frames(path, [decoded[number] for number in chosen])
 
 
@@ -112,8 +118,7 @@ def _opened(path: Path, data: bytes | None) -> Iterator[Image.Image]:
     check_exists(path, data)
     try:
         with _content(path, data) as file, _open(path, file) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+            _check_size(image, 1)
             yield image
     except DataError:
         raise
@@ -121,6 +126,12 @@ def _opened(path: Path, data: bytes | None) -> Iterator[Image.Image]:
         raise DataError(f"{path}: has too many pixels ({first_line(error)}): make it smaller") from error
     except Exception as error:  # damaged files make the decoders raise nearly everything
         raise DataError(f"{path}: cannot decode this image ({first_line(error)}): {REPLACE}") from error
+
+
+def _check_size(image: Image.Image, frames: int) -> None:
+    if frames * image.width * image.height > MOST_PIXELS:
+        many = f"{frames} frames of " if frames > 1 else ""
+        raise Image.DecompressionBombError(f"{many}{image.width} x {image.height}")
 
 
 def _content(path: Path, data: bytes | None) -> BinaryIO:

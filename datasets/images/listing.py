@@ -17,6 +17,9 @@ from fedstill.datasets.audiovisual.file_names import is_system_file, readable
 from fedstill.datasets.audiovisual.image_files import REPLACE
 from fedstill.datasets.audiovisual.picture_formats import HEAD_BYTES, IMAGE_SUFFIXES, looks_like_picture
 
+MOST_BYTES = 2**29
+"""Of a file that is read whole: a small entry of a zip may unpack to terabytes."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -98,6 +101,7 @@ def reader(place: Path) -> Iterator[Callable[[str, int | None], bytes]]:
     with opened_zip(place) as archive:
 
         def member(name: str, count: int | None) -> bytes:
+            _check_size(archive.getinfo(name).file_size, count)
             with archive.open(name) as file:
                 return file.read(-1 if count is None else count)
 
@@ -105,8 +109,14 @@ def reader(place: Path) -> Iterator[Callable[[str, int | None], bytes]]:
 
 
 def _head(path: Path, count: int | None) -> bytes:
+    _check_size(path.stat().st_size, count)
     with path.open("rb") as file:
         return file.read(-1 if count is None else count)
+
+
+def _check_size(size: int, count: int | None) -> None:
+    if count is None and size > MOST_BYTES:
+        raise OSError(f"{size} bytes are more than {MOST_BYTES}")
 
 
 def _read(place: Path, name: str, read: Callable[[], bytes]) -> bytes:

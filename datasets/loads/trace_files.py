@@ -68,7 +68,7 @@ def read_trace(path: Path) -> Times:
 
 def _checked(path: Path, times: Times, lines: npt.NDArray[np.int64], unit: str | None) -> Times:
     """Seconds from the first arrival, sorted."""
-    times = times * _unit(times, unit)
+    times = np.multiply(times, _unit(times, unit), dtype=np.float64)
     order = np.argsort(times, kind="stable")
     times, lines = times[order], lines[order]
     gaps = np.diff(times)
@@ -84,7 +84,8 @@ def _checked(path: Path, times: Times, lines: npt.NDArray[np.int64], unit: str |
         raise DataError(
             f"{path}, line {lines[wrong]}: lies {days:.0f} days from the other times: correct or remove it"
         )
-    return times - times[0]
+    from_first: Times = times - times[0]
+    return from_first
 
 
 def _unit(times: Times, unit: str | None) -> float:

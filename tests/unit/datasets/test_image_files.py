@@ -103,8 +103,10 @@ def test_long_texts_and_profiles_do_not_hide_the_picture(extra: bytes) -> None:
     assert read_image(Path("x"), plain[:33] + extra + plain[33:])[0, 0].tolist() == list(RED)
 
 
-def test_texts_beyond_all_measure_are_one_line() -> None:
-    bomb = chunk(b"zTXt", b"prompt\0\0" + zlib.compress(b"x" * (PngImagePlugin.MAX_TEXT_MEMORY + 1)))
+def test_texts_beyond_all_measure_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PngImagePlugin.MAX_TEXT_CHUNK == PngImagePlugin.MAX_TEXT_MEMORY <= 2**26
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1000)
+    bomb = chunk(b"zTXt", b"prompt\0\0" + zlib.compress(b"x" * 1001))
     plain = packed(Image.new("RGB", (4, 4), RED), format="PNG")
     with pytest.raises(DataError, match=r"bomb\.png: cannot decode this image"):
         read_image(Path("bomb.png"), plain[:33] + bomb + plain[33:])
@@ -188,6 +190,17 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     plain = packed(Image.new("RGB", (4, 4)), format="QOI")
     with pytest.raises(DataError, match=r"big: has too many pixels \(12000 x 12000\): make it smaller"):
         read_image(Path("big"), plain[:4] + struct.pack(">II", 12_000, 12_000) + plain[12:])
+
+
+def test_a_large_photo_is_not_copied_for_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedstill.datasets.audiovisual.image_files.LARGE_BYTES", 5000)
+    frames = read_frames(Path("x"), 10, packed(Image.new("L", (30, 20), 77), format="PNG"))
+    assert frames.shape == (10, 20, 30, 3)
+    assert (frames.strides[0], frames[9, 0, 0, 0]) == (0, 77)
+    monkeypatch.setattr("fedstill.datasets.audiovisual.image_files.MOST_PIXELS", 4 * 32 * 32)
+    assert read_frames(Path("small"), 4, moving("GIF", [100] * 5)).shape == (4, 32, 32, 3)
+    with pytest.raises(DataError, match=r"big: has too many pixels \(5 frames of 32 x 32\): make it smaller"):
+        read_frames(Path("big"), 5, moving("GIF", [100] * 5))
 
 
 def test_heic_is_read_or_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,13 @@ def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
         open_image_task("pets", place).load("test")
 
 
+def test_an_entry_that_unpacks_to_gigabytes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = zipped(made_folder(tmp_path / "pets"), ("test/dog/9.png", b"\0" * 5000))
+    monkeypatch.setattr("fedstill.datasets.images.listing.MOST_BYTES", 4000)
+    with pytest.raises(DataError, match=r"test/dog/9\.png: cannot be read \(5000 bytes are more than 4000\)"):
+        open_image_task("pets", place).load("test")
+
+
 def test_network_input_is_the_central_square_between_minus_one_and_one() -> None:
     picture = np.zeros((4, 8, 3), np.uint8)
     picture[:, 2:6] = 255
