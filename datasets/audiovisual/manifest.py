@@ -106,7 +106,7 @@ def speaker_sexes(csv_path: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for line, cells in read_table(csv_path, ("speaker",)):
-        sex, speaker = cells.get("sex", ""), cells["speaker"]
+        sex, speaker = cells.get("sex", ""), _composed(cells["speaker"])
         if sex and found.setdefault(speaker, sex) != sex:
             raise DataError(
                 f"{csv_path}, line {line}: sex of {speaker} is {sex!r} here, {found[speaker]!r} above"

@@ -47,6 +47,8 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding=_encoding(path), newline="") as file:
             lines = _lines(path, file)
             header = next(lines, "")
+            if header.lower().startswith("sep="):  # Excel's own line
+                header = next(lines, "")
             separator = max(SEPARATORS, key=header.count)  # the comma if there is none
             reader = csv.reader(_chain(header, lines), delimiter=separator, strict=True)
             for cells in reader:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -51,7 +52,7 @@ def _list_folder(place: Path) -> Listing:
     files: list[str] = []
     folders: list[str] = []
     seen: set[str] = set()
-    for here, inside, names in os.walk(place, followlinks=True):
+    for here, inside, names in os.walk(place, onerror=partial(_refuse, place), followlinks=True):
         real = os.path.realpath(here)
         if real in seen:  # a link back up
             inside.clear()
@@ -62,6 +63,10 @@ def _list_folder(place: Path) -> Listing:
         files += [path for path in paths if not is_system_file(path)]
         folders += [f"{Path(here, name).relative_to(place).as_posix()}/" for name in inside]
     return Listing(tuple(sorted(files)), tuple(folder for folder in folders if not is_system_file(folder)))
+
+
+def _refuse(place: Path, error: OSError) -> None:
+    raise DataError(f"{place}: a folder cannot be listed ({error}): check who may read it") from error
 
 
 def pictures_among(place: Path, names: Sequence[str]) -> set[str]:

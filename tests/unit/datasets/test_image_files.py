@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import in_natural_order, read_frames, read_image, read_images
-from fedstill.datasets.audiovisual.picture_formats import IMAGE_SUFFIXES, is_heic, looks_like_picture
+from fedstill.datasets.audiovisual.picture_formats import FORMATS, IMAGE_SUFFIXES, is_heic, looks_like_picture
 
 RED = (200, 40, 40)
 SHADES = (0, 60, 120, 180, 240)
@@ -40,6 +40,7 @@ def test_every_ending_of_pillow_is_a_picture_but_those_that_it_cannot_decode_its
     outside = {".eps", ".ps", ".mpg", ".mpeg", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr"}
     assert known - outside <= IMAGE_SUFFIXES
     assert not IMAGE_SUFFIXES & outside
+    assert set(FORMATS) <= set(Image.OPEN)
 
 
 @pytest.mark.parametrize(

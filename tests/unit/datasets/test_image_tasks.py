@@ -224,6 +224,19 @@ def test_names_that_are_no_utf_8_and_links_are_followed(tmp_path: Path) -> None:
         task.load("test")
 
 
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scandir = made_folder(tmp_path / "pets"), os.scandir
+
+    def refuse(path: str):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"a folder cannot be listed .*dog.*: check who may read it"):
+        open_image_task("pets", folder)
+
+
 def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
     place = zipped(made_folder(tmp_path / "pets"))
     content = bytearray(place.read_bytes())

@@ -22,6 +22,7 @@ from fedstill.cli.main import app
 from fedstill.datasets.audiovisual.class_names import class_lines
 from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
+from fedstill.datasets.audiovisual.open_dataset import open_dataset
 
 GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
 
@@ -268,6 +269,10 @@ def test_tables_of_other_separators_are_read(media: Path, separator: str) -> Non
     source = ManifestSource(write_table(media, rows, separator.join(COLUMNS)))
     assert [info.clip_id for info in source.index] == ["a", "b"]
     assert source.load(0).frames.max() == 10
+    table = media / "manifest.csv"
+    table.write_text(f"sep={separator}\n" + table.read_text())
+    table.rename(media / "manifest.tsv")
+    assert len(open_dataset(media / "manifest.tsv").index) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
