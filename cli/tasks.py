@@ -200,8 +200,8 @@ def profile(
 
 def _images_lines(task: ImageTask) -> list[str]:
     """What the task was made from: images per split and class, and what was left out."""
-    from fedstill.datasets.audiovisual.class_names import look_alikes, look_alikes_line
-    from fedstill.datasets.audiovisual.file_names import readable
+    from fedstill.datasets.files.class_names import look_alikes, look_alikes_line
+    from fedstill.datasets.files.file_names import readable
 
     lines = [
         f"{split}: {len(files)} images, "

@@ -7,8 +7,7 @@ nor a device that starts its ClientApp loads the codecs of ``decode.py``. Which 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,15 +18,15 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.picture_formats import (
+from fedstill.datasets.files.file_names import REPLACE as REPLACE
+from fedstill.datasets.files.picture_formats import (
     FORMATS,
     HEAD_BYTES,
-    IMAGE_SUFFIXES,
     MOVING_FORMATS,
+    in_natural_order,
     is_heic,
 )
 
-REPLACE = "download or export it again"
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 """Editors put more than Pillow's 1 MiB of text or colour profile into a picture; its limit for all of them stays."""
 
@@ -214,18 +213,6 @@ def spread(count: int, available: int) -> list[int]:
     Source: the test rule of MMPareto (arXiv 2405.17730), ``code/dataset/av_dataset.py``.
     """
     return [(2 * part + 1) * available // (2 * count) for part in range(count)]
-
-
-def in_natural_order(names: Iterable[str]) -> list[str]:
-    """The names of images among ``names``, numbers compared as numbers: frame_2.jpg before frame_10.jpg.
-
-    Hidden files are none: macOS puts a ``._frame_2.jpg`` without a picture beside each image on foreign disks.
-    """
-    paths = map(Path, names)
-    images = (
-        str(path) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    return sorted(images, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
 
 
 def resize_frames(frames: Frames, size: int) -> Frames:

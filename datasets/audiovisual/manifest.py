@@ -21,14 +21,14 @@ import numpy.typing as npt
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError, Split
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
 from fedstill.datasets.audiovisual.image_files import Frames, read_frames, read_image, spread, stack_frames
-from fedstill.datasets.audiovisual.media_files import MediaFile, find_file, find_frames
-from fedstill.datasets.audiovisual.picture_formats import (
+from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames
+from fedstill.datasets.files.picture_formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
     is_film,
     looks_like_picture,
 )
-from fedstill.datasets.audiovisual.tables import read_table
+from fedstill.datasets.files.tables import read_table
 
 COLUMNS = ("clip_id", "split", "speaker", "label", "audio", "frames")
 

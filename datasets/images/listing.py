@@ -14,9 +14,8 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.file_names import is_system_file, readable
-from fedstill.datasets.audiovisual.image_files import REPLACE
-from fedstill.datasets.audiovisual.picture_formats import HEAD_BYTES, IMAGE_SUFFIXES, looks_like_picture
+from fedstill.datasets.files.file_names import REPLACE, is_system_file, readable
+from fedstill.datasets.files.picture_formats import HEAD_BYTES, IMAGE_SUFFIXES, looks_like_picture
 
 MOST_BYTES = 2**29
 """Of a file that is read whole: a small entry of a zip may unpack to terabytes."""

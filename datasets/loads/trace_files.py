@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.tables import check_header, csv_rows
+from fedstill.datasets.files.tables import check_header, csv_rows
 from fedstill.datasets.loads.arrivals import MOST_ARRIVALS, Times
 
 UNITS = {"arrival_s": 1.0, "arrival_ms": 1e-3, "arrival_us": 1e-6, "arrival_ns": 1e-9}

@@ -13,8 +13,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import in_natural_order, read_frames, read_image, read_images
-from fedstill.datasets.audiovisual.picture_formats import FORMATS, IMAGE_SUFFIXES, is_heic, looks_like_picture
+from fedstill.datasets.audiovisual.image_files import read_frames, read_image, read_images
+from fedstill.datasets.files.picture_formats import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    in_natural_order,
+    is_heic,
+    looks_like_picture,
+)
 
 RED = (200, 40, 40)
 SHADES = (0, 60, 120, 180, 240)

@@ -19,7 +19,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedstill.cli.main import app
-from fedstill.datasets.audiovisual.class_names import class_lines
 from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
 from fedstill.datasets.audiovisual.open_dataset import open_dataset
@@ -393,7 +392,7 @@ def test_apple_and_windows_files_beside_frames_are_none(media: Path) -> None:
     assert ManifestSource(write_table(media, rows), frame_count=2).load(0).frames.max() == 20
 
 
-def test_classes_are_counted_and_look_alikes_pointed_at(media: Path) -> None:
+def test_data_check_counts_classes_and_points_at_look_alikes(media: Path) -> None:
     labels = (
         "Happy",
         "happy",
@@ -407,7 +406,9 @@ def test_classes_are_counted_and_look_alikes_pointed_at(media: Path) -> None:
         f"{n},{'private' if n % 2 or not label else 'public'},x,{label},sound/a.wav,face/a.png"
         for n, label in enumerate(labels)
     ]
-    lines = class_lines(ManifestSource(write_table(media, rows)))
+    table = write_table(media, rows)
+    options = ["--set", "dataset.kind=manifest", "--set", f"dataset.manifest={table}"]
+    lines = CliRunner().invoke(app, ["data", "check", "quickstart", *options]).output.splitlines()
     assert lines[:2] == ["Happy: 1 public, 0 private clips", "happy: 0 public, 1 private clips"]
     assert "without a label: 0 public, 1 private clips" in lines
     assert [line for line in lines if "look alike" in line] == [
@@ -415,16 +416,7 @@ def test_classes_are_counted_and_look_alikes_pointed_at(media: Path) -> None:
         "classes 'sad' and 's\u0430d' look alike: are they one? They count as 2",
         "classes 'well done' and 'well_done' look alike: are they one? They count as 2",
     ]
-
-
-def test_data_check_prints_the_classes(media: Path) -> None:
-    rows = ["a,public,ann,Sad,sound/a.wav,face/a.png", "b,private,bob,sad,sound/a.wav,face/b.png"]
-    table = write_table(media, rows)
-    options = ["--set", "dataset.kind=manifest", "--set", f"dataset.manifest={table}"]
-    checked = CliRunner().invoke(app, ["data", "check", "quickstart", *options])
-    assert "Sad: 1 public, 0 private clips\nsad: 0 public, 1 private clips\n" in checked.output
-    assert "classes 'Sad' and 'sad' look alike" in checked.output
-    assert "class 'sad' has no public clip" in checked.output
+    assert any("class 'happy' has no public clip" in line for line in lines)
 
 
 @pytest.mark.data

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.file_names import readable
-from fedstill.datasets.audiovisual.image_files import REPLACE, in_natural_order
+from fedstill.common.errors import DataError
+from fedstill.datasets.files.file_names import REPLACE, readable
+from fedstill.datasets.files.picture_formats import in_natural_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,10 @@ Left out are Encapsulated PostScript, for which Pillow would run another program
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "CUR", "ICNS"),
     *(
@@ -49,6 +53,18 @@ _SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"qoif", b"8BPS"),
 )
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """The names of images among ``names``, numbers compared as numbers: frame_2.jpg before frame_10.jpg.
+
+    Hidden files are none: macOS puts a ``._frame_2.jpg`` without a picture beside each image on foreign disks.
+    """
+    paths = map(Path, names)
+    images = (
+        str(path) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    return sorted(images, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
 
 
 def is_heic(head: bytes) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
 LONGEST_LINE = 2**20

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
+REPLACE = "download or export it again"
+"""What to do with a file that cannot be read."""
+
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", "icon\r"})
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", ".ipynb_checkpoints", ".Trashes", ".git"})
 
