@@ -12,24 +12,8 @@ from pathlib import Path
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "CUR", "ICNS"),
-    *(
-        "PCX",
-        "DCX",
-        "DDS",
-        "PSD",
-        "QOI",
-        "SGI",
-        "SUN",
-        "XBM",
-        "XPM",
-        "FLI",
-        "MSP",
-        "IM",
-        "BLP",
-        "FTEX",
-        "PCD",
-    ),
-    *("PIXAR", "FITS", "GBR", "IPTC", "TGA"),
+    *("PCX", "DCX", "DDS", "PSD", "QOI", "SGI", "SUN", "XBM", "XPM", "FLI", "MSP", "IM", "BLP"),
+    *("FTEX", "PCD", "PIXAR", "FITS", "GBR", "IPTC", "TGA"),
 )
 """Pillow's names, in the order in which they are tried: TGA, which has no signature, is last."""
 MOVING_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF", "FLI", "TIFF"})
