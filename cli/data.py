@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from fedstill.cli.shared.console import FAILED, console, one_line_errors
 from fedstill.common.cores import usable_cores
 
 if TYPE_CHECKING:
+    from fedstill.datasets.audiovisual.clip import ClipSource
     from fedstill.datasets.audiovisual.prepare import PrepareReport
 
 app = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
@@ -76,19 +78,35 @@ def check(
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
 ) -> None:
-    """Decode every clip of an experiment's dataset and list its problems."""
+    """Count the clips of every class, decode all of them and list the dataset's problems."""
     from fedstill.datasets.audiovisual.prepare import check_dataset
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.sources import open_source
 
     with one_line_errors():
         source = open_source(load_experiment(experiment, set_ or []))
+        for line in _class_lines(source):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         problems = check_dataset(source)
     for problem in problems:
         console.print(problem, highlight=False, markup=False)
     console.print(f"{source.name}: {len(source.index)} clips, {len(problems)} problems", highlight=False)
     if problems:
         raise typer.Exit(FAILED)
+
+
+def _class_lines(source: ClipSource) -> list[str]:
+    """One line per class with its clips in each split, then the unlabelled ones, then look-alikes."""
+    from fedstill.datasets.files.class_names import look_alikes, look_alikes_line
+
+    counts = Counter((info.label, info.split) for info in source.index)
+    labels: list[tuple[int | None, str]] = [*enumerate(source.class_names), (None, "without a label")]
+    lines = [
+        f"{name}: {counts[label, 'public']} public, {counts[label, 'private']} private clips"
+        for label, name in labels
+        if label is not None or counts[None, "private"]
+    ]
+    return lines + [look_alikes_line(group) for group in look_alikes(source.class_names)]
 
 
 def _show(outcome: PrepareReport, folder: Path) -> None:

@@ -19,8 +19,11 @@ from fedstill.common.paths import VIT_WEIGHTS
 if TYPE_CHECKING:
     from fedstill.cloud_server.serving.engine.profiler import ScheduleProfile
     from fedstill.cloud_server.serving.scheduling.profile import Profile
+    from fedstill.datasets.images.image_tasks import ImageTask
 
 app = typer.Typer(help="Tasks of the serving tier: add, list, remove, profile.", no_args_is_help=True)
+LEFT_OUT_SHOWN = 20
+SAME_SHOWN = 5
 
 
 @app.command()
@@ -72,6 +75,9 @@ def add(
             accuracy=learnt.accuracy,
         )
         store.close()
+        shown = _images_lines(task)
+    for line in shown:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"{name} version {version.version}: {len(version.class_names)} classes, "
         f"{100 * version.accuracy:.1f} % of the validation images right",
@@ -190,6 +196,27 @@ def profile(
         replace_text(out, json.dumps(profile_to_plain(made), indent=1))
     console.print(_measured_table(made, measured))
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)
+
+
+def _images_lines(task: ImageTask) -> list[str]:
+    """What the task was made from: images per split and class, and what was left out."""
+    from fedstill.datasets.files.class_names import look_alikes, look_alikes_line
+    from fedstill.datasets.files.file_names import readable
+
+    lines = [
+        f"{split}: {len(files)} images, "
+        + ", ".join(f"{name} {count}" for name, count in task.per_class(files).items())
+        for split, files in (("train and validation", task.train_files), ("test", task.test_files))
+    ]
+    lines += [f"left out: {line}" for line in task.left_out[:LEFT_OUT_SHOWN]]
+    if len(task.left_out) > LEFT_OUT_SHOWN:
+        lines.append(f"left out: {len(task.left_out) - LEFT_OUT_SHOWN} more kinds of files")
+    lines += [
+        f"the same picture: {', '.join(map(readable, group))}" for group in task.same_pictures[:SAME_SHOWN]
+    ]
+    if len(task.same_pictures) > SAME_SHOWN:
+        lines.append(f"the same picture: {len(task.same_pictures) - SAME_SHOWN} more groups")
+    return lines + [look_alikes_line(group) for group in look_alikes(task.class_names)]
 
 
 def _measured_table(made: Profile, measured: Sequence[ScheduleProfile]) -> Table:

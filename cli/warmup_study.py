@@ -53,7 +53,7 @@ def warmup_study(
             from fedstill.common.option_values import whole_numbers
             from fedstill.common.paths import data_path
             from fedstill.datasets.images.image_tasks import find_images
-            from fedstill.datasets.loads.arrivals import read_trace
+            from fedstill.datasets.loads.trace_files import read_trace
             from fedstill.evaluation.serving.virtual import AZURE_FILE
             from fedstill.evaluation.warmup.study import run_warmup_study
 

@@ -13,3 +13,7 @@ class ConfigError(UserError):
 
 class RunError(RuntimeError):
     """A run that failed; one line."""
+
+
+class DataError(UserError):
+    """Something is wrong with the user's data; the message is one line and says what to do."""

@@ -8,16 +8,12 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.common.errors import UserError
+from fedstill.common.errors import DataError as DataError  # its place for all that reads clips
 
 Split = Literal["public", "private"]
 
 EMOTIONS = ("neutral", "happy", "sad", "fear", "disgust", "angry")
 """CREMA-D's six classes in the order of the thesis' line of work (NEU, HAP, SAD, FEA, DIS, ANG)."""
-
-
-class DataError(UserError):
-    """Something is wrong with the user's data; the message is one line and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
-from fedstill.datasets.audiovisual.manifest import read_table
+from fedstill.datasets.files.tables import read_table
 
 NAME = "cremad"
 CODES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")

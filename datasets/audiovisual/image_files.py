@@ -1,30 +1,56 @@
 """Pictures: from image files to plain arrays, with nothing but numpy and Pillow.
 
 The frames of a clip and the requests to the serving tier both come through here, so that neither the serving tier
-nor a device that starts its ClientApp loads the codecs of ``decode.py``.
+nor a device that starts its ClientApp loads the codecs of ``decode.py``. Which files are pictures says
+``picture_formats.py``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, PngImagePlugin
 
 from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.files.file_names import REPLACE as REPLACE
+from fedstill.datasets.files.picture_formats import (
+    FORMATS,
+    HEAD_BYTES,
+    MOVING_FORMATS,
+    in_natural_order,
+    is_heic,
+)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-REPLACE = "download or export it again"
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Editors put more than Pillow's 1 MiB of text or colour profile into a picture; its limit for all of them stays."""
+
+MOST_PIXELS = 120_000_000
+"""Of all the frames taken from an image file: a photo of 108 megapixels takes just under 1 GB to decode."""
+LARGE_BYTES = 2**26
+"""A photo that stands for all frames of a clip is copied for each of them only if all take less than this."""
 
 Frames = npt.NDArray[np.uint8]
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture upright, by EXIF's orientation."""
+
 
 def read_images(path: Path, count: int) -> Frames:
-    """Read ``count`` frames from one image, or from a folder of images in natural name order (2 before 10).
+    """Read ``count`` frames from one image file, or from a folder of images in natural name order (2 before 10).
 
     Fewer images than ``count`` are repeated in order, more are picked by ``spread``. A folder's other files
     are not frames.
@@ -36,22 +62,142 @@ def read_images(path: Path, count: int) -> Frames:
         DataError: missing path, a folder without images, an unreadable image, images of different sizes.
     """
     check_exists(path, None)
-    names = in_natural_order(str(file) for file in path.iterdir()) if path.is_dir() else [str(path)]
+    if not path.is_dir():
+        return read_frames(path, count)
+    names = in_natural_order(str(file) for file in path.iterdir())
     if not names:
-        raise DataError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): put the frames there")
+        raise DataError(
+            f"{path}: holds no image: put the frames there, as JPEG, PNG or any file that Pillow reads"
+        )
+    if len(names) == 1:
+        return read_frames(Path(names[0]), count)
     return stack_frames(path, [read_image(Path(names[i])) for i in spread(count, len(names))])
 
 
+def read_frames(path: Path, count: int, data: bytes | None = None) -> Frames:
+    """``count`` frames of one image file, uniformly spaced in time; a still image is repeated.
+
+    GIF, APNG, WebP, AVIF and FLI may move. The pages of a TIFF count as frames of equal length, if they have the size
+    of the first one (a preview has not). Several pictures in a JPEG or HEIC are variants of the first.
+
+    Returns:
+        uint8 RGB (count, height, width, 3); of a large still image a read-only view.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
+    with _opened(path, data) as image:
+        numbers, lengths = _on_display(image)
+        ends = np.cumsum(lengths) * 2 * count
+        middles = ends[-1] / (2 * count) * (2 * np.arange(count) + 1)
+        chosen = [numbers[i] for i in np.minimum(np.searchsorted(ends, middles, "right"), len(ends) - 1)]
+        decoded: dict[int, Frames] = {}
+        _check_size(image, len(set(chosen)))
+        for number in sorted(set(chosen)):
+            image.seek(number)
+            decoded[number] = _to_rgb(path, image)
+    if len(decoded) == 1 and count * decoded[chosen[0]].nbytes > LARGE_BYTES:
+        frame = decoded[chosen[0]]
+        return np.broadcast_to(frame, (count, *frame.shape))
+    return stack_frames(path, [decoded[number] for number in chosen])
+
+
 def read_image(path: Path, data: bytes | None = None) -> Frames:
-    """Decode one image, upright, as uint8 RGB (height, width, 3). Raises DataError if that fails."""
+    """Decode one image, upright, as uint8 RGB (height, width, 3).
+
+    16 bits are rounded to 8, transparency lies on white. Raises DataError if the file is missing or unreadable.
+    """
+    with _opened(path, data) as image:
+        return _to_rgb(path, image)
+
+
+@contextmanager
+def _opened(path: Path, data: bytes | None) -> Iterator[Image.Image]:
+    """Pillow on ``path``; whatever its decoders raise becomes a DataError."""
     check_exists(path, data)
     try:
-        with Image.open(path if data is None else BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: has more than 8 bits per channel: convert it to 8-bit first")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        with _content(path, data) as file, _open(path, file) as image:
+            _check_size(image, 1)
+            yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: has too many pixels ({first_line(error)}): make it smaller") from error
+    except Exception as error:  # damaged files make the decoders raise nearly everything
         raise DataError(f"{path}: cannot decode this image ({first_line(error)}): {REPLACE}") from error
+
+
+def _check_size(image: Image.Image, frames: int) -> None:
+    if frames * image.width * image.height > MOST_PIXELS:
+        many = f"{frames} frames of " if frames > 1 else ""
+        raise Image.DecompressionBombError(f"{many}{image.width} x {image.height}")
+
+
+def _content(path: Path, data: bytes | None) -> BinaryIO:
+    return path.open("rb") if data is None else BytesIO(data)
+
+
+def _open(path: Path, file: BinaryIO) -> Image.Image:
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    if not is_heic(head):
+        return Image.open(file, formats=FORMATS)
+    try:
+        from pillow_heif import open_heif
+    except ImportError as error:
+        raise DataError(
+            f"{path}: is a HEIC picture: install fedstill[heic] (the package pillow-heif), or export it as JPEG"
+        ) from error
+    return cast(Image.Image, open_heif(file).to_pillow())
+
+
+def _on_display(image: Image.Image) -> tuple[list[int], list[float]]:
+    """The numbers of the frames to show, and for how long each is shown, in any unit."""
+    first = int(getattr(image, "default_image", False))  # of an APNG: for viewers that cannot move it
+    last = getattr(image, "n_frames", 1) if image.format in MOVING_FORMATS else 1
+    if last - first < 2:
+        return [last - 1], [1.0]
+    numbers: list[int] = []
+    lengths: list[float] = []
+    image.seek(first)
+    size = image.size
+    for number in range(first, last):
+        image.seek(number)
+        if image.format in ("WEBP", "AVIF"):
+            image.load()  # only then are their times known
+        if image.size != size:  # a TIFF's preview
+            continue
+        length = float(image.info.get("duration", 0))
+        numbers.append(number)
+        lengths.append(100.0 if image.format == "GIF" and length < 20 else length)  # as all players do
+    return numbers, lengths if sum(lengths) > 0 else [1.0] * len(numbers)
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Frames:
+    turn = _UPRIGHT.get(_orientation(image))
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_eight_bits(path, np.asarray(image)))
+    elif image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    image = image.convert("RGB")
+    return np.asarray(image if turn is None else image.transpose(turn))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels, and viewers ignore it too
+        return 1
+
+
+def _to_eight_bits(path: Path, values: npt.NDArray[Any]) -> Frames:
+    """Grey values of more than 8 bits: whole numbers up to 65535, or fractions from 0 to 1."""
+    low, high = values.min(), values.max()
+    most = 65535 if np.issubdtype(values.dtype, np.integer) else 1
+    if not 0 <= low <= high <= most:
+        raise DataError(f"{path}: has values from {low:g} to {high:g}: scale them to 0 to {most}")
+    return np.rint(values.astype(np.float64) * (255 / most)).astype(np.uint8)
 
 
 def stack_frames(path: Path, frames: Sequence[Frames]) -> Frames:
@@ -67,12 +213,6 @@ def spread(count: int, available: int) -> list[int]:
     Source: the test rule of MMPareto (arXiv 2405.17730), ``code/dataset/av_dataset.py``.
     """
     return [(2 * part + 1) * available // (2 * count) for part in range(count)]
-
-
-def in_natural_order(names: Iterable[str]) -> list[str]:
-    """The names of images among ``names``, numbers compared as numbers: frame_2.jpg before frame_10.jpg."""
-    images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(images, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
 
 
 def resize_frames(frames: Frames, size: int) -> Frames:

@@ -24,7 +24,7 @@ def open_dataset(
     float32 sound (samples,) in [-1, 1] with its rate in Hz, and uint8 RGB frames (n, height, width, 3).
 
     Args:
-        path: a manifest (``.csv``), or a prepared folder.
+        path: a manifest (``.csv`` or ``.tsv``), or a prepared folder.
         root: of a manifest: what its paths are relative to; its own folder by default.
         class_names: the classes in the order that you want; of a manifest by default all its labels, sorted. A
             prepared folder with others is refused.
@@ -34,7 +34,7 @@ def open_dataset(
         DataError: no such dataset, or a bad row, naming the line and what to do.
     """
     where = Path(path)
-    if where.suffix.lower() == ".csv":
+    if where.suffix.lower() in (".csv", ".tsv"):
         return ManifestSource(where, None if root is None else Path(root), class_names, frame_count)
     if where.is_dir():
         return PreparedSource(where, class_names)

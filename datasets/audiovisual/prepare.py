@@ -31,7 +31,7 @@ from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
-from fedstill.datasets.audiovisual.manifest import read_table
+from fedstill.datasets.files.tables import read_table
 
 SAMPLE_RATE = 16_000
 FRAME_COUNT = 10

@@ -7,13 +7,12 @@ class and from a seed. So nothing is ever chosen on the test set.
 
 from __future__ import annotations
 
-import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,9 @@ import numpy.typing as npt
 from fedstill.common.errors import ConfigError
 from fedstill.common.paths import data_path
 from fedstill.datasets.audiovisual.clip import EMOTIONS, DataError
-from fedstill.datasets.audiovisual.image_files import IMAGE_SUFFIXES, REPLACE, Frames, read_image
+from fedstill.datasets.audiovisual.image_files import Frames, read_image
+from fedstill.datasets.files.file_names import readable
+from fedstill.datasets.images.listing import Listing, list_files, pictures_among, reader, same_content
 
 Split = Literal["train", "val", "test"]
 Labels = npt.NDArray[np.int64]
@@ -69,6 +70,7 @@ class ImageTask:
         place: folder or zip.
         class_names: in label order.
         train_files, test_files: (path inside ``place``, label), sorted.
+        left_out: what else is there, one line per folder and kind of file, with its number and the reason.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ImageTask:
     class_names: tuple[str, ...]
     train_files: tuple[tuple[str, int], ...]
     test_files: tuple[tuple[str, int], ...]
+    left_out: tuple[str, ...] = ()
 
     def load(self, split: Split, limit: int | None = None, seed: int = 0) -> ImageSet:
         """Decode a split.
@@ -106,17 +109,26 @@ class ImageTask:
         for label in range(len(self.class_names)):
             mine = rng.permutation(np.flatnonzero(labels == label))
             held_out[mine[: round(VALIDATION_SHARE * len(mine))]] = True
+        places = {name: place for place, (name, _) in enumerate(self.train_files)}
+        for group in self.same_pictures:  # the same picture in training and validation would flatter the task
+            together = [places[name] for name in group if name in places]
+            held_out[together] = held_out[together[:1]]
         wanted = held_out if split == "val" else ~held_out
         return [file for file, take in zip(self.train_files, wanted, strict=True) if take]
 
     def _read(self, names: Sequence[str]) -> list[Frames]:
-        if self.place.is_dir():
-            return [read_image(self.place / name) for name in names]
-        try:
-            with ZipFile(self.place) as archive:
-                return [read_image(self.place / name, archive.read(name)) for name in names]
-        except (OSError, BadZipFile, RuntimeError, zlib.error) as error:  # Runtime: encrypted
-            raise DataError(f"{self.place}: cannot be read ({error}): {REPLACE}") from error
+        with reader(self.place) as read:
+            return [read_image(self.place / readable(name), read(name, None)) for name in names]
+
+    @cached_property
+    def same_pictures(self) -> list[tuple[str, ...]]:
+        """Groups of files with the same content, among training and test images together."""
+        return same_content(self.place, [name for name, _ in (*self.train_files, *self.test_files)])
+
+    def per_class(self, files: Sequence[tuple[str, int]]) -> dict[str, int]:
+        """How many of ``train_files`` or ``test_files`` each class has."""
+        counts = Counter(label for _, label in files)
+        return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -141,21 +153,34 @@ def open_image_task(
 ) -> ImageTask:
     """List the images of a folder or zip in the layout SPLIT/CLASS/IMAGE.
 
+    Images may lie in folders below that of their class, and all may lie in one folder around them.
+
     Args:
         train, test: names of the split folders.
         class_names: in label order; by default the class folders of ``train``, sorted.
 
     Raises:
-        DataError: no such place, a missing split, fewer than two classes, a class without training images,
+        DataError: no such place, a missing split, fewer than two classes, a class without training or test images,
             a folder that is not a class.
     """
+    listing = list_files(place)
+    around = _folder_around(listing, (train, test))
+    pictures = pictures_among(place, listing.files)
     found: dict[str, dict[str, list[str]]] = {train: {}, test: {}}
-    for file in _list(place):
-        parts = file.split("/")
-        if len(parts) == 3 and parts[0] in found and Path(file).suffix.lower() in IMAGE_SUFFIXES:
+    left_out: Counter[tuple[str, str, str]] = Counter()
+    for folder in listing.folders:
+        parts = _parts(folder, around)
+        if len(parts) == 2 and parts[0] in found and not parts[1].startswith("."):
+            found[parts[0]].setdefault(parts[1], [])
+    for file in listing.files:
+        parts = _parts(file, around)
+        reason = _reason(parts, file in pictures, found)
+        if reason:
+            left_out["/".join(parts[:-1]), Path(parts[-1]).suffix, reason] += 1
+        else:
             found[parts[0]].setdefault(parts[1], []).append(file)
     for split, classes in found.items():
-        if not classes:
+        if not any(classes.values()):
             raise DataError(f"{place}: has no images in {split}/CLASS/: lay them out as SPLIT/CLASS/IMAGE")
     names = tuple(class_names or sorted(found[train]))
     if len(names) < 2:
@@ -164,31 +189,45 @@ def open_image_task(
         strange = sorted(set(classes) - set(names))
         if strange:
             raise DataError(f"{place}: {split}/{strange[0]} is not a class of this task: remove or rename it")
-    empty = [label for label in names if label not in found[train]]
-    if empty:
-        raise DataError(f"{place}: {train}/{empty[0]} has no images: add some")
+    for split, classes in found.items():
+        empty = [name for name in names if not classes.get(name)]
+        if empty:
+            raise DataError(f"{place}: {split}/{empty[0]} has no images: add some, or remove this class")
     listed = {
-        split: tuple(
-            (file, label)
-            for label, class_name in enumerate(names)
-            for file in sorted(classes.get(class_name, ()))
-        )
+        split: tuple((file, label) for label, name in enumerate(names) for file in sorted(classes[name]))
         for split, classes in found.items()
     }
-    return ImageTask(name, place, names, listed[train], listed[test])
+    said = [_said(*key, number) for key, number in sorted(left_out.items())]
+    if listing.repeated:
+        said.append(f"{listing.repeated} entries of the zip: there twice, the last one counts")
+    return ImageTask(name, place, names, listed[train], listed[test], tuple(said))
 
 
-def _list(place: Path) -> list[str]:
-    """All files, as paths with slashes below ``place``."""
-    if place.is_dir():
-        return [file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()]
-    try:
-        with ZipFile(place) as archive:
-            return [name for name in archive.namelist() if not name.endswith("/")]
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such folder or zip: check the path") from error
-    except (OSError, BadZipFile) as error:
-        raise DataError(f"{place}: is not a readable zip ({error}): {REPLACE}") from error
+def _folder_around(listing: Listing, splits: Sequence[str]) -> str:
+    """The one folder that everything is in, as when a whole folder was zipped; empty if there is none."""
+    tops = {parts[0] for name in (*listing.files, *listing.folders) if (parts := _parts(name, ""))}
+    return tops.pop() if len(tops) == 1 and not tops & set(splits) else ""
+
+
+def _parts(file: str, around: str) -> list[str]:
+    parts = [part for part in readable(file).split("/") if part not in ("", ".")]
+    return parts[1:] if around and len(parts) > 1 else parts
+
+
+def _reason(parts: Sequence[str], picture: bool, splits: Mapping[str, object]) -> str:
+    """Why a file is none of the task's images; empty if it is one."""
+    if parts[0] not in splits:
+        return f"not below {' or '.join(splits)}"
+    if len(parts) < 3:
+        return "in no class's folder"
+    if any(part.startswith(".") for part in parts):
+        return "hidden"
+    return "" if picture else "no picture"
+
+
+def _said(folder: str, ending: str, reason: str, number: int) -> str:
+    kind = f"*{ending}" if ending else "files without an ending"
+    return f"{number} x {folder + '/' if folder else ''}{kind}: {reason}"
 
 
 def _even(labels: Sequence[int], limit: int, seed: int) -> list[int]:

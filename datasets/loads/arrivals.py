@@ -1,13 +1,9 @@
-"""Arrival times of queries: open-loop arrival processes and recorded traces, all as sorted seconds from zero.
+"""Arrival times of queries: open-loop arrival processes and replays of traces, all as sorted seconds from zero.
 
 Every generator takes its numpy generator from the caller, so that one seed gives one load to all policies.
 """
 
 from __future__ import annotations
-
-import csv
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +18,10 @@ THESIS_BURSTY_PEAK = 4000.0
 """Queries per second that the thesis' MAF load reaches at its peaks (section 3.6, Fig. 3.9c)."""
 
 
+MOST_ARRIVALS = 20_000_000
+"""Of one load: about 1 GB with all that belongs to a query."""
+
+
 def poisson(rate: float, seconds: float, generator: np.random.Generator) -> Times:
     """Arrivals at a constant mean rate, per second, without memory."""
     _positive(rate=rate, seconds=seconds)
@@ -31,6 +31,7 @@ def poisson(rate: float, seconds: float, generator: np.random.Generator) -> Time
 def gamma(rate: float, variation: float, seconds: float, generator: np.random.Generator) -> Times:
     """Gaps from a Gamma distribution with mean 1 / rate. variation: their coefficient of variation (1: Poisson)."""
     _positive(rate=rate, variation=variation, seconds=seconds)
+    _bounded(rate * seconds)
     shape = 1 / variation**2
     times = np.empty(0)
     end = 0.0
@@ -50,6 +51,7 @@ def markov_modulated(
 ) -> Times:
     """A Markov-modulated Poisson process: two rates that take turns, each for an exponential time of that mean."""
     _positive(rate=max(rates), dwell=min(dwell_seconds), seconds=seconds)
+    _bounded(max(rates) * seconds)
     pieces, start, state = [], 0.0, int(generator.random() < dwell_seconds[1] / sum(dwell_seconds))
     while start < seconds:
         length = min(generator.exponential(dwell_seconds[state]), seconds - start)
@@ -80,6 +82,7 @@ def thesis_synthetic(seconds: float, generator: np.random.Generator, load: float
 
 def modulated(rates: Times, seconds: float, generator: np.random.Generator) -> Times:
     """Poisson arrivals with a mean rate of its own in each second: float (seconds rounded up,), queries per second."""
+    _bounded(float(rates.sum()))
     counts = generator.poisson(rates)
     times = np.sort(np.repeat(np.arange(len(rates)), counts) + generator.random(int(counts.sum())))
     return times[times < seconds]
@@ -94,10 +97,13 @@ def replay(
     stay bursts. The trace starts at a random second and wraps around.
     """
     _positive(factor=factor, load=load, seconds=seconds)
-    per_second = np.bincount(recorded.astype(np.int64))
-    start = int(generator.integers(len(per_second)))
-    which = (start + np.arange(int(np.ceil(seconds)))) % len(per_second)
-    return modulated(per_second[which].astype(np.float64) * (factor * load), seconds, generator)
+    busy, counts = _per_second(recorded)
+    length = int(busy[-1]) + 1
+    start = int(generator.integers(length))
+    which = (start + np.arange(int(np.ceil(seconds)))) % length
+    place = np.minimum(np.searchsorted(busy, which), len(busy) - 1)
+    rates = np.where(busy[place] == which, counts[place], 0).astype(np.float64)
+    return modulated(rates * (factor * load), seconds, generator)
 
 
 def thesis_bursty_factor(recorded: Times) -> float:
@@ -106,49 +112,20 @@ def thesis_bursty_factor(recorded: Times) -> float:
     For Azure's coding trace of 2023 the other two facts of Fig. 3.9c then hold too: more than 60 % of the seconds stay
     below 300 queries, and some exceed 600.
     """
-    return THESIS_BURSTY_PEAK / float(np.bincount(recorded.astype(np.int64)).max())
+    return THESIS_BURSTY_PEAK / float(_per_second(recorded)[1].max())
 
 
-def read_trace(path: Path) -> Times:
-    """Arrivals of a CSV, sorted and counted from the first one.
-
-    Known columns: `arrival_s` (seconds), or those of Microsoft's MAF 2021, `end_timestamp` and `duration`
-    (seconds), from which an arrival is end - duration. Raises DataError naming the row that cannot be read.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            columns = set(rows.fieldnames or ())
-            if "arrival_s" in columns:
-                times = [_number(row["arrival_s"], path, place) for place, row in _numbered(rows)]
-            elif {"end_timestamp", "duration"} <= columns:
-                times = [
-                    _number(row["end_timestamp"], path, place) - _number(row["duration"], path, place)
-                    for place, row in _numbered(rows)
-                ]
-            else:
-                raise DataError(f"{path}: needs a column arrival_s, or end_timestamp and duration")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable trace ({error})") from None
-    if not times:
-        raise DataError(f"{path}: holds no arrivals")
-    arrivals: Times = np.sort(np.array(times, dtype=np.float64))
-    arrivals -= arrivals[0]
-    return arrivals
+def _per_second(recorded: Times) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The seconds that have arrivals, and how many: a trace with long gaps costs no memory for them."""
+    seconds, counts = np.unique(recorded.astype(np.int64), return_counts=True)
+    return seconds, counts
 
 
-def _numbered(rows: Iterable[dict[str, str]]) -> Iterable[tuple[int, dict[str, str]]]:
-    return enumerate(rows, start=2)  # line 1 is the header
-
-
-def _number(text: str | None, path: Path, line: int) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise DataError(f"{path}, line {line}: {text!r} is not a time in seconds")
-    return value
+def _bounded(expected: float) -> None:
+    if expected > MOST_ARRIVALS:
+        raise DataError(
+            f"the load would hold {expected:.3g} queries, the most are {MOST_ARRIVALS:.0e}: lower rate, load or seconds"
+        )
 
 
 def _positive(**values: float) -> None:

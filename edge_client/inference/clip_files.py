@@ -14,7 +14,8 @@ import numpy as np
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
 from fedstill.datasets.audiovisual.decode import SOUND_SUFFIXES, read_audio, read_video_frames
-from fedstill.datasets.audiovisual.image_files import IMAGE_SUFFIXES, read_images
+from fedstill.datasets.audiovisual.image_files import read_images
+from fedstill.datasets.files.picture_formats import IMAGE_SUFFIXES, in_natural_order
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v"})
 
@@ -41,7 +42,7 @@ def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def _images_in(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    return bool(in_natural_order(map(str, folder.iterdir())))
 
 
 def files_of_clip(path: Path) -> tuple[Path, ...]:

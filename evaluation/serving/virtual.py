@@ -27,8 +27,9 @@ from fedstill.cloud_server.serving.scheduling.virtual_time import (
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.loads import arrivals
-from fedstill.datasets.loads.arrivals import THESIS_RATES, Times, read_trace, replay
+from fedstill.datasets.loads.arrivals import THESIS_RATES, Times, replay
 from fedstill.datasets.loads.query_mix import Load, draw_load
+from fedstill.datasets.loads.trace_files import read_trace
 from fedstill.evaluation.serving.results import (
     ReferenceRow,
     RunRow,

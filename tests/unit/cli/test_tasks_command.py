@@ -36,9 +36,12 @@ def run(place: Path, *arguments: str):
 
 def test_add_list_profile_remove_and_back(place: Path) -> None:
     images = str(place / "pets")
+    (place / "pets" / "train" / "cat" / "notes.txt").write_text("no picture")
     added = run(place, "add", "pets", "--images", images, "--prompts", "1,2", "--epochs", "1")
     assert added.exit_code == 0, added.output
     assert "pets version 1: 2 classes" in added.output
+    assert "train and validation: 20 images, cat 10, dog 10\ntest: 8 images, cat 4, dog 4\n" in added.output
+    assert "left out: 1 x train/cat/*.txt: no picture\n" in added.output
     assert run(place, "add", "pets", "--images", images, "--utility", "0.3").exit_code == 0
     listed = run(place, "list", "--all").output
     rows = [line.split() for line in listed.splitlines() if "pets" in line]

@@ -10,6 +10,7 @@ import pytest
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.loads import arrivals
 from fedstill.datasets.loads.query_mix import TABLE_3_5, draw_load
+from fedstill.datasets.loads.trace_files import read_trace
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -81,7 +82,7 @@ def test_a_replay_keeps_the_shape_of_the_trace() -> None:
 @pytest.mark.data
 def test_the_azure_trace_scaled_shows_the_three_facts_of_figure_3_9(data_dir: Path) -> None:
     """Over 60 % of the seconds below 300, some above 600, peaks of about 4000."""
-    recorded = arrivals.read_trace(data_dir / "traces" / "azure_llm_2023_code.csv")
+    recorded = read_trace(data_dir / "traces" / "azure_llm_2023_code.csv")
     assert len(recorded) == 8819
     times = arrivals.replay(recorded, 3436, generator(), factor=arrivals.thesis_bursty_factor(recorded))
     per_second = np.bincount(times.astype(int))
@@ -93,7 +94,7 @@ def test_the_azure_trace_scaled_shows_the_three_facts_of_figure_3_9(data_dir: Pa
 def test_arrivals_of_maf_2021_are_end_minus_duration(tmp_path: Path) -> None:
     path = tmp_path / "maf.csv"
     path.write_text("app,func,end_timestamp,duration\na,f,110.5,10.0\nb,g,103.0,0.5\nc,h,104.0,4.0\n")
-    assert arrivals.read_trace(path) == pytest.approx([0.0, 0.5, 2.5])
+    assert read_trace(path) == pytest.approx([0.0, 0.5, 2.5])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_bad_trace_is_refused_by_line(tmp_path: Path, text: str, message: str)
     path = tmp_path / "trace.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        arrivals.read_trace(path)
+        read_trace(path)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])

@@ -210,9 +210,11 @@ def test_bad_images_are_refused(tmp_path: Path) -> None:
         read_images(tmp_path, 2)
     with pytest.raises(DataError, match=r"a\.png: cannot decode this image"):
         read_image(cut(tmp_path / "a.png", 0.6))
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match=r"deep\.png: has more than 8 bits"):
-        read_image(tmp_path / "deep.png")
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(
+        DataError, match=r"deep\.tif: has values from 70000 to 70000: scale them to 0 to 65535"
+    ):
+        read_image(tmp_path / "deep.tif")
     with pytest.raises(DataError, match=r"none\.png: no such file"):
         read_images(tmp_path / "none.png", 1)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.image_folders import made_folder
+from PIL import Image
 
 from fedstill.datasets.audiovisual.clip import EMOTIONS, DataError
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, open_image_task, open_known_task
@@ -77,6 +80,179 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
         open_image_task("x", few).load("val")
     with pytest.raises(DataError, match="limit: 0 images"):
         open_image_task("x", few).load("train", limit=0)
+
+
+def zipped(folder: Path, *more: tuple[str, bytes | None]) -> Path:
+    """A zip of the folder, then these entries; None repeats what is there under that name."""
+    place = folder.parent / f"{folder.name}.zip"
+    with zipfile.ZipFile(place, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name used twice
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder).as_posix())
+        for name, content in more:
+            archive.writestr(name, (folder / name).read_bytes() if content is None else content)
+    return place
+
+
+def counts(task: ImageTask) -> tuple[dict[str, int], dict[str, int]]:
+    return task.per_class(task.train_files), task.per_class(task.test_files)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_of_all_endings_in_folders_below_their_class_are_read(tmp_path: Path, packed: bool) -> None:
+    folder = made_folder(tmp_path / "pets")
+    picture = Image.new("RGB", (6, 6), (200, 0, 0))
+    puppies = folder / "train" / "dog" / "puppies" / "brown"
+    puppies.mkdir(parents=True)
+    extra = {}
+    for ending, form in (
+        *(
+            ("tif", "TIFF"),
+            ("tiff", "TIFF"),
+            ("ppm", "PPM"),
+            ("jfif", "JPEG"),
+            ("gif", "GIF"),
+            ("PNG", "PNG"),
+        ),
+        *(("avif", "AVIF"), ("scan", "PNG")),  # the last one only by its content
+    ):
+        picture.save(puppies / f"{ending}.{ending}", form)
+        extra[f"train/dog/puppies/brown/{ending}.{ending}"] = (puppies / f"{ending}.{ending}").read_bytes()
+    place = zipped(folder, *((name, data) for name, data in extra.items() if not name.endswith(".PNG")))
+    if packed:
+        with zipfile.ZipFile(place, "a") as archive:
+            archive.writestr("train/dog/puppies/brown/PNG.PNG", extra["train/dog/puppies/brown/PNG.PNG"])
+    task = open_image_task("pets", place if packed else folder)
+    assert counts(task) == ({"cat": 10, "dog": 18}, {"cat": 4, "dog": 4})
+    assert task.left_out == ()
+    assert len(task.load("train")) + len(task.load("val")) == 28
+
+
+def test_what_is_left_out_is_counted_and_system_files_are_not(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "pets")
+    place = zipped(
+        folder,
+        *(("train/.DS_Store", b"x"), ("train/cat/Thumbs.db", b"x"), ("train/cat/._0.png", b"\0\5\x16\7")),
+        *(("__MACOSX/train/cat/._0.png", b"x"), ("train/cat/.ipynb_checkpoints/0-checkpoint.png", b"x")),
+        *(
+            ("train/cat/notes.txt", b"a"),
+            ("train/cat/more.txt", b"b"),
+            ("train/readme", b"c"),
+            ("val/cat/0.png", b""),
+        ),
+        *(("train/cat/.hidden.png", b"d"), ("LICENSE", b"e")),
+    )
+    task = open_image_task("pets", place)
+    assert counts(task) == ({"cat": 10, "dog": 10}, {"cat": 4, "dog": 4})
+    assert set(task.left_out) == {
+        "1 x files without an ending: not below train or test",
+        "1 x train/files without an ending: in no class's folder",
+        "2 x train/cat/*.txt: no picture",
+        "1 x train/cat/*.png: hidden",
+        "1 x val/cat/*.png: not below train or test",
+    }
+
+
+def test_an_entry_that_is_twice_in_a_zip_counts_once(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "pets")
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.png")]
+    task = open_image_task("pets", zipped(folder, *((name, None) for name in names)))
+    assert counts(task) == ({"cat": 10, "dog": 10}, {"cat": 4, "dog": 4})
+    assert task.left_out == ("28 entries of the zip: there twice, the last one counts",)
+    assert not shades(task.load("train")) & shades(task.load("val"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_same_picture_under_two_names_is_never_in_training_and_validation(
+    tmp_path: Path, packed: bool
+) -> None:
+    folder = made_folder(tmp_path / "pets")
+    for file in (folder / "train").rglob("*.png"):
+        file.with_name(f"copy of {file.name}").write_bytes(file.read_bytes())
+    task = open_image_task("pets", zipped(folder) if packed else folder)
+    assert len(task.same_pictures) == 20
+    for seed in range(3):
+        train, val = task.load("train", seed=seed), task.load("val", seed=seed)
+        assert len(train) + len(val) == 40
+        assert len(val) > 0
+        assert not shades(train) & shades(val)
+
+
+def test_a_class_without_pictures_is_an_error(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "pets")
+    with pytest.raises(DataError, match="train/bird has no images: add some, or remove this class"):
+        open_image_task("pets", zipped(folder, ("train/bird/", b"")))
+    (folder / "train" / "bird").mkdir()
+    with pytest.raises(DataError, match="train/bird has no images"):
+        open_image_task("pets", folder)
+    (folder / "train" / "bird" / "0.txt").write_text("no picture")
+    with pytest.raises(DataError, match="train/bird has no images"):
+        open_image_task("pets", folder)
+    Image.new("L", (6, 6), 250).save(folder / "train" / "bird" / "0.png")
+    with pytest.raises(DataError, match="test/bird has no images"):
+        open_image_task("pets", folder)
+
+
+def test_names_in_odd_encodings_are_the_same_classes(tmp_path: Path) -> None:
+    """NFD on disk, UTF-8 that a zip does not announce, backslashes, and a folder around everything."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    folder = made_folder(tmp_path / "pets", classes=("cat", apart))
+    (folder / "test" / apart).rename(folder / "test" / composed)
+    assert open_image_task("pets", folder).class_names == (composed, "cat")
+
+    place = tmp_path / "odd.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            name = f"pets\\{file.relative_to(folder)}".replace("/", "\\")
+            archive.writestr(name.encode().decode("cp437"), file.read_bytes())
+    task = open_image_task("pets", place)
+    assert counts(task) == ({composed: 10, "cat": 10}, {composed: 4, "cat": 4})
+    assert len(task.load("test")) == 8
+
+
+def test_names_that_are_no_utf_8_and_links_are_followed(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "pets")
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / os.fsdecode(b"caf\xe9"))
+    (folder / "train" / "dog").rename(tmp_path / "elsewhere")
+    (folder / "train" / "dog").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "up").symlink_to(folder, target_is_directory=True)
+    task = open_image_task("pets", folder)
+    assert counts(task) == ({"caf\u00e9": 10, "dog": 10}, {"caf\u00e9": 4, "dog": 4})
+    (folder / "test" / os.fsdecode(b"caf\xe9") / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"test/caf\u00e9/0\.png: cannot decode"):
+        task.load("test")
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scandir = made_folder(tmp_path / "pets"), os.scandir
+
+    def refuse(path: str):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"a folder cannot be listed .*dog.*: check who may read it"):
+        open_image_task("pets", folder)
+
+
+def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
+    place = zipped(made_folder(tmp_path / "pets"))
+    content = bytearray(place.read_bytes())
+    with zipfile.ZipFile(place) as archive:
+        info = archive.getinfo("test/dog/1.png")
+    content[info.header_offset + 60] ^= 255
+    place.write_bytes(content)
+    with pytest.raises(DataError, match=r"test/dog/1\.png: cannot be read"):
+        open_image_task("pets", place).load("test")
+
+
+def test_an_entry_that_unpacks_to_gigabytes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = zipped(made_folder(tmp_path / "pets"), ("test/dog/9.png", b"\0" * 5000))
+    monkeypatch.setattr("fedstill.datasets.images.listing.MOST_BYTES", 4000)
+    with pytest.raises(DataError, match=r"test/dog/9\.png: cannot be read \(5000 bytes are more than 4000\)"):
+        open_image_task("pets", place).load("test")
 
 
 def test_network_input_is_the_central_square_between_minus_one_and_one() -> None:

@@ -10,14 +10,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from helpers.media import cut, write_sound, write_video
 from PIL import Image
+from typer.testing import CliRunner
 
+from fedstill.cli.main import app
 from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
+from fedstill.datasets.audiovisual.open_dataset import open_dataset
 
 GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
 
@@ -256,6 +260,163 @@ def test_a_broken_zip_is_named(zipped: Path) -> None:
     problems = manifest_problems(write_table(zipped, GOOD))
     assert len(problems) == 2
     assert "sound.zip: is not a readable zip" in problems[0]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_tables_of_other_separators_are_read(media: Path, separator: str) -> None:
+    rows = [row.replace(",", separator) for row in (*GOOD, ",,,,,")]
+    source = ManifestSource(write_table(media, rows, separator.join(COLUMNS)))
+    assert [info.clip_id for info in source.index] == ["a", "b"]
+    assert source.load(0).frames.max() == 10
+    table = media / "manifest.csv"
+    table.write_text(f"sep={separator}\n" + table.read_text())
+    table.rename(media / "manifest.tsv")
+    assert len(open_dataset(media / "manifest.tsv").index) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_tables_with_a_mark_are_read(media: Path, encoding: str) -> None:
+    table = write_table(media, GOOD)
+    table.write_text(table.read_text().replace("\n", "\r\n"), encoding=encoding)
+    assert ManifestSource(table).class_names == ("sad",)
+
+
+@pytest.mark.parametrize(("name", "said"), [("label", "'label'"), ("Label", "'label'"), ("notes", "'notes'")])
+def test_a_column_that_is_there_twice_is_an_error(media: Path, name: str, said: str) -> None:
+    header = ",".join([*COLUMNS, *(["notes"] if name == "notes" else []), name])
+    with pytest.raises(DataError, match=f"has 2 columns {said}: keep one"):
+        ManifestSource(write_table(media, [f"{row},x" for row in GOOD], header))
+    assert (
+        len(ManifestSource(write_table(media, [f"{row},," for row in GOOD], f"{','.join(COLUMNS)},,")).index)
+        == 2
+    )
+
+
+def test_paths_of_windows_are_read_and_its_drives_are_named(media: Path) -> None:
+    source = ManifestSource(write_table(media, [row.replace("/", "\\") for row in GOOD]))
+    assert source.load(1).frames.max() == 20
+    assert source.index[0].recording == "sound/a.wav"
+    for path in ("C:\\clips\\a.wav", "c:/clips/a.wav", "\\\\server\\clips\\a.wav"):
+        with pytest.raises(
+            DataError, match=r"line 2: path .* is of a Windows computer: write it relative to"
+        ):
+            ManifestSource(write_table(media, [f"c,public,x,sad,{path},face/a.png"]))
+    with pytest.raises(DataError, match="leads out of"):
+        ManifestSource(write_table(media, ["c,public,x,sad,sound\\..\\..\\a.wav,face/a.png"]))
+    (media / "face" / "c\\d.png").write_bytes((media / "face" / "b.png").read_bytes())
+    odd = ManifestSource(write_table(media, ["c,public,x,sad,sound/a.wav,face/c\\d.png"]))
+    assert odd.load(0).frames.max() == 20
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("stored", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accented_names_are_found_in_either_form(
+    media: Path, stored: str, written: str, packed: bool
+) -> None:
+    name = "caf\u00e9"
+    (media / "face" / "a.png").rename(media / "face" / f"{normalize(stored, name)}.png")
+    if packed:
+        shutil.make_archive(str(media / "face"), "zip", media / "face")
+        shutil.rmtree(media / "face")
+    frames = f"face/{normalize(written, name)}.png"
+    rows = [f"{form},public,x,{normalize(form, name)},sound/a.wav,{frames}" for form in ("NFC", "NFD")]
+    source = ManifestSource(write_table(media, rows))
+    assert source.class_names == (name,)
+    assert source.load(1).frames.max() == 10
+    assert ManifestSource(write_table(media, rows), class_names=[normalize("NFD", name)]).index[0].label == 0
+
+
+def test_absolute_paths_below_the_root_are_fine(media: Path) -> None:
+    rows = [f"a,public,ann,sad,{media}/sound/a.wav,{media}/face"]
+    source = ManifestSource(write_table(media, rows), frame_count=2)
+    assert source.load(0).frames[:, 0, 0, 0].tolist() == [10, 20]
+    assert source.index[0].recording == "sound/a.wav"
+    (media / "tables").mkdir()
+    with pytest.raises(
+        DataError, match=r"leads out of .*: use a path below it, without '..', or set dataset.root"
+    ):
+        ManifestSource(write_table(media / "tables", rows))
+    assert len(ManifestSource(write_table(media / "tables", rows), root=Path(media.anchor)).index) == 1
+    with pytest.raises(DataError, match="leads out of"):
+        ManifestSource(write_table(media, [f"a,public,ann,sad,{media}/../a.wav,face"]))
+
+
+def test_a_dot_is_the_root_itself(media: Path) -> None:
+    row = "c,public,x,sad,{},{}"
+    with pytest.raises(DataError, match=r"line 2: frames \. is neither a file nor a folder with images"):
+        ManifestSource(write_table(media, [row.format("sound/a.wav", ".")]))
+    with pytest.raises(DataError, match=r"line 2: audio \. is not a file below"):
+        ManifestSource(write_table(media, [row.format(".", "face")]))
+    Image.new("L", (8, 6), 30).save(media / "c.png")
+    table = write_table(media, [row.format("./sound/a.wav", ".")])
+    assert ManifestSource(table, frame_count=1).load(0).frames.max() == 30
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a" * 253, "a/" * 3000, "a\0b"])
+def test_paths_that_cannot_be_are_one_line(media: Path, path: str) -> None:
+    problems = manifest_problems(
+        write_table(media, [f"c,public,x,sad,{path},face", f"d,public,x,sad,sound/a.wav,{path}"])
+    )
+    assert problems
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_a_file_without_line_ends_is_not_read_into_memory(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_bytes(b"x" * (2**20 + 1))
+    with pytest.raises(DataError, match="line 1: is longer than 1048576 characters"):
+        ManifestSource(tmp_path / "manifest.csv")
+
+
+def test_content_decides_what_frames_are(media: Path) -> None:
+    first, *rest = (Image.new("RGB", (8, 6), (shade,) * 3) for shade in (0, 60, 120, 180))
+    for name in ("moving.webp", "moving.gif", "moving.png"):
+        first.save(media / name, save_all=True, append_images=rest, duration=100, lossless=True)
+    (media / "moving.webp").rename(media / "moving.dat")
+    write_video(media / "clip.mp4")
+    (media / "clip.mp4").rename(media / "clip.png")
+    names = ("moving.dat", "moving.gif", "moving.png", "clip.png")
+    rows = [f"{name},public,x,sad,sound/a.wav,{name}" for name in names]
+    source = ManifestSource(write_table(media, rows), frame_count=4)
+    for position in range(3):
+        assert source.load(position).frames[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
+    assert source.load(3).frames.shape == (4, 48, 64, 3)
+
+
+def test_apple_and_windows_files_beside_frames_are_none(media: Path) -> None:
+    (media / "face" / "._a.png").write_bytes(b"\0\5\x16\7")
+    (media / "face" / "Thumbs.db").write_bytes(b"x")
+    rows = ["a,public,ann,sad,sound/a.wav,face"]
+    assert ManifestSource(write_table(media, rows), frame_count=2).load(0).frames.max() == 20
+    shutil.make_archive(str(media / "face"), "zip", media, "face")
+    shutil.rmtree(media / "face")
+    assert ManifestSource(write_table(media, rows), frame_count=2).load(0).frames.max() == 20
+
+
+def test_data_check_counts_classes_and_points_at_look_alikes(media: Path) -> None:
+    labels = (
+        "Happy",
+        "happy",
+        "well done",
+        "well_done",
+        "sad",
+        "s\u0430d",
+        "",
+    )  # the second sad has a Cyrillic letter
+    rows = [
+        f"{n},{'private' if n % 2 or not label else 'public'},x,{label},sound/a.wav,face/a.png"
+        for n, label in enumerate(labels)
+    ]
+    table = write_table(media, rows)
+    options = ["--set", "dataset.kind=manifest", "--set", f"dataset.manifest={table}"]
+    lines = CliRunner().invoke(app, ["data", "check", "quickstart", *options]).output.splitlines()
+    assert lines[:2] == ["Happy: 1 public, 0 private clips", "happy: 0 public, 1 private clips"]
+    assert "without a label: 0 public, 1 private clips" in lines
+    assert [line for line in lines if "look alike" in line] == [
+        "classes 'Happy' and 'happy' look alike: are they one? They count as 2",
+        "classes 'sad' and 's\u0430d' look alike: are they one? They count as 2",
+        "classes 'well done' and 'well_done' look alike: are they one? They count as 2",
+    ]
+    assert any("class 'happy' has no public clip" in line for line in lines)
 
 
 @pytest.mark.data

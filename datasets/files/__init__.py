@@ -1,0 +1,1 @@
+"""Files as people have them: their names, tables, picture formats; nothing here decodes."""

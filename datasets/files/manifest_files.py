@@ -1,0 +1,135 @@
+"""Where the files of a manifest are: below its root, or in a zip there that stands for a top-level folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile
+
+from fedstill.common.errors import DataError
+from fedstill.datasets.files.file_names import REPLACE, readable
+from fedstill.datasets.files.picture_formats import in_natural_order
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """A file, or the ``member`` of a zip. Messages show ``path``."""
+
+    path: Path
+    archive: Path | None = None
+    member: str = ""
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises DataError."""
+        try:
+            if self.archive is None:
+                return self.path.read_bytes()
+            return _open_zip(self.archive, os.getpid()).read(self.member)
+        except (OSError, BadZipFile, RuntimeError, EOFError, zlib.error) as error:  # Runtime: encrypted
+            raise DataError(f"{self.path}: cannot be read ({error}): {REPLACE}") from error
+
+
+def find_file(root: Path, text: str) -> MediaFile | None:
+    """The file that a cell names: relative to ``root``, or absolute but below it.
+
+    Windows' backslashes are slashes, unless a file has one in its name. Accented letters may be composed or not.
+
+    Raises:
+        DataError: the path leads out of ``root``, or cannot be one.
+    """
+    for path in _spellings(root, text):
+        if _is(Path.is_file, root / path):
+            return MediaFile(root / path)
+        for archive, member in _zip_places(root, path):
+            stored = _zip_files(archive).get(readable(str(member)))
+            if stored is not None:
+                return MediaFile(root / path, archive, stored)
+    return None
+
+
+def find_frames(root: Path, text: str) -> tuple[MediaFile, ...]:
+    """One file, or the images of a folder in natural order, or nothing. Raises DataError as ``find_file``."""
+    file = find_file(root, text)
+    if file is not None:
+        return (file,)
+    for path in _spellings(root, text):
+        folder = root / path
+        if _is(Path.is_dir, folder):
+            return tuple(MediaFile(Path(name)) for name in in_natural_order(map(str, folder.iterdir())))
+        for archive, member in _zip_places(root, path):
+            names = _zip_folders(archive).get(readable(str(member)), {})
+            images = in_natural_order(names)
+            if images:
+                return tuple(MediaFile(folder / name, archive, names[name]) for name in images)
+    return ()
+
+
+def _spellings(root: Path, text: str) -> list[PurePosixPath]:
+    """The paths below ``root`` that a cell may mean, as written first."""
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", text):
+        raise DataError(
+            f"path {text} is of a Windows computer: write it relative to {root}, such as sound/a.wav"
+        )
+    texts = (text, text.replace("\\", "/"))
+    forms = [unicodedata.normalize(form, one) for form in ("NFC", "NFD") for one in texts]
+    return [_below(root, spelling) for spelling in dict.fromkeys((*texts, *forms))]
+
+
+def _below(root: Path, text: str) -> PurePosixPath:
+    path = PurePosixPath(text)
+    if path.is_absolute() and ".." not in path.parts:
+        for base in (root.absolute(), root.resolve()):
+            if path.is_relative_to(base):
+                return path.relative_to(base)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(
+            f"path {text} leads out of {root}: use a path below it, without '..', or set dataset.root"
+        )
+    return path
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise DataError(f"path {path} cannot be looked up ({error.strerror}): correct it") from error
+
+
+def _zip_places(root: Path, path: PurePosixPath) -> Iterator[tuple[Path, PurePosixPath]]:
+    """Where in ``TOP.zip`` the path may be, if there is no folder TOP: without TOP in the zip, or with it."""
+    if not path.parts:
+        return
+    archive = root / f"{path.parts[0]}.zip"
+    if _is(Path.is_file, archive) and not (root / path.parts[0]).exists():
+        yield archive, PurePosixPath(*path.parts[1:])
+        yield archive, path
+
+
+@lru_cache(maxsize=16)
+def _open_zip(archive: Path, process: int) -> ZipFile:
+    """Threads may share a ZipFile, processes may not: its position in the file would be common to both."""
+    try:
+        return ZipFile(archive)
+    except (OSError, BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{archive}: is not a readable zip ({error}): {REPLACE}") from error
+
+
+@lru_cache(maxsize=16)
+def _zip_files(archive: Path) -> dict[str, str]:
+    """Readable path -> name in the zip."""
+    return {readable(name): name for name in _open_zip(archive, os.getpid()).namelist()}
+
+
+@lru_cache(maxsize=16)
+def _zip_folders(archive: Path) -> dict[str, dict[str, str]]:
+    """Readable folder -> readable file name -> name in the zip."""
+    folders: dict[str, dict[str, str]] = {}
+    for path, name in _zip_files(archive).items():
+        folders.setdefault(str(PurePosixPath(path).parent), {})[PurePosixPath(path).name] = name
+    return folders
