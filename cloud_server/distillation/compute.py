@@ -48,8 +48,8 @@ class Compute:
 
         convolutions = [part for part in net.modules() if isinstance(part, torch.nn.Conv2d)]
         narrowest = min((part.out_channels for part in convolutions), default=0)
-        wide = narrowest >= LEAST_CHANNELS
-        return net.to(self.torch_device, memory_format=torch.channels_last if wide else torch.preserve_format)
+        net = net.to(self.torch_device)
+        return _laid_out(net, torch.channels_last) if narrowest >= LEAST_CHANNELS else net
 
     def autocast(self) -> AbstractContextManager[object]:
         import torch
