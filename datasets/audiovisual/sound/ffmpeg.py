@@ -1,0 +1,62 @@
+"""Decode a sound file with FFmpeg so that nothing is left out silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.image_files import REPLACE
+
+STRICT = {"err_detect": "crccheck+explode"}  # FFmpeg would hide errors
+LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
+
+Channels = npt.NDArray[np.float32]
+
+
+def decode_with_ffmpeg(path: Path, content: bytes) -> tuple[Channels, int]:
+    """float32 (channels, samples) and the rate in Hz of the first sound stream.
+
+    Args:
+        path: named in messages.
+        content: the file's bytes.
+
+    Raises:
+        DataError: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
+    """
+    pieces: list[Channels] = []
+    resamplers: dict[tuple[str, str], av.AudioResampler] = {}
+    rate, expected = 0, None
+    with av.open(BytesIO(content), "r") as container:
+        stream = next((stream for stream in container.streams if stream.type == "audio"), None)
+        if stream is None:
+            raise DataError(f"{path}: has no audio stream: {REPLACE}")
+        stream.codec_context.options = STRICT
+        for frame in container.decode(stream):
+            if rate and frame.sample_rate != rate:
+                raise DataError(f"{path}: changes its sample rate half-way: convert it to one rate first")
+            rate = frame.sample_rate
+            if expected is not None and frame.time is not None and frame.time - expected > LARGEST_JUMP:
+                raise DataError(
+                    f"{path}: is damaged: nothing can be decoded from {expected:.1f} to {frame.time:.1f} s: {REPLACE}"
+                )
+            expected = None if frame.time is None else frame.time + frame.samples / rate
+            form = (frame.format.name, frame.layout.name)
+            if form not in resamplers:
+                resamplers[form] = av.AudioResampler(format="fltp", rate=rate)
+            pieces += [piece.to_ndarray() for piece in resamplers[form].resample(frame)]
+    return joined(pieces), rate
+
+
+def joined(pieces: Sequence[Channels]) -> Channels:
+    """Pieces (channels, samples) one after the other; mixed to one channel each if their channels differ."""
+    if not pieces:
+        return np.zeros((1, 0), np.float32)
+    if len({len(piece) for piece in pieces}) > 1:
+        pieces = [piece.mean(axis=0, keepdims=True, dtype=np.float32) for piece in pieces]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)

@@ -1,0 +1,166 @@
+"""MP3 (and layers I and II): how much sound a file holds, counted frame by frame.
+
+The format has no length. Encoders write one into a first frame without sound (Xing, Info or VBRI). Streams have none,
+and a decoder then divides the size of the file by the rate of the first frame, which is wrong for every file of
+variable rate. The frames' headers are enough to know: they form a chain, each says where the next one begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LATEST_START = 4096  # bytes of something else before the first frame
+CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand
+LONGEST_PADDING = 4096  # bytes after the last frame
+RATES = (44_100, 48_000, 32_000)
+BITRATES = {  # kbit/s by (is MPEG-1, layer)
+    (True, 1): range(32, 449, 32),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MpegFrames:
+    """The chain of frames of a file.
+
+    Attributes:
+        count: frames with sound.
+        samples: per frame and channel.
+        announced: frames that the encoder wrote, if its first frame says so.
+        damage: what is wrong with the chain, or empty.
+    """
+
+    count: int
+    samples: int
+    announced: int | None
+    damage: str
+
+
+def is_mpeg(content: bytes) -> bool:
+    return _first_frame(content, end_of_tags(content)) is not None
+
+
+def end_of_tags(content: bytes) -> int:
+    """Where the ID3 tags at the start end, and the zeros with which taggers pad."""
+    position = 0
+    while content[position : position + 3] == b"ID3" and position + 10 <= len(content):
+        position += _tag_size(content, position)
+    return len(content) - len(content[position:].lstrip(b"\0")) if position else 0
+
+
+def count_frames(content: bytes) -> MpegFrames:
+    """Walk the frames of a file for which ``is_mpeg`` holds."""
+    position = _first_frame(content, end_of_tags(content)) or 0
+    kind = _kind(content, position)
+    length, samples = _frame(content, position)
+    announced = _announced(content, position)
+    if announced is not None:
+        position += length
+    count = 0
+    while position < len(content):
+        length, _ = _frame(content, position)
+        if length and _kind(content, position) == kind and position + length <= len(content):
+            count += 1
+            position += length
+        elif tag := _tag_size(content, position):
+            position += tag
+        else:
+            break
+    damage = _damage(content, position, kind)
+    if announced and count + 1 < announced:
+        damage = damage or f"is truncated: it holds {count} of {announced} frames"
+    elif announced and count <= announced + 1:
+        damage = ""  # all that was announced is there, and what follows is no sound
+    return MpegFrames(count, samples, announced, damage)
+
+
+def _damage(content: bytes, position: int, kind: bytes) -> str:
+    """What it means that the chain stops there."""
+    rest = len(content) - position
+    if not rest:
+        return ""
+    length, _ = _frame(content, position)
+    if length > rest and _kind(content, position) == kind:
+        return "is truncated: it ends in the middle of a frame"
+    if rest <= LONGEST_PADDING and _first_frame(content, position) is None:
+        return ""
+    return f"is damaged: after {position} of {len(content)} bytes, something else than sound follows"
+
+
+def _first_frame(content: bytes, start: int) -> int | None:
+    """The begin of the first chain of frames at or soon after ``start``."""
+    position = content.find(b"\xff", start, start + LATEST_START)
+    while position >= 0:
+        if _is_chain(content, position):
+            return position
+        position = content.find(b"\xff", position + 1, start + LATEST_START)
+    return None
+
+
+def _is_chain(content: bytes, position: int) -> bool:
+    kind = _kind(content, position)
+    for number in range(CHAIN):
+        length, _ = _frame(content, position)
+        if not length or _kind(content, position) != kind:
+            return number > 0 and position >= len(content)
+        position += length
+    return True
+
+
+def _kind(content: bytes, position: int) -> bytes:
+    """What all frames of a file have in common: version, layer and sample rate."""
+    second, third = content[position + 1 : position + 2], content[position + 2 : position + 3]
+    return bytes((second[0] & 0x1E, third[0] & 0x0C)) if second and third else b""
+
+
+def _frame(content: bytes, position: int) -> tuple[int, int]:
+    """(bytes, samples per channel) of the frame that begins there; zeros if none does.
+
+    Frames of free format (no bitrate in the header) have no length that one could know, and count as none.
+    """
+    if position + 4 > len(content) or content[position] != 0xFF or content[position + 1] < 0xE0:
+        return 0, 0
+    second, third = content[position + 1], content[position + 2]
+    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
+    bitrate, rate, padding = third >> 4, third >> 2 & 3, third >> 1 & 1
+    if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+        return 0, 0
+    is_first = version == 3
+    bits = BITRATES[is_first, layer][bitrate - 1] * 1000
+    hertz = RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
+    if layer == 1:
+        return (12 * bits // hertz + padding) * 4, 384
+    samples = 1152 if is_first or layer == 2 else 576
+    return samples // 8 * bits // hertz + padding, samples
+
+
+def _announced(content: bytes, position: int) -> int | None:
+    """The frame count of a Xing, Info or VBRI header in the frame there; 0 if it leaves it out."""
+    is_first, is_mono = content[position + 1] >> 3 & 3 == 3, content[position + 3] >> 6 == 3
+    xing = position + 4 + ((17 if is_mono else 32) if is_first else (9 if is_mono else 17))
+    if content[xing : xing + 4] in (b"Xing", b"Info"):
+        has_count = content[xing + 7] & 1
+        return int.from_bytes(content[xing + 8 : xing + 12], "big") if has_count else 0
+    vbri = position + 36
+    if content[vbri : vbri + 4] == b"VBRI":
+        return int.from_bytes(content[vbri + 14 : vbri + 18], "big")
+    return None
+
+
+def _tag_size(content: bytes, position: int) -> int:
+    """Bytes of the ID3 or APE tag that begins there, 0 if none does."""
+    match content[position : position + 3]:
+        case b"ID3":
+            size = 0
+            for byte in content[position + 6 : position + 10]:
+                size = size << 7 | byte & 0x7F
+            return 10 + size + (10 if content[position + 5 : position + 6] >= b"\x10" and size else 0)
+        case b"TAG":
+            return 128
+        case b"APE" if content[position : position + 8] == b"APETAGEX":
+            return 32 + int.from_bytes(content[position + 12 : position + 16], "little")
+    return 0

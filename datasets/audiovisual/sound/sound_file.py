@@ -1,0 +1,140 @@
+"""Read a wav, flac, ogg or mp3 file whole, whatever its header announces; its content says what it is.
+
+A length in a header is an estimate. A complete file of a careless writer is read to its end, and a file whose end or
+middle is really missing is refused. libsndfile decodes; FFmpeg takes over where libsndfile cannot or would stop early.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
+from fedstill.datasets.audiovisual.image_files import REPLACE
+from fedstill.datasets.audiovisual.sound import flac, mpeg, ogg, wav
+from fedstill.datasets.audiovisual.sound.ffmpeg import Channels, decode_with_ffmpeg, joined
+
+SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+BEGINNINGS = (*wav.FORMS, flac.MAGIC, ogg.MAGIC, b"ID3", b"\xff")
+BLOCK = 2**26  # samples of all channels per read, so that a header that lies costs no memory
+TRIMMED_FRAMES = 3  # of an mp3, at most, are an encoder's delay and padding
+
+Kind = Literal["wav", "flac", "ogg", "mp3"]
+
+
+def read_sound_file(path: Path, data: bytes | None = None) -> tuple[Channels, int] | None:
+    """float32 (channels, samples) and the rate in Hz; None if the content is another one, such as a video.
+
+    Args:
+        path: of the file; its ending decides nothing.
+        data: the file's bytes if they are already in memory; ``path`` then only names them.
+
+    Raises:
+        DataError: unreadable, truncated or damaged; names the file.
+    """
+    with decoder_errors(path, "sound file"):
+        content = _content(path) if data is None else data
+        kind = None if content is None else kind_of(content)
+        if content is None or kind is None:
+            return None
+        if kind == "wav":
+            return _read_wav(path, content)
+        if kind == "flac":
+            return _read_flac(path, content)
+        return _read_ogg(path, content) if kind == "ogg" else _read_mp3(path, content)
+
+
+def kind_of(content: bytes) -> Kind | None:
+    """What a file's bytes are; None if they are no sound file that is read here."""
+    if not content:
+        raise ValueError("it is empty")
+    if wav.is_wav(content):
+        return "wav"
+    if content.startswith(ogg.MAGIC):
+        return "ogg" if ogg.is_sound(content) else None
+    if content.startswith(flac.MAGIC, mpeg.end_of_tags(content)):
+        return "flac"
+    return "mp3" if mpeg.is_mpeg(content) else None
+
+
+def _content(path: Path) -> bytes | None:
+    """The file's bytes; None if its first ones say that it is no sound file, so that no video is loaded whole."""
+    with path.open("rb") as file:
+        start = file.read(4)
+        if start and not start.startswith(BEGINNINGS) and path.suffix.lower() not in SOUND_SUFFIXES:
+            return None
+        return start + file.read()
+
+
+def _read_wav(path: Path, content: bytes) -> tuple[Channels, int]:
+    complete = wav.with_true_sizes(content)
+    if complete is None:
+        raise _bad(path, "is truncated")
+    try:
+        return _read_whole(path, complete)
+    except (soundfile.LibsndfileError, ValueError):  # a codec that it does not know
+        return decode_with_ffmpeg(path, complete)
+
+
+def _read_flac(path: Path, content: bytes) -> tuple[Channels, int]:
+    if flac.has_true_length(content, mpeg.end_of_tags(content)):
+        return _read_whole(path, content)
+    return decode_with_ffmpeg(path, content)
+
+
+def _read_ogg(path: Path, content: bytes) -> tuple[Channels, int]:
+    try:
+        links = [_read_whole(path, link) for link in ogg.links(content)]
+    except ogg.OggDamage as damage:
+        raise _bad(path, str(damage)) from damage
+    except (soundfile.LibsndfileError, ValueError):
+        return decode_with_ffmpeg(path, content)
+    if len({rate for _, rate in links}) > 1:
+        raise DataError(f"{path}: is a chain of different sample rates: convert it to one rate first")
+    return joined([channels for channels, _ in links]), links[0][1]
+
+
+def _read_mp3(path: Path, content: bytes) -> tuple[Channels, int]:
+    frames = mpeg.count_frames(content)
+    if frames.damage:
+        raise _bad(path, frames.damage)
+    trimmed = TRIMMED_FRAMES if frames.announced is not None else 0
+    try:
+        channels, rate, _ = _read_announced(content)
+        if channels.shape[1] >= (frames.count - trimmed) * frames.samples:
+            return channels, rate
+    except (soundfile.LibsndfileError, ValueError):
+        pass
+    channels, rate = decode_with_ffmpeg(path, content)
+    if channels.shape[1] < (frames.count - TRIMMED_FRAMES) * frames.samples:
+        raise _bad(path, "is damaged: not all of its frames can be decoded")
+    return channels, rate
+
+
+def _read_whole(path: Path, content: bytes) -> tuple[Channels, int]:
+    channels, rate, announced = _read_announced(content)
+    if channels.shape[1] < announced:
+        raise _bad(path, "is truncated")
+    return channels, rate
+
+
+def _read_announced(content: bytes) -> tuple[Channels, int, int]:
+    """What libsndfile reads, the rate, and how many samples it took the file for: it never reads more."""
+    with soundfile.SoundFile(BytesIO(content)) as file:
+        announced = file.frames
+        size = min(announced, BLOCK // file.channels)
+        blocks = [file.read(size, dtype="float32", always_2d=True)]
+        done = len(blocks[0])
+        while done < announced and len(blocks[-1]):
+            blocks.append(file.read(size, dtype="float32", always_2d=True))
+            done += len(blocks[-1])
+        return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks)).T, int(file.samplerate), announced
+
+
+def _bad(path: Path, complaint: str) -> DataError:
+    return DataError(f"{path}: {complaint}: {REPLACE}")
