@@ -13,18 +13,18 @@ import numpy.typing as npt
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import REPLACE
 
-STRICT = {"err_detect": "crccheck+explode"}  # FFmpeg would hide errors
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 
 Channels = npt.NDArray[np.float32]
 
 
-def decode_with_ffmpeg(path: Path, content: bytes) -> tuple[Channels, int]:
+def decode_with_ffmpeg(path: Path, content: bytes, *, strict: bool = True) -> tuple[Channels, int]:
     """float32 (channels, samples) and the rate in Hz of the first sound stream.
 
     Args:
         path: named in messages.
         content: the file's bytes.
+        strict: a block that does not match its checksum is an error; FFmpeg would put silence or noise there.
 
     Raises:
         DataError: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
@@ -34,9 +34,10 @@ def decode_with_ffmpeg(path: Path, content: bytes) -> tuple[Channels, int]:
     rate, expected = 0, None
     with av.open(BytesIO(content), "r") as container:
         stream = next((stream for stream in container.streams if stream.type == "audio"), None)
-        if stream is None:
-            raise DataError(f"{path}: has no audio stream: {REPLACE}")
-        stream.codec_context.options = STRICT
+        if stream is None or not stream.codec_context:
+            raise DataError(f"{path}: holds no sound of a known codec: {REPLACE}")
+        if strict:
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for frame in container.decode(stream):
             if rate and frame.sample_rate != rate:
                 raise DataError(f"{path}: changes its sample rate half-way: convert it to one rate first")

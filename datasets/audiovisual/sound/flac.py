@@ -7,8 +7,10 @@ knows better: its header says at which sample it begins.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 MAGIC = b"fLaC"
+BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the header of the first block
 LONGEST_SEARCH = 2**16  # bytes at the end of the file
 FRAME = re.compile(rb"\xff[\xf8\xf9]")
 BLOCK_SIZES = (
@@ -16,25 +18,31 @@ BLOCK_SIZES = (
 )
 
 
-def has_true_length(content: bytes, begin: int) -> bool:
-    """False if the length is unknown or the last frame seems to lie beyond it; decoding then tells.
-
-    Args:
-        content: of the file.
-        begin: where its magic word is; tags may come before.
-    """
-    announced = int.from_bytes(content[begin + 21 : begin + 26], "big") & (2**36 - 1)
-    block_size = int.from_bytes(content[begin + 8 : begin + 10], "big")
-    return announced > 0 and _last_sample(content, block_size) <= announced
+def links(content: bytes) -> list[bytes]:
+    """The files that were joined into this one, without what comes before each; usually one."""
+    begins = [found.start() for found in BEGIN.finditer(content)] or [0]
+    return [content[begin:end] for begin, end in zip(begins, [*begins[1:], len(content)], strict=True)]
 
 
-def _last_sample(content: bytes, block_size: int) -> int:
-    """The sample with which the last frame ends; 0 if no frame is found."""
-    tail = content[-LONGEST_SEARCH:]
-    ends = (
-        _frame_end(tail[found.start() :][:16], block_size) for found in reversed(list(FRAME.finditer(tail)))
-    )
-    return next(filter(None, ends), 0)
+def has_true_length(link: bytes) -> bool:
+    """False if the length is unknown or the last frame seems to lie beyond it; decoding then tells."""
+    announced = int.from_bytes(link[21:26], "big") & (2**36 - 1)
+    block_size = int.from_bytes(link[8:10], "big")
+    ends = (_frame_end(frame[:16], block_size) for frame in _last_frames(link))
+    return announced > 0 and next(filter(None, ends), 0) <= announced
+
+
+def ends_with_frame(link: bytes) -> bool:
+    """Whether the last frame is complete, by its checksum. A file without a length is cut otherwise."""
+    return any(_frame_end(frame[:16], 1) and not _crc(frame, 16, 0x8005) for frame in _last_frames(link))
+
+
+def _last_frames(link: bytes) -> Iterator[bytes]:
+    """From where a frame may begin to the end of the file, the last one first."""
+    end = len(link) - 128 if link[-128:].startswith(b"TAG") else len(link)
+    tail = link[max(0, end - LONGEST_SEARCH) : end]
+    for found in reversed(list(FRAME.finditer(tail))):
+        yield tail[found.start() :]
 
 
 def _frame_end(header: bytes, block_size: int) -> int:
@@ -54,16 +62,17 @@ def _frame_end(header: bytes, block_size: int) -> int:
         int.from_bytes(header[after : after + own_size], "big") + 1 if own_size else BLOCK_SIZES.get(code, 0)
     )
     after += own_size + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
-    if not size or after >= len(header) or _crc8(header[:after]) != header[after]:
+    if not size or after >= len(header) or _crc(header[:after], 8, 0x07) != header[after]:
         return 0
     is_variable = header[1] & 1
     return number + size if is_variable else number * block_size + size
 
 
-def _crc8(data: bytes) -> int:
-    crc = 0
+def _crc(data: bytes, bits: int, polynomial: int) -> int:
+    crc, top = 0, 1 << bits - 1
     for byte in data:
-        crc ^= byte
+        crc ^= byte << bits - 8
         for _ in range(8):
-            crc = (crc << 1 ^ 7 if crc & 0x80 else crc << 1) & 0xFF
+            crc = crc << 1 ^ polynomial if crc & top else crc << 1
+        crc &= 2 * top - 1
     return crc

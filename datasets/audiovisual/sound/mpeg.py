@@ -23,76 +23,103 @@ BITRATES = {  # kbit/s by (is MPEG-1, layer)
 }
 
 
+class MpegDamage(Exception):
+    """Frames lack; the message completes a sentence that begins with the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class MpegFrames:
-    """The chain of frames of a file.
+    """A chain of frames.
 
     Attributes:
+        begin, end: its place in the file.
         count: frames with sound.
         samples: per frame and channel.
-        announced: frames that the encoder wrote, if its first frame says so.
-        damage: what is wrong with the chain, or empty.
+        is_trimmed: its first frame says so much about the encoder that a decoder cuts delay and padding off.
     """
 
+    begin: int
+    end: int
     count: int
     samples: int
-    announced: int | None
-    damage: str
+    is_trimmed: bool
 
 
-def is_mpeg(content: bytes) -> bool:
-    return _first_frame(content, end_of_tags(content)) is not None
+def is_mpeg(content: bytes, *, named_so: bool = False) -> bool:
+    """Whether a chain of frames begins at the start, or after tags or zeros.
+
+    A recorded stream may begin in the middle of a frame; that is looked for only if the file is ``named_so``, since
+    videos hold such chains, too.
+    """
+    tags = end_of_tags(content)
+    first = _first_frame(content, tags)
+    return first is not None and (tags > 0 or named_so or not content[:first].strip(b"\0"))
 
 
 def end_of_tags(content: bytes) -> int:
-    """Where the ID3 tags at the start end, and the zeros with which taggers pad."""
+    """Where the ID3 tags at the start end."""
     position = 0
     while content[position : position + 3] == b"ID3" and position + 10 <= len(content):
         position += _tag_size(content, position)
-    return len(content) - len(content[position:].lstrip(b"\0")) if position else 0
+    return position
 
 
-def count_frames(content: bytes) -> MpegFrames:
-    """Walk the frames of a file for which ``is_mpeg`` holds."""
-    position = _first_frame(content, end_of_tags(content)) or 0
+def chains(content: bytes) -> list[MpegFrames]:
+    """The files that were joined into this one, usually one, of a file for which ``is_mpeg`` holds.
+
+    Raises:
+        MpegDamage: something lacks at the start, in the middle or at the end.
+    """
+    tags = end_of_tags(content)
+    position = _first_frame(content, tags) or 0
     kind = _kind(content, position)
     length, samples = _frame(content, position)
-    announced = _announced(content, position)
-    if announced is not None:
+    if position - tags > length and _announced(content, position) is None:  # more than the rest of a frame
+        raise MpegDamage(f"is damaged: it begins with {position - tags} bytes that are no sound")
+    begins, announced, counts = [0], [_announced(content, position)], [0]
+    if announced[0] is not None:
         position += length
-    count = 0
     while position < len(content):
         length, _ = _frame(content, position)
         if length and _kind(content, position) == kind and position + length <= len(content):
-            count += 1
+            written = _announced(content, position)
+            if written is None:
+                counts[-1] += 1
+            else:
+                begins.append(position)
+                announced.append(written)
+                counts.append(0)
             position += length
         elif tag := _tag_size(content, position):
             position += tag
         else:
             break
-    damage = _damage(content, position, kind)
-    if announced and count + 1 < announced:
-        damage = damage or f"is truncated: it holds {count} of {announced} frames"
-    elif announced and count <= announced + 1:
-        damage = ""  # all that was announced is there, and what follows is no sound
-    return MpegFrames(count, samples, announced, damage)
+    for count, written in zip(counts, announced, strict=True):
+        if written and count + 1 < written:
+            raise MpegDamage(f"is truncated: it holds {count} of {written} frames")
+    if not announced[-1] or counts[-1] > announced[-1] + 1:  # else all is there, and no sound follows
+        _check_end(content, position, kind)
+    ends = [*begins[1:], len(content)]
+    return [
+        MpegFrames(begin, end, count, samples, written is not None)
+        for begin, end, count, written in zip(begins, ends, counts, announced, strict=True)
+    ]
 
 
-def _damage(content: bytes, position: int, kind: bytes) -> str:
-    """What it means that the chain stops there."""
+def _check_end(content: bytes, position: int, kind: bytes) -> None:
+    """Raises MpegDamage unless the chain of frames may stop there."""
     rest = len(content) - position
-    if not rest:
-        return ""
     length, _ = _frame(content, position)
-    if length > rest and _kind(content, position) == kind:
-        return "is truncated: it ends in the middle of a frame"
-    if rest <= LONGEST_PADDING and _first_frame(content, position) is None:
-        return ""
-    return f"is damaged: after {position} of {len(content)} bytes, something else than sound follows"
+    if length > rest > 0 and _kind(content, position) == kind:
+        raise MpegDamage("is truncated: it ends in the middle of a frame")
+    if rest > LONGEST_PADDING or (rest > 0 and _first_frame(content, position) is not None):
+        raise MpegDamage(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
 
 
 def _first_frame(content: bytes, start: int) -> int | None:
-    """The begin of the first chain of frames at or soon after ``start``."""
+    """The begin of the first chain of frames at or soon after ``start``, or after the zeros there."""
+    if content[start : start + 1] == b"\0":
+        start = len(content) - len(content[start:].lstrip(b"\0"))
     position = content.find(b"\xff", start, start + LATEST_START)
     while position >= 0:
         if _is_chain(content, position):

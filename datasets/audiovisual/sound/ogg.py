@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 
 MAGIC = b"OggS"
-SOUND_CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"fishead\0")
+PICTURE_CODECS = (b"\x80theora", b"BBCD", b"OVP80", b"\x01video", b"\x8bJNG", b"\x8aMNG")
 LONGEST_PADDING = 4096  # bytes after the last page
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -19,14 +19,15 @@ class OggDamage(Exception):
     """A page lacks or is not as it was written; the message completes a sentence that begins with the file."""
 
 
-def is_sound(content: bytes) -> bool:
-    """Whether all streams that begin at the start are sound: with pictures, it is a video."""
-    position, codecs = 0, []
+def has_pictures(content: bytes) -> bool:
+    """Whether a stream that begins at the start is a video."""
+    position = 0
     while (page := content[position : position + 27])[:4] == MAGIC and len(page) == 27 and page[5] & 2:
         body = position + 27 + page[26]
-        codecs.append(any(content.startswith(codec, body) for codec in SOUND_CODECS))
-        position = body + sum(content[position + 27 : body])
-    return bool(codecs) and all(codecs)
+        if content.startswith(PICTURE_CODECS, body):
+            return True
+        position = _page_end(content, position)
+    return False
 
 
 def links(content: bytes) -> list[bytes]:

@@ -6,6 +6,7 @@ middle is really missing is refused. libsndfile decodes; FFmpeg takes over where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ def read_sound_file(path: Path, data: bytes | None = None) -> tuple[Channels, in
     """
     with decoder_errors(path, "sound file"):
         content = _content(path) if data is None else data
-        kind = None if content is None else kind_of(content)
+        kind = None if content is None else kind_of(content, path.suffix)
         if content is None or kind is None:
             return None
         if kind == "wav":
@@ -49,17 +50,17 @@ def read_sound_file(path: Path, data: bytes | None = None) -> tuple[Channels, in
         return _read_ogg(path, content) if kind == "ogg" else _read_mp3(path, content)
 
 
-def kind_of(content: bytes) -> Kind | None:
+def kind_of(content: bytes, suffix: str) -> Kind | None:
     """What a file's bytes are; None if they are no sound file that is read here."""
     if not content:
         raise ValueError("it is empty")
     if wav.is_wav(content):
         return "wav"
     if content.startswith(ogg.MAGIC):
-        return "ogg" if ogg.is_sound(content) else None
+        return None if ogg.has_pictures(content) else "ogg"
     if content.startswith(flac.MAGIC, mpeg.end_of_tags(content)):
         return "flac"
-    return "mp3" if mpeg.is_mpeg(content) else None
+    return "mp3" if mpeg.is_mpeg(content, named_so=suffix.lower() == ".mp3") else None
 
 
 def _content(path: Path) -> bytes | None:
@@ -82,35 +83,48 @@ def _read_wav(path: Path, content: bytes) -> tuple[Channels, int]:
 
 
 def _read_flac(path: Path, content: bytes) -> tuple[Channels, int]:
-    if flac.has_true_length(content, mpeg.end_of_tags(content)):
-        return _read_whole(path, content)
-    return decode_with_ffmpeg(path, content)
+    return _chain(path, [_read_flac_link(path, link) for link in flac.links(content)])
+
+
+def _read_flac_link(path: Path, link: bytes) -> tuple[Channels, int]:
+    if flac.has_true_length(link):
+        return _read_whole(path, link)
+    if not flac.ends_with_frame(link):
+        raise _bad(path, "is truncated: it ends in the middle of a frame")
+    return decode_with_ffmpeg(path, link)
 
 
 def _read_ogg(path: Path, content: bytes) -> tuple[Channels, int]:
     try:
-        links = [_read_whole(path, link) for link in ogg.links(content)]
+        return _chain(path, [_read_whole(path, link) for link in ogg.links(content)])
     except ogg.OggDamage as damage:
         raise _bad(path, str(damage)) from damage
     except (soundfile.LibsndfileError, ValueError):
         return decode_with_ffmpeg(path, content)
+
+
+def _chain(path: Path, links: Sequence[tuple[Channels, int]]) -> tuple[Channels, int]:
     if len({rate for _, rate in links}) > 1:
         raise DataError(f"{path}: is a chain of different sample rates: convert it to one rate first")
     return joined([channels for channels, _ in links]), links[0][1]
 
 
 def _read_mp3(path: Path, content: bytes) -> tuple[Channels, int]:
-    frames = mpeg.count_frames(content)
-    if frames.damage:
-        raise _bad(path, frames.damage)
-    trimmed = TRIMMED_FRAMES if frames.announced is not None else 0
+    try:
+        chains = mpeg.chains(content)
+    except mpeg.MpegDamage as damage:
+        raise _bad(path, str(damage)) from damage
+    return _chain(path, [_read_frames(path, content[chain.begin : chain.end], chain) for chain in chains])
+
+
+def _read_frames(path: Path, content: bytes, frames: mpeg.MpegFrames) -> tuple[Channels, int]:
     try:
         channels, rate, _ = _read_announced(content)
-        if channels.shape[1] >= (frames.count - trimmed) * frames.samples:
+        if channels.shape[1] >= (frames.count - TRIMMED_FRAMES * frames.is_trimmed) * frames.samples:
             return channels, rate
     except (soundfile.LibsndfileError, ValueError):
         pass
-    channels, rate = decode_with_ffmpeg(path, content)
+    channels, rate = decode_with_ffmpeg(path, content, strict=False)  # the chain is complete
     if channels.shape[1] < (frames.count - TRIMMED_FRAMES) * frames.samples:
         raise _bad(path, "is damaged: not all of its frames can be decoded")
     return channels, rate
