@@ -12,7 +12,6 @@ from collections.abc import Iterator
 MAGIC = b"fLaC"
 BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the header of the first block
 LONGEST_SEARCH = 2**16  # bytes at the end of the file
-FRAME = re.compile(rb"\xff[\xf8\xf9]")
 BLOCK_SIZES = (
     {1: 192} | {code: 144 << code for code in range(2, 6)} | {code: 1 << code for code in range(8, 16)}
 )
@@ -20,14 +19,17 @@ BLOCK_SIZES = (
 
 def links(content: bytes) -> list[bytes]:
     """The files that were joined into this one, without what comes before each; usually one."""
+    if content.count(MAGIC) == 1:
+        return [content]
     begins = [found.start() for found in BEGIN.finditer(content)] or [0]
     return [content[begin:end] for begin, end in zip(begins, [*begins[1:], len(content)], strict=True)]
 
 
 def has_true_length(link: bytes) -> bool:
     """False if the length is unknown or the last frame seems to lie beyond it; decoding then tells."""
-    announced = int.from_bytes(link[21:26], "big") & (2**36 - 1)
-    block_size = int.from_bytes(link[8:10], "big")
+    begin = link.find(MAGIC)
+    announced = int.from_bytes(link[begin + 21 : begin + 26], "big") & (2**36 - 1)
+    block_size = int.from_bytes(link[begin + 8 : begin + 10], "big")
     ends = (_frame_end(frame[:16], block_size) for frame in _last_frames(link))
     return announced > 0 and next(filter(None, ends), 0) <= announced
 
@@ -40,9 +42,10 @@ def ends_with_frame(link: bytes) -> bool:
 def _last_frames(link: bytes) -> Iterator[bytes]:
     """From where a frame may begin to the end of the file, the last one first."""
     end = len(link) - 128 if link[-128:].startswith(b"TAG") else len(link)
-    tail = link[max(0, end - LONGEST_SEARCH) : end]
-    for found in reversed(list(FRAME.finditer(tail))):
-        yield tail[found.start() :]
+    begin, position = max(0, end - LONGEST_SEARCH), end
+    while (position := link.rfind(b"\xff", begin, position)) >= 0:
+        if link[position + 1 : position + 2] in (b"\xf8", b"\xf9"):
+            yield link[position:end]
 
 
 def _frame_end(header: bytes, block_size: int) -> int:

@@ -8,10 +8,11 @@ variable rate. The frames' headers are enough to know: they form a chain, each s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 LATEST_START = 4096  # bytes of something else before the first frame
 CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand
-LONGEST_PADDING = 4096  # bytes after the last frame
+LONGEST_PADDING = 512  # bytes of something else after the last frame
 RATES = (44_100, 48_000, 32_000)
 BITRATES = {  # kbit/s by (is MPEG-1, layer)
     (True, 1): range(32, 449, 32),
@@ -72,23 +73,23 @@ def chains(content: bytes) -> list[MpegFrames]:
     """
     tags = end_of_tags(content)
     position = _first_frame(content, tags) or 0
-    kind = _kind(content, position)
-    length, samples = _frame(content, position)
-    if position - tags > length and _announced(content, position) is None:  # more than the rest of a frame
+    length, samples, kind = _frame(content, position)
+    written = _announced(content, position)
+    if position - tags > length and written is None:  # more than the rest of a frame
         raise MpegDamage(f"is damaged: it begins with {position - tags} bytes that are no sound")
-    begins, announced, counts = [0], [_announced(content, position)], [0]
-    if announced[0] is not None:
+    if written is not None:
         position += length
-    while position < len(content):
-        length, _ = _frame(content, position)
-        if length and _kind(content, position) == kind and position + length <= len(content):
-            written = _announced(content, position)
-            if written is None:
-                counts[-1] += 1
-            else:
+    begins, announced, counts = [0], [written], [0]
+    is_joined = sum(map(content.count, (b"Xing", b"Info", b"VBRI"))) > 1
+    size = len(content)
+    while position < size:
+        length, _, found = _frame(content, position)
+        if found == kind and position + length <= size:
+            if is_joined and (written := _announced(content, position)) is not None:
                 begins.append(position)
                 announced.append(written)
-                counts.append(0)
+                counts.append(-1)
+            counts[-1] += 1
             position += length
         elif tag := _tag_size(content, position):
             position += tag
@@ -99,20 +100,20 @@ def chains(content: bytes) -> list[MpegFrames]:
             raise MpegDamage(f"is truncated: it holds {count} of {written} frames")
     if not announced[-1] or counts[-1] > announced[-1] + 1:  # else all is there, and no sound follows
         _check_end(content, position, kind)
-    ends = [*begins[1:], len(content)]
+    ends = [*begins[1:], size]
     return [
         MpegFrames(begin, end, count, samples, written is not None)
         for begin, end, count, written in zip(begins, ends, counts, announced, strict=True)
     ]
 
 
-def _check_end(content: bytes, position: int, kind: bytes) -> None:
+def _check_end(content: bytes, position: int, kind: int) -> None:
     """Raises MpegDamage unless the chain of frames may stop there."""
     rest = len(content) - position
-    length, _ = _frame(content, position)
-    if length > rest > 0 and _kind(content, position) == kind:
+    length, _, found = _frame(content, position)
+    if length > rest > 0 and found == kind:
         raise MpegDamage("is truncated: it ends in the middle of a frame")
-    if rest > LONGEST_PADDING or (rest > 0 and _first_frame(content, position) is not None):
+    if rest > LONGEST_PADDING or _first_frame(content, position) is not None:
         raise MpegDamage(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
 
 
@@ -129,40 +130,41 @@ def _first_frame(content: bytes, start: int) -> int | None:
 
 
 def _is_chain(content: bytes, position: int) -> bool:
-    kind = _kind(content, position)
+    length, _, kind = _frame(content, position)
     for number in range(CHAIN):
-        length, _ = _frame(content, position)
-        if not length or _kind(content, position) != kind:
+        length, _, found = _frame(content, position)
+        if not length or found != kind:
             return number > 0 and position >= len(content)
         position += length
     return True
 
 
-def _kind(content: bytes, position: int) -> bytes:
-    """What all frames of a file have in common: version, layer and sample rate."""
-    second, third = content[position + 1 : position + 2], content[position + 2 : position + 3]
-    return bytes((second[0] & 0x1E, third[0] & 0x0C)) if second and third else b""
+def _frame(content: bytes, position: int) -> tuple[int, int, int]:
+    """The frame that begins there, see ``_described``; zeros if none does."""
+    if position + 4 > len(content) or content[position] != 0xFF:
+        return 0, 0, 0
+    return _described(content[position + 1], content[position + 2])
 
 
-def _frame(content: bytes, position: int) -> tuple[int, int]:
-    """(bytes, samples per channel) of the frame that begins there; zeros if none does.
+@cache
+def _described(second: int, third: int) -> tuple[int, int, int]:
+    """Bytes, samples per channel and kind of a frame by the second and third byte of its header; zeros if it is none.
 
-    Frames of free format (no bitrate in the header) have no length that one could know, and count as none.
+    All frames of a file are of one kind: version, layer and sample rate. Frames of free format (no bitrate in the
+    header) have no length that one could know, and count as none.
     """
-    if position + 4 > len(content) or content[position] != 0xFF or content[position + 1] < 0xE0:
-        return 0, 0
-    second, third = content[position + 1], content[position + 2]
     version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
     bitrate, rate, padding = third >> 4, third >> 2 & 3, third >> 1 & 1
-    if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
-        return 0, 0
+    if second < 0xE0 or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+        return 0, 0, 0
     is_first = version == 3
     bits = BITRATES[is_first, layer][bitrate - 1] * 1000
     hertz = RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
+    kind = (second & 0x1E) << 8 | third & 0x0C
     if layer == 1:
-        return (12 * bits // hertz + padding) * 4, 384
+        return (12 * bits // hertz + padding) * 4, 384, kind
     samples = 1152 if is_first or layer == 2 else 576
-    return samples // 8 * bits // hertz + padding, samples
+    return samples // 8 * bits // hertz + padding, samples, kind
 
 
 def _announced(content: bytes, position: int) -> int | None:
@@ -179,7 +181,7 @@ def _announced(content: bytes, position: int) -> int | None:
 
 
 def _tag_size(content: bytes, position: int) -> int:
-    """Bytes of the ID3 or APE tag that begins there, 0 if none does."""
+    """Bytes of the ID3, APE or Lyrics3 tag that begins there, 0 if none does."""
     match content[position : position + 3]:
         case b"ID3":
             size = 0
@@ -188,6 +190,8 @@ def _tag_size(content: bytes, position: int) -> int:
             return 10 + size + (10 if content[position + 5 : position + 6] >= b"\x10" and size else 0)
         case b"TAG":
             return 128
+        case b"LYR" if content[position : position + 11] == b"LYRICSBEGIN":
+            return max(0, content.find(b"LYRICS200", position) + 9 - position)
         case b"APE" if content[position : position + 8] == b"APETAGEX":
             return 32 + int.from_bytes(content[position + 12 : position + 16], "little")
     return 0

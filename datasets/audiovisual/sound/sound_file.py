@@ -69,7 +69,8 @@ def _content(path: Path) -> bytes | None:
         start = file.read(4)
         if start and not start.startswith(BEGINNINGS) and path.suffix.lower() not in SOUND_SUFFIXES:
             return None
-        return start + file.read()
+        file.seek(0)
+        return file.read()
 
 
 def _read_wav(path: Path, content: bytes) -> tuple[Channels, int]:
