@@ -33,7 +33,7 @@ def decode_with_ffmpeg(path: Path, content: bytes, *, strict: bool = True) -> tu
     resamplers: dict[tuple[str, str], av.AudioResampler] = {}
     rate, expected = 0, None
     with av.open(BytesIO(content), "r") as container:
-        stream = next((stream for stream in container.streams if stream.type == "audio"), None)
+        stream = next(iter(container.streams.audio), None)
         if stream is None or not stream.codec_context:
             raise DataError(f"{path}: holds no sound of a known codec: {REPLACE}")
         if strict:
@@ -50,7 +50,8 @@ def decode_with_ffmpeg(path: Path, content: bytes, *, strict: bool = True) -> tu
             form = (frame.format.name, frame.layout.name)
             if form not in resamplers:
                 resamplers[form] = av.AudioResampler(format="fltp", rate=rate)
-            pieces += [piece.to_ndarray() for piece in resamplers[form].resample(frame)]
+            converted = resamplers[form].resample(frame)
+            pieces += [piece.to_ndarray().astype(np.float32, copy=False) for piece in converted]
     return joined(pieces), rate
 
 

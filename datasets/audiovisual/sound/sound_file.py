@@ -26,9 +26,11 @@ BLOCK = 2**26  # samples of all channels per read, so that a header that lies co
 TRIMMED_FRAMES = 3  # of an mp3, at most, are an encoder's delay and padding
 
 Kind = Literal["wav", "flac", "ogg", "mp3"]
+Sound = tuple[Channels, int]
+"""float32 (channels, samples) and the rate in Hz."""
 
 
-def read_sound_file(path: Path, data: bytes | None = None) -> tuple[Channels, int] | None:
+def read_sound_file(path: Path, data: bytes | None = None) -> Sound | None:
     """float32 (channels, samples) and the rate in Hz; None if the content is another one, such as a video.
 
     Args:
@@ -73,44 +75,44 @@ def _content(path: Path) -> bytes | None:
         return file.read()
 
 
-def _read_wav(path: Path, content: bytes) -> tuple[Channels, int]:
+def _read_wav(path: Path, content: bytes) -> Sound:
     complete = wav.with_true_sizes(content)
     if complete is None:
         raise _bad(path, "is truncated")
-    try:
-        return _read_whole(path, complete)
-    except (soundfile.LibsndfileError, ValueError):  # a codec that it does not know
+    read = _libsndfile(complete)
+    if (
+        read is None or read[0].shape[1] < read[2]
+    ):  # a codec that it does not know, or whose length it estimated
         return decode_with_ffmpeg(path, complete)
+    return read[:2]
 
 
-def _read_flac(path: Path, content: bytes) -> tuple[Channels, int]:
+def _read_flac(path: Path, content: bytes) -> Sound:
     return _chain(path, [_read_flac_link(path, link) for link in flac.links(content)])
 
 
-def _read_flac_link(path: Path, link: bytes) -> tuple[Channels, int]:
+def _read_flac_link(path: Path, link: bytes) -> Sound:
     if flac.has_true_length(link):
-        return _read_whole(path, link)
+        return _complete(path, _read_announced(link))
     if not flac.ends_with_frame(link):
         raise _bad(path, "is truncated: it ends in the middle of a frame")
     return decode_with_ffmpeg(path, link)
 
 
-def _read_ogg(path: Path, content: bytes) -> tuple[Channels, int]:
+def _read_ogg(path: Path, content: bytes) -> Sound:
     try:
-        return _chain(path, [_read_whole(path, link) for link in ogg.links(content)])
+        links = ogg.links(content)
     except ogg.OggDamage as damage:
         raise _bad(path, str(damage)) from damage
-    except (soundfile.LibsndfileError, ValueError):
-        return decode_with_ffmpeg(path, content)
+    return _chain(path, [_read_ogg_link(path, link) for link in links])
 
 
-def _chain(path: Path, links: Sequence[tuple[Channels, int]]) -> tuple[Channels, int]:
-    if len({rate for _, rate in links}) > 1:
-        raise DataError(f"{path}: is a chain of different sample rates: convert it to one rate first")
-    return joined([channels for channels, _ in links]), links[0][1]
+def _read_ogg_link(path: Path, link: bytes) -> Sound:
+    read = _libsndfile(link)
+    return decode_with_ffmpeg(path, link) if read is None else _complete(path, read)
 
 
-def _read_mp3(path: Path, content: bytes) -> tuple[Channels, int]:
+def _read_mp3(path: Path, content: bytes) -> Sound:
     try:
         chains = mpeg.chains(content)
     except mpeg.MpegDamage as damage:
@@ -118,24 +120,37 @@ def _read_mp3(path: Path, content: bytes) -> tuple[Channels, int]:
     return _chain(path, [_read_frames(path, content[chain.begin : chain.end], chain) for chain in chains])
 
 
-def _read_frames(path: Path, content: bytes, frames: mpeg.MpegFrames) -> tuple[Channels, int]:
-    try:
-        channels, rate, _ = _read_announced(content)
-        if channels.shape[1] >= (frames.count - TRIMMED_FRAMES * frames.is_trimmed) * frames.samples:
-            return channels, rate
-    except (soundfile.LibsndfileError, ValueError):
-        pass
-    channels, rate = decode_with_ffmpeg(path, content, strict=False)  # the chain is complete
+def _read_frames(path: Path, content: bytes, frames: mpeg.MpegFrames) -> Sound:
+    read = _libsndfile(content)
+    least = (frames.count - TRIMMED_FRAMES * frames.is_trimmed) * frames.samples
+    if read is not None and read[0].shape[1] >= least:  # libsndfile stops where it estimated the end
+        return read[:2]
+    channels, rate = decode_with_ffmpeg(path, content, strict=False)  # the chain of frames is complete
     if channels.shape[1] < (frames.count - TRIMMED_FRAMES) * frames.samples:
         raise _bad(path, "is damaged: not all of its frames can be decoded")
     return channels, rate
 
 
-def _read_whole(path: Path, content: bytes) -> tuple[Channels, int]:
-    channels, rate, announced = _read_announced(content)
+def _chain(path: Path, links: Sequence[Sound]) -> Sound:
+    """The links one after the other."""
+    if len({rate for _, rate in links}) > 1:
+        raise DataError(f"{path}: is a chain of different sample rates: convert it to one rate first")
+    return joined([channels for channels, _ in links]), links[0][1]
+
+
+def _complete(path: Path, read: tuple[Channels, int, int]) -> Sound:
+    channels, rate, announced = read
     if channels.shape[1] < announced:
         raise _bad(path, "is truncated")
     return channels, rate
+
+
+def _libsndfile(content: bytes) -> tuple[Channels, int, int] | None:
+    """As ``_read_announced``; None if libsndfile cannot."""
+    try:
+        return _read_announced(content)
+    except (soundfile.LibsndfileError, ValueError):
+        return None
 
 
 def _read_announced(content: bytes) -> tuple[Channels, int, int]:
