@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 MAGIC = b"fLaC"
 BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the header of the first block
@@ -72,10 +73,18 @@ def _frame_end(header: bytes, block_size: int) -> int:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    crc, top = 0, 1 << bits - 1
+    crc, table, mask = 0, _crc_table(bits, polynomial), (1 << bits) - 1
     for byte in data:
-        crc ^= byte << bits - 8
-        for _ in range(8):
-            crc = crc << 1 ^ polynomial if crc & top else crc << 1
-        crc &= 2 * top - 1
+        crc = table[crc >> bits - 8 ^ byte] ^ crc << 8 & mask
     return crc
+
+
+@cache
+def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
+    """The remainder of each byte."""
+    table = []
+    for crc in range(0, 256 << bits - 8, 1 << bits - 8):
+        for _ in range(8):
+            crc = crc << 1 ^ (polynomial | 1 << bits if crc >> bits - 1 else 0)
+        table.append(crc)
+    return tuple(table)
