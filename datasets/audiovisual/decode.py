@@ -20,7 +20,8 @@ import numpy.typing as npt
 from av.container import InputContainer
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists, first_line
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
+from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists
 from fedstill.datasets.audiovisual.sound.sound_file import read_sound_file
 
 Waveform = npt.NDArray[np.float32]
@@ -123,11 +124,9 @@ def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.f
 @contextmanager
 def _container(path: Path, data: bytes | None) -> Iterator[InputContainer]:
     """FFmpeg on ``path``; its errors become DataErrors."""
-    try:
-        with av.open(str(path) if data is None else BytesIO(data), "r") as container:
-            yield container
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot decode this file ({first_line(error)}): {REPLACE}") from error
+    source = str(path) if data is None else BytesIO(data)
+    with decoder_errors(path), av.open(source, "r", metadata_errors="replace") as container:
+        yield container
 
 
 def _stream_times(path: Path, kind: Literal["audio", "video"], data: bytes | None) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(name: str) -> None:
             assert np.isfinite(waveform).all()
             assert rate > 0
         assert time.process_time() - begin < LONGEST
-    assert MUTATED // 5 < len(complaints)
+    assert len(complaints) > MUTATED // 5
     assert all(line.startswith(f"{path}: ") and "\n" not in line for line in complaints)
     assert not any("BytesIO" in line for line in complaints)
 

@@ -32,7 +32,7 @@ def decode_with_ffmpeg(path: Path, content: bytes, *, strict: bool = True) -> tu
     pieces: list[Channels] = []
     resamplers: dict[tuple[str, str], av.AudioResampler] = {}
     rate, expected = 0, None
-    with av.open(BytesIO(content), "r") as container:
+    with av.open(BytesIO(content), "r", metadata_errors="replace") as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None or not stream.codec_context:
             raise DataError(f"{path}: holds no sound of a known codec: {REPLACE}")
