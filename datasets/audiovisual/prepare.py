@@ -274,8 +274,16 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
     clip_id = clip.info.clip_id
     target = folder / f"{clip_id}.npz"
     absent = next((path for path in (clip.video, clip.sound) if not path.exists()), None)
-    if absent is None and (mismatch := _checksum_mismatch(clip)):
-        return ClipReport(clip_id, "checksum mismatch", mismatch)
+    if absent is None:
+        for path, expected in clip.sha256:
+            if not expected:
+                return ClipReport(
+                    clip_id, "checksum mismatch", f"{path}: has no checksum: add it to the table"
+                )
+            if _sha256(path) != expected:
+                return ClipReport(
+                    clip_id, "checksum mismatch", f"{path}: differs from the original: {REPLACE}"
+                )
     if target.exists():
         return ClipReport(clip_id, "reused")
     if absent is not None:
@@ -287,19 +295,6 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
     with _replacing(target) as draft, draft.open("wb") as file:
         np.savez_compressed(file, audio=audio, frames=frames)
     return ClipReport(clip_id, "prepared")
-
-
-def _checksum_mismatch(clip: RawClip) -> str:
-    """Which file is not the original, and what to do; empty if all are, or no checksums are given."""
-    for path, expected in clip.sha256:
-        if not expected:
-            return f"{path}: has no checksum: add it to the table"
-        try:
-            if _sha256(path) != expected:
-                return f"{path}: differs from the original: {REPLACE}"
-        except OSError as error:
-            return f"{path}: cannot be read ({error.strerror}): check its permissions"
-    return ""
 
 
 def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
