@@ -22,7 +22,7 @@ from av.container import InputContainer
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
 from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists
-from fedstill.datasets.audiovisual.sound.sound_file import read_sound_file
+from fedstill.datasets.audiovisual.sound_files import read_sound_file
 
 Waveform = npt.NDArray[np.float32]
 

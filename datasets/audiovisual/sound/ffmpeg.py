@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE
+from fedstill.datasets.audiovisual.sound.damage import SoundDamage
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 
 Channels = npt.NDArray[np.float32]
 
 
-def decode_with_ffmpeg(path: Path, content: bytes, *, strict: bool = True) -> tuple[Channels, int]:
+def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Channels, int]:
     """float32 (channels, samples) and the rate in Hz of the first sound stream.
 
     Args:
-        path: named in messages.
         content: the file's bytes.
-        strict: a block that does not match its checksum is an error; FFmpeg would put silence or noise there.
+        is_strict: a block that does not match its checksum is an error; FFmpeg would put silence or noise there.
 
     Raises:
-        DataError: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
+        SoundDamage: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
     """
     pieces: list[Channels] = []
     resamplers: dict[tuple[str, str], av.AudioResampler] = {}
@@ -35,16 +32,16 @@ def decode_with_ffmpeg(path: Path, content: bytes, *, strict: bool = True) -> tu
     with av.open(BytesIO(content), "r", metadata_errors="replace") as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None or not stream.codec_context:
-            raise DataError(f"{path}: holds no sound of a known codec: {REPLACE}")
-        if strict:
+            raise SoundDamage("holds no sound of a known codec")
+        if is_strict:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for frame in container.decode(stream):
             if rate and frame.sample_rate != rate:
-                raise DataError(f"{path}: changes its sample rate half-way: convert it to one rate first")
+                raise SoundDamage("changes its sample rate half-way", remedy="convert it to one rate first")
             rate = frame.sample_rate
             if expected is not None and frame.time is not None and frame.time - expected > LARGEST_JUMP:
-                raise DataError(
-                    f"{path}: is damaged: nothing can be decoded from {expected:.1f} to {frame.time:.1f} s: {REPLACE}"
+                raise SoundDamage(
+                    f"is damaged: nothing can be decoded from {expected:.1f} to {frame.time:.1f} s"
                 )
             expected = None if frame.time is None else frame.time + frame.samples / rate
             form = (frame.format.name, frame.layout.name)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+
 LATEST_START = 4096  # bytes of something else before the first frame
 CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand
 LONGEST_PADDING = 512  # bytes of something else after the last frame
@@ -22,10 +24,6 @@ BITRATES = {  # kbit/s by (is MPEG-1, layer)
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-
-
-class MpegDamage(Exception):
-    """Frames lack; the message completes a sentence that begins with the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +44,15 @@ class MpegFrames:
     is_trimmed: bool
 
 
-def is_mpeg(content: bytes, *, named_so: bool = False) -> bool:
+def is_mpeg(content: bytes, *, is_named_so: bool = False) -> bool:
     """Whether a chain of frames begins at the start, or after tags or zeros.
 
-    A recorded stream may begin in the middle of a frame; that is looked for only if the file is ``named_so``, since
+    A recorded stream may begin in the middle of a frame; that is looked for only if the file is ``is_named_so``, since
     videos hold such chains, too.
     """
     tags = end_of_tags(content)
     first = _first_frame(content, tags)
-    return first is not None and (tags > 0 or named_so or not content[:first].strip(b"\0"))
+    return first is not None and (tags > 0 or is_named_so or not content[:first].strip(b"\0"))
 
 
 def end_of_tags(content: bytes) -> int:
@@ -69,14 +67,14 @@ def chains(content: bytes) -> list[MpegFrames]:
     """The files that were joined into this one, usually one, of a file for which ``is_mpeg`` holds.
 
     Raises:
-        MpegDamage: something lacks at the start, in the middle or at the end.
+        SoundDamage: something lacks at the start, in the middle or at the end.
     """
     tags = end_of_tags(content)
     position = _first_frame(content, tags) or 0
     length, samples, kind = _frame(content, position)
     written = _announced(content, position)
     if position - tags > length and written is None:  # more than the rest of a frame
-        raise MpegDamage(f"is damaged: it begins with {position - tags} bytes that are no sound")
+        raise SoundDamage(f"is damaged: it begins with {position - tags} bytes that are no sound")
     if written is not None:
         position += length
     begins, announced, counts = [0], [written], [0]
@@ -97,7 +95,7 @@ def chains(content: bytes) -> list[MpegFrames]:
             break
     for count, written in zip(counts, announced, strict=True):
         if written and count + 1 < written:
-            raise MpegDamage(f"is truncated: it holds {count} of {written} frames")
+            raise SoundDamage(f"is truncated: it holds {count} of {written} frames")
     if not announced[-1] or counts[-1] > announced[-1] + 1:  # else all is there, and no sound follows
         _check_end(content, position, kind)
     ends = [*begins[1:], size]
@@ -108,13 +106,13 @@ def chains(content: bytes) -> list[MpegFrames]:
 
 
 def _check_end(content: bytes, position: int, kind: int) -> None:
-    """Raises MpegDamage unless the chain of frames may stop there."""
+    """Raises SoundDamage unless the chain of frames may stop there."""
     rest = len(content) - position
     length, _, found = _frame(content, position)
     if length > rest > 0 and found == kind:
-        raise MpegDamage("is truncated: it ends in the middle of a frame")
+        raise SoundDamage("is truncated: it ends in the middle of a frame")
     if rest > LONGEST_PADDING or _first_frame(content, position) is not None:
-        raise MpegDamage(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
+        raise SoundDamage(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
 
 
 def _first_frame(content: bytes, start: int) -> int | None:

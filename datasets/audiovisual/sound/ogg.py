@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import zlib
 
+from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+
 MAGIC = b"OggS"
 PICTURE_CODECS = (b"\x80theora", b"BBCD", b"OVP80", b"\x01video", b"\x8bJNG", b"\x8aMNG")
 LONGEST_PADDING = 4096  # bytes after the last page
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-class OggDamage(Exception):
-    """A page lacks or is not as it was written; the message completes a sentence that begins with the file."""
 
 
 def has_pictures(content: bytes) -> bool:
@@ -34,7 +32,7 @@ def links(content: bytes) -> list[bytes]:
     """The links of a chain; a file without a chain is its only link.
 
     Raises:
-        OggDamage: the last page is cut, a page is missing, or one does not match its checksum.
+        SoundDamage: the last page is cut, a page is missing, or one does not match its checksum.
     """
     begins: list[int] = []
     numbers: dict[bytes, int] = {}  # of the next page, by stream
@@ -43,10 +41,10 @@ def links(content: bytes) -> list[bytes]:
         if content[position : position + 4] != MAGIC:
             if ended and len(content) - position <= LONGEST_PADDING and MAGIC not in content[position:]:
                 break
-            raise OggDamage(f"is damaged: no page begins at byte {position} of {len(content)}")
+            raise SoundDamage(f"is damaged: no page begins at byte {position} of {len(content)}")
         end = _page_end(content, position)
         if end > len(content):
-            raise OggDamage("is truncated: its last page is not complete")
+            raise SoundDamage("is truncated: its last page is not complete")
         is_first = bool(content[position + 5] & 2)
         stream = content[position + 14 : position + 18]
         number = int.from_bytes(content[position + 18 : position + 22], "little")
@@ -54,11 +52,11 @@ def links(content: bytes) -> list[bytes]:
             begins.append(position)
             numbers.clear()
         if not is_first and number != numbers.get(stream, number):
-            raise OggDamage(f"is damaged: pages are missing before byte {position} of {len(content)}")
+            raise SoundDamage(f"is damaged: pages are missing before byte {position} of {len(content)}")
         if _checksum(content, position, end) != int.from_bytes(
             content[position + 22 : position + 26], "little"
         ):
-            raise OggDamage(f"is damaged: the page at byte {position} does not match its checksum")
+            raise SoundDamage(f"is damaged: the page at byte {position} does not match its checksum")
         numbers[stream], in_header, ended = number + 1, is_first, bool(content[position + 5] & 4)
         position = end
     ends = [*begins[1:], len(content)]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 LARGE_FORMS = (b"RF64", b"BW64")
 GUESSES = (range(2**31 - 2**16, 2**31 + 2**16), range(2**32 - 2**16, 2**32), range(2**63 - 2**16, 2**64))
@@ -23,10 +25,13 @@ def is_wav(content: bytes) -> bool:
     return content[:4] in FORMS and content[8:12] == b"WAVE"
 
 
-def with_true_sizes(content: bytes) -> bytes | None:
-    """The same sound with a true header, ``content`` itself if it has one; None if its end is missing.
+def with_true_sizes(content: bytes) -> bytes:
+    """The same sound with a true header, ``content`` itself if it has one.
 
     A file without format or data chunk is left as it is, for the decoder to complain about.
+
+    Raises:
+        SoundDamage: its end is missing.
     """
     order = _byte_order(content)
     chunks: dict[bytes, tuple[int, int]] = {}
@@ -42,8 +47,6 @@ def with_true_sizes(content: bytes) -> bytes | None:
         sizes = chunks[b"ds64"][0]
         announced = int.from_bytes(content[sizes + 8 : sizes + 16], order)
     actual = _actual_size(content, begin, announced)
-    if actual is None:
-        return None
     surplus = int.from_bytes(content[4:8], order) + 8 - len(content)
     if actual == announced and (large or 0 <= surplus <= actual % 2):  # the last padding may be absent
         return content
@@ -63,15 +66,17 @@ def _write(content: bytes, chunks: dict[bytes, tuple[int, int]], begin: int, siz
     return form + (len(body) + size).to_bytes(4, order) + body + content[begin : begin + size]
 
 
-def _actual_size(content: bytes, begin: int, announced: int) -> int | None:
-    """How many bytes of samples there are; None if fewer than were certainly written."""
+def _actual_size(content: bytes, begin: int, announced: int) -> int:
+    """How many bytes of samples there are. Raises SoundDamage if fewer than were certainly written."""
     available = len(content) - begin
     if announced <= available:
         tail = available - announced
         stale = not announced or tail > SHORTEST_TAIL  # from before the samples were written
         return available if stale and not _is_no_sound(content, begin + announced) else announced
     guessed = any(announced in sizes for sizes in GUESSES) or announced in (len(content), len(content) - 8)
-    return available if guessed else None
+    if not guessed:
+        raise SoundDamage("is truncated")
+    return available
 
 
 def _is_no_sound(content: bytes, begin: int) -> bool:
