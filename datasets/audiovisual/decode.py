@@ -42,7 +42,7 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     """
     check_exists(path, data)
     channels, sample_rate = read_channels(path, data)
-    return channels.mean(axis=0, dtype=np.float32), sample_rate
+    return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32), sample_rate
 
 
 def read_channels(path: Path, data: bytes | None = None) -> tuple[npt.NDArray[np.float32], int]:

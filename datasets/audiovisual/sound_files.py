@@ -38,7 +38,7 @@ def read_sound_file(path: Path, data: bytes | None = None) -> Sound | None:
 
 def _content(path: Path) -> bytes | None:
     """The file's bytes; None if its first ones say that it is no sound file, so that no video is loaded whole."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         start = file.read(4)
         if start and not start.startswith(BEGINNINGS) and path.suffix.lower() not in SOUND_SUFFIXES:
             return None

@@ -20,7 +20,7 @@ BLOCK_SIZES = (
 
 def links(content: bytes) -> list[bytes]:
     """The files that were joined into this one, without what comes before each; usually one."""
-    if content.count(MAGIC) == 1:
+    if content.find(MAGIC) == content.rfind(MAGIC):
         return [content]
     begins = [found.start() for found in BEGIN.finditer(content)] or [0]
     return [content[begin:end] for begin, end in zip(begins, [*begins[1:], len(content)], strict=True)]

@@ -15,6 +15,7 @@ from fedstill.datasets.audiovisual.sound.damage import SoundDamage
 LATEST_START = 4096  # bytes of something else before the first frame
 CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand
 LONGEST_PADDING = 512  # bytes of something else after the last frame
+EMPTY = bytes(9)  # after the header of a frame without sound, such as one that tells the length
 RATES = (44_100, 48_000, 32_000)
 BITRATES = {  # kbit/s by (is MPEG-1, layer)
     (True, 1): range(32, 449, 32),
@@ -78,12 +79,12 @@ def chains(content: bytes) -> list[MpegFrames]:
     if written is not None:
         position += length
     begins, announced, counts = [0], [written], [0]
-    is_joined = sum(map(content.count, (b"Xing", b"Info", b"VBRI"))) > 1
     size = len(content)
     while position < size:
         length, _, found = _frame(content, position)
         if found == kind and position + length <= size:
-            if is_joined and (written := _announced(content, position)) is not None:
+            is_empty = content.startswith(EMPTY, position + 4)
+            if is_empty and (written := _announced(content, position)) is not None:
                 begins.append(position)
                 announced.append(written)
                 counts.append(-1)
