@@ -1,4 +1,4 @@
-"""From sound and video files to plain arrays: the only file that knows about codecs.
+"""From sound and video files to plain arrays.
 
 Everything is decoded completely and checked here, because a half-downloaded clip that "decodes" to its first second
 would be used for training like any other. Each failure is one DataError that names the file and says what to do;
@@ -40,7 +40,6 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     Raises:
         DataError: missing, unreadable or truncated file, no audio stream, no samples, NaN or infinity.
     """
-    check_exists(path, data)
     channels, sample_rate = read_channels(path, data)
     return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32), sample_rate
 
