@@ -1,4 +1,4 @@
-"""From sound and video files to plain arrays: the only file that knows about codecs.
+"""From sound and video files to plain arrays.
 
 Everything is decoded completely and checked here, because a half-downloaded clip that "decodes" to its first second
 would be used for training like any other. Each failure is one DataError that names the file and says what to do;
@@ -17,13 +17,12 @@ from typing import Literal
 import av
 import numpy as np
 import numpy.typing as npt
-import soundfile
 from av.container import InputContainer
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists, first_line
-
-SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
+from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists
+from fedstill.datasets.audiovisual.sound_files import read_sound_file
 
 Waveform = npt.NDArray[np.float32]
 
@@ -32,7 +31,7 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     """Decode a sound file, or the sound of a video, to one channel.
 
     Args:
-        path: wav, flac, ogg or mp3 go to libsndfile, everything else (flv, mp4, mkv, ...) to FFmpeg.
+        path: a sound file or a video; its content decides which, not its ending.
         data: the file's bytes if they are already in memory (a zip member); ``path`` then only names them.
 
     Returns:
@@ -41,15 +40,19 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     Raises:
         DataError: missing, unreadable or truncated file, no audio stream, no samples, NaN or infinity.
     """
+    channels, sample_rate = read_channels(path, data)
+    return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32), sample_rate
+
+
+def read_channels(path: Path, data: bytes | None = None) -> tuple[npt.NDArray[np.float32], int]:
+    """As ``read_audio``, but float32 (channels, samples)."""
     check_exists(path, data)
-    is_sound = path.suffix.lower() in SOUND_SUFFIXES
-    channels, sample_rate = (_read_sound_file if is_sound else _read_audio_stream)(path, data)
+    channels, sample_rate = read_sound_file(path, data) or _read_audio_stream(path, data)
     if channels.shape[-1] == 0:
         raise DataError(f"{path}: holds no audio samples: {REPLACE}")
-    waveform = channels.mean(axis=0, dtype=np.float32)
-    if not np.isfinite(waveform).all():
+    if not np.isfinite(channels).all():
         raise DataError(f"{path}: holds NaN or infinite audio samples: {REPLACE}")
-    return waveform, sample_rate
+    return channels, sample_rate
 
 
 def read_video_frames(
@@ -103,26 +106,6 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     return np.asarray(resampled, dtype=np.float32)
 
 
-def _read_sound_file(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
-    try:
-        content = path.read_bytes() if data is None else data
-        with soundfile.SoundFile(BytesIO(content)) as file:
-            samples = file.read(dtype="float32", always_2d=True)
-            announced, sample_rate = file.frames, file.samplerate
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise DataError(f"{path}: cannot decode this sound file ({first_line(error)}): {REPLACE}") from error
-    if len(samples) < announced or _riff_is_cut(content):
-        raise DataError(f"{path}: is truncated: {REPLACE}")
-    return samples.T, int(sample_rate)
-
-
-def _riff_is_cut(content: bytes) -> bool:
-    """Whether a WAV announces more bytes than it has; libsndfile silently reads what is there."""
-    announced = int.from_bytes(content[4:8], "little") + 8
-    streamed = content[4:8] == b"\xff\xff\xff\xff"  # the size was unknown when the header was written
-    return content[:4] == b"RIFF" and not streamed and announced > len(content)
-
-
 def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
     _stream_times(path, "audio", data)
     with _container(path, data) as container:
@@ -140,11 +123,9 @@ def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.f
 @contextmanager
 def _container(path: Path, data: bytes | None) -> Iterator[InputContainer]:
     """FFmpeg on ``path``; its errors become DataErrors."""
-    try:
-        with av.open(str(path) if data is None else BytesIO(data), "r") as container:
-            yield container
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot decode this file ({first_line(error)}): {REPLACE}") from error
+    source = str(path) if data is None else BytesIO(data)
+    with decoder_errors(path), av.open(source, "r", metadata_errors="replace") as container:
+        yield container
 
 
 def _stream_times(path: Path, kind: Literal["audio", "video"], data: bytes | None) -> tuple[float, float]:

@@ -30,7 +30,9 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
 from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
+from fedstill.datasets.audiovisual.sound.cancellation import KeepsChannels, cancels_out, is_suspicious
 from fedstill.datasets.files.tables import read_table
 
 SAMPLE_RATE = 16_000
@@ -221,13 +223,24 @@ def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[
     ]
     for position, info in enumerate(source.index):
         try:
-            if np.ptp(source.load(position).audio) == 0:
-                problems.append(f"clip {info.clip_id}: its sound is silence: record it again or remove it")
+            complaint = _sound_complaint(source, position)
+            if complaint:
+                problems.append(f"clip {info.clip_id}: {complaint}")
         except DataError as error:
             problems.append(f"clip {info.clip_id}: {error}")
         if progress is not None:
             progress(position + 1, len(source.index))
     return problems
+
+
+def _sound_complaint(source: ClipSource, position: int) -> str:
+    """What is wrong with the sound of a clip that can be decoded; empty if nothing is."""
+    clip = source.load(position)
+    is_quiet = clip.sample_rate > 0 and is_suspicious(clip.audio)  # features have no level
+    recorded = source.load_channels(position) if is_quiet and isinstance(source, KeepsChannels) else None
+    if recorded is not None and cancels_out(recorded):
+        return "its channels cancel out when mixed (antiphase): invert one of them, or keep only one"
+    return "its sound is silence: record it again or remove it" if np.ptp(clip.audio) == 0 else ""
 
 
 def _prepare(
@@ -287,7 +300,7 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
 def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
     """int16 (samples,) at 16 kHz, lossless for 16-bit sources, and uint8 (10, size, size, 3)."""
     for path in {clip.sound, clip.video}:
-        with path.open("rb") as file:
+        with decoder_errors(path), path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
                 raise DataError(f"{path}: is a Git LFS pointer, not the media: run 'git lfs pull' there")
     audio = resample(*read_audio(clip.sound), SAMPLE_RATE)
