@@ -1,0 +1,82 @@
+"""The sound of a media file on the file's clock: what comes late is preceded by silence, a gap is silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.image_files import REPLACE
+
+Waveform = npt.NDArray[np.float32]
+
+LATE_START = 0.005  # s; a sound that starts later than this after the picture is preceded by silence
+JITTER = 0.015  # s; time stamps are rounded, and clocks of calls are uneven: less than a packet is no gap
+JUMP_BACK = 0.5  # s; further back than two packets overlap
+LONGEST_SILENCE = 600.0  # s; hours of silence are a damaged time stamp, and more than the memory holds
+
+
+def place_sound(
+    path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: float, *, alone: bool
+) -> Waveform:
+    """Put decoded sound where its time stamps say.
+
+    Args:
+        path: names the file in messages.
+        frames: of one stream, in order; format, channels and rate may change on the way.
+        rate: Hz, of the result.
+        zero: the moment of the first sample (s), by the same time stamps.
+        alone: the file has no picture: time stamps that start anew are then parts one after the other.
+
+    Returns:
+        float32 (samples,), the mean of all channels.
+
+    Raises:
+        DataError: time stamps that start anew beside a picture, or a gap of more than ten minutes.
+    """
+    pieces: list[Waveform] = []
+    written = 0
+    for moment, samples in _mixed(frames, rate):
+        if moment is not None:
+            zero = min(zero, moment) if not written else zero
+            late = round((moment - zero) * rate) - written
+            if late < -JUMP_BACK * rate:
+                if not alone:
+                    raise DataError(f"{path}: its time starts anew in the middle: {REPLACE}")
+                zero += late / rate
+            elif late < -JITTER * rate:
+                samples = samples[-late:]
+            elif late > LONGEST_SILENCE * rate:
+                raise DataError(f"{path}: its sound has a gap of {late / rate:.0f} s: {REPLACE}")
+            elif late > (JITTER if written else LATE_START) * rate:
+                pieces.append(np.zeros(late, np.float32))
+                written += late
+        pieces.append(samples)
+        written += len(samples)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _mixed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float | None, Waveform]]:
+    """(time of the first sample, mono samples at ``rate``); no time where it continues the one before."""
+    kind: tuple[str, str, int] | None = None
+    converter: av.AudioResampler | None = None
+    for frame in frames:
+        changed = kind != (kind := (frame.format.name, frame.layout.name, frame.rate))
+        if changed:
+            yield from ((None, piece) for piece in _convert(converter, None))
+            converter = av.AudioResampler(format="fltp", rate=rate)
+        moment = frame.time if changed or frame.rate == rate else None
+        for piece in _convert(converter, frame):
+            yield moment, piece
+            moment = None
+    yield from ((None, piece) for piece in _convert(converter, None))
+
+
+def _convert(converter: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[Waveform]:
+    """``frame`` None flushes."""
+    for piece in converter.resample(frame) if converter else ():
+        yield piece.to_ndarray().astype(np.float32, copy=False).mean(axis=0, dtype=np.float32)

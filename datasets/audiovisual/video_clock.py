@@ -1,0 +1,159 @@
+"""When things of a file are shown: one clock for its picture and its sound, from time stamps, without decoding.
+
+The clock starts at the first moment that a player shows. Packets that an edit list hides, the offset of a recording
+that began an hour ago, and a track that starts late are all in the time stamps; counting frames or samples would miss
+them. The whole file is read, so that one which ends early or has a hole (FFmpeg passes over both) is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.image_files import REPLACE
+from fedstill.datasets.audiovisual.media_file import Kind, opened, picture_of, sound_of
+
+LENGTH_IN_HEADER = frozenset(
+    {"mov", "matroska", "flv", "avi", "asf", "ogg", "wav", "w64", "aiff", "caf", "mxf"}
+)
+"""Formats whose header says how long they are. FFmpeg guesses the length of others from the bit rate."""
+LENGTH_IS_LAST_MOMENT = frozenset({"matroska", "flv"})
+"""FFmpeg, among others, writes the last time stamp for the length there, also if the first is not zero."""
+WITHOUT_PADDING = frozenset({"matroska", "flv", "avi"})
+"""Formats whose packets follow each other with little between them."""
+NEVER_ZERO = frozenset(
+    {
+        "h264",
+        "hevc",
+        "av1",
+        "libdav1d",
+        "vp8",
+        "vp9",
+        "vp6f",
+        "flv",
+        "h263",
+        "mpeg4",
+        "mpeg1video",
+        "mpeg2video",
+    }
+    | {"mjpeg", "theora", "aac", "mp3", "mp3float", "opus", "vorbis", "ac3", "eac3", "flac", "alac"}
+)
+"""Codecs of which no packet consists of zeros; silence in PCM does."""
+SMALLEST_HOLE = 4096  # bytes
+MISSING_SECONDS, MISSING_SHARE = (
+    0.25,
+    0.1,
+)  # announced lengths are not exact, and checksums exist for the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Seconds by the file's time stamps.
+
+    ``zero``: the first displayed moment of picture and sound. ``begin``, ``end``: of the stream asked for.
+    ``interval``: between two of its packets. ``alone``: the file has not both picture and sound.
+    """
+
+    zero: float
+    begin: float
+    end: float
+    interval: float
+    alone: bool
+
+
+def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
+    """When the file's ``kind`` stream is shown.
+
+    Raises:
+        DataError: no such stream, nothing in it, or the file ends early or has a hole.
+    """
+    with opened(path, data) as container:
+        picture, sound = picture_of(container), sound_of(container)
+        wanted = picture if kind == "video" else sound
+        if wanted is None:
+            raise DataError(f"{path}: has no {kind} stream: {REPLACE}")
+        chosen = [stream for stream in (picture, sound) if stream is not None]
+        scan = _Scan(container, chosen)
+        spans = scan.spans[wanted.index]
+        if not spans:
+            raise DataError(f"{path}: its {kind} stream holds nothing with a time stamp: {REPLACE}")
+        _check_complete(path, container, scan)
+        starts = {
+            stream.type: _first_shown(stream, scan.spans[stream.index])
+            for stream in chosen
+            if scan.spans[stream.index]
+        }
+    first, last, end = min(spans)[0], max(spans)[0], max(end for _, end in spans)
+    interval = (last - first) / (len(spans) - 1) if len(spans) > 1 else end - first
+    if end == last:  # the last packet has no duration: assume that of the others
+        end += interval if len(spans) > 1 else 0.0
+    zero = min(starts.values())
+    return Timeline(zero, starts[kind], end, interval, alone=len(starts) == 1)
+
+
+def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float, float]]) -> float:
+    """FFmpeg's start time knows the samples of a sound's first packets that are not played."""
+    if stream.type == "audio" and stream.start_time is not None and stream.time_base is not None:
+        return float(stream.start_time * stream.time_base)
+    return min(spans)[0]
+
+
+class _Scan:
+    """All packets of a file: ``spans`` (begin, end) of the shown ones by stream, and what speaks of damage."""
+
+    def __init__(self, container: InputContainer, chosen: Sequence[AudioStream | VideoStream]) -> None:
+        self.spans: dict[int, list[tuple[float, float]]] = {stream.index: [] for stream in chosen}
+        self.file_end = 0.0
+        self.zeroed = 0.0
+        """Seconds in packets that were overwritten with zeros."""
+        self._bytes: dict[int, int] = {}  # by position; packets in one block have the same
+        dense = {stream.index for stream in chosen if stream.codec_context.name in NEVER_ZERO}
+        for packet in container.demux():
+            if packet.pos is not None and packet.pos >= 0:
+                self._bytes[packet.pos] = self._bytes.get(packet.pos, 0) + packet.size
+            if packet.pts is None or packet.time_base is None:
+                continue
+            begin = float(packet.pts * packet.time_base)
+            end = begin + float((packet.duration or 0) * packet.time_base)
+            self.file_end = max(self.file_end, end)
+            if packet.stream.index in self.spans and not packet.is_discard:
+                self.spans[packet.stream.index].append((begin, end))
+            if packet.stream.index in dense and packet.size > 16 and not any(bytes(packet)):
+                self.zeroed += end - begin
+
+    @property
+    def largest_gap(self) -> int:
+        """Bytes between two packets that follow each other."""
+        places = sorted(self._bytes.items())
+        return max(
+            (after - pos - size for (pos, size), (after, _) in pairwise(places)),
+            default=0,
+        )
+
+
+def _check_complete(path: Path, container: InputContainer, scan: _Scan) -> None:
+    formats = set(container.format.name.split(","))
+    if formats & LENGTH_IN_HEADER:
+        announced = (container.duration or 0) / av.time_base
+        start = (container.start_time or 0) / av.time_base
+        there = scan.file_end - start
+        if formats & LENGTH_IS_LAST_MOMENT and announced > start:
+            announced -= start
+        missing = announced - there
+        if missing > max(MISSING_SECONDS, MISSING_SHARE * announced):
+            raise DataError(
+                f"{path}: is truncated, the last {missing:.1f} of {announced:.1f} s are missing: {REPLACE}"
+            )
+    hole = scan.largest_gap
+    if formats & WITHOUT_PADDING and hole > max(SMALLEST_HOLE, container.size // 100):
+        raise DataError(f"{path}: is damaged, {hole} bytes in its middle cannot be read: {REPLACE}")
+    if scan.zeroed:
+        raise DataError(f"{path}: is damaged, a part of it was overwritten with zeros: {REPLACE}")
