@@ -131,8 +131,7 @@ def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.f
     with opened(path, data) as container:
         stream = sound_of(container)
         frames = container.decode(stream)
-        waveform = place_sound(path, frames, stream.rate, timeline.zero, alone=timeline.alone)
-        return waveform[None], stream.rate
+        return place_sound(path, frames, stream.rate, timeline.zero, alone=timeline.alone), stream.rate
 
 
 def _on_display(

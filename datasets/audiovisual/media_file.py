@@ -1,8 +1,4 @@
-"""FFmpeg on one file: open it, choose its picture and its sound, and turn every error into one line.
-
-Decoders raise many kinds of exceptions on a damaged file. All of them become the DataError that names the file, here
-and nowhere else, so that one bad clip is listed and never stops a preparation or a device's job.
-"""
+"""FFmpeg on one file: open it, and choose the picture and the sound that a player would."""
 
 from __future__ import annotations
 
@@ -19,7 +15,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE, first_line
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
+from fedstill.datasets.audiovisual.image_files import REPLACE
 
 Kind = Literal["audio", "video"]
 
@@ -29,22 +26,16 @@ NO_MOVING_PICTURE = (
 
 
 @contextmanager
-def one_line_errors(path: Path) -> Iterator[None]:
-    """Whatever is raised while ``path`` is read becomes a DataError about it."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: cannot decode this file ({first_line(error)}): {REPLACE}") from error
-
-
-@contextmanager
 def opened(path: Path, data: bytes | None) -> Iterator[InputContainer]:
     """The open file, or ``data`` in its place. Raises DataError, also for what fails inside the block."""
     source = str(path) if data is None else BytesIO(data)
-    with one_line_errors(path), av.open(source, "r", metadata_errors="replace") as container:
-        yield container
+    with decoder_errors(path), av.open(source, "r", metadata_errors="replace") as container:
+        try:
+            yield container
+        except (
+            IndexError
+        ) as error:  # PyAV's, at a packet of a track that was not there when the file was opened
+            raise DataError(f"{path}: is damaged, a track begins in its middle: {REPLACE}") from error
 
 
 def picture_of(container: InputContainer) -> VideoStream | None:

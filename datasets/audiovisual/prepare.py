@@ -30,6 +30,7 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
 from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
 from fedstill.datasets.audiovisual.manifest import read_table
 
@@ -260,6 +261,22 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
     """Decode one clip into ``folder`` unless it is there. Raises OSError only if writing fails."""
     clip_id = clip.info.clip_id
     target = folder / f"{clip_id}.npz"
+    try:
+        with decoder_errors(clip.video):
+            settled = _settled(clip, target)
+        if settled is not None:
+            return settled
+        audio, frames = _decode(clip, size)
+    except DataError as error:
+        return ClipReport(clip_id, "corrupt", str(error))
+    with _replacing(target) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, audio=audio, frames=frames)
+    return ClipReport(clip_id, "prepared")
+
+
+def _settled(clip: RawClip, target: Path) -> ClipReport | None:
+    """The outcome of a clip that need not be decoded."""
+    clip_id = clip.info.clip_id
     absent = next((path for path in (clip.video, clip.sound) if not path.exists()), None)
     if absent is None:
         for path, expected in clip.sha256:
@@ -273,24 +290,17 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
                 )
     if target.exists():
         return ClipReport(clip_id, "reused")
-    if absent is not None:
-        return ClipReport(clip_id, "missing", f"{absent}: no such file: download it")
-    try:
-        audio, frames = _decode(clip, size)
-    except DataError as error:
-        return ClipReport(clip_id, "corrupt", str(error))
-    with _replacing(target) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, audio=audio, frames=frames)
-    return ClipReport(clip_id, "prepared")
+    return None if absent is None else ClipReport(clip_id, "missing", f"{absent}: no such file: download it")
 
 
 def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
     """int16 (samples,) at 16 kHz, lossless for 16-bit sources, and uint8 (10, size, size, 3)."""
     for path in {clip.sound, clip.video}:
-        with path.open("rb") as file:
+        with decoder_errors(path), path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
                 raise DataError(f"{path}: is a Git LFS pointer, not the media: run 'git lfs pull' there")
-    audio = resample(*read_audio(clip.sound), SAMPLE_RATE)
+    with decoder_errors(clip.sound):
+        audio = resample(*read_audio(clip.sound), SAMPLE_RATE)
     stop = None if clip.end is None else round(clip.end * SAMPLE_RATE)
     audio = audio[round(clip.start * SAMPLE_RATE) : stop]
     if not audio.size:

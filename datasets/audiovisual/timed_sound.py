@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import REPLACE
 
-Waveform = npt.NDArray[np.float32]
+Channels = npt.NDArray[np.float32]
 
 LATE_START = 0.005  # s; a sound that starts later than this after the picture is preceded by silence
 JITTER = 0.015  # s; time stamps are rounded, and clocks of calls are uneven: less than a packet is no gap
@@ -22,7 +22,7 @@ LONGEST_SILENCE = 600.0  # s; hours of silence are a damaged time stamp, and mor
 
 def place_sound(
     path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: float, *, alone: bool
-) -> Waveform:
+) -> Channels:
     """Put decoded sound where its time stamps say.
 
     Args:
@@ -33,14 +33,14 @@ def place_sound(
         alone: the file has no picture: time stamps that start anew are then parts one after the other.
 
     Returns:
-        float32 (samples,), the mean of all channels.
+        float32 (channels, samples); one channel, their mean, if the number of channels changes.
 
     Raises:
         DataError: time stamps that start anew beside a picture, or a gap of more than ten minutes.
     """
-    pieces: list[Waveform] = []
+    pieces: list[Channels] = []
     written = 0
-    for moment, samples in _mixed(frames, rate):
+    for moment, samples in _timed(frames, rate):
         if moment is not None:
             zero = min(zero, moment) if not written else zero
             late = round((moment - zero) * rate) - written
@@ -49,19 +49,21 @@ def place_sound(
                     raise DataError(f"{path}: its time starts anew in the middle: {REPLACE}")
                 zero += late / rate
             elif late < -JITTER * rate:
-                samples = samples[-late:]
+                samples = samples[:, -late:]
             elif late > LONGEST_SILENCE * rate:
                 raise DataError(f"{path}: its sound has a gap of {late / rate:.0f} s: {REPLACE}")
             elif late > (JITTER if written else LATE_START) * rate:
-                pieces.append(np.zeros(late, np.float32))
+                pieces.append(np.zeros((len(samples), late), np.float32))
                 written += late
         pieces.append(samples)
-        written += len(samples)
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        written += samples.shape[1]
+    if len({len(piece) for piece in pieces}) > 1:
+        pieces = [piece.mean(axis=0, keepdims=True, dtype=np.float32) for piece in pieces]
+    return np.concatenate(pieces, axis=1) if pieces else np.zeros((1, 0), np.float32)
 
 
-def _mixed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float | None, Waveform]]:
-    """(time of the first sample, mono samples at ``rate``); no time where it continues the one before."""
+def _timed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float | None, Channels]]:
+    """(time of the first sample, channels x samples at ``rate``); no time where it continues the one before."""
     kind: tuple[str, str, int] | None = None
     converter: av.AudioResampler | None = None
     for frame in frames:
@@ -76,7 +78,7 @@ def _mixed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float |
     yield from ((None, piece) for piece in _convert(converter, None))
 
 
-def _convert(converter: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[Waveform]:
+def _convert(converter: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[Channels]:
     """``frame`` None flushes."""
     for piece in converter.resample(frame) if converter else ():
-        yield piece.to_ndarray().astype(np.float32, copy=False).mean(axis=0, dtype=np.float32)
+        yield piece.to_ndarray().astype(np.float32, copy=False)

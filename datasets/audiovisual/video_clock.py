@@ -130,6 +130,15 @@ class _Scan:
                 self.zeroed += end - begin
 
     @property
+    def longest_pause(self) -> float:
+        """Seconds without packets of either picture or sound, if the file has both."""
+        spans = [] if len(self.spans) < 2 else sorted(span for spans in self.spans.values() for span in spans)
+        longest, covered = 0.0, spans[0][1] if spans else 0.0
+        for begin, end in spans:
+            longest, covered = max(longest, begin - covered), max(covered, end)
+        return longest
+
+    @property
     def largest_gap(self) -> int:
         """Bytes between two packets that follow each other."""
         places = sorted(self._bytes.items())
@@ -141,19 +150,35 @@ class _Scan:
 
 def _check_complete(path: Path, container: InputContainer, scan: _Scan) -> None:
     formats = set(container.format.name.split(","))
-    if formats & LENGTH_IN_HEADER:
-        announced = (container.duration or 0) / av.time_base
-        start = (container.start_time or 0) / av.time_base
-        there = scan.file_end - start
-        if formats & LENGTH_IS_LAST_MOMENT and announced > start:
-            announced -= start
-        missing = announced - there
-        if missing > max(MISSING_SECONDS, MISSING_SHARE * announced):
-            raise DataError(
-                f"{path}: is truncated, the last {missing:.1f} of {announced:.1f} s are missing: {REPLACE}"
-            )
+    announced = _announced_seconds(container, formats) if formats & LENGTH_IN_HEADER else 0.0
+    missing = announced - (scan.file_end - _start(container))
+    tolerated = max(MISSING_SECONDS, MISSING_SHARE * announced)
+    if missing > tolerated:
+        raise DataError(
+            f"{path}: is truncated, the last {missing:.1f} of {announced:.1f} s are missing: {REPLACE}"
+        )
     hole = scan.largest_gap
     if formats & WITHOUT_PADDING and hole > max(SMALLEST_HOLE, container.size // 100):
         raise DataError(f"{path}: is damaged, {hole} bytes in its middle cannot be read: {REPLACE}")
     if scan.zeroed:
         raise DataError(f"{path}: is damaged, a part of it was overwritten with zeros: {REPLACE}")
+    if scan.longest_pause > tolerated:
+        raise DataError(
+            f"{path}: is damaged, {scan.longest_pause:.1f} s in its middle have neither picture nor sound: {REPLACE}"
+        )
+
+
+def _announced_seconds(container: InputContainer, formats: set[str]) -> float:
+    announced, start = (container.duration or 0) / av.time_base, _start(container)
+    if formats & LENGTH_IS_LAST_MOMENT and announced > start:
+        return announced - start
+    if (
+        "avi" in formats
+    ):  # FFmpeg shortens the duration to what is there; the number of frames is the header's
+        counts = (float(stream.frames * (stream.time_base or 0)) for stream in container.streams.video)
+        return max([announced, *counts])
+    return announced
+
+
+def _start(container: InputContainer) -> float:
+    return (container.start_time or 0) / av.time_base
