@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from io import BytesIO
-from math import gcd, inf
+from math import gcd
 from pathlib import Path
 
 import av
@@ -21,8 +21,8 @@ from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.display_matrix import upright_pictures
 from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists, first_line
 from fedstill.datasets.audiovisual.media_file import opened, picture_of, sound_of
-from fedstill.datasets.audiovisual.timed_sound import JUMP_BACK, place_sound
-from fedstill.datasets.audiovisual.video_clock import read_timeline
+from fedstill.datasets.audiovisual.timed_sound import place_sound
+from fedstill.datasets.audiovisual.video_clock import Timeline, read_timeline
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 
@@ -87,7 +87,7 @@ def read_video_frames(
         )
     middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
     with opened(path, data) as container:
-        shown = _on_display(path, container.decode(picture_of(container)), middles, timeline.interval)
+        shown = _on_display(container.decode(picture_of(container)), middles, timeline)
         if not shown:
             raise DataError(f"{path}: holds no decodable video frame: {REPLACE}")
         return upright_pictures(shown)
@@ -131,20 +131,18 @@ def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.f
     with opened(path, data) as container:
         stream = sound_of(container)
         frames = container.decode(stream)
-        return place_sound(path, frames, stream.rate, timeline.zero, alone=timeline.alone), stream.rate
+        return place_sound(path, frames, stream.rate, timeline.zero), stream.rate
 
 
 def _on_display(
-    path: Path, frames: Iterable[av.VideoFrame], moments: Sequence[float], interval: float
+    frames: Iterable[av.VideoFrame], moments: Sequence[float], timeline: Timeline
 ) -> list[av.VideoFrame]:
     """For each of the ascending ``moments`` (s), the last frame begun by then; none only if none exists."""
     chosen: list[av.VideoFrame] = []
     shown: av.VideoFrame | None = None
-    time = -inf
+    time = timeline.begin - timeline.interval
     for frame in frames:
-        before, time = time, time + interval if frame.time is None else frame.time
-        if time < before - JUMP_BACK:
-            raise DataError(f"{path}: its time starts anew in the middle: {REPLACE}")
+        time = time + timeline.interval if frame.time is None else frame.time
         while shown is not None and len(chosen) < len(moments) and time > moments[len(chosen)] + 1e-6:
             chosen.append(shown)
         shown = frame

@@ -11,18 +11,16 @@ import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import REPLACE
+from fedstill.datasets.audiovisual.video_clock import JUMP_BACK
 
 Channels = npt.NDArray[np.float32]
 
 LATE_START = 0.005  # s; a sound that starts later than this after the picture is preceded by silence
 JITTER = 0.015  # s; time stamps are rounded, and clocks of calls are uneven: less than a packet is no gap
-JUMP_BACK = 0.5  # s; further back than two packets overlap
 LONGEST_SILENCE = 600.0  # s; hours of silence are a damaged time stamp, and more than the memory holds
 
 
-def place_sound(
-    path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: float, *, alone: bool
-) -> Channels:
+def place_sound(path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: float) -> Channels:
     """Put decoded sound where its time stamps say.
 
     Args:
@@ -30,13 +28,12 @@ def place_sound(
         frames: of one stream, in order; format, channels and rate may change on the way.
         rate: Hz, of the result.
         zero: the moment of the first sample (s), by the same time stamps.
-        alone: the file has no picture: time stamps that start anew are then parts one after the other.
 
     Returns:
         float32 (channels, samples); one channel, their mean, if the number of channels changes.
 
     Raises:
-        DataError: time stamps that start anew beside a picture, or a gap of more than ten minutes.
+        DataError: a gap of more than ten minutes.
     """
     pieces: list[Channels] = []
     written = 0
@@ -45,9 +42,7 @@ def place_sound(
             zero = min(zero, moment) if not written else zero
             late = round((moment - zero) * rate) - written
             if late < -JUMP_BACK * rate:
-                if not alone:
-                    raise DataError(f"{path}: its time starts anew in the middle: {REPLACE}")
-                zero += late / rate
+                zero += late / rate  # parts one after the other, each with a clock of its own
             elif late < -JITTER * rate:
                 samples = samples[:, -late:]
             elif late > LONGEST_SILENCE * rate:

@@ -48,6 +48,7 @@ NEVER_ZERO = frozenset(
 )
 """Codecs of which no packet consists of zeros; silence in PCM does."""
 SMALLEST_HOLE = 4096  # bytes
+JUMP_BACK = 0.5  # s; time stamps that go back further start anew
 MISSING_SECONDS, MISSING_SHARE = (
     0.25,
     0.1,
@@ -59,14 +60,13 @@ class Timeline:
     """Seconds by the file's time stamps.
 
     ``zero``: the first displayed moment of picture and sound. ``begin``, ``end``: of the stream asked for.
-    ``interval``: between two of its packets. ``alone``: the file has not both picture and sound.
+    ``interval``: between two of its packets.
     """
 
     zero: float
     begin: float
     end: float
     interval: float
-    alone: bool
 
 
 def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
@@ -96,7 +96,7 @@ def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
     if end == last:  # the last packet has no duration: assume that of the others
         end += interval if len(spans) > 1 else 0.0
     zero = min(starts.values())
-    return Timeline(zero, starts[kind], end, interval, alone=len(starts) == 1)
+    return Timeline(zero, starts[kind], end, interval)
 
 
 def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float, float]]) -> float:
@@ -114,8 +114,11 @@ class _Scan:
         self.file_end = 0.0
         self.zeroed = 0.0
         """Seconds in packets that were overwritten with zeros."""
+        self.starts_anew = False
+        """Whether the time of a stream jumps back, as where two files were joined."""
         self._bytes: dict[int, int] = {}  # by position; packets in one block have the same
         dense = {stream.index for stream in chosen if stream.codec_context.name in NEVER_ZERO}
+        latest: dict[int, float] = {}
         for packet in container.demux():
             if packet.pos is not None and packet.pos >= 0:
                 self._bytes[packet.pos] = self._bytes.get(packet.pos, 0) + packet.size
@@ -126,6 +129,10 @@ class _Scan:
             self.file_end = max(self.file_end, end)
             if packet.stream.index in self.spans and not packet.is_discard:
                 self.spans[packet.stream.index].append((begin, end))
+            if packet.stream.index in self.spans and packet.dts is not None:
+                decoded = float(packet.dts * packet.time_base)
+                self.starts_anew |= decoded < latest.get(packet.stream.index, decoded) - JUMP_BACK
+                latest[packet.stream.index] = decoded
             if packet.stream.index in dense and packet.size > 16 and not any(bytes(packet)):
                 self.zeroed += end - begin
 
@@ -162,6 +169,8 @@ def _check_complete(path: Path, container: InputContainer, scan: _Scan) -> None:
         raise DataError(f"{path}: is damaged, {hole} bytes in its middle cannot be read: {REPLACE}")
     if scan.zeroed:
         raise DataError(f"{path}: is damaged, a part of it was overwritten with zeros: {REPLACE}")
+    if scan.starts_anew and picture_of(container) is not None:
+        raise DataError(f"{path}: its time starts anew in the middle: {REPLACE}")
     if scan.longest_pause > tolerated:
         raise DataError(
             f"{path}: is damaged, {scan.longest_pause:.1f} s in its middle have neither picture nor sound: {REPLACE}"
