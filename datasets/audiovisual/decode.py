@@ -87,7 +87,9 @@ def read_video_frames(
         )
     middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
     with opened(path, data) as container:
-        shown = _on_display(container.decode(picture_of(container)), middles, timeline)
+        stream = picture_of(container)
+        assert stream is not None  # it has a timeline
+        shown = _on_display(container.decode(stream), middles, timeline)
         if not shown:
             raise DataError(f"{path}: holds no decodable video frame: {REPLACE}")
         return upright_pictures(shown)
@@ -130,6 +132,7 @@ def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.f
     timeline = read_timeline(path, "audio", data)
     with opened(path, data) as container:
         stream = sound_of(container)
+        assert stream is not None  # it has a timeline
         frames = container.decode(stream)
         return place_sound(path, frames, stream.rate, timeline.zero), stream.rate
 

@@ -11,14 +11,10 @@ import csv
 import hashlib
 import json
 import os
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -31,6 +27,7 @@ from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
+from fedstill.datasets.audiovisual.decoder_processes import in_parallel
 from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
 from fedstill.datasets.audiovisual.manifest import read_table
 
@@ -243,7 +240,7 @@ def _prepare(
         _claim(out, {"format": FORMAT_VERSION, **settings})
         reports: list[ClipReport] = []
         work = partial(_prepare_clip, out / "clips", settings["size"])
-        with closing(_in_parallel(work, clips, workers)) as results:
+        with closing(in_parallel(work, clips, workers, _lost)) as results:
             for done in results:
                 reports.append(done)
                 if progress is not None:
@@ -310,33 +307,8 @@ def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArra
     return pcm, resize_frames(frames, size)
 
 
-def _in_parallel(
-    work: Callable[[RawClip], ClipReport], clips: Sequence[RawClip], workers: int
-) -> Generator[ClipReport, None, None]:
-    """Results in order. On an interrupt the clips in progress are finished and no others are begun."""
-    if workers <= 1:
-        yield from map(work, clips)
-        return
-    # Spawned, because a process that has threads (PyTorch's, a progress bar's) must not be forked.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
-    try:
-        with _interrupts_blocked():
-            results = pool.map(work, clips, chunksize=4)
-        yield from results
-    except BrokenProcessPool as error:
-        raise DataError("a decoder process died: run again with one worker to see at which clip") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes begun in this block never see Ctrl-C, which a terminal sends to all of them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _lost(clip: RawClip) -> ClipReport:
+    return ClipReport(clip.info.clip_id, "corrupt", f"{clip.video}: kills its decoder: {REPLACE}")
 
 
 def _with_checksums(clips: Sequence[RawClip], root: Path, table: Path | None) -> Sequence[RawClip]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers.media import cut
+from helpers.media import cut, write_video
 from helpers.timed_media import (
     SOUND_RATE,
     corners,
@@ -233,3 +233,15 @@ def test_ave_events_are_cut_on_the_same_clock(tmp_path: Path) -> None:
     heard = {name: seconds_heard(clip.audio, clip.sample_rate) for name, clip in clips.items()}
     assert seen == {"cut": [7] * 5 + [8] * 5, "picture": [2] * 5 + [3] * 5, "sound": [4] * 5 + [5] * 5}
     assert heard == {"cut": [7, 8], "picture": [4, 5], "sound": [2, 3]}
+
+
+@pytest.mark.parametrize("suffix", ["flv", "mp4", "mov", "avi"])
+def test_a_well_formed_file_is_what_ffmpeg_decodes_bit_by_bit(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"plain.{suffix}", frames=20)
+    with av.open(str(path)) as container:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    with av.open(str(path)) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    np.testing.assert_array_equal(read_audio(path)[0], sound)
+    np.testing.assert_array_equal(read_video_frames(path, 10), pictures[1::2])
+    np.testing.assert_array_equal(read_video_frames(path, 4, start=0.5, end=1.3), pictures[6:13:2])
