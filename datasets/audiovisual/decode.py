@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from io import BytesIO
+from itertools import zip_longest
 from math import gcd
 from pathlib import Path
 
@@ -144,8 +145,11 @@ def _on_display(
     chosen: list[av.VideoFrame] = []
     shown: av.VideoFrame | None = None
     time = timeline.begin - timeline.interval
-    for frame in frames:
-        time = time + timeline.interval if frame.time is None else frame.time
+    for frame, packet_time in zip_longest(frames, timeline.times):
+        if frame is None:
+            break
+        stamp = frame.time if packet_time is None else packet_time
+        time = time + timeline.interval if stamp is None else stamp
         while shown is not None and len(chosen) < len(moments) and time > moments[len(chosen)] + 1e-6:
             chosen.append(shown)
         shown = frame

@@ -27,6 +27,8 @@ LENGTH_IN_HEADER = frozenset(
 """Formats whose header says how long they are. FFmpeg guesses the length of others from the bit rate."""
 LENGTH_IS_LAST_MOMENT = frozenset({"matroska", "flv"})
 """FFmpeg, among others, writes the last time stamp for the length there, also if the first is not zero."""
+DECODING_TIMES = frozenset({"avi"})
+"""Formats that say when a frame is decoded, which is in another order than they are shown."""
 WITHOUT_PADDING = frozenset({"matroska", "flv", "avi"})
 """Formats whose packets follow each other with little between them."""
 NEVER_ZERO = frozenset(
@@ -60,13 +62,15 @@ class Timeline:
     """Seconds by the file's time stamps.
 
     ``zero``: the first displayed moment of picture and sound. ``begin``, ``end``: of the stream asked for.
-    ``interval``: between two of its packets.
+    ``interval``: between two of its packets. ``times``: of its frames in order, if the container is one that does not
+    say which frame they belong to.
     """
 
     zero: float
     begin: float
     end: float
     interval: float
+    times: tuple[float, ...] = ()
 
 
 def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
@@ -86,6 +90,7 @@ def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
         if not spans:
             raise DataError(f"{path}: its {kind} stream holds nothing with a time stamp: {REPLACE}")
         _check_complete(path, container, scan)
+        times = tuple(sorted(begin for begin, _ in spans)) if container.format.name in DECODING_TIMES else ()
         starts = {
             stream.type: _first_shown(stream, scan.spans[stream.index])
             for stream in chosen
@@ -96,7 +101,7 @@ def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
     if end == last:  # the last packet has no duration: assume that of the others
         end += interval if len(spans) > 1 else 0.0
     zero = min(starts.values())
-    return Timeline(zero, starts[kind], end, interval)
+    return Timeline(zero, starts[kind], end, interval, times)
 
 
 def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float, float]]) -> float:
@@ -120,20 +125,26 @@ class _Scan:
         dense = {stream.index for stream in chosen if stream.codec_context.name in NEVER_ZERO}
         latest: dict[int, float] = {}
         for packet in container.demux():
-            if packet.pos is not None and packet.pos >= 0:
-                self._bytes[packet.pos] = self._bytes.get(packet.pos, 0) + packet.size
+            index, size, position = packet.stream_index, packet.size, packet.pos
+            if position is not None and position >= 0:
+                self._bytes[position] = self._bytes.get(position, 0) + size
             if packet.pts is None or packet.time_base is None:
                 continue
-            begin = float(packet.pts * packet.time_base)
-            end = begin + float((packet.duration or 0) * packet.time_base)
+            ticks, per_second = (
+                packet.time_base.as_integer_ratio()
+            )  # exact, and ten times as fast as Fractions
+            begin = packet.pts * ticks / per_second
+            end = begin + (packet.duration or 0) * ticks / per_second
             self.file_end = max(self.file_end, end)
-            if packet.stream.index in self.spans and not packet.is_discard:
-                self.spans[packet.stream.index].append((begin, end))
-            if packet.stream.index in self.spans and packet.dts is not None:
-                decoded = float(packet.dts * packet.time_base)
-                self.starts_anew |= decoded < latest.get(packet.stream.index, decoded) - JUMP_BACK
-                latest[packet.stream.index] = decoded
-            if packet.stream.index in dense and packet.size > 16 and not any(bytes(packet)):
+            if index not in self.spans:
+                continue
+            if not packet.is_discard:
+                self.spans[index].append((begin, end))
+            if packet.dts is not None:
+                decoded = packet.dts * ticks / per_second
+                self.starts_anew |= decoded < latest.get(index, decoded) - JUMP_BACK
+                latest[index] = decoded
+            if index in dense and size > 16 and not any(memoryview(packet)):
                 self.zeroed += end - begin
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -59,8 +60,9 @@ def write_timed_video(
     default_sound: int | None = None,
     keep_sound: Callable[[float], bool] = lambda moment: True,
     keep_picture: Callable[[float], bool] = lambda moment: True,
+    codec: str = "mpeg4",
 ) -> Path:
-    """64 x 48 pixels of MPEG-4 (H.263 in FLV) with one key frame, and AAC.
+    """64 x 48 pixels of MPEG-4 (H.263 in FLV) with one key frame by default, and AAC.
 
     Args:
         path: its ending is the container.
@@ -69,14 +71,17 @@ def write_timed_video(
             None: no picture.
         sounds_at: the same, for each audio track. Tracks but the last are one second ahead each.
         default_sound: the track that is marked so; by default, the container's own choice.
+        codec: of the picture.
         keep_sound, keep_picture: whether what begins at this second of the recording is in the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    packets: list[av.Packet] = []
+    packets: list[av.Packet[Any]] = []
     options = {"avoid_negative_ts": "disabled"} if min(picture_at or 0.0, *sounds_at) < 0 else {}
     with av.open(str(path), "w", options=options) as container:
         if picture_at is not None:
-            video = container.add_stream("flv" if path.suffix == ".flv" else "mpeg4", rate=FRAME_RATE)
+            video = container.add_stream(
+                "flv" if (path.suffix, codec) == (".flv", "mpeg4") else codec, rate=FRAME_RATE
+            )
             video.width, video.height, video.pix_fmt, video.gop_size = 64, 48, "yuv420p", 600
             video.options = {"sc_threshold": "1000000000"}  # no further key frames
             packets += _moved(_pictures(video, seconds), picture_at, keep_picture)
@@ -91,12 +96,12 @@ def write_timed_video(
                 _sound(audio, tell_time(seconds + ahead)[ahead * SOUND_RATE :]), start, keep_sound
             )
         container.start_encoding()
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+        for packet in sorted(packets, key=_decoded):
             container.mux(packet)
     return path
 
 
-def _pictures(stream: av.VideoStream, seconds: int) -> list[av.Packet]:
+def _pictures(stream: av.VideoStream, seconds: int) -> list[av.Packet[Any]]:
     packets = []
     for number in range(seconds * FRAME_RATE):
         shade = np.full((48, 64, 3), grey(number // FRAME_RATE), np.uint8)
@@ -106,7 +111,7 @@ def _pictures(stream: av.VideoStream, seconds: int) -> list[av.Packet]:
     return packets + stream.encode()
 
 
-def _sound(stream: av.AudioStream, waveform: np.ndarray) -> list[av.Packet]:
+def _sound(stream: av.AudioStream, waveform: np.ndarray) -> list[av.Packet[Any]]:
     frame = av.AudioFrame.from_ndarray(waveform[None], "fltp", "mono")
     frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)
     fifo = av.AudioFifo()
@@ -115,11 +120,17 @@ def _sound(stream: av.AudioStream, waveform: np.ndarray) -> list[av.Packet]:
     return packets + stream.encode()
 
 
-def _moved(packets: list[av.Packet], start: float, keep: Callable[[float], bool]) -> list[av.Packet]:
-    kept = [packet for packet in packets if keep(float(packet.pts * packet.time_base))]
+def _decoded(packet: av.Packet[Any]) -> Fraction:
+    return (packet.dts or 0) * packet.time_base
+
+
+def _moved(
+    packets: list[av.Packet[Any]], start: float, keep: Callable[[float], bool]
+) -> list[av.Packet[Any]]:
+    kept = [packet for packet in packets if keep(float((packet.pts or 0) * packet.time_base))]
     for packet in kept:
         shift = round(start / packet.time_base)
-        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+        packet.pts, packet.dts = (packet.pts or 0) + shift, (packet.dts or 0) + shift
     return kept
 
 
