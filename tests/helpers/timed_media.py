@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -79,9 +79,8 @@ def write_timed_video(
     options = {"avoid_negative_ts": "disabled"} if min(picture_at or 0.0, *sounds_at) < 0 else {}
     with av.open(str(path), "w", options=options) as container:
         if picture_at is not None:
-            video = container.add_stream(
-                "flv" if (path.suffix, codec) == (".flv", "mpeg4") else codec, rate=FRAME_RATE
-            )
+            coder = "flv" if (path.suffix, codec) == (".flv", "mpeg4") else codec
+            video = cast("av.VideoStream", container.add_stream(coder, rate=FRAME_RATE))
             video.width, video.height, video.pix_fmt, video.gop_size = 64, 48, "yuv420p", 600
             video.options = {"sc_threshold": "1000000000"}  # no further key frames
             packets += _moved(_pictures(video, seconds), picture_at, keep_picture)
