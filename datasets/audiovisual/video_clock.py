@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.image_files import REPLACE
 from fedstill.datasets.audiovisual.media_file import Kind, opened, picture_of, sound_of
+from fedstill.datasets.audiovisual.mp4_fragments import ends_in_a_fragment
 
 LENGTH_IN_HEADER = frozenset(
     {"mov", "matroska", "flv", "avi", "asf", "ogg", "wav", "w64", "aiff", "caf", "mxf"}
@@ -90,6 +91,8 @@ def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
         if not spans:
             raise DataError(f"{path}: its {kind} stream holds nothing with a time stamp: {REPLACE}")
         _check_complete(path, container, scan)
+        if "mp4" in container.format.name and ends_in_a_fragment(path, data):
+            raise DataError(f"{path}: is truncated, its last fragment is not complete: {REPLACE}")
         times = tuple(sorted(begin for begin, _ in spans)) if container.format.name in DECODING_TIMES else ()
         starts = {
             stream.type: _first_shown(stream, scan.spans[stream.index])

@@ -61,6 +61,7 @@ def write_timed_video(
     keep_sound: Callable[[float], bool] = lambda moment: True,
     keep_picture: Callable[[float], bool] = lambda moment: True,
     codec: str = "mpeg4",
+    fragmented: bool = False,
 ) -> Path:
     """64 x 48 pixels of MPEG-4 (H.263 in FLV) with one key frame by default, and AAC.
 
@@ -72,11 +73,14 @@ def write_timed_video(
         sounds_at: the same, for each audio track. Tracks but the last are one second ahead each.
         default_sound: the track that is marked so; by default, the container's own choice.
         codec: of the picture.
+        fragmented: an MP4 as it is streamed.
         keep_sound, keep_picture: whether what begins at this second of the recording is in the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     packets: list[av.Packet[Any]] = []
     options = {"avoid_negative_ts": "disabled"} if min(picture_at or 0.0, *sounds_at) < 0 else {}
+    if fragmented:
+        options["movflags"] = "empty_moov+frag_every_frame"
     with av.open(str(path), "w", options=options) as container:
         if picture_at is not None:
             coder = "flv" if (path.suffix, codec) == (".flv", "mpeg4") else codec

@@ -199,6 +199,16 @@ def test_a_missing_end_is_named(tmp_path: Path, suffix: str) -> None:
         read_video_frames(path, 2)
 
 
+def test_a_fragment_that_is_not_complete_is_named(tmp_path: Path) -> None:
+    path = write_timed_video(tmp_path / "stream.mp4", fragmented=True)
+    assert seen(path, 10) == list(range(10))
+    assert heard(path)[:10] == list(range(10))
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"mdat") + 6])
+    with pytest.raises(DataError, match=r"stream\.mp4: is truncated, its last fragment is not complete"):
+        read_audio(path)
+
+
 def test_time_that_starts_anew_beside_a_picture_is_named(tmp_path: Path) -> None:
     def again(start: float) -> Callable[[float], bool]:
         return lambda moment: moment < start
