@@ -7,7 +7,8 @@ nothing is padded, skipped or guessed silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import zip_longest
 from math import gcd
@@ -19,11 +20,13 @@ import numpy.typing as npt
 import soundfile
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.display_matrix import upright_pictures
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
 from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists, first_line
-from fedstill.datasets.audiovisual.media_file import opened, picture_of, sound_of
-from fedstill.datasets.audiovisual.timed_sound import place_sound
-from fedstill.datasets.audiovisual.video_clock import Timeline, read_timeline
+from fedstill.datasets.audiovisual.video.clock import Timeline, read_timeline
+from fedstill.datasets.audiovisual.video.damage import MediaDamage
+from fedstill.datasets.audiovisual.video.display_matrix import upright_pictures
+from fedstill.datasets.audiovisual.video.media_file import opened, picture_of, sound_of
+from fedstill.datasets.audiovisual.video.timed_sound import place_sound
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 
@@ -77,23 +80,25 @@ def read_video_frames(
         DataError: missing, unreadable or truncated file, no video stream, a stretch outside the video.
     """
     check_exists(path, data)
-    timeline = read_timeline(path, "video", data)
-    # A picture that is one frame late belongs to the start: containers differ in what they count from.
-    zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
-    stop = timeline.end if end is None else min(zero + end, timeline.end)
-    begin = zero + start
-    if begin > stop:
-        raise DataError(
-            f"{path}: lasts {timeline.end - zero:.1f} s, but {start} s to {end} s is asked for: correct the row"
-        )
-    middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
-    with opened(path, data) as container:
-        stream = picture_of(container)
-        assert stream is not None  # it has a timeline
-        shown = _on_display(container.decode(stream), middles, timeline)
-        if not shown:
-            raise DataError(f"{path}: holds no decodable video frame: {REPLACE}")
-        return upright_pictures(shown)
+    source = path if data is None else data
+    with _media_errors(path):
+        timeline = read_timeline(source, "video")
+        # A picture that is one frame late belongs to the start: containers differ in what they count from.
+        zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
+        stop = timeline.end if end is None else min(zero + end, timeline.end)
+        begin = zero + start
+        if begin > stop:
+            raise DataError(
+                f"{path}: lasts {timeline.end - zero:.1f} s, but {start} s to {end} s is asked for: correct the row"
+            )
+        middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
+        with opened(source) as container:
+            stream = picture_of(container)
+            assert stream is not None  # it has a timeline
+            shown = _on_display(container.decode(stream), middles, timeline)
+            if not shown:
+                raise MediaDamage("holds no decodable video frame")
+            return upright_pictures(shown)
 
 
 def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform:
@@ -130,12 +135,22 @@ def _riff_is_cut(content: bytes) -> bool:
 
 
 def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
-    timeline = read_timeline(path, "audio", data)
-    with opened(path, data) as container:
-        stream = sound_of(container)
-        assert stream is not None  # it has a timeline
-        frames = container.decode(stream)
-        return place_sound(path, frames, stream.rate, timeline.zero), stream.rate
+    source = path if data is None else data
+    with _media_errors(path):
+        timeline = read_timeline(source, "audio")
+        with opened(source) as container:
+            stream = sound_of(container)
+            assert stream is not None  # it has a timeline
+            return place_sound(container.decode(stream), stream.rate, timeline.zero), stream.rate
+
+
+@contextmanager
+def _media_errors(path: Path) -> Iterator[None]:
+    with decoder_errors(path):
+        try:
+            yield
+        except MediaDamage as damage:
+            raise DataError(f"{path}: {damage}: {REPLACE}") from damage
 
 
 def _on_display(

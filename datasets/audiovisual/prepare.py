@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.worker_processes import NoProcess, in_parallel
 from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
-from fedstill.datasets.audiovisual.decoder_processes import in_parallel
 from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
 from fedstill.datasets.audiovisual.manifest import read_table
 
@@ -249,6 +249,8 @@ def _prepare(
         bad = {clip.clip_id for clip in report.bad}
         _write_index(out, [clip.info for clip in clips if clip.info.clip_id not in bad], settings)
         _write_report(report)
+    except NoProcess as error:
+        raise DataError(str(error)) from error
     except OSError as error:  # an error of writing; files that cannot be read are in the report
         raise DataError(f"{out}: cannot be written ({error}): free disk space and run again") from error
     return report

@@ -1,14 +1,13 @@
-"""A clip that kills its decoder is named, and all others are done."""
+"""An item that kills its process is named, and all others are done."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
-from helpers.deadly_clips import double
+from helpers.deadly_work import double
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decoder_processes import in_parallel
+from fedstill.common.worker_processes import NoProcess, in_parallel
 
 
 def lost(item: int) -> int:
@@ -30,5 +29,5 @@ def test_an_item_that_kills_its_process_is_lost_and_no_other() -> None:
 def test_processes_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda: b"/bin/false")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(DataError, match="no decoder process can be started: run again with one worker"):
+    with pytest.raises(NoProcess, match="no worker process can be started: run again with one worker"):
         list(in_parallel(double, range(4), 2, lost))

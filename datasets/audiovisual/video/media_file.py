@@ -14,11 +14,11 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
-from fedstill.datasets.audiovisual.image_files import REPLACE
+from fedstill.datasets.audiovisual.video.damage import MediaDamage
 
 Kind = Literal["audio", "video"]
+Source = Path | bytes
+"""A file, or its bytes if they are already in memory."""
 
 NO_MOVING_PICTURE = (
     Disposition.attached_pic | Disposition.timed_thumbnails
@@ -26,16 +26,16 @@ NO_MOVING_PICTURE = (
 
 
 @contextmanager
-def opened(path: Path, data: bytes | None) -> Iterator[InputContainer]:
-    """The open file, or ``data`` in its place. Raises DataError, also for what fails inside the block."""
-    source = str(path) if data is None else BytesIO(data)
-    with decoder_errors(path), av.open(source, "r", metadata_errors="replace") as container:
+def opened(source: Source) -> Iterator[InputContainer]:
+    """The open file. Raises MediaDamage for what PyAV does not expect, and FFmpeg's errors as they are."""
+    file = BytesIO(source) if isinstance(source, bytes) else str(source)
+    with av.open(file, "r", metadata_errors="replace") as container:
         try:
             yield container
         except (
             IndexError
         ) as error:  # PyAV's, at a packet of a track that was not there when the file was opened
-            raise DataError(f"{path}: is damaged, a track begins in its middle: {REPLACE}") from error
+            raise MediaDamage("is damaged, a track begins in its middle") from error
 
 
 def picture_of(container: InputContainer) -> VideoStream | None:

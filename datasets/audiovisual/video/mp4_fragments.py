@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from io import BytesIO
-from pathlib import Path
+
+from fedstill.datasets.audiovisual.video.media_file import Source
 
 FRAGMENT = b"moof"
 HEADER, LARGE_HEADER = 8, 16  # bytes
 
 
-def ends_in_a_fragment(path: Path, data: bytes | None) -> bool:
-    """``data``: the file's bytes if they are already in memory."""
-    with path.open("rb") if data is None else BytesIO(data) as file:
+def ends_in_a_fragment(source: Source) -> bool:
+    """Whether the last box of a file with fragments is longer than what is there."""
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
         position, fragments = 0, 0
         while position + HEADER <= length:

@@ -1,4 +1,4 @@
-"""Work on many clips in several processes, where one clip that kills its decoder costs that clip and no other."""
+"""Work on many items in several processes; one that kills its process (as a decoder may) costs that item alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
-from fedstill.datasets.audiovisual.clip import DataError
-
-CHUNK = 4  # clips that a process takes at a time
+CHUNK = 4  # items that a process takes at a time
 SUSPECTS = 2 * CHUNK  # per process: after a death, so many are tried one by one
+
+
+class NoProcess(Exception):
+    """New processes die at once, so that nothing can be said of the items."""
+
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +35,7 @@ def in_parallel(
         lost: gives the result of an item at which the process dies.
 
     Raises:
-        DataError: no process can be started.
+        NoProcess: no process can be started.
     """
     if workers <= 1:
         yield from map(work, items)
@@ -73,7 +76,7 @@ def _check_start(pool: ProcessPoolExecutor) -> None:
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
-        raise DataError("no decoder process can be started: run again with one worker") from error
+        raise NoProcess("no worker process can be started: run again with one worker") from error
 
 
 @contextmanager

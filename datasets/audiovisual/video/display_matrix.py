@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import numpy.typing as npt
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
-from fedstill.datasets.audiovisual.image_files import Frames
+Frames = npt.NDArray[np.uint8]
 
 HDR_TRANSFERS = frozenset({ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67})  # PQ and HLG
 

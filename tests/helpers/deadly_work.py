@@ -1,4 +1,4 @@
-"""Work for decoder processes, some of which it kills; a module of its own because a new process imports it."""
+"""Work for processes, some of which it kills; a module of its own because a new process imports it."""
 
 from __future__ import annotations
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE
-from fedstill.datasets.audiovisual.video_clock import JUMP_BACK
+from fedstill.datasets.audiovisual.video.clock import JUMP_BACK
+from fedstill.datasets.audiovisual.video.damage import MediaDamage
 
 Channels = npt.NDArray[np.float32]
 
@@ -20,11 +18,10 @@ JITTER = 0.015  # s; time stamps are rounded, and clocks of calls are uneven: le
 LONGEST_SILENCE = 600.0  # s; hours of silence are a damaged time stamp, and more than the memory holds
 
 
-def place_sound(path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: float) -> Channels:
+def place_sound(frames: Iterable[av.AudioFrame], rate: int, zero: float) -> Channels:
     """Put decoded sound where its time stamps say.
 
     Args:
-        path: names the file in messages.
         frames: of one stream, in order; format, channels and rate may change on the way.
         rate: Hz, of the result.
         zero: the moment of the first sample (s), by the same time stamps.
@@ -33,7 +30,7 @@ def place_sound(path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: fl
         float32 (channels, samples); one channel, their mean, if the number of channels changes.
 
     Raises:
-        DataError: a gap of more than ten minutes.
+        MediaDamage: a gap of more than ten minutes.
     """
     pieces: list[Channels] = []
     written = 0
@@ -46,7 +43,7 @@ def place_sound(path: Path, frames: Iterable[av.AudioFrame], rate: int, zero: fl
             elif late < -JITTER * rate:
                 samples = samples[:, -late:]
             elif late > LONGEST_SILENCE * rate:
-                raise DataError(f"{path}: its sound has a gap of {late / rate:.0f} s: {REPLACE}")
+                raise MediaDamage(f"its sound has a gap of {late / rate:.0f} s")
             elif late > (JITTER if written else LATE_START) * rate:
                 pieces.append(np.zeros((len(samples), late), np.float32))
                 written += late

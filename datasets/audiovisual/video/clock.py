@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE
-from fedstill.datasets.audiovisual.media_file import Kind, opened, picture_of, sound_of
-from fedstill.datasets.audiovisual.mp4_fragments import ends_in_a_fragment
+from fedstill.datasets.audiovisual.video.damage import MediaDamage
+from fedstill.datasets.audiovisual.video.media_file import Kind, Source, opened, picture_of, sound_of
+from fedstill.datasets.audiovisual.video.mp4_fragments import ends_in_a_fragment
 
 LENGTH_IN_HEADER = frozenset(
     {"mov", "matroska", "flv", "avi", "asf", "ogg", "wav", "w64", "aiff", "caf", "mxf"}
@@ -33,29 +31,28 @@ DECODING_TIMES = frozenset({"avi"})
 WITHOUT_PADDING = frozenset({"matroska", "flv", "avi"})
 """Formats whose packets follow each other with little between them."""
 NEVER_ZERO = frozenset(
-    {
-        "h264",
-        "hevc",
-        "av1",
-        "libdav1d",
-        "vp8",
-        "vp9",
-        "vp6f",
-        "flv",
-        "h263",
-        "mpeg4",
-        "mpeg1video",
+    {"h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "vp6f", "flv", "h263", "mpeg4", "mpeg1video"}
+    | {
         "mpeg2video",
+        "mjpeg",
+        "theora",
+        "aac",
+        "mp3",
+        "mp3float",
+        "opus",
+        "vorbis",
+        "ac3",
+        "eac3",
+        "flac",
+        "alac",
     }
-    | {"mjpeg", "theora", "aac", "mp3", "mp3float", "opus", "vorbis", "ac3", "eac3", "flac", "alac"}
 )
 """Codecs of which no packet consists of zeros; silence in PCM does."""
 SMALLEST_HOLE = 4096  # bytes
 JUMP_BACK = 0.5  # s; time stamps that go back further start anew
-MISSING_SECONDS, MISSING_SHARE = (
-    0.25,
-    0.1,
-)  # announced lengths are not exact, and checksums exist for the rest
+# Announced lengths are not exact, and checksums exist for the rest.
+MISSING_SECONDS = 0.25
+MISSING_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +71,25 @@ class Timeline:
     times: tuple[float, ...] = ()
 
 
-def read_timeline(path: Path, kind: Kind, data: bytes | None) -> Timeline:
+def read_timeline(source: Source, kind: Kind) -> Timeline:
     """When the file's ``kind`` stream is shown.
 
     Raises:
-        DataError: no such stream, nothing in it, or the file ends early or has a hole.
+        MediaDamage: no such stream, nothing in it, or the file ends early or has a hole.
     """
-    with opened(path, data) as container:
+    with opened(source) as container:
         picture, sound = picture_of(container), sound_of(container)
         wanted = picture if kind == "video" else sound
         if wanted is None:
-            raise DataError(f"{path}: has no {kind} stream: {REPLACE}")
+            raise MediaDamage(f"has no {kind} stream")
         chosen = [stream for stream in (picture, sound) if stream is not None]
         scan = _Scan(container, chosen)
         spans = scan.spans[wanted.index]
         if not spans:
-            raise DataError(f"{path}: its {kind} stream holds nothing with a time stamp: {REPLACE}")
-        _check_complete(path, container, scan)
-        if "mp4" in container.format.name and ends_in_a_fragment(path, data):
-            raise DataError(f"{path}: is truncated, its last fragment is not complete: {REPLACE}")
+            raise MediaDamage(f"its {kind} stream holds nothing with a time stamp")
+        _check_complete(container, scan)
+        if "mp4" in container.format.name and ends_in_a_fragment(source):
+            raise MediaDamage("is truncated, its last fragment is not complete")
         times = tuple(sorted(begin for begin, _ in spans)) if container.format.name in DECODING_TIMES else ()
         starts = {
             stream.type: _first_shown(stream, scan.spans[stream.index])
@@ -169,25 +166,23 @@ class _Scan:
         )
 
 
-def _check_complete(path: Path, container: InputContainer, scan: _Scan) -> None:
+def _check_complete(container: InputContainer, scan: _Scan) -> None:
     formats = set(container.format.name.split(","))
     announced = _announced_seconds(container, formats) if formats & LENGTH_IN_HEADER else 0.0
     missing = announced - (scan.file_end - _start(container))
     tolerated = max(MISSING_SECONDS, MISSING_SHARE * announced)
     if missing > tolerated:
-        raise DataError(
-            f"{path}: is truncated, the last {missing:.1f} of {announced:.1f} s are missing: {REPLACE}"
-        )
+        raise MediaDamage(f"is truncated, the last {missing:.1f} of {announced:.1f} s are missing")
     hole = scan.largest_gap
     if formats & WITHOUT_PADDING and hole > max(SMALLEST_HOLE, container.size // 100):
-        raise DataError(f"{path}: is damaged, {hole} bytes in its middle cannot be read: {REPLACE}")
+        raise MediaDamage(f"is damaged, {hole} bytes in its middle cannot be read")
     if scan.zeroed:
-        raise DataError(f"{path}: is damaged, a part of it was overwritten with zeros: {REPLACE}")
+        raise MediaDamage("is damaged, a part of it was overwritten with zeros")
     if scan.starts_anew and picture_of(container) is not None:
-        raise DataError(f"{path}: its time starts anew in the middle: {REPLACE}")
+        raise MediaDamage("its time starts anew in the middle")
     if scan.longest_pause > tolerated:
-        raise DataError(
-            f"{path}: is damaged, {scan.longest_pause:.1f} s in its middle have neither picture nor sound: {REPLACE}"
+        raise MediaDamage(
+            f"is damaged, {scan.longest_pause:.1f} s in its middle have neither picture nor sound"
         )
 
 
