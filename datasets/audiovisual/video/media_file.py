@@ -20,9 +20,8 @@ Kind = Literal["audio", "video"]
 Source = Path | bytes
 """A file, or its bytes if they are already in memory."""
 
-NO_MOVING_PICTURE = (
-    Disposition.attached_pic | Disposition.timed_thumbnails
-)  # the cover of a song, a chapter's
+NO_MOVING_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
+"""Pictures of a song's cover or of a chapter."""
 
 
 @contextmanager
@@ -32,9 +31,7 @@ def opened(source: Source) -> Iterator[InputContainer]:
     with av.open(file, "r", metadata_errors="replace") as container:
         try:
             yield container
-        except (
-            IndexError
-        ) as error:  # PyAV's, at a packet of a track that was not there when the file was opened
+        except IndexError as error:  # PyAV's, at a packet of a track that was not there before
             raise MediaDamage("is damaged, a track begins in its middle") from error
 
 
