@@ -71,7 +71,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/serving_soak.py
 
 fuzz: $(VENV)/.installed-dev
-	FEDSTILL_FUZZ_FACTOR=20 $(BIN)/python -m pytest --timeout 0 tests/contract/test_fuzz_records.py tests/contract/test_fuzz_inference.py
+	FEDSTILL_FUZZ_FACTOR=20 $(BIN)/python -m pytest --timeout 0 tests/contract/test_fuzz_records.py tests/contract/test_fuzz_inference.py tests/contract/test_fuzz_sound.py
 
 # Generated code is committed, so that nobody needs the compiler to run fedstill.
 protos: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""From sound and video files to plain arrays: the only file that knows about codecs.
+"""From sound and video files to plain arrays.
 
 Everything is decoded completely and checked here, because a half-downloaded clip that "decodes" to its first second
 would be used for training like any other. Each failure is one DataError that names the file and says what to do;
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from itertools import zip_longest
 from math import gcd
 from pathlib import Path
@@ -17,18 +16,16 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
-from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists, first_line
+from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists
+from fedstill.datasets.audiovisual.sound_files import read_sound_file
 from fedstill.datasets.audiovisual.video.clock import Timeline, read_timeline
 from fedstill.datasets.audiovisual.video.damage import MediaDamage
 from fedstill.datasets.audiovisual.video.display_matrix import upright_pictures
 from fedstill.datasets.audiovisual.video.media_file import opened, picture_of, sound_of
 from fedstill.datasets.audiovisual.video.timed_sound import place_sound
-
-SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 
 Waveform = npt.NDArray[np.float32]
 
@@ -37,7 +34,7 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     """Decode a sound file, or the sound of a video, to one channel.
 
     Args:
-        path: wav, flac, ogg or mp3 go to libsndfile, everything else (flv, mp4, mkv, ...) to FFmpeg.
+        path: a sound file or a video; its content decides which, not its ending.
         data: the file's bytes if they are already in memory (a zip member); ``path`` then only names them.
 
     Returns:
@@ -46,15 +43,19 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     Raises:
         DataError: missing, unreadable or truncated file, no audio stream, no samples, NaN or infinity.
     """
+    channels, sample_rate = read_channels(path, data)
+    return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32), sample_rate
+
+
+def read_channels(path: Path, data: bytes | None = None) -> tuple[npt.NDArray[np.float32], int]:
+    """As ``read_audio``, but float32 (channels, samples)."""
     check_exists(path, data)
-    is_sound = path.suffix.lower() in SOUND_SUFFIXES
-    channels, sample_rate = (_read_sound_file if is_sound else _read_audio_stream)(path, data)
+    channels, sample_rate = read_sound_file(path, data) or _read_audio_stream(path, data)
     if channels.shape[-1] == 0:
         raise DataError(f"{path}: holds no audio samples: {REPLACE}")
-    waveform = channels.mean(axis=0, dtype=np.float32)
-    if not np.isfinite(waveform).all():
+    if not np.isfinite(channels).all():
         raise DataError(f"{path}: holds NaN or infinite audio samples: {REPLACE}")
-    return waveform, sample_rate
+    return channels, sample_rate
 
 
 def read_video_frames(
@@ -112,26 +113,6 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     common = gcd(source_rate, target_rate)
     resampled = resample_poly(waveform, target_rate // common, source_rate // common)
     return np.asarray(resampled, dtype=np.float32)
-
-
-def _read_sound_file(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
-    try:
-        content = path.read_bytes() if data is None else data
-        with soundfile.SoundFile(BytesIO(content)) as file:
-            samples = file.read(dtype="float32", always_2d=True)
-            announced, sample_rate = file.frames, file.samplerate
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise DataError(f"{path}: cannot decode this sound file ({first_line(error)}): {REPLACE}") from error
-    if len(samples) < announced or _riff_is_cut(content):
-        raise DataError(f"{path}: is truncated: {REPLACE}")
-    return samples.T, int(sample_rate)
-
-
-def _riff_is_cut(content: bytes) -> bool:
-    """Whether a WAV announces more bytes than it has; libsndfile silently reads what is there."""
-    announced = int.from_bytes(content[4:8], "little") + 8
-    streamed = content[4:8] == b"\xff\xff\xff\xff"  # the size was unknown when the header was written
-    return content[:4] == b"RIFF" and not streamed and announced > len(content)
 
 
 def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError, Split
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
+from fedstill.datasets.audiovisual.decode import read_audio, read_channels, read_video_frames
 from fedstill.datasets.audiovisual.image_files import (
     IMAGE_SUFFIXES,
     REPLACE,
@@ -87,6 +87,13 @@ class ManifestSource:
         row = self._rows[position]
         audio, sample_rate = _load_audio(row.audio)
         return Clip(self.index[position], audio, _load_frames(row.frames, self._frame_count), sample_rate)
+
+    def load_channels(self, position: int) -> npt.NDArray[np.float32]:
+        """float32 (channels, samples): the sound of clip ``position`` before it is mixed. Raises as ``load``."""
+        file = self._rows[position].audio
+        if file.path.suffix.lower() == ".npy":
+            return _load_audio(file)[0]
+        return read_channels(file.path, file.read())[0]
 
 
 def manifest_problems(

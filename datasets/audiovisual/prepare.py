@@ -30,6 +30,7 @@ from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, 
 from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
 from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
 from fedstill.datasets.audiovisual.manifest import read_table
+from fedstill.datasets.audiovisual.sound.cancellation import KeepsChannels, cancels_out, is_suspicious
 
 SAMPLE_RATE = 16_000
 FRAME_COUNT = 10
@@ -219,13 +220,24 @@ def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[
     ]
     for position, info in enumerate(source.index):
         try:
-            if np.ptp(source.load(position).audio) == 0:
-                problems.append(f"clip {info.clip_id}: its sound is silence: record it again or remove it")
+            complaint = _sound_complaint(source, position)
+            if complaint:
+                problems.append(f"clip {info.clip_id}: {complaint}")
         except DataError as error:
             problems.append(f"clip {info.clip_id}: {error}")
         if progress is not None:
             progress(position + 1, len(source.index))
     return problems
+
+
+def _sound_complaint(source: ClipSource, position: int) -> str:
+    """What is wrong with the sound of a clip that can be decoded; empty if nothing is."""
+    clip = source.load(position)
+    is_quiet = clip.sample_rate > 0 and is_suspicious(clip.audio)  # features have no level
+    recorded = source.load_channels(position) if is_quiet and isinstance(source, KeepsChannels) else None
+    if recorded is not None and cancels_out(recorded):
+        return "its channels cancel out when mixed (antiphase): invert one of them, or keep only one"
+    return "its sound is silence: record it again or remove it" if np.ptp(clip.audio) == 0 else ""
 
 
 def _prepare(

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
-from fedstill.datasets.audiovisual.decode import SOUND_SUFFIXES, read_audio, read_video_frames
+from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
 from fedstill.datasets.audiovisual.image_files import IMAGE_SUFFIXES, read_images
+from fedstill.datasets.audiovisual.sound_files import SOUND_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v"})
 

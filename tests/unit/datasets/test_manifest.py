@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from helpers.media import cut, write_sound, write_video
 from PIL import Image
 
 from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
+from fedstill.datasets.audiovisual.prepare import check_dataset
 
 GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
 
@@ -270,3 +272,22 @@ def test_real_emotion_pairs(data_dir: Path) -> None:
         assert clip.sample_rate == 16_000
         assert 2 < len(clip.audio) / 16_000 < 6
         assert clip.frames.shape == (10, 48, 48, 3)
+
+
+def test_checking_names_channels_that_cancel_out(media: Path) -> None:
+    left = np.sin(np.arange(16_000) / 10).astype(np.float32)
+    soundfile.write(media / "sound" / "a.wav", np.stack([left, -left], axis=1), 16_000)
+    problems = check_dataset(ManifestSource(write_table(media, GOOD)))
+    assert problems == [
+        "clip a: its channels cancel out when mixed (antiphase): invert one of them, or keep only one",
+        "clip b: its sound is silence: record it again or remove it",
+    ]
+    soundfile.write(media / "sound" / "a.wav", np.stack([left, left], axis=1), 16_000)
+    assert len(check_dataset(ManifestSource(write_table(media, GOOD)))) == 1
+
+
+def test_features_have_no_channels_to_cancel_out(media: Path) -> None:
+    features = np.array([[1, 2, 3], [-1, -2, -3]], np.float32) / 100
+    np.save(media / "sound" / "a.npy", features)
+    rows = ["a,public,ann,sad,sound/a.npy,face/a.png"]
+    assert check_dataset(ManifestSource(write_table(media, rows))) == []

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.media import TONE, cut, write_sound, write_video
+from helpers.sound_files import encoded, noise, with_flac_length
 
 from fedstill.datasets.audiovisual import ave
 from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo, DataError
@@ -119,6 +120,21 @@ def test_bad_clips_are_reported_with_their_reason(raw: Path, tmp_path: Path) -> 
     write_video(videos[3], frames=10)
     repaired = prepare_cremad(raw, tmp_path / "out", size=32, workers=1)
     assert outcomes(repaired.counts) == {"prepared": 1, "reused": 3, "corrupt": 2, "missing": 1}
+
+
+def test_no_clip_stops_a_preparation(raw: Path, tmp_path: Path) -> None:
+    piped, torn, folder = (raw / "AudioWAV" / f"{clip_id}.wav" for clip_id in IDS[:3])
+    flac = with_flac_length(encoded(noise(1.25), "FLAC"), 0)
+    piped.write_bytes(flac)  # a traceback of NumPy once
+    torn.write_bytes(flac[: len(flac) // 2])
+    folder.unlink()
+    folder.mkdir()
+    report = prepare_cremad(raw, tmp_path / "out", size=32, workers=1)
+    assert outcomes(report.counts) == {"prepared": 4, "corrupt": 2, "missing": 1}
+    reasons = [clip.reason for clip in report.bad]
+    assert reasons[0].startswith(f"{torn}: is truncated: ")
+    assert reasons[1].startswith(f"{folder}: cannot ")
+    assert len(PreparedSource(tmp_path / "out").load(0).audio) == 20_000
 
 
 def test_a_file_that_differs_from_its_checksum_is_not_prepared(raw: Path, tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Decode a sound file with FFmpeg so that nothing is left out silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+
+LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
+
+Channels = npt.NDArray[np.float32]
+
+
+def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Channels, int]:
+    """float32 (channels, samples) and the rate in Hz of the first sound stream.
+
+    Args:
+        content: the file's bytes.
+        is_strict: a block that does not match its checksum is an error; FFmpeg would put silence or noise there.
+
+    Raises:
+        SoundDamage: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
+    """
+    pieces: list[Channels] = []
+    resamplers: dict[tuple[str, str], av.AudioResampler] = {}
+    rate, expected = 0, None
+    with av.open(BytesIO(content), "r", metadata_errors="replace") as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None or not stream.codec_context:
+            raise SoundDamage("holds no sound of a known codec")
+        if is_strict:
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        for frame in container.decode(stream):
+            if rate and frame.sample_rate != rate:
+                raise SoundDamage("changes its sample rate half-way", remedy="convert it to one rate first")
+            rate = frame.sample_rate
+            if expected is not None and frame.time is not None and frame.time - expected > LARGEST_JUMP:
+                raise SoundDamage(
+                    f"is damaged: nothing can be decoded from {expected:.1f} to {frame.time:.1f} s"
+                )
+            expected = None if frame.time is None else frame.time + frame.samples / rate
+            form = (frame.format.name, frame.layout.name)
+            if form not in resamplers:
+                resamplers[form] = av.AudioResampler(format="fltp", rate=rate)
+            converted = resamplers[form].resample(frame)
+            pieces += [piece.to_ndarray().astype(np.float32, copy=False) for piece in converted]
+    return joined(pieces), rate
+
+
+def joined(pieces: Sequence[Channels]) -> Channels:
+    """Pieces (channels, samples) one after the other; mixed to one channel each if their channels differ."""
+    if not pieces:
+        return np.zeros((1, 0), np.float32)
+    if len({len(piece) for piece in pieces}) > 1:
+        pieces = [piece.mean(axis=0, keepdims=True, dtype=np.float32) for piece in pieces]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)

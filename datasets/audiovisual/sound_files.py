@@ -1,0 +1,46 @@
+"""Sound files by their path: their content decides what they are, and each fault is one line that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
+from fedstill.datasets.audiovisual.image_files import REPLACE
+from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+from fedstill.datasets.audiovisual.sound.reader import BEGINNINGS, Sound, kind_of, read_sound
+
+SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+
+
+def read_sound_file(path: Path, data: bytes | None = None) -> Sound | None:
+    """float32 (channels, samples) and the rate in Hz; None if the content is another one, such as a video.
+
+    Args:
+        path: of the file.
+        data: the file's bytes if they are already in memory; ``path`` then only names them.
+
+    Raises:
+        DataError: unreadable, truncated or damaged; names the file.
+    """
+    with decoder_errors(path, "sound file"):
+        content = _content(path) if data is None else data
+        if content is None:
+            return None
+        if not content:
+            raise DataError(f"{path}: cannot decode this sound file (it is empty): {REPLACE}")
+        kind = kind_of(content, is_named_mp3=path.suffix.lower() == ".mp3")
+        try:
+            return None if kind is None else read_sound(content, kind)
+        except SoundDamage as damage:
+            raise DataError(f"{path}: {damage}: {damage.remedy or REPLACE}") from damage
+
+
+def _content(path: Path) -> bytes | None:
+    """The file's bytes; None if its first ones say that it is no sound file, so that no video is loaded whole."""
+    with path.open("rb", buffering=0) as file:
+        start = file.read(4)
+        if start and not start.startswith(BEGINNINGS) and path.suffix.lower() not in SOUND_SUFFIXES:
+            return None
+        file.seek(0)
+        return file.read()
