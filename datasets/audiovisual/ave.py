@@ -19,7 +19,10 @@ NAME = "ave"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One row of the lists: an event of class ``info.label`` from ``start`` to ``end`` (s) of a video."""
+    """One row of the lists: an event of class ``info.label`` from ``start`` to ``end`` of a video.
+
+    Both are seconds from the first moment of picture or sound that a player shows.
+    """
 
     info: ClipInfo
     video_id: str

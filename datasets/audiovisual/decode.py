@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
+from itertools import zip_longest
 from math import gcd
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.container import InputContainer
 
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
 from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists
 from fedstill.datasets.audiovisual.sound_files import read_sound_file
+from fedstill.datasets.audiovisual.video.clock import Timeline, read_timeline
+from fedstill.datasets.audiovisual.video.damage import MediaDamage
+from fedstill.datasets.audiovisual.video.display_matrix import upright_pictures
+from fedstill.datasets.audiovisual.video.media_file import opened, picture_of, sound_of
+from fedstill.datasets.audiovisual.video.timed_sound import place_sound
 
 Waveform = npt.NDArray[np.float32]
 
@@ -58,7 +61,7 @@ def read_channels(path: Path, data: bytes | None = None) -> tuple[npt.NDArray[np
 def read_video_frames(
     path: Path, count: int, *, start: float = 0.0, end: float | None = None, data: bytes | None = None
 ) -> Frames:
-    """Decode ``count`` frames, uniformly spaced in time, upright (a phone's rotation is applied).
+    """Decode ``count`` frames, uniformly spaced in time, upright: a phone's rotation and mirroring are applied.
 
     The stretch is cut into ``count`` equal parts and the frame on display in the middle of each is taken.
     So a video with fewer frames than ``count`` repeats its frames in order, and a video of one frame repeats that
@@ -67,7 +70,8 @@ def read_video_frames(
     Args:
         path: any video that FFmpeg reads.
         count: >= 1.
-        start, end: the stretch, in seconds from the first frame; the whole video by default.
+        start, end: the stretch, in seconds from the first moment of the file's picture or sound; the whole video by
+            default. Before a picture that starts late, its first frame is on display.
         data: the file's bytes if they are already in memory.
 
     Returns:
@@ -77,20 +81,25 @@ def read_video_frames(
         DataError: missing, unreadable or truncated file, no video stream, a stretch outside the video.
     """
     check_exists(path, data)
-    first, last = _stream_times(path, "video", data)
-    stop = last if end is None else min(first + end, last)
-    begin = first + start
-    if begin > stop:
-        raise DataError(
-            f"{path}: lasts {last - first:.1f} s, but {start} s to {end} s is asked for: correct the row"
-        )
-    middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
-    with _container(path, data) as container:
-        shown = _on_display(container.decode(video=0), middles)
-        pictures = [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in shown]
-    if not pictures:
-        raise DataError(f"{path}: holds no decodable video frame: {REPLACE}")
-    return np.stack(pictures)
+    source = path if data is None else data
+    with _media_errors(path):
+        timeline = read_timeline(source, "video")
+        # A picture that is one frame late belongs to the start: containers differ in what they count from.
+        zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
+        stop = timeline.end if end is None else min(zero + end, timeline.end)
+        begin = zero + start
+        if begin > stop:
+            raise DataError(
+                f"{path}: lasts {timeline.end - zero:.1f} s, but {start} s to {end} s is asked for: correct the row"
+            )
+        middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
+        with opened(source) as container:
+            stream = picture_of(container)
+            assert stream is not None  # it has a timeline
+            shown = _on_display(container.decode(stream), middles, timeline)
+            if not shown:
+                raise MediaDamage("holds no decodable video frame")
+            return upright_pictures(shown)
 
 
 def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform:
@@ -107,73 +116,39 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
 
 
 def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
-    _stream_times(path, "audio", data)
-    with _container(path, data) as container:
-        sample_rate = container.streams.audio[0].rate
-        to_float = av.AudioResampler(format="fltp", rate=sample_rate)
-        pieces = [
-            piece.to_ndarray()  # (channels, samples)
-            for frame in (*container.decode(audio=0), None)  # None flushes
-            for piece in to_float.resample(frame)
-        ]
-    channels = np.concatenate(pieces, axis=1) if pieces else np.zeros((1, 0))
-    return channels.astype(np.float32), sample_rate
+    source = path if data is None else data
+    with _media_errors(path):
+        timeline = read_timeline(source, "audio")
+        with opened(source) as container:
+            stream = sound_of(container)
+            assert stream is not None  # it has a timeline
+            return place_sound(container.decode(stream), stream.rate, timeline.zero), stream.rate
 
 
 @contextmanager
-def _container(path: Path, data: bytes | None) -> Iterator[InputContainer]:
-    """FFmpeg on ``path``; its errors become DataErrors."""
-    source = str(path) if data is None else BytesIO(data)
-    with decoder_errors(path), av.open(source, "r", metadata_errors="replace") as container:
-        yield container
+def _media_errors(path: Path) -> Iterator[None]:
+    with decoder_errors(path):
+        try:
+            yield
+        except MediaDamage as damage:
+            raise DataError(f"{path}: {damage}: {REPLACE}") from damage
 
 
-def _stream_times(path: Path, kind: Literal["audio", "video"], data: bytes | None) -> tuple[float, float]:
-    """Begin and end in seconds of the first ``kind`` stream, from its packets, without decoding.
-
-    The whole file is read, so that one which ends early (FFmpeg takes that for a normal end) is found. Up
-    to a tenth, or 0.25 s, may lack: announced durations are not exact, and checksums exist for the rest.
-    """
-    with _container(path, data) as container:
-        wanted = next((stream for stream in container.streams if stream.type == kind), None)
-        if wanted is None:
-            raise DataError(f"{path}: has no {kind} stream: {REPLACE}")
-        times: list[tuple[float, float]] = []
-        file_end = 0.0
-        for packet in container.demux():
-            if packet.pts is None or packet.time_base is None:
-                continue
-            begin = float(packet.pts * packet.time_base)
-            end = begin + float((packet.duration or 0) * packet.time_base)
-            file_end = max(file_end, end)
-            if packet.stream.index == wanted.index:
-                times.append((begin, end))
-        announced = (container.duration or 0) / 1e6  # microseconds
-        missing = announced - (file_end - (container.start_time or 0) / 1e6)
-    if missing > max(0.25, 0.1 * announced):
-        raise DataError(
-            f"{path}: is truncated, the last {missing:.1f} of {announced:.1f} s are missing: {REPLACE}"
-        )
-    if not times:
-        raise DataError(f"{path}: its {kind} stream holds nothing with a time stamp: {REPLACE}")
-    first, last, end = min(times)[0], max(times)[0], max(end for _, end in times)
-    if end == last and len(times) > 1:  # the last packet has no duration: assume that of the others
-        end += (last - first) / (len(times) - 1)
-    return first, end
-
-
-def _on_display(frames: Iterable[av.VideoFrame], moments: Sequence[float]) -> list[av.VideoFrame]:
+def _on_display(
+    frames: Iterable[av.VideoFrame], moments: Sequence[float], timeline: Timeline
+) -> list[av.VideoFrame]:
     """For each of the ascending ``moments`` (s), the last frame begun by then; none only if none exists."""
     chosen: list[av.VideoFrame] = []
     shown: av.VideoFrame | None = None
-    for frame in frames:
-        while shown is not None and len(chosen) < len(moments) and _time(frame) > moments[len(chosen)] + 1e-6:
+    time = timeline.begin - timeline.interval
+    for frame, packet_time in zip_longest(frames, timeline.times):
+        if frame is None:
+            break
+        stamp = frame.time if packet_time is None else packet_time
+        time = time + timeline.interval if stamp is None else stamp
+        while shown is not None and len(chosen) < len(moments) and time > moments[len(chosen)] + 1e-6:
             chosen.append(shown)
         shown = frame
         if len(chosen) == len(moments):
             break
     return chosen if shown is None else chosen + [shown] * (len(moments) - len(chosen))
-
-
-def _time(frame: av.VideoFrame) -> float:
-    return 0.0 if frame.time is None else frame.time

@@ -11,14 +11,10 @@ import csv
 import hashlib
 import json
 import os
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -27,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.worker_processes import NoProcess, in_parallel
 from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
 from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
@@ -255,7 +252,7 @@ def _prepare(
         _claim(out, {"format": FORMAT_VERSION, **settings})
         reports: list[ClipReport] = []
         work = partial(_prepare_clip, out / "clips", settings["size"])
-        with closing(_in_parallel(work, clips, workers)) as results:
+        with closing(in_parallel(work, clips, workers, _lost)) as results:
             for done in results:
                 reports.append(done)
                 if progress is not None:
@@ -264,6 +261,8 @@ def _prepare(
         bad = {clip.clip_id for clip in report.bad}
         _write_index(out, [clip.info for clip in clips if clip.info.clip_id not in bad], settings)
         _write_report(report)
+    except NoProcess as error:
+        raise DataError(str(error)) from error
     except OSError as error:  # an error of writing; files that cannot be read are in the report
         raise DataError(f"{out}: cannot be written ({error}): free disk space and run again") from error
     return report
@@ -273,6 +272,22 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
     """Decode one clip into ``folder`` unless it is there. Raises OSError only if writing fails."""
     clip_id = clip.info.clip_id
     target = folder / f"{clip_id}.npz"
+    try:
+        with decoder_errors(clip.video):
+            settled = _settled(clip, target)
+        if settled is not None:
+            return settled
+        audio, frames = _decode(clip, size)
+    except DataError as error:
+        return ClipReport(clip_id, "corrupt", str(error))
+    with _replacing(target) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, audio=audio, frames=frames)
+    return ClipReport(clip_id, "prepared")
+
+
+def _settled(clip: RawClip, target: Path) -> ClipReport | None:
+    """The outcome of a clip that need not be decoded."""
+    clip_id = clip.info.clip_id
     absent = next((path for path in (clip.video, clip.sound) if not path.exists()), None)
     if absent is None:
         for path, expected in clip.sha256:
@@ -286,15 +301,7 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
                 )
     if target.exists():
         return ClipReport(clip_id, "reused")
-    if absent is not None:
-        return ClipReport(clip_id, "missing", f"{absent}: no such file: download it")
-    try:
-        audio, frames = _decode(clip, size)
-    except DataError as error:
-        return ClipReport(clip_id, "corrupt", str(error))
-    with _replacing(target) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, audio=audio, frames=frames)
-    return ClipReport(clip_id, "prepared")
+    return None if absent is None else ClipReport(clip_id, "missing", f"{absent}: no such file: download it")
 
 
 def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
@@ -303,7 +310,8 @@ def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArra
         with decoder_errors(path), path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
                 raise DataError(f"{path}: is a Git LFS pointer, not the media: run 'git lfs pull' there")
-    audio = resample(*read_audio(clip.sound), SAMPLE_RATE)
+    with decoder_errors(clip.sound):
+        audio = resample(*read_audio(clip.sound), SAMPLE_RATE)
     stop = None if clip.end is None else round(clip.end * SAMPLE_RATE)
     audio = audio[round(clip.start * SAMPLE_RATE) : stop]
     if not audio.size:
@@ -313,33 +321,8 @@ def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArra
     return pcm, resize_frames(frames, size)
 
 
-def _in_parallel(
-    work: Callable[[RawClip], ClipReport], clips: Sequence[RawClip], workers: int
-) -> Generator[ClipReport, None, None]:
-    """Results in order. On an interrupt the clips in progress are finished and no others are begun."""
-    if workers <= 1:
-        yield from map(work, clips)
-        return
-    # Spawned, because a process that has threads (PyTorch's, a progress bar's) must not be forked.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
-    try:
-        with _interrupts_blocked():
-            results = pool.map(work, clips, chunksize=4)
-        yield from results
-    except BrokenProcessPool as error:
-        raise DataError("a decoder process died: run again with one worker to see at which clip") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes begun in this block never see Ctrl-C, which a terminal sends to all of them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _lost(clip: RawClip) -> ClipReport:
+    return ClipReport(clip.info.clip_id, "corrupt", f"{clip.video}: kills its decoder: {REPLACE}")
 
 
 def _with_checksums(clips: Sequence[RawClip], root: Path, table: Path | None) -> Sequence[RawClip]:
