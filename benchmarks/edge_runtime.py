@@ -236,11 +236,11 @@ def _classify_in_this_process(kind: str, stem: str, export: str) -> None:
     import soundfile
     from PIL import Image
 
-    from fedstill.datasets.audiovisual.decode import read_audio
-    from fedstill.datasets.audiovisual.image_files import read_image
     from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
     from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
     from fedstill.datasets.audiovisual.store import frame_tensor
+    from fedstill.datasets.decoding.decode import read_audio
+    from fedstill.datasets.decoding.image_files import read_image
     from fedstill.edge_client.students.runtime import ExportFolder
     from fedstill.edge_client.students.runtime_api import Runtime
 

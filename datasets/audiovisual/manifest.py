@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError, Split
-from fedstill.datasets.audiovisual.decode import read_audio, read_channels, read_video_frames
-from fedstill.datasets.audiovisual.image_files import Frames, read_frames, read_image, spread, stack_frames
+from fedstill.datasets.decoding.decode import read_audio, read_channels, read_video_frames
+from fedstill.datasets.decoding.image_files import Frames, read_frames, read_image, spread, stack_frames
 from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames
 from fedstill.datasets.files.picture_formats import (
     HEAD_BYTES,

@@ -26,10 +26,10 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.common.worker_processes import NoProcess, in_parallel
 from fedstill.datasets.audiovisual import ave, cremad
 from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
-from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
-from fedstill.datasets.audiovisual.image_files import REPLACE, resize_frames
-from fedstill.datasets.audiovisual.sound.cancellation import KeepsChannels, cancels_out, is_suspicious
+from fedstill.datasets.decoding.decode import read_audio, read_video_frames, resample
+from fedstill.datasets.decoding.decoder_errors import decoder_errors
+from fedstill.datasets.decoding.image_files import REPLACE, resize_frames
+from fedstill.datasets.decoding.sound.cancellation import KeepsChannels, cancels_out, is_suspicious
 from fedstill.datasets.files.tables import read_table
 
 SAMPLE_RATE = 16_000

@@ -24,10 +24,10 @@ from PIL import Image
 
 from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, beginning, profile
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
-from fedstill.datasets.audiovisual.image_files import resize_frames, spread
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler
+from fedstill.datasets.decoding.image_files import resize_frames, spread
 
 FORMAT_VERSION = 1
 PROFILES_FILE = "profiles.npy"

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
-from fedstill.datasets.audiovisual.image_files import read_images
-from fedstill.datasets.audiovisual.sound_files import SOUND_SUFFIXES
+from fedstill.datasets.decoding.decode import read_audio, read_video_frames
+from fedstill.datasets.decoding.image_files import read_images
+from fedstill.datasets.decoding.sound_files import SOUND_SUFFIXES
 from fedstill.datasets.files.picture_formats import IMAGE_SUFFIXES, in_natural_order
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v"})

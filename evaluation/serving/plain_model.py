@@ -15,7 +15,7 @@ from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
-from fedstill.datasets.audiovisual.image_files import read_image
+from fedstill.datasets.decoding.image_files import read_image
 from fedstill.models.vit.preprocess import image_batch
 from fedstill.models.vit.schedules import constant_schedule
 

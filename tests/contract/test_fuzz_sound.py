@@ -16,7 +16,7 @@ from helpers.fuzz import FACTOR
 from helpers.sound_files import encoded, encoded_by_ffmpeg, mp3, noise, with_flac_length
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decode import read_audio
+from fedstill.datasets.decoding.decode import read_audio
 
 MUTATED = 40 * FACTOR  # of each file
 LONGEST = 5.0  # s of processor time for one file; they take milliseconds

@@ -15,11 +15,11 @@ import pytest
 from helpers.exports import Exported, make_export
 from helpers.media import write_sound, write_video
 
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.spectrogram import audio_features
 from fedstill.datasets.audiovisual.store import build_store, frame_tensor, open_store
+from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 from fedstill.edge_client.node.device import Device, seed_of
 from fedstill.edge_client.privacy.prototypes import Prototypes, summarise
 from fedstill.edge_client.students.torch_runtime import TorchRuntime, load_torch
@@ -44,7 +44,7 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 """
 CLASSIFY = """
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
+from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.datasets.audiovisual.store import frame_tensor

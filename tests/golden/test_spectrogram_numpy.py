@@ -11,8 +11,8 @@ import pytest
 from scipy import signal
 
 from fedstill.datasets.audiovisual import spectrogram, spectrogram_numpy
-from fedstill.datasets.audiovisual.decode import read_audio
 from fedstill.datasets.audiovisual.specs import AudioSpec
+from fedstill.datasets.decoding.decode import read_audio
 
 LIGHT = AudioSpec()
 SPECS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import read_image
+from fedstill.datasets.decoding.image_files import read_image
 from fedstill.models.vit.preprocess import image_tensor
 
 FORMATS = ("JPEG", "PNG")

@@ -14,7 +14,7 @@ from fedstill.datasets.audiovisual.capture.signals import (
     low_pass_gain,
 )
 from fedstill.datasets.audiovisual.capture.sound_effects import snr_at
-from fedstill.datasets.audiovisual.decode import resample
+from fedstill.datasets.decoding.decode import resample
 
 SYLLABLES = 4.0  # per second: how fast the level of speech changes
 SPEECH_KNEE = 500.0  # Hz; above it the long-term spectrum of speech falls by about 6 dB per octave

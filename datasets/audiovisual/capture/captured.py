@@ -19,7 +19,7 @@ from fedstill.datasets.audiovisual.capture.conditions import Condition
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS, SOUND_EFFECTS, SoundEffects
 from fedstill.datasets.audiovisual.capture.signals import Waveform
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
-from fedstill.datasets.audiovisual.image_files import Frames
+from fedstill.datasets.decoding.image_files import Frames
 
 GAIN_JITTER_DB = 2.0
 """A speaker is not always equally far away."""

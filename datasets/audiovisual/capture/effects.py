@@ -17,7 +17,7 @@ from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.opus import low_rate_opus
 from fedstill.datasets.audiovisual.capture.signals import Waveform
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import Frames
+from fedstill.datasets.decoding.image_files import Frames
 
 MOST_STRENGTH = 10.0
 """More leaves nothing of a clip, or no number."""

@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 from fedstill.datasets.audiovisual.capture.signals import Waveform
-from fedstill.datasets.audiovisual.decode import resample
+from fedstill.datasets.decoding.decode import resample
 
 BIT_RATE = 12_000.0  # per second at strength 1
 LOWEST, HIGHEST = 4_000, 160_000  # what the encoder can still do for one channel

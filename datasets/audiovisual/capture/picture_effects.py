@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fedstill.datasets.audiovisual.image_files import Frames
+from fedstill.datasets.decoding.image_files import Frames
 
 Light = npt.NDArray[np.float32]
 """Of every pixel and channel, from 0 to 255: float32 (count, height, width, 3)."""

@@ -129,7 +129,8 @@ def test_the_interval_holds_another_speaker() -> None:
         (0.2, -0.1, 0.0, False),
         (-0.05, -0.05, 1.0, True),
         (-0.05, -0.05, 0.0, True),
-        (-0.05, -0.1, 1.0, False),
+        (-0.05, -0.11, 1.0, True),
+        (-0.05, -0.13, 1.0, False),
     ],
 )
 def test_a_student_that_is_no_surer_than_before_is_doubted(

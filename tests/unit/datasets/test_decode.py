@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames, resample
-from fedstill.datasets.audiovisual.image_files import (
+from fedstill.datasets.decoding.decode import read_audio, read_video_frames, resample
+from fedstill.datasets.decoding.image_files import (
     in_natural_order,
     read_image,
     read_images,

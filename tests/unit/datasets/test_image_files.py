@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import read_frames, read_image, read_images
+from fedstill.datasets.decoding.image_files import read_frames, read_image, read_images
 from fedstill.datasets.files.picture_formats import (
     FORMATS,
     IMAGE_SUFFIXES,
@@ -200,11 +200,11 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
 
 
 def test_a_large_photo_is_not_copied_for_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedstill.datasets.audiovisual.image_files.LARGE_BYTES", 5000)
+    monkeypatch.setattr("fedstill.datasets.decoding.image_files.LARGE_BYTES", 5000)
     frames = read_frames(Path("x"), 10, packed(Image.new("L", (30, 20), 77), format="PNG"))
     assert frames.shape == (10, 20, 30, 3)
     assert (frames.strides[0], frames[9, 0, 0, 0]) == (0, 77)
-    monkeypatch.setattr("fedstill.datasets.audiovisual.image_files.MOST_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr("fedstill.datasets.decoding.image_files.MOST_PIXELS", 4 * 32 * 32)
     assert read_frames(Path("small"), 4, moving("GIF", [100] * 5)).shape == (4, 32, 32, 3)
     with pytest.raises(DataError, match=r"big: has too many pixels \(5 frames of 32 x 32\): make it smaller"):
         read_frames(Path("big"), 5, moving("GIF", [100] * 5))

@@ -20,8 +20,8 @@ from helpers.sound_files import encoded, noise, with_flac_length
 from fedstill.datasets.audiovisual import ave
 from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo, DataError
 from fedstill.datasets.audiovisual.cremad import read_split
-from fedstill.datasets.audiovisual.decode import read_audio
 from fedstill.datasets.audiovisual.prepare import PreparedSource, check_dataset, prepare_ave, prepare_cremad
+from fedstill.datasets.decoding.decode import read_audio
 
 CODES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 IDS = [f"1001_DFA_{code}_XX" for code in CODES]

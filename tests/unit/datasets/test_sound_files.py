@@ -22,8 +22,8 @@ from helpers.sound_files import (
 )
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decode import read_audio
-from fedstill.datasets.audiovisual.sound.cancellation import cancels_out
+from fedstill.datasets.decoding.decode import read_audio
+from fedstill.datasets.decoding.sound.cancellation import cancels_out
 
 SOUND = np.rint(noise(1.5) * 32768).astype(np.float32) / 32768  # 16 bits hold it exactly
 MP3_RATE = 44_100

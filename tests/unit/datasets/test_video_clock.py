@@ -23,8 +23,8 @@ from helpers.timed_media import (
 )
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decode import read_audio, read_video_frames
 from fedstill.datasets.audiovisual.prepare import PreparedSource, prepare_ave
+from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 
 FIVE_MIDDLES = [1, 3, 5, 7, 9]  # of ten seconds
 

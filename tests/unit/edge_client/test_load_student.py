@@ -13,8 +13,8 @@ from helpers.media import tone, write_sound, write_video
 from PIL import Image
 
 import fedstill
-from fedstill.datasets.audiovisual.decode import read_audio
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+from fedstill.datasets.decoding.decode import read_audio
 from fedstill.edge_client.folder import EXPORT_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.models.audiovisual.specs import network_to_json

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.video.clock import JUMP_BACK
-from fedstill.datasets.audiovisual.video.damage import MediaDamage
+from fedstill.datasets.decoding.video.clock import JUMP_BACK
+from fedstill.datasets.decoding.video.damage import MediaDamage
 
 Channels = npt.NDArray[np.float32]
 

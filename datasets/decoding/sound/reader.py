@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from fedstill.datasets.audiovisual.sound import flac, mpeg, ogg, wav
-from fedstill.datasets.audiovisual.sound.damage import SoundDamage
-from fedstill.datasets.audiovisual.sound.ffmpeg import Channels, decode_with_ffmpeg, joined
+from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
+from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.sound.ffmpeg import Channels, decode_with_ffmpeg, joined
 
 BEGINNINGS = (*wav.FORMS, flac.MAGIC, ogg.MAGIC, b"ID3", b"\xff")
 """The first bytes of regular sound files; an mp3 may begin with others."""

@@ -43,7 +43,7 @@ def upright_pictures(frames: Sequence[av.VideoFrame]) -> Frames:
 def _upright(frame: av.VideoFrame, turn: _Turn, height: int, width: int) -> Frames:
     if turn.sideways:
         height, width = width, height
-    colours = (
+    colours: dict[str, Any] = (
         {
             "dst_colorspace": Colorspace.ITU709,
             "dst_color_trc": ColorTrc.BT709,
@@ -62,7 +62,8 @@ def _upright(frame: av.VideoFrame, turn: _Turn, height: int, width: int) -> Fram
 
 def _turn(frame: av.VideoFrame) -> _Turn:
     """The nearest of the eight turns that keep a picture rectangular; none for a matrix without an area."""
-    matrix = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    given: Iterable[Any] = frame.side_data  # PyAV's annotations say that these are names
+    matrix = next((data for data in given if data.type == Type.DISPLAYMATRIX), None)
     if matrix is None:
         return _Turn()
     numbers = np.frombuffer(bytes(matrix), np.int32)  # in the byte order of this machine

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+from fedstill.datasets.decoding.sound.damage import SoundDamage
 
 LATEST_START = 4096  # bytes of something else before the first frame
 CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.sound.damage import SoundDamage
+from fedstill.datasets.decoding.sound.damage import SoundDamage
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 

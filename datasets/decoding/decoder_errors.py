@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.image_files import REPLACE, first_line
+from fedstill.common.errors import DataError
+from fedstill.datasets.decoding.image_files import REPLACE, first_line
 
 _IN_MEMORY = re.compile(r"(Error opening )?<_io\.\w+ object at \w+>:?\s*")
 

@@ -17,15 +17,15 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
-from fedstill.datasets.audiovisual.image_files import REPLACE, Frames, check_exists
-from fedstill.datasets.audiovisual.sound_files import read_sound_file
-from fedstill.datasets.audiovisual.video.clock import Timeline, read_timeline
-from fedstill.datasets.audiovisual.video.damage import MediaDamage
-from fedstill.datasets.audiovisual.video.display_matrix import upright_pictures
-from fedstill.datasets.audiovisual.video.media_file import opened, picture_of, sound_of
-from fedstill.datasets.audiovisual.video.timed_sound import place_sound
+from fedstill.common.errors import DataError
+from fedstill.datasets.decoding.decoder_errors import decoder_errors
+from fedstill.datasets.decoding.image_files import REPLACE, Frames, check_exists
+from fedstill.datasets.decoding.sound_files import read_sound_file
+from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
+from fedstill.datasets.decoding.video.damage import MediaDamage
+from fedstill.datasets.decoding.video.display_matrix import upright_pictures
+from fedstill.datasets.decoding.video.media_file import opened, picture_of, sound_of
+from fedstill.datasets.decoding.video.timed_sound import place_sound
 
 Waveform = npt.NDArray[np.float32]
 

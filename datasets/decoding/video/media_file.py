@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from fedstill.datasets.audiovisual.video.damage import MediaDamage
+from fedstill.datasets.decoding.video.damage import MediaDamage
 
 Kind = Literal["audio", "video"]
 Source = Path | bytes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.audiovisual.decoder_errors import decoder_errors
-from fedstill.datasets.audiovisual.image_files import REPLACE
-from fedstill.datasets.audiovisual.sound.damage import SoundDamage
-from fedstill.datasets.audiovisual.sound.reader import BEGINNINGS, Sound, kind_of, read_sound
+from fedstill.common.errors import DataError
+from fedstill.datasets.decoding.decoder_errors import decoder_errors
+from fedstill.datasets.decoding.image_files import REPLACE
+from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.sound.reader import BEGINNINGS, Sound, kind_of, read_sound
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 

@@ -16,9 +16,9 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fedstill.datasets.audiovisual.video.damage import MediaDamage
-from fedstill.datasets.audiovisual.video.media_file import Kind, Source, opened, picture_of, sound_of
-from fedstill.datasets.audiovisual.video.mp4_fragments import ends_in_a_fragment
+from fedstill.datasets.decoding.video.damage import MediaDamage
+from fedstill.datasets.decoding.video.media_file import Kind, Source, opened, picture_of, sound_of
+from fedstill.datasets.decoding.video.mp4_fragments import ends_in_a_fragment
 
 LENGTH_IN_HEADER = frozenset(
     {"mov", "matroska", "flv", "avi", "asf", "ogg", "wav", "w64", "aiff", "caf", "mxf"}
