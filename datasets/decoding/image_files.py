@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -148,7 +148,8 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
         raise DataError(
             f"{path}: is a HEIC picture: install fedstill[heic] (the package pillow-heif), or export it as JPEG"
         ) from error
-    return cast(Image.Image, open_heif(file).to_pillow())
+    picture: Image.Image = open_heif(file).to_pillow()
+    return picture
 
 
 def _on_display(image: Image.Image) -> tuple[list[int], list[float]]:

@@ -6,8 +6,8 @@ not enough. The matrix is that of ISO/IEC 14496-12, 8.3.2: (x, y) is shown at (a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
