@@ -11,6 +11,7 @@ from helpers.runs import prepared_run
 from typer.testing import CliRunner
 
 from fedstill.cli.main import app
+from fedstill.cli.shared.console import console
 from fedstill.cloud_server.distillation.candidates import Candidate, Training
 from fedstill.cloud_server.federation import personal_student, worlds
 from fedstill.cloud_server.federation.event_log import read_events
@@ -55,14 +56,17 @@ def served(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return [last[client] for client in range(DEVICES)], versions
 
 
-def test_members_of_a_cohort_share_trainings_and_bytes(tmp_path: Path, trained: list[bool]) -> None:
+def test_members_of_a_cohort_share_trainings_and_bytes(
+    tmp_path: Path, trained: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = prepared_run(tmp_path, [*ONE_ARM, "cohorts.distance=1000"])
     choices, versions = served(run_dir)
     assert len(trained) == 2  # the checked student and the final one
     assert len(versions) == DEVICES
     assert len(set(versions)) == 1
     assert list(Counter(one["cohort"] for one in choices).values()) == [DEVICES]
-    shown = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["status", "--state", str(run_dir)])
+    monkeypatch.setattr(console, "width", 300)
+    shown = CliRunner().invoke(app, ["status", "--state", str(run_dir)])
     assert shown.output.count(f"rendered (shared by {DEVICES})") == DEVICES
     assert {row.cohort for row in gather_rows(run_dir)["choices"]} == {choices[0]["cohort"]}
     (run_dir / JOURNAL_FILE).unlink()

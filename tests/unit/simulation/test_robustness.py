@@ -47,13 +47,15 @@ def cells(name: str, *overrides: str) -> tuple[Cell, ...]:
 
 
 @pytest.mark.parametrize(
-    ("name", "conditions", "count"), [(SHIPPED[0], 6, 57), *((name, 4, 41) for name in SHIPPED[1:])]
+    ("name", "conditions", "severities", "count"),
+    [(SHIPPED[0], 6, 15, 54), *((name, 4, 12, 41) for name in SHIPPED[1:])],
 )
-def test_the_devices_of_a_fold(name: str, conditions: int, count: int) -> None:
+def test_the_devices_of_a_fold(name: str, conditions: int, severities: int, count: int) -> None:
+    """``severities``: of all conditions together."""
     found = cells(name)
     assert len(found) == len(set(found)) == count
     assert Counter(cell.scenario for cell in found) == {
-        "A": 3 * conditions,
+        "A": severities,
         "B": 2 * conditions,
         "C": 2 * conditions,
         "D": 1,
@@ -114,9 +116,7 @@ def test_a_part_of_the_study_has_the_same_devices() -> None:
     part = cells("robustness", 'robustness.scenarios=["A", "B"]', "robustness.levels=[2]")
     assert part == tuple(cell for cell in whole if cell.scenario in "AB" and cell.severity == 2)
     seeds = {cell.recorder.capture(fold, 0).seed for cell in whole for fold in range(4)}
-    assert len(seeds) == 4 * (
-        6 * 3 + 1
-    )  # in every fold a device per condition and severity, and the plain one
+    assert len(seeds) == 4 * (15 + 1)  # in every fold a device per condition and severity, and the plain one
 
 
 def test_another_device_differs_by_its_condition_alone() -> None:
@@ -140,9 +140,6 @@ def test_another_device_differs_by_its_condition_alone() -> None:
         ("robustness.scenarios=[]", "robustness.scenarios: name each one once"),
         ("robustness.family=development", "robustness: reverberation"),
         ("robustness.conditions=[]", "robustness: scenario E needs 2 or more conditions"),
-        ("robustness.severities=[1.0, 0.5]", "robustness.severities: [1.0, 0.5] do not rise"),
-        ("robustness.severities=[1.0]", "robustness.middle: 2 is none of 1 severities"),
-        ("robustness.levels=[4]", "robustness.levels: 4 is none of 3 severities"),
         ("robustness.few_clips=[0]", "robustness.few_clips: needs numbers"),
         (
             'robustness.conditions=[{sound="opus", picture="jpeg"}]',
@@ -157,6 +154,21 @@ def test_another_device_differs_by_its_condition_alone() -> None:
 def test_a_wrong_table_is_refused_in_one_line(override: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_experiment("robustness", [override])
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("robustness.severities=[1.0, 0.5]", "robustness.severities: [1.0, 0.5] do not rise"),
+        ("robustness.severities=[1.0]", "robustness.middle: 2 is none of 1 severities"),
+        ("robustness.levels=[4]", "robustness.levels: 4 is none of 3 severities"),
+    ],
+)
+def test_severities_that_do_not_fit_are_refused_in_one_line(override: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("robustness_digits", [override])
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
