@@ -195,9 +195,8 @@ def keeps_promise(promised: float, found: float, left: float = 1.0) -> bool:
         left: how much surer the generic student can become of the device's clips, as a part of how much it can of
             those others: where it is sure already, less must be found.
     """
-    wanted = (
-        min(promised / 2, 2 * promised) - LEEWAY
-    )  # half as much surer at least, or twice as unsure at most
+    # half as much surer at least, or twice as unsure at most
+    wanted = min(promised / 2, 2 * promised) - LEEWAY
     return found >= (wanted * min(left, 1.0) if wanted > 0 else wanted)
 
 

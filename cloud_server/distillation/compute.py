@@ -42,8 +42,8 @@ class Compute:
         return torch.device(name)
 
     def to_train(self, net: Net) -> Net:
-        """The network on its device. If its maps are wide enough, they have their channels last: on a CPU that trains
-        1.6 times as fast. Narrow ones gain nothing, and libraries know them less well."""
+        """The network on its device. If its maps are wide enough, they have their channels last, which trains faster on
+        a CPU (``benchmarks/training_layout.py``). Libraries know narrow ones less well."""
         import torch
 
         convolutions = [part for part in net.modules() if isinstance(part, torch.nn.Conv2d)]

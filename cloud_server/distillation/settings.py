@@ -136,7 +136,9 @@ class PrototypeSettings:
     epsilon: float = 4.0  # dp: of one upload; a device's uploads of all outer rounds add up
     delta: float = 1e-5  # dp: of one upload
     centres: int = 0  # dp: cells in which clips are counted; 0 = as many as there are classes
-    card_share: float = 0.0  # dp: of an upload's budget, for the capture card; 0 = no card is asked for
+    card_share: float = (
+        0.0  # dp without guard.test: of an upload's budget, for the capture card; 0 = none is asked for
+    )
 
     def __post_init__(self) -> None:
         at_least(1, self, "samples_per_prototype", "min_size")

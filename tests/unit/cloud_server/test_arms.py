@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS
-from fedstill.cloud_server.distillation.arms import BY_NAME, BY_RULE
+from fedstill.cloud_server.distillation.arms import BY_NAME, BY_RULE, asks_card, may_ask_summary
+from fedstill.cloud_server.distillation.settings import CaptureSettings, GuardSettings, PrototypeSettings
 from fedstill.protos import messages
 
 
@@ -16,3 +20,19 @@ def test_names_and_arms_agree_and_stand_in_table_order() -> None:
 def test_every_scenario_of_the_wire_has_a_title() -> None:
     assert tuple(SCENARIOS) == messages.SCENARIOS
     assert SCENARIOS["latency_sensitive"] == "latency-sensitive"
+
+
+def test_a_private_card_is_asked_for_only_where_it_can_change_something() -> None:
+    """The guard needs confidences, and no private upload has them: a card under it would only cost budget."""
+    capture = CaptureSettings()
+    for kind, share, test, asked in (
+        ("constrained", 0.0, True, True),
+        ("dp", 0.5, True, False),
+        ("dp", 0.0, False, False),
+        ("dp", 0.5, False, True),
+    ):
+        prototypes = PrototypeSettings(kind=kind, card_share=share)  # type: ignore[arg-type]
+        changed: Any = SimpleNamespace(prototypes=prototypes, guard=GuardSettings(test=test), capture=capture)
+        assert asks_card(BY_NAME["fedstill"], changed) is asked
+        assert may_ask_summary(BY_NAME["fedstill"], changed) is asked
+        assert not asks_card(BY_NAME["prior_corrected"], changed)

@@ -94,6 +94,12 @@ def test_the_level_benchmark_drives_a_device_through_the_trace(capsys: pytest.Ca
     assert all(segment in report for segment in ("good", "64 kbit/s", "outage", "recovery"))
 
 
+@pytest.mark.slow
+def test_both_layouts_are_timed_for_every_width(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(BENCHMARKS / "training_layout.py"))["main"](["--steps", "1"])
+    assert capsys.readouterr().out.count("ratio") == 3
+
+
 @pytest.mark.parametrize(("target", "expected"), [(8.0, 0.8), (16.0, 1.6), (24.0, 2.4), (50.0, None)])
 def test_the_severity_of_a_loss_is_found(target: float, expected: float | None) -> None:
     found = runpy.run_path(str(BENCHMARKS / "capture_severity.py"))["severity_for"]
