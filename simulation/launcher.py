@@ -112,17 +112,17 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
         shares = deal_cells(source, private, experiment.robustness)
     else:
         shares = deal(source, private, experiment.partition)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with console.status(f"decoding {len(source.index)} clips of {source.name}") as status:
-        store = write_store(experiment, source, public, run_dir / "public", keep_sound=True)
-        if robustness:
-            write_devices(experiment, source, shares, run_dir, store, status.update)
-        else:
-            for client, share in enumerate(shares):
-                write_device(experiment, source, share, device_folder(run_dir, client))
-    (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
-    plan = make_plan(with_weights, source, shares, run_dir)
-    write_plan(with_controls(plan, experiment, run_dir) if robustness else plan)
+    with sole_user(run_dir):
+        with console.status(f"decoding {len(source.index)} clips of {source.name}") as status:
+            store = write_store(experiment, source, public, run_dir / "public", keep_sound=True)
+            if robustness:
+                write_devices(experiment, source, shares, run_dir, store, status.update)
+            else:
+                for client, share in enumerate(shares):
+                    write_device(experiment, source, share, device_folder(run_dir, client))
+        (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
+        plan = make_plan(with_weights, source, shares, run_dir)
+        write_plan(with_controls(plan, experiment, run_dir) if robustness else plan)
     if experiment.teacher.pretrained:
         console.print(NO_TEACHER_ROW, highlight=False)
 

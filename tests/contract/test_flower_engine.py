@@ -49,3 +49,9 @@ def test_a_run_has_one_launcher_at_a_time(tmp_path: Path) -> None:
     run_dir = prepared_run(tmp_path)
     with sole_user(run_dir), pytest.raises(FolderInUse, match="another fedstill process uses it"):
         simulate(tiny_experiment(tmp_path), run_dir, "inprocess", silent_console())
+
+
+def test_a_run_is_prepared_by_one_launcher_at_a_time(tmp_path: Path) -> None:
+    with sole_user(tmp_path / "run"), pytest.raises(FolderInUse, match="another fedstill process uses it"):
+        simulate(tiny_experiment(tmp_path), tmp_path / "run", "inprocess", silent_console())
+    assert not (tmp_path / "run" / "plan.json").exists()
