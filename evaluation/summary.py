@@ -25,6 +25,7 @@ BASELINE = "all_distill"
 OURS = "fedstill"
 EQUAL_STEPS = "all_distill_equal_steps"
 CONTROLS = {
+    EQUAL_STEPS: "what it adds to the student that everybody has",
     "fedstill_without_selection": "what a choice for the device adds to our training",
     "prior_corrected": "what more than prior correction adds",
     "oracle_classes": "an upper reference for selection alone: it knows the true classes",
@@ -128,8 +129,7 @@ def key_comparisons(results: Results, clips: Sequence[ClipRow]) -> tuple[KeyComp
         accuracy = {arm: pooled_accuracy(rows).fraction for arm, rows in rows_of.items() if rows}
         thesis = [arm for arm in THESIS_ARMS if arm in accuracy]
         pairs = [(OURS, BASELINE, "")]
-        if thesis:
-            best = max(thesis, key=lambda arm: accuracy[arm])
+        if thesis and (best := max(thesis, key=lambda arm: accuracy[arm])) != BASELINE:
             pairs.append(
                 (OURS, best, "the thesis' best arm here, chosen on the test clips, which favours it")
             )

@@ -70,6 +70,7 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
         costs=costs,
         costs_note=CAPTURE_NOTE,
         lesson=lesson(costs),
+        several_scenarios=len(results.scenarios()) > 1,
         many=len(results.clients) > WIDE,
         tables=summary.scenario_tables(results, clips),
         key_comparisons=summary.key_comparisons(results, clips),
