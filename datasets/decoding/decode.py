@@ -7,8 +7,7 @@ nothing is padded, skipped or guessed silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from math import gcd
 from pathlib import Path
@@ -17,14 +16,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.common.errors import DataError
-from fedstill.datasets.decoding.decoder_errors import decoder_errors
-from fedstill.datasets.decoding.image_files import REPLACE, Frames, check_exists
+from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_errors
+from fedstill.datasets.decoding.image_files import Frames
+from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.sound_files import read_sound_file
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
-from fedstill.datasets.decoding.video.damage import MediaDamage
 from fedstill.datasets.decoding.video.display_matrix import upright_pictures
-from fedstill.datasets.decoding.video.media_file import opened, picture_of, sound_of
+from fedstill.datasets.decoding.video.media_file import Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.video.timed_sound import place_sound
 
 Waveform = npt.NDArray[np.float32]
@@ -50,11 +48,14 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
 def read_channels(path: Path, data: bytes | None = None) -> tuple[npt.NDArray[np.float32], int]:
     """As ``read_audio``, but float32 (channels, samples)."""
     check_exists(path, data)
-    channels, sample_rate = read_sound_file(path, data) or _read_audio_stream(path, data)
-    if channels.shape[-1] == 0:
-        raise DataError(f"{path}: holds no audio samples: {REPLACE}")
-    if not np.isfinite(channels).all():
-        raise DataError(f"{path}: holds NaN or infinite audio samples: {REPLACE}")
+    with decoder_errors(path):
+        channels, sample_rate = read_sound_file(path, data) or _read_audio_stream(
+            path if data is None else data
+        )
+        if channels.shape[-1] == 0:
+            raise MediaError("holds no audio samples")
+        if not np.isfinite(channels).all():
+            raise MediaError("holds NaN or infinite audio samples")
     return channels, sample_rate
 
 
@@ -82,15 +83,16 @@ def read_video_frames(
     """
     check_exists(path, data)
     source = path if data is None else data
-    with _media_errors(path):
+    with decoder_errors(path):
         timeline = read_timeline(source, "video")
         # A picture that is one frame late belongs to the start: containers differ in what they count from.
         zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
         stop = timeline.end if end is None else min(zero + end, timeline.end)
         begin = zero + start
         if begin > stop:
-            raise DataError(
-                f"{path}: lasts {timeline.end - zero:.1f} s, but {start} s to {end} s is asked for: correct the row"
+            raise MediaError(
+                f"lasts {timeline.end - zero:.1f} s, but {start} s to {end} s is asked for",
+                remedy="correct the row",
             )
         middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
         with opened(source) as container:
@@ -98,7 +100,7 @@ def read_video_frames(
             assert stream is not None  # it has a timeline
             shown = _on_display(container.decode(stream), middles, timeline)
             if not shown:
-                raise MediaDamage("holds no decodable video frame")
+                raise MediaError("holds no decodable video frame")
             return upright_pictures(shown)
 
 
@@ -115,23 +117,12 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     return np.asarray(resampled, dtype=np.float32)
 
 
-def _read_audio_stream(path: Path, data: bytes | None) -> tuple[npt.NDArray[np.float32], int]:
-    source = path if data is None else data
-    with _media_errors(path):
-        timeline = read_timeline(source, "audio")
-        with opened(source) as container:
-            stream = sound_of(container)
-            assert stream is not None  # it has a timeline
-            return place_sound(container.decode(stream), stream.rate, timeline.zero), stream.rate
-
-
-@contextmanager
-def _media_errors(path: Path) -> Iterator[None]:
-    with decoder_errors(path):
-        try:
-            yield
-        except MediaDamage as damage:
-            raise DataError(f"{path}: {damage}: {REPLACE}") from damage
+def _read_audio_stream(source: Source) -> tuple[npt.NDArray[np.float32], int]:
+    timeline = read_timeline(source, "audio")
+    with opened(source) as container:
+        stream = sound_of(container)
+        assert stream is not None  # it has a timeline
+        return place_sound(container.decode(stream), stream.rate, timeline.zero), stream.rate
 
 
 def _on_display(

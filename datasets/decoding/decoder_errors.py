@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.decoding.image_files import REPLACE, first_line
+from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.files.file_names import REPLACE
 
-_IN_MEMORY = re.compile(r"(Error opening )?<_io\.\w+ object at \w+>:?\s*")
+_OPEN_FILE = re.compile(r"(Error opening )?<_io\.\w+ [^>]*>:?\s*")
 
 
 @contextmanager
@@ -24,10 +25,19 @@ def decoder_errors(path: Path, what: str = "file") -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MediaError as error:
+        raise DataError(f"{path}: {error}: {error.remedy or REPLACE}") from error
     except Exception as error:
         raise DataError(f"{path}: cannot decode this {what} ({_reason(error)}): {REPLACE}") from error
 
 
+def check_exists(path: Path, data: bytes | None) -> None:
+    """Raises DataError if there is neither a file nor its bytes."""
+    if data is None and not path.exists():
+        raise DataError(f"{path}: no such file: check the path, or {REPLACE}")
+
+
 def _reason(error: Exception) -> str:
-    """One line, without the name of a buffer in memory, which means nothing to a reader."""
-    return _IN_MEMORY.sub("", first_line(error)).rstrip(". ") or type(error).__name__
+    """The first line of a codec's error, without the name of the file, which our message has already."""
+    text = str(getattr(error, "strerror", None) or error)
+    return _OPEN_FILE.sub("", next(iter(text.splitlines()), "")).rstrip(". ") or type(error).__name__

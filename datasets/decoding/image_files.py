@@ -18,7 +18,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.files.file_names import REPLACE as REPLACE
+from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_errors
+from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.files.picture_formats import (
     FORMATS,
     HEAD_BYTES,
@@ -95,7 +96,7 @@ def read_frames(path: Path, count: int, data: bytes | None = None) -> Frames:
         _check_size(image, len(set(chosen)))
         for number in sorted(set(chosen)):
             image.seek(number)
-            decoded[number] = _to_rgb(path, image)
+            decoded[number] = _to_rgb(image)
     if len(decoded) == 1 and count * decoded[chosen[0]].nbytes > LARGE_BYTES:
         frame = decoded[chosen[0]]
         return np.broadcast_to(frame, (count, *frame.shape))
@@ -108,36 +109,37 @@ def read_image(path: Path, data: bytes | None = None) -> Frames:
     16 bits are rounded to 8, transparency lies on white. Raises DataError if the file is missing or unreadable.
     """
     with _opened(path, data) as image:
-        return _to_rgb(path, image)
+        return _to_rgb(image)
 
 
 @contextmanager
 def _opened(path: Path, data: bytes | None) -> Iterator[Image.Image]:
     """Pillow on ``path``; whatever its decoders raise becomes a DataError."""
     check_exists(path, data)
-    try:
-        with _content(path, data) as file, _open(path, file) as image:
-            _check_size(image, 1)
-            yield image
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: has too many pixels ({first_line(error)}): make it smaller") from error
-    except Exception as error:  # damaged files make the decoders raise nearly everything
-        raise DataError(f"{path}: cannot decode this image ({first_line(error)}): {REPLACE}") from error
+    with decoder_errors(path, "image"), _content(path, data) as file:
+        try:
+            with _open(file) as image:
+                _check_size(image, 1)
+                yield image
+        except Image.DecompressionBombError as error:
+            raise _too_many_pixels(str(error)) from error
 
 
 def _check_size(image: Image.Image, frames: int) -> None:
     if frames * image.width * image.height > MOST_PIXELS:
         many = f"{frames} frames of " if frames > 1 else ""
-        raise Image.DecompressionBombError(f"{many}{image.width} x {image.height}")
+        raise _too_many_pixels(f"{many}{image.width} x {image.height}")
+
+
+def _too_many_pixels(how_many: str) -> MediaError:
+    return MediaError(f"has too many pixels ({how_many})", remedy="make it smaller")
 
 
 def _content(path: Path, data: bytes | None) -> BinaryIO:
     return path.open("rb") if data is None else BytesIO(data)
 
 
-def _open(path: Path, file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if not is_heic(head):
@@ -145,8 +147,9 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
     try:
         from pillow_heif import open_heif
     except ImportError as error:
-        raise DataError(
-            f"{path}: is a HEIC picture: install fedstill[heic] (the package pillow-heif), or export it as JPEG"
+        raise MediaError(
+            "is a HEIC picture",
+            remedy="install fedstill[heic] (the package pillow-heif), or export it as JPEG",
         ) from error
     picture: Image.Image = open_heif(file).to_pillow()
     return picture
@@ -174,10 +177,10 @@ def _on_display(image: Image.Image) -> tuple[list[int], list[float]]:
     return numbers, lengths if sum(lengths) > 0 else [1.0] * len(numbers)
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Frames:
+def _to_rgb(image: Image.Image) -> Frames:
     turn = _UPRIGHT.get(_orientation(image))
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_eight_bits(path, np.asarray(image)))
+        image = Image.fromarray(_to_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
         shown = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
@@ -192,12 +195,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_eight_bits(path: Path, values: npt.NDArray[Any]) -> Frames:
+def _to_eight_bits(values: npt.NDArray[Any]) -> Frames:
     """Grey values of more than 8 bits: whole numbers up to 65535, or fractions from 0 to 1."""
     low, high = values.min(), values.max()
     most = 65535 if np.issubdtype(values.dtype, np.integer) else 1
     if not 0 <= low <= high <= most:
-        raise DataError(f"{path}: has values from {low:g} to {high:g}: scale them to 0 to {most}")
+        raise MediaError(f"has values from {low:g} to {high:g}", remedy=f"scale them to 0 to {most}")
     return np.rint(values.astype(np.float64) * (255 / most)).astype(np.uint8)
 
 
@@ -228,15 +231,3 @@ def resize_frames(frames: Frames, size: int) -> Frames:
         for frame in frames
     )
     return np.stack([np.asarray(image) for image in resized])
-
-
-def check_exists(path: Path, data: bytes | None) -> None:
-    """Raises DataError if there is neither a file nor its bytes."""
-    if data is None and not path.exists():
-        raise DataError(f"{path}: no such file: check the path, or {REPLACE}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error of a codec, without the file name, which our message has already."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
-from fedstill.datasets.decoding.image_files import REPLACE
-from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.sound.reader import BEGINNINGS, Sound, kind_of, read_sound
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
@@ -28,12 +26,9 @@ def read_sound_file(path: Path, data: bytes | None = None) -> Sound | None:
         if content is None:
             return None
         if not content:
-            raise DataError(f"{path}: cannot decode this sound file (it is empty): {REPLACE}")
+            raise MediaError("cannot decode this sound file (it is empty)")
         kind = kind_of(content, is_named_mp3=path.suffix.lower() == ".mp3")
-        try:
-            return None if kind is None else read_sound(content, kind)
-        except SoundDamage as damage:
-            raise DataError(f"{path}: {damage}: {damage.remedy or REPLACE}") from damage
+        return None if kind is None else read_sound(content, kind)
 
 
 def _content(path: Path) -> bytes | None:

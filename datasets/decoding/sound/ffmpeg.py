@@ -9,7 +9,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.media_error import MediaError
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 
@@ -24,7 +24,7 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
         is_strict: a block that does not match its checksum is an error; FFmpeg would put silence or noise there.
 
     Raises:
-        SoundDamage: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
+        MediaError: no sound, a hole in the middle, another rate from there on. FFmpeg's own errors pass through.
     """
     pieces: list[Channels] = []
     resamplers: dict[tuple[str, str], av.AudioResampler] = {}
@@ -32,15 +32,15 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
     with av.open(BytesIO(content), "r", metadata_errors="replace") as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None or not stream.codec_context:
-            raise SoundDamage("holds no sound of a known codec")
+            raise MediaError("holds no sound of a known codec")
         if is_strict:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for frame in container.decode(stream):
             if rate and frame.sample_rate != rate:
-                raise SoundDamage("changes its sample rate half-way", remedy="convert it to one rate first")
+                raise MediaError("changes its sample rate half-way", remedy="convert it to one rate first")
             rate = frame.sample_rate
             if expected is not None and frame.time is not None and frame.time - expected > LARGEST_JUMP:
-                raise SoundDamage(
+                raise MediaError(
                     f"is damaged: nothing can be decoded from {expected:.1f} to {frame.time:.1f} s"
                 )
             expected = None if frame.time is None else frame.time + frame.samples / rate

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.media_error import MediaError
 
 LATEST_START = 4096  # bytes of something else before the first frame
 CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand
@@ -68,14 +68,14 @@ def chains(content: bytes) -> list[MpegFrames]:
     """The files that were joined into this one, usually one, of a file for which ``is_mpeg`` holds.
 
     Raises:
-        SoundDamage: something lacks at the start, in the middle or at the end.
+        MediaError: something lacks at the start, in the middle or at the end.
     """
     tags = end_of_tags(content)
     position = _first_frame(content, tags) or 0
     length, samples, kind = _frame(content, position)
     written = _announced(content, position)
     if position - tags > length and written is None:  # more than the rest of a frame
-        raise SoundDamage(f"is damaged: it begins with {position - tags} bytes that are no sound")
+        raise MediaError(f"is damaged: it begins with {position - tags} bytes that are no sound")
     if written is not None:
         position += length
     begins, announced, counts = [0], [written], [0]
@@ -96,7 +96,7 @@ def chains(content: bytes) -> list[MpegFrames]:
             break
     for count, written in zip(counts, announced, strict=True):
         if written and count + 1 < written:
-            raise SoundDamage(f"is truncated: it holds {count} of {written} frames")
+            raise MediaError(f"is truncated: it holds {count} of {written} frames")
     if not announced[-1] or counts[-1] > announced[-1] + 1:  # else all is there, and no sound follows
         _check_end(content, position, kind)
     ends = [*begins[1:], size]
@@ -107,13 +107,13 @@ def chains(content: bytes) -> list[MpegFrames]:
 
 
 def _check_end(content: bytes, position: int, kind: int) -> None:
-    """Raises SoundDamage unless the chain of frames may stop there."""
+    """Raises MediaError unless the chain of frames may stop there."""
     rest = len(content) - position
     length, _, found = _frame(content, position)
     if length > rest > 0 and found == kind:
-        raise SoundDamage("is truncated: it ends in the middle of a frame")
+        raise MediaError("is truncated: it ends in the middle of a frame")
     if rest > LONGEST_PADDING or _first_frame(content, position) is not None:
-        raise SoundDamage(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
+        raise MediaError(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
 
 
 def _first_frame(content: bytes, start: int) -> int | None:

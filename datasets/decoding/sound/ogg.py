@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.media_error import MediaError
 
 MAGIC = b"OggS"
 PICTURE_CODECS = (b"\x80theora", b"BBCD", b"OVP80", b"\x01video", b"\x8bJNG", b"\x8aMNG")
@@ -32,7 +32,7 @@ def links(content: bytes) -> list[bytes]:
     """The links of a chain; a file without a chain is its only link.
 
     Raises:
-        SoundDamage: the last page is cut, a page is missing, or one does not match its checksum.
+        MediaError: the last page is cut, a page is missing, or one does not match its checksum.
     """
     begins: list[int] = []
     numbers: dict[bytes, int] = {}  # of the next page, by stream
@@ -41,10 +41,10 @@ def links(content: bytes) -> list[bytes]:
         if content[position : position + 4] != MAGIC:
             if ended and len(content) - position <= LONGEST_PADDING and MAGIC not in content[position:]:
                 break
-            raise SoundDamage(f"is damaged: no page begins at byte {position} of {len(content)}")
+            raise MediaError(f"is damaged: no page begins at byte {position} of {len(content)}")
         end = _page_end(content, position)
         if end > len(content):
-            raise SoundDamage("is truncated: its last page is not complete")
+            raise MediaError("is truncated: its last page is not complete")
         is_first = bool(content[position + 5] & 2)
         stream = content[position + 14 : position + 18]
         number = int.from_bytes(content[position + 18 : position + 22], "little")
@@ -52,11 +52,11 @@ def links(content: bytes) -> list[bytes]:
             begins.append(position)
             numbers.clear()
         if not is_first and number != numbers.get(stream, number):
-            raise SoundDamage(f"is damaged: pages are missing before byte {position} of {len(content)}")
+            raise MediaError(f"is damaged: pages are missing before byte {position} of {len(content)}")
         if _checksum(content, position, end) != int.from_bytes(
             content[position + 22 : position + 26], "little"
         ):
-            raise SoundDamage(f"is damaged: the page at byte {position} does not match its checksum")
+            raise MediaError(f"is damaged: the page at byte {position} does not match its checksum")
         numbers[stream], in_header, ended = number + 1, is_first, bool(content[position + 5] & 4)
         position = end
     ends = [*begins[1:], len(content)]

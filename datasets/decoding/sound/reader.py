@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import soundfile
 
+from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
-from fedstill.datasets.decoding.sound.damage import SoundDamage
 from fedstill.datasets.decoding.sound.ffmpeg import Channels, decode_with_ffmpeg, joined
 
 BEGINNINGS = (*wav.FORMS, flac.MAGIC, ogg.MAGIC, b"ID3", b"\xff")
@@ -42,7 +42,7 @@ def read_sound(content: bytes, kind: Kind) -> Sound:
     """Decode a file of this kind.
 
     Raises:
-        SoundDamage: its end, its beginning or something in the middle is missing.
+        MediaError: its end, its beginning or something in the middle is missing.
         Exception: whatever the decoders raise.
     """
     match kind:
@@ -68,7 +68,7 @@ def _read_flac(link: bytes) -> Sound:
     if flac.has_true_length(link):
         return _complete(_read_announced(link))
     if not flac.ends_with_frame(link):
-        raise SoundDamage("is truncated: it ends in the middle of a frame")
+        raise MediaError("is truncated: it ends in the middle of a frame")
     return decode_with_ffmpeg(link)
 
 
@@ -84,21 +84,21 @@ def _read_mp3(content: bytes, frames: mpeg.MpegFrames) -> Sound:
         return read[:2]
     channels, rate = decode_with_ffmpeg(content, is_strict=False)  # the chain of frames is complete
     if channels.shape[1] < (frames.count - TRIMMED_FRAMES) * frames.samples:
-        raise SoundDamage("is damaged: not all of its frames can be decoded")
+        raise MediaError("is damaged: not all of its frames can be decoded")
     return channels, rate
 
 
 def _chain(links: Sequence[Sound]) -> Sound:
     """The links one after the other."""
     if len({rate for _, rate in links}) > 1:
-        raise SoundDamage("is a chain of different sample rates", remedy="convert it to one rate first")
+        raise MediaError("is a chain of different sample rates", remedy="convert it to one rate first")
     return joined([channels for channels, _ in links]), links[0][1]
 
 
 def _complete(read: tuple[Channels, int, int]) -> Sound:
     channels, rate, announced = read
     if channels.shape[1] < announced:
-        raise SoundDamage("is truncated")
+        raise MediaError("is truncated")
     return channels, rate
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from fedstill.datasets.decoding.sound.damage import SoundDamage
+from fedstill.datasets.decoding.media_error import MediaError
 
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 LARGE_FORMS = (b"RF64", b"BW64")
@@ -31,7 +31,7 @@ def with_true_sizes(content: bytes) -> bytes:
     A file without format or data chunk is left as it is, for the decoder to complain about.
 
     Raises:
-        SoundDamage: its end is missing.
+        MediaError: its end is missing.
     """
     order = _byte_order(content)
     chunks: dict[bytes, tuple[int, int]] = {}
@@ -67,7 +67,7 @@ def _write(content: bytes, chunks: dict[bytes, tuple[int, int]], begin: int, siz
 
 
 def _actual_size(content: bytes, begin: int, announced: int) -> int:
-    """How many bytes of samples there are. Raises SoundDamage if fewer than were certainly written."""
+    """How many bytes of samples there are. Raises MediaError if fewer than were certainly written."""
     available = len(content) - begin
     if announced <= available:
         tail = available - announced
@@ -75,7 +75,7 @@ def _actual_size(content: bytes, begin: int, announced: int) -> int:
         return available if stale and not _is_no_sound(content, begin + announced) else announced
     guessed = any(announced in sizes for sizes in GUESSES) or announced in (len(content), len(content) - 8)
     if not guessed:
-        raise SoundDamage("is truncated")
+        raise MediaError("is truncated")
     return available
 
 

@@ -16,7 +16,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fedstill.datasets.decoding.video.damage import MediaDamage
+from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.video.media_file import Kind, Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.video.mp4_fragments import ends_in_a_fragment
 
@@ -75,21 +75,21 @@ def read_timeline(source: Source, kind: Kind) -> Timeline:
     """When the file's ``kind`` stream is shown.
 
     Raises:
-        MediaDamage: no such stream, nothing in it, or the file ends early or has a hole.
+        MediaError: no such stream, nothing in it, or the file ends early or has a hole.
     """
     with opened(source) as container:
         picture, sound = picture_of(container), sound_of(container)
         wanted = picture if kind == "video" else sound
         if wanted is None:
-            raise MediaDamage(f"has no {kind} stream")
+            raise MediaError(f"has no {kind} stream")
         chosen = [stream for stream in (picture, sound) if stream is not None]
         scan = _Scan(container, chosen)
         spans = scan.spans[wanted.index]
         if not spans:
-            raise MediaDamage(f"its {kind} stream holds nothing with a time stamp")
+            raise MediaError(f"its {kind} stream holds nothing with a time stamp")
         _check_complete(container, scan)
         if "mp4" in container.format.name and ends_in_a_fragment(source):
-            raise MediaDamage("is truncated, its last fragment is not complete")
+            raise MediaError("is truncated, its last fragment is not complete")
         times = tuple(sorted(begin for begin, _ in spans)) if container.format.name in DECODING_TIMES else ()
         starts = {
             stream.type: _first_shown(stream, scan.spans[stream.index])
@@ -172,16 +172,16 @@ def _check_complete(container: InputContainer, scan: _Scan) -> None:
     missing = announced - (scan.file_end - _start(container))
     tolerated = max(MISSING_SECONDS, MISSING_SHARE * announced)
     if missing > tolerated:
-        raise MediaDamage(f"is truncated, the last {missing:.1f} of {announced:.1f} s are missing")
+        raise MediaError(f"is truncated, the last {missing:.1f} of {announced:.1f} s are missing")
     hole = scan.largest_gap
     if formats & WITHOUT_PADDING and hole > max(SMALLEST_HOLE, container.size // 100):
-        raise MediaDamage(f"is damaged, {hole} bytes in its middle cannot be read")
+        raise MediaError(f"is damaged, {hole} bytes in its middle cannot be read")
     if scan.zeroed:
-        raise MediaDamage("is damaged, a part of it was overwritten with zeros")
+        raise MediaError("is damaged, a part of it was overwritten with zeros")
     if scan.starts_anew and picture_of(container) is not None:
-        raise MediaDamage("its time starts anew in the middle")
+        raise MediaError("its time starts anew in the middle")
     if scan.longest_pause > tolerated:
-        raise MediaDamage(
+        raise MediaError(
             f"is damaged, {scan.longest_pause:.1f} s in its middle have neither picture nor sound"
         )
 

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from fedstill.datasets.decoding.video.damage import MediaDamage
+from fedstill.datasets.decoding.media_error import MediaError
 
 Kind = Literal["audio", "video"]
 Source = Path | bytes
@@ -26,13 +26,13 @@ NO_MOVING_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
 
 @contextmanager
 def opened(source: Source) -> Iterator[InputContainer]:
-    """The open file. Raises MediaDamage for what PyAV does not expect, and FFmpeg's errors as they are."""
+    """The open file. Raises MediaError for what PyAV does not expect, and FFmpeg's errors as they are."""
     file = BytesIO(source) if isinstance(source, bytes) else str(source)
     with av.open(file, "r", metadata_errors="replace") as container:
         try:
             yield container
         except IndexError as error:  # PyAV's, at a packet of a track that was not there before
-            raise MediaDamage("is damaged, a track begins in its middle") from error
+            raise MediaError("is damaged, a track begins in its middle") from error
 
 
 def picture_of(container: InputContainer) -> VideoStream | None:

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.video.clock import JUMP_BACK
-from fedstill.datasets.decoding.video.damage import MediaDamage
 
 Channels = npt.NDArray[np.float32]
 
@@ -30,7 +30,7 @@ def place_sound(frames: Iterable[av.AudioFrame], rate: int, zero: float) -> Chan
         float32 (channels, samples); one channel, their mean, if the number of channels changes.
 
     Raises:
-        MediaDamage: a gap of more than ten minutes.
+        MediaError: a gap of more than ten minutes.
     """
     pieces: list[Channels] = []
     written = 0
@@ -43,7 +43,7 @@ def place_sound(frames: Iterable[av.AudioFrame], rate: int, zero: float) -> Chan
             elif late < -JITTER * rate:
                 samples = samples[:, -late:]
             elif late > LONGEST_SILENCE * rate:
-                raise MediaDamage(f"its sound has a gap of {late / rate:.0f} s")
+                raise MediaError(f"its sound has a gap of {late / rate:.0f} s")
             elif late > (JITTER if written else LATE_START) * rate:
                 pieces.append(np.zeros((len(samples), late), np.float32))
                 written += late

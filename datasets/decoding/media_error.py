@@ -1,10 +1,10 @@
-"""What is wrong with a sound file, told without its name: the readers here get bytes, and know of no path."""
+"""What is wrong with a sound, a picture or a film, told without its name: who asked for it knows the name."""
 
 from __future__ import annotations
 
 
-class SoundDamage(Exception):
-    """Sound is missing; the message completes a sentence that begins with the file.
+class MediaError(Exception):
+    """Sound or pictures are missing; the message completes a sentence that begins with the file.
 
     Attributes:
         remedy: what to do, if it is not to get the file again.
