@@ -8,7 +8,7 @@ nothing is padded, skipped or guessed silently.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from itertools import chain, repeat
 from math import gcd
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.datasets.decoding.channels import Channels
 from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_errors
 from fedstill.datasets.decoding.image_files import Frames
 from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media_file import Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.sound_files import read_sound_file
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
 from fedstill.datasets.decoding.video.display_matrix import upright_pictures
-from fedstill.datasets.decoding.video.media_file import Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.video.timed_sound import place_sound
 
 Waveform = npt.NDArray[np.float32]
@@ -45,7 +46,7 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
     return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32), sample_rate
 
 
-def read_channels(path: Path, data: bytes | None = None) -> tuple[npt.NDArray[np.float32], int]:
+def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]:
     """As ``read_audio``, but float32 (channels, samples)."""
     check_exists(path, data)
     with decoder_errors(path):
@@ -117,7 +118,7 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     return np.asarray(resampled, dtype=np.float32)
 
 
-def _read_audio_stream(source: Source) -> tuple[npt.NDArray[np.float32], int]:
+def _read_audio_stream(source: Source) -> tuple[Channels, int]:
     timeline = read_timeline(source, "audio")
     with opened(source) as container:
         stream = sound_of(container)
@@ -132,9 +133,7 @@ def _on_display(
     chosen: list[av.VideoFrame] = []
     shown: av.VideoFrame | None = None
     time = timeline.begin - timeline.interval
-    for frame, packet_time in zip_longest(frames, timeline.times):
-        if frame is None:
-            break
+    for frame, packet_time in zip(frames, chain(timeline.times, repeat(None)), strict=False):
         stamp = frame.time if packet_time is None else packet_time
         time = time + timeline.interval if stamp is None else stamp
         while shown is not None and len(chosen) < len(moments) and time > moments[len(chosen)] + 1e-6:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from io import BytesIO
-
 import av
 import numpy as np
-import numpy.typing as npt
 
+from fedstill.datasets.decoding.channels import Channels, joined
 from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media_file import opened, sound_of
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 
-Channels = npt.NDArray[np.float32]
-
 
 def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Channels, int]:
-    """float32 (channels, samples) and the rate in Hz of the first sound stream.
+    """float32 (channels, samples) and the rate in Hz of the sound that a player plays.
 
     Args:
         content: the file's bytes.
@@ -29,8 +25,8 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
     pieces: list[Channels] = []
     resamplers: dict[tuple[str, str], av.AudioResampler] = {}
     rate, expected = 0, None
-    with av.open(BytesIO(content), "r", metadata_errors="replace") as container:
-        stream = next(iter(container.streams.audio), None)
+    with opened(content) as container:
+        stream = sound_of(container)
         if stream is None or not stream.codec_context:
             raise MediaError("holds no sound of a known codec")
         if is_strict:
@@ -50,12 +46,3 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
             converted = resamplers[form].resample(frame)
             pieces += [piece.to_ndarray().astype(np.float32, copy=False) for piece in converted]
     return joined(pieces), rate
-
-
-def joined(pieces: Sequence[Channels]) -> Channels:
-    """Pieces (channels, samples) one after the other; mixed to one channel each if their channels differ."""
-    if not pieces:
-        return np.zeros((1, 0), np.float32)
-    if len({len(piece) for piece in pieces}) > 1:
-        pieces = [piece.mean(axis=0, keepdims=True, dtype=np.float32) for piece in pieces]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)

@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 import soundfile
 
+from fedstill.datasets.decoding.channels import Channels, joined
 from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
-from fedstill.datasets.decoding.sound.ffmpeg import Channels, decode_with_ffmpeg, joined
+from fedstill.datasets.decoding.sound.ffmpeg import decode_with_ffmpeg
 
 BEGINNINGS = (*wav.FORMS, flac.MAGIC, ogg.MAGIC, b"ID3", b"\xff")
 """The first bytes of regular sound files; an mp3 may begin with others."""

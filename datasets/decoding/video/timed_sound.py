@@ -6,12 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
-import numpy.typing as npt
 
+from fedstill.datasets.decoding.channels import Channels, joined
 from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.video.clock import JUMP_BACK
-
-Channels = npt.NDArray[np.float32]
 
 LATE_START = 0.005  # s; a sound that starts later than this after the picture is preceded by silence
 JITTER = 0.015  # s; time stamps are rounded, and clocks of calls are uneven: less than a packet is no gap
@@ -49,9 +47,7 @@ def place_sound(frames: Iterable[av.AudioFrame], rate: int, zero: float) -> Chan
                 written += late
         pieces.append(samples)
         written += samples.shape[1]
-    if len({len(piece) for piece in pieces}) > 1:
-        pieces = [piece.mean(axis=0, keepdims=True, dtype=np.float32) for piece in pieces]
-    return np.concatenate(pieces, axis=1) if pieces else np.zeros((1, 0), np.float32)
+    return joined(pieces)
 
 
 def _timed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float | None, Channels]]:

@@ -1,0 +1,19 @@
+"""Decoded sound as it was recorded: float32 (channels, samples)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Channels = npt.NDArray[np.float32]
+
+
+def joined(pieces: Sequence[Channels]) -> Channels:
+    """Pieces one after the other; mixed to one channel each if they have not equally many."""
+    if not pieces:
+        return np.zeros((1, 0), np.float32)
+    if len({len(piece) for piece in pieces}) > 1:
+        pieces = [piece.mean(axis=0, keepdims=True, dtype=np.float32) for piece in pieces]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
