@@ -27,7 +27,7 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
     rate, expected = 0, None
     with opened(content) as container:
         stream = sound_of(container)
-        if stream is None or not stream.codec_context:
+        if stream is None or stream.codec_context is None:
             raise MediaError("holds no sound of a known codec")
         if is_strict:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import av
 from av.audio.stream import AudioStream
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -31,24 +32,15 @@ DECODING_TIMES = frozenset({"avi"})
 WITHOUT_PADDING = frozenset({"matroska", "flv", "avi"})
 """Formats whose packets follow each other with little between them."""
 NEVER_ZERO = frozenset(
-    {"h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "vp6f", "flv", "h263", "mpeg4", "mpeg1video"}
-    | {
-        "mpeg2video",
-        "mjpeg",
-        "theora",
-        "aac",
-        "mp3",
-        "mp3float",
-        "opus",
-        "vorbis",
-        "ac3",
-        "eac3",
-        "flac",
-        "alac",
-    }
+    (
+        *("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "vp6f", "flv", "h263", "mpeg4"),
+        *("mpeg1video", "mpeg2video", "mjpeg", "theora"),
+        *("aac", "mp3", "mp3float", "opus", "vorbis", "ac3", "eac3", "flac", "alac"),
+    )
 )
-"""Codecs of which no packet consists of zeros; silence in PCM does."""
+"""FFmpeg's names of decoders of which no packet consists of zeros; silence in PCM does."""
 SMALLEST_HOLE = 4096  # bytes
+SMALLEST_PACKET = 16  # bytes; shorter ones are not looked at
 JUMP_BACK = 0.5  # s; time stamps that go back further start anew
 # Announced lengths are not exact, and checksums exist for the rest.
 MISSING_SECONDS = 0.25
@@ -82,6 +74,8 @@ def read_timeline(source: Source, kind: Kind) -> Timeline:
         wanted = picture if kind == "video" else sound
         if wanted is None:
             raise MediaError(f"has no {kind} stream")
+        if not _decoder(wanted):
+            raise MediaError(f"its {kind} stream has a codec that FFmpeg does not know")
         chosen = [stream for stream in (picture, sound) if stream is not None]
         scan = _Scan(container, chosen)
         spans = scan.spans[wanted.index]
@@ -99,9 +93,8 @@ def read_timeline(source: Source, kind: Kind) -> Timeline:
     first, last, end = min(spans)[0], max(spans)[0], max(end for _, end in spans)
     interval = (last - first) / (len(spans) - 1) if len(spans) > 1 else end - first
     if end == last:  # the last packet has no duration: assume that of the others
-        end += interval if len(spans) > 1 else 0.0
-    zero = min(starts.values())
-    return Timeline(zero, starts[kind], end, interval, times)
+        end += interval
+    return Timeline(min(starts.values()), starts[kind], end, interval, times)
 
 
 def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float, float]]) -> float:
@@ -111,18 +104,24 @@ def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float,
     return min(spans)[0]
 
 
+def _decoder(stream: AudioStream | VideoStream) -> str:
+    """Its name; empty if FFmpeg has none."""
+    context: CodecContext | None = stream.codec_context  # PyAV's annotations say that it is always there
+    return context.name if context else ""
+
+
 class _Scan:
     """All packets of a file: ``spans`` (begin, end) of the shown ones by stream, and what speaks of damage."""
 
     def __init__(self, container: InputContainer, chosen: Sequence[AudioStream | VideoStream]) -> None:
         self.spans: dict[int, list[tuple[float, float]]] = {stream.index: [] for stream in chosen}
         self.file_end = 0.0
-        self.zeroed = 0.0
-        """Seconds in packets that were overwritten with zeros."""
+        self.has_zeros = False
+        """Whether a packet was overwritten with zeros."""
         self.starts_anew = False
         """Whether the time of a stream jumps back, as where two files were joined."""
         self._bytes: dict[int, int] = {}  # by position; packets in one block have the same
-        dense = {stream.index for stream in chosen if stream.codec_context.name in NEVER_ZERO}
+        never_zero = {stream.index for stream in chosen if _decoder(stream) in NEVER_ZERO}
         latest: dict[int, float] = {}
         for packet in container.demux():
             index, size, position = packet.stream_index, packet.size, packet.pos
@@ -130,9 +129,8 @@ class _Scan:
                 self._bytes[position] = self._bytes.get(position, 0) + size
             if packet.pts is None or packet.time_base is None:
                 continue
-            ticks, per_second = (
-                packet.time_base.as_integer_ratio()
-            )  # exact, and ten times as fast as Fractions
+            # Exact, and ten times as fast as Fractions.
+            ticks, per_second = packet.time_base.as_integer_ratio()
             begin = packet.pts * ticks / per_second
             end = begin + (packet.duration or 0) * ticks / per_second
             self.file_end = max(self.file_end, end)
@@ -144,8 +142,8 @@ class _Scan:
                 decoded = packet.dts * ticks / per_second
                 self.starts_anew |= decoded < latest.get(index, decoded) - JUMP_BACK
                 latest[index] = decoded
-            if index in dense and size > 16 and not any(memoryview(packet)):
-                self.zeroed += end - begin
+            if index in never_zero and size > SMALLEST_PACKET and not any(memoryview(packet)):
+                self.has_zeros = True
 
     @property
     def longest_pause(self) -> float:
@@ -160,10 +158,7 @@ class _Scan:
     def largest_gap(self) -> int:
         """Bytes between two packets that follow each other."""
         places = sorted(self._bytes.items())
-        return max(
-            (after - pos - size for (pos, size), (after, _) in pairwise(places)),
-            default=0,
-        )
+        return max((after - pos - size for (pos, size), (after, _) in pairwise(places)), default=0)
 
 
 def _check_complete(container: InputContainer, scan: _Scan) -> None:
@@ -176,7 +171,7 @@ def _check_complete(container: InputContainer, scan: _Scan) -> None:
     hole = scan.largest_gap
     if formats & WITHOUT_PADDING and hole > max(SMALLEST_HOLE, container.size // 100):
         raise MediaError(f"is damaged, {hole} bytes in its middle cannot be read")
-    if scan.zeroed:
+    if scan.has_zeros:
         raise MediaError("is damaged, a part of it was overwritten with zeros")
     if scan.starts_anew and picture_of(container) is not None:
         raise MediaError("its time starts anew in the middle")
@@ -190,9 +185,8 @@ def _announced_seconds(container: InputContainer, formats: set[str]) -> float:
     announced, start = (container.duration or 0) / av.time_base, _start(container)
     if formats & LENGTH_IS_LAST_MOMENT and announced > start:
         return announced - start
-    if (
-        "avi" in formats
-    ):  # FFmpeg shortens the duration to what is there; the number of frames is the header's
+    if "avi" in formats:
+        # FFmpeg shortens the duration to what is there; the number of frames is the header's.
         counts = (float(stream.frames * (stream.time_base or 0)) for stream in container.streams.video)
         return max([announced, *counts])
     return announced

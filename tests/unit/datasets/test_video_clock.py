@@ -192,6 +192,14 @@ def test_a_zeroed_fifth_is_damage(tmp_path: Path, suffix: str, start: float) -> 
         assert "\n" not in str(refused.value)
 
 
+def test_a_picture_of_an_unknown_codec_is_named_and_the_sound_beside_it_is_read(tmp_path: Path) -> None:
+    path = write_timed_video(tmp_path / "odd.avi", 4)
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"QQQQ"))
+    assert heard(path)[:4] == list(range(4))
+    with pytest.raises(DataError, match=r"odd\.avi: its video stream has a codec that FFmpeg does not know"):
+        read_video_frames(path, 2)
+
+
 @pytest.mark.parametrize("suffix", ["flv", "mkv", "avi"])
 def test_a_missing_end_is_named(tmp_path: Path, suffix: str) -> None:
     path = cut(write_timed_video(tmp_path / f"short.{suffix}"), 0.7)
