@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.decoding.media_error import MediaError
-from fedstill.datasets.decoding.sound.reader import BEGINNINGS, Sound, kind_of, read_sound
+from fedstill.datasets.decoding.sound.reader import HEAD_BYTES, Sound, kind_of, may_be_sound, read_sound
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 
@@ -32,10 +32,10 @@ def read_sound_file(path: Path, data: bytes | None = None) -> Sound | None:
 
 
 def _content(path: Path) -> bytes | None:
-    """The file's bytes; None if its first ones say that it is no sound file, so that no video is loaded whole."""
+    """The file's bytes; None if its first ones say that it is no sound file: a video may be larger than the memory."""
     with path.open("rb", buffering=0) as file:
-        start = file.read(4)
-        if start and not start.startswith(BEGINNINGS) and path.suffix.lower() not in SOUND_SUFFIXES:
+        head = file.read(HEAD_BYTES)
+        if head and not may_be_sound(head) and path.suffix.lower() not in SOUND_SUFFIXES:
             return None
         file.seek(0)
         return file.read()

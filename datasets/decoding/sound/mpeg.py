@@ -7,11 +7,13 @@ variable rate. The frames' headers are enough to know: they form a chain, each s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 from fedstill.datasets.decoding.media_error import MediaError
 
+ZEROS = re.compile(rb"\0+")
 LATEST_START = 4096  # bytes of something else before the first frame
 CHAIN = 3  # headers in a row that make it a real one: two bytes look like a header once in a few thousand
 LONGEST_PADDING = 512  # bytes of something else after the last frame
@@ -118,8 +120,8 @@ def _check_end(content: bytes, position: int, kind: int) -> None:
 
 def _first_frame(content: bytes, start: int) -> int | None:
     """The begin of the first chain of frames at or soon after ``start``, or after the zeros there."""
-    if content[start : start + 1] == b"\0":
-        start = len(content) - len(content[start:].lstrip(b"\0"))
+    if zeros := ZEROS.match(content, start):
+        start = zeros.end()
     position = content.find(b"\xff", start, start + LATEST_START)
     while position >= 0:
         if _is_chain(content, position):

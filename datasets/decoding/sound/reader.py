@@ -18,14 +18,20 @@ from fedstill.datasets.decoding.media_error import MediaError
 from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
 from fedstill.datasets.decoding.sound.ffmpeg import decode_with_ffmpeg
 
-BEGINNINGS = (*wav.FORMS, flac.MAGIC, ogg.MAGIC, b"ID3", b"\xff")
-"""The first bytes of regular sound files; an mp3 may begin with others."""
+HEAD_BYTES = 12
+"""How much of a file tells whether it is one of these."""
+BEGINNINGS = (flac.MAGIC, ogg.MAGIC, b"ID3", b"\xff")
 BLOCK = 2**26  # samples of all channels per read, so that a header that lies costs no memory
 TRIMMED_FRAMES = 3  # of an mp3, at most, are an encoder's delay and padding
 
 Kind = Literal["wav", "flac", "ogg", "mp3"]
 Sound = tuple[Channels, int]
 """float32 (channels, samples) and the rate in Hz."""
+
+
+def may_be_sound(head: bytes) -> bool:
+    """Whether a regular sound file begins with ``head``, its first ``HEAD_BYTES``; an mp3 may begin otherwise."""
+    return wav.is_wav(head) or head.startswith(BEGINNINGS)
 
 
 def kind_of(content: bytes, *, is_named_mp3: bool = False) -> Kind | None:

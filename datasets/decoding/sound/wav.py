@@ -22,6 +22,7 @@ SHORTEST_TAIL = 1024  # bytes; fewer after the announced end are somebody's tag 
 
 
 def is_wav(content: bytes) -> bool:
+    """Whether these are the bytes of a WAV, or its first twelve."""
     return content[:4] in FORMS and content[8:12] == b"WAVE"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from helpers.sound_files import (
 from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.decoding.decode import read_audio
 from fedstill.datasets.decoding.sound.cancellation import cancels_out
+from fedstill.datasets.decoding.sound_files import read_sound_file
 
 SOUND = np.rint(noise(1.5) * 32768).astype(np.float32) / 32768  # 16 bits hold it exactly
 MP3_RATE = 44_100
@@ -301,6 +303,19 @@ def test_what_is_missing_is_named(tmp_path: Path, content: bytes, name: str, exp
 def test_a_length_that_lies_costs_no_memory(tmp_path: Path) -> None:
     endless = with_flac_length(FLAC, 2**36 - 1)
     assert complaint(tmp_path, endless, "clip.flac").startswith("cannot decode this sound file")
+
+
+@pytest.mark.parametrize("start", [b"RIFF\0\0\0\1AVI LIST", b"\0\0\0\x20ftypisom"], ids=["avi", "mp4"])
+def test_a_film_is_not_copied_to_see_that_it_is_no_sound_file(tmp_path: Path, start: bytes) -> None:
+    film = start.ljust(2_000_000, b"\0")
+    path = tmp_path / "film.dat"
+    path.write_bytes(film)
+    tracemalloc.start()
+    assert read_sound_file(path) is None
+    assert read_sound_file(path, film) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 @pytest.mark.parametrize(
