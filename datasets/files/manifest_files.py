@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.files.file_names import REPLACE, readable
+from fedstill.datasets.files.file_names import readable
 from fedstill.datasets.files.picture_formats import in_natural_order
+from fedstill.datasets.files.zips import open_zip, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,10 @@ class MediaFile:
 
     def read(self) -> bytes:
         """The file's bytes. Raises DataError."""
-        try:
+        with reading(self.path):
             if self.archive is None:
                 return self.path.read_bytes()
-            return _open_zip(self.archive, os.getpid()).read(self.member)
-        except (OSError, BadZipFile, RuntimeError, EOFError, zlib.error) as error:  # Runtime: encrypted
-            raise DataError(f"{self.path}: cannot be read ({error}): {REPLACE}") from error
+            return _shared_zip(self.archive, os.getpid()).read(self.member)
 
 
 def find_file(root: Path, text: str) -> MediaFile | None:
@@ -112,18 +110,15 @@ def _zip_places(root: Path, path: PurePosixPath) -> Iterator[tuple[Path, PurePos
 
 
 @lru_cache(maxsize=16)
-def _open_zip(archive: Path, process: int) -> ZipFile:
+def _shared_zip(archive: Path, process: int) -> ZipFile:
     """Threads may share a ZipFile, processes may not: its position in the file would be common to both."""
-    try:
-        return ZipFile(archive)
-    except (OSError, BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{archive}: is not a readable zip ({error}): {REPLACE}") from error
+    return open_zip(archive)
 
 
 @lru_cache(maxsize=16)
 def _zip_files(archive: Path) -> dict[str, str]:
     """Readable path -> name in the zip."""
-    return {readable(name): name for name in _open_zip(archive, os.getpid()).namelist()}
+    return {readable(name): name for name in _shared_zip(archive, os.getpid()).namelist()}
 
 
 @lru_cache(maxsize=16)

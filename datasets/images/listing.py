@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 from fedstill.datasets.audiovisual.clip import DataError
-from fedstill.datasets.files.file_names import REPLACE, is_system_file, readable
+from fedstill.datasets.files.file_names import is_system_file, readable
 from fedstill.datasets.files.picture_formats import HEAD_BYTES, IMAGE_SUFFIXES, looks_like_picture
+from fedstill.datasets.files.zips import open_zip, reading
 
 MOST_BYTES = 2**29
 """Of a file that is read whole: a small entry of a zip may unpack to terabytes."""
@@ -27,7 +27,7 @@ class Listing:
 
     Attributes:
         files: sorted.
-        folders: with a slash at the end.
+        folders: with a slash, or in a zip perhaps a backslash, at the end.
         repeated: how many entries of a zip are there again under the same name.
     """
 
@@ -40,11 +40,12 @@ def list_files(place: Path) -> Listing:
     """All files of a folder (links are followed) or a zip, but system files. Raises DataError."""
     if place.is_dir():
         return _list_folder(place)
-    with opened_zip(place) as archive:
-        names = [name for name in archive.namelist() if not is_system_file(name.rstrip("/\\"))]
-    files = [name for name in names if not name.endswith(("/", "\\"))]
-    once = sorted({readable(name): name for name in files}.values())
-    return Listing(tuple(once), tuple(name for name in names if name.endswith("/")), len(files) - len(once))
+    with open_zip(place) as archive:
+        names = [(readable(name), name) for name in archive.namelist() if not is_system_file(name)]
+    files = [both for both in names if not both[0].endswith("/")]
+    folders = tuple(name for shown, name in names if shown.endswith("/"))
+    once = sorted(dict(files).values())
+    return Listing(tuple(once), folders, len(files) - len(once))
 
 
 def _list_folder(place: Path) -> Listing:
@@ -84,7 +85,7 @@ def same_content(place: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
         for name in names:
             by_size[((place / name).stat().st_size,)].append(name)
     else:
-        with opened_zip(place) as archive:
+        with open_zip(place) as archive:
             for name in names:
                 info = archive.getinfo(name)
                 by_size[info.file_size, info.CRC].append(name)
@@ -100,44 +101,26 @@ def same_content(place: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
 def reader(place: Path) -> Iterator[Callable[[str, int | None], bytes]]:
     """A function that reads a file of ``place``, or so many bytes from its beginning. It raises DataError."""
     if place.is_dir():
-        yield lambda name, count: _read(place, name, lambda: _head(place / name, count))
+        yield partial(_read_file, place)
         return
-    with opened_zip(place) as archive:
-
-        def member(name: str, count: int | None) -> bytes:
-            _check_size(archive.getinfo(name).file_size, count)
-            with archive.open(name) as file:
-                return file.read(-1 if count is None else count)
-
-        yield lambda name, count: _read(place, name, lambda: member(name, count))
+    with open_zip(place) as archive:
+        yield partial(_read_member, place, archive)
 
 
-def _head(path: Path, count: int | None) -> bytes:
-    _check_size(path.stat().st_size, count)
-    with path.open("rb") as file:
-        return file.read(-1 if count is None else count)
+def _read_file(folder: Path, name: str, count: int | None) -> bytes:
+    with reading(folder / readable(name)):
+        _check_size((folder / name).stat().st_size, count)
+        with (folder / name).open("rb") as file:
+            return file.read(-1 if count is None else count)
+
+
+def _read_member(place: Path, archive: ZipFile, name: str, count: int | None) -> bytes:
+    with reading(place / readable(name)):
+        _check_size(archive.getinfo(name).file_size, count)
+        with archive.open(name) as file:
+            return file.read(-1 if count is None else count)
 
 
 def _check_size(size: int, count: int | None) -> None:
     if count is None and size > MOST_BYTES:
         raise OSError(f"{size} bytes are more than {MOST_BYTES}")
-
-
-def _read(place: Path, name: str, read: Callable[[], bytes]) -> bytes:
-    try:
-        return read()
-    except (OSError, BadZipFile, RuntimeError, EOFError, zlib.error) as error:  # Runtime: encrypted
-        raise DataError(f"{place / readable(name)}: cannot be read ({error}): {REPLACE}") from error
-
-
-@contextmanager
-def opened_zip(place: Path) -> Iterator[ZipFile]:
-    """Raises DataError if there is no readable zip."""
-    try:
-        archive = ZipFile(place)
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such folder or zip: check the path") from error
-    except (OSError, BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{place}: is not a readable zip ({error}): {REPLACE}") from error
-    with archive:
-        yield archive

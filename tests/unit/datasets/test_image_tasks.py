@@ -180,8 +180,9 @@ def test_the_same_picture_under_two_names_is_never_in_training_and_validation(
 
 def test_a_class_without_pictures_is_an_error(tmp_path: Path) -> None:
     folder = made_folder(tmp_path / "pets")
-    with pytest.raises(DataError, match="train/bird has no images: add some, or remove this class"):
-        open_image_task("pets", zipped(folder, ("train/bird/", b"")))
+    for name in ("train/bird/", "train\\bird\\"):
+        with pytest.raises(DataError, match="train/bird has no images: add some, or remove this class"):
+            open_image_task("pets", zipped(folder, (name, b"")))
     (folder / "train" / "bird").mkdir()
     with pytest.raises(DataError, match="train/bird has no images"):
         open_image_task("pets", folder)
@@ -191,6 +192,18 @@ def test_a_class_without_pictures_is_an_error(tmp_path: Path) -> None:
     Image.new("L", (6, 6), 250).save(folder / "train" / "bird" / "0.png")
     with pytest.raises(DataError, match="test/bird has no images"):
         open_image_task("pets", folder)
+
+
+def test_a_folder_around_all_is_found_beside_what_a_mac_adds(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "pets")
+    place = tmp_path / "mac.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("pets/", b"")
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, f"pets/{file.relative_to(folder).as_posix()}")
+        archive.writestr("__MACOSX/", b"")
+        archive.writestr("__MACOSX/pets/._train", b"x")
+    assert counts(open_image_task("pets", place)) == ({"cat": 10, "dog": 10}, {"cat": 4, "dog": 4})
 
 
 def test_names_in_odd_encodings_are_the_same_classes(tmp_path: Path) -> None:
