@@ -6,6 +6,7 @@ import codecs
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -46,14 +47,12 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         with path.open(encoding=_encoding(path), newline="") as file:
             lines = _lines(path, file)
-            header = next(lines, "")
-            if header.lower().startswith("sep="):  # Excel's own line
-                header = next(lines, "")
+            before, header = next(((n, line) for n, line in enumerate(lines) if _is_header(line)), (0, ""))
             separator = max(SEPARATORS, key=header.count)  # the comma if there is none
-            reader = csv.reader(_chain(header, lines), delimiter=separator, strict=True)
+            reader = csv.reader(chain([header], lines), delimiter=separator, strict=True)
             for cells in reader:
                 if any(map(str.strip, cells)):
-                    yield reader.line_num, [cell.strip() for cell in cells]
+                    yield before + reader.line_num, [cell.strip() for cell in cells]
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file: check the path") from error
     except (OSError, UnicodeError, csv.Error) as error:
@@ -73,6 +72,11 @@ def _encoding(path: Path) -> str:
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
+def _is_header(line: str) -> bool:
+    """Whether a line holds anything but what Excel adds to say which separator it uses."""
+    return bool(line.strip()) and not line.lower().startswith("sep=")
+
+
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
     number = 0
     while line := file.readline(LONGEST_LINE):
@@ -82,8 +86,3 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
                 f"{path}, line {number}: is longer than {LONGEST_LINE} characters: is this a table?"
             )
         yield line
-
-
-def _chain(first: str, others: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from others

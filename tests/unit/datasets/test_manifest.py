@@ -271,7 +271,10 @@ def test_tables_of_other_separators_are_read(media: Path, separator: str) -> Non
     assert [info.clip_id for info in source.index] == ["a", "b"]
     assert source.load(0).frames.max() == 10
     table = media / "manifest.csv"
-    table.write_text(f"sep={separator}\n" + table.read_text())
+    plain = table.read_text()
+    table.write_text(f"sep={separator}\n\n" + plain + separator.join("c?????") + "\n")
+    assert manifest_problems(table)[0].startswith(f"{table}, line 7: ")
+    table.write_text(f"sep={separator}\n" + plain)
     table.rename(media / "manifest.tsv")
     assert len(open_dataset(media / "manifest.tsv").index) == 2
 
