@@ -18,6 +18,8 @@ def readable(name: str) -> str:
     that is not UTF-8 at all is taken for Western European.
     """
     name = name.replace("\\", "/")
+    if name.isascii():
+        return name
     try:
         name = name.encode("cp437").decode()
     except UnicodeError:

@@ -72,10 +72,11 @@ def _refuse(place: Path, error: OSError) -> None:
 def pictures_among(place: Path, names: Sequence[str]) -> set[str]:
     """Those with the ending of a picture, and those that begin like one whatever their ending."""
     found = {name for name in names if Path(readable(name)).suffix.lower() in IMAGE_SUFFIXES}
+    others = [name for name in names if name not in found]
+    if not others:
+        return found
     with reader(place) as read:
-        return found | {
-            name for name in names if name not in found and looks_like_picture(read(name, HEAD_BYTES))
-        }
+        return found | {name for name in others if looks_like_picture(read(name, HEAD_BYTES))}
 
 
 def same_content(place: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -89,11 +90,13 @@ def same_content(place: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
             for name in names:
                 info = archive.getinfo(name)
                 by_size[info.file_size, info.CRC].append(name)
+    candidates = [name for alike in by_size.values() if len(alike) > 1 for name in alike]
+    if not candidates:
+        return []
     groups: dict[bytes, list[str]] = defaultdict(list)
     with reader(place) as read:
-        for alike in by_size.values():
-            for name in alike if len(alike) > 1 else ():
-                groups[blake2b(read(name, None), digest_size=16).digest()].append(name)
+        for name in candidates:
+            groups[blake2b(read(name, None), digest_size=16).digest()].append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 

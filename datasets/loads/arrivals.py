@@ -16,8 +16,6 @@ THESIS_RATES = (200.0, 700.0)
 """Queries per second between which the thesis' synthetic load moves (section 3.6, Fig. 3.9a)."""
 THESIS_BURSTY_PEAK = 4000.0
 """Queries per second that the thesis' MAF load reaches at its peaks (section 3.6, Fig. 3.9c)."""
-
-
 MOST_ARRIVALS = 20_000_000
 """Of one load: about 1 GB with all that belongs to a query."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -105,7 +106,7 @@ def _number(path: Path, line: int, header: Sequence[str], cells: Sequence[str], 
         value = float(text or "")
     except ValueError:
         value = _date(text or "") / UNITS.get(name, 1.0)
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         raise DataError(f"{path}, line {line}: {text!r} is not a time: write a number, or a date in ISO 8601")
     return value
 
