@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -75,4 +75,13 @@ class ClipSource(Protocol):
 
     def load(self, position: int) -> Clip:
         """Decode clip ``position`` of ``index``. Raises DataError naming the file and what to do."""
+        ...
+
+
+@runtime_checkable
+class KeepsChannels(Protocol):
+    """A ClipSource that still knows what was recorded."""
+
+    def load_channels(self, position: int) -> npt.NDArray[np.float32]:
+        """float32 (channels, samples) of clip ``position``, whose sound is no feature matrix; raises DataError."""
         ...

@@ -88,10 +88,11 @@ class ManifestSource:
         return Clip(self.index[position], audio, _load_frames(row.frames, self._frame_count), sample_rate)
 
     def load_channels(self, position: int) -> npt.NDArray[np.float32]:
-        """float32 (channels, samples): the sound of clip ``position`` before it is mixed. Raises as ``load``."""
+        """float32 (channels, samples): the sound of clip ``position``, no feature matrix, before it is mixed.
+
+        Raises as ``load``.
+        """
         file = self._rows[position].audio
-        if file.path.suffix.lower() == ".npy":
-            return _load_audio(file)[0]
         return read_channels(file.path, file.read())[0]
 
 

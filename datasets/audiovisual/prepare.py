@@ -25,11 +25,11 @@ import numpy.typing as npt
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.worker_processes import NoProcess, in_parallel
 from fedstill.datasets.audiovisual import ave, cremad
-from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError
+from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError, KeepsChannels
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.decoding.image_files import resize_frames
-from fedstill.datasets.decoding.sound.cancellation import KeepsChannels, cancels_out, is_suspicious
+from fedstill.datasets.decoding.sound.cancellation import cancels_out, is_suspicious
 from fedstill.datasets.files.file_names import REPLACE
 from fedstill.datasets.files.tables import read_table
 

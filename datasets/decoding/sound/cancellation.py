@@ -5,22 +5,11 @@ Each channel alone sounds right, so nobody notices, but the mean of both, which 
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import numpy as np
 import numpy.typing as npt
 
 LOST = 0.1  # of the level: 20 dB; channels that have nothing in common lose 3 dB, six of them 8 dB
 FAINT = 1e-3  # below -60 dB, channels are noise and may cancel by chance
-
-
-@runtime_checkable
-class KeepsChannels(Protocol):
-    """A dataset that still knows what was recorded."""
-
-    def load_channels(self, position: int) -> npt.NDArray[np.float32]:
-        """float32 (channels, samples) of clip ``position``."""
-        ...
 
 
 def cancels_out(channels: npt.NDArray[np.float32]) -> bool:
