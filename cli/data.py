@@ -46,7 +46,7 @@ def prepare(
     """Decode a raw dataset once into compact arrays; run it again to resume."""
     from rich.progress import Progress
 
-    from fedstill.datasets.audiovisual.clip import DataError
+    from fedstill.common.errors import DataError
     from fedstill.datasets.audiovisual.prepare import prepare_ave, prepare_cremad
 
     target = out or root / "prepared"

@@ -118,7 +118,7 @@ def _plan(
 def read_budget(text: str) -> Budget:
     """``models=6,time=30m,storage=200MB``, any of them. Raises DataError showing the form."""
     from fedstill.cloud_server.warmup.planner import Budget
-    from fedstill.datasets.audiovisual.clip import DataError
+    from fedstill.common.errors import DataError
 
     found: dict[str, float] = {}
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.cloud_server.export.quantisation import quantise_graph
+from fedstill.common.errors import DataError
 from fedstill.common.export_manifest import (
     DESCRIPTION,
     ENCODERS,
@@ -28,7 +29,6 @@ from fedstill.common.export_manifest import (
     compressor_weights_file,
     to_json,
 )
-from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.specs import AudioSpec
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.datasets.audiovisual.waveform import feature_shape

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedstill.cloud_server.warmup.planner import Budget, Spending, WarmUpBackend
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 LEAST_GAIN = 1e-4
 """The least gain in mean accuracy over all reductions for which another model is worth its cost."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedstill.cloud_server.distillation.compute import Compute
 from fedstill.cloud_server.warmup.fine_tuning_state import Training, load_training, save_training
 from fedstill.cloud_server.warmup.reduced_nets import ReducedNet
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.images.image_tasks import ImageSet
 from fedstill.models.vit.preprocess import image_batch
 

@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fedstill.common.errors import DataError
 from fedstill.common.state_file import load_state, optimiser_state, optimiser_tensors, part, save_state
-from fedstill.datasets.audiovisual.clip import DataError
 
 NET, BEST, RANDOMNESS = "net.", "best.", "generator"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

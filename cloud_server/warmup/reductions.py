@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.models.vit.schedules import TokenSchedule, constant_schedule, effective_merges
 
 THESIS_REDUCTIONS = (*range(26), 30, 40, 50, 100)

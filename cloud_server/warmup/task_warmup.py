@@ -28,8 +28,8 @@ from fedstill.cloud_server.warmup.warm_up import (
 )
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.errors import DataError
 from fedstill.common.provenance import hardware
-from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.images.image_tasks import ImageSet, ImageTask
 from fedstill.models.vit.elastic_vit import ElasticViT
 

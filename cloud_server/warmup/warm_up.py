@@ -29,7 +29,7 @@ from fedstill.cloud_server.warmup.reduced_nets import MergingNet
 from fedstill.cloud_server.warmup.reductions import reduction_schedule, spread
 from fedstill.cloud_server.warmup.soups import SoupCache
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.images.image_tasks import ImageSet
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import forward_macs

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedstill.common.atomic_files import replace_file, replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.models.weights.packing import pack, unpack
 
 FORMAT = 1

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fedstill.datasets.audiovisual.clip import ClipInfo, DataError, Split
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import ClipInfo, Split
 
 NAME = "ave"
 

@@ -8,8 +8,6 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.common.errors import DataError as DataError  # its place for all that reads clips
-
 Split = Literal["public", "private"]
 
 EMOTIONS = ("neutral", "happy", "sad", "fear", "disgust", "angry")

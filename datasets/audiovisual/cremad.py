@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import ClipInfo
 from fedstill.datasets.files.tables import read_table
 
 NAME = "cremad"

@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 
 Flags = npt.NDArray[np.bool_]

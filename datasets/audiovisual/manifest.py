@@ -18,7 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError, Split
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, Split
 from fedstill.datasets.decoding.decode import read_audio, read_channels, read_video_frames
 from fedstill.datasets.decoding.image_files import Frames, read_frames, read_image, spread, stack_frames
 from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames

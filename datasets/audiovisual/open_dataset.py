@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedstill.datasets.audiovisual.clip import ClipSource, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.prepare import PreparedSource
 

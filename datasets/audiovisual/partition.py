@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 Positions = npt.NDArray[np.int64]
 

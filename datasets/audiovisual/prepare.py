@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.errors import DataError
 from fedstill.common.worker_processes import NoProcess, in_parallel
 from fedstill.datasets.audiovisual import ave, cremad
-from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, DataError, KeepsChannels
+from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, KeepsChannels
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.decoding.image_files import resize_frames

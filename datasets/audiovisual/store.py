@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, beginning, profile
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler

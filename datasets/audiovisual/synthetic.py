@@ -15,7 +15,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, DataError, Split
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, Split
 
 Array = npt.NDArray[np.float64]
 

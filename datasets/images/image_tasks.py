@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.common.errors import ConfigError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.paths import data_path
-from fedstill.datasets.audiovisual.clip import EMOTIONS, DataError
+from fedstill.datasets.audiovisual.clip import EMOTIONS
 from fedstill.datasets.decoding.image_files import Frames, read_image
 from fedstill.datasets.files.file_names import readable
 from fedstill.datasets.images.listing import Listing, list_files, pictures_among, reader, same_content

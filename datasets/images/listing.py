@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from zipfile import ZipFile
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.files.file_names import is_system_file, readable
 from fedstill.datasets.files.picture_formats import HEAD_BYTES, IMAGE_SUFFIXES, looks_like_picture
 from fedstill.datasets.files.zips import open_zip, reading

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 Times = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.files.tables import check_header, csv_rows
 from fedstill.datasets.loads.arrivals import MOST_ARRIVALS, Times
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.clip_format import ClipFormat
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.datasets.audiovisual.store import audio_tensor, frame_tensor

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 from fedstill.datasets.decoding.image_files import read_images
 from fedstill.datasets.decoding.sound_files import SOUND_SUFFIXES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.datasets.audiovisual.store import frame_tensor

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip_format import format_from_json
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE

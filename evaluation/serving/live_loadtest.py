@@ -19,7 +19,7 @@ from fedstill.cloud_server.serving.policies.registry import POLICIES
 from fedstill.cloud_server.serving.scheduling.fluid_reference import upper_bound, window_reference
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.common.dataclass_codec import to_plain
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.loads.query_mix import Load
 from fedstill.evaluation.serving.live_rows import LiveRun, run_row, series_row
 from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Record, Response, play

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.evaluation.serving.live_loadtest import LiveSettings, run_live
 from fedstill.evaluation.serving.results import ServingResults
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions

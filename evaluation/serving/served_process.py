@@ -15,8 +15,8 @@ import psutil
 from fedstill.cloud_server.serving.engine.environment import serving_environment
 from fedstill.cloud_server.serving.scheduling.profile import Profile, read_profile
 from fedstill.common.child_process import Child
+from fedstill.common.errors import DataError
 from fedstill.common.flower_cli import tool
-from fedstill.datasets.audiovisual.clip import DataError
 
 READY_SECONDS = 1800.0
 """The first start measures a profile."""

@@ -14,7 +14,7 @@ import grpc.aio
 
 from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.serving.server.open_inference import MODEL
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.evaluation.serving.live_loadtest import Description
 from fedstill.evaluation.serving.open_loop import Response, ResponseKind
 from fedstill.protos import open_inference_pb2 as pb

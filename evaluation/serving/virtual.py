@@ -25,7 +25,7 @@ from fedstill.cloud_server.serving.scheduling.virtual_time import (
     simulate,
 )
 from fedstill.common.dataclass_codec import to_plain
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.loads import arrivals
 from fedstill.datasets.loads.arrivals import THESIS_RATES, Times, replay
 from fedstill.datasets.loads.query_mix import Load, draw_load

@@ -15,7 +15,7 @@ import pytest
 from helpers.fuzz import FACTOR
 from helpers.sound_files import encoded, encoded_by_ffmpeg, mp3, noise, with_flac_length
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.decode import read_audio
 
 MUTATED = 40 * FACTOR  # of each file

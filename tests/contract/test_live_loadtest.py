@@ -21,7 +21,7 @@ from fedstill.cli import main as cli
 from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.evaluation.serving.live_loadtest import LiveSettings, run_live
 from fedstill.evaluation.serving.open_loop import Response
 from fedstill.evaluation.serving.results import ServingResults, read_serving_results

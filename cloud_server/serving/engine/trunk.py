@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from timm.models.vision_transformer import VisionTransformer
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.models.vit.elastic_vit import ElasticViT
 
 

@@ -12,7 +12,7 @@ from fedstill.cloud_server.serving.policies.batching import BatchingSettings, Fo
 from fedstill.cloud_server.serving.policies.batching_policy import BatchingPolicy, RateMeter
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, best_throughput
 from fedstill.cloud_server.serving.scheduling.queries import Query, Rejection
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 MONITOR_SECONDS = 1.0
 HEADROOM = 0.9  # of a model's throughput; at the limit itself a queue would never drain

@@ -15,7 +15,7 @@ from fedstill.cloud_server.serving.policies.batching import BatchingSettings, Fo
 from fedstill.cloud_server.serving.policies.batching_policy import BatchingPolicy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, best_throughput
 from fedstill.cloud_server.serving.scheduling.queries import Decision, Query, Rejection
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 SHORTEST = 1e-3
 """Seconds below which two dispatches are too close for a rate."""

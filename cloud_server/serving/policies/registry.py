@@ -14,7 +14,7 @@ from fedstill.cloud_server.serving.policies.prodigy import ProdigyPolicy, most_r
 from fedstill.cloud_server.serving.policies.slackfit import SlackFitPolicy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 
 def _fixed(name: str, token_delta: int) -> Callable[[Profile], Policy]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 FORMAT = 1
 

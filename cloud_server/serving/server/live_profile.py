@@ -19,7 +19,7 @@ from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.profiler import Images, make_profile, profile_engine
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.models.vit.schedules import TokenSchedule
 
 LEAST_ACCURACY = 1e-3

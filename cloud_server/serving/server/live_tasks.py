@@ -20,7 +20,7 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.models.vit.task_bank import TaskBank, TaskParameters
 
 LOG = logging.getLogger(__name__)

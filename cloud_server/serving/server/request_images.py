@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.predictions import ImageError
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.image_files import read_image
 from fedstill.models.vit.preprocess import image_tensor
 

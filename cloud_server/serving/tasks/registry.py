@@ -21,8 +21,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.atomic_files import PRIVATE, replace_file
-from fedstill.common.errors import ConfigError
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.models.weights.packing import pack, unpack
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture.effects import (
     PICTURE_EFFECTS,
     SOUND_EFFECTS,
@@ -15,7 +16,6 @@ from fedstill.datasets.audiovisual.capture.effects import (
 )
 from fedstill.datasets.audiovisual.capture.picture_effects import NOISE_DEVIATION
 from fedstill.datasets.audiovisual.capture.sound_effects import noise_strength
-from fedstill.datasets.audiovisual.clip import DataError
 
 Applied = tuple[tuple[str, float], ...]
 """Effects and their strengths, in the order in which they act."""

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture import picture_effects, sound_effects
 from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.opus import low_rate_opus
 from fedstill.datasets.audiovisual.capture.signals import Waveform
-from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.decoding.image_files import Frames
 
 MOST_STRENGTH = 10.0

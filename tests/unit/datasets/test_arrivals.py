@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.loads import arrivals
 from fedstill.datasets.loads.query_mix import TABLE_3_5, draw_load
 from fedstill.datasets.loads.trace_files import read_trace

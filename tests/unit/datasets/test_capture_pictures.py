@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS
 from fedstill.datasets.audiovisual.capture.picture_effects import disc_kernel, line_kernel
-from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
 EFFECTS = {**PICTURE_EFFECTS["development"], **PICTURE_EFFECTS["test"]}

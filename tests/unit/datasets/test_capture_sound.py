@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate, welch
 
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.effects import SOUND_EFFECTS, with_babble
 from fedstill.datasets.audiovisual.capture.signals import active_power
@@ -14,7 +15,6 @@ from fedstill.datasets.audiovisual.capture.sound_effects import (
     mu_law,
     noise_strength,
 )
-from fedstill.datasets.audiovisual.clip import DataError
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
 
 RATE = 16_000

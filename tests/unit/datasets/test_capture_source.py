@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture.babble import Babble
 from fedstill.datasets.audiovisual.capture.captured import CapturedSource, captured_clip
 from fedstill.datasets.audiovisual.capture.conditions import Applied, Condition, random_condition
 from fedstill.datasets.audiovisual.capture.effects import PICTURE_EFFECTS, SOUND_EFFECTS, Family, with_babble
 from fedstill.datasets.audiovisual.capture.talkers import VOICES, babble_of
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource

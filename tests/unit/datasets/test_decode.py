@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.decoding.image_files import (
     in_natural_order,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tests.helpers.data import DATA
 
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
 from fedstill.datasets.audiovisual.folds import FoldSource, pictures_of
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.image_files import read_frames, read_image, read_images
 from fedstill.datasets.files.picture_formats import (
     FORMATS,

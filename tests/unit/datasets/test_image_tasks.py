@@ -12,7 +12,8 @@ import pytest
 from helpers.image_folders import made_folder
 from PIL import Image
 
-from fedstill.datasets.audiovisual.clip import EMOTIONS, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import EMOTIONS
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, open_image_task, open_known_task
 from fedstill.models.vit.preprocess import image_batch, image_tensor
 

@@ -20,7 +20,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedstill.cli.main import app
-from fedstill.datasets.audiovisual.clip import ClipInfo, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import ClipInfo
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
 from fedstill.datasets.audiovisual.open_dataset import open_dataset
 from fedstill.datasets.audiovisual.prepare import check_dataset

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.partition import (
     Positions,
     by_speaker,

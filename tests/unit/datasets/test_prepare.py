@@ -17,8 +17,9 @@ import soundfile
 from helpers.media import TONE, cut, write_sound, write_video
 from helpers.sound_files import encoded, noise, with_flac_length
 
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual import ave
-from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo, DataError
+from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo
 from fedstill.datasets.audiovisual.cremad import read_split
 from fedstill.datasets.audiovisual.prepare import PreparedSource, check_dataset, prepare_ave, prepare_cremad
 from fedstill.datasets.decoding.decode import read_audio

@@ -22,7 +22,7 @@ from helpers.sound_files import (
     with_wav_sizes,
 )
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.decode import read_audio
 from fedstill.datasets.decoding.sound.cancellation import cancels_out
 from fedstill.datasets.decoding.sound_files import read_sound_file

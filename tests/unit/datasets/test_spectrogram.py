@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.specs import AudioSpec
 from fedstill.datasets.audiovisual.spectrogram import LogMel, LogSpectrogram, audio_features, resample
 from fedstill.datasets.audiovisual.waveform import feature_shape, fit_length

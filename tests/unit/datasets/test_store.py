@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from helpers.media import tone
 
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.spectrogram import audio_features

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipSource, DataError
+from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipSource
 from fedstill.datasets.audiovisual.specs import AudioSpec
 from fedstill.datasets.audiovisual.spectrogram import audio_features
 from fedstill.datasets.audiovisual.synthetic import FACES, SyntheticSource, draw_face, draw_person

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.loads import arrivals
 from fedstill.datasets.loads.arrivals import Times, replay
 from fedstill.datasets.loads.trace_files import read_trace

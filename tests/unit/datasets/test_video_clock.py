@@ -22,7 +22,7 @@ from helpers.timed_media import (
     write_widening_sound,
 )
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.prepare import PreparedSource, prepare_ave
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 

@@ -16,7 +16,7 @@ import torch
 from helpers.exports import Exported, make_export, settled_network
 
 from fedstill.cloud_server.export.students import export_student
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.edge_client.students.runtime_api import FeatureArrays

@@ -16,7 +16,7 @@ from helpers.inference import wait_until
 from helpers.media import cut, write_sound, write_video
 from PIL import Image
 
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.edge_client.inference.clip_files import clips_among, read_clip
 from fedstill.edge_client.inference.watch import WatchError, WatchLog, infer_files, run_watch
 

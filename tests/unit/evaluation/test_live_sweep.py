@@ -9,7 +9,7 @@ import pytest
 from helpers.queries import made_profile
 
 from fedstill.cloud_server.serving.scheduling.profile import Schedule
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.evaluation.serving.live_loadtest import LiveSettings
 from fedstill.evaluation.serving.live_sweep import Sweep, best_fixed, merged, plain_capacity, rotated
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions

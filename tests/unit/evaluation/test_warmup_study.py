@@ -22,7 +22,7 @@ from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import read_profile
 from fedstill.cloud_server.warmup.planner import Budget
 from fedstill.cloud_server.warmup.warmed_models import read_catalogue
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.images.image_tasks import open_image_task
 from fedstill.evaluation.elastic.tables import sheet_grid
 from fedstill.evaluation.results import ResultsError

@@ -9,7 +9,7 @@ import pytest
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, Variant
 from fedstill.cloud_server.serving.server.live_profile import LEAST_ACCURACY, ProfileKey, fit_profile
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.models.vit.schedules import constant_schedule
 
 LAYERS = 4

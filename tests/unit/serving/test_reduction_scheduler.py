@@ -28,7 +28,7 @@ from fedstill.cloud_server.warmup.ensembler import (
     softmax_recipe,
 )
 from fedstill.cloud_server.warmup.warmed_models import single
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 
 def made_warmed() -> Profile:

@@ -14,7 +14,7 @@ from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.scheduling.queries import Query
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 THESIS = thesis_profile()
 QUERIES = st.lists(

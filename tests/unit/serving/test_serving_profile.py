@@ -16,7 +16,7 @@ from fedstill.cloud_server.serving.scheduling.profile import (
     read_profile,
 )
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from fedstill.cloud_server.warmup.warmed_models import (
     single,
 )
 from fedstill.cloud_server.warmup.warmed_serving import EngineOptions, WarmedServing
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 from fedstill.datasets.images.image_tasks import ImageSet
 from fedstill.models.vit.elastic_vit import ElasticViT
 

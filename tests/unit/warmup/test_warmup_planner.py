@@ -13,7 +13,7 @@ from fedstill.cloud_server.warmup.reductions import (
     check_reductions,
     spread,
 )
-from fedstill.datasets.audiovisual.clip import DataError
+from fedstill.common.errors import DataError
 
 R = THESIS_REDUCTIONS
 PLANNERS = [plan_ratios, plan_by_coverage]
