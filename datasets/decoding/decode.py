@@ -16,11 +16,11 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.decoding.channels import Channels
 from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_errors
 from fedstill.datasets.decoding.image_files import Frames
-from fedstill.datasets.decoding.media_error import MediaError
-from fedstill.datasets.decoding.media_file import Source, opened, picture_of, sound_of
+from fedstill.datasets.decoding.media.channels import Channels
+from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.decoding.media.file import Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.sound_files import read_sound_file
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
 from fedstill.datasets.decoding.video.display_matrix import upright_pictures

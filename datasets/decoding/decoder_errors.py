@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.files.file_names import REPLACE
 
 _OPEN_FILE = re.compile(r"(Error opening )?<_io\.\w+ [^>]*>:?\s*")

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_errors
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.files.picture_formats import (
     FORMATS,
     HEAD_BYTES,

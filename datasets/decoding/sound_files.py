@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.sound.reader import HEAD_BYTES, Sound, kind_of, may_be_sound, read_sound
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})

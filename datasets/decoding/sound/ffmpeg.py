@@ -5,9 +5,9 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from fedstill.datasets.decoding.channels import Channels, joined
-from fedstill.datasets.decoding.media_error import MediaError
-from fedstill.datasets.decoding.media_file import opened, sound_of
+from fedstill.datasets.decoding.media.channels import Channels, joined
+from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.decoding.media.file import opened, sound_of
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 

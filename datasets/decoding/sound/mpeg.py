@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 
 ZEROS = re.compile(rb"\0+")
 LATEST_START = 4096  # bytes of something else before the first frame

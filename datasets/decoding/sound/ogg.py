@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 
 MAGIC = b"OggS"
 PICTURE_CODECS = (b"\x80theora", b"BBCD", b"OVP80", b"\x01video", b"\x8bJNG", b"\x8aMNG")

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from fedstill.datasets.decoding.channels import Channels, joined
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.channels import Channels, joined
+from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
 from fedstill.datasets.decoding.sound.ffmpeg import decode_with_ffmpeg
 

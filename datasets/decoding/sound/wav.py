@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 LARGE_FORMS = (b"RF64", b"BW64")

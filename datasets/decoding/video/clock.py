@@ -17,8 +17,8 @@ from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fedstill.datasets.decoding.media_error import MediaError
-from fedstill.datasets.decoding.media_file import Kind, Source, opened, picture_of, sound_of
+from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.decoding.media.file import Kind, Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.video.mp4_fragments import ends_in_a_fragment
 
 LENGTH_IN_HEADER = frozenset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from io import BytesIO
 
-from fedstill.datasets.decoding.media_file import Source
+from fedstill.datasets.decoding.media.file import Source
 
 FRAGMENT = b"moof"
 HEADER, LARGE_HEADER = 8, 16  # bytes

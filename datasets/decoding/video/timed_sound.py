@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 
-from fedstill.datasets.decoding.channels import Channels, joined
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.channels import Channels, joined
+from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.video.clock import JUMP_BACK
 
 LATE_START = 0.005  # s; a sound that starts later than this after the picture is preceded by silence

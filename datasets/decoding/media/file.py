@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from fedstill.datasets.decoding.media_error import MediaError
+from fedstill.datasets.decoding.media.error import MediaError
 
 Kind = Literal["audio", "video"]
 Source = Path | bytes

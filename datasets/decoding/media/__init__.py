@@ -1,0 +1,1 @@
+"""What every sort of media shares: opening with FFmpeg, its errors, its channels."""
