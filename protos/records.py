@@ -3,7 +3,7 @@
 One rule for all messages: array fields go into an ArrayRecord named ``arrays``, everything else into one
 ConfigRecord named ``fields`` (JSON per field). Decoding demands exactly the declared fields, so an extra field, say a
 label that a device tries to send along, is refused by name. A device's upload travels in fewer bytes, as one field
-of ``fields`` (``packed_upload.py``); one of an older device, by the rule for all, is still read.
+of ``fields`` (``packed_upload.py``); one by the rule for all is read, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def encode(message: object, asked: object = None) -> RecordDict:
 
 
 def plain_records(message: object) -> RecordDict:
-    """The records of a message by the rule for all; an older fedstill sent its uploads like this, too."""
+    """The records of a message by the rule for all, an upload's too."""
     arrays, plain = _flatten(message)
     return RecordDict(
         {
