@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from helpers.recorded_clips import noisy_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_wire import CARD, EVEN, JOB, NAMES, STUDENT, prototype_request, same, travelled, upload
@@ -19,9 +20,6 @@ from test_wire import CARD, EVEN, JOB, NAMES, STUDENT, prototype_request, same, 
 from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.datasets.audiovisual.capture_card import CARD_BYTES
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
-from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
-from fedstill.datasets.audiovisual.store import build_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.edge_client.node.client_app import app, device_directory
 from fedstill.edge_client.node.device import Device
@@ -43,26 +41,11 @@ WHOLE = pack_upload(upload(card=CARD))
 HEAD = 22
 
 
-class Recorded:
-    """Half a second of noise and a noisy picture each, of 32 classes."""
-
-    name, class_names = "recorded", CLASSES
-    index = tuple(ClipInfo(f"clip{number}", "private", "ann", number % 32) for number in range(CLIPS))
-
-    def load(self, position: int) -> Clip:
-        rng = np.random.default_rng(position)
-        sound = (0.03 * rng.standard_normal(8_000)).astype(np.float32)
-        return Clip(self.index[position], sound, rng.integers(0, 256, (1, 24, 24, 3), np.uint8), 16_000)
-
-
 @pytest.fixture
 def device(tmp_path: Path) -> Path:
     """The folder of a run's only device."""
     folder = device_directory(tmp_path, 0)
-    build_store(
-        Recorded(), range(CLIPS), AudioSpec(), FrameSpec(size=24), folder / DATA_FOLDER,
-        transform=lambda audio, rate, spec: np.zeros((32, 32), np.float32),
-    )  # fmt: skip
+    noisy_store(folder / DATA_FOLDER, CLASSES, CLIPS, features=(32, 32))
     return folder
 
 
@@ -81,13 +64,9 @@ def histogram_request() -> PrototypeRequest:
 def private_request() -> PrototypeRequest:
     centre = np.full((1, 32), 1 / 32, np.float32)
     private: dict[str, Any] = {
-        "kind": "dp",
-        "epsilon": 800.0,
-        "delta": 1e-5,
-        "centres": centre,
-        "card_share": 0.5,
-    }
-    return replace(histogram_request(), **private, min_size=1)
+        "kind": "dp", "epsilon": 800.0, "delta": 1e-5, "centres": centre, "card_share": 0.5, "min_size": 1,
+    }  # fmt: skip
+    return replace(histogram_request(), **private)
 
 
 @pytest.mark.parametrize("asked", [histogram_request(), private_request()], ids=["histogram", "dp"])
@@ -131,8 +110,9 @@ def test_coarse_rows_take_one_byte_a_share_and_come_back_exactly(count: int, cla
     sent = PrototypeUpload(asked.job, rows, np.full(count, 3, np.int64), names)
     data = pack_upload(sent, coarse=True)
     assert len(data) == HEAD + count * (4 + classes)
-    assert same(unpack_upload(data, asked), sent)
-    assert same(unpack_upload(pack_upload(sent, coarse=True), asked), sent)
+    found = unpack_upload(data, asked)
+    assert same(found, sent)
+    assert pack_upload(found, coarse=True) == data
     largest = exact.max(axis=1, keepdims=True)
     assert np.abs(rows / rows.max(axis=1, keepdims=True) - exact / largest).max() <= 0.5 / 255 + 1e-6
 

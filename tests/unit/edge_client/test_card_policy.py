@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.recorded_clips import noisy_store
 from test_privacy import clips, dp_request
 
 from fedstill.datasets.audiovisual.capture_card import PICTURE, SOUND, CaptureCard, card_of, from_bytes
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
-from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
-from fedstill.datasets.audiovisual.store import build_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE
@@ -25,24 +23,9 @@ from fedstill.protos.messages import PrototypeRequest, PrototypeUpload
 CLIPS = 20
 
 
-class Recorded:
-    """A second of noise and a noisy picture each."""
-
-    name, class_names = "recorded", tuple("abcde")
-    index = tuple(ClipInfo(f"clip{number}", "private", "ann", number % 5) for number in range(CLIPS))
-
-    def load(self, position: int) -> Clip:
-        rng = np.random.default_rng(position)
-        sound = (0.03 * rng.standard_normal(16_000)).astype(np.float32)
-        return Clip(self.index[position], sound, rng.integers(0, 256, (1, 24, 24, 3), np.uint8), 16_000)
-
-
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    build_store(
-        Recorded(), range(CLIPS), AudioSpec(), FrameSpec(size=24), tmp_path / DATA_FOLDER,
-        transform=lambda audio, rate, spec: np.zeros((2, 3), np.float32),
-    )  # fmt: skip
+    noisy_store(tmp_path / DATA_FOLDER, "abcde", CLIPS)
     monkeypatch.setattr(Device, "_probabilities", lambda self, request: clips(CLIPS))
     return Device(tmp_path, None)  # type: ignore[arg-type]
 
