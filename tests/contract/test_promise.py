@@ -1,0 +1,126 @@
+"""A student that does not do on the device what was promised is not installed: the device is asked once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.runs import copied_run, prepared_run
+
+from fedstill.cloud_server.distillation import class_mix
+from fedstill.cloud_server.distillation.candidates import Candidate, Estimate, Training
+from fedstill.cloud_server.federation import jobs, personal_student
+from fedstill.cloud_server.federation.event_log import METRICS_FILE, read_events
+from fedstill.cloud_server.federation.journal import JOURNAL_FILE, open_journal
+from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.privacy.prototypes import DeviceError
+from fedstill.protos.messages import PrototypeRequest, PrototypeUpload
+from fedstill.simulation.inprocess import run_inprocess
+
+pytestmark = pytest.mark.slow
+
+GENERIC_ARM = "all_distill_equal_steps"
+PLAN = (
+    f"run.arms=['{GENERIC_ARM}', 'fedstill']",
+    "run.scenarios=['latency_insensitive']",
+    "guard.test=true",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chosen() -> Iterator[None]:
+    """The networks of a tiny run know nothing, so a rendered student is chosen though it is not surely better."""
+
+    def the_first(estimates: tuple[Estimate, ...], tested: bool) -> Estimate | None:
+        assert tested
+        return next(iter(estimates), None)
+
+    def only_rendered(
+        rendered: bool, mix: object, *, prototypes: bool, trained: bool
+    ) -> tuple[Candidate, ...]:
+        return (Candidate(Training(rendered=True)),) if trained else ()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_mix, "CLIPS_PER_NUMBER", 1)
+        patch.setattr(personal_student, "best_of", the_first)
+        patch.setattr(personal_student, "candidates_for", only_rendered)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which every device says that the student is as sure as was promised."""
+    run_dir = prepared_run(tmp_path_factory.mktemp("kept"), PLAN)
+    return run(run_dir, kept=True)
+
+
+@pytest.fixture
+def jobs_left(kept: Path, tmp_path: Path) -> Path:
+    """The same run with its jobs yet to be done."""
+    return copied_run(kept, tmp_path, METRICS_FILE, f"{JOURNAL_FILE}*")
+
+
+def run(run_dir: Path, kept: bool) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "keeps_promise", lambda promised, found, left: kept)
+        run_inprocess(run_dir, 2)
+    return run_dir
+
+
+def jobs_of(run_dir: Path, arm: str = "fedstill") -> list[dict[str, Any]]:
+    """Of both clients, in their order."""
+    found = [event for event in read_events(run_dir) if event["event"] == "job" and event["arm"] == arm]
+    assert sorted(job["client"] for job in found) == [0, 1]
+    return sorted(found, key=lambda job: int(job["client"]))
+
+
+def right(run_dir: Path, arm: str) -> list[int]:
+    """The clips that each device gets right."""
+    return [evaluation["correct"] for job in jobs_of(run_dir, arm) for evaluation in job["evaluations"]]
+
+
+def rounds_asked(run_dir: Path) -> list[int]:
+    """The round of every accepted upload; nobody but ``fedstill`` asks for any."""
+    journal = open_journal(run_dir)
+    uploads = journal.uploaded()
+    journal.close()
+    return sorted(asked for _, asked, _ in uploads)
+
+
+def test_a_student_that_keeps_its_promise_stays(kept: Path) -> None:
+    for job in jobs_of(kept):
+        assert job["choice"]["chosen"] == "rendered"
+        assert job["choice"]["estimate"] is not None
+    assert rounds_asked(kept) == [jobs.SUMMARY] * 2 + [jobs.PROMISE] * 2
+
+
+def test_a_doubted_student_is_replaced_by_the_generic_one(jobs_left: Path) -> None:
+    run(jobs_left, kept=False)
+    for job in jobs_of(jobs_left):
+        choice = job["choice"]
+        assert choice["chosen"] == "generic"
+        assert choice["reason"].startswith("not as much surer of the device's clips")
+        assert [choice["estimate"], choice["low"], choice["high"]] == [None] * 3
+    assert rounds_asked(jobs_left) == [jobs.SUMMARY] * 2 + [jobs.PROMISE] * 2
+    assert right(jobs_left, "fedstill") == right(jobs_left, GENERIC_ARM)
+
+
+def test_a_device_that_does_not_answer_keeps_the_generic_student(
+    jobs_left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Device.prototypes
+
+    def refuses(self: Device, request: PrototypeRequest) -> PrototypeUpload:
+        if request.job.round == jobs.PROMISE:
+            raise DeviceError("not twice")
+        return answer(self, request)
+
+    monkeypatch.setattr(Device, "prototypes", refuses)
+    run(jobs_left, kept=True)
+    assert [job["choice"]["chosen"] for job in jobs_of(jobs_left)] == ["generic"] * 2
+    assert all("not twice" in job["choice"]["reason"] for job in jobs_of(jobs_left))
+    failures = [event for event in read_events(jobs_left) if event["event"] == "failure"]
+    assert [(one["arm"], one["round"]) for one in failures] == [("fedstill", jobs.PROMISE)] * 2
+    assert right(jobs_left, "fedstill") == right(jobs_left, GENERIC_ARM)
