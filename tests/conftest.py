@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import signal
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.testing
 from helpers.data import DATA
 
 # Children inherit that a signal is ignored: run in the background of a script, the tests' Ctrl-C would reach nobody.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# For every call of a CliRunner Typer builds the whole command line anew, which takes longer than most mistakes.
-typer.testing._get_command = cache(typer.testing._get_command)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command import CliRunner
 from helpers.deployed import (
     DEVICES,
     Evaluated,
@@ -23,7 +24,6 @@ from helpers.deployed import (
     trained_run,
 )
 from helpers.inference import wait_until
-from typer.testing import CliRunner
 
 import fedstill
 from fedstill.cli import main as cli

@@ -12,10 +12,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from helpers.command import CliRunner
 from helpers.queries import made_profile
 from helpers.target import MadeServer, Served, never
 from PIL import Image
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.client.serving_client import ServingAddress

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command import CliRunner
 from helpers.runs import prepared_run
-from typer.testing import CliRunner
 
 from fedstill.cli.main import app
 from fedstill.cli.shared.console import console

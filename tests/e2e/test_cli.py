@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.command import CliRunner
 from helpers.runs import prepared_run, silent_console, tiny_experiment, write_experiment
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.datasets.audiovisual.store import build_store

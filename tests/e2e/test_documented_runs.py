@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers.command import CliRunner
 from helpers.documented import commands
 from helpers.image_folders import made_folder
 from helpers.media import write_sound
 from helpers.runs import write_experiment
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from fedstill.cli.main import app
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.command import CliRunner
 from helpers.headless import Browser
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings

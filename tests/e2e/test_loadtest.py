@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from helpers.command import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.cli.shared.console import console

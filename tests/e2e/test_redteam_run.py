@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.command import CliRunner
 from helpers.runs import write_experiment
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.cli.shared.console import console

@@ -21,10 +21,10 @@ import psutil
 import pytest
 import timm
 import torch
+from helpers.command import CliRunner
 from helpers.serving import png
 from helpers.vit import task
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError

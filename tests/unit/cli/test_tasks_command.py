@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers.command import CliRunner
 from helpers.image_folders import made_folder
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from fedstill.cli.main import app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from helpers.command import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.cloud_server.auth import tokens

@@ -15,9 +15,9 @@ from unicodedata import normalize
 import numpy as np
 import pytest
 import soundfile
+from helpers.command import CliRunner
 from helpers.media import cut, write_sound, write_video
 from PIL import Image
-from typer.testing import CliRunner
 
 from fedstill.cli.main import app
 from fedstill.common.errors import DataError

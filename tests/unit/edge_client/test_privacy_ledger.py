@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.command import CliRunner
 from test_privacy import clips, dp_request
-from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.edge_client.privacy.privacy import epsilon_at, sigma_for

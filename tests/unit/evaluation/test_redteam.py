@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers.command import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.cloud_server.distillation.settings import PrototypeSettings

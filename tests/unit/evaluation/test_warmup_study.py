@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.command import CliRunner
 from helpers.image_folders import made_folder
 from safetensors.torch import save_file
 from test_elastic_study import text_of
-from typer.testing import CliRunner
 
 from fedstill.cli.main import app
 from fedstill.cli.warmup import read_budget
