@@ -191,9 +191,7 @@ class CohortSettings:
     """Which devices share the students that are trained for them; without cohorts, each one has its own."""
 
     distance: float = 0.0  # of two capture cards; 1 is just noticed, 0: every device on its own
-    class_sets: int = (
-        1  # a cohort trains on the clips of so many sets of classes alone, the first ones needed
-    )
+    class_sets: int = 1  # a cohort trains on the clips of so many sets of classes alone, the first needed
 
     def __post_init__(self) -> None:
         at_least(0, self, "distance")

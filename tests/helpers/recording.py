@@ -46,8 +46,9 @@ class RecordingGrid(InProcessGrid):
         action, sent = message.metadata.message_type, message.content
         content = sent
         if action == PROTOTYPES:
-            upload = decode(PrototypeUpload, sent, self.asked[message.metadata.reply_to_message_id])
-            again = encode(upload)
+            asked = self.asked[message.metadata.reply_to_message_id]
+            upload = decode(PrototypeUpload, sent, asked)
+            again = encode(upload, asked)
             assert again.object_id == sent.object_id, "an upload holds more than can be read of it"
             assert payload_bytes(again) == payload_bytes(sent)
             content = plain_records(upload)

@@ -115,7 +115,8 @@ def _pictures(stream: av.VideoStream, seconds: int) -> list[av.Packet[Any]]:
 
 
 def _sound(stream: av.AudioStream, waveform: np.ndarray) -> list[av.Packet[Any]]:
-    frame = av.AudioFrame.from_ndarray(waveform[None], "fltp", "mono")
+    """Of float32 (samples,), or (channels, samples) as the stream has them."""
+    frame = av.AudioFrame.from_ndarray(np.atleast_2d(waveform), "fltp", stream.layout.name)
     frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)
     fifo = av.AudioFifo()
     fifo.write(frame)
@@ -204,14 +205,8 @@ def write_widening_sound(path: Path) -> Path:
         with av.open(str(part), "w", format="adts") as container:
             audio = container.add_stream("aac", rate=SOUND_RATE, layout=layout)
             left = tell_time(1)
-            waveform = left[None] if layout == "mono" else np.stack([left, np.zeros_like(left)])
-            frame = av.AudioFrame.from_ndarray(waveform, "fltp", layout)
-            frame.sample_rate = SOUND_RATE
-            fifo = av.AudioFifo()
-            fifo.write(frame)
-            for block in fifo.read_many(BLOCK, partial=True):
-                container.mux(audio.encode(block))
-            container.mux(audio.encode())
+            waveform = left if layout == "mono" else np.stack([left, np.zeros_like(left)])
+            container.mux(_sound(audio, waveform))
         content += part.read_bytes()
         part.unlink()
     path.write_bytes(content)

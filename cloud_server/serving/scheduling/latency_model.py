@@ -19,9 +19,7 @@ from fedstill.cloud_server.serving.scheduling.profile import Schedule
 
 SMALLEST_SLOPE = 1e-9  # seconds per query
 JUMP = 0.2  # log error at which an observation counts half for its schedule's own line
-MOST_ERROR = math.log(
-    8
-)  # log error; a batch that took longer met a pause of the machine, not a slower engine
+MOST_ERROR = math.log(8)  # log error; a longer batch met a pause of the machine, not a slower engine
 
 
 @dataclass(frozen=True, slots=True)
