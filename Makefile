@@ -33,7 +33,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py docs/*.py examples/*/*.py
+	$(BIN)/mypy benchmarks/*.py benchmarks/*/*.py docs/*.py examples/*/*.py
 	$(BIN)/codespell
 
 # The site lies in site/ afterwards: python -m http.server --directory site
@@ -41,34 +41,34 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/selection.py
-	$(BIN)/python benchmarks/bank.py
-	$(BIN)/python benchmarks/edge_runtime.py --full-size
-	$(BIN)/python benchmarks/inference_batching.py
-	$(BIN)/python benchmarks/level_choice.py
+	$(BIN)/python benchmarks/students/selection.py
+	$(BIN)/python benchmarks/students/bank.py
+	$(BIN)/python benchmarks/fleet/edge_runtime.py --full-size
+	$(BIN)/python benchmarks/fleet/inference_batching.py
+	$(BIN)/python benchmarks/fleet/level_choice.py
 	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/many_agents.py
-	$(BIN)/python benchmarks/downlink.py
-	$(BIN)/python benchmarks/uplink.py
-	$(BIN)/python benchmarks/fleet_proxy.py
-	$(BIN)/python benchmarks/elastic_vit.py
-	$(BIN)/python benchmarks/elastic_vit.py --environments
-	$(BIN)/python benchmarks/capture_card.py
-	$(BIN)/python benchmarks/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
-	$(BIN)/python benchmarks/serving_decision.py
-	$(BIN)/python benchmarks/serving_switching.py
-	$(BIN)/python benchmarks/serving_overhead.py
-	$(BIN)/python benchmarks/serving_soak.py
-	$(BIN)/python benchmarks/serving_live.py --out runs/serving_live/results --markdown docs/results/serving_live.md
-	$(BIN)/python benchmarks/serving_baselines.py --out runs/serving_live/baselines.json
+	$(BIN)/python benchmarks/fleet/many_agents.py
+	$(BIN)/python benchmarks/fleet/downlink.py
+	$(BIN)/python benchmarks/fleet/uplink.py
+	$(BIN)/python benchmarks/fleet/fleet_proxy.py
+	$(BIN)/python benchmarks/serving/elastic_vit.py
+	$(BIN)/python benchmarks/serving/elastic_vit.py --environments
+	$(BIN)/python benchmarks/students/capture_card.py
+	$(BIN)/python benchmarks/students/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
+	$(BIN)/python benchmarks/serving/serving_decision.py
+	$(BIN)/python benchmarks/serving/serving_switching.py
+	$(BIN)/python benchmarks/serving/serving_overhead.py
+	$(BIN)/python benchmarks/serving/serving_soak.py
+	$(BIN)/python benchmarks/serving/serving_live.py --out runs/serving_live/results --markdown docs/results/serving_live.md
+	$(BIN)/python benchmarks/serving/serving_baselines.py --out runs/serving_live/baselines.json
 
 bench-gpu: $(VENV)/.installed
-	$(BIN)/python benchmarks/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
-	$(BIN)/python benchmarks/elastic_vit.py --model vit_large_patch16_224 --batches 1 8 32
+	$(BIN)/python benchmarks/serving/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64
+	$(BIN)/python benchmarks/serving/elastic_vit.py --model vit_large_patch16_224 --batches 1 8 32
 
 # Too long for `make test`; whoever changes what they look at commits their report (CONTRIBUTING.md).
 soak: $(VENV)/.installed
-	$(BIN)/python benchmarks/serving_soak.py
+	$(BIN)/python benchmarks/serving/serving_soak.py
 
 fuzz: $(VENV)/.installed-dev
 	FEDSTILL_FUZZ_FACTOR=20 $(BIN)/python -m pytest --timeout 0 tests/contract/test_fuzz_records.py tests/contract/test_fuzz_inference.py tests/contract/test_fuzz_sound.py

@@ -43,7 +43,7 @@ class Compute:
 
     def to_train(self, net: Net) -> Net:
         """The network on its device. If its maps are wide enough, they have their channels last, which trains faster on
-        a CPU (``benchmarks/training_layout.py``). Libraries know narrow ones less well."""
+        a CPU (``benchmarks/students/training_layout.py``). Libraries know narrow ones less well."""
         import torch
 
         convolutions = [part for part in net.modules() if isinstance(part, torch.nn.Conv2d)]

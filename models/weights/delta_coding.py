@@ -14,7 +14,7 @@ int8     half a step, ``max|d| / 254`` of the output channel (first dimension), 
 
 A tensor that a lossy coding cannot hold within its bound (infinities, NaN, changes beyond fp16) travels exactly. One
 int8 scale per output channel rather than per tensor: channels differ in range, and four bytes per channel are
-negligible beside the channel (``benchmarks/downlink.py`` shows both).
+negligible beside the channel (``benchmarks/fleet/downlink.py`` shows both).
 """
 
 from __future__ import annotations

@@ -77,6 +77,10 @@ reply_timeout = 60.0
 """
 
 
+FEW_ARMS = ("all_distill", "all_distill_select", "fedstill")
+"""One that asks a device to evaluate only, one that asks for prototypes, one that makes a student of its own."""
+
+
 def write_experiment(folder: Path) -> Path:
     """The tiny experiment as a file, the way a user has one."""
     path = folder / "tiny.toml"

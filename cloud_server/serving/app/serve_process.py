@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 SERVER_FILE = "server.json"
 SWITCH_SECONDS = 2e-5
 """How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
-at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving_switching.py)."""
+at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving/serving_switching.py)."""
 
 
 def run_serving(plan: ServePlan) -> None:

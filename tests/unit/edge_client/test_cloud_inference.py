@@ -21,7 +21,7 @@ from fedstill.edge_client.inference.route import Route
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.models.audiovisual.compression import RATES
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "level_choice.py"))
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "fleet" / "level_choice.py"))
 CLOUD = np.array([0.1, 0.2, 0.7], np.float32)
 ANSWER = Reply(CLOUD)
 ECHO_BYTES = 30

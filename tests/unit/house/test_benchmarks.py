@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.helpers.runs import prepared_run
@@ -15,6 +16,12 @@ from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """What the file of this name holds, in whichever room it is."""
+    (path,) = BENCHMARKS.glob(f"**/{name}.py")
+    return runpy.run_path(str(path))
 
 
 @pytest.mark.parametrize(
@@ -35,18 +42,18 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
+    benchmark(name)["main"](["--quick"])
     assert "ratio" in capsys.readouterr().out
 
 
 def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(BENCHMARKS / "uplink.py"))["main"](["--clips", "60"])
+    benchmark("uplink")["main"](["--clips", "60"])
     report = capsys.readouterr().out
     assert report.count("meets 1/50") == report.count(", ratio") == 12
 
 
 def test_the_coverage_of_intervals_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(BENCHMARKS / "interval_coverage.py"))["main"](["--quick"])
+    benchmark("interval_coverage")["main"](["--quick"])
     assert "no true difference" in capsys.readouterr().out
 
 
@@ -55,7 +62,7 @@ def test_the_guard_of_the_class_mix_is_measured(tmp_path: Path) -> None:
     arguments = ["--quick", "--out", str(tmp_path / "kept"), "--markdown", str(tmp_path / "class_mix.md")]
     found = []
     for _ in ("train", "read again"):
-        runpy.run_path(str(BENCHMARKS / "class_mix.py"))["main"](arguments)
+        benchmark("class_mix")["main"](arguments)
         found.append((tmp_path / "class_mix" / "devices.json").read_text())
     assert found[0] == found[1]
     page = (tmp_path / "class_mix.md").read_text()
@@ -80,7 +87,7 @@ def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.
         pytest.importorskip("litserve", reason="install fedstill[bench] to compare with LitServe")
     cores = os.sched_getaffinity(0)
     try:
-        runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"](["--quick"])
+        benchmark(name)["main"](["--quick"])
     finally:
         os.sched_setaffinity(0, cores)
     assert "ratio of fedstill to" in capsys.readouterr().out
@@ -88,7 +95,7 @@ def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.
 
 @pytest.mark.slow
 def test_the_level_benchmark_drives_a_device_through_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(BENCHMARKS / "level_choice.py"))["main"](["--quick"])
+    benchmark("level_choice")["main"](["--quick"])
     report = capsys.readouterr().out
     assert "at most" in report
     assert all(segment in report for segment in ("good", "64 kbit/s", "outage", "recovery"))
@@ -96,13 +103,13 @@ def test_the_level_benchmark_drives_a_device_through_the_trace(capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_both_layouts_are_timed_for_every_width(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(BENCHMARKS / "training_layout.py"))["main"](["--steps", "1"])
+    benchmark("training_layout")["main"](["--steps", "1"])
     assert capsys.readouterr().out.count("ratio") == 3
 
 
 @pytest.mark.parametrize(("target", "expected"), [(8.0, 0.8), (16.0, 1.6), (24.0, 2.4), (50.0, None)])
 def test_the_severity_of_a_loss_is_found(target: float, expected: float | None) -> None:
-    found = runpy.run_path(str(BENCHMARKS / "capture_severity.py"))["severity_for"]
+    found = benchmark("capture_severity")["severity_for"]
     asked: list[float] = []
 
     def loss(severity: float) -> float:
@@ -124,7 +131,7 @@ def test_severities_are_measured_on_a_run(tmp_path: Path, capsys: pytest.Capture
     metrics = Metrics(run_dir)
     SeedCloud(read_plan(run_dir), 0, metrics).shared(GENERIC)
     metrics.close()
-    runpy.run_path(str(BENCHMARKS / "capture_severity.py"))["main"](
+    benchmark("capture_severity")["main"](
         [str(run_dir), "--clips", "10", "--steps", "2", "--conditions", "robustness"]
     )
     report = capsys.readouterr().out
@@ -137,7 +144,7 @@ def test_severities_are_measured_on_a_run(tmp_path: Path, capsys: pytest.Capture
 def test_the_simulation_of_cohorts_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for _ in ("train", "read again"):
-        runpy.run_path(str(BENCHMARKS / "cohorts.py"))["main"](["--quick", "--out", str(tmp_path)])
+        benchmark("cohorts")["main"](["--quick", "--out", str(tmp_path)])
         found.append(capsys.readouterr().out)
     assert found[0] == found[1]
     assert "mean loss" in found[0]

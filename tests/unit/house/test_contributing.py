@@ -49,5 +49,5 @@ def test_the_files_that_contributing_names_exist() -> None:
 
 def test_every_benchmark_is_on_the_page_of_benchmarks() -> None:
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    files = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
-    assert files - set(re.findall(r"`(\w+\.py)`", page)) == set()
+    files = {str(path.relative_to(ROOT / "benchmarks")) for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert files - set(re.findall(r"`([\w/]+\.py)`", page)) == set()

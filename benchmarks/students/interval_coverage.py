@@ -1,6 +1,6 @@
 """How often a 95 % interval holds the truth, and how often a test without an effect says p < 0.05.
 
-    python benchmarks/interval_coverage.py
+    python benchmarks/students/interval_coverage.py
 
 Two arms of equal skill are compared on recordings of some speakers; for some speakers one arm happens to be better, for
 others the other. The statistics of the reports (speakers, then recordings) stand beside the plain ones, which take

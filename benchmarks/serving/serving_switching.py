@@ -3,7 +3,7 @@
 Every operator of a forward pass releases the interpreter lock and takes it back. Another thread that is busy in Python
 keeps it for up to a switch interval each time. Rounds are interleaved; medians.
 
-    python benchmarks/serving_switching.py
+    python benchmarks/serving/serving_switching.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The real dispatcher, policy, image preparation and engine (random weights: times
 more queries waiting than a batch takes; no network. Decisions, waiting for images, stacking, heads and answers all
 count as overhead.
 
-    python benchmarks/serving_overhead.py
+    python benchmarks/serving/serving_overhead.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does a device gain from the estimate of its classes, and does it ever lose? On development data.
 
-    python benchmarks/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
+    python benchmarks/students/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
 
 Devices are random: all classes or half of them, few clips or more, of one speaker or of all, recorded as the public
 clips are or otherwise. Each is answered by the generic student alone, with EM on its own posteriors (Saerens et al.
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in (*table_of(rows, by_shift), *harms(rows)):
         console.print(line)
     if options.markdown:
-        command = shlex.join(["python", "benchmarks/class_mix.py", *map(str, arguments)])
+        command = shlex.join(["python", "benchmarks/students/class_mix.py", *map(str, arguments)])
         counts = options.markdown.with_suffix("") / "devices.json"
         counts.parent.mkdir(parents=True, exist_ok=True)
         counts.write_text(raw(rows))

@@ -1,6 +1,6 @@
 """How much faster is a training step with the channels last than in torch's usual layout? Medians of interleaved steps.
 
-    python benchmarks/training_layout.py
+    python benchmarks/students/training_layout.py
 
 The networks and clips are as large as those of emotion_pairs: students are 8 wide, teachers 24.
 """

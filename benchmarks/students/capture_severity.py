@@ -1,6 +1,6 @@
 """How strong must a condition be for the generic student to lose 8, 16 and 24 points? Severities for [robustness].
 
-    python benchmarks/capture_severity.py RUN_DIR --conditions robustness
+    python benchmarks/students/capture_severity.py RUN_DIR --conditions robustness
 
 RUN_DIR is a finished run whose private speakers may be looked at: development data, or the fold that was looked at
 before. The conditions are those of the experiment that --conditions names (default: the run's own), and the answer is

@@ -79,7 +79,9 @@ def main(arguments: Sequence[str]) -> None:
                 measured_on=f"{hardware()}; server and client on one core each"
                 if server_cores
                 else hardware(),
-                command=" ".join(["python", "benchmarks/serving_live.py", *map(shlex.quote, arguments)]),
+                command=" ".join(
+                    ["python", "benchmarks/serving/serving_live.py", *map(shlex.quote, arguments)]
+                ),
             )
             results = run_sweep(sweep, shown.update)
     console.print(console_report(results))

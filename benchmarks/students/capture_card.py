@@ -1,6 +1,6 @@
 """What a capture card costs a device: time per clip beside the student's own forward pass, and bytes per round.
 
-    python benchmarks/capture_card.py
+    python benchmarks/students/capture_card.py
 
 The card is made with numpy on one core when a clip is stored. Beside it, in turns, the student of ``emotion_pairs``
 answers the same clip with torch on one core, and the spectrogram is made that both sides need anyway. The bytes are

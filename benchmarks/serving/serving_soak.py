@@ -3,8 +3,8 @@
 `fedstill serve` runs as its own process with a small random ViT; the test is about the server around it. Every
 request must get exactly one answer, the server must still answer at the end, and its memory must stay flat.
 
-    python benchmarks/serving_soak.py                 # ten minutes
-    python benchmarks/serving_soak.py --seconds 60
+    python benchmarks/serving/serving_soak.py                 # ten minutes
+    python benchmarks/serving/serving_soak.py --seconds 60
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_inference import Classification, EdgeInference
 from fedstill.edge_client.inference.cloud_stream import Address
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from helpers import inference as fakes
 from helpers import link
 

@@ -1,6 +1,6 @@
 """How do trainings grow with a fleet, and what does a device lose by sharing its student? 10,000 simulated devices.
 
-    python benchmarks/cohorts.py --out runs/cohorts
+    python benchmarks/students/cohorts.py --out runs/cohorts
 
 The devices (``cohorts_fleet.py``) come one after the other. Each joins the cohort whose founder's card is nearest, if
 it is near enough, or founds one, by the code of the product. Cohorts render their worlds for real. The plans of each
