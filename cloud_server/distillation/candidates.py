@@ -2,7 +2,7 @@
 
 Every candidate is trained once without some public speakers. These, rendered to the device's capture card, are what a
 device cannot give: labelled clips under its conditions. A candidate is taken only if it is better there than the
-generic student by more than one standard error. Then it is trained again on all speakers.
+generic student by more than two standard errors. Then it is trained again on all speakers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAST_GAIN = 0.005
 """Of accuracy: below, a difference is not worth a training."""
 LEEWAY = 0.02
 """Of mean confidence; what chance explains."""
-ERRORS = 1.0
+ERRORS = 2.0
 """How many standard errors better than the generic student a candidate must be."""
 
 
@@ -167,15 +167,13 @@ def estimated(
 
 
 def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | None:
-    """The one with the largest gain if that is sure enough, else None: the generic student.
+    """The one with the largest gain of those whose gain is sure enough; None: the generic student.
 
     Args:
-        tested: False: the largest gain is believed, whatever it is; for comparison only.
+        tested: False: every gain is believed; for comparison only.
     """
-    best = max(estimates, key=lambda one: one.gain, default=None)
-    if tested and best is not None and best.gain <= max(LEAST_GAIN, ERRORS * best.error):
-        return None
-    return best
+    sure = [one for one in estimates if not tested or one.gain > max(LEAST_GAIN, ERRORS * one.error)]
+    return max(sure, key=lambda one: one.gain, default=None)
 
 
 def doubted(choice: Choice, reason: str, instead: str) -> Choice:
