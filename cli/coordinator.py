@@ -35,9 +35,16 @@ def coordinator(
             help="Devices whose capture cards are so close share students, such as 2.5; 0: none do.", min=0
         ),
     ] = 0.0,
-    arms: Annotated[str, typer.Option(help="Arms for every device, with commas.")] = "all_distill,fedstill",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Compare these on every device, with commas, as a study that ends; empty: serve for ever."
+        ),
+    ] = "",
     journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
-    join_timeout: Annotated[float, typer.Option(help="Seconds to wait for an absent device.", min=1)] = 600.0,
+    join_timeout: Annotated[
+        float, typer.Option(help="Seconds that a study waits for an absent device.", min=1)
+    ] = 600.0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
@@ -54,8 +61,8 @@ def coordinator(
         CoordinatorSettings,
         run_coordinator,
     )
-    from fedstill.cloud_server.federation.journal import JournalError
     from fedstill.cloud_server.grpc.listen import ServerError
+    from fedstill.cloud_server.journal.journal import JournalError
     from fedstill.common.errors import ConfigError
     from fedstill.common.flower_cli import FlowerError
     from fedstill.simulation.config import load_experiment
@@ -78,7 +85,7 @@ def coordinator(
             load_experiment(experiment, set_ or []),
             folder,
             Console(stderr=True),
-            arms=tuple(arms.split(",")),
+            arms=tuple(arms.split(",")) if arms else None,
             clients=clients,
             journal=journal,
             join_timeout=join_timeout,

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fedstill.cli import data, elastic, tasks
+from fedstill.cli import data, elastic, fleet, tasks
 from fedstill.cli.agent import agent
 from fedstill.cli.certs import certs
 from fedstill.cli.coordinator import coordinator
@@ -66,6 +66,7 @@ app.command()(experiments)
 app.add_typer(data.app, name="data")
 app.command()(coordinator)
 app.command()(status)
+app.add_typer(fleet.app, name="fleet")
 app.add_typer(agent, name="agent")
 app.add_typer(certs, name="certs")
 app.command()(export)

@@ -1,4 +1,4 @@
-"""``fedstill status``: the state of the fleet, from the coordinator's journal; the coordinator need not run."""
+"""``fedstill status``: the state of the fleet, from the coordinator's folder; the coordinator need not run."""
 
 from __future__ import annotations
 
@@ -17,31 +17,24 @@ def status(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
-    """Show every device: connected, late, dead or revived; its outer round, bytes and last accuracy."""
+    """Show every device: whether it is online, its student, the accuracy to expect of it, and what went wrong."""
     from fedstill.cli.shared.console import console, one_line_errors
-    from fedstill.cloud_server.coordinator.coordinator import STATUS_FILE
-    from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan
-    from fedstill.cloud_server.federation.journal import open_journal
-    from fedstill.common.errors import ConfigError
+    from fedstill.cloud_server.journal.fleet_state import read_fleet
 
     with one_line_errors():
-        if not (state / PLAN_FILE).exists():
-            raise ConfigError(
-                f"{state}: not a coordinator's folder; start one with: fedstill coordinator --state {state}"
-            )
-        plan = read_plan(state)
-        journal = open_journal(state, plan.journal)
-        devices = journal.overview()
-        journal.close()
-        path = state / STATUS_FILE
-        run = json.loads(path.read_text())["run"] if path.exists() else "never started"
+        fleet = read_fleet(state)
     if as_json:
-        typer.echo(json.dumps({"run": run, "clients": plan.clients, "devices": devices}, indent=1))
+        typer.echo(json.dumps(fleet, indent=1))
         return
+    devices = fleet["devices"]
     console.print(_table(devices))
-    waiting = plan.clients - len(devices)
-    missing = f"; {waiting} of {plan.clients} devices have never been online" if waiting else ""
-    console.print(f"run: {run}{missing}", highlight=False, markup=False)
+    waiting = sum(row["link"] == "never online" for row in devices)
+    missing = f"; {waiting} of {len(devices)} devices have never been online" if waiting else ""
+    console.print(f"run: {fleet['run']}{missing}", highlight=False, markup=False)
+    for row in devices:
+        visit = row["visit"]
+        if visit and visit["reason"]:
+            console.print(f"{_name(row)}: {visit['reason']}", highlight=False, markup=False)
 
 
 def _table(devices: list[dict[str, Any]]) -> Any:
@@ -50,31 +43,35 @@ def _table(devices: list[dict[str, Any]]) -> Any:
     members = Counter(
         choice["cohort"] for row in devices if (choice := row["choice"]) and choice.get("cohort")
     )
-    table = Table(
-        "client",
-        "device",
-        "state",
-        "for",
-        "round",
-        "jobs",
-        "up",
-        "down",
-        "right",
-        "student",
-        "expected",
-        box=None,
-    )
+    table = Table("device", "link", "for", "student", "expected", "right", "service", "up", "down", box=None)
     now = time.time()
     for row in devices:
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-        outer_epoch = "" if row["round"] is None else str(row["round"])
-        since = str(timedelta(seconds=int(now - row["since"])))
-        student = _student(row, members)
+        since = "" if row["since"] is None else _span(now - row["since"])
         table.add_row(
-            str(row["client"]), row["name"], row["state"], since, outer_epoch, str(row["jobs_done"]),
-            _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), accuracy, student, _expected(row["choice"]),
+            _name(row), row["link"], since, _student(row, members), _expected(row["choice"]), accuracy,
+            _service(row, now), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]),
         )  # fmt: skip
     return table
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["name"] or f"client {row['client']}")
+
+
+def _service(row: dict[str, Any], now: float) -> str:
+    """What became of the newest visit; of a study, how many jobs are done."""
+    visit = row["visit"]
+    if visit is None:
+        return f"{row['jobs_done']} jobs" if row["jobs_done"] else "no student yet"
+    if row["next_attempt"] is not None:
+        return f"{visit['outcome']}, again in {_span(max(0.0, row['next_attempt'] - now))}"
+    times = f", {visit['visit'] + 1} times" if visit["visit"] else ""
+    return str(row["doing"]) + times
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds)))
 
 
 def _expected(choice: dict[str, Any] | None) -> str:

@@ -7,46 +7,20 @@ do so.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
 
 from fedstill.common.atomic_files import replace_text
-from fedstill.common.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = "lock"
 STOP_SECONDS = 10.0
-
-
-class FolderInUse(UserError):
-    """Another process of ours uses this state folder; one line."""
-
-
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Hold a state or run folder; the lock ends with the process, however that ends.
-
-    Raises:
-        FolderInUse: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FolderInUse(
-                f"{folder}: another fedstill process uses it; stop that one or choose another folder"
-            ) from None
-        yield
 
 
 class Child:

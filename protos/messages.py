@@ -48,11 +48,20 @@ class HelloRequest:
 
 @dataclass(frozen=True)
 class Hello:
-    """Device -> cloud: who answers, with which software."""
+    """Device -> cloud: who answers, with which software.
+
+    Attributes:
+        student: version of the student that the device uses; empty if it has none.
+    """
 
     name: str
     version: str
     partition: int
+    student: str = ""
+
+    def __post_init__(self) -> None:
+        if self.student and not is_version(self.student):
+            raise WireError("student: needs 64 hexadecimal digits, or none")
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, ROBUSTNESS_ARMS
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, read_plan, write_plan
-from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
+from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import ConfigError
-from fedstill.common.run_layout import EXPERIMENT_FILE
+from fedstill.common.run_layout import EXPERIMENT_FILE, PERSONAL_ARM, PLAN_FILE
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.simulation.config import Experiment
@@ -22,8 +23,8 @@ from fedstill.simulation.launcher import load_run, make_plan
 from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.sources import open_source
 
-DEFAULT_ARMS = ("all_distill", "fedstill")
-"""The arms that show a device's accuracy before and after personalisation."""
+ALL_CLIPS = "latency_insensitive"
+"""The scenario of a service: a device summarises all of its clips, for none of them is a test."""
 
 
 def prepare_deployment(
@@ -31,17 +32,18 @@ def prepare_deployment(
     state: Path,
     console: Console,
     *,
-    arms: tuple[str, ...] = DEFAULT_ARMS,
+    arms: tuple[str, ...] | None = None,
     clients: int = 0,
     journal: str = "",
     join_timeout: float = 600.0,
     downlink: UpdatePrecision = "int8",
     cohorts: float = 0.0,
 ) -> None:
-    """Fill ``state`` once; a folder that already holds this experiment stays as it is.
+    """Fill ``state`` once. A folder that already holds this experiment keeps all that it has, and gets these settings.
 
     Args:
-        arms: for every device; those of ``fedstill simulate``, except the oracle.
+        arms: of a study: for every device, those of ``fedstill simulate``, except the oracle. None: a service, which
+            gives each device one student whenever it needs one.
         clients: how many devices there are, if no credentials are issued to them.
         journal: SQLAlchemy URL; empty for SQLite in ``state``.
         join_timeout: seconds that a device may be late.
@@ -52,11 +54,23 @@ def prepare_deployment(
         ConfigError, DataError: something does not fit; nothing was written.
         JournalError: the journal cannot be opened; better said now than by the ServerApp.
     """
-    _require_arms(arms)
+    _require_arms(arms or ())
+    settings = partial(
+        _with_settings,
+        experiment=experiment,
+        arms=arms,
+        join_timeout=join_timeout,
+        downlink=downlink,
+        cohorts=cohorts,
+    )
     if (state / PLAN_FILE).exists():
         if to_plain(load_run(state)) != to_plain(experiment):
             raise ConfigError(f"{state}: holds another experiment; choose another --state")
-        open_journal(state, read_plan(state).journal).close()
+        plan = read_plan(state)
+        if journal not in ("", plan.journal):
+            raise ConfigError(f"--journal: {state} has its journal elsewhere; leave the option out")
+        open_journal(state, plan.journal).close()
+        write_plan(settings(replace(plan, clients=clients or plan.clients)))
         return
     with_weights = with_checked_encoders(experiment)
     source = open_source(experiment)
@@ -72,16 +86,35 @@ def prepare_deployment(
     (state / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
     plan = replace(
         make_plan(with_weights, source, (), state),
-        arms=arms,
         clients=clients,
         sweeps=(),
         journal=journal,
-        join_timeout=join_timeout,
         teacher_reference=False,
-        downlink=replace(experiment.downlink, precision=downlink, install=arms[-1]),
+    )
+    write_plan(settings(plan))
+
+
+def _with_settings(
+    plan: RunPlan,
+    experiment: Experiment,
+    arms: tuple[str, ...] | None,
+    join_timeout: float,
+    downlink: UpdatePrecision,
+    cohorts: float,
+) -> RunPlan:
+    """The plan, as the operator wants it now."""
+    run = experiment.run
+    seeds = tuple(range(run.first_seed, run.first_seed + run.seeds))
+    return replace(
+        plan,
+        service=arms is None,
+        arms=arms or (PERSONAL_ARM,),
+        seeds=seeds if arms else seeds[:1],
+        scenarios=run.scenarios if arms else (ALL_CLIPS,),
+        join_timeout=join_timeout,
+        downlink=replace(experiment.downlink, precision=downlink, install=arms[-1] if arms else PERSONAL_ARM),
         cohorts=replace(experiment.cohorts, distance=cohorts),
     )
-    write_plan(plan)
 
 
 def _require_arms(arms: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from fedstill.cloud_server.federation.event_log import EventTail
+from fedstill.cloud_server.journal.event_log import EventTail
 from fedstill.common.child_process import Child, family
 from fedstill.common.cores import usable_cores
 from fedstill.common.errors import RunError

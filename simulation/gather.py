@@ -14,8 +14,8 @@ from typing import Any
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, REFERENCES
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.event_log import read_events
-from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.cloud_server.journal.event_log import read_events
+from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.common.run_layout import REFERENCES_FOLDER
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import DATA_FOLDER

@@ -20,13 +20,13 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan, write_plan
-from fedstill.cloud_server.federation.event_log import read_events
-from fedstill.common.child_process import sole_user
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
+from fedstill.cloud_server.journal.event_log import read_events
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError
+from fedstill.common.folder_lock import sole_user
 from fedstill.common.provenance import git_revision, hardware
-from fedstill.common.run_layout import EXPERIMENT_FILE
+from fedstill.common.run_layout import EXPERIMENT_FILE, PLAN_FILE
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.evaluation.results import ClientClasses, PretrainedRow, Results, write_clips, write_results
@@ -167,8 +167,6 @@ def _read_plan(run_dir: Path, console: Console) -> RunPlan:
         begun_before = "capture" not in json.loads((run_dir / PLAN_FILE).read_text())
     except ValueError as error:
         raise ConfigError(f"{run_dir}: {PLAN_FILE} is damaged or of another version ({error})") from error
-    if Path(plan.work).resolve() != run_dir.resolve():
-        raise ConfigError(f"{run_dir}: this run was made in {plan.work}; move it back to resume it")
     if begun_before:
         console.print(
             "[yellow]begun by an older fedstill:[/] finished jobs keep the method of then; for one "

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fedstill.cloud_server.federation.event_log import EventTail
+from fedstill.cloud_server.journal.event_log import EventTail
 
 Event = Mapping[str, Any]
 REFRESH_SECONDS = 1.0

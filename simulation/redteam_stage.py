@@ -18,12 +18,12 @@ import torch
 from fedstill.cloud_server.distillation.centres import public_centres
 from fedstill.cloud_server.distillation.compression_training import train_level
 from fedstill.cloud_server.distillation.randomness import generator, stream
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan
-from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.common.errors import ConfigError
 from fedstill.common.paths import data_path
-from fedstill.common.run_layout import seed_folder
+from fedstill.common.run_layout import PLAN_FILE, seed_folder
 from fedstill.datasets.audiovisual.manifest import speaker_sexes
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.edge_client.students.torch_runtime import TorchRuntime

@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.arm_names import ARMS
-from fedstill.cloud_server.distillation.run_plan import PLAN_FILE, RunPlan, read_plan, write_plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import ConfigError
 from fedstill.common.provenance import cpu_model, git_revision, hardware
-from fedstill.common.run_layout import EXPERIMENT_FILE
+from fedstill.common.run_layout import EXPERIMENT_FILE, PLAN_FILE
 from fedstill.evaluation.results import CLIPS_FILE, RESULTS_FILE, read_results
 from fedstill.evaluation.robustness.reading import read_set
 from fedstill.evaluation.robustness.records import DataSet, Study, write_study

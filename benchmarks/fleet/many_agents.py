@@ -27,11 +27,11 @@ from rich.console import Console
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.distiller import Distiller
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.exchange import Exchange
-from fedstill.cloud_server.federation.journal import open_journal
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.cloud_server.journal.event_log import Metrics
+from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.edge_client.node.client_app import app as real_app
 from fedstill.protos.messages import (
     EvaluationRequest,

@@ -20,8 +20,8 @@ from sklearn.linear_model import LogisticRegression
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.public_bank import outputs_of
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.common.atomic_files import replacing
 from fedstill.datasets.audiovisual.capture.views import PlainViews
 from fedstill.datasets.audiovisual.clip import Clip, ClipSource

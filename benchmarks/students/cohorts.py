@@ -35,10 +35,10 @@ from fedstill.cloud_server.distillation.candidates import GENERIC_TRAINING, clas
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.settings import CohortSettings
 from fedstill.cloud_server.federation.cohorts import Cohort, Cohorts
-from fedstill.cloud_server.federation.event_log import Metrics
-from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.personal_student import PersonalStudents
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
+from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual.capture.card_distance import space_of
 from fedstill.datasets.audiovisual.store import ClipStore, build_store

@@ -1,8 +1,8 @@
 """The cloud's process: a SuperLink on loopback, the proxy by which devices reach it, and the run itself.
 
 It keeps all of that alive. If the SuperLink or the ServerApp dies, it starts them again and resubmits the plan; thanks
-to the journal, the run continues. If nodes are issued or revoked meanwhile, the SuperLink's list follows. A new device
-gets its jobs once the present ones are done.
+to the journal, the run continues. If nodes are issued or revoked meanwhile, the SuperLink's list follows, and so does a
+service's plan. In a study a new device gets its jobs once the present ones are done.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from fedstill.cloud_server.auth.authority import Authority, read_authority
 from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.federation.event_log import EventTail
+from fedstill.cloud_server.journal.event_log import EventTail
 from fedstill.common.atomic_files import replace_text
-from fedstill.common.child_process import sole_user
 from fedstill.common.flower_cli import FlowerError
+from fedstill.common.folder_lock import sole_user
+from fedstill.common.run_layout import STATUS_FILE
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ LOOK_SECONDS = 5.0
 """Seconds between two looks at the register of nodes and at Flower's status of the run."""
 MOST_UNANSWERED = 5
 """Requests in a row that a SuperLink may leave unanswered: one that was just killed still counts as running."""
-STATUS_FILE = "coordinator.json"
 
 
 class CoordinatorError(RuntimeError):
@@ -95,6 +95,7 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
                         raise
                 if run.finished and settings.once:
                     return
+            run.stopped()
 
 
 @dataclass
@@ -124,6 +125,11 @@ class _Run:
                 self._submit()
             return
         for event in self._tail.new():
+            if event["event"] == "visited":
+                self.failures = 0
+            if event["event"] == "all_served":
+                LOG.info("event=all_served devices=%d", event["devices"])
+                self.finished = True
             if event["event"] == "finished":
                 LOG.info("event=run_finished run=%d", self.run_id)
                 self.run_id, self.finished, self.failures = None, True, 0
@@ -138,6 +144,10 @@ class _Run:
     def lost(self) -> None:
         """The SuperLink ended, and the ServerApp with it; this does not count as a failure of the run."""
         self.run_id = None
+
+    def stopped(self) -> None:
+        """The service was told to end."""
+        self._write_status("stopped")
 
     def _submit(self) -> None:
         plan = read_plan(self.settings.state)
@@ -159,8 +169,8 @@ class _Run:
         clients = max(names, default=-1) + 1
         devices = tuple(names.get(client, "") for client in range(clients))
         plan = read_plan(self.settings.state)
-        if plan.devices == devices or self.run_id is not None:
-            return False
+        if plan.devices == devices or (self.run_id is not None and not plan.service):
+            return False  # a study is finished with the devices that it began with
         write_plan(replace(plan, clients=clients, devices=devices))
         return True
 

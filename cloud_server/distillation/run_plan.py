@@ -7,7 +7,7 @@ both engines, and a resumed run, do the same work.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedstill.cloud_server.distillation.compute import Compute
@@ -24,9 +24,8 @@ from fedstill.cloud_server.distillation.settings import (
 )
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.common.run_layout import PLAN_FILE
 from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
-
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,16 @@ class RunPlan:
         oracle_conditions: per client how it really records, for the ``oracle_capture`` reference only; None: as the
             public clips.
         holdout: share of the public clips that the teacher's training does not see, for its own accuracy.
-        lean: clients that get the arms of ``lean_arms`` only, and these for the first seed only.
         sweep_seeds: the sweeps (Figures 5.12, 5.13, Table 5.3) run on the first so many seeds.
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
         devices: the registered name of each client's device if nodes are authenticated, else empty.
         teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download,
             and devices cannot run one with pretrained encoders.
+        lean: clients that get the arms of ``lean_arms`` only, and these for the first seed only.
+        service: give every device its student as soon as it is there, and again whenever it needs one, and never end;
+            otherwise compare arms, and end.
+        pause_scale: of the pauses before a service tries again what failed.
         journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
     """
 
@@ -83,6 +85,8 @@ class RunPlan:
     teacher_reference: bool = True
     lean: tuple[int, ...] = ()
     lean_arms: tuple[str, ...] = ()
+    service: bool = False
+    pause_scale: float = 1.0
 
     def wants(self, arm: str, client: int, seed: int) -> bool:
         """Whether this client has a job of this arm for this seed."""
@@ -99,5 +103,10 @@ def write_plan(plan: RunPlan) -> None:
 
 
 def read_plan(work: Path) -> RunPlan:
-    """The plan of a run directory."""
-    return from_plain(RunPlan, json.loads((work / PLAN_FILE).read_text()))
+    """The plan of a run directory, which may have been moved or copied since it was written."""
+    plan = from_plain(RunPlan, json.loads((work / PLAN_FILE).read_text()))
+    here, before = work.absolute(), Path(plan.work)
+    public = Path(plan.public)
+    if public.is_relative_to(before):
+        public = here / public.relative_to(before)
+    return replace(plan, work=str(here), public=str(public))

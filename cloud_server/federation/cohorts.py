@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.randomness import stream
 from fedstill.cloud_server.distillation.settings import CohortSettings
-from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.worlds import CardWorlds, World
+from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.common.atomic_files import replace_file, replace_text
 from fedstill.common.run_layout import cohorts_folder
 from fedstill.datasets.audiovisual.capture.card_distance import CardSpace, distance, space_of

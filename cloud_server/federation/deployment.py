@@ -19,9 +19,9 @@ from fedstill.cloud_server.distillation.compression_training import pack_compres
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.edge_inference.heads import HEADS_FOLDER, save_heads
 from fedstill.cloud_server.federation.device_session import DeviceSession
-from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal
 from fedstill.common.run_layout import student_name
 from fedstill.datasets.audiovisual.capture.views import ClipViews
 from fedstill.models.audiovisual.class_bias import Bias, levels_with_class_bias
@@ -41,7 +41,9 @@ class SimilarClips:
 
 
 def is_deployed(key: JobKey, plan: RunPlan) -> bool:
-    """One student per device and run is: that of the plan's arm, first scenario and first seed."""
+    """A service deploys every student; a study one per device: of the plan's arm, first scenario and first seed."""
+    if plan.service:
+        return True
     first = (plan.downlink.install, plan.scenarios[0], plan.seeds[0])
     return (key.arm, key.scenario, key.seed) == first and not key.sweep
 

@@ -10,8 +10,8 @@ from fedstill.cloud_server.distillation.centres import one_cell
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.federation.device_session import DeviceSession
-from fedstill.cloud_server.federation.journal import PrivacyGuarantee
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.journal import PrivacyGuarantee
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 

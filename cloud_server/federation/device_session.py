@@ -18,9 +18,9 @@ from fedstill.cloud_server.distillation.settings import PrototypeSettings
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.downlink import Downlink, Shipment
 from fedstill.cloud_server.federation.exchange import DeviceLacks, WireCost
-from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal, PrivacyGuarantee
 from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal, PrivacyGuarantee
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.canaries import Canaries
 from fedstill.protos.messages import (

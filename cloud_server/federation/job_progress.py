@@ -13,10 +13,10 @@ import numpy as np
 from fedstill.cloud_server.distillation.candidates import Choice
 from fedstill.cloud_server.distillation.class_mix import ClassMix
 from fedstill.cloud_server.distillation.selection import Selection
-from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.training_state import TrainingState, load_training, save_training
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal
 
 
 @dataclass
@@ -43,11 +43,13 @@ class JobProgress:
 
     Attributes:
         last_selection: the public clips of the newest outer round that was trained; None if there is none.
+        failures: why the device was left out of outer rounds, oldest first.
     """
 
     def __init__(self, key: JobKey, cloud: SeedCloud, journal: Journal) -> None:
         self.record = JobRecord(key)
         self.last_selection: Selection | None = None
+        self.failures: list[str] = []
         self._key, self._cloud, self._journal = key, cloud, journal
         self._folder = cloud.directory / "progress" / key.text.replace("/", "-")
         self._training: TrainingState | None = None
@@ -83,6 +85,7 @@ class JobProgress:
 
     def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of an outer round."""
+        self.failures.append(reason)
         record = {**asdict(self._key), "round": outer_epoch, "reason": reason}
         self._journal.fail(self._key, outer_epoch, record)
         self._cloud.metrics.emit("failure", **record)

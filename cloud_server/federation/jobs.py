@@ -49,13 +49,13 @@ from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.device_prototypes import DevicePrototypes
 from fedstill.cloud_server.federation.device_session import NO_COMPRESSOR, DeviceSession
 from fedstill.cloud_server.federation.downlink import Downlink
-from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
-from fedstill.cloud_server.federation.journal import Journal
 from fedstill.cloud_server.federation.personal_student import PersonalStudent, PersonalStudents
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.training_state import TrainingState
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal
 from fedstill.common.run_layout import PERSONAL_ARM
 from fedstill.datasets.audiovisual.capture.effects import with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
@@ -109,13 +109,15 @@ class PersonalisationJob:
             student = self._student()
             if self.key.sweep == "compression":
                 self._evaluate_levels(student)
-            else:
+            elif not self.plan.service:  # a service's devices have no labels
                 self._evaluate(student)
             deployed = is_deployed(self.key, self.plan)
             if deployed:
                 self._deploy(student)
             if (self.key.arm == "fedstill" or deployed) and not self.key.sweep:
                 keep_student(self.key, self.session.downlink.received(student), self.cloud, self.journal)
+            if self.plan.service and self.progress.failures:
+                return self.progress.record  # not finished: the visit is repeated, with the same uploads
             return self.progress.finish()
 
     def failed(self, outer_epoch: int, reason: str) -> None:

@@ -10,13 +10,13 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
-from fedstill.cloud_server.federation.journal import Journal
+from fedstill.cloud_server.journal.event_log import Metrics
+from fedstill.cloud_server.journal.journal import Journal
 from fedstill.protos.messages import Hello, HelloRequest
 
 LOG = logging.getLogger(__name__)
@@ -61,6 +61,30 @@ class NodeRegistry:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
+    def follow(self, clients: int, names: Sequence[str]) -> None:
+        """Devices were issued or revoked: as the attributes of the same names."""
+        with self._changed:
+            if (clients, tuple(names)) == (self.clients, tuple(self.names)):
+                return
+            self.clients, self.names = clients, tuple(names)
+            for client, node in list(self._nodes.items()):
+                if names and not (client < len(names) and names[client]):
+                    self._nodes.pop(client)
+                    self._note(client, node, "revoked")
+            self._asked &= set(self._nodes.values())  # who was refused may take part now
+
+    def present(self) -> dict[int, Hello]:
+        """The devices that are online, by client, as they introduced themselves."""
+        with self._changed:
+            return {client: self._heard[node] for client, node in self._nodes.items()}
+
+    def uses(self, client: int, student: str) -> None:
+        """Record which student a client's device has now."""
+        with self._changed:
+            node = self._nodes.get(client)
+            if node is not None:
+                self._heard[node] = replace(self._heard[node], student=student)
+
     @property
     def met(self) -> bool:
         """Whether any device has been usable so far."""
@@ -104,13 +128,9 @@ class NodeRegistry:
         online = self.exchange.online()
         with self._changed:
             gone = [client for client, node in self._nodes.items() if node not in online]
-            back = [node for node in self._heard if node in online and node not in self._nodes.values()]
             for client in gone:
                 self._note(client, self._nodes.pop(client), "dead")
-            for node in back:
-                if self._heard[node].partition not in self._nodes:
-                    self._register(node, self._heard[node])
-            self._asked &= online  # a node that went away may introduce itself again
+            self._asked &= online  # a node that went away introduces itself again: it may have lost its files
             new = sorted(online - self._asked - set(self._nodes.values()))
             self._asked |= set(new)
         for node in new:
@@ -136,6 +156,8 @@ class NodeRegistry:
             raise DeviceFailure(
                 f"says it is client {hello.partition}; this run has clients 0 to {self.clients - 1}"
             )
+        if self.names and not self.names[hello.partition]:
+            raise DeviceFailure(f"says it is client {hello.partition}, whose credentials are revoked")
         if self.names and self._registered(node) != self.names[hello.partition]:
             raise DeviceFailure(f"says it is client {hello.partition}, which its certificate does not cover")
         return hello

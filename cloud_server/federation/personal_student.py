@@ -37,9 +37,9 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.similar_clips import played_prototypes, select_similar
 from fedstill.cloud_server.federation.cohorts import Cohort
 from fedstill.cloud_server.federation.deployment import SimilarClips
-from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.worlds import MOST_JUDGED, Belief, CardWorlds, World
+from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.datasets.audiovisual.capture.views import ClipViews, HedgedViews, RenderedViews
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins, mean_confidence
 from fedstill.models.audiovisual.network import AudioVisualNet

@@ -36,7 +36,7 @@ from fedstill.cloud_server.distillation.public_bank import (
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.teacher import count_correct, new_teacher, train_teacher
-from fedstill.cloud_server.federation.event_log import Metrics
+from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.pretrained.open_parts import open_parts
 from fedstill.cloud_server.pretrained.parts import PretrainedParts
 from fedstill.common.dataclass_codec import to_plain

@@ -7,7 +7,7 @@ skips everything that the journal already holds. So starting it again on the sam
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -20,14 +20,15 @@ from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan
 from fedstill.cloud_server.federation.cohorts import open_cohorts
 from fedstill.cloud_server.federation.device_line import DeviceLine
-from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
-from fedstill.cloud_server.federation.job_key import JobKey
 from fedstill.cloud_server.federation.jobs import PersonalisationJob
-from fedstill.cloud_server.federation.journal import Journal, open_journal
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
+from fedstill.cloud_server.federation.service import FleetService
 from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.cloud_server.journal.event_log import METRICS_FILE, Metrics
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.common.cores import usable_cores
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.store import open_store
@@ -49,11 +50,15 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the whole plan."""
+    """Run the whole plan, or serve for as long as this process lives."""
     plan = read_plan(Path(str(context.run_config["run-dir"])))
     metrics = Metrics(Path(plan.work))
+    exchange = Exchange(grid, plan.reply_timeout)
     try:
-        run_plan(plan, Exchange(grid, plan.reply_timeout), metrics)
+        if plan.service:
+            run_service(plan, exchange, metrics, threading.Event())
+        else:
+            run_plan(plan, exchange, metrics)
         metrics.emit("finished")
     except Exception as error:
         metrics.emit("aborted", reason=f"{type(error).__name__}: {error}")
@@ -70,9 +75,7 @@ def run_plan(plan: RunPlan, exchange: Exchange, metrics: Metrics) -> None:
     """
     journal = open_journal(Path(plan.work), plan.journal)
     done = {JobKey.of(record) for record in journal.jobs()}
-    public = open_store(Path(plan.public))
-    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
-    with NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices) as node_registry:
+    with _node_registry(plan, exchange, journal, metrics) as node_registry:
         for seed in plan.seeds:
             waiting = [key for key in job_keys(plan, seed) if key not in done]
             metrics.emit("seed", seed=seed, jobs=len(waiting))
@@ -83,6 +86,35 @@ def run_plan(plan: RunPlan, exchange: Exchange, metrics: Metrics) -> None:
     journal.close()
 
 
+def run_service(plan: RunPlan, exchange: Exchange, metrics: Metrics, stop: threading.Event) -> None:
+    """Give every device its student whenever it needs one, until ``stop`` is set."""
+    journal = open_journal(Path(plan.work), plan.journal)
+    with _node_registry(plan, exchange, journal, metrics) as node_registry:
+        cloud = SeedCloud(plan, plan.seeds[0], metrics)
+        make_shared(cloud, plan.arms[:1])
+        FleetService(cloud, exchange, node_registry, journal, metrics).run(stop)
+    journal.close()
+
+
+def _node_registry(plan: RunPlan, exchange: Exchange, journal: Journal, metrics: Metrics) -> NodeRegistry:
+    public = open_store(Path(plan.public))
+    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
+    return NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices)
+
+
+def make_shared(cloud: SeedCloud, arms: Iterable[str]) -> None:
+    """Make the models that all devices share, with all cores; jobs take one core each afterwards."""
+    use_threads(usable_cores())
+    _ = cloud.bank, cloud.all_distill
+    for arm in (arm_of(name, cloud.plan) for name in dict.fromkeys(arms)):
+        if arm.name in SHARED:
+            cloud.shared(arm.name)
+        if arm.class_mix or arm.personal:
+            cloud.shared(GENERIC)
+            _ = may_ask_summary(arm, cloud.plan) and cloud.class_mixes
+    use_threads(1)
+
+
 def run_seed(
     cloud: SeedCloud, keys: list[JobKey], exchange: Exchange, node_registry: NodeRegistry, journal: Journal
 ) -> None:
@@ -91,15 +123,7 @@ def run_seed(
     ``compute.workers`` jobs train at the same time, one core each; a job that waits for its device does not count.
     """
     plan = cloud.plan
-    use_threads(usable_cores())
-    _ = cloud.bank, cloud.all_distill
-    for arm in (arm_of(name, plan) for name in {key.arm: None for key in keys}):
-        if arm.name in SHARED:
-            cloud.shared(arm.name)
-        if arm.class_mix or arm.personal:
-            cloud.shared(GENERIC)
-            _ = may_ask_summary(arm, plan) and cloud.class_mixes
-    use_threads(1)
+    make_shared(cloud, (key.arm for key in keys))
     slots = ComputeSlots(plan.compute.workers)
     stopped = threading.Event()
     cohorts = open_cohorts(cloud)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedstill.common.child_process import sole_user
+from fedstill.common.folder_lock import sole_user
 from fedstill.edge_client.node.supernode import Link, SuperNode
 
 LOG = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
-from fedstill.edge_client.folder import FORMAT_FILE
+from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.students.students import ModelStore, NotInStore
 from fedstill.protos.messages import (
     EvaluationRequest,
     Hello,
@@ -40,7 +41,8 @@ def hello(message: Message, context: Context) -> Message:
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / FORMAT_FILE, request.clip_format.encode(), PRIVATE)
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
-    reply = Hello(name, version("fedstill"), _partition(context))
+    student = ModelStore(folder / SHELF_FOLDER).version_in_use()
+    reply = Hello(name, version("fedstill"), _partition(context), student)
     return Message(encode(reply), reply_to=message)
 
 
@@ -67,8 +69,6 @@ def install(message: Message, context: Context) -> Message:
 
 def _reply(message: Message, answer: Callable[[], object], request: object = None) -> Message:
     """The answer, or the item that the device lacks to give it."""
-    from fedstill.edge_client.students.students import NotInStore
-
     try:
         content = answer()
     except NotInStore as missing:

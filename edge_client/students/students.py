@@ -162,6 +162,10 @@ class ModelStore:
             )
         return None
 
+    def version_in_use(self) -> str:
+        """The version of ``current``, without reading the student; empty if there is none."""
+        return next((one for one in self._pointer() if one and self._path(one).exists()), "")
+
     def load(self, version: str) -> StoredModel:
         """A version as read from the disk. Raises DeviceError if it is missing or damaged."""
         with self._at_work():

@@ -67,7 +67,7 @@ def main() -> None:
         coordinator = start(
             stack, out / "coordinator.log",
             "coordinator", "--experiment", Path(__file__).with_name("fleet.toml"), "--state", out / "coordinator",
-            "--certs", certs, "--listen", where, "--inference-listen", inference, "--arms", "fedstill", "--once",
+            "--certs", certs, "--listen", where, "--inference-listen", inference, "--once",
         )  # fmt: skip
         for name in DEVICES:
             start(

@@ -20,10 +20,10 @@ from flwr.clientapp import ClientApp
 from helpers.runs import FEW_ARMS, copied_run, prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, read_events
 from fedstill.cloud_server.federation.exchange import Exchange
-from fedstill.cloud_server.federation.journal import JOURNAL_FILE
 from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.cloud_server.journal.event_log import METRICS_FILE, Metrics, read_events
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.edge_client.node.client_app import app as real_app
 from fedstill.protos.messages import Job, PrototypeUpload
 from fedstill.protos.packed_upload import pack_upload

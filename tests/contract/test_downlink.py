@@ -19,10 +19,10 @@ from helpers.runs import copied_run, prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
-from fedstill.cloud_server.federation.event_log import Metrics, read_events
 from fedstill.cloud_server.federation.exchange import Exchange
-from fedstill.cloud_server.federation.journal import JOURNAL_FILE
 from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.cloud_server.journal.event_log import Metrics, read_events
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.edge_client.node.client_app import app as real_app
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.models.weights.checkpoint import load_checkpoint

@@ -32,8 +32,8 @@ from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
 from fedstill.cloud_server.export.students import export_student
 from fedstill.cloud_server.federation import deployment, server_app
-from fedstill.cloud_server.federation.event_log import read_events
 from fedstill.cloud_server.federation.jobs import TABLE_PRECISIONS
+from fedstill.cloud_server.journal.event_log import read_events
 from fedstill.common.run_layout import personal_students, student_name
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import EXPORT_FOLDER, FORMAT_FILE, SHELF_FOLDER

@@ -17,8 +17,8 @@ from helpers.runs import FEW_ARMS, copied_run, prepared_run, silent_console, tab
 from fedstill.cloud_server.distillation.arm_names import DEFAULT_ARMS, SCENARIOS
 from fedstill.cloud_server.distillation.arms import SHARED
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.event_log import METRICS_FILE, Metrics, read_events
-from fedstill.cloud_server.federation.journal import JOURNAL_FILE
+from fedstill.cloud_server.journal.event_log import METRICS_FILE, Metrics, read_events
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.datasets.audiovisual.capture_card import CARD_BYTES
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.evaluation.results import Results

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from helpers.runs import prepared_run, silent_console, tiny_experiment
 
-from fedstill.common.child_process import FolderInUse, sole_user
+from fedstill.common.folder_lock import FolderInUse, sole_user
 from fedstill.simulation import flower_engine
 from fedstill.simulation.launcher import simulate
 

@@ -12,8 +12,8 @@ from helpers.runs import silent_console, table, tiny_experiment
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.event_log import Metrics, read_events
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics, read_events
 from fedstill.common.errors import ConfigError
 from fedstill.evaluation.results import PretrainedRow, Results, read_results
 from fedstill.simulation.config import Experiment

@@ -11,7 +11,7 @@ import pytest
 from helpers.runs import copied_run, trained_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy, write_policy
 from fedstill.protos.messages import PrototypeRequest

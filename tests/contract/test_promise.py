@@ -12,8 +12,9 @@ from helpers.runs import copied_run, prepared_run
 from fedstill.cloud_server.distillation import class_mix
 from fedstill.cloud_server.distillation.candidates import Candidate, Estimate, Training
 from fedstill.cloud_server.federation import jobs, personal_student
-from fedstill.cloud_server.federation.event_log import METRICS_FILE, read_events
-from fedstill.cloud_server.federation.journal import JOURNAL_FILE, open_journal
+from fedstill.cloud_server.journal.event_log import METRICS_FILE, read_events
+from fedstill.cloud_server.journal.journal import open_journal
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.protos.messages import PrototypeRequest, PrototypeUpload

@@ -15,10 +15,11 @@ from helpers.runs import copied_run, trained_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.device_session import DeviceSession
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.exchange import Exchange
-from fedstill.cloud_server.federation.journal import Journal, open_journal
 from fedstill.cloud_server.federation.server_app import run_plan
+from fedstill.cloud_server.journal.event_log import Metrics
+from fedstill.cloud_server.journal.fleet_state import read_fleet
+from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.edge_client.node.client_app import app
 from fedstill.simulation.gather import gather_rows
 
@@ -137,15 +138,15 @@ def test_a_killed_cloud_goes_on_where_it_was(
 
 def test_every_round_is_in_the_journal(ready: Path) -> None:
     run(ready)
-    journal = open_journal(ready)
-    overview = journal.overview()
-    assert [row["client"] for row in overview] == [0, 1]
-    for row in overview:
+    devices = read_fleet(ready)["devices"]
+    assert [row["client"] for row in devices] == [0, 1]
+    for row in devices:
         assert row["state"] == "connected"
         assert row["jobs_done"] == len(ARMS) + 1
         assert row["up_bytes"] > 0
         assert row["down_bytes"] > 10_000
         assert 0 <= row["accuracy"] <= 1
+    journal = open_journal(ready)
     assert not list(ready.glob("seed0/progress/*")), "training states of finished jobs are cleared away"
     for student in journal.students():
         content = (ready / student["file"]).read_bytes()

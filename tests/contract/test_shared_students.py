@@ -14,8 +14,9 @@ from fedstill.cli.main import app
 from fedstill.cli.shared.console import console
 from fedstill.cloud_server.distillation.candidates import Candidate, Training
 from fedstill.cloud_server.federation import personal_student, worlds
-from fedstill.cloud_server.federation.event_log import read_events
-from fedstill.cloud_server.federation.journal import JOURNAL_FILE, open_journal
+from fedstill.cloud_server.journal.event_log import read_events
+from fedstill.cloud_server.journal.journal import open_journal
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import run_inprocess
 

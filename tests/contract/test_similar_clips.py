@@ -10,7 +10,7 @@ from helpers.runs import prepared_run
 
 from fedstill.cloud_server.distillation.candidates import Candidate, Training
 from fedstill.cloud_server.federation import personal_student
-from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.cloud_server.journal.event_log import read_events
 from fedstill.edge_client.privacy import prototypes
 from fedstill.simulation.inprocess import run_inprocess
 

@@ -97,7 +97,7 @@ def install_result(**changes: Any) -> InstallResult:
 
 MESSAGES: dict[str, object] = {
     "HelloRequest": HelloRequest("0.1.0", "{}"),
-    "Hello": Hello("device0", "0.1.0", 0),
+    "Hello": Hello("device0", "0.1.0", 0, "ab" * 32),
     "Job": JOB,
     "Student": STUDENT,
     "PrototypeRequest": prototype_request(),

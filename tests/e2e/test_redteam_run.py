@@ -12,8 +12,8 @@ from helpers.runs import write_experiment
 from fedstill.cli import main as cli
 from fedstill.cli.shared.console import console
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.evaluation.redteam import intervals, inversion
 from fedstill.simulation.config import load_experiment

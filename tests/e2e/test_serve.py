@@ -33,7 +33,7 @@ from fedstill.cloud_server.serving.engine.environment import CPU_SETTINGS, servi
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain, read_profile
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
-from fedstill.common.child_process import sole_user
+from fedstill.common.folder_lock import sole_user
 from fedstill.protos import serving_pb2 as pb
 from fedstill.protos.serving_pb2_grpc import ServingStub
 

@@ -20,7 +20,7 @@ import pytest
 from helpers.quick import quick_environment
 from helpers.runs import silent_console, table, tiny_experiment, write_experiment
 
-from fedstill.cloud_server.federation.event_log import read_events
+from fedstill.cloud_server.journal.event_log import read_events
 from fedstill.evaluation.results import read_results
 from fedstill.simulation.launcher import simulate
 

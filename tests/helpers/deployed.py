@@ -16,9 +16,9 @@ import pytest
 
 from fedstill.cloud_server.distillation import compression_training
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.federation.event_log import METRICS_FILE, read_events
 from fedstill.cloud_server.federation.jobs import TABLE_PRECISIONS
-from fedstill.cloud_server.federation.journal import JOURNAL_FILE
+from fedstill.cloud_server.journal.event_log import METRICS_FILE, read_events
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.inference.cloud_connection import CloudConnection

@@ -10,8 +10,8 @@ import torch
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.export.students import export_student
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource

@@ -19,8 +19,8 @@ import psutil
 
 from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.event_log import read_events
-from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.cloud_server.journal.event_log import read_events
+from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.common.child_process import end, family
 from fedstill.common.flower_cli import free_port, tool
 from fedstill.edge_client.folder import EXPORT_FOLDER
@@ -150,6 +150,10 @@ class Fleet:
             "--state", str(state or self.agent_state(client)), *options,
         ]  # fmt: skip
         return self._started(f"agent{client}{tag}", command)
+
+    def start(self, name: str, *command: str) -> Service:
+        """Any other ``fedstill`` process of this fleet."""
+        return self._started(name, command)
 
     def agent_state(self, client: int) -> Path:
         return self.folder / f"agent{client}"

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.evaluation.results import Results
 from fedstill.simulation.config import Experiment, load_experiment
 from fedstill.simulation.launcher import prepare_run
@@ -113,8 +113,7 @@ def copied_run(source: Path, folder: Path, *leave_out: str, **changes: Any) -> P
     """That run in a folder of its own, without the files named ``leave_out``, and with another plan."""
     run_dir = folder / "run"
     shutil.copytree(source, run_dir, ignore=shutil.ignore_patterns(*leave_out))
-    plan = replace(read_plan(source), work=str(run_dir), public=str(run_dir / "public"), **changes)
-    write_plan(plan)
+    write_plan(replace(read_plan(run_dir), **changes))
     return run_dir
 
 

@@ -20,7 +20,7 @@ from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.app.serve_warmed import warmed_models
 from fedstill.cloud_server.serving.server.serving_server import Ports
 from fedstill.common.atomic_files import replace_text
-from fedstill.common.child_process import sole_user
+from fedstill.common.folder_lock import sole_user
 
 LOG = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import pytest
 from fedstill.cloud_server.distillation.settings import CohortSettings
 from fedstill.cloud_server.federation import cohorts as module
 from fedstill.cloud_server.federation.cohorts import Cohort, Cohorts
-from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.datasets.audiovisual.capture.card_distance import CardSpace
 from fedstill.datasets.audiovisual.capture_card import BANDS, CARD_BYTES, CARD_SIZE, CARD_VERSION
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fedstill.cloud_server.distillation.selection import Selection
-from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import Journal, JournalError, PrivacyGuarantee
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal, JournalError, PrivacyGuarantee
 from fedstill.protos.messages import PrototypeUpload
 
 KEY = JobKey("latency_sensitive", "fedstill", 1, 0)
@@ -88,24 +88,6 @@ def test_rounds_selections_jobs_and_students_are_written_once(journal: Journal) 
     np.testing.assert_array_equal(found.positions, chosen.positions)
     np.testing.assert_array_equal(found.weights, chosen.weights)
     assert journal.selection(KEY, 1) is None
-
-
-def test_the_overview_adds_up_and_a_changed_state_begins_anew(journal: Journal) -> None:
-    journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
-    (before,) = journal.overview()
-    journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
-    (same,) = journal.overview()
-    journal.see_node(1, "42", "kitchen", "0.1.0", "dead")
-    for up, down in ((10, 1000), (5, 500)):
-        journal.spend(KEY, 2, "query.prototypes", up, down)
-    journal.finish_job(KEY, {"evaluations": [{"correct": 3, "total": 4}]})
-    (after,) = journal.overview()
-    assert same["since"] == before["since"] < after["since"]
-    assert (after["state"], after["up_bytes"], after["down_bytes"], after["round"]) == ("dead", 15, 1500, 2)
-    assert (after["accuracy"], after["jobs_done"]) == (0.75, 1)
-    assert journal.traffic(KEY) == [
-        {"round": 2, "up_bytes": 10, "down_bytes": 1000}, {"round": 2, "up_bytes": 5, "down_bytes": 500}
-    ]  # fmt: skip
 
 
 def test_a_job_that_goes_on_forgets_the_failures_of_its_open_rounds(journal: Journal) -> None:

@@ -12,8 +12,8 @@ import pytest
 from tests.helpers.runs import prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.event_log import Metrics
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
+from fedstill.cloud_server.journal.event_log import Metrics
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 

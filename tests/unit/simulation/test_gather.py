@@ -11,8 +11,8 @@ import pytest
 from helpers.runs import prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation.job_key import JobKey
-from fedstill.cloud_server.federation.journal import open_journal
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import build_store

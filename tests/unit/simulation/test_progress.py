@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedstill.cloud_server.federation.event_log import METRICS_FILE
+from fedstill.cloud_server.journal.event_log import METRICS_FILE
 from fedstill.simulation.progress import LiveProgress, tree_memory_mb
 
 JOB = {"event": "job", "scenario": "latency_sensitive", "arm": "fedstill", "client": 1, "seed": 0}

@@ -18,94 +18,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from sqlalchemy import (
-    JSON,
-    Column,
-    Float,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import Table, create_engine, delete, event, insert, select, update
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.distillation.selection import Selection
-from fedstill.cloud_server.federation.job_key import JobKey
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.tables import (
+    FAILURES,
+    JOBS,
+    NODES,
+    PRIVACY,
+    ROUNDS,
+    SELECTIONS,
+    STUDENTS,
+    TRAFFIC,
+    UPLOADS,
+)
+from fedstill.cloud_server.journal.visits import Visits
 from fedstill.cloud_server.migrations.upgrade import JOURNAL, NewerSchema, upgrade
 from fedstill.common.errors import RunError
+from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.protos.messages import PrototypeUpload
 
-JOURNAL_FILE = "journal.db"
 BUSY_SECONDS = 30.0
 """A status command may read while the cloud writes."""
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-tables = MetaData()
-"""As the newest revision in ``cloud_server/migrations/journal`` leaves them."""
-
-
-def _table(name: str, *columns: Column[Any]) -> Table:
-    return Table(name, tables, *columns)
-
-
-def _text(name: str, **options: Any) -> Column[Any]:
-    return Column(name, String(200), **options)
-
-
-def _number(name: str, **options: Any) -> Column[Any]:
-    return Column(name, Integer, **options)
-
-
-def _time(name: str) -> Column[Any]:
-    return Column(name, Float, nullable=False)
-
-
-NODES = _table(
-    "nodes", _number("client", primary_key=True, autoincrement=False), _text("node"), _text("name"), _text("version"),
-    _text("state"), _time("since"), _time("seen"),
-)  # fmt: skip
-JOBS = _table(
-    "jobs", _text("job", primary_key=True), _number("client"), _number("seed"), Column("record", JSON),
-    _time("finished"),
-)  # fmt: skip
-ROUNDS = _table(
-    "rounds", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
-    Column("losses", JSON), Column("class_counts", JSON), _text("state_file"), _time("finished"),
-)  # fmt: skip
-UPLOADS = _table(
-    "uploads", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
-    _number("client"), Column("content", LargeBinary), _time("accepted"),
-)  # fmt: skip
-SELECTIONS = _table(
-    "selections", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
-    Column("content", LargeBinary), _time("chosen"),
-)  # fmt: skip
-STUDENTS = _table(
-    "students", _text("job", primary_key=True), _text("version"), _text("file"), _number("bytes"), _time("made"),
-)  # fmt: skip
-TRAFFIC = _table(
-    "traffic", _number("row", primary_key=True), _text("job"), _number("client"), _number("round"), _text("action"),
-    _number("up_bytes"), _number("down_bytes"), _time("at"),
-)  # fmt: skip
-PRIVACY = _table(
-    "privacy", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
-    _number("client"), _text("kind"), _number("clips"), Column("epsilon", Float), Column("delta", Float),
-    _time("released"),
-)  # fmt: skip
-FAILURES = _table(
-    "failures", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
-    Column("record", JSON), _time("at"),
-)  # fmt: skip
 
 
 class JournalError(RunError):
@@ -147,6 +86,11 @@ class Journal:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @property
+    def visits(self) -> Visits:
+        """When each device was given a student, and who asked for another."""
+        return Visits(self._engine)
 
     # Jobs and their outer rounds.
 
@@ -291,26 +235,6 @@ class Journal:
             since = {} if before == state else {"since": now}
             connection.execute(update(NODES).where(NODES.c.client == client).values(**values, **since))
 
-    def overview(self) -> list[dict[str, Any]]:
-        """One row per known client for ``fedstill status``: node columns, bytes so far, last outer round and
-        accuracy."""
-        spent = (
-            select(
-                TRAFFIC.c.client,
-                func.sum(TRAFFIC.c.up_bytes).label("up_bytes"),
-                func.sum(TRAFFIC.c.down_bytes).label("down_bytes"),
-            )
-            .group_by(TRAFFIC.c.client)
-            .subquery()
-        )
-        wanted = select(NODES, spent.c.up_bytes, spent.c.down_bytes)
-        wanted = wanted.join(spent, spent.c.client == NODES.c.client, isouter=True).order_by(NODES.c.client)
-        with self._engine.connect() as connection:
-            rows = [dict(row._mapping) for row in connection.execute(wanted)]
-            for row in rows:
-                row |= _last_of(connection, row["client"])
-        return rows
-
     def _add_once(self, table: Table, row: Mapping[str, Any]) -> None:
         try:
             with self._engine.begin() as connection:
@@ -322,23 +246,6 @@ class Journal:
 def open_journal(work: Path, url: str = "") -> Journal:
     """The journal of a run directory: its own SQLite file, or ``url``."""
     return Journal(url or f"sqlite:///{work / JOURNAL_FILE}")
-
-
-def _last_of(connection: Connection, client: int) -> dict[str, Any]:
-    """The newest outer round and the newest accuracy of a client's jobs."""
-    newest = select(TRAFFIC.c.job, TRAFFIC.c.round).where(TRAFFIC.c.client == client)
-    place = connection.execute(newest.order_by(TRAFFIC.c.row.desc()).limit(1)).one_or_none()
-    done = select(JOBS.c.record).where(JOBS.c.client == client).order_by(JOBS.c.finished.desc()).limit(1)
-    record = connection.scalar(done)
-    counts = record["evaluations"][-1] if record and record["evaluations"] else None
-    return {
-        "job": place.job if place else "",
-        "round": place.round if place else None,
-        "accuracy": counts["correct"] / counts["total"] if counts else None,
-        "class_mix": record.get("class_mix") if record else None,
-        "choice": record.get("choice") if record else None,
-        "jobs_done": connection.scalar(select(func.count()).where(JOBS.c.client == client)),
-    }
 
 
 def _packed(upload: PrototypeUpload) -> bytes:

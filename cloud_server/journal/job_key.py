@@ -11,7 +11,7 @@ from fedstill.protos.messages import Job
 @dataclass(frozen=True)
 class JobKey:
     """The parts that identify a job; ``sweep`` and ``value`` name a variant (Figures 5.12, 5.13, Table 5.3), empty
-    otherwise."""
+    otherwise. ``visit``: a service gives a device further students; the first one has number 0."""
 
     scenario: str
     arm: str
@@ -19,11 +19,14 @@ class JobKey:
     seed: int
     sweep: str = ""
     value: float = 0.0
+    visit: int = 0
 
     @property
     def variant(self) -> str:
-        """``all_distill_select.uploaded_samples.25``: the arm, and the sweep's value if there is one."""
-        return f"{self.arm}.{self.sweep}.{self.value:g}" if self.sweep else self.arm
+        """``all_distill_select.uploaded_samples.25``: the arm, and the sweep's value if there is one.
+        ``fedstill.visit.3``: the fourth student of a device."""
+        name = f"{self.arm}.{self.sweep}.{self.value:g}" if self.sweep else self.arm
+        return f"{name}.visit.{self.visit}" if self.visit else name
 
     @property
     def text(self) -> str:
@@ -36,5 +39,6 @@ class JobKey:
 
     @classmethod
     def of(cls, row: Mapping[str, object]) -> JobKey:
-        """The key within a job's record."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+        """The key within a job's record; older records know no visits."""
+        names = [field.name for field in fields(cls) if field.name in row]
+        return cls(**{name: row[name] for name in names})  # type: ignore[arg-type]

@@ -1,0 +1,88 @@
+"""``fedstill fleet``: what an operator asks of a running fleet, beside ``fedstill status``."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Ask for new students, and read what happens in a fleet.")
+
+FOLLOW_SECONDS = 0.5
+
+
+@app.command()
+def personalise(
+    state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
+    devices: Annotated[list[str] | None, typer.Argument(help="Names of devices.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All devices.")] = False,
+) -> None:
+    """Give devices a new student: each one as soon as it is online, while the coordinator runs."""
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of
+    from fedstill.cloud_server.journal.journal import open_journal
+    from fedstill.common.errors import ConfigError
+
+    with one_line_errors():
+        if bool(devices) == everything:
+            raise ConfigError("name some devices, or give --all")
+        plan = plan_of(state)
+        clients = clients_named(plan, devices or ())
+        journal = open_journal(state, plan["journal"])
+        journal.visits.ask(clients)
+        journal.close()
+    noun = "device" if len(clients) == 1 else "devices"
+    console.print(f"asked for a new student for {len(clients)} {noun}", highlight=False)
+
+
+@app.command()
+def events(
+    state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what happens from now on.")] = False,
+) -> None:
+    """Show what happened in a fleet, one line each: devices that came and went, students made, installed, refused."""
+    from fedstill.cli.shared.console import one_line_errors
+    from fedstill.cloud_server.journal.event_log import METRICS_FILE, EventTail
+    from fedstill.common.errors import ConfigError
+
+    with one_line_errors():
+        if not state.is_dir():
+            raise ConfigError(f"{state}: no such folder; give the coordinator's folder")
+        if not follow and not (state / METRICS_FILE).exists():
+            raise ConfigError(f"{state}: nothing has happened here yet")
+    tail = EventTail(state)
+    while True:
+        for event in tail.new():
+            if line := in_words(event):
+                typer.echo(f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}")
+        if not follow:
+            return
+        time.sleep(FOLLOW_SECONDS)
+
+
+def in_words(event: dict[str, Any]) -> str:
+    """One line; empty for what an operator need not know."""
+    kind, who = event["event"], f"client {event.get('client')}"
+    match kind:
+        case "device":
+            return f"{who} {event['state']}"
+        case "refused":
+            return f"node {event['node']} refused: {event['reason']}"
+        case "visit":
+            times = f", for the {event['visit'] + 1}. time" if event["visit"] else ""
+            return f"{who} is being personalised ({event['cause']}{times})"
+        case "visited" if event["outcome"] == "served":
+            return f"{who} uses its new student {event['student'][:12]}"
+        case "visited":
+            again = datetime.fromtimestamp(event["next_attempt"])
+            return f"{who} {event['outcome']}: {event['reason']}; again after {again:%Y-%m-%d %H:%M:%S}"
+        case "all_served":
+            return f"all {event['devices']} devices have their student"
+        case "aborted":
+            return f"the run failed: {event['reason']}"
+        case "finished":
+            return "the run is finished"
+    return ""

@@ -1,0 +1,141 @@
+"""A fleet's service: every device gets its student as soon as it is there, and again when it needs one. It never ends.
+
+No device waits for another. What is due follows from the journal and from what a device says of itself when it comes
+online, so a cloud that was restarted goes on where it was. ``visits.py`` says when a device is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from fedstill.cloud_server.distillation.compute import use_threads
+from fedstill.cloud_server.distillation.run_plan import read_plan
+from fedstill.cloud_server.federation.cohorts import open_cohorts
+from fedstill.cloud_server.federation.device_line import DeviceLine
+from fedstill.cloud_server.federation.exchange import Exchange
+from fedstill.cloud_server.federation.jobs import PersonalisationJob
+from fedstill.cloud_server.federation.node_registry import NodeRegistry
+from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.cloud_server.journal.event_log import Metrics
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal
+from fedstill.cloud_server.journal.visit import FAILED, REFUSED, SERVED, Seen, Visit, due
+from fedstill.common.run_layout import PLAN_FILE
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+MOST_AT_A_TIME = 32
+"""Devices that are served at the same time; most of them wait for their device, the others for a compute slot."""
+
+
+class FleetService:
+    """Serves the devices of one plan.
+
+    Args:
+        cloud: with the models that all devices share already made.
+    """
+
+    def __init__(
+        self, cloud: SeedCloud, exchange: Exchange, registry: NodeRegistry, journal: Journal, metrics: Metrics
+    ) -> None:
+        self._cloud, self._exchange, self._registry = cloud, exchange, registry
+        self._journal, self._metrics = journal, metrics
+        self._plan_file = Path(cloud.plan.work) / PLAN_FILE
+        self._plan_time = 0
+        self._plan = cloud.plan
+        self._slots, self._cohorts = ComputeSlots(cloud.plan.compute.workers), open_cohorts(cloud)
+        self._pool = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="visit")
+        self._busy: set[int] = set()
+        self._whole = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop`` is set: then no further visit begins, and those that have begun are finished."""
+        try:
+            while not stop.is_set():
+                self.look()
+                stop.wait(LOOK_SECONDS)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Begin no further visit, and wait for those that have begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def look(self) -> None:
+        """Begin the visits that are due now."""
+        self._follow_plan()
+        visits, asked, now = self._journal.visits.newest(), self._journal.visits.asked(), time.time()
+        for client, hello in self._registry.present().items():
+            if client in self._busy:
+                continue
+            seen = Seen(self._name_of(client), hello.student)
+            visit = due(visits.get(client), seen, asked.get(client, 0.0), now, self._plan.pause_scale)
+            if visit is not None:
+                self._busy.add(client)
+                self._pool.submit(self._visit, replace(visit, client=client))
+        self._report(visits)
+
+    def _follow_plan(self) -> None:
+        changed = self._plan_file.stat().st_mtime_ns
+        if changed != self._plan_time:
+            self._plan_time, self._plan = changed, read_plan(self._plan_file.parent)
+            self._registry.follow(self._plan.clients, self._plan.devices)
+
+    def _name_of(self, client: int) -> str:
+        return self._plan.devices[client] if self._plan.devices else ""
+
+    def _report(self, visits: dict[int, Visit]) -> None:
+        """Say once that every device of the plan has what it should have."""
+        names = self._plan.devices or [""] * self._plan.clients
+        wanted = [client for client, name in enumerate(names) if name or not self._plan.devices]
+        whole = bool(wanted) and not self._busy
+        whole = whole and all(one in visits and visits[one].outcome == SERVED for one in wanted)
+        if whole and not self._whole:
+            self._metrics.emit("all_served", devices=len(wanted))
+        self._whole = whole
+
+    def _visit(self, visit: Visit) -> None:
+        """One attempt; whatever goes wrong with one device, the others go on."""
+        use_threads(1)
+        try:
+            begun = self._journal.visits.begin(visit)
+            self._metrics.emit("visit", client=visit.client, visit=visit.visit, cause=visit.cause)
+            try:
+                outcome, reason, student = self._attempt(begun)
+            except Exception as error:
+                log.exception("visit of client %d", visit.client)
+                outcome, reason, student = FAILED, f"{type(error).__name__}: {error}", visit.student
+            ended = self._journal.visits.end(begun, outcome, reason, student)
+            again = ended.next_attempt(self._plan.pause_scale)
+            self._metrics.emit(
+                "visited", client=visit.client, visit=visit.visit, outcome=outcome, reason=reason, student=student,
+                next_attempt=again,
+            )  # fmt: skip
+        except Exception:  # the journal cannot be written; the next look tries again
+            log.exception("visit of client %d: nothing can be noted", visit.client)
+        finally:
+            self._busy.discard(visit.client)
+
+    def _attempt(self, visit: Visit) -> tuple[str, str, str]:
+        """(outcome, reason, version in use)."""
+        client, plan = visit.client, self._cloud.plan
+        key = JobKey(plan.scenarios[0], plan.arms[0], client, self._cloud.seed, visit=visit.visit)
+        line = DeviceLine(self._exchange, self._registry, client, plan.reply_timeout)
+        job = PersonalisationJob(key, self._cloud, line, self._journal, self._slots, self._cohorts)
+        record = job.run()
+        student = str(record.install.get("current", ""))
+        if student:
+            self._registry.uses(client, student)
+        if job.progress.failures:
+            return FAILED, job.progress.failures[-1], student
+        if not record.install.get("installed"):
+            return REFUSED, str(record.install.get("reason", "")), student
+        self._metrics.emit("job", **record.as_event())
+        return SERVED, "", student

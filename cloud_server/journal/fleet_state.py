@@ -1,0 +1,199 @@
+"""What an operator wants to know of a fleet: of every device, whether it is there, and what became of its student.
+
+It is read from the coordinator's folder, whether the coordinator runs or not. A SQLite journal is opened to read only,
+with Python's own module: neither torch nor SQLAlchemy is loaded, for this is asked often and on small machines.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from fedstill.cloud_server.journal.visit import SERVED, Visit
+from fedstill.common.errors import ConfigError, RunError
+from fedstill.common.folder_lock import in_use
+from fedstill.common.run_layout import JOURNAL_FILE, PLAN_FILE, STATUS_FILE
+
+ONLINE = ("connected", "revived", "late")
+
+NODES = """SELECT n.*, t.up_bytes, t.down_bytes FROM nodes n LEFT JOIN (
+    SELECT client, sum(up_bytes) AS up_bytes, sum(down_bytes) AS down_bytes FROM traffic GROUP BY client
+) t ON t.client = n.client"""
+PLACES = """SELECT client, job, round FROM traffic WHERE "row" IN (SELECT max("row") FROM traffic GROUP BY client)"""
+RECORDS = """SELECT j.client, j.record, c.jobs_done FROM jobs j JOIN (
+    SELECT client, max(finished) AS newest, count(*) AS jobs_done FROM jobs GROUP BY client
+) c ON c.client = j.client AND c.newest = j.finished"""
+VISITS = """SELECT v.* FROM visits v JOIN (
+    SELECT client, max(visit) AS newest FROM visits GROUP BY client
+) l ON l.client = v.client AND l.newest = v.visit"""
+
+Row = dict[str, Any]
+
+
+class Asked(Protocol):
+    """Answers a query with rows by column name; implemented by the two functions below."""
+
+    def __call__(self, query: str) -> list[Row]: ...
+
+
+def read_fleet(state: Path) -> dict[str, Any]:
+    """``run``, ``clients``, and ``devices``: one row per client, those that were never online included.
+
+    A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
+    ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link`` (``online``, ``late``,
+    ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it); of the newest visit
+    ``visit``, ``doing`` in words and ``next_attempt``.
+
+    Raises:
+        ConfigError: no coordinator's folder.
+        RunError: its journal cannot be read.
+    """
+    plan, running = plan_of(state), in_use(state)
+    with _journal(state, plan["journal"]) as asked:
+        nodes = {row["client"]: row for row in asked(NODES)}
+        places = {row["client"]: row for row in asked(PLACES)}
+        records = {row["client"]: row for row in asked(RECORDS)}
+        visits = {row["client"]: Visit(**row) for row in _visits(asked)}
+    devices = []
+    for client in range(plan["clients"]):
+        name = plan["devices"][client] if plan["devices"] else ""
+        row = nodes.get(client) or _never_seen(client, name)
+        row |= _newest(places.get(client), records.get(client))
+        visit = visits.get(client)
+        row["link"] = "revoked" if plan["devices"] and not name else _link(row["state"], running)
+        row["visit"] = asdict(visit) if visit else None
+        row["doing"] = _doing(visit, running)
+        row["next_attempt"] = visit.next_attempt(plan.get("pause_scale", 1.0)) if visit else None
+        devices.append(row)
+    return {"run": _run(state, running), "clients": plan["clients"], "devices": devices}
+
+
+def plan_of(state: Path) -> dict[str, Any]:
+    """The run plan as JSON. Raises ConfigError if there is none."""
+    try:
+        plan: dict[str, Any] = json.loads((state / PLAN_FILE).read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{state}: not a coordinator's folder; start one with: fedstill coordinator --state {state}"
+        ) from None
+    return plan
+
+
+def clients_named(plan: Mapping[str, Any], names: Sequence[str]) -> list[int]:
+    """The clients of these devices; of all of them if no name is given. Raises ConfigError for an unknown one."""
+    known = {name: client for client, name in enumerate(plan["devices"]) if name}
+    if not plan["devices"]:  # without credentials they have numbers only
+        known = {str(client): client for client in range(plan["clients"])}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name}: no such device; known: {', '.join(known) or 'none'}")
+    return [known[name] for name in names or known]
+
+
+@contextmanager
+def _journal(state: Path, url: str) -> Iterator[Asked]:
+    """The journal, to be read only."""
+    path = state / JOURNAL_FILE if not url else Path(url.removeprefix("sqlite:///"))
+    if url and not url.startswith("sqlite:///"):
+        with _by_sqlalchemy(url) as asked:
+            yield asked
+        return
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30.0)
+    except sqlite3.Error as error:
+        raise RunError(f"journal {path}: {error}") from error
+    connection.row_factory = sqlite3.Row
+
+    def ask(query: str) -> list[Row]:
+        try:
+            return [dict(row) for row in connection.execute(query)]
+        except sqlite3.OperationalError as error:
+            raise RunError(f"journal {path}: {error}") from error
+
+    try:
+        yield ask
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _by_sqlalchemy(url: str) -> Iterator[Asked]:
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(url)
+        with engine.connect() as connection:
+
+            def ask(query: str) -> list[Row]:
+                return [dict(row._mapping) for row in connection.execute(text(query))]
+
+            yield ask
+        engine.dispose()
+    except SQLAlchemyError as error:
+        raise RunError(f"journal: {str(error).splitlines()[0]}") from error
+
+
+def _visits(asked: Asked) -> list[Row]:
+    """None in a journal that only an older fedstill has opened so far."""
+    try:
+        return asked(VISITS)
+    except RunError as error:
+        if "no such table" in str(error):
+            return []
+        raise
+
+
+def _newest(place: Row | None, record: Row | None) -> Row:
+    """Of the newest job that has begun, and of the newest one that is finished."""
+    kept = record["record"] if record else {}
+    content = kept if isinstance(kept, dict) else json.loads(kept)
+    counts = content["evaluations"][-1] if content.get("evaluations") else None
+    return {
+        "job": place["job"] if place else "",
+        "round": place["round"] if place else None,
+        "accuracy": counts["correct"] / counts["total"] if counts else None,
+        "class_mix": content.get("class_mix"),
+        "choice": content.get("choice"),
+        "jobs_done": record["jobs_done"] if record else 0,
+    }
+
+
+def _never_seen(client: int, name: str) -> Row:
+    return {
+        "client": client, "node": "", "name": name, "version": "", "state": "", "since": None, "seen": None,
+        "up_bytes": None, "down_bytes": None,
+    }  # fmt: skip
+
+
+def _link(state: str, running: bool) -> str:
+    if not state:
+        return "never online"
+    if not running:
+        return "unknown"
+    if state == "late":
+        return "late"
+    return "online" if state in ONLINE else "offline"
+
+
+def _doing(visit: Visit | None, running: bool) -> str:
+    """In words what became of the device's student."""
+    if visit is None:
+        return "no student yet"
+    if visit.outcome == SERVED:
+        return "served"
+    if visit.outcome:
+        return f"{visit.outcome}: {visit.reason}"
+    return "being personalised" if running else "interrupted"
+
+
+def _run(state: Path, running: bool) -> str:
+    path = state / STATUS_FILE
+    said = str(json.loads(path.read_text())["run"]) if path.exists() else "never started"
+    return "interrupted; the coordinator is not running" if said == "running" and not running else said

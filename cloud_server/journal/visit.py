@@ -1,0 +1,91 @@
+"""When a service gives a device its student: at first, and again when it needs one.
+
+A visit is one personalisation of one device. It begins with a cause, is repeated until it succeeds, and has the same
+number and the same uploads all the time. A new cause is a new visit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SERVED, FAILED, REFUSED = "served", "failed", "refused"
+"""Outcomes of a visit. Failed: the device did not answer usefully. Refused: it tried the student, and keeps what it
+had."""
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 6 * 3600.0
+"""Seconds before a failed visit is repeated; twice as long after each further failure."""
+REFUSED_PAUSE = 24 * 3600.0
+"""Seconds before a device that refused its student is asked for a new summary."""
+NEW, REPLACED, LOST, REQUESTED, AFTER_REFUSAL = (
+    "new device", "device replaced", "lost its student", "asked for", "refused before",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One personalisation of a device.
+
+    Attributes:
+        visit: its number, from 0 for each client.
+        device: the registered name of the device.
+        outcome: one of the three above; empty while it lasts, or if the cloud ended meanwhile.
+        reason: of another outcome than served; one line.
+        student: the version that the device used at the end.
+        attempts: how many have failed in a row.
+        started, ended: of the newest attempt, seconds since 1970; ended is None while it lasts.
+    """
+
+    client: int
+    visit: int
+    cause: str
+    device: str
+    outcome: str = ""
+    reason: str = ""
+    student: str = ""
+    attempts: int = 0
+    started: float = 0.0
+    ended: float | None = None
+
+    def next_attempt(self, scale: float = 1.0) -> float | None:
+        """When it is tried again, seconds since 1970; None unless it went wrong."""
+        if self.outcome == FAILED:
+            pause = min(FIRST_PAUSE * 2.0 ** min(self.attempts - 1, 30), LONGEST_PAUSE)
+        elif self.outcome == REFUSED:
+            pause = REFUSED_PAUSE
+        else:
+            return None
+        return (self.ended or self.started) + scale * pause
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the cloud knows of a device that is online: its registered name, and the version of its student."""
+
+    device: str
+    student: str
+
+
+def due(last: Visit | None, seen: Seen, asked: float, now: float, scale: float = 1.0) -> Visit | None:
+    """The visit that this device needs now; None if it has what it should have, or must wait.
+
+    Args:
+        last: the newest visit of its client.
+        asked: when an operator last asked for a new student, seconds since 1970; 0 for never.
+        scale: of all pauses.
+    """
+    if last is None:
+        return Visit(0, 0, NEW, seen.device)
+    another = Visit(last.client, last.visit + 1, "", seen.device)
+    if seen.device != last.device:
+        return replace(another, cause=REPLACED)
+    if not last.outcome:
+        return last
+    if asked > last.started:
+        return replace(another, cause=REQUESTED)
+    again = last.next_attempt(scale)
+    if again is not None:
+        # a clock that was set back must not make a device wait for years
+        waited = now >= again or now < (last.ended or last.started)
+        if not waited:
+            return None
+        return last if last.outcome == FAILED else replace(another, cause=AFTER_REFUSAL)
+    return replace(another, cause=LOST) if seen.student != last.student else None

@@ -1,0 +1,295 @@
+"""A service gives devices that come and go their students: when they are new, lost it, were replaced, or failed before.
+
+The real cloud and the real ClientApp, over a grid inside this process whose nodes come and go as the test says.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import Message
+from helpers.runs import copied_run, trained_run
+
+from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
+from fedstill.cloud_server.federation.exchange import Exchange
+from fedstill.cloud_server.federation.node_registry import NodeRegistry
+from fedstill.cloud_server.federation.seed_state import SeedCloud
+from fedstill.cloud_server.federation.server_app import make_shared
+from fedstill.cloud_server.federation.service import FleetService
+from fedstill.cloud_server.journal.event_log import Metrics, read_events
+from fedstill.cloud_server.journal.fleet_state import read_fleet
+from fedstill.cloud_server.journal.journal import Journal, open_journal
+from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REFUSED, REPLACED, REQUESTED, SERVED, Visit
+from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
+from fedstill.datasets.audiovisual.store import open_store
+from fedstill.edge_client.folder import SHELF_FOLDER
+from fedstill.edge_client.node.client_app import app as client_app
+from fedstill.edge_client.node.device import Device
+from fedstill.protos.messages import InstallResult
+from fedstill.simulation.inprocess import InProcessGrid
+
+pytestmark = pytest.mark.slow
+
+FIRST_NODE = 1000
+ONE_ARM = ("run.arms=['fedstill']", "run.scenarios=['latency_insensitive']", "downlink.minimum_agreement=0")
+INSTALL = "train.install"
+
+
+class ComingAndGoing(InProcessGrid):
+    """Nodes are online while they are in ``here``; ``deaf`` ones do not answer these actions."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(client_app, 2, {"run-dir": str(run_dir)})
+        self.here: set[int] = set()
+        self.deaf: set[tuple[int, str]] = set()
+        self.requests: list[tuple[int, str]] = []
+        self.names = ["hall", "kitchen"]
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        """As the SuperLink knows them: by the names that their certificates have."""
+        named = enumerate(self.names)
+        return [SimpleNamespace(node_id=FIRST_NODE + client, name=name) for client, name in named]
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [FIRST_NODE + client for client in self.here]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            client, action = message.metadata.dst_node_id - FIRST_NODE, message.metadata.message_type
+            self.requests.append((client, action))
+            self._silent = {client} if (client, action) in self.deaf else set()
+            yield from super().push_messages([message])
+
+
+@dataclass
+class Running:
+    """A service that looks when the test says so."""
+
+    run_dir: Path
+    grid: ComingAndGoing
+    journal: Journal
+    service: FleetService
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        limit = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < limit, f"{what}: {self.newest()}"
+            self.service.look()
+            time.sleep(0.05)
+
+    def newest(self) -> dict[int, Visit]:
+        return self.journal.visits.newest()
+
+    def outcome(self, client: int, visit: int) -> str:
+        found = self.newest().get(client)
+        return found.outcome if found and found.visit == visit else ""
+
+    def serve(self, client: int, visit: int, outcome: str = SERVED) -> Visit:
+        self.until(
+            lambda: self.outcome(client, visit) == outcome, f"client {client}, visit {visit} {outcome}"
+        )
+        return self.newest()[client]
+
+    def look_long(self) -> None:
+        """Nothing may happen meanwhile."""
+        for _ in range(10):
+            self.service.look()
+            time.sleep(0.05)
+
+    def leave(self, client: int) -> None:
+        self.grid.here.discard(client)
+        self.until(lambda: self.link(client) == "dead", f"client {client} is gone")
+
+    def link(self, client: int) -> str:
+        return str(read_fleet(self.run_dir)["devices"][client]["state"])
+
+    def asked(self, client: int, action: str) -> int:
+        return self.grid.requests.count((client, action))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose shared models are there."""
+    run_dir = trained_run(tmp_path_factory.mktemp("trained"), ONE_ARM)
+    metrics = Metrics(run_dir)
+    make_shared(SeedCloud(read_plan(run_dir), 0, metrics), ["fedstill"])
+    metrics.close()
+    return run_dir
+
+
+@contextmanager
+def service_of(run_dir: Path, here: Iterable[int] = ()) -> Iterator[Running]:
+    plan = read_plan(run_dir)
+    public = open_store(Path(plan.public))
+    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
+    grid, metrics, journal = ComingAndGoing(run_dir), Metrics(run_dir), open_journal(run_dir)
+    grid.here |= set(here)
+    exchange = Exchange(grid, plan.reply_timeout)
+    with NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices) as registry:
+        service = FleetService(SeedCloud(plan, 0, metrics), exchange, registry, journal, metrics)
+        yield Running(run_dir, grid, journal, service)
+        service.close()
+    journal.close()
+    metrics.close()
+
+
+@pytest.fixture
+def run_dir(trained: Path, tmp_path: Path) -> Path:
+    return copied_run(
+        trained,
+        tmp_path,
+        service=True,
+        clients=2,
+        devices=("hall", "kitchen"),
+        reply_timeout=2.0,
+        pause_scale=0.001,
+    )
+
+
+@pytest.fixture
+def running(run_dir: Path) -> Iterator[Running]:
+    with service_of(run_dir) as found:
+        yield found
+
+
+def test_each_device_is_served_when_it_comes_and_then_left_alone(running: Running) -> None:
+    running.grid.here.add(0)
+    first = running.serve(0, 0)
+    assert (first.cause, first.device) == (NEW, "hall")
+    running.look_long()
+    assert set(running.newest()) == {0}
+    running.grid.here.add(1)
+    running.serve(1, 0)
+    running.look_long()
+    assert {client: one.visit for client, one in running.newest().items()} == {0: 0, 1: 0}
+    for client in (0, 1):
+        assert running.asked(client, INSTALL) >= 1
+        assert running.asked(client, "evaluate.student") == 0, "a service needs no labels"
+        assert running.newest()[client].student in [path.stem for path in students_of(running, client)]
+    (said,) = [event for event in read_events(running.run_dir) if event["event"] == "all_served"]
+    assert said["devices"] == 2
+
+
+def students_of(running: Running, client: int) -> list[Path]:
+    return sorted((running.run_dir / "devices" / str(client) / SHELF_FOLDER).glob("*.safetensors"))
+
+
+def test_a_device_that_comes_back_keeps_its_student_and_one_without_files_gets_another(
+    running: Running,
+) -> None:
+    running.grid.here.add(0)
+    running.serve(0, 0)
+    running.leave(0)
+    running.grid.here.add(0)
+    running.until(lambda: running.link(0) == "revived", "client 0 is back")
+    running.look_long()
+    assert running.newest()[0].visit == 0
+    running.leave(0)
+    shutil.rmtree(running.run_dir / "devices" / "0" / SHELF_FOLDER)
+    running.grid.here.add(0)
+    again = running.serve(0, 1)
+    assert again.cause == LOST
+    assert students_of(running, 0)
+
+
+def test_a_replaced_device_and_one_that_is_asked_for_get_new_students(running: Running) -> None:
+    running.grid.here |= {0, 1}
+    running.serve(0, 0)
+    running.serve(1, 0)
+    running.grid.names[0] = "hall-2"
+    write_plan(replace(read_plan(running.run_dir), devices=("hall-2", "kitchen")))
+    assert running.serve(0, 1).cause == REPLACED
+    running.journal.visits.ask([1])
+    assert running.serve(1, 1).cause == REQUESTED
+    running.look_long()
+    assert {client: one.visit for client, one in running.newest().items()} == {0: 1, 1: 1}
+    assert len({job for job, _, client in running.journal.uploaded() if client == 1}) == 2
+
+
+def test_a_device_that_is_issued_later_and_one_that_is_revoked(running: Running) -> None:
+    running.grid.here.add(0)
+    write_plan(replace(read_plan(running.run_dir), clients=1, devices=("hall",)))
+    running.serve(0, 0)
+    running.grid.here.add(1)
+    running.look_long()
+    assert set(running.newest()) == {0}
+    write_plan(replace(read_plan(running.run_dir), clients=2, devices=("hall", "kitchen")))
+    running.serve(1, 0)
+    write_plan(replace(read_plan(running.run_dir), clients=2, devices=("", "kitchen")))
+    running.until(lambda: running.link(0) == "revoked", "client 0 is revoked")
+    running.journal.visits.ask([0])
+    running.look_long()
+    assert running.newest()[0].visit == 0
+
+
+def test_what_failed_is_tried_again_with_the_upload_that_is_there(running: Running) -> None:
+    running.grid.here.add(0)
+    running.grid.deaf.add((0, INSTALL))
+    failed = running.serve(0, 0, FAILED)
+    assert "no reply within" in failed.reason
+    assert failed.attempts >= 1
+    uploads = running.journal.uploaded()
+    assert uploads
+    running.grid.deaf.clear()
+    served = running.serve(0, 0)
+    assert (served.attempts, served.reason) == (0, "")
+    assert running.journal.uploaded() == uploads, "nothing is asked twice"
+
+
+def test_a_student_that_a_device_refuses_is_told_and_tried_anew(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Device, "install", lambda self, request: InstallResult(request.job, False, 0.2, "2 of 10", "")
+        )
+        running.grid.here.add(0)
+        refused = running.serve(0, 0, REFUSED)
+    assert (refused.reason, refused.student) == ("2 of 10", "")
+    running.look_long()
+    assert running.newest() == {0: refused}
+    again = replace(refused, started=refused.started - 2e5, ended=(refused.ended or 0) - 2e5)
+    running.journal.visits._write(again)  # a day later
+    assert running.serve(0, 1).cause == "refused before"
+
+
+def test_an_error_of_the_cloud_stops_one_visit_and_not_the_service(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedstill.cloud_server.federation.service.PersonalisationJob.run", broken)
+        running.grid.here |= {0, 1}
+        assert "No space left on device" in running.serve(0, 0, FAILED).reason
+    running.serve(0, 0)
+    running.serve(1, 0)
+
+
+def test_a_service_that_was_ended_goes_on_where_it_was(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NodeRegistry, "_registered", lambda self, node: self.names[node - FIRST_NODE])
+    with service_of(run_dir, [0]) as first:
+        first.serve(0, 0)
+    with open_journal_of(run_dir) as journal:  # killed while client 1 was being served
+        journal.visits.begin(Visit(1, 0, NEW, "kitchen"))
+    with service_of(run_dir, [0, 1]) as second:
+        second.serve(1, 0)
+        second.look_long()
+        assert {client: one.visit for client, one in second.newest().items()} == {0: 0, 1: 0}
+
+
+@contextmanager
+def open_journal_of(run_dir: Path) -> Iterator[Journal]:
+    journal = open_journal(run_dir)
+    yield journal
+    journal.close()

@@ -1,0 +1,108 @@
+"""A service lives: real processes over TLS, devices that come late, lose their files, are replaced and asked for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.fleet import Fleet, Service
+from helpers.runs import TINY
+
+from fedstill.cloud_server.auth.authority import issue_node, revoke_node
+from fedstill.cloud_server.journal.fleet_state import read_fleet
+from fedstill.common.flower_cli import tool
+from fedstill.edge_client.folder import EXPORT_FOLDER
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SET = ("--set", "downlink.minimum_agreement=0", "--set", "run.reply_timeout=400")
+"""A student of one epoch agrees with nobody."""
+
+
+def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(TINY)
+    devices = [undisturbed / "devices" / str(client) / "data" for client in (0, 1)]
+    with Fleet(tmp_path, experiment, devices, SET, devices[0].parent / EXPORT_FOLDER) as fleet:
+        coordinator, first = fleet.coordinator(once=False), fleet.agent(0)
+        is_served(fleet, 0, 0, "new device")
+        assert row(fleet, 1)["link"] == "never online"
+
+        second = fleet.agent(1)  # nobody has waited for it, and it is served all the same
+        is_served(fleet, 1, 0, "new device")
+
+        assert first.terminate() == 0
+        shutil.rmtree(fleet.agent_state(0))  # a new SD card
+        first = fleet.agent(0, tag="-new-card")
+        is_served(fleet, 0, 1, "lost its student")
+
+        assert second.terminate() == 0
+        revoke_node(fleet.certs, fleet.name(1))
+        issue_node(fleet.certs, "device-1b", client=1)
+        second = replacement(fleet)
+        is_served(fleet, 1, 1, "device replaced")
+
+        coordinator.kill()
+        coordinator.start()
+        asked = command("fleet", "personalise", "device-0", "--state", str(fleet.state))
+        assert asked == "asked for a new student for 1 device\n"
+        is_served(fleet, 0, 2, "asked for")
+        fleet.wait_for(lambda: row(fleet, 1)["link"] == "online", "the other device is there again")
+        assert row(fleet, 1)["visit"]["visit"] == 1, "a restart serves nobody twice"
+
+        assert coordinator.terminate() == 0
+        assert read_fleet(fleet.state)["run"] == "stopped"
+        assert row(fleet, 0)["link"] == "unknown"
+        for agent in (first, second):
+            assert agent.terminate() == 0, agent.said()
+        assert "Traceback" not in "".join(service.said() for service in fleet.services)
+        told = command("fleet", "events", "--state", str(fleet.state))
+    for line in ("client 0 is being personalised (new device)", "client 1 uses its new student"):
+        assert line in told
+
+
+def row(fleet: Fleet, client: int) -> dict[str, Any]:
+    return dict(read_fleet(fleet.state)["devices"][client])
+
+
+def is_served(fleet: Fleet, client: int, visit: int, cause: str) -> None:
+    def done() -> bool:
+        if not (fleet.state / "journal.db").exists():
+            return False
+        found = row(fleet, client)["visit"]
+        return bool(found) and (found["visit"], found["outcome"]) == (visit, "served")
+
+    fleet.wait_for(done, f"client {client} is served for the {visit + 1}. time")
+    assert row(fleet, client)["visit"]["cause"] == cause
+
+
+def replacement(fleet: Fleet) -> Service:
+    """Another device in the place of device-1."""
+    state = fleet.folder / "agent1b"
+    fleet.equip(state)
+    return fleet.start(
+        "agent1b", "agent", "--coordinator", f"127.0.0.1:{fleet.port}",
+        "--credentials", str(fleet.certs / "nodes" / "device-1b"), "--data", str(fleet.devices[1]),
+        "--state", str(state),
+    )  # fmt: skip
+
+
+def command(*arguments: str) -> str:
+    return subprocess.run([tool("fedstill"), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_status_loads_nothing_heavy(undisturbed: Path) -> None:
+    code = (
+        "import sys\nfrom fedstill.cli.main import app\n"
+        f"sys.argv = ['fedstill', 'status', '--state', {str(undisturbed)!r}]\n"
+        "try: app()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'sqlalchemy', 'scipy', 'flwr', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,195 @@
+"""What an operator reads of a fleet is what the journal says, and no more than is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.command import CliRunner
+
+from fedstill.cli.main import app
+from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal
+from fedstill.cloud_server.journal.visit import FAILED, NEW, SERVED, Visit
+from fedstill.common.errors import ConfigError, RunError
+from fedstill.common.folder_lock import sole_user
+
+KEY = JobKey("latency_insensitive", "fedstill", 1, 0)
+DEVICES = ["hall", "kitchen", ""]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    state: Path
+    journal: Journal
+
+    def device(self, client: int) -> dict[str, Any]:
+        row = read_fleet(self.state)["devices"][client]
+        assert row["client"] == client
+        return dict(row)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgresql")
+    write_plan(tmp_path, url)
+    made = Journal(url or f"sqlite:///{tmp_path / 'journal.db'}")
+    yield Fleet(tmp_path, made)
+    made.close()
+
+
+def write_plan(state: Path, journal: str = "") -> None:
+    plan = {"clients": len(DEVICES), "devices": DEVICES, "journal": journal, "pause_scale": 1.0}
+    (state / "plan.json").write_text(json.dumps(plan))
+
+
+def test_it_adds_up_and_a_changed_state_begins_anew(fleet: Fleet) -> None:
+    journal = fleet.journal
+    journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    before = fleet.device(1)
+    journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    same = fleet.device(1)
+    journal.see_node(1, "42", "kitchen", "0.1.0", "dead")
+    for up, down in ((10, 1000), (5, 500)):
+        journal.spend(KEY, 2, "query.prototypes", up, down)
+    journal.finish_job(KEY, {"evaluations": [{"correct": 3, "total": 4}]})
+    after = fleet.device(1)
+    assert same["since"] == before["since"] < after["since"]
+    assert (after["state"], after["up_bytes"], after["down_bytes"], after["round"]) == ("dead", 15, 1500, 2)
+    assert (after["accuracy"], after["jobs_done"], after["name"]) == (0.75, 1, "kitchen")
+    assert journal.traffic(KEY) == [
+        {"round": 2, "up_bytes": 10, "down_bytes": 1000}, {"round": 2, "up_bytes": 5, "down_bytes": 500}
+    ]  # fmt: skip
+
+
+def test_a_link_is_known_only_while_a_coordinator_looks_after_it(fleet: Fleet) -> None:
+    fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    assert [row["link"] for row in read_fleet(fleet.state)["devices"]] == [
+        "never online",
+        "unknown",
+        "revoked",
+    ]
+    with sole_user(fleet.state):
+        assert fleet.device(1)["link"] == "online"
+        for state, link in (("late", "late"), ("dead", "offline"), ("revived", "online")):
+            fleet.journal.see_node(1, "42", "kitchen", "0.1.0", state)
+            assert fleet.device(1)["link"] == link
+
+
+def test_a_visit_is_told_with_its_reason_and_its_next_attempt(fleet: Fleet) -> None:
+    visits = fleet.journal.visits
+    assert fleet.device(1)["doing"] == "no student yet"
+    begun = visits.begin(Visit(1, 0, NEW, "kitchen"))
+    assert fleet.device(1)["doing"] == "interrupted"
+    with sole_user(fleet.state):
+        assert fleet.device(1)["doing"] == "being personalised"
+    ended = visits.end(begun, FAILED, "no reply within 300 s", "")
+    row = fleet.device(1)
+    assert row["doing"] == "failed: no reply within 300 s"
+    assert row["next_attempt"] == ended.next_attempt() == pytest.approx(row["visit"]["ended"] + 60)
+    visits.end(visits.begin(ended), SERVED, "", "ab" * 32)
+    row = fleet.device(1)
+    assert (row["doing"], row["next_attempt"], row["visit"]["attempts"]) == ("served", None, 0)
+
+
+def test_the_command_shows_all_that_and_writes_nothing(fleet: Fleet) -> None:
+    fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    fleet.journal.visits.end(
+        fleet.journal.visits.begin(Visit(1, 0, NEW, "kitchen")), FAILED, "its disk is full", ""
+    )
+    found = CliRunner().invoke(app, ["status", "--state", str(fleet.state)], env={"COLUMNS": "140"})
+    assert found.exit_code == 0, found.output
+    assert "kitchen" in found.output
+    assert "kitchen: its disk is full" in found.output
+    assert "1 of 3 devices have never been online" in found.output
+    asked = CliRunner().invoke(app, ["status", "--state", str(fleet.state), "--json"])
+    assert json.loads(asked.output)["devices"][1]["doing"] == "failed: its disk is full"
+
+
+def test_a_journal_of_an_older_fedstill_is_read_and_not_changed(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    old = Path(__file__).parents[2] / "data" / "state_without_revisions" / "journal.sqlite.sql"
+    with sqlite3.connect(tmp_path / "journal.db") as connection:
+        connection.executescript(old.read_text())
+    connection.close()
+    before = (tmp_path / "journal.db").read_bytes()
+    rows = read_fleet(tmp_path)["devices"]
+    assert [(row["name"], row["state"], row["up_bytes"]) for row in rows[:2]] == [
+        ("kitchen", "connected", 642), ("hall", "dead", 321)
+    ]  # fmt: skip
+    assert [row["visit"] for row in rows] == [None, None, None]
+    assert (tmp_path / "journal.db").read_bytes() == before
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a coordinator's folder; start one with"):
+        read_fleet(tmp_path)
+    write_plan(tmp_path)
+    with pytest.raises(RunError, match="unable to open database file"):
+        read_fleet(tmp_path)
+    write_plan(tmp_path, "postgresql+psycopg://me:secret@127.0.0.1:1/x")
+    with pytest.raises(RunError) as refused:
+        read_fleet(tmp_path)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_only_be_read_is_enough(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    Journal(f"sqlite:///{tmp_path / 'journal.db'}").close()
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert len(read_fleet(tmp_path)["devices"]) == 3
+    tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_devices_are_named_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    plan = plan_of(tmp_path)
+    assert clients_named(plan, ["kitchen"]) == [1]
+    assert clients_named(plan, []) == [0, 1]
+    assert clients_named(plan | {"devices": []}, ["2", "0"]) == [2, 0]
+    with pytest.raises(ConfigError, match=r"^attic: no such device; known: hall, kitchen$"):
+        clients_named(plan, ["attic"])
+
+
+def test_an_operator_asks_for_students(fleet: Fleet) -> None:
+    def ask(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["fleet", "personalise", "--state", str(fleet.state), *arguments])
+
+    assert ask("kitchen").output == "asked for a new student for 1 device\n"
+    assert set(fleet.journal.visits.asked()) == {1}
+    assert ask("--all").output == "asked for a new student for 2 devices\n"
+    assert set(fleet.journal.visits.asked()) == {0, 1}
+    for mistake in ((), ("kitchen", "--all"), ("attic",)):
+        assert ask(*mistake).exit_code == 2
+
+
+def test_events_are_told_in_words(tmp_path: Path) -> None:
+    tried = {"event": "visited", "client": 1, "visit": 2, "reason": "", "student": "", "next_attempt": None}
+    failed = {"outcome": "failed", "reason": "no reply", "next_attempt": 90.0}
+    events: list[dict[str, Any]] = [
+        {"event": "device", "time": 0, "client": 1, "node": "7", "state": "connected"},
+        {"event": "teacher_epoch", "time": 1, "epoch": 3, "loss": 0.5},
+        {"event": "visit", "time": 2, "client": 1, "visit": 2, "cause": "asked for"},
+        tried | {"time": 3} | failed,
+        tried | {"time": 4, "outcome": "served", "student": "ab" * 32},
+        {"event": "refused", "time": 5, "node": "9", "reason": "runs fedstill 0.0.1"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
+    found = CliRunner().invoke(app, ["fleet", "events", "--state", str(tmp_path)], env={"TZ": "UTC"})
+    assert [line[20:] for line in found.output.splitlines()] == [
+        "client 1 connected",
+        "client 1 is being personalised (asked for, for the 3. time)",
+        "client 1 failed: no reply; again after 1970-01-01 00:01:30",
+        "client 1 uses its new student abababababab",
+        "node 9 refused: runs fedstill 0.0.1",
+    ]
+    assert CliRunner().invoke(app, ["fleet", "events", "--state", str(tmp_path / "no")]).exit_code == 2

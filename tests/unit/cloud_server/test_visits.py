@@ -1,0 +1,155 @@
+"""When a device is due: at once if it needs a student, never twice for one cause, and whatever has been before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedstill.cloud_server.journal.journal import Journal
+from fedstill.cloud_server.journal.visit import (
+    AFTER_REFUSAL,
+    FAILED,
+    LONGEST_PAUSE,
+    LOST,
+    NEW,
+    REFUSED,
+    REFUSED_PAUSE,
+    REPLACED,
+    REQUESTED,
+    SERVED,
+    Seen,
+    Visit,
+    due,
+)
+
+HAS = "ab" * 32
+LAST = Visit(3, 4, NEW, "hall", SERVED, student=HAS, started=1000.0, ended=1100.0)
+ONLINE = Seen("hall", HAS)
+
+
+def test_a_served_device_is_left_alone() -> None:
+    assert due(LAST, ONLINE, 0.0, 1e9) is None
+    assert due(LAST, ONLINE, 999.0, 1e9) is None  # asked before it was served
+
+
+@pytest.mark.parametrize(
+    ("last", "seen", "asked", "now", "visit", "cause"),
+    [
+        (None, ONLINE, 0.0, 0.0, 0, NEW),
+        (replace(LAST, outcome="", ended=None), ONLINE, 0.0, 0.0, 4, NEW),
+        (LAST, Seen("hall-2", HAS), 0.0, 1200.0, 5, REPLACED),
+        (LAST, Seen("hall", ""), 0.0, 1200.0, 5, LOST),
+        (LAST, Seen("hall", "cd" * 32), 0.0, 1200.0, 5, LOST),
+        (LAST, ONLINE, 1001.0, 1200.0, 5, REQUESTED),
+        (replace(LAST, outcome=FAILED, attempts=1), ONLINE, 0.0, 1160.0, 4, NEW),
+        (replace(LAST, outcome=FAILED, attempts=9), Seen("hall-2", ""), 0.0, 1101.0, 5, REPLACED),
+        (replace(LAST, outcome=FAILED, attempts=9), ONLINE, 1001.0, 1101.0, 5, REQUESTED),
+        (replace(LAST, outcome=REFUSED), ONLINE, 0.0, 1100.0 + REFUSED_PAUSE, 5, AFTER_REFUSAL),
+    ],
+)
+def test_a_device_is_due(
+    last: Visit | None, seen: Seen, asked: float, now: float, visit: int, cause: str
+) -> None:
+    found = due(last, seen, asked, now)
+    assert found is not None
+    assert (found.visit, found.cause) == (visit, cause)
+    assert found.device == (seen.device if last is None or cause != NEW else last.device)
+
+
+def test_what_failed_is_tried_again_later_and_later() -> None:
+    pauses = []
+    for attempts in (1, 2, 3, 20, 10_000):
+        again = replace(LAST, outcome=FAILED, attempts=attempts).next_attempt()
+        assert again is not None
+        pauses.append(again - 1100.0)
+    assert pauses == [60, 120, 240, LONGEST_PAUSE, LONGEST_PAUSE]
+    waiting = replace(LAST, outcome=FAILED, attempts=2)
+    assert due(waiting, ONLINE, 0.0, 1219.0) is None
+    assert due(waiting, ONLINE, 0.0, 1220.0) == waiting
+    assert due(waiting, ONLINE, 0.0, 1160.0, scale=0.5) == waiting
+
+
+pasts = st.builds(
+    Visit,
+    client=st.just(3),
+    visit=st.integers(0, 1000),
+    cause=st.sampled_from([NEW, LOST, REQUESTED]),
+    device=st.sampled_from(["hall", "hall-2"]),
+    outcome=st.sampled_from(["", SERVED, FAILED, REFUSED]),
+    student=st.sampled_from(["", HAS, "cd" * 32]),
+    attempts=st.integers(0, 10**6),
+    started=st.floats(0, 2e9),
+    ended=st.none() | st.floats(0, 2e9),
+)
+
+
+@given(past=st.none() | pasts, seen=st.sampled_from([ONLINE, Seen("hall", ""), Seen("hall-2", HAS)]),
+       asked=st.floats(0, 2e9), now=st.floats(0, 4e9))  # fmt: skip
+def test_from_any_past_it_has_the_right_student_within_a_day(
+    past: Visit | None, seen: Seen, asked: float, now: float
+) -> None:
+    """Whatever was noted before, also with a clock that was wrong then."""
+    today = now + REFUSED_PAUSE
+    for moment in (now, today):
+        visit = due(past, seen, asked, moment)
+        if visit is not None:
+            break
+    if visit is None:
+        assert past is not None
+        if past.outcome == SERVED:
+            assert (past.device, past.student) == (seen.device, seen.student)
+            return
+        # noted with a clock that was ahead by more than a day: as soon as time has come, or the clock is right
+        assert (past.ended or past.started) > today - REFUSED_PAUSE
+        return
+    served = replace(visit, client=3, outcome=SERVED, student=HAS, started=max(moment, asked), ended=moment)
+    assert served.visit >= (past.visit if past else 0)
+    assert due(served, Seen(visit.device, HAS), asked, moment) is None, "nobody is served twice for one cause"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    url = (
+        f"sqlite:///{tmp_path / 'journal.db'}"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgresql")
+    )
+    made = Journal(url)
+    yield made
+    made.close()
+
+
+def test_visits_are_kept_and_the_newest_counts(journal: Journal) -> None:
+    visits = journal.visits
+    assert visits.newest() == {}
+    first = visits.begin(Visit(3, 0, NEW, "hall"))
+    assert visits.newest() == {3: first}
+    assert (first.outcome, first.ended) == ("", None)
+    failed = visits.end(first, FAILED, "no reply" * 1000, "")
+    assert (failed.attempts, len(failed.reason)) == (1, 1000)
+    again = visits.begin(failed)
+    assert visits.newest() == {3: again}
+    assert visits.end(again, FAILED, "no reply", "").attempts == 2
+    served = visits.end(visits.begin(again), SERVED, "", HAS)
+    other = visits.begin(Visit(0, 0, NEW, "kitchen"))
+    second = visits.begin(Visit(3, 1, REQUESTED, "hall"))
+    assert visits.newest() == {0: other, 3: second}
+    assert served.attempts == 0
+
+
+def test_the_newest_request_of_a_client_counts(journal: Journal) -> None:
+    visits = journal.visits
+    visits.ask([])
+    assert visits.asked() == {}
+    visits.ask([1, 3])
+    before = visits.asked()
+    visits.ask([3])
+    after = visits.asked()
+    assert set(before) == set(after) == {1, 3}
+    assert after[1] == before[1]
+    assert after[3] > before[3]
