@@ -58,7 +58,8 @@ def run(
     context: typer.Context,
     coordinator: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator.")] = "",
     data: Annotated[
-        Path | None, typer.Option(help="This device's clips: a manifest.csv, or a prepared folder.")
+        Path | None,
+        typer.Option(help="This device's clips: a manifest.csv, its folder, or a prepared folder."),
     ] = None,
     state: State = None,
     credentials: Credentials = None,
@@ -70,7 +71,8 @@ def run(
     client: Client = -1,
     patience: Annotated[float, typer.Option(help="Seconds of refusals before it gives up.", min=1)] = 180.0,
     health: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Also serve gRPC health here, on loopback.")
+        str,
+        typer.Option(metavar="HOST:PORT", help="Serve gRPC health on loopback: is it in the fleet?"),
     ] = "",
 ) -> None:
     """Join the fleet and stay in it until SIGTERM; results of --watch go to stdout as JSON lines."""
@@ -95,9 +97,11 @@ def run(
             student = _student(folder, who, infer, objective)
             stack.callback(student.close)
             tasks += [_watching(student, watch, folder)]
+        settings = AgentSettings(folder, who.link, who.client, who.name, patience)
         if health:
-            stack.enter_context(health_serving(health, "agent"))
-        run_agent(AgentSettings(folder, who.link, who.client, who.name, patience), tasks, stop)
+            run_agent(settings, tasks, stop, stack.enter_context(health_serving(health, "agent")))
+        else:
+            run_agent(settings, tasks, stop)
 
 
 @agent.command("infer")
@@ -154,7 +158,7 @@ def _identity(
 def _student(folder: Path, who: _Identity | None, infer: Infer, objective: float) -> CurrentStudent:
     from fedstill.common.errors import ConfigError
     from fedstill.edge_client.inference.current_student import CurrentStudent
-    from fedstill.edge_client.node.loading import loader
+    from fedstill.edge_client.node.loading import late_loader
     from fedstill.edge_client.privacy.privacy_policy import read_policy
 
     reachable = who.inference if who else None
@@ -162,7 +166,12 @@ def _student(folder: Path, who: _Identity | None, infer: Infer, objective: float
         raise ConfigError("--inference: needed with --infer cloud")
     mode = Infer.LOCAL if reachable is None else infer
     return CurrentStudent(
-        folder, loader(folder), mode.value, objective, reachable, uploads_allowed=read_policy(folder).features
+        folder,
+        late_loader(folder),
+        mode.value,
+        objective,
+        reachable,
+        uploads_allowed=read_policy(folder).features,
     )
 
 

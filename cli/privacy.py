@@ -1,7 +1,8 @@
-"""``fedstill privacy``: what a device's owner allows, and how much of the privacy budget is spent."""
+"""``fedstill privacy``: what a device's owner allows, what has left the device, and how much of the budget is spent."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,12 @@ import typer
 
 
 def privacy(
-    device_dir: Annotated[Path, typer.Argument(help="A device's folder, the one that holds its data/.")],
+    device_dir: Annotated[
+        Path, typer.Argument(help="A device's folder: an agent's --state, or one of a run.")
+    ],
+    log: Annotated[
+        bool, typer.Option("--log", help="Also list every answer that has left the device.")
+    ] = False,
 ) -> None:
     """Show what a device accepts and what its private uploads have cost so far."""
     from fedstill.cli.shared.console import console, one_line_errors
@@ -17,6 +23,7 @@ def privacy(
     from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
     from fedstill.edge_client.privacy.privacy_policy import read_policy
     from fedstill.edge_client.privacy.prototypes import DeviceError
+    from fedstill.edge_client.privacy.upload_log import read_log
 
     with one_line_errors():
         if not device_dir.is_dir():
@@ -30,6 +37,14 @@ def privacy(
             uploads, epsilon = (ledger.uploads(), ledger.spent()) if ledger else (0, 0.0)
         except DeviceError as error:
             raise ConfigError(f"{device_dir}: {error}") from error
+    if log:
+        sent = read_log(device_dir)
+        for one in sent:
+            typer.echo(
+                f"{datetime.fromtimestamp(one.time):%Y-%m-%d %H:%M:%S} {one.bytes:7d} bytes: {one.what}"
+            )
+        if not sent:
+            typer.echo("nothing has left this device")
     budget = "no limit" if policy.epsilon is None else f"{policy.epsilon:g}"
     console.print(f"accepts {policy.accepts} uploads or stronger", highlight=False)
     console.print(

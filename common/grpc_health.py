@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -17,21 +17,29 @@ class HealthError(UserError):
 
 
 @contextmanager
-def health_serving(listen: str, name: str) -> Iterator[int]:
-    """Report SERVING for "" and for ``name`` while inside; yields the port. Raises HealthError if ``listen`` is
-    taken."""
+def health_serving(listen: str, name: str) -> Iterator[Callable[[bool], None]]:
+    """Report NOT_SERVING for "" and for ``name`` until the yielded function is told otherwise.
+
+    Raises:
+        HealthError: ``listen`` is taken.
+    """
     service = health.HealthServicer()
     server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
     health_pb2_grpc.add_HealthServicer_to_server(service, server)
     try:
-        port = server.add_insecure_port(listen)
+        server.add_insecure_port(listen)
     except RuntimeError as error:
         raise HealthError(f"{listen}: cannot serve health here; is the port taken?") from error
-    for one in ("", name):
-        service.set(one, health_pb2.HealthCheckResponse.SERVING)
+
+    def tell(serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for one in ("", name):
+            service.set(one, status.SERVING if serving else status.NOT_SERVING)
+
+    tell(False)
     server.start()
     try:
-        yield port
+        yield tell
     finally:
         service.enter_graceful_shutdown()
         server.stop(1.0).wait()

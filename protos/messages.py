@@ -18,7 +18,7 @@ from fedstill.datasets.audiovisual.capture_card import CARD_BYTES, CARD_VERSION
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
-LACKING_ITEMS = ("base", "canaries")
+LACKING_ITEMS = ("base", "canaries", "graphs")
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
 
 LONGEST_REASON = 500
@@ -113,7 +113,8 @@ class MissingDependency:
     """Device -> cloud, instead of the answer: I do not have what you refer to, send it whole.
 
     Attributes:
-        item: ``base`` of a student's update, or ``canaries`` of an installation.
+        item: ``base`` of a student's update, ``canaries`` of an installation, or the ``graphs`` by which a device
+            without torch runs students of this kind.
         version: the one that was referred to.
     """
 
@@ -307,6 +308,41 @@ class EvaluationResult:
             raise WireError(f"seconds: {self.seconds} is impossible")
         if self.bytes_per_clip < 0:
             raise WireError(f"bytes_per_clip: {self.bytes_per_clip} is negative")
+
+
+@dataclass(frozen=True)
+class StudentGraphs:
+    """How students of one kind are computed: ONNX graphs without weights.
+
+    Attributes:
+        description: ``meta.json`` of an exported student (``common/export_manifest.py``).
+        encoders, head: the files that it names, uint8 (bytes,).
+    """
+
+    description: str
+    encoders: npt.NDArray[np.uint8]
+    head: npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        for name in ("encoders", "head"):
+            _require_array(name, getattr(self, name), np.uint8, ndim=1)
+            if not len(getattr(self, name)):
+                raise WireError(f"{name}: empty")
+
+
+@dataclass(frozen=True)
+class GraphsRequest:
+    """Cloud -> device: keep these graphs, and run students with them."""
+
+    job: Job
+    graphs: StudentGraphs
+
+
+@dataclass(frozen=True)
+class GraphsResult:
+    """Device -> cloud: the graphs are kept, and whole."""
+
+    job: Job
 
 
 @dataclass(frozen=True)

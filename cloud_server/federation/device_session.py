@@ -1,12 +1,13 @@
 """The conversation of one job with its device: three requests, each about a student.
 
 Only the part of the student that the device does not have yet travels (``downlink.py``). A device that turns out to
-lack something gets the same request once more, with the missing part. The bytes of every usable reply go into the
-traffic ledger. During a request, the job gives its compute slot to another job.
+lack something gets the same request once more, with the missing part, or after it. The bytes of every usable reply go
+into the traffic ledger. During a request, the job gives its compute slot to another job.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,14 +27,18 @@ from fedstill.models.weights.canaries import Canaries
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
+    GraphsRequest,
+    GraphsResult,
     InstallRequest,
     InstallResult,
     PrototypeRequest,
     PrototypeUpload,
+    StudentGraphs,
 )
 
 Request = TypeVar("Request", PrototypeRequest, EvaluationRequest, InstallRequest)
-Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult)
+Sent = TypeVar("Sent", PrototypeRequest, EvaluationRequest, InstallRequest, GraphsRequest)
+Reply = TypeVar("Reply", PrototypeUpload, EvaluationResult, InstallResult, GraphsResult)
 
 NO_COMPRESSOR = np.empty(0, np.uint8)
 """In a request: the features are not compressed."""
@@ -48,6 +53,7 @@ class DeviceSession:
     downlink: Downlink
     journal: Journal
     slots: ComputeSlots
+    graphs: Callable[[], StudentGraphs]
 
     def request_prototypes(
         self,
@@ -125,18 +131,28 @@ class DeviceSession:
             return ask(len(canaries.audio))
 
     def _ask(self, action: str, request: Request, shipment: Shipment, expect: type[Reply]) -> Reply:
-        """Ask, and once more with the whole student if the device lacks the base of the update."""
-        try:
-            reply = self._exchange(action, request, expect)
-        except DeviceLacks as lack:
-            if lack.item != "base" or not shipment.student.base:
-                raise
-            self.downlink.lost()
-            reply = self._exchange(action, replace(request, student=shipment.whole()), expect)
-        self.downlink.arrived(shipment)
-        return reply
+        """Ask; once more with the whole student if the device lacks the base of the update, and once more if it lacks
+        the graphs to run any."""
+        lacked: set[str] = set()
+        while True:
+            try:
+                reply = self._exchange(action, request, expect)
+            except DeviceLacks as lack:
+                if lack.item in lacked or lack.item == "canaries":
+                    raise
+                lacked.add(lack.item)
+                if lack.item == "graphs":
+                    self._exchange("train.graphs", GraphsRequest(request.job, self.graphs()), GraphsResult)
+                    continue
+                if not shipment.student.base:
+                    raise
+                self.downlink.lost()
+                request = replace(request, student=shipment.whole())
+            else:
+                self.downlink.arrived(shipment)
+                return reply
 
-    def _exchange(self, action: str, request: Request, expect: type[Reply]) -> Reply:
+    def _exchange(self, action: str, request: Sent, expect: type[Reply]) -> Reply:
         """One request and its reply; the cost of a usable reply goes into the ledger."""
         try:
             with self.slots.given_up():

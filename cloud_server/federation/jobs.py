@@ -97,7 +97,7 @@ class PersonalisationJob:
             "exact" if key.arm == "teacher" else cloud.plan.downlink.precision
         )  # not the student of an arm
         downlink = Downlink(precision, cloud.public.class_names)
-        self.session = DeviceSession(key, line, downlink, journal, slots)
+        self.session = DeviceSession(key, line, downlink, journal, slots, cloud.graphs)
         self.progress = JobProgress(key, cloud, journal)
         self.bias = np.zeros(len(cloud.public.class_names), np.float32)
         self._similar: SimilarClips | None = None

@@ -5,7 +5,9 @@ Everything here is made once and kept in the run directory; a resumed run finds 
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -36,6 +38,7 @@ from fedstill.cloud_server.distillation.public_bank import (
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.teacher import count_correct, new_teacher, train_teacher
+from fedstill.cloud_server.export.graphs import graphs_of
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.pretrained.open_parts import open_parts
 from fedstill.cloud_server.pretrained.parts import PretrainedParts
@@ -52,6 +55,7 @@ from fedstill.models.weights.checkpoint import (
     save_checkpoint,
 )
 from fedstill.models.weights.packing import pack
+from fedstill.protos.messages import StudentGraphs
 
 VIEWS_FOLDER = "public_views"
 PRETRAINED_FOLDER = "pretrained"
@@ -69,6 +73,8 @@ class SeedCloud:
     seed: int
     metrics: Metrics
     _nets: dict[str, AudioVisualNet] = field(default_factory=dict)
+    _graphs: StudentGraphs | None = None
+    _graphs_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def directory(self) -> Path:
@@ -127,6 +133,13 @@ class SeedCloud:
     def all_distill(self) -> AudioVisualNet:
         """The student distilled on all public clips (Algorithm 6, line 4), under the teacher's head."""
         return self._kept("all_distill", self._distil_on_all)
+
+    def graphs(self) -> StudentGraphs:
+        """By which a device without torch runs this plan's students; all of them are of one kind."""
+        with self._graphs_lock:
+            if self._graphs is None:
+                self._graphs = graphs_of(copy.deepcopy(self.all_distill).cpu().eval(), self.public)
+            return self._graphs
 
     @cached_property
     def folds(self) -> npt.NDArray[np.int64]:

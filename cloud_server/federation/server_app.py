@@ -25,7 +25,7 @@ from fedstill.cloud_server.federation.jobs import PersonalisationJob
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.service import FleetService
-from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.cloud_server.federation.slots import ComputeSlots, Stopped
 from fedstill.cloud_server.journal.event_log import METRICS_FILE, Metrics
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal, open_journal
@@ -125,7 +125,6 @@ def run_seed(
     plan = cloud.plan
     make_shared(cloud, (key.arm for key in keys))
     slots = ComputeSlots(plan.compute.workers)
-    stopped = threading.Event()
     cohorts = open_cohorts(cloud)
 
     def serve(client: int) -> None:
@@ -143,8 +142,10 @@ def run_seed(
                 job.failed(0, "its device never became usable")
             return
         for job in jobs:
-            if not stopped.is_set():
+            try:
                 cloud.metrics.emit("job", **job.run().as_event())
+            except Stopped:
+                return
 
     clients = sorted({key.client for key in keys})
     pool = ThreadPoolExecutor(len(clients))
@@ -152,7 +153,7 @@ def run_seed(
         for future in as_completed([pool.submit(serve, client) for client in clients]):
             future.result()
     finally:
-        stopped.set()  # after an error or Ctrl-C, no further job begins
+        slots.stop()  # after an error or Ctrl-C, jobs end where they wait, and none begins
         pool.shutdown(cancel_futures=True)
 
 

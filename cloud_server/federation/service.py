@@ -21,7 +21,7 @@ from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.jobs import PersonalisationJob
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.federation.seed_state import SeedCloud
-from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.cloud_server.federation.slots import ComputeSlots, Stopped
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
@@ -56,7 +56,7 @@ class FleetService:
         self._whole = False
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set: then no further visit begins, and those that have begun are finished."""
+        """Until ``stop`` is set."""
         try:
             while not stop.is_set():
                 self.look()
@@ -65,7 +65,8 @@ class FleetService:
             self.close()
 
     def close(self) -> None:
-        """Begin no further visit, and wait for those that have begun."""
+        """End visits where they wait, and begin no further one; what was begun goes on next time."""
+        self._slots.stop()
         self._pool.shutdown(cancel_futures=True)
 
     def look(self) -> None:
@@ -109,6 +110,8 @@ class FleetService:
             self._metrics.emit("visit", client=visit.client, visit=visit.visit, cause=visit.cause)
             try:
                 outcome, reason, student = self._attempt(begun)
+            except Stopped:
+                return
             except Exception as error:
                 log.exception("visit of client %d", visit.client)
                 outcome, reason, student = FAILED, f"{type(error).__name__}: {error}", visit.student

@@ -31,6 +31,8 @@ from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler
 from fedstill.datasets.decoding.image_files import resize_frames, spread
 
 FORMAT_VERSION = 1
+META_FILE = "meta.json"
+"""Written last: a folder with it is a whole store."""
 PROFILES_FILE = "profiles.npy"
 INDEX_COLUMNS = ["clip_id", "split", "speaker", "label", "group"]  # a store without the last one opens, too
 
@@ -115,7 +117,7 @@ def build_store(
     meta = _describe(source, audio, frames)
     if _holds(directory, meta, info, keep_sound):
         return _with_groups(open_store(directory), info)
-    if directory.exists() and not (directory / "meta.json").exists() and any(directory.iterdir()):
+    if directory.exists() and not (directory / META_FILE).exists() and any(directory.iterdir()):
         raise DataError(f"{directory}: is not a clip store and not empty: choose another folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = directory.with_name(f".{directory.name}.{os.getpid()}.draft")
@@ -127,7 +129,7 @@ def build_store(
                 source, positions, audio, frames, draft, progress, transform or _default_transform(), sound
             )
         _write_index(draft / "index.csv", info)
-        (draft / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -137,7 +139,7 @@ def build_store(
 def open_store(directory: Path) -> ClipStore:
     """Map a store into memory. Raises DataError if it is missing, damaged or of another format version."""
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
         if meta["format"] != FORMAT_VERSION:
             raise DataError(f"{directory}: has format {meta['format']}, not {FORMAT_VERSION}: build it again")
         info = _read_index(directory / "index.csv")
@@ -226,7 +228,7 @@ def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...], so
     """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``, but for groups, with
     profiles, and with sound if that is wanted."""
     try:
-        found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        found = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
         store = open_store(directory)
         complete = store.profiles is not None and (store.sound is not None or not sound)
         return complete and bool(found == meta) and _without_groups(store.info) == _without_groups(info)
@@ -305,7 +307,7 @@ def _put_in_place(draft: Path, directory: Path) -> None:
     try:
         draft.replace(directory)
     except OSError:
-        if not (directory / "meta.json").exists():  # else another process was faster: take its store
+        if not (directory / META_FILE).exists():  # else another process was faster: take its store
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

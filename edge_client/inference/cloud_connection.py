@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 PRECISIONS = {Precision.FP32: pb.FP32, Precision.FP16: pb.FP16, Precision.INT8: pb.INT8}
 PATIENCE = 2.0
 """Seconds after which an unanswered clip means that the link is down, not slow."""
+WAIT_STEP = 0.02
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class CloudConnection:
         self._link = LinkEstimator()
         self._description: Description | None = None
         self._reason = "not connected yet"
+        self._refused = False
         self._sequence = 0
         self._pending: dict[int, Ticket] = {}
         self._retry_at = 0.0
@@ -125,6 +127,15 @@ class CloudConnection:
         LOG.warning("event=cloud_lost target=%s reason=%s", self._address.target, "no answer")
         self._stream.hang_up()
         return "link down (no answer)"
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until clips can be sent, at most so long; whether they can. A refusal is not waited for."""
+        end = time.monotonic() + seconds
+        while (self.hindrance() or self._description is None) and time.monotonic() < end:
+            if self._refused:
+                return False
+            time.sleep(WAIT_STEP)
+        return not self.hindrance() and self._description is not None
 
     def send(self, level: CompressionLevel, payload: bytes) -> Ticket:
         """Send one clip's features after an echo request. Call it only without ``hindrance``."""
@@ -199,7 +210,7 @@ class CloudConnection:
         with self._lock:
             if end.cancelled and not self._link.estimate.up:
                 return
-            known, self._reason = self._reason, end.reason
+            known, self._reason, self._refused = self._reason, end.reason, end.refused
             self._link.failed(self._clock(), refused=end.refused)
         if end.reason != known:
             LOG.warning("event=cloud_lost target=%s reason=%s", self._address.target, end.reason)

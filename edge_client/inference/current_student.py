@@ -14,7 +14,7 @@ from fedstill.datasets.audiovisual.store import frame_tensor
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
-from fedstill.edge_client.inference.cloud_inference import EdgeInference, Mode
+from fedstill.edge_client.inference.cloud_inference import CLOUD_PATIENCE_MS, EdgeInference, Mode
 from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
 from fedstill.edge_client.students.runtime_api import LoadStudent
@@ -108,6 +108,8 @@ class CurrentStudent:
             if self.address is not None and self.mode != "local":
                 self._connection = CloudConnection(self.address, student.version, student.class_names)
                 self._connection.start()
+                if self.mode == "cloud":  # it has no other way to an answer
+                    self._connection.wait(CLOUD_PATIENCE_MS / 1000)
             self._inference = EdgeInference(
                 runtime,
                 self._connection,

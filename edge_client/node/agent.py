@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.common.folder_lock import sole_user
+from fedstill.edge_client.node.agent_news import AgentNews
 from fedstill.edge_client.node.supernode import Link, SuperNode
 
 LOG = logging.getLogger(__name__)
@@ -42,8 +43,16 @@ class AgentSettings:
     patience: float = 180.0
 
 
-def run_agent(settings: AgentSettings, tasks: Sequence[Task], stop: threading.Event) -> None:
+def run_agent(
+    settings: AgentSettings,
+    tasks: Sequence[Task],
+    stop: threading.Event,
+    healthy: Callable[[bool], None] = lambda _: None,
+) -> None:
     """Until ``stop`` is set.
+
+    Args:
+        healthy: told once a second whether the node is in the fleet.
 
     Raises:
         FolderInUse: another agent uses this state folder.
@@ -52,6 +61,7 @@ def run_agent(settings: AgentSettings, tasks: Sequence[Task], stop: threading.Ev
     """
     with sole_user(settings.state):
         node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
+        news = AgentNews(settings.state)
         failed: list[BaseException] = []
 
         def run(task: Task) -> None:
@@ -72,6 +82,8 @@ def run_agent(settings: AgentSettings, tasks: Sequence[Task], stop: threading.Ev
         try:
             while not stop.is_set():
                 node.reconcile()
+                healthy(node.settled)
+                news.look()
                 stop.wait(TEND_SECONDS)
         finally:
             stop.set()

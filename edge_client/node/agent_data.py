@@ -12,16 +12,20 @@ from pathlib import Path
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip_format import format_from_json
-from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
+from fedstill.datasets.audiovisual.store import META_FILE, ClipStore, build_store, open_store
 from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
+
+MANIFEST = "manifest.csv"
 
 
 def use_clips(data: Path, folder: Path) -> None:
-    """Record where this device's clips are: a prepared clip store, or a manifest.
+    """Record where this device's clips are: a prepared clip store, a manifest, or the folder with ``manifest.csv``.
 
     Raises:
         DataError: there is nothing usable.
     """
+    if (data / MANIFEST).is_file() and not (data / META_FILE).exists():
+        data = data / MANIFEST
     if data.is_dir():
         open_store(data)
     elif data.suffix == ".csv" and data.exists():
@@ -30,7 +34,7 @@ def use_clips(data: Path, folder: Path) -> None:
         ManifestSource(data)
     else:
         raise DataError(
-            f"{data}: no manifest.csv and no prepared folder; see docs/how-to/bring-your-own-data.md"
+            f"{data}: no {MANIFEST} and no prepared folder; see docs/how-to/bring-your-own-data.md"
         )
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / CLIPS_FILE, json.dumps({"data": str(data.resolve())}).encode(), PRIVATE)

@@ -1,4 +1,4 @@
-"""The device's Flower ClientApp: four message handlers over ``device.Device``.
+"""The device's Flower ClientApp: five message handlers over ``device.Device``.
 
 In Flower's deployment every message runs in a fresh process, so the light ``query.hello`` must not pay for torch:
 the heavy imports are inside the heavy handlers, and everything that must last is in the device's folder.
@@ -16,16 +16,18 @@ from flwr.clientapp import ClientApp
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.privacy.upload_log import note
 from fedstill.edge_client.students.students import ModelStore, NotInStore
 from fedstill.protos.messages import (
     EvaluationRequest,
+    GraphsRequest,
     Hello,
     HelloRequest,
     InstallRequest,
     MissingDependency,
     PrototypeRequest,
 )
-from fedstill.protos.records import decode, encode
+from fedstill.protos.records import decode, encode, payload_bytes
 
 if TYPE_CHECKING:
     from fedstill.edge_client.node.device import Device
@@ -50,30 +52,39 @@ def hello(message: Message, context: Context) -> Message:
 def prototypes(message: Message, context: Context) -> Message:
     """Summarise this device's clips under the received student."""
     request = decode(PrototypeRequest, message.content)
-    return _reply(message, lambda: _device(context).prototypes(request), request)
+    return _reply(message, context, request, lambda: _device(context).prototypes(request))
 
 
 @app.evaluate("student")
 def evaluate(message: Message, context: Context) -> Message:
     """Count how many of this device's own clips the received student gets right."""
     request = decode(EvaluationRequest, message.content)
-    return _reply(message, lambda: _device(context).evaluate(request))
+    return _reply(message, context, request, lambda: _device(context).evaluate(request))
 
 
 @app.train("install")
 def install(message: Message, context: Context) -> Message:
     """Make the received student the current one, unless it fails on the canary clips."""
     request = decode(InstallRequest, message.content)
-    return _reply(message, lambda: _device(context).install(request))
+    return _reply(message, context, request, lambda: _device(context).install(request))
 
 
-def _reply(message: Message, answer: Callable[[], object], request: object = None) -> Message:
-    """The answer, or the item that the device lacks to give it."""
+@app.train("graphs")
+def graphs(message: Message, context: Context) -> Message:
+    """Keep graphs by which this device runs students without torch."""
+    request = decode(GraphsRequest, message.content)
+    return _reply(message, context, request, lambda: _device(context).keep_graphs(request))
+
+
+def _reply(message: Message, context: Context, request: object, answer: Callable[[], object]) -> Message:
+    """The answer, or the item that the device lacks to give it; its owner's log has it before it is sent."""
     try:
         content = answer()
     except NotInStore as missing:
         content = MissingDependency(missing.item, missing.version)
-    return Message(encode(content, request), reply_to=message)
+    record = encode(content, request)
+    note(_folder(context), request, content, payload_bytes(record))
+    return Message(record, reply_to=message)
 
 
 def _device(context: Context) -> Device:

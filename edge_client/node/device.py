@@ -22,20 +22,23 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual.capture_card import card_of, to_bytes
 from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
-from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
 from fedstill.edge_client.students.canaries import canaries_of
+from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.level_files import keep_compressors
 from fedstill.edge_client.students.level_numpy import received
-from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent
-from fedstill.edge_client.students.students import ModelStore, StoredModel
+from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent, OtherNetwork
+from fedstill.edge_client.students.students import ModelStore, NotInStore, StoredModel
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
+    GraphsRequest,
+    GraphsResult,
     InstallRequest,
     InstallResult,
     Job,
@@ -160,7 +163,15 @@ class Device:
         return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
 
     def _runtime(self, student: StoredModel) -> DeviceRuntime:
-        return self._load(student.state, student.spec, student.class_names, student.version)
+        try:
+            return self._load(student.state, student.spec, student.class_names, student.version)
+        except OtherNetwork as error:
+            raise NotInStore("graphs", student.version) from error
+
+    def keep_graphs(self, request: GraphsRequest) -> GraphsResult:
+        """Run students with these graphs from now on."""
+        keep_graphs(self.directory / EXPORT_FOLDER, request.graphs)
+        return GraphsResult(request.job)
 
     def _decide(
         self, request: EvaluationRequest, positions: Positions

@@ -89,6 +89,11 @@ class SuperNode:
         if now >= self._again:
             self._start(now)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it runs, and has run for so long that the coordinator must have accepted it."""
+        return self._child.pid is not None and time.monotonic() - self._started > SETTLED_SECONDS
+
     def _gave_up(self) -> bool:
         """Whether the process has given up but still runs: Flower's does so when a connection breaks in a TLS
         handshake."""

@@ -30,7 +30,7 @@ from fedstill.common.export_manifest import (
 )
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students import level_numpy
-from fedstill.edge_client.students.runtime_api import FeatureArrays
+from fedstill.edge_client.students.runtime_api import FeatureArrays, OtherNetwork
 from fedstill.models.audiovisual.levels import Precision
 
 State = Mapping[str, npt.NDArray[Any]]
@@ -84,11 +84,11 @@ class ExportFolder:
             version: hash of its weights.
 
         Raises:
-            DeviceError: the architecture differs from the exported one.
+            OtherNetwork: the architecture differs from the exported one.
             ValueError: a tensor is missing or has another shape.
         """
         if json.loads(spec) != self.described.network:
-            raise DeviceError(
+            raise OtherNetwork(
                 f"{self.directory}: was exported for another network than this student's: export it again"
             )
         kept = {name: _values(state, self.described.weights[name]) for name in (ENCODERS, HEAD)}

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.models.audiovisual.levels import Precision
+
+
+class OtherNetwork(DeviceError):
+    """This device has no means to run students of that kind; one line."""
 
 
 class FeatureArrays(NamedTuple):
@@ -67,7 +72,8 @@ class DeviceRuntime(Runtime, Protocol):
 class LoadStudent(Protocol):
     """How a device makes a runtime of a student that it received.
 
-    Implemented by ``torch_runtime.load_torch`` and ``runtime.ExportFolder.load``.
+    Implemented by ``torch_runtime.load_torch`` and ``runtime.ExportFolder.load``. Raises OtherNetwork if it cannot run
+    students of that kind.
     """
 
     def __call__(

@@ -27,11 +27,15 @@ from fedstill.cloud_server.journal.event_log import Metrics, read_events
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REFUSED, REPLACED, REQUESTED, SERVED, Visit
+from fedstill.common.export_manifest import DESCRIPTION
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.store import open_store
-from fedstill.edge_client.folder import SHELF_FOLDER
+from fedstill.edge_client.folder import EXPORT_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.node import loading
 from fedstill.edge_client.node.client_app import app as client_app
 from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.students.runtime import ExportFolder
+from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.protos.messages import InstallResult
 from fedstill.simulation.inprocess import InProcessGrid
 
@@ -286,6 +290,27 @@ def test_a_service_that_was_ended_goes_on_where_it_was(
         second.serve(1, 0)
         second.look_long()
         assert {client: one.visit for client, one in second.newest().items()} == {0: 0, 1: 0}
+
+
+def test_a_device_without_torch_gets_the_graphs_that_it_lacks(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loading.loader
+
+    def small(folder: Path, *, one_thread: bool = True) -> LoadStudent:
+        """Of a device on which torch is not installed."""
+        return real(folder) if (folder / EXPORT_FOLDER / DESCRIPTION).exists() else loading._load_nothing
+
+    monkeypatch.setattr(loading, "loader", small)
+    running.grid.here.add(0)
+    running.serve(0, 0)
+    assert running.asked(0, "train.graphs") == 1
+    export = ExportFolder.open(running.run_dir / "devices" / "0" / EXPORT_FOLDER)
+    assert export.described.class_names == open_store(running.run_dir / "public").class_names
+    assert not list((running.run_dir / "devices" / "0" / EXPORT_FOLDER).glob("*.safetensors")), "no weights"
+    running.journal.visits.ask([0])
+    running.serve(0, 1)
+    assert running.asked(0, "train.graphs") == 1, "they are sent once"
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from hypothesis.extra import numpy as arrays
 from fedstill.protos.messages import (
     EvaluationRequest,
     EvaluationResult,
+    GraphsRequest,
+    GraphsResult,
     Hello,
     HelloRequest,
     InstallRequest,
@@ -28,6 +30,7 @@ from fedstill.protos.messages import (
     PrototypeRequest,
     PrototypeUpload,
     Student,
+    StudentGraphs,
     WireError,
     require_same_classes,
 )
@@ -97,6 +100,8 @@ def install_result(**changes: Any) -> InstallResult:
 
 MESSAGES: dict[str, object] = {
     "HelloRequest": HelloRequest("0.1.0", "{}"),
+    "GraphsRequest": GraphsRequest(JOB, StudentGraphs("{}", np.ones(9, np.uint8), np.ones(3, np.uint8))),
+    "GraphsResult": GraphsResult(JOB),
     "Hello": Hello("device0", "0.1.0", 0, "ab" * 32),
     "Job": JOB,
     "Student": STUDENT,

@@ -253,3 +253,31 @@ def held_open(gone: threading.Event) -> Iterator[pb.ClassifyRequest]:
 def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     process.wait(30)
+
+
+def test_who_insists_on_the_cloud_waits_for_it(cloud: Cloud) -> None:
+    runtime = MadeRuntime()
+    connection = CloudConnection(cloud.address, runtime.version, runtime.class_names)
+    connection.start()
+    try:
+        assert connection.wait(30)
+        assert ask(EdgeInference(runtime, connection, "cloud")).route.path == "cloud"
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 30.0])
+def test_who_waits_for_a_cloud_that_is_not_there_or_refuses_does_not_wait_for_ever(
+    cloud: Cloud, seconds: float
+) -> None:
+    absent = Address("127.0.0.1:9", DEVICE, token(DEVICE), cloud.address.authority)
+    address = absent if seconds < 1 else replace(cloud.address, token="no token")
+    runtime = MadeRuntime()
+    connection = CloudConnection(address, runtime.version, runtime.class_names)
+    connection.start()
+    started = time.monotonic()
+    try:
+        assert not connection.wait(seconds)
+    finally:
+        connection.close()
+    assert time.monotonic() - started < 20

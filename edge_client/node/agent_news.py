@@ -1,0 +1,49 @@
+"""What a device's owner wants to hear while the agent runs: that the cloud asks for it, and that a student arrived."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.privacy.upload_log import LOG_FILE, read_log
+from fedstill.edge_client.students.students import ModelStore
+
+LOG = logging.getLogger(__name__)
+
+
+class AgentNews:
+    """Looks at what the handlers of messages left in the device's folder; one line of log per change.
+
+    Args:
+        folder: the device's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._store = ModelStore(folder / SHELF_FOLDER)
+        self._greeted = self._time_of(FORMAT_FILE)
+        self._student = self._store.version_in_use()
+        self._sent = len(read_log(folder))
+        self._log_time = self._time_of(LOG_FILE)
+
+    def look(self) -> None:
+        """Call about once a second."""
+        if (greeted := self._time_of(FORMAT_FILE)) != self._greeted:
+            self._greeted = greeted
+            LOG.info("event=accepted by=coordinator")
+        if (changed := self._time_of(LOG_FILE)) != self._log_time:
+            self._log_time = changed
+            sent = read_log(self._folder)
+            for one in sent[self._sent :] if len(sent) >= self._sent else sent[-1:]:
+                LOG.info('event=sent bytes=%d what="%s"', one.bytes, one.what)
+            self._sent = len(sent)
+        if (student := self._store.version_in_use()) != self._student:
+            LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
+            self._student = student
+
+    def _time_of(self, name: str) -> int:
+        try:
+            return (self._folder / name).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
