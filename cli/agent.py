@@ -65,6 +65,10 @@ def run(
     credentials: Credentials = None,
     inference: Inference = "",
     watch: Annotated[Path | None, typer.Option(help="Classify every new clip in this folder.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="Move the files of every answered clip of --watch into this folder.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete every answered clip of --watch.")] = False,
     infer: Mode = Infer.AUTO,
     objective: Objective = 300.0,
     insecure: Insecure = False,
@@ -92,11 +96,13 @@ def run(
         who = _identity(coordinator, inference, credentials, insecure, client)
         folder = state.resolve()
         use_clips(data, folder)
+        if ((archive or delete) and watch is None) or (archive and delete):
+            raise ConfigError("--archive and --delete: one of them, and only with --watch")
         tasks: list[Task] = []
         if watch is not None:
             student = _student(folder, who, infer, objective)
             stack.callback(student.close)
-            tasks += [_watching(student, watch, folder)]
+            tasks += [_watching(student, watch, folder, archive, delete)]
         settings = AgentSettings(folder, who.link, who.client, who.name, patience)
         if health:
             run_agent(settings, tasks, stop, stack.enter_context(health_serving(health, "agent")))
@@ -175,22 +181,24 @@ def _student(folder: Path, who: _Identity | None, infer: Infer, objective: float
     )
 
 
-def _watching(student: CurrentStudent, watch: Path, folder: Path) -> Task:
-    from fedstill.edge_client.inference.watch import WatchError, run_watch
+def _watching(student: CurrentStudent, watch: Path, folder: Path, archive: Path | None, delete: bool) -> Task:
+    from fedstill.edge_client.inference import watch as watching
+    from fedstill.edge_client.inference.watch_log import WatchError
 
     if not watch.is_dir():
         raise WatchError(f"{watch}: is not a folder: make it, or watch another one")
+    finish = watching.archiving(archive) if archive else watching.delete if delete else None
 
     def task(stop: threading.Event) -> None:
         student.wait(stop)
-        run_watch(student.classify, watch, folder, sys.stdout, stop)
+        watching.run_watch(student.classify, watch, folder, sys.stdout, stop, finish=finish)
 
     return task
 
 
 def _failures() -> tuple[type[Exception], ...]:
     """Failures of an agent that end it with one line and are not mistakes on the command line."""
-    from fedstill.edge_client.inference.watch import WatchError
+    from fedstill.edge_client.inference.watch_log import WatchError
     from fedstill.edge_client.node.supernode import NodeRefused
     from fedstill.edge_client.privacy.prototypes import DeviceError
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from fedstill.edge_client.inference.clip_files import clips_among, files_of_clip
 from fedstill.edge_client.inference.cloud_inference import NoAnswer
+from fedstill.edge_client.inference.watch_log import Look, WatchError, WatchLog
 
 LOG = logging.getLogger(__name__)
 
@@ -25,54 +28,15 @@ SETTLED = 3
 """Looks that must find a clip unchanged."""
 SETTLED_EMPTY = 20
 """The same for a clip with an empty file, which has probably just been created."""
-LOG_FILE = "watched.jsonl"
+FULL_LOOK_SECONDS = 5.0
+"""A folder in which nothing was added, removed or renamed, and nothing waits, is looked through no more often."""
+SCHEMA = 1
+"""Of the lines; a key may be added without another number."""
 
 Classify = Callable[[Path], dict[str, Any]]
 """A clip's main file -> class, probability, path, rung, bytes, milliseconds, student."""
-Look = tuple[tuple[str, int, int], ...]
-"""Of each file of a clip: name, size and time of the last change."""
-
-
-class WatchError(ValueError):
-    """A folder that cannot be watched, or a damaged watch log; one line."""
-
-
-class WatchLog:
-    """Names of the clips that already have their line; survives kill -9 at any moment.
-
-    The line is written before its name is recorded. A kill exactly between the two repeats that one line after the
-    restart; the other order could lose it.
-    """
-
-    def __init__(self, state: Path) -> None:
-        self._path = state / LOG_FILE
-        state.mkdir(parents=True, exist_ok=True)
-        self._done = self._read()
-
-    def __contains__(self, clip: str) -> bool:
-        return clip in self._done
-
-    def add(self, clip: str) -> None:
-        """Record a clip as answered, on disk before this returns."""
-        self._done.add(clip)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clip) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _read(self) -> set[str]:
-        if not self._path.exists():
-            return set()
-        lines = self._path.read_bytes().split(b"\n")
-        torn = lines.pop()  # empty, or the part of the last line that a kill left
-        try:
-            done = {json.loads(line) for line in lines}
-        except ValueError as error:
-            raise WatchError(f"{self._path}: damaged: remove it to classify all clips again") from error
-        if torn:
-            with self._path.open("r+b") as file:
-                file.truncate(self._path.stat().st_size - len(torn))
-        return done
+Finish = Callable[[tuple[Path, ...]], None]
+"""What becomes of the files of an answered clip."""
 
 
 def run_watch(
@@ -82,6 +46,7 @@ def run_watch(
     out: TextIO,
     stop_event: threading.Event,
     poll_seconds: float = POLL_SECONDS,
+    finish: Finish | None = None,
 ) -> None:
     """Watch until ``stop_event`` is set; the current clip is finished first.
 
@@ -92,6 +57,7 @@ def run_watch(
         out: gets one JSON line per clip, flushed.
         stop_event: set it (from a signal handler) to end.
         poll_seconds: between two looks.
+        finish: called with the files of an answered clip, such as ``archiving`` or ``delete``; None leaves them.
 
     Raises:
         WatchError: no such folder, it disappears while it is watched, or a damaged watch log.
@@ -100,16 +66,59 @@ def run_watch(
         raise WatchError(f"{folder}: is no folder: make it, or watch another")
     answered = WatchLog(state)
     seen: dict[str, tuple[Look, int]] = {}
+    looked, full_at = -1, 0.0
     while not stop_event.is_set():
-        seen = _counted(seen, {name: look for name, look in _look(folder).items() if name not in answered})
+        changed = _changed(folder)
+        if seen or changed != looked or time.monotonic() >= full_at:
+            looked, full_at = changed, time.monotonic() + FULL_LOOK_SECONDS
+            found = _look(folder)
+            new = {
+                name: look for name, (look, files) in found.items() if not answered.knows(name, look, files)
+            }
+            seen = _counted(seen, new)
         for name in _settled(seen):
             if stop_event.is_set():
                 return
             line = _line(classify, folder / name)
-            if _look(folder).get(name) == seen[name][0]:  # else it changed, or disappeared, while it was read
+            look, files = _look(folder).get(name, ((), ()))
+            if look == seen[name][0]:  # else it changed, or disappeared, while it was read
                 _write(out, line)
-                answered.add(name)
+                answered.add(name, look, files)
+                if finish is not None:
+                    _finish(finish, files)
         stop_event.wait(poll_seconds)
+
+
+def archiving(folder: Path) -> Finish:
+    """Moves answered clips into ``folder``; a name that is taken there gets a number. Raises WatchError."""
+    if not folder.is_dir():
+        raise WatchError(f"{folder}: is no folder: make it, or archive elsewhere")
+
+    def archive(files: tuple[Path, ...]) -> None:
+        number = 1
+        while any((folder / _numbered(file, number)).exists() for file in files):
+            number += 1
+        for file in files:
+            shutil.move(file, folder / _numbered(file, number))
+
+    return archive
+
+
+def delete(files: tuple[Path, ...]) -> None:
+    """Removes an answered clip."""
+    for file in files:
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def _numbered(file: Path, number: int) -> str:
+    return file.name if number == 1 else f"{file.stem}-{number}{file.suffix}"
+
+
+def _finish(finish: Finish, files: tuple[Path, ...]) -> None:
+    try:
+        finish(files)
+    except OSError as error:  # the clip is answered; its files stay, and are not answered again
+        LOG.warning("event=clip_stays clip=%s reason=%s", files[0].name, error.strerror or error)
 
 
 def infer_files(classify: Classify, paths: Iterable[Path], out: TextIO) -> bool:
@@ -123,6 +132,11 @@ def infer_files(classify: Classify, paths: Iterable[Path], out: TextIO) -> bool:
 
 
 def _line(classify: Classify, path: Path) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return {**_answer(classify, path), "time": now, "schema": SCHEMA}
+
+
+def _answer(classify: Classify, path: Path) -> dict[str, Any]:
     try:
         files_of_clip(path)
         return {"clip": path.name, **classify(path)}
@@ -139,7 +153,15 @@ def _write(out: TextIO, line: dict[str, Any]) -> None:
     out.flush()
 
 
-def _look(folder: Path) -> dict[str, Look]:
+def _changed(folder: Path) -> int:
+    """When something was last added to the folder, removed or renamed; -2 if it is gone."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return -2
+
+
+def _look(folder: Path) -> dict[str, tuple[Look, tuple[Path, ...]]]:
     """The complete clips in the folder, by the name of their main file. Raises WatchError if it is gone."""
     found = {}
     try:
@@ -154,9 +176,10 @@ def _look(folder: Path) -> dict[str, Look]:
             stats = [part.stat() for part in parts]
         except FileNotFoundError:
             continue  # renamed or removed between listing and looking
-        found[name] = tuple(
+        look = tuple(
             (part.name, stat.st_size, stat.st_mtime_ns) for part, stat in zip(parts, stats, strict=True)
         )
+        found[name] = look, files
     return found
 
 

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from helpers.media import cut, write_sound, write_video
 from PIL import Image
 
 from fedstill.common.errors import DataError
+from fedstill.edge_client.inference import watch
 from fedstill.edge_client.inference.clip_files import clips_among, read_clip
-from fedstill.edge_client.inference.watch import WatchError, WatchLog, infer_files, run_watch
+from fedstill.edge_client.inference.watch import archiving, delete, infer_files, run_watch
+from fedstill.edge_client.inference.watch_log import WatchError, WatchLog
 
 POLL = 0.02
 
@@ -32,18 +35,28 @@ class Watching:
     """``run_watch`` in a thread."""
 
     def __init__(
-        self, tmp_path: Path, classify: Callable[[Path], dict[str, Any]] = classify, poll: float = POLL
+        self,
+        tmp_path: Path,
+        classify: Callable[[Path], dict[str, Any]] = classify,
+        poll: float = POLL,
+        finish: Callable[[tuple[Path, ...]], None] | None = None,
     ) -> None:
         self.folder, self.state = tmp_path / "in", tmp_path / "state"
         self.folder.mkdir(exist_ok=True)
         self.out = io.StringIO()
         self._stop = threading.Event()
-        arguments = (classify, self.folder, self.state, self.out, self._stop, poll)
+        arguments = (classify, self.folder, self.state, self.out, self._stop, poll, finish)
         self._thread = threading.Thread(target=run_watch, args=arguments)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.getvalue().splitlines()]
+        """Without their times, which are looked at apart."""
+        found = [json.loads(line) for line in self.out.getvalue().splitlines()]
+        assert all(line.pop("schema") == 1 for line in found)
+        times = [datetime.fromisoformat(line.pop("time")) for line in found]
+        assert times == sorted(times)
+        assert all(one.utcoffset() == timedelta(0) for one in times)
+        return found
 
     def settle(self) -> None:
         """Long enough for every clip that is going to be read."""
@@ -169,17 +182,93 @@ def test_a_clip_that_breaks_the_program_does_not_end_the_watch(
 
 
 def test_the_watch_log_survives_a_torn_last_line(tmp_path: Path) -> None:
-    WatchLog(tmp_path).add("a.mp4")
+    clip = write_sound(tmp_path / "c\n.wav")
+    look = (("c\n.wav", 1, 2),)
+    WatchLog(tmp_path).add("a.mp4", look, [clip])
     path = tmp_path / "watched.jsonl"
-    path.write_bytes(path.read_bytes() + b'"b.m')
+    path.write_bytes(path.read_bytes() + b'["b.m')
     answered = WatchLog(tmp_path)
-    assert "a.mp4" in answered
-    assert "b.mp4" not in answered
-    answered.add("c\n.mp4")
-    assert "c\n.mp4" in WatchLog(tmp_path)
-    path.write_bytes(b"{damaged\n")
-    with pytest.raises(WatchError, match="damaged: remove it"):
-        WatchLog(tmp_path)
+    assert answered.knows("a.mp4", look, [clip])
+    assert not answered.knows("b.mp4", look, [clip])
+    answered.add("c\n.mp4", look, [clip])
+    assert WatchLog(tmp_path).knows("c\n.mp4", look, [clip])
+    for damaged in (b"{damaged\n", b"7\n", b'["a"]\n'):
+        path.write_bytes(damaged)
+        with pytest.raises(WatchError, match="damaged: remove it"):
+            WatchLog(tmp_path)
+
+
+def test_names_that_an_older_fedstill_answered_stay_answered(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "watched.jsonl").write_text('"a.mp4"\n')
+    write_video(tmp_path / "in" / "a.mp4")
+    with Watching(tmp_path) as watching:
+        land(watching.folder / "b.mp4")
+        wait_until(lambda: watching.lines)
+        watching.settle()
+    assert [line["clip"] for line in watching.lines] == ["b.mp4"]
+
+
+def test_a_name_with_another_content_is_another_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "FULL_LOOK_SECONDS", 0.1)
+    with Watching(tmp_path) as watching:
+        clip = land(watching.folder / "a.mp4")
+        wait_until(lambda: len(watching.lines) == 1)
+        clip.touch()
+        watching.settle()
+        assert len(watching.lines) == 1, "the same content at another time is the same clip"
+        write_video(tmp_path / "other.mp4", frames=10).rename(clip)
+        wait_until(lambda: len(watching.lines) == 2)
+        watching.settle()
+    assert [line["clip"] for line in watching.lines] == ["a.mp4", "a.mp4"]
+
+
+def test_answered_clips_are_archived_without_losing_one(tmp_path: Path) -> None:
+    (archive := tmp_path / "archive").mkdir()
+    with Watching(tmp_path, finish=archiving(archive)) as watching:
+        for times in (1, 2):
+            picture(watching.folder / "pair.png")
+            write_sound(tmp_path / "pair.wav", seconds=times).rename(watching.folder / "pair.wav")
+            wait_until(lambda times=times: len(watching.lines) == times)  # type: ignore[misc]
+            wait_until(lambda: not list(watching.folder.iterdir()))
+    assert {path.name for path in archive.iterdir()} == {"pair.wav", "pair.png", "pair-2.wav", "pair-2.png"}
+    with pytest.raises(WatchError, match="is no folder"):
+        archiving(tmp_path / "absent")
+
+
+def test_answered_clips_are_deleted_and_one_that_cannot_be_stays_answered(tmp_path: Path) -> None:
+    def stuck(files: tuple[Path, ...]) -> None:
+        raise OSError(13, "Permission denied")
+
+    with Watching(tmp_path, finish=stuck) as watching:
+        land(watching.folder / "a.mp4")
+        wait_until(lambda: watching.lines)
+        watching.settle()
+        assert len(watching.lines) == 1
+    with Watching(tmp_path, finish=delete) as watching:
+        land(watching.folder / "b.mp4")
+        (watching.folder / "c").mkdir()
+        picture(watching.folder / "c" / "1.png")
+        write_sound(tmp_path / "c.wav").rename(watching.folder / "c.wav")
+        wait_until(lambda: len(watching.lines) == 2)
+        wait_until(lambda: [path.name for path in watching.folder.iterdir()] == ["a.mp4"])
+
+
+def test_a_folder_of_finished_clips_costs_next_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    real = watch._look
+    monkeypatch.setattr(watch, "_look", lambda folder: (looks.append(folder), real(folder))[1])
+    with Watching(tmp_path) as watching:
+        land(watching.folder / "a.mp4")
+        wait_until(lambda: watching.lines)
+        watching.settle()
+        before = len(looks)
+        watching.settle()
+        assert len(looks) - before <= 1
+        land(watching.folder / "b.mp4")
+        wait_until(lambda: len(watching.lines) == 2)
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The clips that already have their line, on disk: by name and content, so that a re-used name is another clip."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedstill.common.errors import UserError
+
+LOG_FILE = "watched.jsonl"
+
+Look = tuple[tuple[str, int, int], ...]
+"""Of each file of a clip: name, size and time of the last change."""
+
+
+class WatchError(UserError):
+    """A folder that cannot be watched, or a damaged watch log; one line."""
+
+
+class WatchLog:
+    """Survives kill -9 at any moment.
+
+    The line is written before its clip is recorded. A kill exactly between the two repeats that one line after the
+    restart; the other order could lose it.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / LOG_FILE
+        state.mkdir(parents=True, exist_ok=True)
+        self._content, self._looks = self._read(), dict[str, Look]()
+
+    def knows(self, clip: str, look: Look, files: Iterable[Path]) -> bool:
+        """Whether this clip was answered. Its files are read again only if they have changed since the last look."""
+        if clip not in self._content:
+            return False
+        if self._looks.get(clip) != look:
+            kept = self._content[clip]
+            if kept and kept != digest_of(files):
+                return False
+            self._looks[clip] = look
+        return True
+
+    def add(self, clip: str, look: Look, files: Iterable[Path]) -> None:
+        """Record a clip as answered, on disk before this returns."""
+        self._content[clip], self._looks[clip] = digest_of(files), look
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([clip, self._content[clip]]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self) -> dict[str, str]:
+        """Content by name; empty for a line of an older fedstill, which kept names alone."""
+        if not self._path.exists():
+            return {}
+        lines = self._path.read_bytes().split(b"\n")
+        torn = lines.pop()  # empty, or the part of the last line that a kill left
+        found = {}
+        try:
+            for line in map(json.loads, lines):
+                name, content = (line, "") if isinstance(line, str) else line
+                found[str(name)] = str(content)
+        except (ValueError, TypeError) as error:
+            raise WatchError(f"{self._path}: damaged: remove it to classify all clips again") from error
+        if torn:
+            with self._path.open("r+b") as file:
+                file.truncate(self._path.stat().st_size - len(torn))
+        return found
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Of the content of a clip's files, hexadecimal; of a folder's, in the order of their names."""
+    found = hashlib.sha256()
+    for path in files:
+        for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+            with part.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
