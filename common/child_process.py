@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from fedstill.common.atomic_files import replace_text
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
+MOST_LOG_BYTES = 10_000_000
+"""Then a child's log is put aside, with ``.1`` at its end: both together never take more than about twice as much."""
 
 
 class Child:
@@ -61,6 +64,7 @@ class Child:
         if self._process is None:
             return None
         status = self._process.poll()
+        self._limit_log()
         if status is None:  # recorded, so that none of them outlives a killed main process
             self._family = {
                 process
@@ -90,6 +94,15 @@ class Child:
         except FileNotFoundError:
             lines = []
         return lines[-1].strip() if lines else "no output"
+
+    def _limit_log(self) -> None:
+        """The child goes on writing to the same file, which appends. Lines of the moment between may be lost."""
+        try:
+            if self.log_file.stat().st_size > MOST_LOG_BYTES:
+                shutil.copyfile(self.log_file, self.log_file.with_name(f"{self.log_file.name}.1"))
+                os.truncate(self.log_file, 0)
+        except OSError as error:  # a full disk: the log stays as it is, and the child runs on
+            log.warning("event=log_not_rotated child=%s reason=%s", self.name, error.strerror or error)
 
     def _end_orphan(self) -> None:
         try:

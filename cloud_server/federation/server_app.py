@@ -26,7 +26,7 @@ from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.service import FleetService
 from fedstill.cloud_server.federation.slots import ComputeSlots, Stopped
-from fedstill.cloud_server.journal.event_log import METRICS_FILE, Metrics
+from fedstill.cloud_server.journal.event_log import METRICS_FILE, MOST_BYTES, Metrics
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.common.cores import usable_cores
@@ -52,7 +52,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the whole plan, or serve for as long as this process lives."""
     plan = read_plan(Path(str(context.run_config["run-dir"])))
-    metrics = Metrics(Path(plan.work))
+    metrics = Metrics(Path(plan.work), MOST_BYTES if plan.service else 0)
     exchange = Exchange(grid, plan.reply_timeout)
     try:
         if plan.service:

@@ -7,6 +7,7 @@ shows what is already done. A line cut short by a kill is ignored.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -16,13 +17,22 @@ from typing import Any
 METRICS_FILE = "metrics.jsonl"
 
 
-class Metrics:
-    """Append-only and thread-safe."""
+MOST_BYTES = 10_000_000
+"""Of the event log of a service, which never ends; then the file is put aside, with ``.1`` at its end."""
 
-    def __init__(self, work: Path) -> None:
+
+class Metrics:
+    """Append-only and thread-safe.
+
+    Args:
+        work: the run directory.
+        most_bytes: of the file, before it is put aside; 0: all events stay in one file, as a report needs them.
+    """
+
+    def __init__(self, work: Path, most_bytes: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = work / METRICS_FILE
+        self._path, self._most_bytes = work / METRICS_FILE, most_bytes
         _end_cut_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(work / "tensorboard"))
@@ -32,6 +42,10 @@ class Metrics:
         """Append an event; the line is on disk when this returns."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
         with self._lock:
+            if self._most_bytes and self._file.tell() + len(line) > self._most_bytes:
+                self._file.close()
+                self._path.replace(self._path.with_name(f"{METRICS_FILE}.1"))
+                self._file = self._path.open("a", encoding="utf-8")
             self._file.write(line + "\n")
             self._file.flush()
 
@@ -67,6 +81,8 @@ class EventTail:
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._offset:  # put aside meanwhile
+                self._offset = 0
             file.seek(self._offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]

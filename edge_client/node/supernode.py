@@ -101,6 +101,8 @@ class SuperNode:
         if not log.exists():
             return False
         with log.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read:  # put aside meanwhile
+                self._read = 0
             file.seek(self._read)
             said = file.read()
         self._read += len(said)

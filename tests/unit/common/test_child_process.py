@@ -1,0 +1,51 @@
+"""A long-lived child: its log is bounded, and who looks at a folder does not keep its owner out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fedstill.common import child_process
+from fedstill.common.child_process import Child
+from fedstill.common.folder_lock import FolderInUse, in_use, sole_user
+
+
+def test_a_log_is_put_aside_and_the_child_writes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "MOST_LOG_BYTES", 4000)
+    child = Child("talker", tmp_path)
+    script = "import time\nfor n in range(10**6): print('line', n, flush=True); time.sleep(0.0005)"
+    child.start([sys.executable, "-c", script], dict(os.environ), tmp_path)
+    old = tmp_path / "talker.log.1"
+    limit = time.monotonic() + 30
+    while not old.exists() and time.monotonic() < limit:
+        assert child.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    child.stop()
+    assert 4000 < old.stat().st_size < 400_000
+    said = child.log_file.read_bytes()
+    assert said.startswith(b"line"), "it appends, and leaves no hole"
+    assert b"\0" not in said
+
+
+def test_a_folder_has_one_user_and_a_look_at_it_changes_nothing(tmp_path: Path) -> None:
+    assert not in_use(tmp_path / "absent")
+    with sole_user(tmp_path / "state"):
+        assert in_use(tmp_path / "state")
+        with pytest.raises(FolderInUse), sole_user(tmp_path / "state"):
+            raise AssertionError("two users")
+    assert not in_use(tmp_path / "state")
+
+
+def test_looks_do_not_keep_an_owner_out(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(lambda: [in_use(tmp_path) for _ in range(3000)])
+        for _ in range(50):
+            with sole_user(tmp_path):
+                pass
