@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ agent = typer.Typer(
     help="Run a device: a coordinator personalises its student; it classifies clips by itself.",
     no_args_is_help=True,
 )
+
+
+WARN_SECONDS = 86_400.0
 
 
 class Infer(StrEnum):
@@ -98,7 +102,7 @@ def run(
         use_clips(data, folder)
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")
-        tasks: list[Task] = []
+        tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
         if watch is not None:
             student = _student(folder, who, infer, objective)
             stack.callback(student.close)
@@ -192,6 +196,24 @@ def _watching(student: CurrentStudent, watch: Path, folder: Path, archive: Path 
     def task(stop: threading.Event) -> None:
         student.wait(stop)
         watching.run_watch(student.classify, watch, folder, sys.stdout, stop, finish=finish)
+
+    return task
+
+
+def _warning(credentials: Path) -> Task:
+    """Says once a day what is wrong with the credentials, or expires soon; a renewed token counts at once."""
+    from fedstill.common.credentials import CredentialError, read_node_bundle
+
+    def task(stop: threading.Event) -> None:
+        while True:
+            try:
+                found = read_node_bundle(credentials).warnings
+            except CredentialError as error:  # a renewal may be under way; without one the link will tell
+                found = (str(error),)
+            for warning in found:
+                logging.getLogger(__name__).warning('event=credentials reason="%s"', warning)
+            if stop.wait(WARN_SECONDS):
+                return
 
     return task
 

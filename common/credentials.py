@@ -38,6 +38,8 @@ NODE_KEY_FILE = "node"
 NODE_PUBLIC_FILE = "node.pub"
 TOKEN_FILE = "token"
 IDENTITY_FILE = "node.json"
+NOTICE_DAYS = 30
+NEW_AUTHORITY = "fedstill certs init CERTS --force, and copy every bundle again"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 Parsed = TypeVar("Parsed")
@@ -83,7 +85,7 @@ def read_node_bundle(directory: Path, now: float | None = None) -> NodeBundle:
     folder = directory.resolve()
     if not folder.is_dir():
         raise CredentialError(f"{directory}: no such folder; make one with: fedstill certs issue")
-    read_certificate(folder / CA_FILE, now)
+    authority = read_certificate(folder / CA_FILE, now)
     try:
         identity = from_plain(NodeIdentity, json.loads(read_bytes(folder / IDENTITY_FILE)), complete=True)
     except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -107,8 +109,24 @@ def read_node_bundle(directory: Path, now: float | None = None) -> NodeBundle:
         key_file=folder / NODE_KEY_FILE,
         token=token,
         token_expiry=expiry,
-        warnings=open_secrets(folder / NODE_KEY_FILE, folder / TOKEN_FILE),
+        warnings=(
+            *open_secrets(folder / NODE_KEY_FILE, folder / TOKEN_FILE),
+            *ends_soon(folder / TOKEN_FILE, expiry, now, f"fedstill certs renew CERTS {identity.name}"),
+            *ends_soon(folder / CA_FILE, valid_until(authority), now, NEW_AUTHORITY),
+        ),
     )
+
+
+def valid_until(certificate: x509.Certificate) -> float:
+    """Seconds since 1970."""
+    return certificate.not_valid_after_utc.timestamp()
+
+
+def ends_soon(what: Path | str, expiry: float, now: float, remedy: str) -> tuple[str, ...]:
+    """A warning, if something expires within ``NOTICE_DAYS``; ``remedy`` is the command that helps."""
+    if expiry - now > NOTICE_DAYS * 86_400:
+        return ()
+    return (f"{what}: expires on {day(expiry)}; before that: {remedy}",)
 
 
 def check_name(name: str) -> str:

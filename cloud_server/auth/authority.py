@@ -36,17 +36,20 @@ from fedstill.common.atomic_files import PRIVATE, PUBLIC, replace_file
 from fedstill.common.credentials import (
     CA_FILE,
     IDENTITY_FILE,
+    NEW_AUTHORITY,
     NODE_KEY_FILE,
     NODE_PUBLIC_FILE,
     TOKEN_FILE,
     CredentialError,
     NodeIdentity,
     check_name,
+    ends_soon,
     fingerprint,
     open_secrets,
     parse,
     read_bytes,
     read_certificate,
+    valid_until,
 )
 from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
 
@@ -161,6 +164,7 @@ def read_authority(directory: Path, now: float | None = None) -> Authority:
     secret = read_bytes(folder / SECRET_FILE)
     if len(secret) != SECRET_BYTES:
         raise CredentialError(f"{folder / SECRET_FILE}: damaged; {SECRET_BYTES} bytes are needed")
+    nodes = list_nodes(folder)
     private = [folder / SERVER_KEY_FILE, folder / SECRET_FILE, folder / CA_KEY_FILE]
     return Authority(
         directory=folder,
@@ -168,8 +172,20 @@ def read_authority(directory: Path, now: float | None = None) -> Authority:
         certificate_file=folder / SERVER_FILE,
         key_file=folder / SERVER_KEY_FILE,
         secret=secret,
-        nodes=list_nodes(folder),
-        warnings=open_secrets(*(path for path in private if path.exists())),
+        nodes=nodes,
+        warnings=(
+            *open_secrets(*(path for path in private if path.exists())),
+            *ends_soon(folder / SERVER_FILE, valid_until(certificate), now, "fedstill certs server CERTS"),
+            *ends_soon(folder / CA_FILE, valid_until(issuer), now, NEW_AUTHORITY),
+            *(
+                warning
+                for node in nodes
+                if not node.revoked
+                for warning in ends_soon(
+                    f"token of {node.name}", node.token_expiry, now, f"fedstill certs renew CERTS {node.name}"
+                )
+            ),
+        ),
     )
 
 

@@ -22,6 +22,7 @@ from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.journal.event_log import EventTail
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.credentials import CredentialError
 from fedstill.common.flower_cli import FlowerError
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.run_layout import STATUS_FILE
@@ -31,6 +32,7 @@ LOG = logging.getLogger(__name__)
 TEND_SECONDS = 1.0
 LOOK_SECONDS = 5.0
 """Seconds between two looks at the register of nodes and at Flower's status of the run."""
+WARN_SECONDS = 86_400.0
 MOST_UNANSWERED = 5
 """Requests in a row that a SuperLink may leave unanswered: one that was just killed still counts as running."""
 
@@ -108,6 +110,8 @@ class _Run:
     finished: bool = False
     failures: int = 0
     _looked: float = 0.0
+    _warned: tuple[str, ...] = ()
+    _warned_at: float = 0.0
     _tail: EventTail = field(init=False)
 
     def __post_init__(self) -> None:
@@ -163,7 +167,13 @@ class _Run:
         """Bring SuperLink and plan in line with the register of nodes."""
         if self.settings.authority is None:
             return False
-        nodes = read_authority(self.settings.authority).nodes
+        try:
+            authority = read_authority(self.settings.authority)
+        except CredentialError as error:  # a certificate has expired, or is being replaced at this moment
+            self._warn((str(error),))
+            return False
+        self._warn(authority.warnings)
+        nodes = authority.nodes
         self.link.synchronise(nodes)
         names = {node.client: node.name for node in nodes}
         clients = max(names, default=-1) + 1
@@ -173,6 +183,13 @@ class _Run:
             return False  # a study is finished with the devices that it began with
         write_plan(replace(plan, clients=clients, devices=devices))
         return True
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        """Each once a day: keys that others may read, and what expires soon."""
+        if warnings != self._warned or time.time() - self._warned_at > WARN_SECONDS:
+            self._warned, self._warned_at = warnings, time.time()
+            for warning in warnings:
+                LOG.warning("event=credentials reason=%s", json.dumps(warning))
 
     def _failed(self, reason: str) -> None:
         self.run_id = None

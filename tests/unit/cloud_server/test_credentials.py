@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import ssl
 import stat
@@ -224,6 +225,27 @@ def test_open_files_are_a_warning(authority: Path) -> None:
     (authority / "server.key").chmod(0o640)
     (warning,) = read_authority(authority).warnings
     assert "server.key" in warning
+
+
+def test_what_ends_is_announced_a_month_ahead(authority: Path) -> None:
+    now, bundle = time.time(), authority / "nodes" / "hall"
+    end = read_node_bundle(bundle).token_expiry
+    assert (
+        read_node_bundle(bundle, end - 31 * DAY).warnings
+        == read_authority(authority, end - 31 * DAY).warnings
+        == ()
+    )
+    (warning,) = read_node_bundle(bundle, end - 29 * DAY).warnings
+    assert re.search(
+        r"token: expires on \d{4}-\d\d-\d\d; before that: fedstill certs renew CERTS hall$", warning
+    )
+    warnings = read_authority(authority, end - 29 * DAY).warnings
+    assert [warning.partition(":")[0] for warning in warnings] == ["token of kitchen", "token of hall"]
+    revoke_node(authority, "kitchen")
+    assert len(read_authority(authority, end - 29 * DAY).warnings) == 1
+    (server, *_) = read_authority(authority, now + (SERVER_DAYS - 20) * DAY).warnings
+    assert "server.crt: expires on" in server
+    assert "fedstill certs server CERTS" in server
 
 
 @pytest.fixture
