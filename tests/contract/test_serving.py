@@ -8,6 +8,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from helpers.serving import SIZE, TASKS, TRUNK, MadeServer, png, serving
 from helpers.vit import LAYERS, WIDTH, task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import save
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
@@ -109,10 +111,6 @@ def test_what_is_answered_is_what_the_engine_says(made: MadeServer, stub: GRPCIn
 
 
 def test_one_image_in_every_form_is_answered_alike(stub: GRPCInferenceServiceStub) -> None:
-    from io import BytesIO
-
-    from PIL import Image
-
     from fedstill.models.vit.preprocess import image_tensor
 
     pixels = np.asarray(Image.open(BytesIO(png())))
@@ -138,6 +136,13 @@ def test_outputs_are_those_asked_for(stub: GRPCInferenceServiceStub) -> None:
     answer = stub.ModelInfer(asked)
     assert [output.name for output in answer.outputs] == ["label"]
     assert len(answer.raw_output_contents) == 1
+
+
+def bomb() -> bytes:
+    """A few kilobytes that are 16 million pixels when they are decoded."""
+    content = BytesIO()
+    Image.new("1", (4096, 4096)).save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def broken(change) -> pb.ModelInferRequest:
@@ -189,6 +194,7 @@ LATE = grpc.StatusCode.DEADLINE_EXCEEDED
         (broken(lambda asked: asked.outputs.add(name="top5")), INVALID, "outputs"),
         (request([b"GIF89a not an image"]), INVALID, "image 0: neither JPEG nor PNG"),
         (request([png(), png()[:60]]), INVALID, "image"),
+        (request([bomb()] * 5), INVALID, "send smaller images, or fewer at a time"),
         (request([]), INVALID, "1 to 64 images"),
     ],
 )

@@ -192,7 +192,9 @@ class Dispatcher:
         if batch is None:
             return False
         ready = self._ready(items)
-        seconds, results = self._compute(batch, ready, now)
+        seconds, results = self._compute(
+            batch, ready, self._clock()
+        )  # without the wait for a client's large images
         outcomes = [None] * len(ready) if results is None else results
         with self._changed:
             finished = self._clock()
@@ -302,7 +304,7 @@ class Dispatcher:
     def _compute(
         self, batch: Batch, ready: Sequence[tuple[_Item, Any]], started: float
     ) -> tuple[float, Sequence[Prediction | Rejection] | None]:
-        """Seconds since the decision, and the engine's results; None if there was nothing to run or it failed."""
+        """Seconds of the engine, and its results; None if there was nothing to run or it failed."""
         if not ready:
             return self._since(started), None
         try:

@@ -176,11 +176,17 @@ def _encoded(
     files = list(tensor.contents.bytes_contents) if raw is None else _elements(raw)
     if len(files) != shape[0]:
         raise bad("inputs['encoded']", f"holds {len(files)} elements, its shape says {shape[0]}")
+    pixels = 0
     for place, content in enumerate(files):
         try:
-            request_images.check_header(content)
+            pixels += request_images.check_header(content)
         except ImageError as error:
             raise bad("inputs['encoded']", f"image {place}: {error}") from None
+    if pixels > request_images.MOST_PIXELS:
+        raise bad(
+            "inputs['encoded']",
+            f"{pixels} pixels in all, more than {request_images.MOST_PIXELS}: send smaller images, or fewer at a time",
+        )
     return tuple(request_images.encoded(content, size) for content in files)
 
 

@@ -20,6 +20,8 @@ from fedstill.models.vit.preprocess import image_tensor
 FORMATS = ("JPEG", "PNG")
 LARGEST_PIXELS = 16 * 2**20
 """Of an encoded image: a small file may hold an absurdly large one."""
+MOST_PIXELS = 4 * LARGEST_PIXELS
+"""Of all encoded images of a request: others wait while they are decoded."""
 
 
 def normalised(values: npt.NDArray[np.float32]) -> Callable[[], Tensor]:
@@ -37,8 +39,9 @@ def encoded(content: bytes, size: int) -> Callable[[], Tensor]:
     return lambda: image_tensor(_decode(content), size)
 
 
-def check_header(content: bytes) -> None:
-    """Refuse at once anything that is not a JPEG or PNG, or too large; decoding comes later. Raises ImageError."""
+def check_header(content: bytes) -> int:
+    """Refuse at once anything that is not a JPEG or PNG, or too large; decoding comes later. Returns the number of its
+    pixels. Raises ImageError."""
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -48,6 +51,7 @@ def check_header(content: bytes) -> None:
         raise ImageError(f"cannot be read ({_short(error)})") from None
     if width * height > LARGEST_PIXELS:
         raise ImageError(f"{width} x {height} pixels are more than {LARGEST_PIXELS}")
+    return width * height
 
 
 def _decode(content: bytes) -> npt.NDArray[np.uint8]:

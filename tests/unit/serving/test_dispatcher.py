@@ -194,6 +194,30 @@ def test_a_request_is_answered_with_how_it_came_about() -> None:
     assert batch.predicted_seconds == pytest.approx(batch.seconds)
 
 
+def test_slow_images_of_one_client_are_not_taken_for_a_slow_engine() -> None:
+    world = World()
+
+    class Slow(Future[object]):
+        """Decoded while the engine waits for it."""
+
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            world.now += 0.5
+            return None
+
+    class Decoding(Executor):
+        def submit(self, call, /, *arguments, **options):  # type: ignore[no-untyped-def,override]
+            done = Slow()
+            done.set_result(call(*arguments, **options))
+            return done
+
+    world.dispatcher._preparing = Decoding()
+    number, _ = world.ask("a", latency=10)
+    world.run()
+    assert isinstance(world.outcome(number), Response)
+    (batch,) = world.watcher.batches
+    assert batch.seconds == pytest.approx(batch.predicted_seconds)
+
+
 def test_images_of_a_request_share_no_batch_but_one_answer() -> None:
     world = World()  # batches of at most 4
     number, _ = world.ask(*range(10), latency=10)
