@@ -41,6 +41,12 @@ def coordinator(
             help="Compare these on every device, with commas, as a study that ends; empty: serve for ever."
         ),
     ] = "",
+    every_days: Annotated[
+        float,
+        typer.Option(
+            help="Give every device a new student after so many days; 0: only if it needs one.", min=0
+        ),
+    ] = 0.0,
     journal: Annotated[str, typer.Option(help="SQLAlchemy URL (default: SQLite in --state).")] = "",
     join_timeout: Annotated[
         float, typer.Option(help="Seconds that a study waits for an absent device.", min=1)
@@ -91,6 +97,7 @@ def coordinator(
             join_timeout=join_timeout,
             downlink=downlink.value,
             cohorts=cohorts,
+            every=86_400 * every_days,
         )
         settings = CoordinatorSettings(folder, bundle(), host, port, certs, inference_listen, once)
         run_coordinator(settings, stop)

@@ -38,6 +38,7 @@ def prepare_deployment(
     join_timeout: float = 600.0,
     downlink: UpdatePrecision = "int8",
     cohorts: float = 0.0,
+    every: float = 0.0,
 ) -> None:
     """Fill ``state`` once. A folder that already holds this experiment keeps all that it has, and gets these settings.
 
@@ -48,6 +49,7 @@ def prepare_deployment(
         journal: SQLAlchemy URL; empty for SQLite in ``state``.
         join_timeout: seconds that a device may be late.
         downlink: how students travel. Devices install the last arm's student.
+        every: seconds after which a service gives a device a new student in any case; 0: never.
         cohorts: how differently devices may record that share a student; 0: each one has its own.
 
     Raises:
@@ -62,6 +64,7 @@ def prepare_deployment(
         join_timeout=join_timeout,
         downlink=downlink,
         cohorts=cohorts,
+        every=every,
     )
     if (state / PLAN_FILE).exists():
         if to_plain(load_run(state)) != to_plain(experiment):
@@ -101,6 +104,7 @@ def _with_settings(
     join_timeout: float,
     downlink: UpdatePrecision,
     cohorts: float,
+    every: float,
 ) -> RunPlan:
     """The plan, as the operator wants it now."""
     run = experiment.run
@@ -108,6 +112,7 @@ def _with_settings(
     return replace(
         plan,
         service=arms is None,
+        every=every,
         arms=arms or (PERSONAL_ARM,),
         seeds=seeds if arms else seeds[:1],
         scenarios=run.scenarios if arms else (ALL_CLIPS,),

@@ -51,6 +51,7 @@ class RunPlan:
         lean: clients that get the arms of ``lean_arms`` only, and these for the first seed only.
         service: give every device its student as soon as it is there, and again whenever it needs one, and never end;
             otherwise compare arms, and end.
+        every: seconds after which a service gives a device a new student in any case; 0: never.
         pause_scale: of the pauses before a service tries again what failed.
         journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
     """
@@ -87,6 +88,7 @@ class RunPlan:
     lean_arms: tuple[str, ...] = ()
     service: bool = False
     pause_scale: float = 1.0
+    every: float = 0.0
 
     def wants(self, arm: str, client: int, seed: int) -> bool:
         """Whether this client has a job of this arm for this seed."""

@@ -77,7 +77,14 @@ class FleetService:
             if client in self._busy:
                 continue
             seen = Seen(self._name_of(client), hello.student)
-            visit = due(visits.get(client), seen, asked.get(client, 0.0), now, self._plan.pause_scale)
+            visit = due(
+                visits.get(client),
+                seen,
+                asked.get(client, 0.0),
+                now,
+                self._plan.pause_scale,
+                self._plan.every,
+            )
             if visit is not None:
                 self._busy.add(client)
                 self._pool.submit(self._visit, replace(visit, client=client))

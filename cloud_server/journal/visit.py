@@ -15,8 +15,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 60.0, 6 * 3600.0
 """Seconds before a failed visit is repeated; twice as long after each further failure."""
 REFUSED_PAUSE = 24 * 3600.0
 """Seconds before a device that refused its student is asked for a new summary."""
-NEW, REPLACED, LOST, REQUESTED, AFTER_REFUSAL = (
-    "new device", "device replaced", "lost its student", "asked for", "refused before",
+NEW, REPLACED, LOST, REQUESTED, AFTER_REFUSAL, REGULAR = (
+    "new device", "device replaced", "lost its student", "asked for", "refused before", "time has come",
 )  # fmt: skip
 
 
@@ -64,13 +64,16 @@ class Seen:
     student: str
 
 
-def due(last: Visit | None, seen: Seen, asked: float, now: float, scale: float = 1.0) -> Visit | None:
+def due(
+    last: Visit | None, seen: Seen, asked: float, now: float, scale: float = 1.0, every: float = 0.0
+) -> Visit | None:
     """The visit that this device needs now; None if it has what it should have, or must wait.
 
     Args:
         last: the newest visit of its client.
         asked: when an operator last asked for a new student, seconds since 1970; 0 for never.
         scale: of all pauses.
+        every: seconds after which a device gets a new student in any case; 0: never.
     """
     if last is None:
         return Visit(0, 0, NEW, seen.device)
@@ -84,8 +87,10 @@ def due(last: Visit | None, seen: Seen, asked: float, now: float, scale: float =
     again = last.next_attempt(scale)
     if again is not None:
         # a clock that was set back must not make a device wait for years
-        waited = now >= again or now < (last.ended or last.started)
-        if not waited:
-            return None
-        return last if last.outcome == FAILED else replace(another, cause=AFTER_REFUSAL)
-    return replace(another, cause=LOST) if seen.student != last.student else None
+        if now >= again or now < (last.ended or last.started):
+            return last if last.outcome == FAILED else replace(another, cause=AFTER_REFUSAL)
+        return None
+    if seen.student != last.student:
+        return replace(another, cause=LOST)
+    waited = now - (last.ended or last.started)
+    return replace(another, cause=REGULAR) if every and (waited >= every or waited < -every) else None

@@ -19,6 +19,7 @@ from fedstill.cloud_server.journal.visit import (
     NEW,
     REFUSED,
     REFUSED_PAUSE,
+    REGULAR,
     REPLACED,
     REQUESTED,
     SERVED,
@@ -59,6 +60,19 @@ def test_a_device_is_due(
     assert found is not None
     assert (found.visit, found.cause) == (visit, cause)
     assert found.device == (seen.device if last is None or cause != NEW else last.device)
+
+
+def test_a_new_student_after_a_time_if_an_operator_wants_that() -> None:
+    month = 30 * 86_400.0
+    assert due(LAST, ONLINE, 0.0, 1100.0 + month) is None
+    assert due(LAST, ONLINE, 0.0, 1099.0 + month, every=month) is None
+    found = due(LAST, ONLINE, 0.0, 1100.0 + month, every=month)
+    assert found is not None
+    assert (found.visit, found.cause) == (5, REGULAR)
+    ahead = replace(LAST, ended=1e9)  # noted with a clock that was far ahead
+    assert due(ahead, ONLINE, 0.0, 1200.0, every=month) is not None
+    failed = replace(LAST, outcome=FAILED, attempts=1)
+    assert due(failed, ONLINE, 0.0, 1110.0, every=1.0) is None, "a failure waits for its own pause"
 
 
 def test_what_failed_is_tried_again_later_and_later() -> None:
