@@ -73,7 +73,7 @@ def row(fleet: Fleet, client: int) -> dict[str, Any]:
 
 def is_served(fleet: Fleet, client: int, visit: int, cause: str) -> None:
     def done() -> bool:
-        if not (fleet.state / "journal.db").exists():
+        if not (fleet.state / "plan.json").exists() or client >= read_fleet(fleet.state)["clients"]:
             return False
         found = row(fleet, client)["visit"]
         return bool(found) and (found["visit"], found["outcome"]) == (visit, "served")
