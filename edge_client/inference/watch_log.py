@@ -1,4 +1,4 @@
-"""The clips that already have their line, on disk: by name and content, so that a re-used name is another clip."""
+"""The clips that already have their line, on disk: by name and content, so that a reused name is another clip."""
 
 from __future__ import annotations
 
