@@ -12,7 +12,8 @@ from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_js
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_classifier import ClipClassifier, StrPath
-from fedstill.edge_client.students.students import POINTER, ModelStore
+from fedstill.edge_client.students.pointer import POINTER
+from fedstill.edge_client.students.students import ModelStore
 
 EXTRAS = {"torch": "full", "onnxruntime": "edge"}
 """Which extra brings what a student needs."""

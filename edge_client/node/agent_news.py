@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, read_log
-from fedstill.edge_client.students.students import ModelStore
+from fedstill.edge_client.students.pointer import version_in_use
 
 LOG = logging.getLogger(__name__)
 
@@ -21,9 +21,8 @@ class AgentNews:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._store = ModelStore(folder / SHELF_FOLDER)
         self._greeted = self._time_of(FORMAT_FILE)
-        self._student = self._store.version_in_use()
+        self._student = version_in_use(self._folder / SHELF_FOLDER)
         self._sent = len(read_log(folder))
         self._log_time = self._time_of(LOG_FILE)
 
@@ -38,7 +37,7 @@ class AgentNews:
             for one in sent[self._sent :] if len(sent) >= self._sent else sent[-1:]:
                 LOG.info('event=sent bytes=%d what="%s"', one.bytes, one.what)
             self._sent = len(sent)
-        if (student := self._store.version_in_use()) != self._student:
+        if (student := version_in_use(self._folder / SHELF_FOLDER)) != self._student:
             LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
             self._student = student
 

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.privacy.upload_log import note
-from fedstill.edge_client.students.students import ModelStore, NotInStore
+from fedstill.edge_client.students.pointer import version_in_use
 from fedstill.protos.messages import (
     EvaluationRequest,
     GraphsRequest,
@@ -43,7 +43,7 @@ def hello(message: Message, context: Context) -> Message:
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / FORMAT_FILE, request.clip_format.encode(), PRIVATE)
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
-    student = ModelStore(folder / SHELF_FOLDER).version_in_use()
+    student = version_in_use(folder / SHELF_FOLDER)
     reply = Hello(name, version("fedstill"), _partition(context), student)
     return Message(encode(reply), reply_to=message)
 
@@ -78,6 +78,8 @@ def graphs(message: Message, context: Context) -> Message:
 
 def _reply(message: Message, context: Context, request: object, answer: Callable[[], object]) -> Message:
     """The answer, or the item that the device lacks to give it; its owner's log has it before it is sent."""
+    from fedstill.edge_client.students.students import NotInStore
+
     try:
         content = answer()
     except NotInStore as missing:

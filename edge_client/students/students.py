@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 
 from fedstill.common.atomic_files import PRIVATE, locked, remove_parts, replace_file
 from fedstill.edge_client.privacy.prototypes import DeviceError
+from fedstill.edge_client.students.pointer import POINTER, read_pointer, student_file
 from fedstill.models.weights.delta import MOST_BYTES, apply_update, content_hash
-from fedstill.protos.messages import LONGEST_REASON, Student, WireError, is_version
+from fedstill.protos.messages import LONGEST_REASON, Student, WireError
 
 log = logging.getLogger(__name__)
 
-POINTER = "current.json"
 KEPT = 4
 """Versions kept beside the two installed ones and the one just used: bases for personalisations that run at the
 time."""
@@ -130,7 +130,7 @@ class ModelStore:
                 f"agrees with the teacher on {agreement:.0%} of the canary clips, {minimum:.0%} are needed"
             )
         with self._at_work():
-            current, previous = self._pointer()
+            current, previous = read_pointer(self.directory)
             if not reason and version != current:
                 pointer = {"current": version, "previous": current}
                 replace_file(self.directory / POINTER, json.dumps(pointer).encode(), PRIVATE)
@@ -151,7 +151,7 @@ class ModelStore:
             DeviceError: students were installed and none of them is readable.
         """
         with self._at_work():
-            named = [version for version in self._pointer() if version]
+            named = [version for version in read_pointer(self.directory) if version]
             for version in named:
                 if found := self._read(version):
                     return found
@@ -161,10 +161,6 @@ class ModelStore:
                 "students: no installed student is readable; wait for the next one from the cloud"
             )
         return None
-
-    def version_in_use(self) -> str:
-        """The version of ``current``, without reading the student; empty if there is none."""
-        return next((one for one in self._pointer() if one and self._path(one).exists()), "")
 
     def load(self, version: str) -> StoredModel:
         """A version as read from the disk. Raises DeviceError if it is missing or damaged."""
@@ -210,22 +206,10 @@ class ModelStore:
             path.unlink()
             return None
 
-    def _pointer(self) -> tuple[str, str]:
-        """(current, previous), empty if there is none."""
-        try:
-            pointer = json.loads((self.directory / POINTER).read_bytes())
-            current, previous = pointer["current"], pointer["previous"]
-        except FileNotFoundError:
-            return "", ""
-        except (ValueError, TypeError, KeyError, RecursionError):
-            log.warning("pointer damaged file=%s: as if nothing were installed", POINTER)
-            return "", ""
-        return current if is_version(current) else "", previous if is_version(previous) else ""
-
     def _prune(self, needed: set[str]) -> None:
         """Drop all but the needed, the two installed and the last used versions, and what a kill left behind."""
         remove_parts(self.directory)
-        spared = {*needed, *self._pointer()}
+        spared = {*needed, *read_pointer(self.directory)}
         others = [path for path in self._files() if path.stem not in spared]
         for path in others[: max(0, len(others) - self.kept)]:
             path.unlink()
@@ -234,7 +218,7 @@ class ModelStore:
         return sorted(self.directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
 
     def _path(self, version: str) -> Path:
-        return self.directory / f"{version}.safetensors"
+        return student_file(self.directory, version)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
