@@ -28,6 +28,7 @@ agent = typer.Typer(
 
 
 WARN_SECONDS = 86_400.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 class Infer(StrEnum):
@@ -94,7 +95,11 @@ def run(
     from fedstill.edge_client.node.agent_data import use_clips
 
     with serve(*_failures()) as stop, ExitStack() as stack:
+        if not coordinator:
+            raise ConfigError("--coordinator: needed to join a fleet, as in cloud.example.org:9092")
         address(coordinator, "--coordinator")
+        if health and address(health, "--health")[0] not in LOOPBACK:
+            raise ConfigError(f"--health: {health} is not on loopback, as in 127.0.0.1:9094")
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from fedstill.common.run_layout import PLAN_FILE
 
 app = typer.Typer(no_args_is_help=True, help="Ask for new students, and read what happens in a fleet.")
 
@@ -28,7 +32,7 @@ def personalise(
 
     with one_line_errors():
         if bool(devices) == everything:
-            raise ConfigError("name some devices, or give --all")
+            raise ConfigError("name some devices, or give --all" + (", not both" if everything else ""))
         plan = plan_of(state)
         clients = clients_named(plan, devices or ())
         journal = open_journal(state, plan["journal"])
@@ -47,25 +51,42 @@ def events(
     from fedstill.cli.shared.console import one_line_errors
     from fedstill.cloud_server.journal.event_log import METRICS_FILE, EventTail
     from fedstill.common.errors import ConfigError
+    from fedstill.common.folder_lock import in_use
 
     with one_line_errors():
         if not state.is_dir():
             raise ConfigError(f"{state}: no such folder; give the coordinator's folder")
-        if not follow and not (state / METRICS_FILE).exists():
-            raise ConfigError(f"{state}: nothing has happened here yet")
+        if not (state / METRICS_FILE).exists() and not (
+            follow and ((state / PLAN_FILE).exists() or in_use(state))
+        ):
+            raise ConfigError(f"{state}: nothing has happened here yet; is it a coordinator's folder?")
     tail = EventTail(state)
     while True:
         for event in tail.new():
-            if line := in_words(event):
+            if line := in_words(event, _names(state)):
                 typer.echo(f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}")
         if not follow:
             return
         time.sleep(FOLLOW_SECONDS)
 
 
-def in_words(event: dict[str, Any]) -> str:
-    """One line; empty for what an operator need not know."""
-    kind, who = event["event"], f"client {event.get('client')}"
+def _names(state: Path) -> list[str]:
+    """Of the devices, by client; empty if nothing is known of them."""
+    try:
+        return list(json.loads((state / PLAN_FILE).read_text())["devices"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def in_words(event: dict[str, Any], names: Sequence[str] = ()) -> str:
+    """One line; empty for what an operator need not know.
+
+    Args:
+        names: of the devices, by client.
+    """
+    kind, client = event["event"], event.get("client")
+    who = names[client] if isinstance(client, int) and client < len(names) else ""
+    who = who or f"client {client}"
     match kind:
         case "device":
             return f"{who} {event['state']}"

@@ -8,6 +8,17 @@ from typing import Annotated
 
 import typer
 
+KNOWN = (
+    "data",
+    "clips.json",
+    "clip_format.json",
+    "students",
+    "privacy.json",
+    "privacy.sqlite",
+    "uploads.jsonl",
+)
+"""Any of these makes a folder a device's."""
+
 
 def privacy(
     device_dir: Annotated[
@@ -30,6 +41,8 @@ def privacy(
             raise ConfigError(
                 f"{device_dir}: no such folder; give the device's folder, the one that holds data/"
             )
+        if not any((device_dir / name).exists() for name in KNOWN):
+            raise ConfigError(f"{device_dir}: is no device's folder: nothing is known of what left one")
         path = device_dir / LEDGER_FILE
         try:
             policy = read_policy(device_dir)
@@ -44,7 +57,7 @@ def privacy(
                 f"{datetime.fromtimestamp(one.time):%Y-%m-%d %H:%M:%S} {one.bytes:7d} bytes: {one.what}"
             )
         if not sent:
-            typer.echo("nothing has left this device")
+            typer.echo("nothing is recorded here as having left this device")
     budget = "no limit" if policy.epsilon is None else f"{policy.epsilon:g}"
     console.print(f"accepts {policy.accepts} uploads or stronger", highlight=False)
     console.print(

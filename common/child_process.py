@@ -33,6 +33,7 @@ class Child:
         self.name = name
         self.log_file = folder / f"{name}.log"
         self._pid_file = folder / f"{name}.pid"
+        self._folder = str(folder.absolute())
         self._process: subprocess.Popen[bytes] | None = None
         self._family: set[psutil.Process] = set()
 
@@ -56,7 +57,8 @@ class Child:
             )
         started = psutil.Process(self._process.pid)
         self._family = {started}
-        replace_text(self._pid_file, json.dumps({"pid": started.pid, "started": started.create_time()}))
+        left = {"pid": started.pid, "started": started.create_time(), "folder": self._folder}
+        replace_text(self._pid_file, json.dumps(left))
         log.info("event=started child=%s pid=%d", self.name, started.pid)
 
     def poll(self) -> int | None:
@@ -101,6 +103,8 @@ class Child:
             if self.log_file.stat().st_size > MOST_LOG_BYTES:
                 shutil.copyfile(self.log_file, self.log_file.with_name(f"{self.log_file.name}.1"))
                 os.truncate(self.log_file, 0)
+        except FileNotFoundError:
+            return
         except OSError as error:  # a full disk: the log stays as it is, and the child runs on
             log.warning("event=log_not_rotated child=%s reason=%s", self.name, error.strerror or error)
 
@@ -108,8 +112,8 @@ class Child:
         try:
             left = json.loads(self._pid_file.read_bytes())
             orphan = psutil.Process(left["pid"])
-            if orphan.create_time() != left["started"]:
-                return
+            if orphan.create_time() != left["started"] or left.get("folder", self._folder) != self._folder:
+                return  # another process has its number, or this folder is a copy of a living one's
         except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, psutil.NoSuchProcess):
             return
         log.warning("event=orphan child=%s pid=%d action=end", self.name, orphan.pid)

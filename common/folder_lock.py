@@ -44,7 +44,7 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / LOCK_FILE).open("r") as file:
             return not _locked(file, fcntl.LOCK_SH)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

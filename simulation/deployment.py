@@ -69,7 +69,12 @@ def prepare_deployment(
     if (state / PLAN_FILE).exists():
         if to_plain(load_run(state)) != to_plain(experiment):
             raise ConfigError(f"{state}: holds another experiment; choose another --state")
-        plan = read_plan(state)
+        try:
+            plan = read_plan(state)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{state / PLAN_FILE}: damaged ({error}): put back a copy of this folder"
+            ) from error
         if journal not in ("", plan.journal):
             raise ConfigError(f"--journal: {state} has its journal elsewhere; leave the option out")
         open_journal(state, plan.journal).close()

@@ -76,12 +76,18 @@ def read_fleet(state: Path) -> dict[str, Any]:
 
 def plan_of(state: Path) -> dict[str, Any]:
     """The run plan as JSON. Raises ConfigError if there is none."""
+    path = state / PLAN_FILE
     try:
-        plan: dict[str, Any] = json.loads((state / PLAN_FILE).read_text())
-    except FileNotFoundError:
+        plan: dict[str, Any] = json.loads(path.read_text())
+        _ = plan["clients"], plan["devices"], plan["journal"]
+    except (FileNotFoundError, NotADirectoryError):
+        if in_use(state):
+            raise ConfigError(f"{state}: its coordinator is starting; ask again in a moment") from None
         raise ConfigError(
             f"{state}: not a coordinator's folder; start one with: fedstill coordinator --state {state}"
         ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: damaged ({error}): put back a copy of this folder") from error
     return plan
 
 
@@ -113,7 +119,7 @@ def _journal(state: Path, url: str) -> Iterator[Asked]:
     def ask(query: str) -> list[Row]:
         try:
             return [dict(row) for row in connection.execute(query)]
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise RunError(f"journal {path}: {error}") from error
 
     try:
@@ -196,4 +202,6 @@ def _doing(visit: Visit | None, running: bool) -> str:
 def _run(state: Path, running: bool) -> str:
     path = state / STATUS_FILE
     said = str(json.loads(path.read_text())["run"]) if path.exists() else "never started"
+    if running and said in ("stopped", "never started"):
+        return "starting"
     return "interrupted; the coordinator is not running" if said == "running" and not running else said

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedstill.common.folder_lock import sole_user
+from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.edge_client.node.agent_news import AgentNews
 from fedstill.edge_client.node.supernode import Link, SuperNode
+from fedstill.edge_client.privacy.prototypes import DeviceError
 
 LOG = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def run_agent(
 
     Raises:
         FolderInUse: another agent uses this state folder.
+        DeviceError: the folder was deleted while it ran.
         NodeRefused: the coordinator does not accept this node.
         Exception: raised by a task; the node is ended first.
     """
@@ -81,6 +83,8 @@ def run_agent(
         )
         try:
             while not stop.is_set():
+                if not (settings.state / LOCK_FILE).exists():
+                    raise DeviceError(f"{settings.state}: this folder was deleted: start the agent again")
                 node.reconcile()
                 healthy(node.settled)
                 news.look()

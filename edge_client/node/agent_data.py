@@ -26,7 +26,7 @@ def use_clips(data: Path, folder: Path) -> None:
     """
     if (data / MANIFEST).is_file() and not (data / META_FILE).exists():
         data = data / MANIFEST
-    if data.is_dir():
+    if (data / META_FILE).exists():
         open_store(data)
     elif data.suffix == ".csv" and data.exists():
         from fedstill.datasets.audiovisual.manifest import ManifestSource

@@ -63,7 +63,7 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
             assert agent.terminate() == 0, agent.said()
         assert "Traceback" not in "".join(service.said() for service in fleet.services)
         told = command("fleet", "events", "--state", str(fleet.state))
-    for line in ("client 0 is being personalised (new device)", "client 1 uses its new student"):
+    for line in ("device-0 is being personalised (new device)", "device-1b uses its new student"):
         assert line in told
 
 

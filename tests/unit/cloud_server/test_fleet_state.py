@@ -141,6 +141,42 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("plan", ["no JSON", "[]", "{}", '{"clients": 3}'])
+@pytest.mark.parametrize("command", [["status"], ["fleet", "personalise", "hall"]])
+def test_a_damaged_plan_is_one_line(plan: str, command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(plan)
+    found = CliRunner().invoke(app, [*command, "--state", str(tmp_path)])
+    assert found.exit_code == 2
+    assert "plan.json: damaged" in found.output.replace("\n", "")
+
+
+def test_a_file_and_a_damaged_journal_are_one_line(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="not a coordinator's folder"):
+        read_fleet(file)
+    write_plan(tmp_path)
+    (tmp_path / "journal.db").write_text("no database")
+    with pytest.raises(RunError, match="not a database"):
+        read_fleet(tmp_path)
+
+
+def test_a_coordinator_that_starts_is_not_called_stopped(tmp_path: Path) -> None:
+    with sole_user(tmp_path), pytest.raises(ConfigError, match="is starting"):
+        read_fleet(tmp_path)
+    write_plan(tmp_path)
+    Journal(f"sqlite:///{tmp_path / 'journal.db'}").close()
+    (tmp_path / "coordinator.json").write_text('{"run": "stopped"}')
+    assert read_fleet(tmp_path)["run"] == "stopped"
+    with sole_user(tmp_path):
+        assert read_fleet(tmp_path)["run"] == "starting"
+
+
+def test_a_quiet_folder_is_not_followed_for_ever(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["fleet", "events", "--state", str(tmp_path), "--follow"])
+    assert found.exit_code == 2
+    assert "is it a coordinator's folder" in found.output.replace("\n", " ")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_only_be_read_is_enough(tmp_path: Path) -> None:
     write_plan(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,26 @@ def test_a_log_is_put_aside_and_the_child_writes_on(tmp_path: Path, monkeypatch:
     said = child.log_file.read_bytes()
     assert b"\nline " in said
     assert b"\0" not in said, "it appends, and leaves no hole"
+
+
+def test_a_copied_folder_does_not_end_the_child_of_the_one_it_came_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    (tmp_path / "first").mkdir()
+    living = Child("sleeper", tmp_path / "first")
+    living.start(command, dict(os.environ), tmp_path)
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    other = Child("sleeper", tmp_path / "copy")
+    other.start(command, dict(os.environ), tmp_path)
+    assert living.poll() is None
+    again = Child("sleeper", tmp_path / "first")  # after a kill of its parent
+    again.start(command, dict(os.environ), tmp_path)
+    limit = time.monotonic() + 20
+    while living.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert living.poll() is not None, "its own orphan is ended"
+    assert other.poll() is None
+    for child in (other, again):
+        child.stop()
 
 
 def test_a_folder_has_one_user_and_a_look_at_it_changes_nothing(tmp_path: Path) -> None:

@@ -96,8 +96,11 @@ def test_the_owner_reads_it(tmp_path: Path) -> None:
     (line,) = [one for one in found.output.splitlines() if "508" in one]
     assert "a histogram of confidences of 40 clips" in line
     assert "in 0 private uploads" in CliRunner().invoke(app, ["privacy", str(tmp_path)]).output
-    empty = CliRunner().invoke(app, ["privacy", str(tmp_path / ".."), "--log"])
-    assert "nothing has left this device" in empty.output
+    (tmp_path / "device" / "data").mkdir(parents=True)
+    quiet = CliRunner().invoke(app, ["privacy", str(tmp_path / "device"), "--log"])
+    assert "nothing is recorded here" in quiet.output
+    stranger = CliRunner().invoke(app, ["privacy", str(tmp_path / "device" / "data"), "--log"])
+    assert stranger.exit_code == 2
 
 
 def test_the_agent_tells_what_happens_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
