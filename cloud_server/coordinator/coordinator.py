@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedstill.cloud_server.auth.authority import Authority, read_authority
+from fedstill.cloud_server.auth.authority import Authority, list_nodes, read_authority
 from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
@@ -168,12 +168,10 @@ class _Run:
         if self.settings.authority is None:
             return False
         try:
-            authority = read_authority(self.settings.authority)
+            self._warn(read_authority(self.settings.authority).warnings)
         except CredentialError as error:  # a certificate has expired, or is being replaced at this moment
             self._warn((str(error),))
-            return False
-        self._warn(authority.warnings)
-        nodes = authority.nodes
+        nodes = list_nodes(self.settings.authority)  # a revocation counts whatever else is wrong
         self.link.synchronise(nodes)
         names = {node.client: node.name for node in nodes}
         clients = max(names, default=-1) + 1

@@ -1,7 +1,7 @@
 """A fleet's service: every device gets its student as soon as it is there, and again when it needs one. It never ends.
 
 No device waits for another. What is due follows from the journal and from what a device says of itself when it comes
-online, so a cloud that was restarted goes on where it was. ``visits.py`` says when a device is due.
+online, so a cloud that was restarted goes on where it was. ``visit.py`` says when a device is due.
 """
 
 from __future__ import annotations
@@ -56,10 +56,16 @@ class FleetService:
         self._whole = False
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set."""
+        """Until ``stop`` is set. A look that fails, as while a database restarts, is made again."""
+        trouble = ""
         try:
             while not stop.is_set():
-                self.look()
+                try:
+                    self.look()
+                    trouble = ""
+                except Exception as error:
+                    if trouble != (trouble := repr(error)):  # the same one is told once
+                        log.exception("a look at the fleet failed, and is repeated")
                 stop.wait(LOOK_SECONDS)
         finally:
             self.close()

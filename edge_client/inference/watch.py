@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from fedstill.edge_client.inference.clip_files import clips_among, files_of_clip
 from fedstill.edge_client.inference.cloud_inference import NoAnswer
-from fedstill.edge_client.inference.watch_log import Look, WatchError, WatchLog
+from fedstill.edge_client.inference.watch_log import Look, WatchError, WatchLog, digest_of
 
 LOG = logging.getLogger(__name__)
 
@@ -72,10 +72,14 @@ def run_watch(
         if seen or changed != looked or time.monotonic() >= full_at:
             looked, full_at = changed, time.monotonic() + FULL_LOOK_SECONDS
             found = _look(folder)
-            new = {
-                name: look for name, (look, files) in found.items() if not answered.knows(name, look, files)
-            }
-            seen = _counted(seen, new)
+            seen = _counted(
+                seen,
+                {
+                    name: look
+                    for name, (look, files) in found.items()
+                    if not _known(answered, name, look, files)
+                },
+            )
         for name in _settled(seen):
             if stop_event.is_set():
                 return
@@ -83,10 +87,28 @@ def run_watch(
             look, files = _look(folder).get(name, ((), ()))
             if look == seen[name][0]:  # else it changed, or disappeared, while it was read
                 _write(out, line)
-                answered.add(name, look, files)
-                if finish is not None:
+                if _noted(answered, name, look, files) and finish is not None:
                     _finish(finish, files)
         stop_event.wait(poll_seconds)
+
+
+def _known(answered: WatchLog, name: str, look: Look, files: tuple[Path, ...]) -> bool:
+    """Whether a clip was answered. One that has just gone, or may not be read, is asked about again."""
+    try:
+        return answered.knows(name, look, files)
+    except OSError:
+        return False
+
+
+def _noted(answered: WatchLog, name: str, look: Look, files: tuple[Path, ...]) -> bool:
+    """Record an answered clip; False if it has gone meanwhile."""
+    try:
+        digest = digest_of(files)
+    except OSError as error:
+        LOG.warning("event=clip_gone clip=%s reason=%s", name, error.strerror or error)
+        digest = ""  # its name alone is known, then
+    answered.add(name, look, digest)
+    return bool(digest)
 
 
 def archiving(folder: Path) -> Finish:

@@ -43,9 +43,13 @@ class WatchLog:
             self._looks[clip] = look
         return True
 
-    def add(self, clip: str, look: Look, files: Iterable[Path]) -> None:
-        """Record a clip as answered, on disk before this returns."""
-        self._content[clip], self._looks[clip] = digest_of(files), look
+    def add(self, clip: str, look: Look, content: str) -> None:
+        """Record a clip as answered, on disk before this returns.
+
+        Args:
+            content: ``digest_of`` its files; empty if they could not be read: then every content counts as answered.
+        """
+        self._content[clip], self._looks[clip] = content, look
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([clip, self._content[clip]]) + "\n")
             file.flush()

@@ -60,7 +60,7 @@ def read_log(folder: Path) -> list[Sent]:
     """Everything that is known to have left the device, oldest first; a line that a kill cut short is left out."""
     found = []
     for path in (folder / f"{LOG_FILE}.1", folder / LOG_FILE):
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
             try:
                 found.append(Sent(**json.loads(line)))
             except (ValueError, TypeError):

@@ -6,6 +6,7 @@ The real cloud and the real ClientApp, over a grid inside this process whose nod
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -276,6 +277,30 @@ def test_an_error_of_the_cloud_stops_one_visit_and_not_the_service(
         assert "No space left on device" in running.serve(0, 0, FAILED).reason
     running.serve(0, 0)
     running.serve(1, 0)
+
+
+def test_a_look_that_fails_is_made_again(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, failures = threading.Event(), []
+    look = running.service.look
+
+    def failing() -> None:
+        if len(failures) < 3:
+            failures.append(True)
+            raise OSError(5, "the database restarts")
+        look()
+
+    monkeypatch.setattr(running.service, "look", failing)
+    monkeypatch.setattr("fedstill.cloud_server.federation.service.LOOK_SECONDS", 0.05)
+    thread = threading.Thread(target=running.service.run, args=(stop,))
+    thread.start()
+    running.grid.here.add(0)
+    limit = time.monotonic() + 60
+    while running.outcome(0, 0) != SERVED and time.monotonic() < limit:
+        time.sleep(0.05)
+    stop.set()
+    thread.join(60)
+    assert len(failures) == 3
+    assert running.outcome(0, 0) == SERVED
 
 
 def test_a_service_that_was_ended_goes_on_where_it_was(

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own on loopback, and a new, empty database in it for each test."""
+"""PostgreSQL of the tests' own on loopback, a new, empty database in it for each test, and a journal in either."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
+from fedstill.cloud_server.journal.journal import Journal
 from fedstill.common.flower_cli import free_port
 
 _numbers = itertools.count()
@@ -85,3 +86,12 @@ def _run(server: str, statement: str) -> None:
             connection.exec_driver_sql(statement)
     finally:
         engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    """A new one, in a SQLite file and in PostgreSQL."""
+    sqlite = f"sqlite:///{tmp_path / 'journal.db'}"
+    made = Journal(sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql"))
+    yield made
+    made.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -24,18 +23,6 @@ NAMES = ("calm", "happy", "sad")
 def upload(first: float) -> PrototypeUpload:
     rows = np.array([[first, 1 - first, 0]], np.float32)
     return PrototypeUpload(KEY.at(0), rows, np.array([7], np.int64), NAMES)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
-    url = (
-        f"sqlite:///{tmp_path / 'journal.db'}"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgresql")
-    )
-    made = Journal(url)
-    yield made
-    made.close()
 
 
 def test_the_first_upload_counts(journal: Journal) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -124,18 +122,6 @@ def test_from_any_past_it_has_the_right_student_within_a_day(
     served = replace(visit, client=3, outcome=SERVED, student=HAS, started=max(moment, asked), ended=moment)
     assert served.visit >= (past.visit if past else 0)
     assert due(served, Seen(visit.device, HAS), asked, moment) is None, "nobody is served twice for one cause"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
-    url = (
-        f"sqlite:///{tmp_path / 'journal.db'}"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgresql")
-    )
-    made = Journal(url)
-    yield made
-    made.close()
 
 
 def test_visits_are_kept_and_the_newest_counts(journal: Journal) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fedstill.common.errors import DataError
 from fedstill.edge_client.inference import watch
 from fedstill.edge_client.inference.clip_files import clips_among, read_clip
 from fedstill.edge_client.inference.watch import archiving, delete, infer_files, run_watch
-from fedstill.edge_client.inference.watch_log import WatchError, WatchLog
+from fedstill.edge_client.inference.watch_log import WatchError, WatchLog, digest_of
 
 POLL = 0.02
 
@@ -184,13 +184,13 @@ def test_a_clip_that_breaks_the_program_does_not_end_the_watch(
 def test_the_watch_log_survives_a_torn_last_line(tmp_path: Path) -> None:
     clip = write_sound(tmp_path / "c\n.wav")
     look = (("c\n.wav", 1, 2),)
-    WatchLog(tmp_path).add("a.mp4", look, [clip])
+    WatchLog(tmp_path).add("a.mp4", look, digest_of([clip]))
     path = tmp_path / "watched.jsonl"
     path.write_bytes(path.read_bytes() + b'["b.m')
     answered = WatchLog(tmp_path)
     assert answered.knows("a.mp4", look, [clip])
     assert not answered.knows("b.mp4", look, [clip])
-    answered.add("c\n.mp4", look, [clip])
+    answered.add("c\n.mp4", look, digest_of([clip]))
     assert WatchLog(tmp_path).knows("c\n.mp4", look, [clip])
     for damaged in (b"{damaged\n", b"7\n", b'["a"]\n'):
         path.write_bytes(damaged)
@@ -221,6 +221,24 @@ def test_a_name_with_another_content_is_another_clip(tmp_path: Path, monkeypatch
         wait_until(lambda: len(watching.lines) == 2)
         watching.settle()
     assert [line["clip"] for line in watching.lines] == ["a.mp4", "a.mp4"]
+
+
+def test_a_clip_that_goes_while_it_is_noted_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(files: Iterable[Path]) -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with Watching(tmp_path) as watching:
+        with monkeypatch.context() as patch:
+            patch.setattr(watch, "digest_of", gone)
+            land(watching.folder / "a.mp4")
+            wait_until(lambda: len(watching.lines) == 1)
+            watching.settle()
+        land(watching.folder / "b.mp4")
+        wait_until(lambda: len(watching.lines) == 2)
+        watching.settle()
+    assert [line["clip"] for line in watching.lines] == ["a.mp4", "b.mp4"]
 
 
 def test_answered_clips_are_archived_without_losing_one(tmp_path: Path) -> None:
