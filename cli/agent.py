@@ -206,7 +206,7 @@ def _watching(student: CurrentStudent, watch: Path, folder: Path, archive: Path 
 
 
 def _warning(credentials: Path) -> Task:
-    """Says once a day what is wrong with the credentials, or expires soon; a renewed token counts at once."""
+    """Says once a day what is wrong with the credentials, and what expires soon."""
     from fedstill.common.credentials import CredentialError, read_node_bundle
 
     def task(stop: threading.Event) -> None:

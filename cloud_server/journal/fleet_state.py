@@ -151,7 +151,7 @@ def _visits(asked: Asked) -> list[Row]:
     try:
         return asked(VISITS)
     except RunError as error:
-        if "no such table" in str(error):
+        if "no such table" in str(error) or "does not exist" in str(error):  # SQLite, PostgreSQL
             return []
         raise
 
