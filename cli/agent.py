@@ -196,6 +196,8 @@ def _watching(student: CurrentStudent, watch: Path, folder: Path, archive: Path 
 
     if not watch.is_dir():
         raise WatchError(f"{watch}: is not a folder: make it, or watch another one")
+    if archive is not None and archive.resolve() == watch.resolve():
+        raise WatchError(f"{archive}: is watched itself: archive elsewhere")
     finish = watching.archiving(archive) if archive else watching.delete if delete else None
 
     def task(stop: threading.Event) -> None:

@@ -80,7 +80,7 @@ class FleetService:
         self._follow_plan()
         visits, asked, now = self._journal.visits.newest(), self._journal.visits.asked(), time.time()
         for client, hello in self._registry.present().items():
-            if client in self._busy:
+            if client in self._busy or client >= self._plan.clients:
                 continue
             seen = Seen(self._name_of(client), hello.student)
             visit = due(

@@ -201,7 +201,12 @@ def _doing(visit: Visit | None, running: bool) -> str:
 
 def _run(state: Path, running: bool) -> str:
     path = state / STATUS_FILE
-    said = str(json.loads(path.read_text())["run"]) if path.exists() else "never started"
+    try:
+        said = str(json.loads(path.read_text())["run"])
+    except FileNotFoundError:
+        said = "never started"
+    except (OSError, ValueError, TypeError, KeyError):
+        said = "unknown"
     if running and said in ("stopped", "never started"):
         return "starting"
     return "interrupted; the coordinator is not running" if said == "running" and not running else said

@@ -47,8 +47,12 @@ class Visits:
                 connection.execute(insert(REQUESTS), rows)
 
     def begin(self, visit: Visit) -> Visit:
-        """Note that an attempt begins; returns it as it is noted."""
-        begun = replace(visit, outcome="", reason="", started=time.time(), ended=None)
+        """Note that an attempt begins; returns it as it is noted.
+
+        A request counts as made before, also if a clock that was ahead has dated it.
+        """
+        started = max(time.time(), self.asked().get(visit.client, 0.0))
+        begun = replace(visit, outcome="", reason="", started=started, ended=None)
         self._write(begun)
         return begun
 

@@ -44,7 +44,10 @@ def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def _images_in(folder: Path) -> bool:
-    return bool(in_natural_order(map(str, folder.iterdir())))
+    try:
+        return bool(in_natural_order(map(str, folder.iterdir())))
+    except PermissionError:  # such as lost+found
+        return False
 
 
 def files_of_clip(path: Path) -> tuple[Path, ...]:

@@ -164,7 +164,7 @@ def _answer(classify: Classify, path: Path) -> dict[str, Any]:
         return {"clip": path.name, **classify(path)}
     except (ValueError, OSError, NoAnswer) as error:  # DataError is a ValueError
         LOG.warning("event=clip_failed clip=%s reason=%s", path.name, error)
-        return {"clip": path.name, "error": str(error).splitlines()[0]}
+        return {"clip": path.name, "error": (str(error).splitlines() or [type(error).__name__])[0]}
     except Exception as error:  # a defect of ours that one clip triggers must not stop the others
         LOG.exception("event=clip_broke_us clip=%s", path.name)
         return {"clip": path.name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -196,8 +196,10 @@ def _look(folder: Path) -> dict[str, tuple[Look, tuple[Path, ...]]]:
         try:
             parts = [part for file in files for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
             stats = [part.stat() for part in parts]
-        except FileNotFoundError:
-            continue  # renamed or removed between listing and looking
+        except OSError:
+            continue  # renamed or removed between listing and looking, a link to itself, or not ours to read
+        if not parts or not files[0].is_file():
+            continue  # an empty folder or a pipe that is named like a clip
         look = tuple(
             (part.name, stat.st_size, stat.st_mtime_ns) for part, stat in zip(parts, stats, strict=True)
         )

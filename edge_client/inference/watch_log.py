@@ -66,7 +66,7 @@ class WatchLog:
             for line in map(json.loads, lines):
                 name, content = (line, "") if isinstance(line, str) else line
                 found[str(name)] = str(content)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise WatchError(f"{self._path}: damaged: remove it to classify all clips again") from error
         if torn:
             with self._path.open("r+b") as file:
@@ -79,6 +79,8 @@ def digest_of(files: Iterable[Path]) -> str:
     found = hashlib.sha256()
     for path in files:
         for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if not part.is_file():  # a folder of thumbnails, or a pipe, which would never end
+                continue
             with part.open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()

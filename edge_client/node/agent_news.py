@@ -44,5 +44,5 @@ class AgentNews:
     def _time_of(self, name: str) -> int:
         try:
             return (self._folder / name).stat().st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0

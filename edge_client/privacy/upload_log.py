@@ -63,7 +63,7 @@ def read_log(folder: Path) -> list[Sent]:
         for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
             try:
                 found.append(Sent(**json.loads(line)))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
     return found
 

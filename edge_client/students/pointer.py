@@ -23,9 +23,9 @@ def read_pointer(directory: Path) -> tuple[str, str]:
     try:
         pointer = json.loads((directory / POINTER).read_bytes())
         current, previous = pointer["current"], pointer["previous"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "", ""
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         log.warning("pointer damaged file=%s: as if nothing were installed", POINTER)
         return "", ""
     return current if is_version(current) else "", previous if is_version(previous) else ""

@@ -142,6 +142,18 @@ def test_visits_are_kept_and_the_newest_counts(journal: Journal) -> None:
     assert served.attempts == 0
 
 
+def test_a_request_with_a_date_in_the_future_is_one_visit(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits = journal.visits
+    with monkeypatch.context() as ahead:
+        ahead.setattr("time.time", lambda: 4e9)
+        visits.ask([3])
+    begun = visits.begin(Visit(3, 1, REQUESTED, "hall"))
+    served = visits.end(begun, SERVED, "", HAS)
+    assert due(served, ONLINE, visits.asked()[3], 2e9) is None
+
+
 def test_the_newest_request_of_a_client_counts(journal: Journal) -> None:
     visits = journal.visits
     visits.ask([])

@@ -71,12 +71,12 @@ def test_a_card_and_noise_are_told() -> None:
 def test_lines_are_kept_in_order_and_a_cut_one_is_left_out(tmp_path: Path) -> None:
     note(tmp_path, asked("histogram"), sent(40), 508)
     note(tmp_path, None, InstallResult(JOB, True, 1.0, "", VERSION), 90)
-    with (tmp_path / LOG_FILE).open("a") as file:
-        file.write('{"time": 1.0, "wh')
+    with (tmp_path / LOG_FILE).open("ab") as file:
+        file.write(b'\xff\n{"time": 1.0, "wh')
     found = read_log(tmp_path)
     assert [one.bytes for one in found] == [508, 90]
     assert found[0].time <= found[1].time
-    assert "0.25" not in (tmp_path / LOG_FILE).read_text(), "the content is nobody's business"
+    assert b"0.25" not in (tmp_path / LOG_FILE).read_bytes(), "the content is nobody's business"
 
 
 def test_the_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -239,6 +240,29 @@ def test_a_clip_that_goes_while_it_is_noted_does_not_end_the_watch(
         wait_until(lambda: len(watching.lines) == 2)
         watching.settle()
     assert [line["clip"] for line in watching.lines] == ["a.mp4", "b.mp4"]
+
+
+def test_odd_things_in_a_folder_end_no_watch(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    picture(folder / "a" / "1.png")
+    (folder / "a" / ".thumbnails").mkdir()
+    write_sound(folder / "a.wav")
+    (folder / "empty.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+
+    def silent(path: Path) -> dict[str, Any]:
+        raise ValueError
+
+    with Watching(tmp_path, silent) as watching:
+        wait_until(lambda: watching.lines)
+        land(watching.folder / "b.mp4")
+        wait_until(lambda: len(watching.lines) == 2)
+        watching.settle()
+    assert watching.lines == [
+        {"clip": "a.wav", "error": "ValueError"},
+        {"clip": "b.mp4", "error": "ValueError"},
+    ]
 
 
 def test_answered_clips_are_archived_without_losing_one(tmp_path: Path) -> None:
