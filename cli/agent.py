@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedstill.cli.missing_package import EDGE, require
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 
@@ -87,6 +88,7 @@ def run(
     """Join the fleet and stay in it until SIGTERM; results of --watch go to stdout as JSON lines."""
     if context.invoked_subcommand is not None:
         return
+    require(EDGE)
     from contextlib import ExitStack
 
     from fedstill.common.errors import ConfigError
@@ -131,6 +133,7 @@ def infer_once(
     client: Client = -1,
 ) -> None:
     """Classify clips with the student that this device has: one JSON line each."""
+    require(EDGE)
     from fedstill.edge_client.inference.watch import infer_files
 
     with serve(*_failures()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 EDGE = frozenset({"av", "flwr", "k_means_constrained", "onnxruntime", "scipy", "sklearn", "soundfile"})
 SERVE = frozenset(
     {
@@ -32,6 +34,17 @@ SMALLER = {
     "warmup-study": ("serve", SERVE),
 }
 """Commands that need less than everything."""
+
+
+def require(packages: frozenset[str]) -> None:
+    """Tells a user what to install before telling what else is missing.
+
+    Raises:
+        ModuleNotFoundError: names the first of the ``packages`` (import names) that is not installed.
+    """
+    for package in sorted(packages):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def what_to_install(command: str, module: str) -> str | None:

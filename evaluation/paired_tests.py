@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import bdtr, stdtr
 
 SIGNIFICANT = 0.05
 FLIPS = 10_000
@@ -42,7 +42,7 @@ def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p value from the clips that only one of two arms got right; 1 if none."""
     if gained + lost == 0:
         return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def paired_t(differences: Sequence[float]) -> float | None:
@@ -56,7 +56,7 @@ def paired_t(differences: Sequence[float]) -> float | None:
     mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(values.size))
     if error < 1e-12:
         return 1.0 if abs(mean) < 1e-12 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, values.size - 1))
+    return float(2 * stdtr(values.size - 1, -abs(mean) / error))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import gammaincc
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.mixture_fit import KEPT, Fit, Looks, MixtureModel
@@ -211,4 +211,4 @@ def upper_tail(sample: Sequence[float], value: float) -> float:
     mean, variance = float(np.mean(sample)), float(np.var(sample, ddof=1))
     if variance <= 0 or mean <= 0:
         return float(value <= mean)
-    return float(stats.gamma.sf(value, mean**2 / variance, scale=variance / mean))
+    return float(gammaincc(mean**2 / variance, max(0.0, value) / (variance / mean)))

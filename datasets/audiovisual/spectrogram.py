@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torchaudio.functional
-from scipy.signal import get_window
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
@@ -48,6 +47,8 @@ class LogSpectrogram(nn.Module):
 
     def __init__(self, sample_rate: int = 16_000) -> None:
         super().__init__()
+        from scipy.signal import get_window  # takes a second, and the log-mel variant does without
+
         window = get_window(("tukey", 0.25), THESIS_WINDOW)
         density = np.full(THESIS_WINDOW // 2 + 1, 2.0)
         density[[0, -1]] = 1.0  # only the bins between DC and Nyquist have a mirror image to add

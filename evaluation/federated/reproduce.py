@@ -19,7 +19,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, SCENARIOS, THESIS_ARMS
 from fedstill.evaluation import thesis
@@ -250,6 +249,8 @@ def _unpaired(cell: tuple[int, int] | None, base: tuple[int, int] | None) -> str
     (right, total), (base_right, base_total) = cell, base
     table = [[right, total - right], [base_right, base_total - base_right]]
     points = 100 * (right / total - base_right / base_total)
+    from scipy import stats  # takes a second, and only this command counts so few runs
+
     return f"{signed(points)}, {p_label(float(stats.fisher_exact(table).pvalue))}"
 
 

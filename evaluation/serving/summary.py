@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from fedstill.evaluation.paired_tests import p_label, paired_t
 from fedstill.evaluation.serving.results import RunRow, ServingResults
@@ -29,7 +29,7 @@ class Mean:
         centre = float(np.mean(values))
         if len(values) < 2:
             return cls(centre, centre, centre)
-        reach = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+        reach = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
         return cls(centre, centre - reach, centre + reach)
 
     def percent(self) -> str:

@@ -94,6 +94,17 @@ def test_a_missing_package_names_the_extra(command: str, module: str, extra: str
     assert module.partition(".")[0] in line
 
 
+def test_an_agent_says_what_to_install_before_what_else_is_missing() -> None:
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(['av', 'flwr'])); from fedstill.cli.main import main; "
+        "sys.argv[:] = 'fedstill agent --coordinator localhost:1 --credentials none --data none.csv --state none'"
+        ".split(); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install '.[edge]'" in done.stderr
+
+
 def test_a_missing_module_of_ours_is_a_bug() -> None:
     assert what_to_install("serve", "fedstill.nothing") is None
 
