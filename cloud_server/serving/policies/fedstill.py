@@ -79,7 +79,7 @@ class FedstillPolicy(Policy):
         self._started = math.inf
         self._objective = 0.0  # mean latency objective of recent queries, seconds
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def admit(self, query: Query, now: float) -> Rejection | None:
         queue = self._queue(query)
         queue.recent += 1
         self._recent.append((now, queue))
@@ -102,8 +102,10 @@ class FedstillPolicy(Policy):
                 return Rejection("too_late", 0.0)
             if self.price and self._asks_too_much(query):
                 return Rejection("overload", self._objective)
-        queue.add(query)
         return None
+
+    def enqueue(self, query: Query, now: float) -> None:
+        self._queue(query).add(query)
 
     def dispatch(self, now: float) -> Decision:
         evicted = self._drop_expired(now)
