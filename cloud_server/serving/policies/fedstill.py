@@ -88,9 +88,9 @@ class FedstillPolicy(Policy):
             objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
         )
         alone = not self._running and not self.queued()
-        if alone and now + self.latency.seconds(self._schedules[0], 1) > query.deadline:
-            if now >= query.deadline or not self._may_try(now):
-                return Rejection("too_late", 0.0)
+        expected = now + self.latency.seconds(self._schedules[0], 1)
+        if alone and expected > query.deadline and (now >= query.deadline or not self._may_try(now)):
+            return Rejection("too_late", 0.0)
         if not alone:
             if (
                 max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1)
