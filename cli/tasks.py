@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fedstill.cloud_server.serving.scheduling.profile import Profile
     from fedstill.datasets.images.image_tasks import ImageTask
 
+HOLDS = 1.25
+"""Factor between times of today and of a profile within which it holds."""
+
 app = typer.Typer(help="Tasks of the serving tier: add, list, remove, profile.", no_args_is_help=True)
 LEFT_OUT_SHOWN = 20
 SAME_SHOWN = 5
@@ -147,7 +150,10 @@ def activate(
 
 @app.command()
 def profile(
-    out: Annotated[Path, typer.Option(help="File for the profile, JSON.")],
+    out: Annotated[Path | None, typer.Option(help="File for the profile, JSON.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Time the schedules of this profile again; 1 if they differ by 25 %.")
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="Images of a task that is not a known one; repeatable."),
@@ -172,27 +178,39 @@ def profile(
 ) -> None:
     """Measure accuracy and time of every token schedule on this machine, for the planner."""
     with one_line_errors():
-        from fedstill.cloud_server.serving.app.profile_tasks import ProfileOptions, profile_tasks
+        from fedstill.cloud_server.serving.app.profile_tasks import (
+            ProfileOptions,
+            compare_times,
+            profile_tasks,
+        )
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
-        from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
+        from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain, read_profile
         from fedstill.cloud_server.serving.tasks.registry import open_registry
         from fedstill.common.atomic_files import replace_text
         from fedstill.common.errors import ConfigError
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
 
+        if (out is None) == (check is None):
+            raise ConfigError(
+                "give --out FILE to measure a profile, or --check FILE to see whether one still holds"
+            )
+        kept = read_profile(check) if check is not None else None
         trunk = load_trunk(data_path(weights), architecture)
         store = open_registry(registry)
         tasks = store.load_active(trunk.fingerprint)
         store.close()
         if not tasks:
             raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
+        if kept is not None:
+            _print_check(compare_times(trunk, tasks, kept, batches))
         places = dict(pair(text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
         limit = None if memory_mb is None else memory_mb * 2**20
         options = ProfileOptions(schedules, batches, val_images, seed, limit)
         with console.status("measuring") as status:
             made, measured = profile_tasks(trunk, tasks, known, options, status.update)
+        assert out is not None  # checked
         replace_text(out, json.dumps(profile_to_plain(made), indent=1))
     console.print(_measured_table(made, measured))
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)
@@ -217,6 +235,17 @@ def _images_lines(task: ImageTask) -> list[str]:
     if len(task.same_pictures) > SAME_SHOWN:
         lines.append(f"the same picture: {len(task.same_pictures) - SAME_SHOWN} more groups")
     return lines + [look_alikes_line(group) for group in look_alikes(task.class_names)]
+
+
+def _print_check(ratios: dict[str, float]) -> None:
+    """The times of today over those of a profile; ends the command."""
+    for name, ratio in ratios.items():
+        console.print(f"{name:>12}  {ratio:5.2f} of the stored time", highlight=False)
+    holds = all(1 / HOLDS < ratio < HOLDS for ratio in ratios.values())
+    console.print(
+        "the profile holds" if holds else "the profile does not hold: measure again on an idle machine"
+    )
+    raise typer.Exit(0 if holds else 1)
 
 
 def _measured_table(made: Profile, measured: Sequence[ScheduleProfile]) -> Table:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the sweep, print its tables, keep its results."""
     options = _parser().parse_args(arguments)
     if options.quick:
-        options.policies, options.loads, options.seeds = "faithful,fedstill", "1,2", 1
+        options.policies, options.loads, options.seeds = "faithful,fedstill", "2", 1
         options.seconds, options.rate = 2.0, 60.0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)

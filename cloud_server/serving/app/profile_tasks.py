@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
-from fedstill.cloud_server.serving.engine.profiler import ScheduleProfile, make_profile, profile_engine
+from fedstill.cloud_server.serving.engine.profiler import (
+    ScheduleProfile,
+    make_profile,
+    profile_engine,
+    time_ratios,
+)
 from fedstill.cloud_server.serving.engine.trunk import Trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.server.live_profile import check_trunk
 from fedstill.common.option_values import as_mistake, whole_numbers
-from fedstill.common.provenance import hardware
+from fedstill.common.provenance import cpu_model, hardware
 from fedstill.datasets.images.image_tasks import ImageTask
+from fedstill.models.vit.schedules import parse_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 
 
@@ -54,5 +61,18 @@ def profile_tasks(
             memory_limit=options.memory_limit,
             progress=on_progress,
         )
-    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {options.images} images per task"
-    return make_profile(trunk.architecture, source, tuple(images), measured).without_dominated(), measured
+    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {options.images} images per task"
+    made = make_profile(trunk.architecture, source, tuple(images), measured, trunk.fingerprint)
+    return made.without_dominated(), measured
+
+
+def compare_times(
+    trunk: Trunk, parameters: dict[str, TaskParameters], profile: Profile, batches: str
+) -> dict[str, float]:
+    """Times of today over those of the profile, by schedule. Raises ConfigError if it is not of this trunk."""
+    check_trunk(profile, trunk.fingerprint)
+    with as_mistake("--check or --batches"):
+        schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in profile.schedules)
+        engine = Engine(trunk.net, parameters, EngineSettings(schedules, whole_numbers("--batches", batches)))
+        engine.warm_up()
+        return time_ratios(engine, profile)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from fedstill.cloud_server.serving.app.served_models import ServedModels
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.engine.profiler import time_ratios
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, profile_to_plain, read_profile
@@ -23,6 +26,7 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import (
     ProfileKey,
     Validation,
+    check_trunk,
     fit_profile,
     measure_profile,
 )
@@ -32,12 +36,15 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import data_path
-from fedstill.common.provenance import hardware
+from fedstill.common.provenance import cpu_model, hardware
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, find_images
 from fedstill.models.vit.schedules import TokenSchedule, parse_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 
 LOG = logging.getLogger(__name__)
+
+STALE = 1.3
+"""Factor between times of today and those of a kept profile, from which the log warns."""
 
 
 def registry_models(plan: ServePlan) -> ServedModels:
@@ -50,6 +57,8 @@ def registry_models(plan: ServePlan) -> ServedModels:
     if not tasks or parameters.keys() != tasks.keys():
         raise ConfigError(f"{plan.state}: serves no task; add one with: fedstill tasks add NAME")
     given = read_profile(plan.profile) if plan.profile is not None else None
+    if given is not None:
+        check_trunk(given, trunk.fingerprint)
     engine = _make_engine(plan, trunk, parameters, given)
     engine.warm_up()
     measured, columns = _profile(plan, trunk, engine, tasks, given)
@@ -106,12 +115,15 @@ def _profile(
         tuple(schedule.name for schedule in engine.settings.schedules),
         engine.settings.batch_buckets,
         (plan.val_images, plan.seed),
-        f"{hardware()} {engine.device} {engine.dtype} {torch.get_num_threads()} threads",
+        f"{hardware()} {cpu_model()} {engine.device} {engine.dtype} {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}",
     )
     file = plan.folder / f"profile-{key.digest}.json"
     if file.exists():
         LOG.info("event=profile_found file=%s", file)
-        return read_profile(file), columns
+        found = read_profile(file)
+        _warn_if_stale(engine, found)
+        return found, columns
     for name in set(tasks) - set(known):
         LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
     LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(key.schedules))
@@ -120,12 +132,32 @@ def _profile(
         for name in known
         for loaded in [find_images(name, places.get(name)).load("val", plan.val_images, plan.seed)]
     }
-    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {plan.val_images} images per task"
+    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {plan.val_images} images per task"
     with as_mistake("--schedules"):
-        profile = measure_profile(engine, validation, trunk.architecture, source)
+        profile = measure_profile(
+            engine,
+            validation,
+            trunk.architecture,
+            source,
+            trunk.fingerprint,
+            partial(LOG.info, "event=measured what=%r"),
+        )
     replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
     LOG.info("event=profile_measured file=%s", file)
     return profile, columns
+
+
+def _warn_if_stale(engine: Engine, profile: Profile) -> None:
+    """Its fastest and its slowest schedule are timed again: a busy machine may have measured it, or be busy now."""
+    ends = dict.fromkeys((profile.useful[0], profile.useful[-1]))
+    ratios = time_ratios(engine, replace(profile, schedules=tuple(ends)), rounds=3)
+    worst = max(ratios, key=lambda name: abs(math.log(ratios[name])))
+    if not 1 / STALE < ratios[worst] < STALE:
+        LOG.warning(
+            "event=profile_stale schedule=%s now_over_stored=%.2f "
+            "hint='if the machine is idle now, stop the server and delete the profile'",
+            worst, ratios[worst],
+        )  # fmt: skip
 
 
 def _infer(

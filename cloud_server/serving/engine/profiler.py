@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -24,6 +23,15 @@ from fedstill.models.vit.preprocess import image_batch
 from fedstill.models.vit.schedules import TokenSchedule, effective_merges, token_counts
 
 Images = Sequence[npt.NDArray[np.uint8]]
+
+QUANTILE = 0.25
+"""Of repeated timings. Whatever else runs on the machine makes a batch slower, never faster."""
+LOOKS = 3
+"""How often timings that do not fit together are repeated."""
+MISFIT = 0.25
+"""Relative error of the line, above which a schedule is timed again."""
+SLOWER = 1.05
+"""Times a schedule with more tokens, above which both are timed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +110,51 @@ def profile_engine(
 def measure_times(
     engine: Engine, schedules: Sequence[TokenSchedule], rounds: int = 7
 ) -> dict[TokenSchedule, AffineTime]:
-    """Affine times from medians over the engine's buckets; schedules and sizes take turns in every round."""
-    task = engine.bank.names[0]
+    """Affine times from low quantiles over the engine's buckets; schedules and sizes take turns in every round.
+
+    What does not fit together is timed again: a schedule off its own line, or slower than one with more tokens.
+    """
     sizes = engine.settings.batch_buckets
-    seconds: dict[tuple[TokenSchedule, int], list[float]] = {}
-    side = engine.net.image_size
+    seconds: dict[tuple[TokenSchedule, int], list[float]] = {
+        (schedule, size): [] for schedule in schedules for size in sizes
+    }
+    times: dict[TokenSchedule, AffineTime] = {}
+    again = list(schedules)
+    for _ in range(LOOKS):
+        _time_batches(engine, again, rounds, seconds)
+        for schedule in again:
+            typical = [float(np.quantile(seconds[schedule, size], QUANTILE)) for size in sizes]
+            times[schedule] = fit_affine(sizes, typical)
+        again = doubtful(times, sizes[-1])
+        if not again:
+            break
+    return times
+
+
+def doubtful(times: Mapping[TokenSchedule, AffineTime], size: int) -> list[TokenSchedule]:
+    """The schedules that are off their own line, or out of order with one that has more tokens or fewer.
+
+    Args:
+        size: of the batches by which they are put in order.
+    """
+    found = {schedule for schedule, time in times.items() if time.worst_error > MISFIT}
+    for fewer, time in times.items():
+        for more, other in times.items():
+            ordered = token_delta(fewer) < token_delta(more)
+            if ordered and time.seconds(size) > SLOWER * other.seconds(size):
+                found |= {fewer, more}
+    return [schedule for schedule in times if schedule in found]
+
+
+def _time_batches(
+    engine: Engine,
+    schedules: Sequence[TokenSchedule],
+    rounds: int,
+    seconds: dict[tuple[TokenSchedule, int], list[float]],
+) -> None:
+    """Add ``rounds`` timings of each schedule and size."""
+    task, side = engine.bank.names[0], engine.net.image_size
+    sizes = engine.settings.batch_buckets
     batches = {size: torch.randn(size, 3, side, side, generator=_seeded()) for size in sizes}
     for turn in range(rounds + 1):
         for schedule in schedules:
@@ -114,11 +162,7 @@ def measure_times(
                 started = perf_counter()
                 engine.infer(images, [task] * size, schedule)
                 if turn:  # the first is warm-up
-                    seconds.setdefault((schedule, size), []).append(perf_counter() - started)
-    return {
-        schedule: fit_affine(sizes, [median(seconds[schedule, size]) for size in sizes])
-        for schedule in schedules
-    }
+                    seconds[schedule, size].append(perf_counter() - started)
 
 
 def fit_affine(sizes: Sequence[int], seconds: Sequence[float]) -> AffineTime:
@@ -170,10 +214,28 @@ def activation_bytes(net: ElasticViT, schedule: TokenSchedule, item_bytes: int) 
 
 
 def make_profile(
-    name: str, source: str, tasks: Sequence[str], measured: Sequence[ScheduleProfile]
+    name: str, source: str, tasks: Sequence[str], measured: Sequence[ScheduleProfile], trunk: str = ""
 ) -> Profile:
     """The planner's profile of everything that was measured, dominated schedules too."""
-    return Profile(name, source, tuple(tasks), tuple(one.planned for one in measured))
+    return Profile(name, source, tuple(tasks), tuple(one.planned for one in measured), trunk=trunk)
+
+
+def time_ratios(engine: Engine, profile: Profile, rounds: int = 7) -> dict[str, float]:
+    """What a batch takes now over what the profile says, by schedule: the mean of the smallest and the largest batch.
+
+    Raises:
+        ValueError: the engine has none of the profile's schedules.
+    """
+    known = {schedule.name: schedule for schedule in engine.settings.schedules}
+    stored = [one for one in profile.schedules if one.name in known]
+    if not stored:
+        raise ValueError(f"the engine has none of the schedules of profile {profile.name!r}")
+    now = measure_times(engine, [known[one.name] for one in stored], rounds)
+    ratios = {}
+    for one in stored:
+        sizes = (1, min(engine.maximum_batch, one.maximum_batch))
+        ratios[one.name] = float(np.mean([now[known[one.name]].seconds(n) / one.seconds(n) for n in sizes]))
+    return ratios
 
 
 def token_delta(schedule: TokenSchedule) -> int:

@@ -87,7 +87,8 @@ class Profile:
     """A policy's knowledge about the engine.
 
     tasks: names. schedules: of the elastic model. variants: whole models that INFaaS switches between, by
-    accuracy. source: where the numbers come from, one line. Raises DataError for an impossible profile.
+    accuracy. source: where the numbers come from, one line. trunk: fingerprint of the weights that were measured,
+    empty if nobody noted it. Raises DataError for an impossible profile.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Profile:
     tasks: tuple[str, ...]
     schedules: tuple[Schedule, ...]
     variants: tuple[Variant, ...] = field(default=())
+    trunk: str = ""
 
     def __post_init__(self) -> None:
         if not self.tasks or not self.schedules:
@@ -150,7 +152,7 @@ class Profile:
             raise DataError(
                 f"profile {self.name!r}: has no schedules of model {model or 'without warm-up'!r}"
             )
-        return Profile(self.name, self.source, self.tasks, mine)
+        return replace(self, schedules=mine, variants=())
 
     def task_index(self, name: str) -> int:
         """Place of a task by name. Raises DataError for an unknown one."""

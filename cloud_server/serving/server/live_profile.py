@@ -19,7 +19,7 @@ from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.profiler import Images, make_profile, profile_engine
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
-from fedstill.common.errors import DataError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.models.vit.schedules import TokenSchedule
 
 LEAST_ACCURACY = 1e-3
@@ -55,11 +55,21 @@ def measure_profile(
     validation: Validation,
     name: str,
     source: str,
+    trunk: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Profile:
     """Every schedule of the engine, also dominated ones: a fixed policy may be asked for one of them."""
     measured = profile_engine(engine, validation, progress=progress)
-    return make_profile(name, source, tuple(validation), measured)
+    return make_profile(name, source, tuple(validation), measured, trunk)
+
+
+def check_trunk(profile: Profile, trunk: str) -> None:
+    """Raises ConfigError if the profile was measured with other weights."""
+    if profile.trunk and profile.trunk != trunk:
+        raise ConfigError(
+            f"profile {profile.name!r}: measured with other weights ({profile.trunk[:12]}; these are {trunk[:12]}); "
+            "measure one with: fedstill tasks profile"
+        )
 
 
 def fit_profile(

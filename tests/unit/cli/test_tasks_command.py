@@ -58,6 +58,15 @@ def test_add_list_profile_remove_and_back(place: Path) -> None:
     assert plain["tasks"] == ["pets"]
     assert {entry["name"] for entry in plain["schedules"]} <= {"-20", "0", "+1", "+2"}
 
+    plain["schedules"] = [{**one, "fixed_seconds": 900.0} for one in plain["schedules"]]  # of a very busy day
+    out.write_text(json.dumps(plain))
+    stale = run(place, "profile", "--check", str(out), "--batches", "1,2")
+    assert (stale.exit_code, "0.00 of the stored time" in stale.output) == (1, True)
+    assert "measure again on an idle machine" in stale.output
+    out.write_text(json.dumps(plain | {"trunk": "f" * 64}))
+    other = run(place, "profile", "--check", str(out))
+    assert (other.exit_code, "measured with other weights" in other.output) == (2, True)
+
     assert run(place, "remove", "pets").exit_code == 0
     assert "no tasks" in run(place, "list").output
     store = TaskRegistry(place / "tasks")

@@ -7,9 +7,14 @@ from dataclasses import replace
 import pytest
 
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, Variant
-from fedstill.cloud_server.serving.server.live_profile import LEAST_ACCURACY, ProfileKey, fit_profile
+from fedstill.cloud_server.serving.server.live_profile import (
+    LEAST_ACCURACY,
+    ProfileKey,
+    check_trunk,
+    fit_profile,
+)
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
-from fedstill.common.errors import DataError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.models.vit.schedules import constant_schedule
 
 LAYERS = 4
@@ -89,6 +94,13 @@ def test_nothing_left_is_said() -> None:
             SCHEDULES,
             16,
         )
+
+
+def test_a_profile_of_other_weights_is_refused() -> None:
+    check_trunk(PROFILE, "a" * 64)  # nobody noted which it was
+    check_trunk(replace(PROFILE, trunk="a" * 64), "a" * 64)
+    with pytest.raises(ConfigError, match="measured with other weights"):
+        check_trunk(replace(PROFILE, trunk="b" * 64), "a" * 64)
 
 
 def test_a_profile_is_measured_again_when_anything_changes() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers.vit import LAYERS, task, tiny_trunk
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedstill.cloud_server.serving.engine import profiler
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.profiler import (
     AffineTime,
@@ -20,11 +24,14 @@ from fedstill.cloud_server.serving.engine.profiler import (
     fit_affine,
     make_profile,
     measure_right,
+    measure_times,
     profile_engine,
+    time_ratios,
+    token_delta,
 )
-from fedstill.cloud_server.serving.scheduling.profile import Schedule, profile_to_plain
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
 from fedstill.models.vit.elastic_vit import ElasticViT
-from fedstill.models.vit.schedules import constant_schedule, parse_schedule
+from fedstill.models.vit.schedules import TokenSchedule, constant_schedule, parse_schedule
 
 SCHEDULES = tuple(constant_schedule(delta, LAYERS) for delta in (-3, 0, 2, 4))
 
@@ -102,6 +109,62 @@ def test_a_profile_of_what_all_tasks_can_run(engine: Engine) -> None:
     for entry in plain["schedules"]:
         assert parse_schedule(entry["name"], LAYERS).prompts == max(entry["token_delta"], 0)
     assert {entry["name"] for entry in plain["schedules"]} == {p.schedule.name for p in useful(profiles)}
+
+
+class Clocked:
+    """An engine whose batches take what a test says; only what a timing needs."""
+
+    def __init__(
+        self, seconds: Callable[[TokenSchedule, int], float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.settings = EngineSettings(SCHEDULES[:3], (1, 4, 16))
+        self.bank, self.net = SimpleNamespace(names=("a",)), SimpleNamespace(image_size=8)
+        self.maximum_batch, self._seconds, self._now = 16, seconds, 0.0
+        monkeypatch.setattr(profiler, "perf_counter", lambda: self._now)
+
+    def infer(self, images: torch.Tensor, tasks: list[str], schedule: TokenSchedule) -> None:
+        self._now += self._seconds(schedule, len(images))
+
+
+def quiet(schedule: TokenSchedule, size: int) -> float:
+    return 0.01 + (0.01 + 0.001 * token_delta(schedule)) * size
+
+
+def test_times_of_a_busy_machine_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the batches meet another process; and one schedule has bad luck in all of its first timings."""
+    rng, calls = np.random.default_rng(0), Counter[str]()
+
+    def busy(schedule: TokenSchedule, size: int) -> float:
+        calls[schedule.name] += 1
+        unlucky = schedule.name == "-3" and calls["-3"] <= 24  # 8 rounds of three sizes
+        return quiet(schedule, size) * (3.0 if unlucky or rng.random() < 0.5 else 1.0)
+
+    times = measure_times(Clocked(busy, monkeypatch), SCHEDULES[:3], rounds=7)
+    for schedule, time in times.items():
+        for size in (1, 16):
+            assert time.seconds(size) == pytest.approx(quiet(schedule, size), rel=0.1)
+
+
+def test_times_that_fit_together_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Counter[str]()
+
+    def counted(schedule: TokenSchedule, size: int) -> float:
+        calls[schedule.name] += 1
+        return quiet(schedule, size)
+
+    measure_times(Clocked(counted, monkeypatch), SCHEDULES[:3], rounds=4)
+    assert set(calls.values()) == {5 * 3}
+
+
+def test_a_kept_profile_is_compared_with_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tuple(made(name, 0.02, 0.02, 0.9).planned for name in ("-3", "0"))
+    profile = Profile("kept", "a busy day", ("a",), kept)
+    ratios = time_ratios(Clocked(quiet, monkeypatch), profile, rounds=2)
+    for name, delta in (("-3", -3), ("0", 0)):
+        schedule = constant_schedule(delta, LAYERS)
+        assert token_delta(schedule) == delta
+        wanted = np.mean([quiet(schedule, size) / (0.02 + 0.02 * size) for size in (1, 16)])
+        assert ratios[name] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_accuracy_is_of_the_right_task_and_images(engine: Engine) -> None:
