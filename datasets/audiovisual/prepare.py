@@ -414,8 +414,9 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     found = _read_settings(out)
     if found is not None and found != settings:
         differs = next(key for key in {**found, **settings} if found.get(key) != settings.get(key))
+        was, wanted = (values.get(differs, "none") for values in (found, settings))
         raise DataError(
-            f"{out}: was prepared with {differs} {found.get(differs)}, not {settings.get(differs)}: "
+            f"{out}: was prepared with {differs} {was}, not {wanted}: "
             "choose another folder or delete this one"
         )
     (out / "clips").mkdir(parents=True, exist_ok=True)
