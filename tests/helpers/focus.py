@@ -23,7 +23,8 @@ def voice(seconds: float, rate: int = 16_000) -> np.ndarray:
         radius = np.exp(-np.pi * width / rate)
         sound = lfilter([1], [1, -2 * radius * np.cos(2 * np.pi * centre / rate), radius**2], sound)
     sound *= 0.5 - 0.5 * np.cos(2 * np.pi * 4 * times)
-    return (0.5 * sound / np.abs(sound).max()).astype(np.float32)
+    level: float = np.abs(sound).max()
+    return np.asarray(0.5 * sound / level, np.float32)
 
 
 def recording(before: float, spoken: float, after: float, rate: int = 16_000) -> np.ndarray:
