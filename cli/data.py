@@ -20,6 +20,13 @@ app = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
 BAD_CLIPS_SHOWN = 20
 
 
+class Crop(StrEnum):
+    """What prepared frames show."""
+
+    NONE = "none"
+    FACE = "face"
+
+
 class RawDataset(StrEnum):
     """Datasets with an official layout to prepare."""
 
@@ -36,6 +43,9 @@ def prepare(
         int, typer.Option(help="Decoding processes.", min=1, show_default="as many as cores")
     ] = usable_cores(),
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
+    crop: Annotated[
+        Crop, typer.Option(help="face: cut frames to the face; set frames.crop likewise. Needs [speech].")
+    ] = Crop.NONE,
     split: Annotated[
         Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")
     ] = None,
@@ -58,13 +68,26 @@ def prepare(
 
         if dataset is RawDataset.CREMAD:
             outcome = prepare_cremad(
-                root, target, split_csv=split, checksums=checksums, size=size, workers=workers, progress=show
+                root,
+                target,
+                split_csv=split,
+                checksums=checksums,
+                size=size,
+                crop=crop.value,
+                workers=workers,
+                progress=show,
             )
         elif split is not None:
             raise DataError("--split is for cremad; AVE's lists are in its root folder")
         else:
             outcome = prepare_ave(
-                root, target, checksums=checksums, size=size, workers=workers, progress=show
+                root,
+                target,
+                checksums=checksums,
+                size=size,
+                crop=crop.value,
+                workers=workers,
+                progress=show,
             )
     _show(outcome, target)
     if len(outcome.bad) == len(outcome.clips):
@@ -79,15 +102,22 @@ def check(
     ] = None,
 ) -> None:
     """Count the clips of every class, decode all of them and list the dataset's problems."""
+    from fedstill.datasets.audiovisual.clip_tensors import FocusCount, focus, require_detectors
     from fedstill.datasets.audiovisual.prepare import check_dataset
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.sources import open_source
 
     with one_line_errors():
-        source = open_source(load_experiment(experiment, set_ or []))
+        wanted = load_experiment(experiment, set_ or [])
+        require_detectors(wanted.audio, wanted.frames)
+        source, found = open_source(wanted), FocusCount()
         for line in _class_lines(source):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        problems = check_dataset(source)
+        problems = check_dataset(
+            source, look=lambda clip: found.add(focus(clip, wanted.audio, wanted.frames))
+        )
+    for line in found.lines():
+        console.print(line, highlight=False)
     for problem in problems:
         console.print(problem, highlight=False, markup=False)
     console.print(f"{source.name}: {len(source.index)} clips, {len(problems)} problems", highlight=False)
@@ -117,5 +147,7 @@ def _show(outcome: PrepareReport, folder: Path) -> None:
         )
     if len(outcome.bad) > BAD_CLIPS_SHOWN:
         console.print(f"... {len(outcome.bad) - BAD_CLIPS_SHOWN} more", highlight=False)
+    if outcome.faces is not None:
+        console.print("face found in {} of {} clips".format(*outcome.faces), highlight=False)
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items() if count)
     console.print(f"{counts}; full list: {folder / 'report.json'}", highlight=False, soft_wrap=True)

@@ -25,7 +25,8 @@ from fedstill.datasets.audiovisual.capture.effects import SoundEffects, with_bab
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
 from fedstill.datasets.audiovisual.capture_card import card_of, profile, to_bytes
 from fedstill.datasets.audiovisual.clip import Clip, ClipSource
-from fedstill.datasets.audiovisual.store import PROFILES_FILE, ClipStore, frame_tensor, open_store
+from fedstill.datasets.audiovisual.clip_tensors import focus, frame_tensor
+from fedstill.datasets.audiovisual.store import PROFILES_FILE, ClipStore, open_store
 from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.simulation.config import Experiment
 from fedstill.simulation.folders import DEVICES_FOLDER, SIMULATED, device_folder, write_device
@@ -84,7 +85,8 @@ class DeviceWriter:
 
     def _profile(self, clip: Clip) -> Profiles:
         waveform, rate = clip.audio if clip.sample_rate else None, self.experiment.audio.sample_rate
-        return profile(waveform, clip.sample_rate, rate, frame_tensor(clip.frames, self.experiment.frames))
+        seen = focus(clip, self.experiment.audio, self.experiment.frames).clip.frames
+        return profile(waveform, clip.sample_rate, rate, frame_tensor(seen, self.experiment.frames))
 
 
 def write_devices(

@@ -36,7 +36,7 @@ def _open_dataset(experiment: Experiment) -> ClipSource:
         return ManifestSource(
             data_path(settings.manifest), root, settings.classes or None, frame_count=experiment.frames.count
         )
-    return _prepared(settings)
+    return _prepared(settings, experiment.frames.crop)
 
 
 def split_positions(source: ClipSource) -> tuple[Positions, Positions]:
@@ -82,7 +82,7 @@ def _synthetic(settings: DatasetSettings, size: int, count: int) -> ClipSource:
     )
 
 
-def _prepared(settings: DatasetSettings) -> ClipSource:
+def _prepared(settings: DatasetSettings, crop: str) -> ClipSource:
     from fedstill.datasets.audiovisual.prepare import PreparedSource
 
     if not settings.root:
@@ -91,4 +91,10 @@ def _prepared(settings: DatasetSettings) -> ClipSource:
             "then add --set dataset.root=PREPARED"
         )
     names = EMOTIONS if settings.kind == "cremad" else None
-    return PreparedSource(data_path(settings.root), names, settings.kind)
+    source = PreparedSource(data_path(settings.root), names, settings.kind)
+    if source.crop != crop:
+        raise ConfigError(
+            f"{settings.root}: was prepared with --crop {source.crop}, but frames.crop is {crop}: "
+            f"set frames.crop={source.crop}, or prepare another folder with --crop {crop}"
+        )
+    return source

@@ -236,9 +236,9 @@ def _classify_in_this_process(kind: str, stem: str, export: str) -> None:
     import soundfile
     from PIL import Image
 
+    from fedstill.datasets.audiovisual.clip_tensors import frame_tensor
     from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
     from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
-    from fedstill.datasets.audiovisual.store import frame_tensor
     from fedstill.datasets.decoding.decode import read_audio
     from fedstill.datasets.decoding.image_files import read_image
     from fedstill.edge_client.students.runtime import ExportFolder

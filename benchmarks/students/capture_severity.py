@@ -28,8 +28,9 @@ from fedstill.datasets.audiovisual.capture.conditions import Condition
 from fedstill.datasets.audiovisual.capture.effects import SoundEffects, with_babble
 from fedstill.datasets.audiovisual.capture.talkers import babble_of
 from fedstill.datasets.audiovisual.clip import ClipSource
+from fedstill.datasets.audiovisual.clip_tensors import clip_tensors
 from fedstill.datasets.audiovisual.spectrogram import audio_features
-from fedstill.datasets.audiovisual.store import audio_tensor, frame_tensor, open_store
+from fedstill.datasets.audiovisual.store import open_store
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.vit.preprocess import to_tensors
 from fedstill.models.weights.checkpoint import load_checkpoint
@@ -64,8 +65,9 @@ class Evaluator:
         """In percent, if one device with this condition had recorded the clips."""
         captured = CapturedSource(self.source, condition, DEVICE_SEED, self.effects)
         clips = [captured.load(row) for row in self.rows.tolist()]
-        sounds = np.stack([audio_tensor(clip, self.experiment.audio, audio_features) for clip in clips])
-        pictures = np.stack([frame_tensor(clip.frames, self.experiment.frames) for clip in clips])
+        specs = self.experiment.audio, self.experiment.frames
+        made = [clip_tensors(clip, *specs, audio_features) for clip in clips]
+        sounds, pictures = np.stack([one.audio for one in made]), np.stack([one.frames for one in made])
         labels = np.array([clip.info.label for clip in clips])
         self.net.eval()
         with torch.inference_mode():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 
 import numpy as np
 
 from fedstill.common.export_manifest import ENCODERS, FORMAT, HEAD, WEIGHTS, ExportedStudent, to_json
+from fedstill.datasets.audiovisual.specs import spec_values
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.audiovisual.onnx_export import encoder_graph, head_graph, point_to, weight_shapes
@@ -33,8 +33,8 @@ def graphs_of(net: AudioVisualNet, store: ClipStore) -> StudentGraphs:
         version="",
         class_names=store.class_names,
         network=json.loads(network_to_json(net.spec)),
-        audio=asdict(store.audio_spec),
-        frames=asdict(store.frame_spec),
+        audio=spec_values(store.audio_spec),
+        frames=spec_values(store.frame_spec),
         audio_shape=audio,
         frame_shape=frames,
         feature_width=net.spec.feature_width,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from fedstill.common.export_manifest import (
     compressor_weights_file,
     to_json,
 )
-from fedstill.datasets.audiovisual.specs import AudioSpec
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.datasets.audiovisual.waveform import feature_shape
 from fedstill.models.audiovisual.network import AudioVisualNet
@@ -132,8 +131,8 @@ def _class_prior(store: ClipStore | None) -> tuple[float, ...]:
 
 
 def _require_same_kind(store: ClipStore, meta: CheckpointMeta) -> None:
-    mine = (meta.class_names, AudioSpec(**meta.audio), meta.frames)
-    if mine != (store.class_names, store.audio_spec, asdict(store.frame_spec)):
+    mine = (meta.class_names, AudioSpec(**meta.audio), FrameSpec(**meta.frames))
+    if mine != (store.class_names, store.audio_spec, store.frame_spec):
         raise DataError(
             f"{store.directory}: its classes, audio or frames are not those that the student was trained with: "
             "give the store of the student's own run"

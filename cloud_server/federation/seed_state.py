@@ -9,7 +9,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from fedstill.cloud_server.pretrained.parts import PretrainedParts
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.run_layout import personal_students, seed_folder
 from fedstill.datasets.audiovisual.capture.views import ClipViews, PlainViews, blind_views
+from fedstill.datasets.audiovisual.specs import spec_values
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.models.audiovisual.network import AudioVisualNet, parameter_count
 from fedstill.models.weights.checkpoint import (
@@ -288,7 +289,7 @@ class SeedCloud:
         return student
 
     def _save(self, stem: Path, net: AudioVisualNet, pretrained: dict[str, Any] | None = None) -> None:
-        specs = asdict(self.public.audio_spec), asdict(self.public.frame_spec)
+        specs = spec_values(self.public.audio_spec), spec_values(self.public.frame_spec)
         meta = CheckpointMeta(net.spec, self.public.class_names, *specs, pretrained or {})
         save_checkpoint(stem, net, meta)
 

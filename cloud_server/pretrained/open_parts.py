@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,7 @@ from fedstill.cloud_server.pretrained.parts import (
 from fedstill.cloud_server.pretrained.settings import Modality, PretrainedSettings
 from fedstill.cloud_server.pretrained.sound import NO_SOUND, Waveforms
 from fedstill.common.errors import ConfigError
+from fedstill.datasets.audiovisual.specs import spec_values
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.models.audiovisual.pretrained import PictureEncoder, PretrainedEncoder, SoundEncoder
 from fedstill.models.vit.preprocess import to_tensors
@@ -85,5 +86,6 @@ def _frames(store: ClipStore) -> Inputs:
 
 def _fingerprint(store: ClipStore) -> str:
     """Of the clips and their form."""
-    said = [store.dataset, *map(str, astuple(store.audio_spec) + astuple(store.frame_spec))]
+    values = (spec_values(spec).values() for spec in (store.audio_spec, store.frame_spec))
+    said = [store.dataset, *map(str, chain.from_iterable(values))]
     return hashlib.sha256("\n".join([*said, *(clip.clip_id for clip in store.info)]).encode()).hexdigest()

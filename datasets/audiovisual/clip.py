@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -48,12 +49,17 @@ class Clip:
             feature matrix of shape (features, time), which is then used as it is.
         frames: uint8 RGB frames of shape (count, height, width, 3), in time order, count >= 1.
         sample_rate: Hz of a waveform; 0 for a feature matrix.
+        frames_between: reads as many frames of a part of the clip, given its start and end in seconds of the sound;
+            None if ``frames`` are all there are, uniformly spaced in time.
+        face: of frames that were cut to a face before, whether there was one; None for whole pictures.
     """
 
     info: ClipInfo
     audio: npt.NDArray[np.float32]
     frames: npt.NDArray[np.uint8]
     sample_rate: int
+    frames_between: Callable[[float, float], npt.NDArray[np.uint8]] | None = None
+    face: bool | None = None
 
 
 class ClipSource(Protocol):

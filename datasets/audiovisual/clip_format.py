@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec, spec_values
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,13 @@ class ClipFormat:
 
 def format_to_json(made: ClipFormat) -> str:
     """The format as it travels and is stored in a device's folder."""
-    return json.dumps(asdict(made))
+    return json.dumps(
+        {
+            "class_names": made.class_names,
+            "audio": spec_values(made.audio),
+            "frames": spec_values(made.frames),
+        }
+    )
 
 
 def format_from_json(text: str) -> ClipFormat:

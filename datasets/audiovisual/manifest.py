@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ import numpy.typing as npt
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, Split
 from fedstill.datasets.decoding.decode import read_audio, read_channels, read_video_frames
-from fedstill.datasets.decoding.image_files import Frames, read_frames, read_image, spread, stack_frames
+from fedstill.datasets.decoding.image_files import (
+    WHOLE,
+    Frames,
+    Part,
+    read_frames,
+    read_image,
+    spread,
+    stack_frames,
+)
 from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames
 from fedstill.datasets.files.picture_formats import (
     HEAD_BYTES,
@@ -86,7 +95,11 @@ class ManifestSource:
         """Decode clip ``position``. Raises DataError naming the file and what to do."""
         row = self._rows[position]
         audio, sample_rate = _load_audio(row.audio)
-        return Clip(self.index[position], audio, _load_frames(row.frames, self._frame_count), sample_rate)
+        frames = _load_frames(row.frames, self._frame_count)
+        if not sample_rate:
+            return Clip(self.index[position], audio, frames, sample_rate)
+        between = partial(_load_frames, row.frames, self._frame_count, len(audio) / sample_rate)
+        return Clip(self.index[position], audio, frames, sample_rate, between)
 
     def load_channels(self, position: int) -> npt.NDArray[np.float32]:
         """float32 (channels, samples): the sound of clip ``position``, no feature matrix, before it is mixed.
@@ -205,22 +218,33 @@ def _load_audio(file: MediaFile) -> tuple[npt.NDArray[np.float32], int]:
     return features.astype(np.float32), 0
 
 
-def _load_frames(files: tuple[MediaFile, ...], count: int) -> Frames:
-    """uint8 (count, height, width, 3). What a file is, its content says before its ending."""
+def _load_frames(
+    files: tuple[MediaFile, ...],
+    count: int,
+    seconds: float = 1.0,
+    start: float = 0.0,
+    end: float | None = None,
+) -> Frames:
+    """uint8 (count, height, width, 3), uniformly spaced in time from ``start`` to ``end`` (s).
+
+    A film has a clock of its own; other sequences last as long as the sound, ``seconds``. What a file is, its content
+    says before its ending.
+    """
+    part = WHOLE if end is None else (start / seconds, end / seconds)
     path, suffix = files[0].path, files[0].path.suffix.lower()
     if len(files) > 1:
-        chosen = (files[position] for position in spread(count, len(files)))
+        chosen = (files[position] for position in spread(count, len(files), part))
         return stack_frames(path.parent, [read_image(file.path, file.read()) for file in chosen])
     if suffix == ".npy":
-        return _frame_array(files[0], count)
+        return _frame_array(files[0], count, part)
     content = files[0].read()
     head = content[:HEAD_BYTES]
     if looks_like_picture(head) or (suffix in IMAGE_SUFFIXES and not is_film(head)):
-        return read_frames(path, count, content)
-    return read_video_frames(path, count, data=content)
+        return read_frames(path, count, content, part)
+    return read_video_frames(path, count, start=start, end=end, hold=end is not None, data=content)
 
 
-def _frame_array(file: MediaFile, count: int) -> Frames:
+def _frame_array(file: MediaFile, count: int, part: Part) -> Frames:
     frames = _load_array(file)
     if frames.ndim == 3 and frames.shape[-1] != 3:  # (height, width, 3) would be a single colour frame
         frames = np.repeat(frames[..., None], 3, axis=-1)
@@ -228,7 +252,7 @@ def _frame_array(file: MediaFile, count: int) -> Frames:
         raise DataError(
             f"{file.path}: is {frames.dtype} {frames.shape}: store uint8 of shape (time, height, width[, 3])"
         )
-    return frames[spread(count, len(frames))]
+    return frames[spread(count, len(frames), part)]
 
 
 def _load_array(file: MediaFile) -> npt.NDArray[Any]:

@@ -33,6 +33,8 @@ from fedstill.datasets.decoding.image_files import resize_frames
 from fedstill.datasets.decoding.sound.cancellation import cancels_out, is_suspicious
 from fedstill.datasets.files.file_names import REPLACE
 from fedstill.datasets.files.tables import read_table
+from fedstill.datasets.focus.face_crop import crop_to_face
+from fedstill.datasets.focus.faces import require_faces
 
 SAMPLE_RATE = 16_000
 FRAME_COUNT = 10
@@ -41,6 +43,7 @@ INDEX_COLUMNS = ("clip_id", "split", "speaker", "label")
 GROUP_COLUMN = "group"  # older sets lack it: each clip is its own recording
 
 Progress = Callable[[int, int], None]
+Crop = Literal["none", "face"]
 Outcome = Literal["prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped"]
 OUTCOMES: tuple[Outcome, ...] = ("prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped")
 
@@ -52,6 +55,8 @@ class ClipReport:
     clip_id: str
     outcome: Outcome
     reason: str = ""
+    face: bool | None = None
+    """Whether the frames show a face; None if none was looked for."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ class PrepareReport:
         """Clips per outcome; they add up to the split list."""
         found = [clip.outcome for clip in self.clips]
         return {outcome: found.count(outcome) for outcome in OUTCOMES}
+
+    @property
+    def faces(self) -> tuple[int, int] | None:
+        """In how many clips of how many a face was found; None if none was looked for."""
+        found = [clip.face for clip in self.clips if clip.face is not None]
+        return (sum(found), len(found)) if found else None
 
     @property
     def bad(self) -> tuple[ClipReport, ...]:
@@ -95,6 +106,7 @@ def prepare_cremad(
     split_csv: Path | None = None,
     checksums: Path | None = None,
     size: int = 224,
+    crop: Crop = "none",
     workers: int = 2,
     progress: Progress | None = None,
 ) -> PrepareReport:
@@ -107,18 +119,20 @@ def prepare_cremad(
         split_csv: clip_id,label,split; ``root/split.csv`` by default.
         checksums: path,sha256,bytes with paths relative to ``root``; files that differ are not prepared.
         size: of the square frames, in pixels.
+        crop: ``face``: they show the face; see ``FrameSpec.crop``, which must be the same in experiments.
         workers: decoder processes; 1 decodes in this process.
         progress: called with (clips done, clips in all).
 
     Raises:
-        DataError: unusable split list or checksum table, ``root`` without media, ``out`` of other settings.
+        DataError: unusable split list or checksum table, ``root`` without media, ``out`` of other settings, or
+            ``crop`` without the detector.
     """
     _check_folder(root / "VideoFlash", "the folder that holds VideoFlash and AudioWAV")
     clips = [
         RawClip(info, *cremad.media_paths(root, info.clip_id))
         for info in cremad.read_split(split_csv or root / "split.csv")
     ]
-    settings = {"dataset": cremad.NAME, "class_names": list(EMOTIONS), "size": size}
+    settings = {"dataset": cremad.NAME, "class_names": list(EMOTIONS), "size": size, **_crop_setting(crop)}
     return _prepare(_with_checksums(clips, root, checksums), (), out, settings, workers, progress)
 
 
@@ -130,6 +144,7 @@ def prepare_ave(
     deduplicate: bool = False,
     checksums: Path | None = None,
     size: int = 224,
+    crop: Crop = "none",
     workers: int = 2,
     progress: Progress | None = None,
 ) -> PrepareReport:
@@ -139,7 +154,7 @@ def prepare_ave(
         root: holds AVE's four lists and AVE/ID.mp4.
         segment: only the annotated event, as the thesis' line of work does, or the full ten seconds.
         deduplicate: one row per video, see ``ave.read_events``.
-        out, checksums, size, workers, progress: see ``prepare_cremad``.
+        out, checksums, size, crop, workers, progress: see ``prepare_cremad``.
 
     Raises:
         DataError: see ``prepare_cremad``.
@@ -164,12 +179,16 @@ def prepare_ave(
         "size": size,
         "segment": segment,
         "deduplicate": deduplicate,
+        **_crop_setting(crop),
     }
     return _prepare(_with_checksums(clips, root, checksums), dropped, out, settings, workers, progress)
 
 
 class PreparedSource:
     """A prepared folder as a ClipSource. Decoding a clip is unpacking one .npz.
+
+    Attributes:
+        crop: ``face`` if the frames were cut to the face.
 
     Args:
         out_dir: the ``out`` of ``prepare_cremad`` or ``prepare_ave``.
@@ -193,6 +212,7 @@ class PreparedSource:
                 "use them in this order"
             )
         self.name = name or str(settings["dataset"])
+        self.crop: Crop = "face" if settings.get("crop") == "face" else "none"
         self.index = tuple(
             _parse_index(row, self.class_names, f"{out_dir / 'index.csv'}, line {line}")
             for line, row in read_table(out_dir / "index.csv", INDEX_COLUMNS)
@@ -205,15 +225,25 @@ class PreparedSource:
         path = self._clips / f"{info.clip_id}.npz"
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return Clip(info, arrays["audio"].astype(np.float32) / 32768, arrays["frames"], SAMPLE_RATE)
+                face = bool(arrays["face"]) if self.crop == "face" else None
+                audio = arrays["audio"].astype(np.float32) / 32768
+                return Clip(info, audio, arrays["frames"], SAMPLE_RATE, face=face)
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file: prepare the dataset again") from error
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise DataError(f"{path}: is damaged: delete it and prepare the dataset again") from error
 
 
-def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[str]:
-    """Decode everything; one line per problem, each with its remedy. Empty means fit for training."""
+def check_dataset(
+    source: ClipSource, progress: Progress | None = None, look: Callable[[Clip], object] | None = None
+) -> list[str]:
+    """Decode everything; one line per problem, each with its remedy. Empty means fit for training.
+
+    Args:
+        source: any dataset.
+        progress: called with (clips done, clips in all).
+        look: called with every clip that can be decoded.
+    """
     public = {info.label for info in source.index if info.split == "public"}
     problems = [
         f"class {name!r} has no public clip: add some or leave the class out"
@@ -222,9 +252,12 @@ def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[
     ]
     for position, info in enumerate(source.index):
         try:
-            complaint = _sound_complaint(source, position)
+            clip = source.load(position)
+            complaint = _sound_complaint(source, position, clip)
             if complaint:
                 problems.append(f"clip {info.clip_id}: {complaint}")
+            if look is not None:
+                look(clip)
         except DataError as error:
             problems.append(f"clip {info.clip_id}: {error}")
         if progress is not None:
@@ -232,9 +265,8 @@ def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[
     return problems
 
 
-def _sound_complaint(source: ClipSource, position: int) -> str:
+def _sound_complaint(source: ClipSource, position: int, clip: Clip) -> str:
     """What is wrong with the sound of a clip that can be decoded; empty if nothing is."""
-    clip = source.load(position)
     is_quiet = clip.sample_rate > 0 and is_suspicious(clip.audio)  # features have no level
     recorded = source.load_channels(position) if is_quiet and isinstance(source, KeepsChannels) else None
     if recorded is not None and cancels_out(recorded):
@@ -250,10 +282,12 @@ def _prepare(
     workers: int,
     progress: Progress | None,
 ) -> PrepareReport:
+    if settings.get("crop") == "face":
+        require_faces()
     try:
         _claim(out, {"format": FORMAT_VERSION, **settings})
         reports: list[ClipReport] = []
-        work = partial(_prepare_clip, out / "clips", settings["size"])
+        work = partial(_prepare_clip, out / "clips", settings["size"], settings.get("crop", "none"))
         with closing(in_parallel(work, clips, workers, _lost)) as results:
             for done in results:
                 reports.append(done)
@@ -270,7 +304,12 @@ def _prepare(
     return report
 
 
-def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
+def _crop_setting(crop: Crop) -> dict[str, str]:
+    """Nothing for whole pictures: folders of older versions are of this kind."""
+    return {} if crop == "none" else {"crop": crop}
+
+
+def _prepare_clip(folder: Path, size: int, crop: Crop, clip: RawClip) -> ClipReport:
     """Decode one clip into ``folder`` unless it is there. Raises OSError only if writing fails."""
     clip_id = clip.info.clip_id
     target = folder / f"{clip_id}.npz"
@@ -278,13 +317,26 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
         with decoder_errors(clip.video):
             settled = _settled(clip, target)
         if settled is not None:
-            return settled
-        audio, frames = _decode(clip, size)
+            known = settled.outcome == "reused" and crop == "face"
+            return replace(settled, face=_kept_face(target)) if known else settled
+        audio, frames, face = _decode(clip, size, crop)
     except DataError as error:
         return ClipReport(clip_id, "corrupt", str(error))
     with _replacing(target) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, audio=audio, frames=frames)
-    return ClipReport(clip_id, "prepared")
+        if face is None:
+            np.savez_compressed(file, audio=audio, frames=frames)
+        else:
+            np.savez_compressed(file, audio=audio, frames=frames, face=face)
+    return ClipReport(clip_id, "prepared", face=face)
+
+
+def _kept_face(target: Path) -> bool | None:
+    """Whether a finished clip shows a face; None if its file is damaged, which is said when it is loaded."""
+    try:
+        with np.load(target, allow_pickle=False) as arrays:
+            return bool(arrays["face"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
 
 
 def _settled(clip: RawClip, target: Path) -> ClipReport | None:
@@ -306,8 +358,11 @@ def _settled(clip: RawClip, target: Path) -> ClipReport | None:
     return None if absent is None else ClipReport(clip_id, "missing", f"{absent}: no such file: download it")
 
 
-def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """int16 (samples,) at 16 kHz, lossless for 16-bit sources, and uint8 (10, size, size, 3)."""
+def _decode(
+    clip: RawClip, size: int, crop: Crop
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], bool | None]:
+    """int16 (samples,) at 16 kHz, lossless for 16-bit sources, uint8 (10, size, size, 3), and whether they show a face
+    if it is to be cut out."""
     for path in {clip.sound, clip.video}:
         with decoder_errors(path), path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
@@ -320,7 +375,8 @@ def _decode(clip: RawClip, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArra
         raise DataError(f"{clip.sound}: its sound ends before {clip.start} s: {REPLACE}")
     frames = read_video_frames(clip.video, FRAME_COUNT, start=clip.start, end=clip.end)
     pcm = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
-    return pcm, resize_frames(frames, size)
+    frames, face = (frames, None) if crop == "none" else crop_to_face(frames)
+    return pcm, resize_frames(frames, size), face
 
 
 def _lost(clip: RawClip) -> ClipReport:
@@ -358,8 +414,9 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     found = _read_settings(out)
     if found is not None and found != settings:
         differs = next(key for key in {**found, **settings} if found.get(key) != settings.get(key))
+        was, wanted = (values.get(differs, "none") for values in (found, settings))
         raise DataError(
-            f"{out}: was prepared with {differs} {found.get(differs)}, not {settings.get(differs)}: "
+            f"{out}: was prepared with {differs} {was}, not {wanted}: "
             "choose another folder or delete this one"
         )
     (out / "clips").mkdir(parents=True, exist_ok=True)
@@ -401,8 +458,12 @@ def _parse_index(row: dict[str, str], class_names: tuple[str, ...], where: str) 
 
 
 def _write_report(report: PrepareReport) -> None:
+    faces = (
+        {} if report.faces is None else {"faces": dict(zip(("found", "clips"), report.faces, strict=True))}
+    )
     content = {
         "counts": report.counts,
+        **faces,
         "bad": [
             {"clip_id": clip.clip_id, "outcome": clip.outcome, "reason": clip.reason} for clip in report.bad
         ],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class AudioSpec:
     clips alike and so keeps loudness, which carries emotion if recordings are level-matched."""
     skip_silence: bool = False
     """Drop leading audio more than 40 dB below the clip's peak (RAVDESS starts with about 1 s of silence)."""
+    voice: bool = False
+    """Of a longer clip, take the ``seconds`` with most speech instead of the first ones, and the frames of that time.
+    Needs the extra ``speech``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +39,20 @@ class FrameSpec:
     size: int = 48
     count: int = 1
     channels: Literal[1, 3] = 1
+    crop: Literal["none", "face"] = "none"
+    """``none``: the whole picture, stretched to a square. ``face``: a square around the largest face, the same in all
+    frames of a clip; the middle square of a clip without a face. Needs the extra ``speech``."""
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("none", "face"):
+            raise ValueError(f"crop: {self.crop!r} is not one of none, face")
+
+
+LATER_KEYS = ("voice", "crop")
+"""Not written at their defaults: older devices, stores and checkpoints know them not, and mean the same."""
+
+
+def spec_values(spec: AudioSpec | FrameSpec) -> dict[str, Any]:
+    """A specification as plain values, as they are stored and sent; ``AudioSpec(**values)`` is the inverse."""
+    usual = {field.name: field.default for field in fields(spec) if field.name in LATER_KEYS}
+    return {key: value for key, value in asdict(spec).items() if key not in usual or value != usual[key]}

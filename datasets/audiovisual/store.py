@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, beginning, profile
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
+from fedstill.datasets.audiovisual.clip import ClipInfo, ClipSource
+from fedstill.datasets.audiovisual.clip_tensors import FocusCount, clip_tensors
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
-from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
+from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec, spec_values
 from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler
-from fedstill.datasets.decoding.image_files import resize_frames, spread
+
+LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 META_FILE = "meta.json"
@@ -173,25 +175,6 @@ def open_store(directory: Path) -> ClipStore:
         raise DataError(f"{directory}: is damaged ({error}): delete it and build it again") from error
 
 
-def frame_tensor(frames: npt.NDArray[np.uint8], spec: FrameSpec) -> npt.NDArray[np.uint8]:
-    """uint8 (stored, height, width, 3) -> uint8 (count, channels, size, size), picked by ``spread``."""
-    chosen = frames[spread(spec.count, len(frames))]
-    if spec.channels == 1:  # ITU-R 601 luma; grey pictures keep their values
-        grey = np.stack([np.asarray(Image.fromarray(frame).convert("L")) for frame in chosen])
-        chosen = np.repeat(grey[..., None], 3, axis=-1)
-    return resize_frames(chosen, spec.size)[..., : spec.channels].transpose(0, 3, 1, 2)
-
-
-def audio_tensor(clip: Clip, spec: AudioSpec, transform: AudioTransform) -> npt.NDArray[np.float32]:
-    """float32 (bins, steps) of a clip; a ready feature matrix stays. Raises DataError naming the clip."""
-    if clip.sample_rate == 0:
-        return clip.audio
-    try:
-        return transform(clip.audio, clip.sample_rate, spec)
-    except DataError as error:
-        raise DataError(f"clip {clip.info.clip_id}: {error}") from error
-
-
 def _default_transform() -> AudioTransform:
     return _backend()[0]
 
@@ -219,8 +202,8 @@ def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[s
         "fedstill": fedstill_version,
         "dataset": source.name,
         "class_names": list(source.class_names),
-        "audio": asdict(audio),
-        "frames": asdict(frames),
+        "audio": spec_values(audio),
+        "frames": spec_values(frames),
     }
 
 
@@ -262,10 +245,12 @@ def _write_arrays(
 ) -> None:
     audio = frames = None
     profiles = _create(draft / PROFILES_FILE, np.float32, (len(positions), CARD_SIZE))
-    ready_made = False
+    ready_made, count = False, FocusCount()
     for row, position in enumerate(positions):
         clip = source.load(position)
-        features, pictures = audio_tensor(clip, audio_spec, transform), frame_tensor(clip.frames, frame_spec)
+        made = clip_tensors(clip, audio_spec, frame_spec, transform)
+        features, pictures = made.audio, made.frames
+        count.add(made)
         if audio is None or frames is None:
             ready_made = clip.sample_rate == 0
             audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
@@ -288,6 +273,8 @@ def _write_arrays(
             )
         if progress is not None:
             progress(row + 1, len(positions))
+    for line in count.lines():
+        LOG.info('event=focus dataset=%s reason="%s"', source.name, line)
 
 
 def _at_rate(waveform: npt.NDArray[np.float32], source: int, target: int) -> npt.NDArray[np.float32]:

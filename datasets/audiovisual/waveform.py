@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.specs import AudioSpec
+from fedstill.datasets.focus.speech_window import is_longer, speech_stretch
 
 Waveform = npt.NDArray[np.float32]
 Resampler = Callable[[Waveform, int, int], Waveform]
@@ -54,8 +55,8 @@ def fit_length(
 ) -> Waveform:
     """Bring a mono waveform to ``spec.seconds`` at ``spec.sample_rate``.
 
-    Resamples, optionally skips leading audio more than 40 dB below the peak, repeats a short clip until it is
-    full, cuts, and clamps to [-1, 1].
+    Resamples, optionally takes the part with most speech, optionally skips leading audio more than 40 dB below the
+    peak, repeats a short clip until it is full, cuts, and clamps to [-1, 1].
 
     Args:
         waveform: floating (samples,) in about [-1, 1].
@@ -67,13 +68,16 @@ def fit_length(
         float32 (spec.seconds * spec.sample_rate,).
 
     Raises:
-        DataError: not a mono waveform of floats, empty, NaN or infinite samples, or an unusable sample rate.
+        DataError: not a mono waveform of floats, empty, NaN or infinite samples, an unusable sample rate, or
+            ``spec.voice`` without the detector.
     """
-    _check(waveform)
+    check_waveform(waveform, sample_rate, spec.sample_rate)
     audio = np.asarray(waveform, dtype=np.float32)
     if sample_rate != spec.sample_rate:
-        _check_rates(sample_rate, spec.sample_rate)
         audio = resample(audio.copy(), sample_rate, spec.sample_rate)
+    if spec.voice and is_longer(len(audio) / spec.sample_rate, spec.seconds):
+        stretch, _ = speech_stretch(audio, spec.sample_rate, spec.seconds, resample)
+        audio = audio if stretch is None else stretch.of(audio, spec.sample_rate)
     if spec.skip_silence:
         loudness = np.abs(audio)
         audio = audio[np.argmax(loudness >= SILENCE_RATIO * loudness.max()) :]
@@ -89,7 +93,8 @@ def _sample_count(spec: AudioSpec) -> int:
     return round(spec.seconds * spec.sample_rate)
 
 
-def _check(waveform: npt.NDArray[np.floating]) -> None:
+def check_waveform(waveform: npt.NDArray[np.floating], source: int, target: int) -> None:
+    """Raises DataError for what ``fit_length`` cannot use at ``source`` Hz if it wants ``target`` Hz."""
     if waveform.ndim != 1:
         raise DataError(f"audio has shape {waveform.shape}: mix it down to one channel of shape (samples,)")
     if not np.issubdtype(waveform.dtype, np.floating):
@@ -98,9 +103,8 @@ def _check(waveform: npt.NDArray[np.floating]) -> None:
         raise DataError("audio is empty: remove the clip or record it again")
     if not np.isfinite(waveform).all():
         raise DataError("audio holds NaN or infinite samples: decode or record the clip again")
-
-
-def _check_rates(source: int, target: int) -> None:
+    if source == target:
+        return
     if source <= 0:
         raise DataError(f"sample rate is {source} Hz: give the rate the clip was recorded at")
     if source * target // math.gcd(source, target) ** 2 > RESAMPLING_TABLE_LIMIT:

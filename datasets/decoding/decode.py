@@ -61,7 +61,13 @@ def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]
 
 
 def read_video_frames(
-    path: Path, count: int, *, start: float = 0.0, end: float | None = None, data: bytes | None = None
+    path: Path,
+    count: int,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    hold: bool = False,
+    data: bytes | None = None,
 ) -> Frames:
     """Decode ``count`` frames, uniformly spaced in time, upright: a phone's rotation and mirroring are applied.
 
@@ -74,6 +80,7 @@ def read_video_frames(
         count: >= 1.
         start, end: the stretch, in seconds from the first moment of the file's picture or sound; the whole video by
             default. Before a picture that starts late, its first frame is on display.
+        hold: a stretch may go beyond the picture's end, where its last frame stays on display.
         data: the file's bytes if they are already in memory.
 
     Returns:
@@ -88,7 +95,7 @@ def read_video_frames(
         timeline = read_timeline(source, "video")
         # A picture that is one frame late belongs to the start: containers differ in what they count from.
         zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
-        stop = timeline.end if end is None else min(zero + end, timeline.end)
+        stop = timeline.end if end is None else zero + end if hold else min(zero + end, timeline.end)
         begin = zero + start
         if begin > stop:
             raise MediaError(

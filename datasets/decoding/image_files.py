@@ -37,6 +37,9 @@ LARGE_BYTES = 2**26
 """A photo that stands for all frames of a clip is copied for each of them only if all take less than this."""
 
 Frames = npt.NDArray[np.uint8]
+Part = tuple[float, float]
+WHOLE: Part = (0.0, 1.0)
+"""Where a part of a sequence of pictures begins and ends, as shares of it."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,7 +53,7 @@ _UPRIGHT = {
 """What puts a picture upright, by EXIF's orientation."""
 
 
-def read_images(path: Path, count: int) -> Frames:
+def read_images(path: Path, count: int, part: Part = WHOLE) -> Frames:
     """Read ``count`` frames from one image file, or from a folder of images in natural name order (2 before 10).
 
     Fewer images than ``count`` are repeated in order, more are picked by ``spread``. A folder's other files
@@ -64,7 +67,7 @@ def read_images(path: Path, count: int) -> Frames:
     """
     check_exists(path, None)
     if not path.is_dir():
-        return read_frames(path, count)
+        return read_frames(path, count, part=part)
     names = in_natural_order(str(file) for file in path.iterdir())
     if not names:
         raise DataError(
@@ -72,11 +75,11 @@ def read_images(path: Path, count: int) -> Frames:
         )
     if len(names) == 1:
         return read_frames(Path(names[0]), count)
-    return stack_frames(path, [read_image(Path(names[i])) for i in spread(count, len(names))])
+    return stack_frames(path, [read_image(Path(names[i])) for i in spread(count, len(names), part)])
 
 
-def read_frames(path: Path, count: int, data: bytes | None = None) -> Frames:
-    """``count`` frames of one image file, uniformly spaced in time; a still image is repeated.
+def read_frames(path: Path, count: int, data: bytes | None = None, part: Part = WHOLE) -> Frames:
+    """``count`` frames of one image file, uniformly spaced in time within ``part``; a still image is repeated.
 
     GIF, APNG, WebP, AVIF and FLI may move. The pages of a TIFF count as frames of equal length, if they have the size
     of the first one (a preview has not). Several pictures in a JPEG or HEIC are variants of the first.
@@ -90,7 +93,9 @@ def read_frames(path: Path, count: int, data: bytes | None = None) -> Frames:
     with _opened(path, data) as image:
         numbers, lengths = _on_display(image)
         ends = np.cumsum(lengths) * 2 * count
-        middles = ends[-1] / (2 * count) * (2 * np.arange(count) + 1)
+        middles = ends[-1] * part[0] + (part[1] - part[0]) * ends[-1] / (2 * count) * (
+            2 * np.arange(count) + 1
+        )
         chosen = [numbers[i] for i in np.minimum(np.searchsorted(ends, middles, "right"), len(ends) - 1)]
         decoded: dict[int, Frames] = {}
         _check_size(image, len(set(chosen)))
@@ -211,12 +216,18 @@ def stack_frames(path: Path, frames: Sequence[Frames]) -> Frames:
     return np.stack(frames)
 
 
-def spread(count: int, available: int) -> list[int]:
+def spread(count: int, available: int, part: Part = WHOLE) -> list[int]:
     """The middle of each of ``count`` equal parts: 2 of 10 are 2 and 7; 4 of 2 repeat in order, 0 0 1 1.
+
+    Of a ``part`` of the sequence, likewise: 2 of the second half of 10 are 6 and 8.
 
     Source: the test rule of MMPareto (arXiv 2405.17730), ``code/dataset/av_dataset.py``.
     """
-    return [(2 * part + 1) * available // (2 * count) for part in range(count)]
+    if part == WHOLE:
+        return [(2 * one + 1) * available // (2 * count) for one in range(count)]
+    begin, end = part
+    shares = (begin + (end - begin) * (2 * one + 1) / (2 * count) for one in range(count))
+    return [min(int(share * available), available - 1) for share in shares]
 
 
 def resize_frames(frames: Frames, size: int) -> Frames:

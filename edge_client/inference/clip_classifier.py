@@ -12,8 +12,8 @@ import numpy.typing as npt
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.clip_format import ClipFormat
+from fedstill.datasets.audiovisual.clip_tensors import clip_tensors
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
-from fedstill.datasets.audiovisual.store import audio_tensor, frame_tensor
 from fedstill.edge_client.inference.clip_files import decode_clip, read_clip
 from fedstill.edge_client.students.runtime_api import DeviceRuntime
 
@@ -60,7 +60,8 @@ class ClipClassifier:
             audio: float32 (samples,), mono, in about [-1, 1]. Any length: a short clip is repeated, a long one cut.
                 Of a student that was trained on ready feature matrices: float32 (features, time).
             sample_rate: of ``audio`` in Hz; it is resampled where the student wants another. 0 for a feature matrix.
-            frames: uint8 (n, height, width, 3), RGB in time order, any size and any n >= 1.
+            frames: uint8 (n, height, width, 3), RGB in time order, uniformly spaced over the sound, any size and any
+                n >= 1.
 
         Raises:
             DataError: arrays of another shape or type, naming which.
@@ -88,10 +89,8 @@ class ClipClassifier:
     def classify_clip(self, clip: Clip) -> Classification:
         """Classify a clip of a dataset (``dataset.load(position)``). Raises DataError as ``classify``."""
         _check(clip)
-        audio = audio_tensor(clip, self.clip_format.audio, audio_features)
-        frames = np.array(
-            frame_tensor(clip.frames, self.clip_format.frames)
-        )  # torch wants what it may write to
+        made = clip_tensors(clip, self.clip_format.audio, self.clip_format.frames, audio_features)
+        audio, frames = made.audio, np.array(made.frames)  # torch wants what it may write to
         try:
             features = self._runtime.features(audio[None], frames[None])
         except ValueError as error:  # an exported student takes one shape only

@@ -15,7 +15,7 @@ import numpy as np
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
-from fedstill.datasets.decoding.image_files import read_images
+from fedstill.datasets.decoding.image_files import WHOLE, Frames, read_images
 from fedstill.datasets.decoding.sound_files import SOUND_SUFFIXES
 from fedstill.datasets.files.picture_formats import IMAGE_SUFFIXES, in_natural_order
 
@@ -94,8 +94,13 @@ def decode_clip(sound: Path, pictures: Path, frame_count: int) -> Clip:
         DataError: undecodable; names the file and what to do.
     """
     audio, sample_rate = read_audio(sound)
-    if pictures.is_dir() or pictures.suffix.lower() in IMAGE_SUFFIXES:
-        frames = read_images(pictures, frame_count)
-    else:
-        frames = read_video_frames(pictures, frame_count)
-    return Clip(ClipInfo(sound.stem, "private", "", None), audio, np.ascontiguousarray(frames), sample_rate)
+    seconds = len(audio) / sample_rate
+
+    def between(start: float, end: float | None) -> Frames:
+        if pictures.is_dir() or pictures.suffix.lower() in IMAGE_SUFFIXES:
+            part = WHOLE if end is None else (start / seconds, end / seconds)
+            return read_images(pictures, frame_count, part)
+        return read_video_frames(pictures, frame_count, start=start, end=end, hold=end is not None)
+
+    frames = np.ascontiguousarray(between(0.0, None))
+    return Clip(ClipInfo(sound.stem, "private", "", None), audio, frames, sample_rate, between)

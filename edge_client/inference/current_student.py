@@ -9,8 +9,8 @@ from typing import Any
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json
+from fedstill.datasets.audiovisual.clip_tensors import clip_tensors
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
-from fedstill.datasets.audiovisual.store import frame_tensor
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
@@ -53,7 +53,9 @@ class CurrentStudent:
     """The student's own: the format already names the classes of the next run while this student still answers."""
 
     def classify(self, path: Path) -> dict[str, Any]:
-        """One clip, by its main file: class, probability, path, rung, bytes, milliseconds, student.
+        """One clip, by its main file: class, probability, path, rung, bytes, milliseconds, student, reason.
+
+        ``face`` and ``speech`` say whether there is any, if this student is shown only that.
 
         Raises:
             NoStudent: the cloud has not installed one yet.
@@ -63,8 +65,8 @@ class CurrentStudent:
         wanted = self._format()
         inference = self._ready()
         clip = read_clip(path, wanted.frames.count)
-        audio = audio_features(clip.audio, clip.sample_rate, wanted.audio)[None]
-        answer = inference.classify(audio, frame_tensor(clip.frames, wanted.frames)[None])
+        made = clip_tensors(clip, wanted.audio, wanted.frames, audio_features)
+        answer = inference.classify(made.audio[None], made.frames[None])
         best = int(answer.probabilities.argmax())
         return {
             "class": self._class_names[best],
@@ -75,6 +77,7 @@ class CurrentStudent:
             "milliseconds": round(answer.milliseconds, 1),
             "student": self._version[:12],
             "reason": answer.route.reason,
+            **made.found,
         }
 
     def wait(self, stop: threading.Event) -> None:

@@ -44,14 +44,32 @@ def own_clips(folder: Path) -> ClipStore:
     """The device's clips as tensors.
 
     Raises:
-        DataError: they cannot be decoded, or the coordinator's classes differ from the manifest's.
+        DataError: they cannot be decoded, the coordinator's classes differ from the manifest's, a detector is missing,
+            or a ready store shows another part of its clips than the fleet's students see.
     """
     noted = folder / CLIPS_FILE
     data = Path(json.loads(noted.read_text())["data"]) if noted.exists() else folder / DATA_FOLDER
     if data.is_dir():
-        return open_store(data)
+        return _as_wanted(open_store(data), folder)
     from fedstill.datasets.audiovisual.manifest import ManifestSource
 
     wanted = format_from_json((folder / FORMAT_FILE).read_text())
     source = ManifestSource(data, class_names=wanted.class_names, frame_count=wanted.frames.count)
     return build_store(source, range(len(source.index)), wanted.audio, wanted.frames, folder / DATA_FOLDER)
+
+
+def _as_wanted(store: ClipStore, folder: Path) -> ClipStore:
+    """The store, unless it was made without the crop or the voice that the coordinator's format has."""
+    if not (folder / FORMAT_FILE).exists():
+        return store
+    wanted = format_from_json((folder / FORMAT_FILE).read_text())
+    for name, found, asked in (
+        ("frames.crop", store.frame_spec.crop, wanted.frames.crop),
+        ("audio.voice", store.audio_spec.voice, wanted.audio.voice),
+    ):
+        if found != asked:
+            raise DataError(
+                f"{store.directory}: was made with {name} {found}, but this fleet's students need {asked}: "
+                "give the agent the manifest instead"
+            )
+    return store

@@ -15,10 +15,11 @@ import pytest
 from helpers.exports import Exported, make_export
 from helpers.media import write_sound, write_video
 
+from fedstill.datasets.audiovisual.clip_tensors import frame_tensor
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.spectrogram import audio_features
-from fedstill.datasets.audiovisual.store import build_store, frame_tensor, open_store
+from fedstill.datasets.audiovisual.store import build_store, open_store
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 from fedstill.edge_client.node.device import Device, seed_of
 from fedstill.edge_client.privacy.prototypes import Prototypes, summarise
@@ -47,7 +48,7 @@ CLASSIFY = """
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
-from fedstill.datasets.audiovisual.store import frame_tensor
+from fedstill.datasets.audiovisual.clip_tensors import frame_tensor
 from fedstill.edge_client.students.runtime import ExportFolder
 
 folder = ExportFolder.open(Path(sys.argv[1]))

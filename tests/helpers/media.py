@@ -24,9 +24,15 @@ def write_sound(path: Path, seconds: float = 1.0, rate: int = 16_000, level: flo
 
 
 def write_video(
-    path: Path, frames: int = 20, rate: int = 10, *, sound: bool = True, level: float = 0.5
+    path: Path,
+    frames: int = 20,
+    rate: int = 10,
+    *,
+    sound: bool = True,
+    level: float = 0.5,
+    picture: np.ndarray | None = None,
 ) -> Path:
-    """64 x 48 pixels and mono sound; frame i is a plain grey of ``shade(i)``.
+    """64 x 48 pixels and mono sound; frame i is a plain grey of ``shade(i)``, or all are ``picture``.
 
     FLV holds Sorenson H.263 and MP3, MP4 holds MPEG-4 and AAC.
     """
@@ -46,7 +52,7 @@ def write_video(
             fifo = av.AudioFifo()
             fifo.write(heard)
         for number in range(frames):
-            container.mux(video.encode(_picture(number)))
+            container.mux(video.encode(_picture(number, picture)))
             if audio is not None:
                 block = fifo.read(SOUND_RATE // rate, partial=True)
                 container.mux(audio.encode(block))
@@ -56,8 +62,9 @@ def write_video(
     return path
 
 
-def _picture(number: int) -> av.VideoFrame:
-    return av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade(number), np.uint8), format="rgb24")
+def _picture(number: int, picture: np.ndarray | None) -> av.VideoFrame:
+    pixels = np.full((48, 64, 3), shade(number), np.uint8) if picture is None else picture
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
 
 def shade(number: int) -> int:

@@ -75,7 +75,14 @@ def captured_clip(
     audio = clip.audio
     if clip.sample_rate:
         audio = captured_sound(audio, clip.sample_rate, condition, seed, identity, sound_effects)
-    return replace(clip, audio=audio, frames=captured_frames(clip.frames, condition, seed, identity))
+    between = clip.frames_between
+    return replace(
+        clip,
+        audio=audio,
+        frames=captured_frames(clip.frames, condition, seed, identity),
+        frames_between=between
+        and (lambda start, end: captured_frames(between(start, end), condition, seed, identity)),
+    )
 
 
 def captured_sound(

@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers.focus import white_squares_are_faces
 from helpers.media import TONE, cut, write_sound, write_video
 from helpers.sound_files import encoded, noise, with_flac_length
 
-from fedstill.common.errors import DataError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.datasets.audiovisual import ave
 from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo
 from fedstill.datasets.audiovisual.cremad import read_split
 from fedstill.datasets.audiovisual.prepare import PreparedSource, check_dataset, prepare_ave, prepare_cremad
 from fedstill.datasets.decoding.decode import read_audio
+from fedstill.simulation.config import load_experiment
+from fedstill.simulation.sources import open_source
 
 CODES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 IDS = [f"1001_DFA_{code}_XX" for code in CODES]
@@ -393,3 +396,36 @@ def test_real_crema_d_sample(data_dir: Path, tmp_path: Path) -> None:
         assert 1.8 < len(clip.audio) / 16_000 < 2.5
         assert info.label == CODES.index(info.clip_id[9:12])
     assert all("has no public clip" in problem for problem in check_dataset(source))
+
+
+def test_frames_are_cut_to_the_face_and_clips_without_one_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    white_squares_are_faces(monkeypatch)
+    for clip_id, shade in zip(IDS[:2], (255, 30), strict=True):
+        picture = np.full((48, 64, 3), 30, np.uint8)
+        picture[10:26, 30:46] = shade
+        write_video(tmp_path / "VideoFlash" / f"{clip_id}.flv", frames=10, picture=picture)
+        write_sound(tmp_path / "AudioWAV" / f"{clip_id}.wav")
+    split = tmp_path / "split.csv"
+    split.write_text("clip_id,label,split\n" + "".join(f"{one},{one[9:12]},public\n" for one in IDS[:2]))
+
+    report = prepare_cremad(tmp_path, tmp_path / "out", size=22, crop="face", workers=1)
+    assert report.faces == (1, 2)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["faces"] == {"found": 1, "clips": 2}
+    source = PreparedSource(tmp_path / "out")
+    clips = [source.load(position) for position in range(2)]
+    assert [clip.face for clip in clips] == [True, False]
+    assert clips[0].frames[0].mean() > 120, "the face fills half of the square"
+    assert clips[1].frames[0].mean() < 60
+    again = prepare_cremad(tmp_path, tmp_path / "out", size=22, crop="face", workers=1)
+    assert outcomes(again.counts) == {"reused": 2}
+    assert again.faces == (1, 2)
+
+    with pytest.raises(DataError, match="was prepared with crop face, not none: choose another folder"):
+        prepare_cremad(tmp_path, tmp_path / "out", size=22, workers=1)
+    settings = [f"dataset.root={tmp_path / 'out'}", "frames.size=22"]
+    with pytest.raises(ConfigError, match=r"was prepared with --crop face, but frames\.crop is none"):
+        open_source(load_experiment("cremad", settings))
+    assert len(open_source(load_experiment("cremad", [*settings, "frames.crop=face"])).index) == 2
+    assert prepare_cremad(tmp_path, tmp_path / "whole", size=22, workers=1).faces is None

@@ -13,10 +13,11 @@ from helpers.media import tone
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
+from fedstill.datasets.audiovisual.clip_tensors import frame_tensor
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.spectrogram import audio_features
-from fedstill.datasets.audiovisual.store import build_store, frame_tensor, open_store
+from fedstill.datasets.audiovisual.store import build_store, open_store
 from fedstill.datasets.audiovisual.waveform import feature_shape
 
 AUDIO = AudioSpec(seconds=0.5)
