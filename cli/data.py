@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedstill.cli.shared.console import FAILED, console, one_line_errors
+from fedstill.cli.shared.options import AllowOutside
 from fedstill.common.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def check(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Count the clips of every class, decode all of them and list the dataset's problems."""
     from fedstill.datasets.audiovisual.prepare import check_dataset
@@ -84,7 +86,8 @@ def check(
     from fedstill.simulation.sources import open_source
 
     with one_line_errors():
-        source = open_source(load_experiment(experiment, set_ or []))
+        overrides = [*(set_ or []), *(["dataset.allow_outside=true"] if allow_outside else [])]
+        source = open_source(load_experiment(experiment, overrides))
         for line in _class_lines(source):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         problems = check_dataset(source)

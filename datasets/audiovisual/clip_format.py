@@ -12,11 +12,16 @@ from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """``class_names`` in the order of the logits, and the two specifications."""
+    """``class_names`` in the order of the logits, and the two specifications.
+
+    ``feature_steps``: columns of a ready feature matrix; None as in formats that say nothing of it: they stay as
+    they are.
+    """
 
     class_names: tuple[str, ...]
     audio: AudioSpec
     frames: FrameSpec
+    feature_steps: int | None = None
 
 
 def format_to_json(made: ClipFormat) -> str:
@@ -31,6 +36,9 @@ def format_from_json(text: str) -> ClipFormat:
         names = tuple(values["class_names"])
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("class_names: needs texts")
-        return ClipFormat(names, AudioSpec(**values["audio"]), FrameSpec(**values["frames"]))
+        steps = values.get("feature_steps")
+        if steps is not None and (type(steps) is not int or steps < 1):
+            raise ValueError(f"feature_steps: {steps!r} is no number of columns")
+        return ClipFormat(names, AudioSpec(**values["audio"]), FrameSpec(**values["frames"]), steps)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"clip format: {error}") from error

@@ -88,7 +88,7 @@ class ClipClassifier:
     def classify_clip(self, clip: Clip) -> Classification:
         """Classify a clip of a dataset (``dataset.load(position)``). Raises DataError as ``classify``."""
         _check(clip)
-        audio = audio_tensor(clip, self.clip_format.audio, audio_features)
+        audio = audio_tensor(clip, self.clip_format.audio, audio_features, self.clip_format.feature_steps)
         frames = np.array(
             frame_tensor(clip.frames, self.clip_format.frames)
         )  # torch wants what it may write to

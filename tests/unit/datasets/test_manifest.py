@@ -339,12 +339,50 @@ def test_absolute_paths_below_the_root_are_fine(media: Path) -> None:
     assert source.index[0].recording == "sound/a.wav"
     (media / "tables").mkdir()
     with pytest.raises(
-        DataError, match=r"leads out of .*: use a path below it, without '..', or set dataset.root"
+        DataError,
+        match=r"leads out of .*: use a path below it, without '..', set dataset.root, or give --allow",
     ):
         ManifestSource(write_table(media / "tables", rows))
     assert len(ManifestSource(write_table(media / "tables", rows), root=Path(media.anchor)).index) == 1
     with pytest.raises(DataError, match="leads out of"):
         ManifestSource(write_table(media, [f"a,public,ann,sad,{media}/../a.wav,face"]))
+
+
+def test_absolute_paths_through_a_link_to_the_root_are_fine(media: Path) -> None:
+    link = media.parent / f"link-{media.name}"
+    link.symlink_to(media)
+    rows = [f"a,public,ann,sad,{link}/sound/a.wav,{link}/face"]
+    assert ManifestSource(write_table(media, rows), root=media).index[0].recording == "sound/a.wav"
+
+
+def test_paths_outside_of_the_root_are_read_if_that_is_allowed(media: Path) -> None:
+    (media / "tables").mkdir()
+    rows = [
+        f"a,public,ann,sad,{media}/sound/a.wav,{media}/face",
+        "b,public,ann,sad,../sound/a.wav,../face/b.png",
+        "c,public,ann,sad,../tables/../sound/b.wav,../face/b.png",
+    ]
+    table = write_table(media / "tables", rows)
+    source = open_dataset(table, frame_count=2, allow_outside=True)
+    assert source.load(0).frames[:, 0, 0, 0].tolist() == [10, 20]
+    assert source.load(1).frames.max() == 20
+    inside = str((media / "sound").resolve())
+    assert [clip.recording for clip in source.index] == [f"{inside}/a.wav"] * 2 + [f"{inside}/b.wav"]
+    options = ["data", "check", "quickstart", "--set", "dataset.kind=manifest"]
+    options += ["--set", f"dataset.manifest={table}"]
+    refused, allowed = (CliRunner().invoke(app, [*options, *more]) for more in ([], ["--allow-outside"]))
+    assert refused.exit_code == 2
+    assert "--allow-outside" in refused.output
+    assert "sad: 3 public, 0 private clips" in allowed.output
+
+
+def test_a_path_with_other_capital_letters_is_pointed_at(media: Path) -> None:
+    problems = manifest_problems(write_table(media, ["c,public,x,sad,Sound\\A.wav,face/a.png"]))
+    assert problems[0].endswith(
+        f"Sound\\A.wav is not a file below {media}: correct the path (sound/a.wav is there)"
+    )
+    problems = manifest_problems(write_table(media, ["c,public,x,sad,sound/a.wav,Face/a.png"]))
+    assert "(face/a.png is there)" in problems[0]
 
 
 def test_a_dot_is_the_root_itself(media: Path) -> None:
