@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, Split
-from fedstill.datasets.decoding.decode import read_audio, read_channels, read_video_frames
+from fedstill.datasets.decoding.decode import mixed, read_channels, read_video_frames
 from fedstill.datasets.decoding.image_files import Frames, read_frames, read_image, spread, stack_frames
 from fedstill.datasets.files.file_names import readable
 from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames, near_miss, place_in
@@ -88,17 +88,22 @@ class ManifestSource:
 
     def load(self, position: int) -> Clip:
         """Decode clip ``position``. Raises DataError naming the file and what to do."""
-        row = self._rows[position]
-        audio, sample_rate = _load_audio(row.audio)
-        return Clip(self.index[position], audio, _load_frames(row.frames, self._frame_count), sample_rate)
+        return self.load_with_channels(position)[0]
 
-    def load_channels(self, position: int) -> npt.NDArray[np.float32]:
-        """float32 (channels, samples): the sound of clip ``position``, no feature matrix, before it is mixed.
+    def load_with_channels(self, position: int) -> tuple[Clip, npt.NDArray[np.float32] | None]:
+        """Clip ``position``, and float32 (channels, samples) before they are mixed; None for a feature matrix.
 
         Raises as ``load``.
         """
-        file = self._rows[position].audio
-        return read_channels(file.path, file.read())[0]
+        row = self._rows[position]
+        channels = None
+        if row.audio.path.suffix.lower() == ".npy":
+            audio, sample_rate = _load_features(row.audio), 0
+        else:
+            channels, sample_rate = read_channels(row.audio.path, row.audio.read())
+            audio = mixed(channels)
+        frames = _load_frames(row.frames, self._frame_count)
+        return Clip(self.index[position], audio, frames, sample_rate), channels
 
 
 def manifest_problems(
@@ -211,10 +216,8 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _load_audio(file: MediaFile) -> tuple[npt.NDArray[np.float32], int]:
-    """A waveform and its rate in Hz, or a feature matrix and 0."""
-    if file.path.suffix.lower() != ".npy":
-        return read_audio(file.path, file.read())
+def _load_features(file: MediaFile) -> npt.NDArray[np.float32]:
+    """float32 (features, time)."""
     features = _load_array(file)
     if features.ndim != 2 or features.size == 0 or not np.issubdtype(features.dtype, np.floating):
         raise DataError(
@@ -222,7 +225,7 @@ def _load_audio(file: MediaFile) -> tuple[npt.NDArray[np.float32], int]:
         )
     if not np.isfinite(features).all():
         raise DataError(f"{file.path}: holds NaN or infinity: compute these features again")
-    return features.astype(np.float32), 0
+    return features.astype(np.float32)
 
 
 def _load_frames(files: tuple[MediaFile, ...], count: int) -> Frames:

@@ -26,11 +26,10 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import DataError
 from fedstill.common.worker_processes import NoProcess, in_parallel
 from fedstill.datasets.audiovisual import ave, cremad
-from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo, ClipSource, KeepsChannels
+from fedstill.datasets.audiovisual.clip import EMOTIONS, Clip, ClipInfo
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames, resample
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.decoding.image_files import resize_frames
-from fedstill.datasets.decoding.sound.cancellation import cancels_out, is_suspicious
 from fedstill.datasets.files.file_names import REPLACE
 from fedstill.datasets.files.tables import read_table
 
@@ -40,7 +39,7 @@ FORMAT_VERSION = 1
 INDEX_COLUMNS = ("clip_id", "split", "speaker", "label")
 GROUP_COLUMN = "group"  # older sets lack it: each clip is its own recording
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int], None]
 Outcome = Literal["prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped"]
 OUTCOMES: tuple[Outcome, ...] = ("prepared", "reused", "missing", "corrupt", "checksum mismatch", "dropped")
 
@@ -52,6 +51,11 @@ class ClipReport:
     clip_id: str
     outcome: Outcome
     reason: str = ""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the clip is in the result."""
+        return self.outcome in ("prepared", "reused")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class PrepareReport:
     @property
     def bad(self) -> tuple[ClipReport, ...]:
         """The clips that are not in the prepared dataset, in the order of the split list."""
-        return tuple(clip for clip in self.clips if clip.outcome not in ("prepared", "reused"))
+        return tuple(clip for clip in self.clips if not clip.is_there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def prepare_cremad(
         checksums: path,sha256,bytes with paths relative to ``root``; files that differ are not prepared.
         size: of the square frames, in pixels.
         workers: decoder processes; 1 decodes in this process.
-        progress: called with (clips done, clips in all).
+        progress: called with (clips done, clips in all, clips that are not in the result).
 
     Raises:
         DataError: unusable split list or checksum table, ``root`` without media, ``out`` of other settings.
@@ -212,36 +216,6 @@ class PreparedSource:
             raise DataError(f"{path}: is damaged: delete it and prepare the dataset again") from error
 
 
-def check_dataset(source: ClipSource, progress: Progress | None = None) -> list[str]:
-    """Decode everything; one line per problem, each with its remedy. Empty means fit for training."""
-    public = {info.label for info in source.index if info.split == "public"}
-    problems = [
-        f"class {name!r} has no public clip: add some or leave the class out"
-        for label, name in enumerate(source.class_names)
-        if label not in public
-    ]
-    for position, info in enumerate(source.index):
-        try:
-            complaint = _sound_complaint(source, position)
-            if complaint:
-                problems.append(f"clip {info.clip_id}: {complaint}")
-        except DataError as error:
-            problems.append(f"clip {info.clip_id}: {error}")
-        if progress is not None:
-            progress(position + 1, len(source.index))
-    return problems
-
-
-def _sound_complaint(source: ClipSource, position: int) -> str:
-    """What is wrong with the sound of a clip that can be decoded; empty if nothing is."""
-    clip = source.load(position)
-    is_quiet = clip.sample_rate > 0 and is_suspicious(clip.audio)  # features have no level
-    recorded = source.load_channels(position) if is_quiet and isinstance(source, KeepsChannels) else None
-    if recorded is not None and cancels_out(recorded):
-        return "its channels cancel out when mixed (antiphase): invert one of them, or keep only one"
-    return "its sound is silence: record it again or remove it" if np.ptp(clip.audio) == 0 else ""
-
-
 def _prepare(
     clips: Sequence[RawClip],
     dropped: tuple[ClipReport, ...],
@@ -255,10 +229,12 @@ def _prepare(
         reports: list[ClipReport] = []
         work = partial(_prepare_clip, out / "clips", settings["size"])
         with closing(in_parallel(work, clips, workers, _lost)) as results:
+            skipped = len(dropped)
             for done in results:
                 reports.append(done)
+                skipped += not done.is_there
                 if progress is not None:
-                    progress(len(reports), len(clips))
+                    progress(len(reports), len(clips), skipped)
         report = PrepareReport(out, (*reports, *dropped))
         bad = {clip.clip_id for clip in report.bad}
         _write_index(out, [clip.info for clip in clips if clip.info.clip_id not in bad], settings)

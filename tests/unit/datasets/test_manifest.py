@@ -24,7 +24,7 @@ from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import ClipInfo
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
 from fedstill.datasets.audiovisual.open_dataset import open_dataset
-from fedstill.datasets.audiovisual.prepare import check_dataset
+from fedstill.datasets.inspection.dataset_check import check_dataset
 
 GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
 
@@ -480,17 +480,17 @@ def test_real_emotion_pairs(data_dir: Path) -> None:
 def test_checking_names_channels_that_cancel_out(media: Path) -> None:
     left = np.sin(np.arange(16_000) / 10).astype(np.float32)
     soundfile.write(media / "sound" / "a.wav", np.stack([left, -left], axis=1), 16_000)
-    problems = check_dataset(ManifestSource(write_table(media, GOOD)))
-    assert problems == [
+    problems = check_dataset(ManifestSource(write_table(media, GOOD))).problems
+    assert list(problems) == [
         "clip a: its channels cancel out when mixed (antiphase): invert one of them, or keep only one",
         "clip b: its sound is silence: record it again or remove it",
     ]
     soundfile.write(media / "sound" / "a.wav", np.stack([left, left], axis=1), 16_000)
-    assert len(check_dataset(ManifestSource(write_table(media, GOOD)))) == 1
+    assert len(check_dataset(ManifestSource(write_table(media, GOOD))).problems) == 1
 
 
 def test_features_have_no_channels_to_cancel_out(media: Path) -> None:
     features = np.array([[1, 2, 3], [-1, -2, -3]], np.float32) / 100
     np.save(media / "sound" / "a.npy", features)
     rows = ["a,public,ann,sad,sound/a.npy,face/a.png"]
-    assert check_dataset(ManifestSource(write_table(media, rows))) == []
+    assert check_dataset(ManifestSource(write_table(media, rows))).problems == ()
