@@ -87,16 +87,23 @@ def near_miss(root: Path, text: str) -> str:
 
     For a message about a path that was not found: Windows and macOS do not tell ``A.WAV`` from ``a.wav``.
     """
+    found = _walk(root, text, str.casefold)
+    return "" if found is None else place_in(root, found)
+
+
+def _walk(root: Path, text: str, form: Callable[[str], str]) -> Path | None:
+    """What lies below ``root`` under a path whose parts have the same ``form`` as those of ``text``."""
     place = root
     for part in PurePosixPath(readable(text)).parts:
         try:
-            found = _names_by_letters(place, place.stat().st_mtime_ns).get(part.casefold(), [])
+            names = _names_by_letters(place, place.stat().st_mtime_ns).get(part.casefold(), [])
         except OSError:
-            return ""
+            return None
+        found = [name for name in names if form(readable(name)) == form(part)]
         if not found:
-            return ""
+            return None
         place /= part if part in found else min(found)
-    return place_in(root, place)
+    return place
 
 
 @lru_cache(maxsize=16)
@@ -108,7 +115,7 @@ def _names_by_letters(folder: Path, _changed: int) -> dict[str, list[str]]:
     return names
 
 
-def _spellings(root: Path, text: str, outside: bool) -> list[PurePosixPath]:
+def _spellings(root: Path, text: str, outside: bool) -> Iterator[PurePosixPath]:
     """The paths below ``root`` that a cell may mean, as written first; absolute ones if it leads elsewhere."""
     if re.match(r"[A-Za-z]:[\\/]|\\\\", text):
         raise DataError(
@@ -116,7 +123,12 @@ def _spellings(root: Path, text: str, outside: bool) -> list[PurePosixPath]:
         )
     texts = (text, text.replace("\\", "/"))
     forms = [unicodedata.normalize(form, one) for form in ("NFC", "NFD") for one in texts]
-    return [_below(root, spelling, outside) for spelling in dict.fromkeys((*texts, *forms))]
+    spellings = [_below(root, spelling, outside) for spelling in dict.fromkeys((*texts, *forms))]
+    yield from spellings
+    if not text.isascii():  # each folder on the way may have a form of its own
+        found = _walk(root, str(spellings[0]), str)
+        if found is not None:
+            yield PurePosixPath(found.relative_to(root))
 
 
 def _below(root: Path, text: str, outside: bool) -> PurePosixPath:

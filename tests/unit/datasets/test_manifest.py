@@ -332,6 +332,18 @@ def test_accented_names_are_found_in_either_form(
     assert ManifestSource(write_table(media, rows), class_names=[normalize("NFD", name)]).index[0].label == 0
 
 
+def test_each_folder_of_a_path_may_have_its_own_form(media: Path) -> None:
+    name = "caf\u00e9"
+    folder = media / normalize("NFC", name) / normalize("NFD", name)
+    folder.mkdir(parents=True)
+    (media / "face" / "a.png").rename(folder / f"{normalize('NFC', name)}.png")
+    for form in ("NFC", "NFD"):
+        path = normalize(form, f"{name}/{name}")
+        rows = [f"{n},public,x,sad,sound/a.wav,{one}" for n, one in enumerate((path, f"{path}/{name}.png"))]
+        source = ManifestSource(write_table(media, rows))
+        assert [source.load(place).frames.max() for place in (0, 1)] == [10, 10]
+
+
 def test_absolute_paths_below_the_root_are_fine(media: Path) -> None:
     rows = [f"a,public,ann,sad,{media}/sound/a.wav,{media}/face"]
     source = ManifestSource(write_table(media, rows), frame_count=2)
