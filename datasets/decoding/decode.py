@@ -48,7 +48,8 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
 
 def mixed(channels: Channels) -> Waveform:
     """The mean of float32 (channels, samples), float32 (samples,)."""
-    return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32)
+    mix: Waveform = channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32)
+    return mix
 
 
 def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]:

@@ -150,7 +150,7 @@ def _palette() -> list[int]:
 
 def _inlined(image: Image.Image, form: str, **options: object) -> str:
     file = BytesIO()
-    image.save(file, form, **options)  # type: ignore[arg-type]
+    image.save(file, form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

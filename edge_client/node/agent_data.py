@@ -61,7 +61,7 @@ def own_clips(folder: Path) -> ClipStore:
         data,
         class_names=wanted.class_names,
         frame_count=wanted.frames.count,
-        allow_outside=noted.get("allow_outside", False),
+        allow_outside=bool(noted.get("allow_outside")),
     )
     return build_store(
         source,
