@@ -209,7 +209,7 @@ def _images_lines(task: ImageTask) -> list[str]:
         + ", ".join(f"{name} {count}" for name, count in task.per_class(files).items())
         for split, files in (("train and validation", task.train_files), ("test", task.test_files))
     ]
-    lines.append(f"left out: {task.left_out_files} files")
+    lines.append(f"left out: {task.left_out_files} files in all")
     lines += [f"left out: {line}" for line in task.left_out[:LEFT_OUT_SHOWN]]
     if len(task.left_out) > LEFT_OUT_SHOWN:
         lines.append(f"left out: {len(task.left_out) - LEFT_OUT_SHOWN} more kinds of files")

@@ -55,7 +55,7 @@ def learn_task(
         net: the trunk.
         task: its images.
         settings: how much of them is used.
-        progress: called with a line for a person.
+        progress: called with a line for a person, which has the numbers unless ``count`` gets them.
         count: called with (images done, images in all), then with (epochs of prompts done, epochs in all).
 
     Raises:
@@ -63,18 +63,17 @@ def learn_task(
     """
     train = task.load("train", settings.train_images, settings.seed)
     val = task.load("val", settings.val_images, settings.seed)
-    everything, before = len(train.images) + len(val.images), 0
+    everything, features = len(train.images) + len(val.images), []
+    for kind, images, before in (("training", train, 0), ("validation", val, len(train.images))):
 
-    def on_progress(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"{task.name}: features of {done} / {total} images")
-        if count is not None:
-            count(before + done, everything)
+        def on_progress(done: int, total: int, kind: str = kind, before: int = before) -> None:
+            if progress is not None:
+                counted = "" if count is not None else f", {done} / {total}"
+                progress(f"{task.name}: features of the {kind} images{counted}")
+            if count is not None:
+                count(before + done, everything)
 
-    features = []
-    for images in (train, val):
         features.append(extract_features(net, images.images, progress=on_progress))
-        before += len(images.images)
     weight, bias, accuracy = fit_head(
         (features[0], train.labels), (features[1], val.labels), len(task.class_names)
     )
