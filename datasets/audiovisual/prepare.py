@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ from fedstill.datasets.files.tables import read_table
 SAMPLE_RATE = 16_000
 FRAME_COUNT = 10
 FORMAT_VERSION = 1
+PACKING = 3
+"""Of zlib. Its default, 6, takes 70 % longer than this for frames, which was more than decoding, and saves 4 %."""
 INDEX_COLUMNS = ("clip_id", "split", "speaker", "label")
 GROUP_COLUMN = "group"  # older sets lack it: each clip is its own recording
 
@@ -258,8 +260,10 @@ def _prepare_clip(folder: Path, size: int, clip: RawClip) -> ClipReport:
         audio, frames = _decode(clip, size)
     except DataError as error:
         return ClipReport(clip_id, "corrupt", str(error))
-    with _replacing(target) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, audio=audio, frames=frames)
+    with _replacing(target) as draft, ZipFile(draft, "w", ZIP_DEFLATED, compresslevel=PACKING) as packed:
+        for name, array in (("audio", audio), ("frames", frames)):
+            with packed.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     return ClipReport(clip_id, "prepared")
 
 

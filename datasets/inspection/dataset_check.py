@@ -71,7 +71,11 @@ def check_dataset(
 def split_table(check: DatasetCheck, spec: AudioSpec) -> list[tuple[str, list[str]]]:
     """Rows of (what, its value in each split of ``SPLITS``): lengths, rates, loudness and faults, for a person."""
     sides = [[one for one in check.measures if one.info.split == split] for split in SPLITS]
-    rows = [("decoded clips", [str(len(side)) for side in sides])]
+    rows = [
+        ("decoded clips", [str(len(side)) for side in sides]),
+        ("speakers", [str(len({one.info.speaker for one in side})) for side in sides]),
+        ("recordings", [str(len({one.info.recording for one in side})) for side in sides]),
+    ]
     heard = [[one for one in side if one.sample_rate] for side in sides]
     ready = [[one for one in side if not one.sample_rate] for side in sides]
     if any(heard):

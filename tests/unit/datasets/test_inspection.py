@@ -113,10 +113,15 @@ def test_the_table_of_splits(tmp_path: Path) -> None:
         "short": TONE[:4000], "loud": np.clip(20 * TONE, -1, 1), "long": np.tile(TONE, 3),
         "odd": np.stack([TONE, -TONE], axis=1), "own": TONE,
     }  # fmt: skip
-    source = ManifestSource(write(tmp_path, sounds))
+    header, *lines = write(tmp_path, sounds).read_text().replace("ann0", "ann1").splitlines()
+    grouped = [f"{line},{'' if line.startswith('odd') else line.split(',')[1]}" for line in lines]
+    (tmp_path / "manifest.csv").write_text("\n".join([f"{header},group", *grouped]))
+    source = ManifestSource(tmp_path / "manifest.csv")
     rows = dict(split_table(check_dataset(source), AudioSpec(seconds=1.0)))
     assert rows == {
         "decoded clips": ["4", "1"],
+        "speakers": ["3", "1"],
+        "recordings": ["2", "1"],
         "length in s": ["0.25 to 3.00, median 1.00", "1.00"],
         "shorter than 1 s, repeated": ["1", "0"],
         "longer than 1 s, cut": ["1", "0"],
