@@ -43,6 +43,8 @@ docs: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/students/selection.py
 	$(BIN)/python benchmarks/students/bank.py
+	$(BIN)/python benchmarks/data/check_speed.py
+	$(BIN)/python benchmarks/data/prepare_speed.py
 	$(BIN)/python benchmarks/fleet/edge_runtime.py --full-size
 	$(BIN)/python benchmarks/fleet/inference_batching.py
 	$(BIN)/python benchmarks/fleet/level_choice.py

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedstill.cli.missing_package import EDGE, require
+from fedstill.cli.shared.options import AllowOutside
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 
@@ -67,6 +68,7 @@ def run(
         Path | None,
         typer.Option(help="This device's clips: a manifest.csv, its folder, or a prepared folder."),
     ] = None,
+    allow_outside: AllowOutside = False,
     state: State = None,
     credentials: Credentials = None,
     inference: Inference = "",
@@ -113,7 +115,7 @@ def run(
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)
         folder = state.resolve()
-        use_clips(data, folder)
+        use_clips(data, folder, allow_outside=allow_outside)
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")
         tasks: list[Task] = [] if credentials is None else [_warning(credentials)]

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
 from fedstill.cli.shared.console import FAILED, console, one_line_errors
+from fedstill.cli.shared.options import AllowOutside
+from fedstill.cli.shared.progress import counting_bar
 from fedstill.common.cores import usable_cores
 
 if TYPE_CHECKING:
     from fedstill.datasets.audiovisual.clip import ClipSource
     from fedstill.datasets.audiovisual.prepare import PrepareReport
+    from fedstill.datasets.audiovisual.specs import AudioSpec
+    from fedstill.datasets.inspection.dataset_check import DatasetCheck
+    from fedstill.simulation.config import Experiment
 
 app = typer.Typer(help="Prepare and check datasets.", no_args_is_help=True)
 BAD_CLIPS_SHOWN = 20
@@ -54,18 +62,11 @@ def prepare(
     ] = None,
 ) -> None:
     """Decode a raw dataset once into compact arrays; run it again to resume."""
-    from rich.progress import Progress
-
     from fedstill.common.errors import DataError
     from fedstill.datasets.audiovisual.prepare import prepare_ave, prepare_cremad
 
     target = out or root / "prepared"
-    with one_line_errors(), Progress(console=console) as bar:
-        task = bar.add_task(f"decoding {dataset.value}", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with one_line_errors(), counting_bar(f"decoding {dataset.value}") as show:
         if dataset is RawDataset.CREMAD:
             outcome = prepare_cremad(
                 root,
@@ -100,29 +101,72 @@ def check(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
+    allow_outside: AllowOutside = False,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with a few clips of every class.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Decoding threads.", min=1, show_default="as many as cores")
+    ] = usable_cores(),
 ) -> None:
-    """Count the clips of every class, decode all of them and list the dataset's problems."""
+    """Count the clips of every class, decode and measure all of them, and list the dataset's problems."""
+    from fedstill.common.errors import ConfigError
     from fedstill.datasets.audiovisual.clip_tensors import FocusCount, focus, require_detectors
-    from fedstill.datasets.audiovisual.prepare import check_dataset
+    from fedstill.datasets.inspection.dataset_check import check_dataset
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.sources import open_source
 
     with one_line_errors():
-        wanted = load_experiment(experiment, set_ or [])
-        require_detectors(wanted.audio, wanted.frames)
-        source, found = open_source(wanted), FocusCount()
+        overrides = [*(set_ or []), *(["dataset.allow_outside=true"] if allow_outside else [])]
+        plan = load_experiment(experiment, overrides)
+        require_detectors(plan.audio, plan.frames)
+        if sheet is not None and not sheet.absolute().parent.is_dir():
+            raise ConfigError(f"--sheet {sheet}: no such folder {sheet.absolute().parent}: make it first")
+        source, focused = open_source(plan), FocusCount()
         for line in _class_lines(source):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        problems = check_dataset(
-            source, look=lambda clip: found.add(focus(clip, wanted.audio, wanted.frames))
-        )
-    for line in found.lines():
+        with counting_bar(f"checking {source.name}", "bad") as show:
+            found = check_dataset(
+                source, show, workers, lambda clip: focused.add(focus(clip, plan.audio, plan.frames))
+            )
+    console.print(_split_grid(found, plan.audio))
+    for line in focused.lines():
         console.print(line, highlight=False)
-    for problem in problems:
-        console.print(problem, highlight=False, markup=False)
-    console.print(f"{source.name}: {len(source.index)} clips, {len(problems)} problems", highlight=False)
-    if problems:
+    for problem in found.problems:
+        console.print(problem, highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{source.name}: {len(source.index)} clips, {len(found.problems)} problems",
+        highlight=False,
+        markup=False,
+    )
+    if sheet is not None:
+        with one_line_errors():
+            _write_sheet(sheet, source, found, plan)
+        console.print(f"sheet: {sheet}", highlight=False, markup=False, soft_wrap=True)
+    if found.problems:
         raise typer.Exit(FAILED)
+
+
+def _split_grid(found: DatasetCheck, spec: AudioSpec) -> Table:
+    from fedstill.datasets.inspection.dataset_check import SPLITS, split_table
+
+    grid = Table("", *SPLITS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, cells in split_table(found, spec):
+        grid.add_row(name, *map(escape, cells))
+    return grid
+
+
+def _write_sheet(path: Path, source: ClipSource, found: DatasetCheck, plan: Experiment) -> None:
+    from fedstill.common.atomic_files import replace_text
+    from fedstill.common.errors import ConfigError
+    from fedstill.datasets.inspection.dataset_check import feature_steps
+    from fedstill.datasets.inspection.picture_sheet import picture_sheet
+
+    page = picture_sheet(source, plan.audio, plan.frames, feature_steps(found, plan.audio))
+    try:
+        replace_text(path, page)
+    except OSError as error:
+        raise ConfigError(f"--sheet {path}: cannot be written ({error.strerror})") from error
 
 
 def _class_lines(source: ClipSource) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from fedstill.cli.shared.console import console, errors, one_line_errors
+from fedstill.cli.shared.options import AllowOutside
 
 INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ def simulate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
+    allow_outside: AllowOutside = False,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-TIME).")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue an interrupted run directory.")] = None,
     engine: Annotated[
@@ -42,14 +44,15 @@ def simulate(
 
     with one_line_errors():
         if resume is not None:
-            if set_ or seeds or out:
+            if set_ or seeds or out or allow_outside:
                 raise ConfigError(
-                    "--resume continues a run with its own settings: drop --seeds, --set and --out"
+                    "--resume continues a run with its own settings: drop --seeds, --set, --out and --allow-outside"
                 )
             run_dir = resume.resolve()
             plan = load_run(run_dir)
         else:
             overrides = [*(set_ or []), *([f"run.seeds={seeds}"] if seeds else [])]
+            overrides += ["dataset.allow_outside=true"] if allow_outside else []
             plan = load_experiment(experiment, overrides)
             run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
             require_new(run_dir)

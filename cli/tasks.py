@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedstill.cli.shared.console import console, one_line_errors
 from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
+from fedstill.cli.shared.progress import text_bar
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
 
@@ -53,7 +54,7 @@ def add(
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, learn_task
         from fedstill.cloud_server.serving.tasks.prompt_training import PromptSettings
-        from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+        from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, check_new_version
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
 
@@ -63,12 +64,12 @@ def add(
             with as_mistake("--prompts"):
                 trained = PromptSettings(counts, epochs)
         task = find_images(name, images)
+        check_new_version(name, latency_ms, utility)
         trunk = load_trunk(data_path(weights), architecture)
         store = TaskRegistry(registry)
-        with console.status(f"learning {name}") as status:
-            learnt = learn_task(
-                trunk.net, task, LearnSettings(train_images, val_images, trained, seed), status.update
-            )
+        with text_bar(f"decoding the images of {name}") as (tell, count):
+            settings = LearnSettings(train_images, val_images, trained, seed)
+            learnt = learn_task(trunk.net, task, settings, tell, count)
         version = store.register(
             name,
             learnt.parameters,
@@ -226,6 +227,7 @@ def _images_lines(task: ImageTask) -> list[str]:
         + ", ".join(f"{name} {count}" for name, count in task.per_class(files).items())
         for split, files in (("train and validation", task.train_files), ("test", task.test_files))
     ]
+    lines.append(f"left out: {task.left_out_files} files in all")
     lines += [f"left out: {line}" for line in task.left_out[:LEFT_OUT_SHOWN]]
     if len(task.left_out) > LEFT_OUT_SHOWN:
         lines.append(f"left out: {len(task.left_out) - LEFT_OUT_SHOWN} more kinds of files")

@@ -44,7 +44,8 @@ Where the two modes agree, the last default column is empty.
 
 TABLES = {
     "": "At the top of the file.",
-    "audio": "From waveform to a matrix of (bins, steps). Ready feature matrices (`.npy`) are used as they are.",
+    "audio": "From waveform to a matrix of (bins, steps). Ready feature matrices (`.npy`) are only brought to one "
+    "length, if they have several: the columns of a spectrogram of `audio.seconds`.",
     "fedstill": "How the `fedstill` arm trains; the keys of `[distillation]`, with defaults of their own.",
 }
 """What to say of a table instead of its dataclass' docstring."""

@@ -129,6 +129,19 @@ class SelectionRow(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
+class ShareRow(_Checked):
+    """A device that had more prototypes than public clips could be chosen in an outer round, so that each prototype
+    took a share of a clip; the round with most of them."""
+
+    scenario: str
+    arm: str
+    client: int
+    seed: int
+    prototypes: int
+    clips: int
+
+
+@dataclass(frozen=True, slots=True)
 class LossRow(_Checked):
     """Mean distillation loss of one epoch; None if it was not finite (the training diverged)."""
 
@@ -282,6 +295,7 @@ class Results(_Checked):
     choices: tuple[ChoiceRow, ...] = ()
     pretrained: tuple[PretrainedRow, ...] = ()
     captures: tuple[str, ...] = ()
+    shares: tuple[ShareRow, ...] = ()
 
     def scenarios(self) -> tuple[str, ...]:
         """Scenarios with accuracy rows, in table order."""
@@ -344,6 +358,7 @@ def _results_from(document: object) -> Results:
         "choices": [],
         "pretrained": [],
         "captures": [],
+        "shares": [],
         **document,
     }  # older files have none
     found = body.pop("format", None)

@@ -226,6 +226,22 @@ def student_line(results: Results) -> str:
     )
 
 
+def shares_line(results: Results) -> str:
+    """Which arms had more prototypes than public clips to choose, and what became of that; empty if none had."""
+    told = []
+    for arm in ARMS:
+        rows = [row for row in results.shares if row.arm == arm]
+        if rows:
+            most = max(rows, key=lambda row: row.prototypes / row.clips)
+            told.append(f"{ARMS[arm]} up to {most.prototypes} for {most.clips} clips")
+    return (
+        f"More prototypes than the budget of public clips: {', '.join(told)}. Each took its share of a clip, and no "
+        "device is left out; a larger selection.budget gives whole clips. "
+        if told
+        else ""
+    )
+
+
 def class_mix_line(results: Results) -> str:
     """How often each arm used a class mix, for the console; empty if no arm of the run asks for one."""
     rows = results.decisions

@@ -45,6 +45,7 @@ class DatasetSettings:
     root: str = (
         ""  # manifest: what its paths are relative to (default: its folder); cremad, ave: prepared folder
     )
+    allow_outside: bool = False  # manifest: whether paths may lead out of root
     classes: tuple[str, ...] = ()  # manifest: class order; default sorted labels
     seed: int = 0  # synthetic
     class_count: int = 6  # synthetic

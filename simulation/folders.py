@@ -28,9 +28,10 @@ def write_device(
     share: Positions,
     folder: Path,
     policy: PrivacyPolicy = SIMULATED,
+    feature_steps: int | None = None,
 ) -> ClipStore:
-    """A device's clips and what its owner allows."""
-    store = write_store(experiment, source, share, folder / DATA_FOLDER)
+    """A device's clips and what its owner allows. ``feature_steps``: of the public clips."""
+    store = write_store(experiment, source, share, folder / DATA_FOLDER, feature_steps=feature_steps)
     write_policy(folder, policy)
     return store
 
@@ -42,8 +43,15 @@ def write_store(
     directory: Path,
     *,
     keep_sound: bool = False,
+    feature_steps: int | None = None,
 ) -> ClipStore:
     """The clip store of these clips."""
     return build_store(
-        source, positions.tolist(), experiment.audio, experiment.frames, directory, keep_sound=keep_sound
+        source,
+        positions.tolist(),
+        experiment.audio,
+        experiment.frames,
+        directory,
+        keep_sound=keep_sound,
+        feature_steps=feature_steps,
     )

@@ -15,7 +15,8 @@ from typing import Any
 from fedstill.cloud_server.distillation.arm_names import ARMS, REFERENCES
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.journal.event_log import read_events
-from fedstill.cloud_server.journal.journal import open_journal
+from fedstill.cloud_server.journal.job_key import JobKey
+from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.common.run_layout import REFERENCES_FOLDER
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import DATA_FOLDER
@@ -29,12 +30,15 @@ from fedstill.evaluation.results import (
     LossRow,
     ResultsError,
     SelectionRow,
+    ShareRow,
     SweepRow,
     TeacherRow,
     TrafficRow,
 )
 
 Event = Mapping[str, Any]
+SELECTING = ("all_distill_select", "all_distill_select_cluster")
+"""Arms in which every prototype chooses public clips."""
 
 
 def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
@@ -46,6 +50,7 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
         for one in journal.failures()
         if not one["sweep"] and one["arm"] in ARMS
     ]
+    shares = tuple(row for job in jobs if not job["sweep"] for row in _shares(job, journal))
     journal.close()
     held_out = {
         event["seed"]: TeacherRow(event["seed"], "public_holdout", None, event["correct"], event["total"])
@@ -76,6 +81,7 @@ def gather_rows(run_dir: Path) -> dict[str, tuple[Any, ...]]:
             if (mix := job.get("class_mix"))
         ),
         "choices": tuple(_choice(job) for job in table if job.get("choice")),
+        "shares": shares,
     }
 
 
@@ -150,6 +156,18 @@ def _sweep(job: Event) -> Iterable[SweepRow]:
             result["correct"],
             result["total"],
         )
+
+
+def _shares(job: Event, journal: Journal) -> Iterable[ShareRow]:
+    """The most prototypes that this job's device had in an outer round, if these were more than the clips chosen."""
+    if job["arm"] not in SELECTING:
+        return
+    key = JobKey.of(job)
+    rounds = [(journal.upload(key, row["round"]), sum(row["class_counts"])) for row in job["selection"]]
+    found = [(len(upload.counts), clips) for upload, clips in rounds if upload is not None]
+    prototypes, clips = max(found, default=(0, 0))
+    if prototypes > clips:
+        yield ShareRow(*_where(job), prototypes, clips)
 
 
 def _choice(job: Event) -> ChoiceRow:

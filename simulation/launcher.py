@@ -119,7 +119,8 @@ def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None
                 write_devices(experiment, source, shares, run_dir, store, status.update)
             else:
                 for client, share in enumerate(shares):
-                    write_device(experiment, source, share, device_folder(run_dir, client))
+                    folder, steps = device_folder(run_dir, client), store.audio.shape[-1]
+                    write_device(experiment, source, share, folder, feature_steps=steps)
         (run_dir / EXPERIMENT_FILE).write_text(json.dumps(to_plain(experiment), indent=1))
         plan = make_plan(with_weights, source, shares, run_dir)
         write_plan(with_controls(plan, experiment, run_dir) if robustness else plan)

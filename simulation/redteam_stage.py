@@ -53,17 +53,19 @@ def stage_from_experiment(experiment: Experiment, seed: int, work: Path, say: Ca
     public = [position for position, clip in enumerate(source.index) if clip.split == "public"]
     is_victim = victims_among(tuple(source.index[position].speaker for position in public), seed)
     say(f"decoding {len(public)} public clips of {source.name}")
-    stores = [
-        build_store(
-            source,
-            [position for position, victim in zip(public, is_victim, strict=True) if victim is wanted],
-            experiment.audio,
-            experiment.frames,
-            work / name,
-            keep_sound=True,
+    stores: list[ClipStore] = []
+    for name, wanted in (("attacker", False), ("victims", True)):
+        stores.append(
+            build_store(
+                source,
+                [position for position, victim in zip(public, is_victim, strict=True) if victim is wanted],
+                experiment.audio,
+                experiment.frames,
+                work / name,
+                keep_sound=True,
+                feature_steps=stores[0].audio.shape[-1] if stores else None,
+            )
         )
-        for name, wanted in (("attacker", False), ("victims", True))
-    ]
     plan = RunPlan(
         public=str(work / "attacker"),
         work=str(work),

@@ -34,7 +34,11 @@ def _open_dataset(experiment: Experiment) -> ClipSource:
             raise ConfigError("dataset.manifest: not set; add --set dataset.manifest=PATH/manifest.csv")
         root = data_path(settings.root) if settings.root else None
         return ManifestSource(
-            data_path(settings.manifest), root, settings.classes or None, frame_count=experiment.frames.count
+            data_path(settings.manifest),
+            root,
+            settings.classes or None,
+            frame_count=experiment.frames.count,
+            allow_outside=settings.allow_outside,
         )
     return _prepared(settings, experiment.frames.crop)
 

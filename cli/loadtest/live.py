@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fedstill.cli.loadtest.options import (
     Compress,
@@ -26,6 +25,7 @@ from fedstill.cli.loadtest.options import (
     run_and_save,
 )
 from fedstill.cli.shared.console import typed_command
+from fedstill.cli.shared.progress import step_bar
 
 if TYPE_CHECKING:
     from fedstill.client.serving_client import ServingAddress
@@ -121,7 +121,7 @@ def _measure(
 
     known = None if profile is None else find_profile(profile)
     machine = f"{address.target}, client on {platform.machine()} with {usable_cores()} cores"
-    with Console(stderr=True).status("loadtest") as shown:
+    with step_bar("loadtest", test.loads_in_all) as begin:
         measuring = measure_server(
             test,
             settings,
@@ -131,6 +131,6 @@ def _measure(
             profile=known,
             measured_on=machine,
             command=typed_command(),
-            progress=shown.update,
+            progress=begin,
         )
         return asyncio.run(measuring)

@@ -59,6 +59,8 @@ def run_and_save(run: Callable[[], ServingResults], out: Path | None, markdown: 
         if markdown is not None:
             write_serving_markdown(results, markdown)
     console.print(console_report(results))
+    unsent = sum(sum(run.client.failed.values()) for run in results.runs if run.client is not None)
+    console.print(f"{len(results.runs)} runs, {unsent} queries skipped or without an answer", highlight=False)
     console.print(
         f"results: {folder / RESULTS_FILE}, plots: {folder / 'plots'}", soft_wrap=True, highlight=False
     )

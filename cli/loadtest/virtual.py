@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fedstill.cli.loadtest.options import (
     Compress,
@@ -23,6 +22,7 @@ from fedstill.cli.loadtest.options import (
     run_and_save,
 )
 from fedstill.cli.shared.console import typed_command
+from fedstill.cli.shared.progress import step_bar
 
 if TYPE_CHECKING:
     from fedstill.evaluation.serving.results import ServingResults
@@ -70,7 +70,7 @@ def virtual(
         if load_seconds is not None:
             variants = tuple(replace(one, load_seconds=load_seconds) for one in known.variants)
             known = replace(known, variants=variants)
-        with Console(stderr=True).status("loadtest") as shown:
-            return run_virtual(test, known, data_folder(), typed_command(), shown.update)
+        with step_bar("loadtest", test.loads_in_all * (1 + len(chosen))) as begin:
+            return run_virtual(test, known, data_folder(), typed_command(), begin)
 
     run_and_save(run, out, markdown)

@@ -12,4 +12,7 @@ Weights = Annotated[str, typer.Option(help="timm ViT weights, safetensors; looke
 Architecture = Annotated[
     str | None, typer.Option(help="timm model name (default: from the beginning of the weights file's name).")
 ]
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="A manifest's paths may lead out of its folder.")
+]
 DEFAULT_REGISTRY = Path("runs") / "tasks"

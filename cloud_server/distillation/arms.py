@@ -2,7 +2,8 @@
 
 The thesis' four (all_distill, + random, + select, + select + cluster), the controls that a fair table needs (equal
 steps, class-prior sampling, oracle classes, prior correction, class support) and ``fedstill``, which chooses between
-students (``candidates.py``). Every arm that trains further gets the same number of clips and of epochs.
+students (``candidates.py``). Every arm that trains further gets the same number of clips and of epochs. If a device has
+more prototypes than clips may be chosen, each of them takes a share of a clip.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fedstill.cloud_server.distillation.selection import (
     Selection,
     per_prototype,
     select_by_prior,
+    select_by_shares,
     select_by_transport,
     select_nearest,
     select_random,
@@ -139,8 +141,10 @@ def select_rule(
 
     def nearest(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:
         assert prototypes is not None
-        n = per_prototype(budget, len(prototypes.counts))
         class_probabilities = bank.probabilities(settings.temperature)
+        if len(prototypes.counts) > budget:
+            return select_by_shares(prototypes.probabilities, class_probabilities, budget)
+        n = per_prototype(budget, len(prototypes.counts))
         return Selection.uniform(select_nearest(prototypes.probabilities, class_probabilities, n))
 
     def by_prior(prototypes: PrototypeUpload | None, bank: PublicBank) -> Selection:

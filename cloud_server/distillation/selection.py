@@ -3,6 +3,7 @@
 ``select_nearest`` is ``SelectData`` of the thesis' Algorithm 7 (lines 12-18): each prototype in turn takes its n most
 similar public clips that are not taken yet. Similarity is the cosine of prediction probabilities (Eq. 5.5). It gives
 exactly what the row-by-row loop gives, but scans the public set once per group of prototypes in bounded memory.
+``select_by_shares`` is the same for a device with more prototypes than clips may be chosen.
 ``select_by_transport`` is the alternative in which every prototype counts: entropic optimal transport assigns public
 clips to all prototypes at once, weighted by the clips behind them.
 """
@@ -91,6 +92,40 @@ def select_nearest(prototypes: Floats, public: Floats, n: int | Positions) -> Po
             free[best] = False
             chosen.append(best)
     return np.concatenate(chosen)
+
+
+def select_by_shares(prototypes: Floats, public: Floats, budget: int) -> Selection:
+    """SelectData for more prototypes than clips: each takes ``budget`` / k of a clip instead of whole ones.
+
+    Rows in order, each fills up the most similar clips that have room left; a clip has room for one whole share of the
+    budget. The ``budget`` clips that are fullest are chosen, and what other clips hold goes to the chosen one that is
+    most similar to its prototype. So every prototype counts alike, and as many clips are trained on as in every arm.
+    With k = ``budget`` these are the clips of ``select_nearest``, and all weights are 1. Memory grows with k + N.
+
+    Args:
+        prototypes: (k, classes) probabilities, k >= ``budget``.
+        public: (N, classes) probabilities of the public clips; equal similarities go to the lower position.
+        budget: clips to choose, at most N.
+    """
+    rows, columns = unit_rows(prototypes), unit_rows(public)
+    room = np.full(len(columns), len(rows), np.int64)  # in k-ths of a clip, so that all is exact
+    held: list[tuple[int, int, int]] = []
+    for number, row in enumerate(rows):
+        need, similarity = budget, (columns * row).sum(axis=1)
+        while need:
+            best = int(np.where(room > 0, similarity, -np.inf).argmax())
+            part = min(need, int(room[best]))
+            room[best] -= part
+            need -= part
+            held.append((number, best, part))
+    taken = len(rows) - room
+    chosen = np.sort(np.argsort(-taken, kind="stable")[:budget])
+    kept = np.zeros(len(columns), bool)
+    kept[chosen] = True
+    for number, clip, part in held:
+        if not kept[clip]:
+            taken[chosen[(columns[chosen] * rows[number]).sum(axis=1).argmax()]] += part
+    return Selection(chosen.astype(np.int64), (taken[chosen] / len(rows)).astype(np.float32))
 
 
 def select_random(public: int, budget: int, rng: np.random.Generator) -> Positions:

@@ -98,7 +98,9 @@ def run_service(plan: RunPlan, exchange: Exchange, metrics: Metrics, stop: threa
 
 def _node_registry(plan: RunPlan, exchange: Exchange, journal: Journal, metrics: Metrics) -> NodeRegistry:
     public = open_store(Path(plan.public))
-    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
+    clips = format_to_json(
+        ClipFormat(public.class_names, public.audio_spec, public.frame_spec, public.audio.shape[-1])
+    )
     return NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices)
 
 

@@ -86,6 +86,7 @@ class ClipSource(Protocol):
 class KeepsChannels(Protocol):
     """A ClipSource that still knows what was recorded."""
 
-    def load_channels(self, position: int) -> npt.NDArray[np.float32]:
-        """float32 (channels, samples) of clip ``position``, whose sound is no feature matrix; raises DataError."""
+    def load_with_channels(self, position: int) -> tuple[Clip, npt.NDArray[np.float32] | None]:
+        """Clip ``position`` and the sound before it was mixed, float32 (channels, samples); None for a feature matrix
+        or if nobody knows. Raises DataError."""
         ...

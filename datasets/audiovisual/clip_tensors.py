@@ -88,20 +88,27 @@ class FocusCount:
         ]
 
 
-def clip_tensors(clip: Clip, audio: AudioSpec, frames: FrameSpec, transform: AudioTransform) -> ClipTensors:
+def clip_tensors(
+    clip: Clip,
+    audio: AudioSpec,
+    frames: FrameSpec,
+    transform: AudioTransform,
+    feature_steps: int | None = None,
+) -> ClipTensors:
     """The inputs of a model.
 
     Args:
         clip: decoded, whole.
         audio, frames: the model's specifications.
         transform: makes waveforms into matrices.
+        feature_steps: columns of ready feature matrices; None: as many as they have.
 
     Raises:
         DataError: naming the clip: a waveform that cannot be transformed; or a detector that is not installed.
     """
     focused = focus(clip, audio, frames)
     return ClipTensors(
-        audio_tensor(focused.clip, audio, transform),
+        audio_tensor(focused.clip, audio, transform, feature_steps),
         frame_tensor(focused.clip.frames, frames),
         focused.face,
         focused.speech,
@@ -145,12 +152,24 @@ def frame_tensor(frames: Frames, spec: FrameSpec) -> Frames:
     return resize_frames(chosen, spec.size)[..., : spec.channels].transpose(0, 3, 1, 2)
 
 
-def audio_tensor(clip: Clip, spec: AudioSpec, transform: AudioTransform) -> npt.NDArray[np.float32]:
-    """float32 (bins, steps) of a clip; a ready feature matrix stays. Raises DataError naming the clip."""
+def audio_tensor(
+    clip: Clip, spec: AudioSpec, transform: AudioTransform, feature_steps: int | None = None
+) -> npt.NDArray[np.float32]:
+    """float32 (bins, steps) of a clip. A ready feature matrix stays, but for its length if ``feature_steps`` says one.
+
+    Raises DataError naming the clip.
+    """
     if clip.sample_rate == 0:
-        return clip.audio
+        return clip.audio if feature_steps is None else fit_steps(clip.audio, feature_steps)
     with _named(clip):
         return transform(clip.audio, clip.sample_rate, spec)
+
+
+def fit_steps(features: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
+    """float32 (features, time) -> (features, steps): repeated until it is full, then cut, as a waveform is."""
+    if features.shape[1] == steps:
+        return features
+    return np.ascontiguousarray(features[:, np.arange(steps) % features.shape[1]])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource, KeepsChannels
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 
 Flags = npt.NDArray[np.bool_]
@@ -52,7 +52,16 @@ class FoldSource:
 
     def load(self, position: int) -> Clip:
         """Decode clip ``position`` of ``index``."""
-        return replace(self.source.load(self._positions[position]), info=self.index[position])
+        return self.load_with_channels(position)[0]
+
+    def load_with_channels(self, position: int) -> tuple[Clip, npt.NDArray[np.float32] | None]:
+        """Clip ``position`` of ``index``, and its channels if the source knows them."""
+        place, channels = self._positions[position], None
+        if isinstance(self.source, KeepsChannels):
+            clip, channels = self.source.load_with_channels(place)
+        else:
+            clip = self.source.load(place)
+        return replace(clip, info=self.index[position]), channels
 
 
 def pictures_of(source: ClipSource) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, Split
-from fedstill.datasets.decoding.decode import read_audio, read_channels, read_video_frames
+from fedstill.datasets.decoding.decode import mixed, read_channels, read_video_frames
 from fedstill.datasets.decoding.image_files import (
     WHOLE,
     Frames,
@@ -31,7 +31,8 @@ from fedstill.datasets.decoding.image_files import (
     spread,
     stack_frames,
 )
-from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames
+from fedstill.datasets.files.file_names import readable
+from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames, near_miss, place_in
 from fedstill.datasets.files.picture_formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
@@ -58,6 +59,7 @@ class ManifestSource:
         class_names: kept in this order; by default all labels in the table, sorted.
         frame_count: how many frames ``load`` takes, uniformly spaced in time; fewer are repeated in order.
         name: of the dataset; the name of the CSV's folder by default.
+        allow_outside: whether paths may lead out of ``root``.
 
     Raises:
         DataError: the first bad row, with its line number; ``manifest_problems`` lists all of them.
@@ -70,8 +72,10 @@ class ManifestSource:
         class_names: Sequence[str] | None = None,
         frame_count: int = 10,
         name: str | None = None,
+        *,
+        allow_outside: bool = False,
     ) -> None:
-        self._rows, problems = _read_rows(csv_path, root, class_names)
+        self._rows, problems = _read_rows(csv_path, root, class_names, allow_outside)
         if problems:
             more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
             raise DataError(problems[0] + more)
@@ -93,29 +97,33 @@ class ManifestSource:
 
     def load(self, position: int) -> Clip:
         """Decode clip ``position``. Raises DataError naming the file and what to do."""
-        row = self._rows[position]
-        audio, sample_rate = _load_audio(row.audio)
-        frames = _load_frames(row.frames, self._frame_count)
-        if not sample_rate:
-            return Clip(self.index[position], audio, frames, sample_rate)
-        between = partial(_load_frames, row.frames, self._frame_count, len(audio) / sample_rate)
-        return Clip(self.index[position], audio, frames, sample_rate, between)
+        return self.load_with_channels(position)[0]
 
-    def load_channels(self, position: int) -> npt.NDArray[np.float32]:
-        """float32 (channels, samples): the sound of clip ``position``, no feature matrix, before it is mixed.
+    def load_with_channels(self, position: int) -> tuple[Clip, npt.NDArray[np.float32] | None]:
+        """Clip ``position``, and float32 (channels, samples) before they are mixed; None for a feature matrix.
 
         Raises as ``load``.
         """
-        file = self._rows[position].audio
-        return read_channels(file.path, file.read())[0]
+        row, info = self._rows[position], self.index[position]
+        if row.audio.path.suffix.lower() == ".npy":
+            return Clip(info, _load_features(row.audio), _load_frames(row.frames, self._frame_count), 0), None
+        channels, sample_rate = read_channels(row.audio.path, row.audio.read())
+        audio = mixed(channels)
+        frames = _load_frames(row.frames, self._frame_count)
+        between = partial(_load_frames, row.frames, self._frame_count, len(audio) / sample_rate)
+        return Clip(info, audio, frames, sample_rate, between), channels
 
 
 def manifest_problems(
-    csv_path: Path, root: Path | None = None, class_names: Sequence[str] | None = None
+    csv_path: Path,
+    root: Path | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> list[str]:
     """All problems of the table, one line each. Media files are checked for existence but not decoded."""
     try:
-        return _read_rows(csv_path, root, class_names)[1]
+        return _read_rows(csv_path, root, class_names, allow_outside)[1]
     except DataError as error:
         return [str(error)]
 
@@ -150,7 +158,7 @@ class _Row:
 
 
 def _read_rows(
-    csv_path: Path, root: Path | None, class_names: Sequence[str] | None
+    csv_path: Path, root: Path | None, class_names: Sequence[str] | None, outside: bool
 ) -> tuple[tuple[_Row, ...], list[str]]:
     """The good rows, and one line about each bad one. Raises DataError if the whole table is unusable."""
     if class_names is not None and len(set(class_names)) < len(class_names):
@@ -160,7 +168,7 @@ def _read_rows(
     names = None if class_names is None else [_composed(name) for name in class_names]
     for line, cells in read_table(csv_path, COLUMNS):
         try:
-            row = _parse(cells, root or csv_path.parent, names)
+            row = _parse(cells, root or csv_path.parent, names, outside)
             if row.clip_id in rows:
                 raise DataError(f"clip_id {row.clip_id!r} is used twice: give every clip its own")
             rows[row.clip_id] = row
@@ -171,7 +179,7 @@ def _read_rows(
     return tuple(rows.values()), problems
 
 
-def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None) -> _Row:
+def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None, outside: bool) -> _Row:
     """Raises DataError about the row; the caller adds file and line."""
     for column in ("clip_id", "speaker", "audio", "frames"):
         if not cells[column]:
@@ -186,17 +194,29 @@ def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None)
         raise DataError("label is empty: name the class; only private clips may be unlabelled")
     if label and class_names is not None and label not in class_names:
         raise DataError(f"label {label!r} is not a class: use one of {', '.join(class_names)}")
-    audio = find_file(root, cells["audio"])
+    audio = find_file(root, cells["audio"], outside=outside)
     if audio is None:
-        raise DataError(f"audio {cells['audio']} is not a file below {root}: correct the path or add it")
-    frames = find_frames(root, cells["frames"])
+        raise DataError(
+            f"audio {cells['audio']} is not a file below {root}: {_add(root, cells['audio'], 'it')}"
+        )
+    frames = find_frames(root, cells["frames"], outside=outside)
     if not frames:
         raise DataError(
             f"frames {cells['frames']} is neither a file nor a folder with images below {root}: "
-            "correct the path or add them"
+            f"{_add(root, cells['frames'], 'them')}"
         )
-    group = _composed(cells.get("group") or audio.path.relative_to(root).as_posix())
+    group = _composed(cells.get("group") or place_in(root, audio.path))
     return _Row(_composed(cells["clip_id"]), split, _composed(cells["speaker"]), label, audio, frames, group)
+
+
+def _add(root: Path, text: str, what: str) -> str:
+    """What to do about a path that names nothing."""
+    near = near_miss(root, text)
+    return (
+        f"correct the path ({near} is there)"
+        if near not in ("", readable(text))
+        else f"correct the path or add {what}"
+    )
 
 
 def _composed(name: str) -> str:
@@ -204,10 +224,8 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _load_audio(file: MediaFile) -> tuple[npt.NDArray[np.float32], int]:
-    """A waveform and its rate in Hz, or a feature matrix and 0."""
-    if file.path.suffix.lower() != ".npy":
-        return read_audio(file.path, file.read())
+def _load_features(file: MediaFile) -> npt.NDArray[np.float32]:
+    """float32 (features, time)."""
     features = _load_array(file)
     if features.ndim != 2 or features.size == 0 or not np.issubdtype(features.dtype, np.floating):
         raise DataError(
@@ -215,7 +233,7 @@ def _load_audio(file: MediaFile) -> tuple[npt.NDArray[np.float32], int]:
         )
     if not np.isfinite(features).all():
         raise DataError(f"{file.path}: holds NaN or infinity: compute these features again")
-    return features.astype(np.float32), 0
+    return features.astype(np.float32)
 
 
 def _load_frames(

@@ -18,6 +18,7 @@ def open_dataset(
     root: str | os.PathLike[str] | None = None,
     class_names: Sequence[str] | None = None,
     frame_count: int = 10,
+    allow_outside: bool = False,
 ) -> ClipSource:
     """Open a dataset; nothing is decoded yet.
 
@@ -30,13 +31,15 @@ def open_dataset(
         class_names: the classes in the order that you want; of a manifest by default all its labels, sorted. A
             prepared folder with others is refused.
         frame_count: of a manifest: frames per clip, uniformly spaced in time. A prepared folder has as many as it has.
+        allow_outside: of a manifest: whether its paths may lead out of ``root``.
 
     Raises:
         DataError: no such dataset, or a bad row, naming the line and what to do.
     """
     where = Path(path)
     if where.suffix.lower() in (".csv", ".tsv"):
-        return ManifestSource(where, None if root is None else Path(root), class_names, frame_count)
+        folder = None if root is None else Path(root)
+        return ManifestSource(where, folder, class_names, frame_count, allow_outside=allow_outside)
     if where.is_dir():
         return PreparedSource(where, class_names)
     raise DataError(f"{where}: is neither a manifest (.csv) nor a folder of fedstill data prepare")

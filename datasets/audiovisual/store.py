@@ -28,7 +28,7 @@ from fedstill.datasets.audiovisual.clip import ClipInfo, ClipSource
 from fedstill.datasets.audiovisual.clip_tensors import FocusCount, clip_tensors
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec, spec_values
-from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler
+from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler, feature_shape
 
 LOG = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ def build_store(
     transform: AudioTransform | None = None,
     *,
     keep_sound: bool = False,
+    feature_steps: int | None = None,
 ) -> ClipStore:
     """Decode ``positions`` of ``source`` into ``directory``, or reuse an existing store of the same clips.
 
@@ -108,16 +109,18 @@ def build_store(
         progress: called with (clips done, clips in all) after each clip.
         transform: makes waveforms into matrices; by default torch's, or the equal one of numpy if there is no torch.
         keep_sound: keep the waveforms beside the matrices (``sound_store.py``).
+        feature_steps: columns of ready feature matrices, which are repeated and cut to it as sound is. By default they
+            stay as they are if all have one length, and else get the columns of a spectrogram of ``audio.seconds``.
 
     Raises:
-        DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
-            waveforms and feature matrices, or a ``directory`` that holds something else.
+        DataError: no positions, a clip that cannot be decoded, feature matrices with different numbers of rows, a mix
+            of waveforms and feature matrices, or a ``directory`` that holds something else.
     """
     if not len(positions):
         raise DataError(f"no clips of {source.name} are chosen for {directory}: choose at least one")
     info = tuple(source.index[position] for position in positions)
     meta = _describe(source, audio, frames)
-    if _holds(directory, meta, info, keep_sound):
+    if _holds(directory, meta, info, keep_sound, feature_steps):
         return _with_groups(open_store(directory), info)
     if directory.exists() and not (directory / META_FILE).exists() and any(directory.iterdir()):
         raise DataError(f"{directory}: is not a clip store and not empty: choose another folder")
@@ -125,11 +128,13 @@ def build_store(
     draft = directory.with_name(f".{directory.name}.{os.getpid()}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
+    made = transform or _default_transform()
     try:
-        with SoundWriter(draft) if keep_sound else nullcontext() as sound:
-            _write_arrays(
-                source, positions, audio, frames, draft, progress, transform or _default_transform(), sound
-            )
+        try:
+            _write_arrays(source, positions, audio, frames, draft, progress, made, keep_sound, feature_steps)
+        except _LengthsDiffer:
+            steps = feature_shape(audio)[1]
+            _write_arrays(source, positions, audio, frames, draft, progress, made, keep_sound, steps)
         _write_index(draft / "index.csv", info)
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
@@ -175,6 +180,10 @@ def open_store(directory: Path) -> ClipStore:
         raise DataError(f"{directory}: is damaged ({error}): delete it and build it again") from error
 
 
+class _LengthsDiffer(Exception):
+    """Ready feature matrices of different lengths, for which no common one was given."""
+
+
 def _default_transform() -> AudioTransform:
     return _backend()[0]
 
@@ -207,13 +216,16 @@ def _describe(source: ClipSource, audio: AudioSpec, frames: FrameSpec) -> dict[s
     }
 
 
-def _holds(directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...], sound: bool) -> bool:
+def _holds(
+    directory: Path, meta: dict[str, Any], info: tuple[ClipInfo, ...], sound: bool, feature_steps: int | None
+) -> bool:
     """Whether ``directory`` is an undamaged store of exactly these clips, described by ``meta``, but for groups, with
-    profiles, and with sound if that is wanted."""
+    profiles, with sound if that is wanted, and of that many columns."""
     try:
         found = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
         store = open_store(directory)
         complete = store.profiles is not None and (store.sound is not None or not sound)
+        complete = complete and feature_steps in (None, store.audio.shape[-1])
         return complete and bool(found == meta) and _without_groups(store.info) == _without_groups(info)
     except (OSError, ValueError):  # missing or damaged (DataError is a ValueError): build it
         return False
@@ -241,38 +253,43 @@ def _write_arrays(
     draft: Path,
     progress: Callable[[int, int], None] | None,
     transform: AudioTransform,
-    sound: SoundWriter | None,
+    keep_sound: bool,
+    feature_steps: int | None,
 ) -> None:
+    """Raises _LengthsDiffer at the first feature matrix of another length, if ``feature_steps`` is None."""
     audio = frames = None
     profiles = _create(draft / PROFILES_FILE, np.float32, (len(positions), CARD_SIZE))
     ready_made, count = False, FocusCount()
-    for row, position in enumerate(positions):
-        clip = source.load(position)
-        made = clip_tensors(clip, audio_spec, frame_spec, transform)
-        features, pictures = made.audio, made.frames
-        count.add(made)
-        if audio is None or frames is None:
-            ready_made = clip.sample_rate == 0
-            audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
-            frames = _create(draft / "frames.npy", np.uint8, (len(positions), *pictures.shape))
-        if ready_made != (clip.sample_rate == 0):
-            raise DataError(
-                f"clip {clip.info.clip_id}: waveforms and ready feature matrices are mixed: use one kind"
-            )
-        if features.shape != audio.shape[1:]:
-            raise DataError(
-                f"clip {clip.info.clip_id}: has features {features.shape}, the first clip {audio.shape[1:]}: "
-                "give all clips one shape"
-            )
-        audio[row], frames[row] = features, pictures
-        waveform = None if ready_made else clip.audio
-        profiles[row] = profile(waveform, clip.sample_rate, audio_spec.sample_rate, pictures)
-        if sound is not None:
-            sound.add(
-                None if waveform is None else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
-            )
-        if progress is not None:
-            progress(row + 1, len(positions))
+    with SoundWriter(draft) if keep_sound else nullcontext() as sound:
+        for row, position in enumerate(positions):
+            clip = source.load(position)
+            made = clip_tensors(clip, audio_spec, frame_spec, transform, feature_steps)
+            features, pictures = made.audio, made.frames
+            count.add(made)
+            if audio is None or frames is None:
+                ready_made = clip.sample_rate == 0
+                audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
+                frames = _create(draft / "frames.npy", np.uint8, (len(positions), *pictures.shape))
+            if ready_made != (clip.sample_rate == 0):
+                raise DataError(
+                    f"clip {clip.info.clip_id}: waveforms and ready feature matrices are mixed: use one kind"
+                )
+            if len(features) != audio.shape[1]:
+                raise DataError(
+                    f"clip {clip.info.clip_id}: has {len(features)} features, the first clip {audio.shape[1]}: "
+                    "give all clips as many"
+                )
+            if features.shape != audio.shape[1:]:
+                raise _LengthsDiffer
+            audio[row], frames[row] = features, pictures
+            waveform = None if ready_made else clip.audio
+            profiles[row] = profile(waveform, clip.sample_rate, audio_spec.sample_rate, pictures)
+            if sound is not None:
+                sound.add(
+                    None if waveform is None else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
+                )
+            if progress is not None:
+                progress(row + 1, len(positions))
     for line in count.lines():
         LOG.info('event=focus dataset=%s reason="%s"', source.name, line)
 

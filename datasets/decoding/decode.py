@@ -43,7 +43,13 @@ def read_audio(path: Path, data: bytes | None = None) -> tuple[Waveform, int]:
         DataError: missing, unreadable or truncated file, no audio stream, no samples, NaN or infinity.
     """
     channels, sample_rate = read_channels(path, data)
-    return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32), sample_rate
+    return mixed(channels), sample_rate
+
+
+def mixed(channels: Channels) -> Waveform:
+    """The mean of float32 (channels, samples), float32 (samples,)."""
+    mix: Waveform = channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32)
+    return mix
 
 
 def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]:

@@ -71,6 +71,7 @@ class ImageTask:
         class_names: in label order.
         train_files, test_files: (path inside ``place``, label), sorted.
         left_out: what else is there, one line per folder and kind of file, with its number and the reason.
+        left_out_files: how many files these are.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ImageTask:
     train_files: tuple[tuple[str, int], ...]
     test_files: tuple[tuple[str, int], ...]
     left_out: tuple[str, ...] = ()
+    left_out_files: int = 0
 
     def load(self, split: Split, limit: int | None = None, seed: int = 0) -> ImageSet:
         """Decode a split.
@@ -200,7 +202,8 @@ def open_image_task(
     said = [_said(*key, number) for key, number in sorted(left_out.items())]
     if listing.repeated:
         said.append(f"{listing.repeated} entries of the zip: there twice, the last one counts")
-    return ImageTask(name, place, names, listed[train], listed[test], tuple(said))
+    skipped = sum(left_out.values()) + listing.repeated
+    return ImageTask(name, place, names, listed[train], listed[test], tuple(said), skipped)
 
 
 def _folder_around(listing: Listing, splits: Sequence[str]) -> str:

@@ -89,7 +89,8 @@ class ClipClassifier:
     def classify_clip(self, clip: Clip) -> Classification:
         """Classify a clip of a dataset (``dataset.load(position)``). Raises DataError as ``classify``."""
         _check(clip)
-        made = clip_tensors(clip, self.clip_format.audio, self.clip_format.frames, audio_features)
+        wanted = self.clip_format
+        made = clip_tensors(clip, wanted.audio, wanted.frames, audio_features, wanted.feature_steps)
         audio, frames = made.audio, np.array(made.frames)  # torch wants what it may write to
         try:
             features = self._runtime.features(audio[None], frames[None])

@@ -18,8 +18,10 @@ from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
 MANIFEST = "manifest.csv"
 
 
-def use_clips(data: Path, folder: Path) -> None:
+def use_clips(data: Path, folder: Path, *, allow_outside: bool = False) -> None:
     """Record where this device's clips are: a prepared clip store, a manifest, or the folder with ``manifest.csv``.
+
+    ``allow_outside``: whether the manifest's paths may lead out of its folder.
 
     Raises:
         DataError: there is nothing usable.
@@ -31,13 +33,14 @@ def use_clips(data: Path, folder: Path) -> None:
     elif data.suffix == ".csv" and data.exists():
         from fedstill.datasets.audiovisual.manifest import ManifestSource
 
-        ManifestSource(data)
+        ManifestSource(data, allow_outside=allow_outside)
     else:
         raise DataError(
             f"{data}: no {MANIFEST} and no prepared folder; see docs/how-to/bring-your-own-data.md"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / CLIPS_FILE, json.dumps({"data": str(data.resolve())}).encode(), PRIVATE)
+    noted = {"data": str(data.resolve()), "allow_outside": allow_outside}
+    replace_file(folder / CLIPS_FILE, json.dumps(noted).encode(), PRIVATE)
 
 
 def own_clips(folder: Path) -> ClipStore:
@@ -47,15 +50,28 @@ def own_clips(folder: Path) -> ClipStore:
         DataError: they cannot be decoded, the coordinator's classes differ from the manifest's, a detector is missing,
             or a ready store shows another part of its clips than the fleet's students see.
     """
-    noted = folder / CLIPS_FILE
-    data = Path(json.loads(noted.read_text())["data"]) if noted.exists() else folder / DATA_FOLDER
+    file = folder / CLIPS_FILE
+    noted = json.loads(file.read_text()) if file.exists() else {"data": str(folder / DATA_FOLDER)}
+    data = Path(noted["data"])
     if data.is_dir():
         return _as_wanted(open_store(data), folder)
     from fedstill.datasets.audiovisual.manifest import ManifestSource
 
     wanted = format_from_json((folder / FORMAT_FILE).read_text())
-    source = ManifestSource(data, class_names=wanted.class_names, frame_count=wanted.frames.count)
-    return build_store(source, range(len(source.index)), wanted.audio, wanted.frames, folder / DATA_FOLDER)
+    source = ManifestSource(
+        data,
+        class_names=wanted.class_names,
+        frame_count=wanted.frames.count,
+        allow_outside=bool(noted.get("allow_outside")),
+    )
+    return build_store(
+        source,
+        range(len(source.index)),
+        wanted.audio,
+        wanted.frames,
+        folder / DATA_FOLDER,
+        feature_steps=wanted.feature_steps,
+    )
 
 
 def _as_wanted(store: ClipStore, folder: Path) -> ClipStore:

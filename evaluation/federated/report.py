@@ -66,7 +66,7 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
     return environment.get_template(REPORT_FILE).render(
         results=results,
         what_ran=summary.what_ran(results),
-        note=summary.differences_note(results, clips),
+        note=summary.shares_line(results) + summary.differences_note(results, clips),
         costs=costs,
         costs_note=CAPTURE_NOTE,
         lesson=lesson(costs),
@@ -114,7 +114,7 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
     for table in summary.scenario_tables(results, clips):
         rows = [[ARMS[line.arm], *cells(line, _shown(table))] for line in table.lines]
         parts += [f"## {SCENARIOS[table.scenario].capitalize()}", _markdown_table(headings(table), rows)]
-    parts.append(summary.differences_note(results, clips))
+    parts.append(summary.shares_line(results) + summary.differences_note(results, clips))
     asked = [
         [
             SCENARIOS[one.scenario],
@@ -181,10 +181,12 @@ def console_table(results: Results, clips: Sequence[ClipRow] = ()) -> Table:
     title = f"{escape(results.experiment)} on {summary.data_name(results)}: accuracy in %"
     shown = tables[0] if len({table.clients for table in tables}) == 1 else None
     clients = _shown(shown) if shown else ()
+    lines = (summary.student_line, summary.class_mix_line, summary.shares_line)
     grid = Table(
         title=title,
         caption="gain: over AllDistill. "
-        f"{summary.student_line(results)}{summary.class_mix_line(results)}{summary.differences_note(results, clips)}",
+        + "".join(line(results) for line in lines)
+        + summary.differences_note(results, clips),
         title_style="bold",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -82,6 +82,11 @@ class LoadTest:
         if not 0 < self.compress <= 1e6:
             raise DataError("--compress must lie above 0 and not above 1000000")
 
+    @property
+    def loads_in_all(self) -> int:
+        """How many loads are drawn: each trace at each factor with each seed."""
+        return len(self.traces) * len(self.loads) * self.seeds
+
 
 def run_virtual(
     test: LoadTest,

@@ -44,6 +44,9 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments += ["--policies", "pets,infaas,tome10,faithful,fedstill", "--out", str(folder / "run")]
     done = CliRunner().invoke(cli.app, [*arguments, "--markdown", str(folder / "page.md")])
     assert done.exit_code == 0, done.output
+    assert f"{5 * 2 * 2 * 3} runs, 0 queries skipped" in done.stdout
+    steps = (5 + 1) * 2 * 2 * 3  # the upper references are one
+    assert f"{steps}/{steps}" in done.stderr
     return folder
 
 

@@ -47,24 +47,48 @@ def learn_task(
     task: ImageTask,
     settings: LearnSettings,
     progress: Callable[[str], None] | None = None,
+    count: Callable[[int, int], None] | None = None,
 ) -> LearntTask:
     """Train a head, and prompts if requested, on the frozen trunk ``net``.
 
-    progress: called with a line for a person. Raises DataError for images that cannot be used.
+    Args:
+        net: the trunk.
+        task: its images.
+        settings: how much of them is used.
+        progress: called with a line for a person, which has the numbers unless ``count`` gets them.
+        count: called with (images done, images in all), then with (epochs of prompts done, epochs in all).
+
+    Raises:
+        DataError: images that cannot be used.
     """
     train = task.load("train", settings.train_images, settings.seed)
     val = task.load("val", settings.val_images, settings.seed)
+    everything, features = len(train.images) + len(val.images), []
+    for kind, images, before in (("training", train, 0), ("validation", val, len(train.images))):
 
-    def on_progress(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"{task.name}: features of {done} / {total} images")
+        def on_progress(done: int, total: int, kind: str = kind, before: int = before) -> None:
+            if progress is not None:
+                counted = "" if count is not None else f", {done} / {total}"
+                progress(f"{task.name}: features of the {kind} images{counted}")
+            if count is not None:
+                count(before + done, everything)
 
-    features = [extract_features(net, images.images, progress=on_progress) for images in (train, val)]
+        features.append(extract_features(net, images.images, progress=on_progress))
     weight, bias, accuracy = fit_head(
         (features[0], train.labels), (features[1], val.labels), len(task.class_names)
     )
     prompts = {}
     if settings.prompts is not None:
+        epochs, finished = settings.prompts.epochs * len(settings.prompts.counts), 0
+
+        def on_epoch(number: int, loss: float) -> None:
+            nonlocal finished
+            finished += 1
+            if progress is not None:
+                progress(f"{task.name}: {number} prompts, loss {loss:.4f}")
+            if count is not None:
+                count(finished, epochs)
+
         prompts = train_prompts(
             net,
             (weight, bias),
@@ -72,6 +96,6 @@ def learn_task(
             train.labels,
             settings.prompts,
             torch.Generator().manual_seed(settings.seed),
-            lambda count, loss: progress and progress(f"{task.name}: {count} prompts, loss {loss:.4f}"),
+            on_epoch,
         )
     return LearntTask(TaskParameters(task.class_names, weight, bias, prompts), accuracy)

@@ -131,10 +131,7 @@ class TaskRegistry:
         Raises:
             RegistryError: a name, latency objective or utility that cannot be.
         """
-        if not NAME.fullmatch(name):
-            raise RegistryError(f"task name {name!r}: use lower-case letters, digits, '.', '_' and '-'")
-        if not 0 < latency_ms < float("inf") or not 0 <= utility < float("inf"):
-            raise RegistryError(f"task {name}: latency_ms must be above 0 and utility not below 0")
+        check_new_version(name, latency_ms, utility)
         values = {
             "name": name,
             "class_names": json.dumps(task.class_names),
@@ -252,6 +249,14 @@ class TaskRegistry:
             return RegistryError(f"task {name} has no version {version} (it has {there})")
         known = ", ".join(connection.execute(select(_active.c.name).order_by(_active.c.name)).scalars())
         return RegistryError(f"task {name!r} is not active (active: {known or 'none'})")
+
+
+def check_new_version(name: str, latency_ms: float, utility: float) -> None:
+    """Raises RegistryError for a name, latency objective or utility that cannot be."""
+    if not NAME.fullmatch(name):
+        raise RegistryError(f"task name {name!r}: use lower-case letters, digits, '.', '_' and '-'")
+    if not 0 < latency_ms < float("inf") or not 0 <= utility < float("inf"):
+        raise RegistryError(f"task {name}: latency_ms must be above 0 and utility not below 0")
 
 
 def _rows(connection: Connection, name: str | None) -> list[TaskVersion]:

@@ -41,7 +41,9 @@ def test_add_list_profile_remove_and_back(place: Path) -> None:
     assert added.exit_code == 0, added.output
     assert "pets version 1: 2 classes" in added.output
     assert "train and validation: 20 images, cat 10, dog 10\ntest: 8 images, cat 4, dog 4\n" in added.output
-    assert "left out: 1 x train/cat/*.txt: no picture\n" in added.output
+    assert "left out: 1 files in all\nleft out: 1 x train/cat/*.txt: no picture\n" in added.output
+    assert "pets: 2 prompts, loss" in added.stderr
+    assert "2/2" in added.stderr  # one epoch for each of two numbers of prompts
     assert run(place, "add", "pets", "--images", images, "--utility", "0.3").exit_code == 0
     listed = run(place, "list", "--all").output
     rows = [line.split() for line in listed.splitlines() if "pets" in line]

@@ -12,6 +12,7 @@ from fedstill.cloud_server.distillation.selection import (
     Selection,
     per_prototype,
     select_by_prior,
+    select_by_shares,
     select_by_transport,
     select_nearest,
     select_random,
@@ -38,6 +39,36 @@ def test_the_budget_is_shared_out_to_the_clip(budget: int, prototypes: int) -> N
     assert takes.min() >= 1
     assert takes.max() - takes.min() <= 1
     assert (np.diff(takes) <= 0).all()
+
+
+def test_more_prototypes_than_clips_take_shares() -> None:
+    public = np.eye(3) * 0.7 + 0.1
+    like_first, like_third = [0.8, 0.15, 0.05], [0.05, 0.15, 0.8]
+    found = select_by_shares(np.array([like_first, like_first, like_third]), public, 2)
+    assert found.positions.tolist() == [
+        0,
+        2,
+    ]  # the second prototype's last third lay in clip 1, and goes to clip 0
+    assert found.weights.tolist() == pytest.approx([4 / 3, 2 / 3])
+    crowded = select_by_shares(np.array([like_first] * 5), public, 2)
+    assert crowded.positions.tolist() == [0, 1]  # no clip takes more than its share of the budget
+    assert crowded.weights.tolist() == [1, 1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99), st.data())
+def test_shares_use_up_the_budget_and_every_prototype(
+    more: int, budget: int, seed: int, data: st.DataObject
+) -> None:
+    public = probabilities(budget + data.draw(st.integers(0, 30)), 4, seed, sharp=2)
+    prototypes = probabilities(budget + more, 4, seed + 1, sharp=2)
+    found = select_by_shares(prototypes, public, budget)
+    assert len(np.unique(found.positions)) == budget
+    assert found.weights.min() > 0
+    assert found.weights.sum() == pytest.approx(budget)
+    whole = select_by_shares(prototypes[:budget], public, budget)
+    assert sorted(whole.positions) == sorted(select_nearest(prototypes[:budget], public, 1))
+    assert (whole.weights == 1).all()
 
 
 def test_random_clips_are_different_and_depend_on_the_generator_only() -> None:

@@ -24,7 +24,7 @@ from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import ClipInfo
 from fedstill.datasets.audiovisual.manifest import COLUMNS, ManifestSource, manifest_problems, speaker_sexes
 from fedstill.datasets.audiovisual.open_dataset import open_dataset
-from fedstill.datasets.audiovisual.prepare import check_dataset
+from fedstill.datasets.inspection.dataset_check import check_dataset
 
 GOOD = ["a,public,ann,sad,sound/a.wav,face/a.png", "b,private,bob,,sound/b.wav,face/b.png"]
 
@@ -332,6 +332,18 @@ def test_accented_names_are_found_in_either_form(
     assert ManifestSource(write_table(media, rows), class_names=[normalize("NFD", name)]).index[0].label == 0
 
 
+def test_each_folder_of_a_path_may_have_its_own_form(media: Path) -> None:
+    name = "caf\u00e9"
+    folder = media / normalize("NFC", name) / normalize("NFD", name)
+    folder.mkdir(parents=True)
+    (media / "face" / "a.png").rename(folder / f"{normalize('NFC', name)}.png")
+    for form in ("NFC", "NFD"):
+        path = normalize(form, f"{name}/{name}")
+        rows = [f"{n},public,x,sad,sound/a.wav,{one}" for n, one in enumerate((path, f"{path}/{name}.png"))]
+        source = ManifestSource(write_table(media, rows))
+        assert [source.load(place).frames.max() for place in (0, 1)] == [10, 10]
+
+
 def test_absolute_paths_below_the_root_are_fine(media: Path) -> None:
     rows = [f"a,public,ann,sad,{media}/sound/a.wav,{media}/face"]
     source = ManifestSource(write_table(media, rows), frame_count=2)
@@ -339,12 +351,50 @@ def test_absolute_paths_below_the_root_are_fine(media: Path) -> None:
     assert source.index[0].recording == "sound/a.wav"
     (media / "tables").mkdir()
     with pytest.raises(
-        DataError, match=r"leads out of .*: use a path below it, without '..', or set dataset.root"
+        DataError,
+        match=r"leads out of .*: use a path below it, without '..', set dataset.root, or give --allow",
     ):
         ManifestSource(write_table(media / "tables", rows))
     assert len(ManifestSource(write_table(media / "tables", rows), root=Path(media.anchor)).index) == 1
     with pytest.raises(DataError, match="leads out of"):
         ManifestSource(write_table(media, [f"a,public,ann,sad,{media}/../a.wav,face"]))
+
+
+def test_absolute_paths_through_a_link_to_the_root_are_fine(media: Path) -> None:
+    link = media.parent / f"link-{media.name}"
+    link.symlink_to(media)
+    rows = [f"a,public,ann,sad,{link}/sound/a.wav,{link}/face"]
+    assert ManifestSource(write_table(media, rows), root=media).index[0].recording == "sound/a.wav"
+
+
+def test_paths_outside_of_the_root_are_read_if_that_is_allowed(media: Path) -> None:
+    (media / "tables").mkdir()
+    rows = [
+        f"a,public,ann,sad,{media}/sound/a.wav,{media}/face",
+        "b,public,ann,sad,../sound/a.wav,../face/b.png",
+        "c,public,ann,sad,../tables/../sound/b.wav,../face/b.png",
+    ]
+    table = write_table(media / "tables", rows)
+    source = open_dataset(table, frame_count=2, allow_outside=True)
+    assert source.load(0).frames[:, 0, 0, 0].tolist() == [10, 20]
+    assert source.load(1).frames.max() == 20
+    inside = str((media / "sound").resolve())
+    assert [clip.recording for clip in source.index] == [f"{inside}/a.wav"] * 2 + [f"{inside}/b.wav"]
+    options = ["data", "check", "quickstart", "--set", "dataset.kind=manifest"]
+    options += ["--set", f"dataset.manifest={table}"]
+    refused, allowed = (CliRunner().invoke(app, [*options, *more]) for more in ([], ["--allow-outside"]))
+    assert refused.exit_code == 2
+    assert "--allow-outside" in refused.output
+    assert "sad: 3 public, 0 private clips" in allowed.output
+
+
+def test_a_path_with_other_capital_letters_is_pointed_at(media: Path) -> None:
+    problems = manifest_problems(write_table(media, ["c,public,x,sad,Sound\\A.wav,face/a.png"]))
+    assert problems[0].endswith(
+        f"Sound\\A.wav is not a file below {media}: correct the path (sound/a.wav is there)"
+    )
+    problems = manifest_problems(write_table(media, ["c,public,x,sad,sound/a.wav,Face/a.png"]))
+    assert "(face/a.png is there)" in problems[0]
 
 
 def test_a_dot_is_the_root_itself(media: Path) -> None:
@@ -442,17 +492,17 @@ def test_real_emotion_pairs(data_dir: Path) -> None:
 def test_checking_names_channels_that_cancel_out(media: Path) -> None:
     left = np.sin(np.arange(16_000) / 10).astype(np.float32)
     soundfile.write(media / "sound" / "a.wav", np.stack([left, -left], axis=1), 16_000)
-    problems = check_dataset(ManifestSource(write_table(media, GOOD)))
-    assert problems == [
+    problems = check_dataset(ManifestSource(write_table(media, GOOD))).problems
+    assert list(problems) == [
         "clip a: its channels cancel out when mixed (antiphase): invert one of them, or keep only one",
         "clip b: its sound is silence: record it again or remove it",
     ]
     soundfile.write(media / "sound" / "a.wav", np.stack([left, left], axis=1), 16_000)
-    assert len(check_dataset(ManifestSource(write_table(media, GOOD)))) == 1
+    assert len(check_dataset(ManifestSource(write_table(media, GOOD))).problems) == 1
 
 
 def test_features_have_no_channels_to_cancel_out(media: Path) -> None:
     features = np.array([[1, 2, 3], [-1, -2, -3]], np.float32) / 100
     np.save(media / "sound" / "a.npy", features)
     rows = ["a,public,ann,sad,sound/a.npy,face/a.png"]
-    assert check_dataset(ManifestSource(write_table(media, rows))) == []
+    assert check_dataset(ManifestSource(write_table(media, rows))).problems == ()

@@ -22,8 +22,9 @@ from fedstill.common.errors import ConfigError, DataError
 from fedstill.datasets.audiovisual import ave
 from fedstill.datasets.audiovisual.clip import EMOTIONS, ClipInfo
 from fedstill.datasets.audiovisual.cremad import read_split
-from fedstill.datasets.audiovisual.prepare import PreparedSource, check_dataset, prepare_ave, prepare_cremad
+from fedstill.datasets.audiovisual.prepare import PreparedSource, prepare_ave, prepare_cremad
 from fedstill.datasets.decoding.decode import read_audio
+from fedstill.datasets.inspection.dataset_check import check_dataset
 from fedstill.simulation.config import load_experiment
 from fedstill.simulation.sources import open_source
 
@@ -58,11 +59,13 @@ def outcomes(counts: dict[str, int]) -> dict[str, int]:
 
 
 def test_crema_d_from_end_to_end(raw: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     out = tmp_path / "out"
     report = prepare_cremad(raw, out, size=32, workers=1, progress=lambda *done: seen.append(done))
     assert outcomes(report.counts) == {"prepared": 6, "missing": 1}
-    assert seen == [(done, 7) for done in range(1, 8)]
+    assert [count[:2] for count in seen] == [(done, 7) for done in range(1, 8)]
+    assert [count[2] for count in seen] == sorted(count[2] for count in seen)
+    assert (seen[0][2], seen[-1][2]) == (0, 1)
     (missing,) = report.bad
     assert missing.clip_id == "1002_DFA_NEU_XX"
     assert missing.reason == f"{raw / 'VideoFlash' / '1002_DFA_NEU_XX.flv'}: no such file: download it"
@@ -171,7 +174,7 @@ def test_a_file_that_differs_from_its_checksum_is_not_prepared(raw: Path, tmp_pa
 
 
 def test_an_interrupted_run_is_resumed(raw: Path, tmp_path: Path) -> None:
-    def interrupt(done: int, _total: int) -> None:
+    def interrupt(done: int, _total: int, _skipped: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
@@ -289,7 +292,7 @@ def test_checking_finds_silence_damage_and_empty_classes(raw: Path, tmp_path: Pa
     prepare_cremad(raw, out, size=32, workers=1)
     cut(out / "clips" / f"{IDS[1]}.npz", 0.6)
     (out / "clips" / f"{IDS[2]}.npz").unlink()
-    problems = check_dataset(PreparedSource(out))
+    problems = check_dataset(PreparedSource(out)).problems
     empty = [f"class {EMOTIONS[label]!r} has no public clip: add" for label in (0, 2, 4)]
     expected = [
         *empty,
@@ -395,7 +398,7 @@ def test_real_crema_d_sample(data_dir: Path, tmp_path: Path) -> None:
         assert clip.frames.shape == (10, 224, 224, 3)
         assert 1.8 < len(clip.audio) / 16_000 < 2.5
         assert info.label == CODES.index(info.clip_id[9:12])
-    assert all("has no public clip" in problem for problem in check_dataset(source))
+    assert all("has no public clip" in problem for problem in check_dataset(source).problems)
 
 
 def test_frames_are_cut_to_the_face_and_clips_without_one_are_counted(

@@ -162,9 +162,11 @@ def test_feature_matrices_are_taken_as_they_are(tmp_path: Path) -> None:
 
 def test_bad_sets_of_clips_are_refused(source: MemorySource, tmp_path: Path) -> None:
     matrix = np.ones((3, 5), np.float32)
-    with pytest.raises(DataError, match=r"clip clip1: has features \(3, 6\), the first clip \(3, 5\): give"):
+    with pytest.raises(
+        DataError, match="clip clip1: has 4 features, the first clip 3: give all clips as many"
+    ):
         build_store(
-            MemorySource([matrix, np.ones((3, 6), np.float32)], [0, 0]),
+            MemorySource([matrix, np.ones((4, 5), np.float32)], [0, 0]),
             [0, 1],
             AUDIO,
             FRAMES,
@@ -183,6 +185,29 @@ def test_bad_sets_of_clips_are_refused(source: MemorySource, tmp_path: Path) -> 
     with pytest.raises(DataError, match="no clips of memory are chosen"):
         build_store(source, [], AUDIO, FRAMES, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_feature_matrices_of_different_lengths_are_repeated_and_cut_as_sound_is(tmp_path: Path) -> None:
+    steps = feature_shape(AUDIO)[1]
+    long, short = (np.arange(3 * length, dtype=np.float32).reshape(3, length) for length in (steps + 9, 7))
+    source = MemorySource([long, short], [0, 0])
+    store = build_store(source, [0, 1], AUDIO, FRAMES, tmp_path / "store", keep_sound=True)
+    assert np.array_equal(store.audio[0], long[:, :steps])
+    assert np.array_equal(store.audio[1], np.tile(short, steps)[:, :steps])
+    assert build_store(MemorySource([short], [0]), [0], AUDIO, FRAMES, tmp_path / "one").audio.shape[-1] == 7
+    for wanted in (20, 3):  # what the cloud's clips have; an older store of another length is made again
+        store = build_store(source, [1], AUDIO, FRAMES, tmp_path / "device", feature_steps=wanted)
+        assert np.array_equal(store.audio[0], np.tile(short, 3)[:, :wanted])
+    decoded = source.loads
+    build_store(source, [1], AUDIO, FRAMES, tmp_path / "device", feature_steps=3)
+    assert source.loads == decoded
+
+
+def test_a_waveform_has_the_length_of_its_seconds_whatever_feature_matrices_have(
+    source: MemorySource, tmp_path: Path
+) -> None:
+    store = build_store(source, [0], AUDIO, FRAMES, tmp_path / "store", feature_steps=3)
+    assert store.audio.shape[1:] == feature_shape(AUDIO)
 
 
 def test_a_folder_with_something_else_is_not_touched(source: MemorySource, tmp_path: Path) -> None:

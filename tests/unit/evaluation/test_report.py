@@ -23,6 +23,7 @@ from fedstill.evaluation.results import (
     PretrainedRow,
     ResultsError,
     SelectionRow,
+    ShareRow,
     read_results,
     write_clips,
     write_results,
@@ -252,6 +253,22 @@ def test_text_from_the_run_cannot_inject(run):
     assert "[red]" in printed(report.console_table(bad, clips))
 
 
+def test_prototypes_that_shared_clips_are_told_everywhere():
+    results, clips = made_run(arms=("all_distill", "all_distill_select"), clips=20)
+    rows = tuple(
+        ShareRow("latency_sensitive", "all_distill_select", client, 0, 60 + client, 10) for client in (0, 1)
+    )
+    shared = dataclasses.replace(results, shares=rows)
+    pages = (
+        page_of(shared, clips),
+        report.markdown_summary(shared, clips),
+        printed(report.console_table(shared, clips)),
+    )
+    for text in pages:
+        assert "AllDistill+select up to 61 for 10 clips. Each took its share" in " ".join(text.split())
+    assert "share of a clip" not in page_of(results, clips)
+
+
 def test_failures_are_shown():
     results, clips = made_run(arms=("all_distill", "fedstill"), clips=20)
     said = "client 1 did not answer within 30 s"
@@ -338,7 +355,7 @@ def test_the_report_names_pretrained_weights_with_hash_and_licence():
     assert "Pretrained" not in page_of(results, clips) + report.markdown_summary(results, clips)
 
 
-@pytest.mark.parametrize("field", ["decisions", "pretrained"])
+@pytest.mark.parametrize("field", ["decisions", "pretrained", "shares"])
 def test_results_of_an_older_version_still_read(field, tmp_path):
     results, _ = made_run(arms=("all_distill",))
     path = write_results(tmp_path, results)

@@ -28,6 +28,7 @@ def benchmark(name: str) -> dict[str, Any]:
     "name",
     [
         pytest.param("bank", marks=pytest.mark.slow),
+        "check_speed",
         "downlink",
         pytest.param("edge_runtime", marks=pytest.mark.slow),
         pytest.param("elastic_vit", marks=pytest.mark.slow),
@@ -35,6 +36,7 @@ def benchmark(name: str) -> dict[str, Any]:
         "import_time",
         "inference_batching",
         pytest.param("many_agents", marks=pytest.mark.slow),
+        pytest.param("prepare_speed", marks=pytest.mark.slow),
         "selection",
         "serving_decision",
     ],

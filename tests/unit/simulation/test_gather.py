@@ -12,11 +12,12 @@ from helpers.runs import prepared_run
 
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.journal.job_key import JobKey
-from fedstill.cloud_server.journal.journal import open_journal
+from fedstill.cloud_server.journal.journal import PrivacyGuarantee, open_journal
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import build_store
-from fedstill.evaluation.results import Candidate, ChoiceRow, ClipRow, ResultsError
+from fedstill.evaluation.results import Candidate, ChoiceRow, ClipRow, ResultsError, ShareRow
+from fedstill.protos.messages import PrototypeUpload
 from fedstill.simulation.gather import gather_clips, gather_rows
 
 
@@ -117,3 +118,23 @@ def test_which_candidate_a_device_got_is_gathered(tmp_path: Path) -> None:
             candidates=(Candidate("rendered", 0.04, 0.01),),
         ),
     )  # fmt: skip
+
+
+def test_prototypes_that_shared_clips_are_gathered(tmp_path: Path) -> None:
+    run_dir = prepared_run(tmp_path)
+    journal = open_journal(run_dir, read_plan(run_dir).journal)
+    for client, count in ((0, 3), (1, 4)):
+        key = JobKey("latency_sensitive", "all_distill_select", client, 0)
+        for outer, rows in enumerate((count, count - 1)):
+            upload = PrototypeUpload(
+                key.at(outer), np.full((rows, 2), 0.5, np.float32), np.ones(rows, np.int64), ("a", "b")
+            )
+            journal.accept_upload(key, outer, upload, PrivacyGuarantee("samples"))
+        selection = [{"round": outer, "class_counts": [1, 2]} for outer in (0, 1)]
+        record = {**asdict(key), "evaluations": [], "traffic": [], "selection": selection, "losses": []}
+        journal.finish_job(key, record)
+    journal.close()
+
+    assert gather_rows(run_dir)["shares"] == (
+        ShareRow("latency_sensitive", "all_distill_select", 1, 0, 4, 3),
+    )
