@@ -86,8 +86,9 @@ def read_video_frames(
     source = path if data is None else data
     with decoder_errors(path):
         timeline = read_timeline(source, "video")
-        # A picture that is one frame late belongs to the start: containers differ in what they count from.
-        zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
+        # A picture that is less than half a frame late belongs to the start: so much the delay of a sound's codec
+        # makes, and half a frame is what the eye cannot tell.
+        zero = timeline.begin if timeline.begin - timeline.zero < timeline.shortest / 2 else timeline.zero
         stop = timeline.end if end is None else min(zero + end, timeline.end)
         begin = zero + start
         if begin > stop:
@@ -123,7 +124,8 @@ def _read_audio_stream(source: Source) -> tuple[Channels, int]:
     with opened(source) as container:
         stream = sound_of(container)
         assert stream is not None  # it has a timeline
-        return place_sound(container.decode(stream), stream.rate, timeline.zero), stream.rate
+        channels = place_sound(container.decode(stream), stream.rate, timeline.zero, timeline.edited_end)
+        return channels, stream.rate
 
 
 def _on_display(

@@ -106,7 +106,8 @@ def test_a_gap_in_both_is_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mkv", "flv"])
 def test_a_recording_that_starts_at_one_hour_is_whole(tmp_path: Path, suffix: str) -> None:
     path = write_timed_video(tmp_path / f"hour.{suffix}", picture_at=3600.0, sounds_at=[3600.0])
-    assert seen(path) == FIVE_MIDDLES
+    # Not five: FLV cannot hide the 64 ms that AAC begins with, and their middles lie where two seconds meet.
+    assert seen(path, 10) == list(range(10))
     assert heard(path)[:10] == list(range(10))
     assert len(read_audio(path)[0]) / SOUND_RATE == pytest.approx(10.0, abs=0.2)
     with pytest.raises(DataError, match=r"is truncated, the last \d\.\d of 10\.\d s are missing"):
@@ -266,9 +267,13 @@ def test_ave_events_are_cut_on_the_same_clock(tmp_path: Path) -> None:
 def test_a_well_formed_file_is_what_ffmpeg_decodes_bit_by_bit(tmp_path: Path, suffix: str) -> None:
     path = write_video(tmp_path / f"plain.{suffix}", frames=20)
     with av.open(str(path)) as container:
+        length = container.streams.audio[0].duration or 0
         sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     with av.open(str(path)) as container:
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    if suffix in ("mp4", "mov"):  # they say where the sound ends within the last block
+        assert 0 < len(sound) - length < 1024
+        sound = sound[:length]
     np.testing.assert_array_equal(read_audio(path)[0], sound)
     np.testing.assert_array_equal(read_video_frames(path, 10), pictures[1::2])
     np.testing.assert_array_equal(read_video_frames(path, 4, start=0.5, end=1.3), pictures[6:13:2])
