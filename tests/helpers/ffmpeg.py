@@ -18,6 +18,17 @@ PICTURE = ("-an", "-fps_mode", "passthrough", "-enc_time_base", "demux")
 # Whatever the time stamps leave out is silence; jitter of less than 10 ms is not.
 SOUND = ("-vn", "-af", "aresample=async=1:min_hard_comp=0.01:first_pts=0")
 
+CHANNELS = {
+    "mono": 1,
+    "stereo": 2,
+    "5.1": 6,
+    "5.1(side)": 6,
+    "hexadecagonal": 16,
+    "9.1.6": 16,
+    "16 channels": 16,
+}
+"""By ffmpeg's name of the layout."""
+
 
 @dataclass(frozen=True)
 class Played:
@@ -71,7 +82,7 @@ def play(path: Path, *, picture: bool, sound: bool) -> Played:
         assert len(shown) == len(times)
     if sound:
         rate, layout = int(sound_header["sample_rate"]), sound_header["channel_layout_name"]
-        channels = {"mono": 1, "stereo": 2, "5.1": 6, "5.1(side)": 6}[layout]
+        channels = CHANNELS[layout]
         heard = np.fromfile(samples, np.float32).reshape(-1, channels).mean(axis=1)
     for file in files:
         file.unlink(missing_ok=True)

@@ -116,7 +116,8 @@ def unique_sound(seconds: float, rate: int, channels: int, seed: int = 0) -> np.
     shape = (frequencies > 100) & (frequencies < 2000)
     waves = np.fft.irfft(np.fft.rfft(rng.standard_normal((channels + 1, count))) * shape, count)
     mixed = waves[:1] + 0.5 * waves[1:]
-    return (0.5 * mixed / np.abs(mixed).max()).astype(np.float32)
+    sound: np.ndarray = (0.5 * mixed / np.abs(mixed).max()).astype(np.float32)
+    return sound
 
 
 def _pictures(container: av.container.OutputContainer, track: Picture) -> list[av.Packet[Any]]:
@@ -144,7 +145,8 @@ def _sounds(container: av.container.OutputContainer, track: Sound) -> list[av.Pa
     context.open()
     layout = av.AudioLayout(track.layout)
     samples = unique_sound(track.seconds, track.rate, layout.nb_channels, track.seed)
-    frame = av.AudioFrame.from_ndarray(samples, "fltp", track.layout)
+    packed = np.ascontiguousarray(samples.T).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, "flt", track.layout)
     frame.sample_rate, frame.pts, frame.time_base = track.rate, 0, Fraction(1, track.rate)
     converter = av.AudioResampler(context.format, track.layout, track.rate, context.frame_size or 1024)
     packets = [

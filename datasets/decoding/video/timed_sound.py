@@ -9,7 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from fedstill.datasets.decoding.media.channels import Channels, joined
+from fedstill.datasets.decoding.media.channels import PACKED, Channels, joined, samples_of
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.video.clock import JUMP_BACK
 
@@ -68,7 +68,7 @@ def _timed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float |
         changed = kind != (kind := (frame.format.name, frame.layout.name, frame.rate))
         if changed:
             yield from ((None, piece, JITTER) for piece in _convert(converter, None))
-            converter = av.AudioResampler(format="fltp", rate=rate)
+            converter = av.AudioResampler(format=PACKED, rate=rate)
         moment = frame.time if changed or frame.rate == rate else None
         jitter = PRECISE if frame.time_base == Fraction(1, frame.rate) else JITTER
         for piece in _convert(converter, frame):
@@ -80,4 +80,4 @@ def _timed(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[tuple[float |
 def _convert(converter: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[Channels]:
     """``frame`` None flushes."""
     for piece in converter.resample(frame) if converter else ():
-        yield piece.to_ndarray().astype(np.float32, copy=False)
+        yield samples_of(piece)
