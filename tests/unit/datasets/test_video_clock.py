@@ -155,6 +155,22 @@ def test_pictures_that_change_in_size_are_scaled(tmp_path: Path) -> None:
     assert seconds_seen(frames) == [0, 0, 1, 1]
 
 
+def test_pictures_that_fill_the_memory_are_smaller_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_growing_video(tmp_path / "call.webm")  # 64 x 48, then 96 x 64 pixels
+    monkeypatch.setattr("fedstill.datasets.decoding.video.display_matrix.MOST_PIXELS", 10 * 32 * 24)
+    small = read_video_frames(path, 10)
+    assert small.shape == (10, 24, 32, 3)
+    assert seconds_seen(small) == [0] * 5 + [1] * 5
+    monkeypatch.setattr("fedstill.datasets.decoding.decode.MOST_PIXELS", 80 * 60)
+    with pytest.raises(DataError, match=r"call\.webm: cannot decode this file"):
+        read_video_frames(path, 10)
+    monkeypatch.setattr("fedstill.datasets.decoding.decode.MOST_PIXELS", 60 * 40)
+    with pytest.raises(DataError, match=r"call\.webm: has too many pixels \(64 x 48\): make it smaller"):
+        read_video_frames(path, 10)
+
+
 def test_channels_that_change_are_mixed(tmp_path: Path) -> None:
     waveform, rate = read_audio(write_widening_sound(tmp_path / "radio.aac"))
     assert len(waveform) / rate == pytest.approx(2.1, abs=0.1)
