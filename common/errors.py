@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters and line ends: names of files may have them, above all in a damaged zip."""
+
 
 class UserError(ValueError):
     """A mistake that the user can correct; one line that says what is wrong and what to do instead."""
@@ -16,4 +21,10 @@ class RunError(RuntimeError):
 
 
 class DataError(UserError):
-    """Something is wrong with the user's data; the message is one line and says what to do."""
+    """Something is wrong with the user's data; the message is one line and says what to do.
+
+    Control characters, which may come from a file's name, are shown as in ``"\\n"``.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), message))

@@ -14,7 +14,6 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -274,9 +273,10 @@ def _frame_array(file: MediaFile, count: int, part: Part) -> Frames:
 
 
 def _load_array(file: MediaFile) -> npt.NDArray[Any]:
+    content = file.read()
     try:
-        array = np.load(BytesIO(file.read()), allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
+        array = np.load(BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy parses the header as Python, so that damage there raises anything
         raise DataError(f"{file.path}: is no readable .npy array: save it again with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{file.path}: holds several arrays: save one with numpy.save")

@@ -7,7 +7,8 @@ nothing is padded, skipped or guessed silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from math import gcd
 from pathlib import Path
@@ -25,6 +26,9 @@ from fedstill.datasets.decoding.sound_files import read_sound_file
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
 from fedstill.datasets.decoding.video.display_matrix import upright_pictures
 from fedstill.datasets.decoding.video.timed_sound import place_sound
+
+MOST_PIXELS = 70_000_000
+"""Of one frame: 8192 x 8192. A decoder keeps several."""
 
 Waveform = npt.NDArray[np.float32]
 
@@ -90,17 +94,19 @@ def read_video_frames(
         data: the file's bytes if they are already in memory.
 
     Returns:
-        uint8 RGB (count, height, width, 3).
+        uint8 RGB (count, height, width, 3); frames of more than 4K may come in a smaller size.
 
     Raises:
-        DataError: missing, unreadable or truncated file, no video stream, a stretch outside the video.
+        DataError: missing, unreadable or truncated file, no video stream, a stretch outside the video, more than
+            70 million pixels.
     """
     check_exists(path, data)
     source = path if data is None else data
     with decoder_errors(path):
         timeline = read_timeline(source, "video")
-        # A picture that is one frame late belongs to the start: containers differ in what they count from.
-        zero = timeline.begin if timeline.begin - timeline.zero <= timeline.interval else timeline.zero
+        # A picture that is less than half a frame late belongs to the start: so much the delay of a sound's codec
+        # makes, and half a frame is what the eye cannot tell.
+        zero = timeline.begin if timeline.begin - timeline.zero < timeline.shortest / 2 else timeline.zero
         stop = timeline.end if end is None else zero + end if hold else min(zero + end, timeline.end)
         begin = zero + start
         if begin > stop:
@@ -112,10 +118,15 @@ def read_video_frames(
         with opened(source) as container:
             stream = picture_of(container)
             assert stream is not None  # it has a timeline
-            shown = _on_display(container.decode(stream), middles, timeline)
-            if not shown:
+            if stream.width * stream.height > MOST_PIXELS:
+                raise MediaError(
+                    f"has too many pixels ({stream.width} x {stream.height})", remedy="make it smaller"
+                )
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # it may grow in mid-stream
+            pictures = upright_pictures(_on_display(container.decode(stream), middles, timeline), count)
+            if not len(pictures):
                 raise MediaError("holds no decodable video frame")
-            return upright_pictures(shown)
+            return pictures
 
 
 def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform:
@@ -136,22 +147,26 @@ def _read_audio_stream(source: Source) -> tuple[Channels, int]:
     with opened(source) as container:
         stream = sound_of(container)
         assert stream is not None  # it has a timeline
-        return place_sound(container.decode(stream), stream.rate, timeline.zero), stream.rate
+        channels = place_sound(container.decode(stream), stream.rate, timeline.zero, timeline.edited_end)
+        return channels, stream.rate
 
 
 def _on_display(
     frames: Iterable[av.VideoFrame], moments: Sequence[float], timeline: Timeline
-) -> list[av.VideoFrame]:
-    """For each of the ascending ``moments`` (s), the last frame begun by then; none only if none exists."""
-    chosen: list[av.VideoFrame] = []
+) -> Iterator[tuple[av.VideoFrame, int]]:
+    """The frames that are on display at the ascending ``moments`` (s), and at how many: the last one begun by then."""
     shown: av.VideoFrame | None = None
+    done = 0
     time = timeline.begin - timeline.interval
     for frame, packet_time in zip(frames, chain(timeline.times, repeat(None)), strict=False):
         stamp = frame.time if packet_time is None else packet_time
         time = time + timeline.interval if stamp is None else stamp
-        while shown is not None and len(chosen) < len(moments) and time > moments[len(chosen)] + 1e-6:
-            chosen.append(shown)
+        passed = bisect_left(moments, time - 1e-6, lo=done)
+        if shown is not None and passed > done:
+            yield shown, passed - done
+            done = passed
         shown = frame
-        if len(chosen) == len(moments):
-            break
-    return chosen if shown is None else chosen + [shown] * (len(moments) - len(chosen))
+        if done == len(moments):
+            return
+    if shown is not None:
+        yield shown, len(moments) - done

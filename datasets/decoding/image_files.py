@@ -41,16 +41,19 @@ Part = tuple[float, float]
 WHOLE: Part = (0.0, 1.0)
 """Where a part of a sequence of pictures begins and ends, as shares of it."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+BAND = 2**22  # pixels that are converted at a time, so that a large photo is not in the memory several times
+
+_TURNS: dict[int, tuple[int, int, bool]] = {
+    2: (1, -1, False),
+    3: (-1, -1, False),
+    4: (-1, 1, False),
+    5: (1, 1, True),
+    6: (1, -1, True),
+    7: (-1, -1, True),
+    8: (-1, 1, True),
 }
-"""What puts a picture upright, by EXIF's orientation."""
+"""By EXIF's orientation: the steps through rows and columns of the upright picture, and whether the axes are swapped
+after that, at which it has the order of the file."""
 
 
 def read_images(path: Path, count: int, part: Part = WHOLE) -> Frames:
@@ -183,14 +186,42 @@ def _on_display(image: Image.Image) -> tuple[list[int], list[float]]:
 
 
 def _to_rgb(image: Image.Image) -> Frames:
-    turn = _UPRIGHT.get(_orientation(image))
+    """uint8 RGB (height, width, 3) of the frame that is chosen, upright."""
+    _check_filled(image)
+    image.load()
+    rows, columns, sideways = _TURNS.get(_orientation(image), (1, 1, False))
+    height, width = (image.width, image.height) if sideways else (image.height, image.width)
+    upright = np.empty((height, width, 3), np.uint8)
+    as_stored = upright[::rows, ::columns]
+    if sideways:
+        as_stored = as_stored.swapaxes(0, 1)
+    step = max(1, BAND // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+        as_stored[top:bottom] = np.asarray(_band_to_rgb(band))
+    return upright
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
         shown = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-    image = image.convert("RGB")
-    return np.asarray(image if turn is None else image.transpose(turn))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_filled(image: Image.Image) -> None:
+    """Pillow leaves the rows black that no strip of a TIFF is for."""
+    tiles: Sequence[Any] = getattr(image, "tile", ()) if image.format == "TIFF" else ()
+    if tiles:
+        width, filled = (max(tile.extents[side] for tile in tiles) for side in (2, 3))
+        rows = (
+            image.width * image.height // max(width, 1)
+        )  # as stored: Pillow tells the size of the turned picture
+        if filled < rows:
+            raise MediaError(f"is damaged: it holds {filled} of {rows} rows")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,6 +13,8 @@ from typing import Any, cast
 import av
 import numpy as np
 
+from helpers.media_files import with_matrix
+
 FRAME_RATE = 10  # Hz
 SOUND_RATE = 16_000  # Hz
 BLOCK = 1024  # samples per frame of AAC
@@ -149,16 +151,7 @@ def write_corners(path: Path, matrix: tuple[int, int, int, int]) -> Path:
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode())
-    a, b, c, d = matrix
-    plain, wanted = (
-        b"".join(
-            (number << 16).to_bytes(4, "big", signed=True) for number in (a, b, 0, c, d, 0, 0, 0, 1 << 14)
-        )
-        for a, b, c, d in ((1, 0, 0, 1), (a, b, c, d))
-    )
-    content = path.read_bytes()
-    track = content.index(plain, content.index(b"tkhd"))
-    path.write_bytes(content[:track] + wanted + content[track + len(plain) :])
+    path.write_bytes(with_matrix(path.read_bytes(), matrix))
     return path
 
 

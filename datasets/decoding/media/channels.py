@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import av
 import numpy as np
 import numpy.typing as npt
 
 Channels = npt.NDArray[np.float32]
+
+
+PACKED = "flt"
+"""FFmpeg's name of 32-bit floats, the channels of a moment together.
+
+PyAV reads beyond its memory, and so ends the process, if each of more than eight channels is by itself.
+"""
+
+
+def samples_of(frame: av.AudioFrame) -> Channels:
+    """float32 (channels, samples) of a frame in ``PACKED``."""
+    packed = frame.to_ndarray().astype(np.float32, copy=False)
+    return packed.reshape(-1, frame.layout.nb_channels).T
 
 
 def joined(pieces: Sequence[Channels]) -> Channels:

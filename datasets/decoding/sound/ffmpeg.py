@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import av
-import numpy as np
 
-from fedstill.datasets.decoding.media.channels import Channels, joined
+from fedstill.datasets.decoding.media.channels import PACKED, Channels, joined, samples_of
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.media.file import opened, sound_of
 
@@ -42,7 +41,6 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
             expected = None if frame.time is None else frame.time + frame.samples / rate
             form = (frame.format.name, frame.layout.name)
             if form not in resamplers:
-                resamplers[form] = av.AudioResampler(format="fltp", rate=rate)
-            converted = resamplers[form].resample(frame)
-            pieces += [piece.to_ndarray().astype(np.float32, copy=False) for piece in converted]
+                resamplers[form] = av.AudioResampler(format=PACKED, rate=rate)
+            pieces += [samples_of(piece) for piece in resamplers[form].resample(frame)]
     return joined(pieces), rate

@@ -7,6 +7,7 @@ them. The whole file is read, so that one which ends early or has a hole (FFmpeg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,14 +53,17 @@ class Timeline:
     """Seconds by the file's time stamps.
 
     ``zero``: the first displayed moment of picture and sound. ``begin``, ``end``: of the stream asked for.
-    ``interval``: between two of its packets. ``times``: of its frames in order, if the container is one that does not
-    say which frame they belong to.
+    ``interval``: between two of its packets on average, ``shortest`` at least. ``edited_end``: where an edit list ends
+    it, often within its last packet; infinite in formats without one. ``times``: of its frames in order, if the
+    container is one that does not say which frame they belong to.
     """
 
     zero: float
     begin: float
     end: float
     interval: float
+    shortest: float
+    edited_end: float = math.inf
     times: tuple[float, ...] = ()
 
 
@@ -84,17 +88,21 @@ def read_timeline(source: Source, kind: Kind) -> Timeline:
         _check_complete(container, scan)
         if "mp4" in container.format.name and ends_in_a_fragment(source):
             raise MediaError("is truncated, its last fragment is not complete")
-        times = tuple(sorted(begin for begin, _ in spans)) if container.format.name in DECODING_TIMES else ()
+        begins = sorted(begin for begin, _ in spans)
+        times = tuple(begins) if container.format.name in DECODING_TIMES else ()
         starts = {
             stream.type: _first_shown(stream, scan.spans[stream.index])
             for stream in chosen
             if scan.spans[stream.index]
         }
-    first, last, end = min(spans)[0], max(spans)[0], max(end for _, end in spans)
+        edited_end = _edited_end(container, wanted)
+    first, last, end = begins[0], begins[-1], max(end for _, end in spans)
     interval = (last - first) / (len(spans) - 1) if len(spans) > 1 else end - first
+    shortest = min((after - before for before, after in pairwise(begins)), default=interval)
     if end == last:  # the last packet has no duration: assume that of the others
         end += interval
-    return Timeline(min(starts.values()), starts[kind], end, interval, times)
+    end = edited_end if last < edited_end < end else end
+    return Timeline(min(starts.values()), starts[kind], end, interval, shortest, edited_end, times)
 
 
 def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float, float]]) -> float:
@@ -102,6 +110,13 @@ def _first_shown(stream: AudioStream | VideoStream, spans: Sequence[tuple[float,
     if stream.type == "audio" and stream.start_time is not None and stream.time_base is not None:
         return float(stream.start_time * stream.time_base)
     return min(spans)[0]
+
+
+def _edited_end(container: InputContainer, stream: AudioStream | VideoStream) -> float:
+    """See ``Timeline``; FFmpeg hides whole packets behind it, but not the rest of one."""
+    if "mp4" not in container.format.name or not stream.duration or stream.time_base is None:
+        return math.inf
+    return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
 def _decoder(stream: AudioStream | VideoStream) -> str:
@@ -138,7 +153,9 @@ class _Scan:
                 continue
             if not packet.is_discard:
                 self.spans[index].append((begin, end))
-            if packet.dts is not None:
+            if (
+                packet.dts is not None and not packet.is_discard
+            ):  # each piece of an edit list begins with hidden ones
                 decoded = packet.dts * ticks / per_second
                 self.starts_anew |= decoded < latest.get(index, decoded) - JUMP_BACK
                 latest[index] = decoded

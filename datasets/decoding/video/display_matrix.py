@@ -6,7 +6,8 @@ not enough. The matrix is that of ISO/IEC 14496-12, 8.3.2: (x, y) is shown at (a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import av
@@ -17,6 +18,8 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
 Frames = npt.NDArray[np.uint8]
 
+MOST_PIXELS = 100_000_000
+"""Of all pictures together: ten of 4K, or 300 MB. They are made smaller for a model anyway."""
 HDR_TRANSFERS = frozenset({ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67})  # PQ and HLG
 
 
@@ -28,16 +31,26 @@ class _Turn(NamedTuple):
     mirrored: bool = False
 
 
-def upright_pictures(frames: Sequence[av.VideoFrame]) -> Frames:
-    """uint8 RGB (count, height, width, 3), upright. Frames of other sizes are scaled to that of the first.
+def upright_pictures(shown: Iterable[tuple[av.VideoFrame, int]], count: int) -> Frames:
+    """Each frame of ``shown`` so many times, ``count`` in all.
 
-    HDR (PQ, HLG) is mapped to the range of usual video: 203 cd/m2 becomes white.
+    Returns:
+        uint8 RGB (count, height, width, 3), upright, in the size of the first frame; smaller if that is too much for
+        the memory, (0, 0, 0, 3) if nothing is shown. HDR (PQ, HLG) is mapped to the range of usual video: 203 cd/m2
+        becomes white.
     """
-    turns = [_turn(frame) for frame in frames]
-    height, width = frames[0].height, frames[0].width
-    if turns[0].sideways:
-        height, width = width, height
-    return np.stack([_upright(frame, turn, height, width) for frame, turn in zip(frames, turns, strict=True)])
+    pictures = np.empty((0, 0, 0, 3), np.uint8)
+    done = 0
+    for frame, times in shown:
+        turn = _turn(frame)
+        if not done:
+            scale = min(1.0, math.sqrt(MOST_PIXELS / (count * frame.height * frame.width)))
+            size = [max(1, int(side * scale)) for side in (frame.height, frame.width)]
+            height, width = reversed(size) if turn.sideways else size
+            pictures = np.empty((count, height, width, 3), np.uint8)
+        pictures[done : done + times] = _upright(frame, turn, *pictures.shape[1:3])
+        done += times
+    return pictures
 
 
 def _upright(frame: av.VideoFrame, turn: _Turn, height: int, width: int) -> Frames:

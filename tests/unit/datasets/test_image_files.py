@@ -162,6 +162,29 @@ def test_all_eight_orientations_are_upright_and_damaged_exif_is_ignored() -> Non
         np.testing.assert_array_equal(read_image(Path("x"), broken), upright)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_a_large_photo_is_read_in_bands(monkeypatch: pytest.MonkeyPatch, mode: str, orientation: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (17, 24, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = packed(noise.convert(mode), format="TIFF", exif=exif)
+    whole = read_image(Path("x"), data)
+    monkeypatch.setattr("fedstill.datasets.decoding.image_files.BAND", 5 * 24)
+    np.testing.assert_array_equal(read_image(Path("x"), data), whole)
+
+
+def test_a_tiff_without_its_last_rows_is_named() -> None:
+    data = packed(Image.new("RGB", (24, 16), RED), format="TIFF")
+    height = struct.pack("<HHII", 257, 4, 1, 16)
+    if height not in data:
+        height = struct.pack("<HHIHH", 257, 3, 1, 16, 0)
+    taller = data.replace(height, height.replace(b"\x10", b"\x20"))
+    assert taller != data
+    with pytest.raises(DataError, match=r"tall\.tif: is damaged: it holds 16 of 32 rows"):
+        read_image(Path("tall.tif"), taller)
+
+
 def test_content_decides_not_the_ending() -> None:
     for form in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF", "TIFF", "JPEG2000"):
         data = packed(Image.new("RGB", (16, 16), RED), format=form)

@@ -154,6 +154,22 @@ def test_what_is_left_out_is_counted_and_system_files_are_not(tmp_path: Path) ->
     }
 
 
+def test_damaged_names_in_a_zip_are_one_line(tmp_path: Path) -> None:
+    made_folder(tmp_path / "pets")
+    path = zipped(tmp_path / "pets", ("train/cat/\n.png", b"no picture"))
+    with pytest.raises(DataError, match=r"train/cat/\\n\.png: cannot decode this image") as caught:
+        open_image_task("pets", path).load("train")
+    assert len(str(caught.value).splitlines()) == 1
+    path = zipped(tmp_path / "pets", ("train/cat/\u00e9\u00e9.png", b"no picture"))
+    content = path.read_bytes()
+    place = content.index(
+        "\u00e9\u00e9".encode()
+    )  # beside the picture; the list at the end keeps the right name
+    path.write_bytes(content[:place] + b"\xe8\xe8\xe8\xe8" + content[place + 4 :])
+    with pytest.raises(DataError, match=r"\u00e9\u00e9\.png: cannot be read"):
+        open_image_task("pets", path).load("train")
+
+
 def test_an_entry_that_is_twice_in_a_zip_counts_once(tmp_path: Path) -> None:
     folder = made_folder(tmp_path / "pets")
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.png")]

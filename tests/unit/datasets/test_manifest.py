@@ -258,6 +258,15 @@ with get_context("fork").Pool(2) as processes:
 """A process of its own: forked from pytest's, which has threads by then, a child may wait for a lock for ever."""
 
 
+def test_an_array_whose_header_is_damaged_is_one_line(media: Path) -> None:
+    np.save(media / "bad.npy", np.ones((4, 9), np.float32))
+    content = (media / "bad.npy").read_bytes()
+    (media / "bad.npy").write_bytes(content.replace(b"}", b"("))  # numpy reads the header as Python
+    source = ManifestSource(write_table(media, ["a,public,x,sad,bad.npy,face/a.png"]))
+    with pytest.raises(DataError, match=r"bad\.npy: is no readable \.npy array: save it again"):
+        source.load(0)
+
+
 def test_a_broken_zip_is_named(zipped: Path) -> None:
     cut(zipped / "sound.zip", 0.6)
     problems = manifest_problems(write_table(zipped, GOOD))
