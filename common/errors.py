@@ -16,4 +16,12 @@ class RunError(RuntimeError):
 
 
 class DataError(UserError):
-    """Something is wrong with the user's data; the message is one line and says what to do."""
+    """Something is wrong with the user's data; the message is one line and says what to do.
+
+    Attributes:
+        fault: of one clip's files: its kind, a key of ``datasets/files/faults.py``; empty if it is of another kind.
+    """
+
+    def __init__(self, message: str, fault: str = "") -> None:
+        super().__init__(message)
+        self.fault = fault

@@ -21,8 +21,16 @@ import numpy.typing as npt
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, Split
 from fedstill.datasets.decoding.decode import read_audio, read_channels, read_video_frames
-from fedstill.datasets.decoding.image_files import Frames, read_frames, read_image, spread, stack_frames
-from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames
+from fedstill.datasets.decoding.image_files import (
+    Frames,
+    read_frames,
+    read_image,
+    require_visible,
+    spread,
+    stack_frames,
+)
+from fedstill.datasets.files.faults import CLASS, DAMAGED, FORM, ROW, UNDECODABLE, BadClip
+from fedstill.datasets.files.manifest_files import MediaFile, fault_of_path, find_file, find_frames
 from fedstill.datasets.files.picture_formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
@@ -49,6 +57,10 @@ class ManifestSource:
         class_names: kept in this order; by default all labels in the table, sorted.
         frame_count: how many frames ``load`` takes, uniformly spaced in time; fewer are repeated in order.
         name: of the dataset; the name of the CSV's folder by default.
+        skip_bad: leave bad rows out, into ``bad``, instead of raising; a table without a good one is still refused.
+
+    Attributes:
+        bad: what was left out, with the line number.
 
     Raises:
         DataError: the first bad row, with its line number; ``manifest_problems`` lists all of them.
@@ -61,11 +73,13 @@ class ManifestSource:
         class_names: Sequence[str] | None = None,
         frame_count: int = 10,
         name: str | None = None,
+        *,
+        skip_bad: bool = False,
     ) -> None:
-        self._rows, problems = _read_rows(csv_path, root, class_names)
-        if problems:
-            more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-            raise DataError(problems[0] + more)
+        self._rows, self.bad = _read_rows(csv_path, root, class_names)
+        if self.bad and not (skip_bad and self._rows):
+            more = f" (and {len(self.bad) - 1} more problems)" if len(self.bad) > 1 else ""
+            raise DataError(self.bad[0].reason + more)
         self._frame_count = frame_count
         self.name = name or csv_path.resolve().parent.name
         self.class_names = tuple(map(_composed, class_names or ())) or tuple(
@@ -82,11 +96,17 @@ class ManifestSource:
         """What each clip shows, as the path of its (first) file; the same file may be beside several sounds."""
         return tuple(str(row.frames[0].path) for row in self._rows)
 
+    def files(self, position: int) -> tuple[Path, ...]:
+        """The files on disk that hold clip ``position``."""
+        row = self._rows[position]
+        return tuple(dict.fromkeys(file.archive or file.path for file in (row.audio, *row.frames)))
+
     def load(self, position: int) -> Clip:
         """Decode clip ``position``. Raises DataError naming the file and what to do."""
         row = self._rows[position]
         audio, sample_rate = _load_audio(row.audio)
-        return Clip(self.index[position], audio, _load_frames(row.frames, self._frame_count), sample_rate)
+        frames = require_visible(row.frames[0].path, _load_frames(row.frames, self._frame_count))
+        return Clip(self.index[position], audio, frames, sample_rate)
 
     def load_channels(self, position: int) -> npt.NDArray[np.float32]:
         """float32 (channels, samples): the sound of clip ``position``, no feature matrix, before it is mixed.
@@ -102,7 +122,7 @@ def manifest_problems(
 ) -> list[str]:
     """All problems of the table, one line each. Media files are checked for existence but not decoded."""
     try:
-        return _read_rows(csv_path, root, class_names)[1]
+        return [row.reason for row in _read_rows(csv_path, root, class_names)[1]]
     except DataError as error:
         return [str(error)]
 
@@ -138,12 +158,12 @@ class _Row:
 
 def _read_rows(
     csv_path: Path, root: Path | None, class_names: Sequence[str] | None
-) -> tuple[tuple[_Row, ...], list[str]]:
-    """The good rows, and one line about each bad one. Raises DataError if the whole table is unusable."""
+) -> tuple[tuple[_Row, ...], tuple[BadClip, ...]]:
+    """The good rows, and the bad ones. Raises DataError if the whole table is unusable."""
     if class_names is not None and len(set(class_names)) < len(class_names):
         raise DataError(f"the class list {', '.join(class_names)} names a class twice: name each once")
     rows: dict[str, _Row] = {}
-    problems: list[str] = []
+    problems: list[BadClip] = []
     names = None if class_names is None else [_composed(name) for name in class_names]
     for line, cells in read_table(csv_path, COLUMNS):
         try:
@@ -152,10 +172,11 @@ def _read_rows(
                 raise DataError(f"clip_id {row.clip_id!r} is used twice: give every clip its own")
             rows[row.clip_id] = row
         except DataError as error:
-            problems.append(f"{csv_path}, line {line}: {error}")
+            name = _composed(cells["clip_id"]) or f"line {line}"
+            problems.append(BadClip(name, error.fault or ROW, f"{csv_path}, line {line}: {error}"))
     if not rows and not problems:
         raise DataError(f"{csv_path}: has no clips: add one row per clip")
-    return tuple(rows.values()), problems
+    return tuple(rows.values()), tuple(problems)
 
 
 def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None) -> _Row:
@@ -172,15 +193,19 @@ def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None)
     if not label and split == "public":
         raise DataError("label is empty: name the class; only private clips may be unlabelled")
     if label and class_names is not None and label not in class_names:
-        raise DataError(f"label {label!r} is not a class: use one of {', '.join(class_names)}")
+        raise DataError(f"label {label!r} is not a class: use one of {', '.join(class_names)}", CLASS)
     audio = find_file(root, cells["audio"])
     if audio is None:
-        raise DataError(f"audio {cells['audio']} is not a file below {root}: correct the path or add it")
+        fault = fault_of_path(root, cells["audio"])
+        raise DataError(
+            f"audio {cells['audio']} is not a file below {root}: correct the path or add it", fault
+        )
     frames = find_frames(root, cells["frames"])
     if not frames:
         raise DataError(
             f"frames {cells['frames']} is neither a file nor a folder with images below {root}: "
-            "correct the path or add them"
+            "correct the path or add them",
+            fault_of_path(root, cells["frames"]),
         )
     group = _composed(cells.get("group") or audio.path.relative_to(root).as_posix())
     return _Row(_composed(cells["clip_id"]), split, _composed(cells["speaker"]), label, audio, frames, group)
@@ -198,10 +223,11 @@ def _load_audio(file: MediaFile) -> tuple[npt.NDArray[np.float32], int]:
     features = _load_array(file)
     if features.ndim != 2 or features.size == 0 or not np.issubdtype(features.dtype, np.floating):
         raise DataError(
-            f"{file.path}: is {features.dtype} {features.shape}: store floats of shape (features, time)"
+            f"{file.path}: is {features.dtype} {features.shape}: store floats of shape (features, time)",
+            FORM,
         )
     if not np.isfinite(features).all():
-        raise DataError(f"{file.path}: holds NaN or infinity: compute these features again")
+        raise DataError(f"{file.path}: holds NaN or infinity: compute these features again", DAMAGED)
     return features.astype(np.float32), 0
 
 
@@ -226,7 +252,8 @@ def _frame_array(file: MediaFile, count: int) -> Frames:
         frames = np.repeat(frames[..., None], 3, axis=-1)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0 or frames.dtype != np.uint8:
         raise DataError(
-            f"{file.path}: is {frames.dtype} {frames.shape}: store uint8 of shape (time, height, width[, 3])"
+            f"{file.path}: is {frames.dtype} {frames.shape}: store uint8 of shape (time, height, width[, 3])",
+            FORM,
         )
     return frames[spread(count, len(frames))]
 
@@ -235,7 +262,9 @@ def _load_array(file: MediaFile) -> npt.NDArray[Any]:
     try:
         array = np.load(BytesIO(file.read()), allow_pickle=False)
     except (ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{file.path}: is no readable .npy array: save it again with numpy.save") from error
+        raise DataError(
+            f"{file.path}: is no readable .npy array: save it again with numpy.save", UNDECODABLE
+        ) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{file.path}: holds several arrays: save one with numpy.save")
     return array

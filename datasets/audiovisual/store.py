@@ -28,7 +28,9 @@ from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler
+from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.decoding.image_files import resize_frames, spread
+from fedstill.datasets.files.faults import FORM
 
 FORMAT_VERSION = 1
 META_FILE = "meta.json"
@@ -91,6 +93,7 @@ def build_store(
     transform: AudioTransform | None = None,
     *,
     keep_sound: bool = False,
+    on_bad: Callable[[int, DataError], None] | None = None,
 ) -> ClipStore:
     """Decode ``positions`` of ``source`` into ``directory``, or reuse an existing store of the same clips.
 
@@ -106,10 +109,12 @@ def build_store(
         progress: called with (clips done, clips in all) after each clip.
         transform: makes waveforms into matrices; by default torch's, or the equal one of numpy if there is no torch.
         keep_sound: keep the waveforms beside the matrices (``sound_store.py``).
+        on_bad: called with the position of each clip that cannot be used, and why; it is left out. Without it, the
+            first one is raised.
 
     Raises:
-        DataError: no positions, a clip that cannot be decoded, feature matrices of different shapes, a mix of
-            waveforms and feature matrices, or a ``directory`` that holds something else.
+        DataError: no positions, a clip that cannot be decoded, or none that can, feature matrices of different
+            shapes, a mix of waveforms and feature matrices, or a ``directory`` that holds something else.
     """
     if not len(positions):
         raise DataError(f"no clips of {source.name} are chosen for {directory}: choose at least one")
@@ -125,10 +130,10 @@ def build_store(
     draft.mkdir()
     try:
         with SoundWriter(draft) if keep_sound else nullcontext() as sound:
-            _write_arrays(
-                source, positions, audio, frames, draft, progress, transform or _default_transform(), sound
-            )
-        _write_index(draft / "index.csv", info)
+            kept = _write_arrays(
+                source, positions, audio, frames, draft, progress, transform or _default_transform(), sound, on_bad
+            )  # fmt: skip
+        _write_index(draft / "index.csv", [info[row] for row in kept])
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
     finally:
@@ -259,35 +264,69 @@ def _write_arrays(
     progress: Callable[[int, int], None] | None,
     transform: AudioTransform,
     sound: SoundWriter | None,
-) -> None:
+    on_bad: Callable[[int, DataError], None] | None,
+) -> list[int]:
+    """Write the draft's arrays; returns which rows of ``positions`` are in them."""
     audio = frames = None
     profiles = _create(draft / PROFILES_FILE, np.float32, (len(positions), CARD_SIZE))
     ready_made = False
+    kept: list[int] = []
     for row, position in enumerate(positions):
-        clip = source.load(position)
-        features, pictures = audio_tensor(clip, audio_spec, transform), frame_tensor(clip.frames, frame_spec)
-        if audio is None or frames is None:
-            ready_made = clip.sample_rate == 0
-            audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
-            frames = _create(draft / "frames.npy", np.uint8, (len(positions), *pictures.shape))
-        if ready_made != (clip.sample_rate == 0):
-            raise DataError(
-                f"clip {clip.info.clip_id}: waveforms and ready feature matrices are mixed: use one kind"
-            )
-        if features.shape != audio.shape[1:]:
-            raise DataError(
-                f"clip {clip.info.clip_id}: has features {features.shape}, the first clip {audio.shape[1:]}: "
-                "give all clips one shape"
-            )
-        audio[row], frames[row] = features, pictures
-        waveform = None if ready_made else clip.audio
-        profiles[row] = profile(waveform, clip.sample_rate, audio_spec.sample_rate, pictures)
-        if sound is not None:
-            sound.add(
-                None if waveform is None else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
-            )
+        try:
+            with nullcontext() if on_bad is None else decoder_errors(Path(source.index[position].clip_id)):
+                clip = source.load(position)
+                features = audio_tensor(clip, audio_spec, transform)
+                pictures = frame_tensor(clip.frames, frame_spec)
+                waveform = clip.audio if clip.sample_rate else None
+                recorded = profile(waveform, clip.sample_rate, audio_spec.sample_rate, pictures)
+            if audio is None or frames is None:
+                ready_made = clip.sample_rate == 0
+                audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
+                frames = _create(draft / "frames.npy", np.uint8, (len(positions), *pictures.shape))
+            _require_same_form(clip, ready_made, features.shape, audio.shape[1:])
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(position, error)
+        else:
+            audio[len(kept)], frames[len(kept)] = features, pictures
+            profiles[len(kept)] = recorded
+            if sound is not None:
+                sound.add(
+                    None if waveform is None else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
+                )
+            kept.append(row)
         if progress is not None:
             progress(row + 1, len(positions))
+    if not kept:
+        raise DataError(f"no clip of {source.name} can be used: see the reason of each")
+    if len(kept) < len(positions):
+        for name in ("audio.npy", "frames.npy", PROFILES_FILE):
+            _shorten(draft / name, len(kept))
+    return kept
+
+
+def _require_same_form(
+    clip: Clip, ready_made: bool, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Raises DataError if a clip is of another kind or shape than the first."""
+    name = clip.info.clip_id
+    if ready_made != (clip.sample_rate == 0):
+        raise DataError(f"clip {name}: waveforms and ready feature matrices are mixed: use one kind", FORM)
+    if shape != expected:
+        raise DataError(
+            f"clip {name}: has features {shape}, the first clip {expected}: give all clips one shape", FORM
+        )
+
+
+def _shorten(path: Path, rows: int) -> None:
+    """Keep the first rows of an array on disk, without loading it."""
+    draft = path.with_suffix(".shorter.npy")
+    whole = np.load(path, mmap_mode="r")
+    short = _create(draft, whole.dtype.type, (rows, *whole.shape[1:]))
+    for row in range(rows):
+        short[row] = whole[row]
+    draft.replace(path)
 
 
 def _at_rate(waveform: npt.NDArray[np.float32], source: int, target: int) -> npt.NDArray[np.float32]:

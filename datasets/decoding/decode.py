@@ -25,6 +25,7 @@ from fedstill.datasets.decoding.sound_files import read_sound_file
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
 from fedstill.datasets.decoding.video.display_matrix import upright_pictures
 from fedstill.datasets.decoding.video.timed_sound import place_sound
+from fedstill.datasets.files.faults import NO_PICTURE, NO_SOUND
 
 Waveform = npt.NDArray[np.float32]
 
@@ -54,7 +55,7 @@ def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]
             path if data is None else data
         )
         if channels.shape[-1] == 0:
-            raise MediaError("holds no audio samples")
+            raise MediaError("holds no audio samples", fault=NO_SOUND)
         if not np.isfinite(channels).all():
             raise MediaError("holds NaN or infinite audio samples")
     return channels, sample_rate
@@ -101,7 +102,7 @@ def read_video_frames(
             assert stream is not None  # it has a timeline
             shown = _on_display(container.decode(stream), middles, timeline)
             if not shown:
-                raise MediaError("holds no decodable video frame")
+                raise MediaError("holds no decodable video frame", fault=NO_PICTURE)
             return upright_pictures(shown)
 
 

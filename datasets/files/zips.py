@@ -10,6 +10,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 from fedstill.common.errors import DataError
+from fedstill.datasets.files.faults import fault_of
 from fedstill.datasets.files.file_names import REPLACE
 
 
@@ -36,4 +37,4 @@ def reading(path: Path) -> Iterator[None]:
         LZMAError,
         RuntimeError,
     ) as error:  # Runtime: encrypted
-        raise DataError(f"{path}: cannot be read ({error}): {REPLACE}") from error
+        raise DataError(f"{path}: cannot be read ({error}): {REPLACE}", fault_of(error)) from error

@@ -8,6 +8,7 @@ import numpy as np
 from fedstill.datasets.decoding.media.channels import Channels, joined
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.media.file import opened, sound_of
+from fedstill.datasets.files.faults import NO_SOUND
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 
@@ -28,7 +29,7 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
     with opened(content) as container:
         stream = sound_of(container)
         if stream is None or stream.codec_context is None:
-            raise MediaError("holds no sound of a known codec")
+            raise MediaError("holds no sound of a known codec", fault=NO_SOUND)
         if is_strict:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for frame in container.decode(stream):
