@@ -5,6 +5,7 @@ A sound may wait for its pictures, and a copy for its name; so a file is said af
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ class LeftOut:
                 self._since[name] = look, now
             elif now - since >= LEFT_OUT_SECONDS:
                 self._said.add(name)
-                LOG.warning('event=left_out file=%s reason="%s"', name, reason_of(rest[name], stems))
+                reason = reason_of(rest[name], stems)
+                LOG.warning("event=left_out file=%s reason=%s", json.dumps(name), json.dumps(reason))
 
 
 def in_no_clip(listing: Mapping[str, Path], used: frozenset[Path]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -52,9 +53,8 @@ class AgentNews:
         for clip in bad_clips_of(self._folder):
             if clip not in self._said:
                 self._said.add(clip)
-                LOG.warning(
-                    'event=bad_clip clip=%s fault="%s" reason="%s"', clip.clip_id, clip.fault, clip.reason
-                )
+                name, reason = json.dumps(clip.clip_id), json.dumps(clip.reason)
+                LOG.warning("event=bad_clip clip=%s fault=%s reason=%s", name, json.dumps(clip.fault), reason)
 
     def _time_of(self, name: str) -> int:
         try:

@@ -374,7 +374,7 @@ def test_bad_clips_are_left_out_counted_and_not_named(
         for _ in range(2):
             news.look()
         for clip_id in faults:
-            said = [one.getMessage() for one in caplog.records if f"clip={clip_id} " in one.getMessage()]
+            said = [one.getMessage() for one in caplog.records if f'clip="{clip_id}" ' in one.getMessage()]
             assert len(said) == client + 1, "each agent says it once"
             assert f"clips{client}/" in said[-1]
 

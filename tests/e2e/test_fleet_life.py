@@ -96,7 +96,7 @@ def tells_its_bad_clips(fleet: Fleet, agent: Service, faults: Mapping[str, str])
     assert "device-1: 10 clips left out: file not found (1), a folder" in told
     fleet.wait_for(lambda: agent.said().count("event=bad_clip") == len(faults), "the agent names them")
     for clip_id in faults:
-        assert agent.said().count(f"clip={clip_id} ") == 1
+        assert agent.said().count(f'clip="{clip_id}" ') == 1
     assert not fleet.events("failure")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -126,7 +127,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     found = []
     for record in caplog.records:
         if isinstance(record.args, tuple) and "event=left_out" in record.getMessage():
-            found.append((str(record.args[0]), str(record.args[1])))
+            found.append((json.loads(str(record.args[0])), json.loads(str(record.args[1]))))
     return found
 
 
