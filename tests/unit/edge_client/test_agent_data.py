@@ -133,6 +133,7 @@ def test_a_bad_clip_that_is_mended_is_used_and_others_are_tried_again_at_the_nex
         "known at the start"
     )
     assert len(own_clips(folder)) == 4
+    assert {"bad empty", "bad no media", "bad one pixel"} < set(decoded), "tried again"
     assert sorted(decoded) == sorted(set(decoded)), "each once"
     assert not {"good0", "bad missing"} & set(decoded), "and no good clip"
     assert len(bad_clips_of(folder)) == len(KINDS) - 2
