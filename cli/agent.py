@@ -84,6 +84,9 @@ def run(
         str,
         typer.Option(metavar="HOST:PORT", help="Serve gRPC health on loopback: is it in the fleet?"),
     ] = "",
+    metrics: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus, without TLS; empty: none.")
+    ] = "",
 ) -> None:
     """Join the fleet and stay in it until SIGTERM; results of --watch go to stdout as JSON lines."""
     if context.invoked_subcommand is not None:
@@ -93,8 +96,10 @@ def run(
 
     from fedstill.common.errors import ConfigError
     from fedstill.common.grpc_health import health_serving
+    from fedstill.common.metrics_server import metrics_serving
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
+    from fedstill.edge_client.node.agent_metrics import AgentCollector
 
     with serve(*_failures()) as stop, ExitStack() as stack:
         if not coordinator:
@@ -102,6 +107,8 @@ def run(
         address(coordinator, "--coordinator")
         if health and address(health, "--health")[0] not in LOOPBACK:
             raise ConfigError(f"--health: {health} is not on loopback, as in 127.0.0.1:9094")
+        if metrics:
+            address(metrics, "--metrics")
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)
@@ -115,10 +122,12 @@ def run(
             stack.callback(student.close)
             tasks += [_watching(student, watch, folder, archive, delete)]
         settings = AgentSettings(folder, who.link, who.client, who.name, patience)
-        if health:
-            run_agent(settings, tasks, stop, stack.enter_context(health_serving(health, "agent")))
-        else:
-            run_agent(settings, tasks, stop)
+        listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
+        if metrics:
+            collector = AgentCollector(folder)
+            stack.enter_context(metrics_serving(metrics, collector))
+            listeners.append(collector.tell)
+        run_agent(settings, tasks, stop, listeners)
 
 
 @agent.command("infer")
@@ -147,6 +156,23 @@ def infer_once(
             student.close()
     if not fine:
         raise typer.Exit(1)
+
+
+@agent.command()
+def wipe(
+    state: Annotated[Path, typer.Option(help="The agent's folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete all that an agent keeps: clips, students, logs, the record of spent privacy. Nothing else."""
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.edge_client.node.wipe import what_is_kept, wipe_folder
+
+    with one_line_errors():
+        kept = what_is_kept(state)
+        if not yes:
+            typer.confirm(f"Delete {kept.files} files, {kept.bytes / 1e6:.1f} MB, in {state}?", abort=True)
+        wipe_folder(state)
+    console.print(f"{state}: deleted", highlight=False, markup=False, soft_wrap=True)
 
 
 def _identity(

@@ -59,17 +59,37 @@ def issue(
         int | None, typer.Option(help="Client number of the node (default: the next free one).", min=0)
     ] = None,
     days: Days = 365,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A name that several nodes may have; repeatable.")
+    ] = None,
 ) -> None:
     """Make the credentials of a node: a folder to be copied to the device."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import NODES_FOLDER, issue_node
 
     with one_line_errors():
-        node = issue_node(directory, name, client, days)
+        node = issue_node(directory, name, client, days, tag or ())
     console.print(
         f"{name} is client {node.client}, {node.fingerprint}; copy {directory / NODES_FOLDER / name} to the device",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
+
+
+@certs.command("tag")
+def tag_command(
+    directory: Folder,
+    name: Name,
+    tags: Annotated[
+        list[str] | None, typer.Argument(help="Its tags from now on; none: it loses them.")
+    ] = None,
+) -> None:
+    """Change the tags of a node, by which fedstill fleet and status name several at once."""
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.cloud_server.auth.authority import tag_node
+
+    with one_line_errors():
+        node = tag_node(directory, name, tags or ())
+    console.print(f"{node.name}: {' '.join(node.tags) or 'no tags'}", highlight=False, markup=False)
 
 
 @certs.command()
@@ -99,7 +119,7 @@ def list_command(directory: Folder) -> None:
     for node in nodes:
         state = "revoked" if node.revoked else f"until {day(node.token_expiry)}"
         console.print(
-            f"{node.name:<24} client {node.client:<4} {state:<17} {node.fingerprint}",
+            f"{node.name:<24} client {node.client:<4} {state:<17} {node.fingerprint} {' '.join(node.tags)}".rstrip(),
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,9 @@ def coordinator(
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
     clients: Annotated[int, typer.Option(help="Number of devices, with --insecure only.", min=0)] = 0,
+    metrics: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus, without TLS; empty: none.")
+    ] = "",
     once: Annotated[bool, typer.Option("--once", help="End when every device is served.")] = False,
 ) -> None:
     """Serve a fleet: distil a student for each device, through Flower, with TLS."""
@@ -67,10 +71,12 @@ def coordinator(
         CoordinatorSettings,
         run_coordinator,
     )
+    from fedstill.cloud_server.coordinator.fleet_metrics import FleetCollector
     from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.journal.journal import JournalError
     from fedstill.common.errors import ConfigError
     from fedstill.common.flower_cli import FlowerError
+    from fedstill.common.metrics_server import metrics_serving
     from fedstill.simulation.config import load_experiment
     from fedstill.simulation.deployment import prepare_deployment
     from fedstill.simulation.flower_engine import bundle
@@ -78,6 +84,8 @@ def coordinator(
     failures = CoordinatorError, FlowerError, JournalError, ServerError, SQLAlchemyError
     with serve(*failures) as stop:
         host, port = address(listen, "--listen")
+        if metrics:
+            address(metrics, "--metrics")
         if inference_listen:
             address(inference_listen, "--inference-listen")
         if insecure == (certs is not None):
@@ -100,4 +108,5 @@ def coordinator(
             every=86_400 * every_days,
         )
         settings = CoordinatorSettings(folder, bundle(), host, port, certs, inference_listen, once)
-        run_coordinator(settings, stop)
+        with metrics_serving(metrics, FleetCollector(folder, certs)) if metrics else nullcontext():
+            run_coordinator(settings, stop)

@@ -22,6 +22,7 @@ FOLLOW_SECONDS = 0.5
 def personalise(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
     devices: Annotated[list[str] | None, typer.Argument(help="Names of devices.")] = None,
+    tag: Annotated[str, typer.Option(help="All devices with this tag; see fedstill certs tag.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="All devices.")] = False,
 ) -> None:
     """Give devices a new student: each one as soon as it is online, while the coordinator runs."""
@@ -31,15 +32,47 @@ def personalise(
     from fedstill.common.errors import ConfigError
 
     with one_line_errors():
-        if bool(devices) == everything:
-            raise ConfigError("name some devices, or give --all" + (", not both" if everything else ""))
+        if [bool(devices), bool(tag), everything].count(True) != 1:
+            raise ConfigError("give one of these: names of devices, --tag, --all")
         plan = plan_of(state)
-        clients = clients_named(plan, devices or ())
+        clients = clients_named(plan, devices or (), tag)
         journal = open_journal(state, plan["journal"])
         journal.visits.ask(clients)
         journal.close()
     noun = "device" if len(clients) == 1 else "devices"
     console.print(f"asked for a new student for {len(clients)} {noun}", highlight=False)
+
+
+@app.command()
+def backup(
+    state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
+    file: Annotated[Path, typer.Argument(help="The tar file to write; an older one is replaced at the end.")],
+) -> None:
+    """Keep a coordinator's folder as one file; the coordinator may run meanwhile."""
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.cloud_server.coordinator.state_backup import back_up
+    from fedstill.cloud_server.journal.fleet_state import plan_of
+
+    with one_line_errors():
+        size = back_up(state, file)
+        elsewhere = plan_of(state)["journal"]
+    console.print(f"{file}: {size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True)
+    if elsewhere and not elsewhere.startswith("sqlite:"):
+        console.print("the journal is in a database of its own: keep that, too", highlight=False)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="From fedstill fleet backup.")],
+    state: Annotated[Path, typer.Option(help="The folder to make; it must be new or empty.")],
+) -> None:
+    """Make a coordinator's folder from a backup. Start its coordinator with the same --certs."""
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.cloud_server.coordinator.state_backup import restore as make
+
+    with one_line_errors():
+        make(file, state)
+    console.print(f"{state}: restored", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EDGE = frozenset({"av", "flwr", "k_means_constrained", "onnxruntime", "scipy", "sklearn", "soundfile"})
+EDGE = frozenset(
+    {"av", "flwr", "k_means_constrained", "onnxruntime", "prometheus_client", "scipy", "sklearn", "soundfile"}
+)
 SERVE = frozenset(
     {
         "alembic",

@@ -15,14 +15,18 @@ import typer
 
 def status(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
+    tag: Annotated[str, typer.Option(help="Only the devices with this tag.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Show every device: whether it is online, its student, the accuracy to expect of it, and what went wrong."""
     from fedstill.cli.shared.console import console, one_line_errors
-    from fedstill.cloud_server.journal.fleet_state import read_fleet
+    from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
 
     with one_line_errors():
         fleet = read_fleet(state)
+        if tag:
+            wanted = clients_named(plan_of(state), (), tag)
+            fleet["devices"] = [row for row in fleet["devices"] if row["client"] in wanted]
     if as_json:
         typer.echo(json.dumps(fleet, indent=1))
         return

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
-from typing import TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, TypeVar
 
 CHUNK = 4  # items that a process takes at a time
 SUSPECTS = 2 * CHUNK  # per process: after a death, so many are tried one by one
@@ -57,25 +57,57 @@ def _until_a_death(
     """Yield results until all are there or a process has died; return how many there were."""
     done = 0
     # Spawned, because a process that has threads (PyTorch's, a progress bar's) must not be forked.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    begun = _Begun()
+    pool = ProcessPoolExecutor(workers, begun)
     try:
         with _interrupts_blocked():
             _check_start(pool)
-            results = pool.map(work, items, chunksize=chunk)
+            results = _submitted(pool, work, items, chunk)
         for result in results:
             yield result
             done += 1
     except BrokenProcessPool:
-        pass
+        begun.kill()
     finally:
         pool.shutdown(cancel_futures=True)
     return done
 
 
+def _submitted(
+    pool: ProcessPoolExecutor, work: Callable[[T], R], items: Sequence[T], chunk: int
+) -> Iterator[R]:
+    try:
+        return pool.map(work, items, chunksize=chunk)
+    except OSError as error:  # of a process that starts while the pool ends because of another's death
+        raise BrokenProcessPool(str(error)) from error
+
+
+class _Begun(SpawnContext):
+    """Spawns processes and knows them.
+
+    A pool ends its processes when one of them dies, but not the one that it is starting at that moment, and then waits
+    for that one for ever (CPython 3.11).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._processes: list[SpawnProcess] = []
+
+    def Process(self, *arguments: Any, **named: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        process = SpawnProcess(*arguments, **named)
+        self._processes.append(process)
+        return process
+
+    def kill(self) -> None:
+        for process in self._processes:
+            if process.pid is not None:  # it has started
+                process.kill()
+
+
 def _check_start(pool: ProcessPoolExecutor) -> None:
     try:
         pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, OSError) as error:
         raise NoProcess("no worker process can be started: run again with one worker") from error
 
 

@@ -75,6 +75,8 @@ class IssuedNode:
     """In OpenSSH format, as ``flwr supernode register`` takes it."""
     token_expiry: int
     revoked: bool = False
+    tags: tuple[str, ...] = ()
+    """By which an operator names several at once."""
 
 
 @dataclass(frozen=True)
@@ -202,15 +204,22 @@ def list_nodes(directory: Path) -> tuple[IssuedNode, ...]:
         raise CredentialError(f"{path}: {error}") from error
 
 
-def issue_node(directory: Path, name: str, client: int | None = None, days: int = TOKEN_DAYS) -> IssuedNode:
+def issue_node(
+    directory: Path,
+    name: str,
+    client: int | None = None,
+    days: int = TOKEN_DAYS,
+    tags: Sequence[str] = (),
+) -> IssuedNode:
     """Make the bundle ``directory/nodes/NAME`` and enter the node in the register.
 
     Client numbers are handed out in order; a chosen one must not belong to a node that is not revoked.
 
     Raises:
-        CredentialError: the name or the client number is taken, or the name is invalid.
+        CredentialError: the name or the client number is taken, or the name or a tag is invalid.
     """
-    check_name(name)
+    for one in (name, *tags):
+        check_name(one)
     with _locked(_existing(directory)):
         nodes = list_nodes(directory)
         if any(node.name == name for node in nodes):
@@ -222,7 +231,9 @@ def issue_node(directory: Path, name: str, client: int | None = None, days: int 
             raise CredentialError(f"client {client} is {holder}; choose another, or revoke {holder} first")
         key = ec.generate_private_key(ec.SECP384R1())
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
-        node = IssuedNode(name, client, fingerprint(key.public_key()), f"{public} {name}", _expiry(days))
+        node = IssuedNode(
+            name, client, fingerprint(key.public_key()), f"{public} {name}", _expiry(days), tags=_unique(tags)
+        )
         folder = directory / NODES_FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted issue: not in the register
         folder.mkdir(parents=True, mode=0o700)
@@ -238,6 +249,24 @@ def issue_node(directory: Path, name: str, client: int | None = None, days: int 
         _write_token(directory, node)
         _write_register(directory, (*nodes, node))  # last: a node in the register is complete
     return node
+
+
+def tag_node(directory: Path, name: str, tags: Sequence[str]) -> IssuedNode:
+    """Give a node these tags instead of those that it has. A running coordinator sees it.
+
+    Raises:
+        CredentialError: no such node, or a tag is invalid.
+    """
+    for tag in tags:
+        check_name(tag)
+    with _locked(_existing(directory)):
+        node = replace(_find(directory, name), tags=_unique(tags))
+        _update(directory, node)
+    return node
+
+
+def _unique(tags: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(tags)))
 
 
 def renew_token(directory: Path, name: str, days: int = TOKEN_DAYS) -> IssuedNode:

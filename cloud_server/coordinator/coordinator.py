@@ -173,14 +173,15 @@ class _Run:
             self._warn((str(error),))
         nodes = list_nodes(self.settings.authority)  # a revocation counts whatever else is wrong
         self.link.synchronise(nodes)
-        names = {node.client: node.name for node in nodes}
-        clients = max(names, default=-1) + 1
-        devices = tuple(names.get(client, "") for client in range(clients))
+        known = {node.client: node for node in nodes}
+        clients = max(known, default=-1) + 1
+        devices = tuple(known[client].name if client in known else "" for client in range(clients))
+        tags = tuple(known[client].tags if client in known else () for client in range(clients))
         plan = read_plan(self.settings.state)
-        if plan.devices == devices or (self.run_id is not None and not plan.service):
+        if (plan.devices, plan.tags) == (devices, tags) or (self.run_id is not None and not plan.service):
             return False  # a study is finished with the devices that it began with
-        write_plan(replace(plan, clients=clients, devices=devices))
-        return True
+        write_plan(replace(plan, clients=clients, devices=devices, tags=tags))
+        return plan.devices != devices
 
     def _warn(self, warnings: tuple[str, ...]) -> None:
         """Each once a day: keys that others may read, and what expires soon."""

@@ -46,6 +46,7 @@ class RunPlan:
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
         devices: the registered name of each client's device if nodes are authenticated, else empty.
+        tags: of each client's device, by which an operator names several at once.
         teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download,
             and devices cannot run one with pretrained encoders.
         lean: clients that get the arms of ``lean_arms`` only, and these for the first seed only.
@@ -82,6 +83,7 @@ class RunPlan:
     reply_timeout: float = 300.0
     join_timeout: float = 120.0
     devices: tuple[str, ...] = ()
+    tags: tuple[tuple[str, ...], ...] = ()
     journal: str = ""
     teacher_reference: bool = True
     lean: tuple[int, ...] = ()

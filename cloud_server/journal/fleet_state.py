@@ -48,9 +48,9 @@ def read_fleet(state: Path) -> dict[str, Any]:
 
     A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
     ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link`` (``online``, ``late``,
-    ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it); of the newest visit
-    ``visit``, ``doing`` in words and ``next_attempt``; ``bad_clips``, how many clips the device left out when it was
-    last asked, by kind of fault (``datasets/files/faults.py``).
+    ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it); its ``tags``; of the
+    newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``bad_clips``, how many clips the device left out
+    when it was last asked, by kind of fault (``datasets/files/faults.py``).
 
     Raises:
         ConfigError: no coordinator's folder.
@@ -70,6 +70,7 @@ def read_fleet(state: Path) -> dict[str, Any]:
         row |= _newest(places.get(client), records.get(client))
         visit = visits.get(client)
         row["link"] = "revoked" if plan["devices"] and not name else _link(row["state"], running)
+        row["tags"] = dict(enumerate(plan.get("tags", ()))).get(client, [])
         row["visit"] = asdict(visit) if visit else None
         row["doing"] = _doing(visit, running)
         row["next_attempt"] = visit.next_attempt(plan.get("pause_scale", 1.0)) if visit else None
@@ -97,8 +98,18 @@ def plan_of(state: Path) -> dict[str, Any]:
     return plan
 
 
-def clients_named(plan: Mapping[str, Any], names: Sequence[str]) -> list[int]:
-    """The clients of these devices; of all of them if no name is given. Raises ConfigError for an unknown one."""
+def clients_named(plan: Mapping[str, Any], names: Sequence[str], tag: str = "") -> list[int]:
+    """The clients of these devices, or of those with the tag; of all of them if neither is given.
+
+    Raises:
+        ConfigError: there is no such device, or none with the tag.
+    """
+    if tag:
+        tagged = [client for client, tags in enumerate(plan.get("tags", ())) if tag in tags]
+        if not tagged:
+            tags = sorted({one for tags in plan.get("tags", ()) for one in tags})
+            raise ConfigError(f"--tag {tag}: no device has it; known: {', '.join(tags) or 'none'}")
+        return tagged
     known = {name: client for client, name in enumerate(plan["devices"]) if name}
     if not plan["devices"]:  # without credentials they have numbers only
         known = {str(client): client for client in range(plan["clients"])}

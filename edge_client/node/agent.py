@@ -48,12 +48,12 @@ def run_agent(
     settings: AgentSettings,
     tasks: Sequence[Task],
     stop: threading.Event,
-    healthy: Callable[[bool], None] = lambda _: None,
+    listeners: Sequence[Callable[[bool], None]] = (),
 ) -> None:
     """Until ``stop`` is set.
 
     Args:
-        healthy: told once a second whether the node is in the fleet.
+        listeners: told once a second whether the node is in the fleet.
 
     Raises:
         FolderInUse: another agent uses this state folder.
@@ -86,7 +86,8 @@ def run_agent(
                 if not (settings.state / LOCK_FILE).exists():
                     raise DeviceError(f"{settings.state}: this folder was deleted: start the agent again")
                 node.reconcile()
-                healthy(node.settled)
+                for tell in listeners:
+                    tell(node.settled)
                 news.look()
                 stop.wait(TEND_SECONDS)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,9 @@ from helpers.bad_files import add_bad_clips, write_good_clips
 from helpers.fleet import Fleet, Service
 from helpers.runs import TINY
 
-from fedstill.cloud_server.auth.authority import issue_node, revoke_node
+from fedstill.cloud_server.auth.authority import issue_node, revoke_node, tag_node
 from fedstill.cloud_server.journal.fleet_state import read_fleet
-from fedstill.common.flower_cli import tool
+from fedstill.common.flower_cli import free_port, tool
 from fedstill.edge_client.folder import EXPORT_FOLDER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -36,7 +37,10 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
     bad = add_bad_clips(own_files)
     devices[1] = own_files
     with Fleet(tmp_path, experiment, devices, SET, devices[0].parent / EXPORT_FOLDER) as fleet:
-        coordinator, first = fleet.coordinator(once=False), fleet.agent(0)
+        tag_node(fleet.certs, fleet.name(0), ["hall"])
+        port = free_port()
+        coordinator = fleet.coordinator("--metrics", f"127.0.0.1:{port}", once=False)
+        first = fleet.agent(0)
         is_served(fleet, 0, 0, "new device")
         assert row(fleet, 1)["link"] == "never online"
 
@@ -55,9 +59,13 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
         second = replacement(fleet)
         is_served(fleet, 1, 1, "device replaced")
 
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+        assert 'fedstill_device_served{device="device-0"} 1.0' in page
+        command("fleet", "backup", "--state", str(fleet.state), str(tmp_path / "fleet.tar"))
+
         coordinator.kill()
         coordinator.start()
-        asked = command("fleet", "personalise", "device-0", "--state", str(fleet.state))
+        asked = command("fleet", "personalise", "--tag", "hall", "--state", str(fleet.state))
         assert asked == "asked for a new student for 1 device\n"
         is_served(fleet, 0, 2, "asked for")
         fleet.wait_for(lambda: row(fleet, 1)["link"] == "online", "the other device is there again")
@@ -69,6 +77,9 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
         for agent in (first, second):
             assert agent.terminate() == 0, agent.said()
         assert "Traceback" not in "".join(service.said() for service in fleet.services)
+        command("fleet", "restore", str(tmp_path / "fleet.tar"), "--state", str(tmp_path / "again"))
+        kept = read_fleet(tmp_path / "again")["devices"]
+        assert [one["visit"]["cause"] for one in kept] == ["lost its student", "device replaced"]
         told = command("fleet", "events", "--state", str(fleet.state))
     for line in ("device-0 is being personalised (new device)", "device-1b uses its new student"):
         assert line in told

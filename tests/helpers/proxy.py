@@ -73,9 +73,9 @@ def upstream() -> Iterator[Upstream]:
                 self.rfile.readline()
                 return size
             left = size = int(self.headers.get("content-length", 0))
-            while left:
-                left -= len(self.rfile.read(min(left, 2**16)))
-            return size
+            while left and (piece := self.rfile.read(min(left, 2**16))):
+                left -= len(piece)
+            return size - left
 
         def log_message(self, format: str, *args: object) -> None:
             return

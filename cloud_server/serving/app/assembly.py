@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from fedstill.cloud_server.auth.authenticator import Authenticator
@@ -13,13 +12,13 @@ from fedstill.cloud_server.serving.app.served_models import ServedModels
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.serving_server import ListenAddress, ServingServer
 from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
 from fedstill.cloud_server.serving.server.web import make_app
 
 DECISIONS_FILE = "decisions.jsonl"
-PREPARING_THREADS = 2
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def assembled(plan: ServePlan, authority: Authority | None, models: ServedModels
     """The server around ``models``, not started; leaving closes what it writes and reads."""
     metrics = ServingMetrics(plan.policy)
     decisions = DecisionLog(plan.folder / DECISIONS_FILE)
-    with ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="images") as preparing:
+    with ImageWorkers() as preparing:
         policy = make_policy(plan.policy, models.profile)
         dispatcher = Dispatcher(policy, models.infer, preparing, (metrics, decisions), plan.waiting)
         tasks = models.tasks(dispatcher)

@@ -18,7 +18,7 @@ from fedstill.cloud_server.serving.policies.batching import (
 )
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
-from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
+from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query
 
 
 class BatchingPolicy(Policy):
@@ -37,9 +37,8 @@ class BatchingPolicy(Policy):
     def allocate(self, batches: Sequence[FormingBatch], now: float) -> Sequence[Schedule | None]:
         """A schedule per batch, sorted by deadline; None defers the batch."""
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def enqueue(self, query: Query, now: float) -> None:
         add_query(self._batches, query, now, self.fastest(now), self.batching)
-        return None
 
     def dispatch(self, now: float) -> Decision:
         evicted = drop_hopeless(self._batches, now, self.fastest(now))

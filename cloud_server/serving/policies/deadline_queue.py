@@ -6,7 +6,7 @@ from bisect import insort
 
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.cloud_server.serving.scheduling.queries import Query, Rejection
+from fedstill.cloud_server.serving.scheduling.queries import Query
 
 
 class DeadlineQueuePolicy(Policy):
@@ -16,9 +16,8 @@ class DeadlineQueuePolicy(Policy):
         super().__init__(profile)
         self._waiting: list[tuple[float, int, Query]] = []
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def enqueue(self, query: Query, now: float) -> None:
         insort(self._waiting, (query.deadline, query.identifier, query))
-        return None
 
     def withdraw(self, identifier: int) -> Query | None:
         for place, (_, waiting, query) in enumerate(self._waiting):

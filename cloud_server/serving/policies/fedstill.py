@@ -73,13 +73,12 @@ class FedstillPolicy(Policy):
         self._recent: deque[tuple[float, Queue]] = deque()
         self._busy_until = 0.0
         self._running = False
-        self._probing = False  # the query that waits is tried against what is expected
         self._last_batch = -math.inf
         self._pause = FIRST_PAUSE
         self._started = math.inf
         self._objective = 0.0  # mean latency objective of recent queries, seconds
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def admit(self, query: Query, now: float) -> Rejection | None:
         queue = self._queue(query)
         queue.recent += 1
         self._recent.append((now, queue))
@@ -89,11 +88,9 @@ class FedstillPolicy(Policy):
             objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
         )
         alone = not self._running and not self.queued()
-        self._probing = False
-        if alone and now + self.latency.seconds(self._schedules[0], 1) > query.deadline:
-            self._probing = now < query.deadline and now - self._last_batch >= self._pause
-            if not self._probing:
-                return Rejection("too_late", 0.0)
+        expected = now + self.latency.seconds(self._schedules[0], 1)
+        if alone and expected > query.deadline and (now >= query.deadline or not self._may_try(now)):
+            return Rejection("too_late", 0.0)
         if not alone:
             if (
                 max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1)
@@ -102,8 +99,10 @@ class FedstillPolicy(Policy):
                 return Rejection("too_late", 0.0)
             if self.price and self._asks_too_much(query):
                 return Rejection("overload", self._objective)
-        queue.add(query)
         return None
+
+    def enqueue(self, query: Query, now: float) -> None:
+        self._queue(query).add(query)
 
     def dispatch(self, now: float) -> Decision:
         evicted = self._drop_expired(now)
@@ -111,7 +110,9 @@ class FedstillPolicy(Policy):
         choice = self._choose(self._form(self.price, now), now, self.price)
         if choice is None:  # nothing pays the price, but an idle engine earns even less
             choice = self._choose(self._form(0.0, now), now, 0.0)
-        if choice is None and self.queued() == 1 and (lone := self._form(0.0, now)):
+        if choice is None and (self.queued() == 1 or self._may_try(now)) and (lone := self._form(0.0, now)):
+            while lone[0].size > 1:
+                lone[0].drop_most_urgent()
             choice = lone[0], self._schedules[0]
         if choice is None:
             return Decision(None, evicted)
@@ -159,15 +160,21 @@ class FedstillPolicy(Policy):
 
     def _drop_expired(self, now: float) -> tuple[Query, ...]:
         """Queries that even a batch of one at the fastest schedule would answer late."""
-        last_chance = now + self._seconds_alone()
+        last_chance = now + self._seconds_alone(now)
         return tuple(query for queue in self._queues.values() for query in queue.drop_before(last_chance))
 
-    def _seconds_alone(self) -> float:
+    def _may_try(self, now: float) -> bool:
+        """Whether an idle engine may try a query against what is expected: nothing else would teach it otherwise."""
+        return not self._running and now - self._last_batch >= self._pause
+
+    def _seconds_alone(self, now: float) -> float:
         """Of a batch of one at the fastest schedule, as deadlines are checked with it. A query that has the engine to
-        itself makes nobody else late: what is expected will do, and of a probe nothing is expected."""
-        if self.queued() != 1:
-            return self.latency.upper_seconds(self._schedules[0], 1)
-        return 0.0 if self._probing else self.latency.seconds(self._schedules[0], 1)
+        itself makes nobody else late: what is expected will do, and of a try nothing is expected."""
+        if self._may_try(now):
+            return 0.0
+        if self.queued() == 1:
+            return self.latency.seconds(self._schedules[0], 1)
+        return self.latency.upper_seconds(self._schedules[0], 1)
 
     def _current_price(self, now: float) -> float:
         """Utility per second of engine time."""
@@ -205,11 +212,11 @@ class FedstillPolicy(Policy):
 
     def _trim(self, batch: CandidateBatch, now: float) -> None:
         """Leave out the fewest, most urgent queries, so that the rest can be answered in time together."""
-        while batch.size and now + self._upper_seconds(batch.size) > batch.deadline():
+        while batch.size and now + self._upper_seconds(batch.size, now) > batch.deadline():
             batch.drop_most_urgent()
 
-    def _upper_seconds(self, size: int) -> float:
-        return self._seconds_alone() if size == 1 else self.latency.upper_seconds(self._schedules[0], size)
+    def _upper_seconds(self, size: int, now: float) -> float:
+        return self._seconds_alone(now) if size == 1 else self.latency.upper_seconds(self._schedules[0], size)
 
     def _choose(
         self, batches: list[CandidateBatch], now: float, price: float

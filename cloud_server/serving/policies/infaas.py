@@ -32,9 +32,9 @@ class InfaasPolicy(BatchingPolicy):
         self._meter = RateMeter(MONITOR_SECONDS)
         self._decided = float("-inf")
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def admit(self, query: Query, now: float) -> Rejection | None:
         self._meter.arrived(now)
-        return super().arrive(query, now)
+        return super().admit(query, now)
 
     def fastest(self, now: float) -> Schedule:
         return self._model

@@ -37,10 +37,10 @@ class OtasPolicy(BatchingPolicy):
         self._meter = RateMeter(RATE_WINDOW)
         self._started: float | None = None
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def admit(self, query: Query, now: float) -> Rejection | None:
         self._started = now if self._started is None else self._started
         self._meter.arrived(now)
-        return super().arrive(query, now)
+        return super().admit(query, now)
 
     def fastest(self, now: float) -> Schedule:
         return self.profile.fastest

@@ -33,9 +33,9 @@ class ProdigyPolicy(BatchingPolicy):
         self.load = 0.0
         """Queries per second between the last two dispatches: while the last batch ran, if the engine was busy."""
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def admit(self, query: Query, now: float) -> Rejection | None:
         self._arrived += 1
-        return super().arrive(query, now)
+        return super().admit(query, now)
 
     def dispatch(self, now: float) -> Decision:
         if self._since is None or now - self._since >= SHORTEST:

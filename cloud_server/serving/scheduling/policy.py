@@ -11,7 +11,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Qu
 class Policy(ABC):
     """Owns the queue and decides what runs next. One engine, one thread: calls never overlap.
 
-    The caller guarantees three things: `now` never falls; an accepted query gets exactly one fate (in a batch or
+    The caller guarantees three things: `now` never falls; a query that waits here gets exactly one fate (in a batch or
     evicted by `dispatch`, or returned by `withdraw`); and `completed` follows every batch before the next `dispatch`.
     """
 
@@ -20,9 +20,20 @@ class Policy(ABC):
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
 
-    @abstractmethod
     def arrive(self, query: Query, now: float) -> Rejection | None:
-        """Queue the query, or return a rejection. Called at once on arrival, also while a batch is running."""
+        """`admit`, and at once `enqueue`: a query whose image needs no preparation."""
+        rejection = self.admit(query, now)
+        if rejection is None:
+            self.enqueue(query, now)
+        return rejection
+
+    def admit(self, query: Query, now: float) -> Rejection | None:
+        """Take note of the query, and reject it or not. Called at once on arrival, also while a batch is running."""
+        return None
+
+    @abstractmethod
+    def enqueue(self, query: Query, now: float) -> None:
+        """The image of an accepted query is ready: from now on it waits here. Also called while a batch is running."""
 
     @abstractmethod
     def dispatch(self, now: float) -> Decision:

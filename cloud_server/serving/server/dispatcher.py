@@ -2,8 +2,9 @@
 
 A request is one or more images of a task; each is a query of the policy, and they are answered together. Requests
 arrive from any thread. The engine's thread asks the policy whenever it is idle, so no query is bound to a batch earlier
-than necessary. Images are prepared for the engine in another thread, and only those that the policy has accepted. There
-is no torch here: the engine is a callable.
+than necessary. Images are prepared for the engine in other threads, and only those that the policy has accepted; a
+request waits in the policy's queue once all its images are ready, so the engine waits for no image. There is no torch
+here: the engine is a callable.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fedstill.cloud_server.serving.engine.predictions import ImageError, Prediction
@@ -53,7 +55,7 @@ class Dispatcher:
     Args:
         policy: whose every call happens under one lock.
         infer: runs a batch; called by the engine's thread only.
-        preparing: the executor that prepares images.
+        preparing: the executor that prepares images; it has threads of its own.
         observers: informed of every event.
         waiting: queries that may wait at once.
         clock: seconds, never falling.
@@ -73,7 +75,8 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._news = False  # something happened since the engine's thread looked last
         self._open: set[Request] = set()
-        self._items: dict[int, _Item] = {}  # of queries that the policy holds
+        self._unready: set[Request] = set()  # some of their images are being prepared
+        self._items: dict[int, _Item] = {}  # of queries that wait: for their images, or in the policy
         self._outbox: list[tuple[Deliver, Outcome]] = []
         self._swaps: list[tuple[Callable[[], Policy], Future[None]]] = []
         self._following = 0
@@ -114,7 +117,12 @@ class Dispatcher:
                 self._reject(request, rejection)
             else:
                 request.images = [self._preparing.submit(prepare) for prepare in images]
+                request.unready = len(images)
+                self._unready.add(request)
+            preparing = tuple(request.images)
             self._wake()  # also after a refusal: the policy may decide otherwise at the next decision
+        for image in preparing:
+            image.add_done_callback(partial(self._prepared, request))
         self._flush()
         return request
 
@@ -179,22 +187,19 @@ class Dispatcher:
             decision = self._policy.dispatch(now)
             decided = time.perf_counter() - began
             batch = decision.batch
-            evicted = self._pop(decision.evicted)
+            for item in self._pop(decision.evicted):
+                self._evict(item.request)
+            for request in [one for one in self._unready if one.deadline <= now]:
+                self._evict(request)
             items = self._pop(() if batch is None else batch.queries)
-            for item in evicted:
-                if not item.request.closed:
-                    self._reject(
-                        item.request,
-                        Rejection("evicted", message="no answer was possible before its deadline"),
-                    )
+            ready = [
+                (item, item.request.images[item.row].result()) for item in items if not item.request.closed
+            ]
             queued = self._policy.queued()
         self._flush()
         if batch is None:
             return False
-        ready = self._ready(items)
-        seconds, results = self._compute(
-            batch, ready, self._clock()
-        )  # without the wait for a client's large images
+        seconds, results = self._compute(batch, ready)
         outcomes = [None] * len(ready) if results is None else results
         with self._changed:
             finished = self._clock()
@@ -249,18 +254,18 @@ class Dispatcher:
             seconds = len(self._items) / profile.fastest.throughput
             return Rejection("full", seconds, f"{len(self._items)} queries wait already")
         for row in range(request.rows):
-            rejection = self._enqueue(request, row, now)
+            rejection = self._admit_row(request, row, now)
             if rejection is not None:
                 return rejection
         return None
 
-    def _enqueue(self, request: Request, row: int, now: float) -> Rejection | None:
+    def _admit_row(self, request: Request, row: int, now: float) -> Rejection | None:
         task = self._policy.profile.task_index(request.task)
         utility = max(request.utility, LEAST_UTILITY)
         query = Query(self._following, task, request.arrival, request.deadline, utility)
         self._following += 1
         try:
-            rejection = self._policy.arrive(query, now)
+            rejection = self._policy.admit(query, now)
         except Exception:
             LOG.exception("event=policy_failed policy=%s", self._policy.name)
             return Rejection("failed", message="the server failed; see its log")
@@ -275,36 +280,44 @@ class Dispatcher:
     def _pop(self, queries: Sequence[Query]) -> list[_Item]:
         return [self._items.pop(query.identifier) for query in queries if query.identifier in self._items]
 
-    def _ready(self, items: Sequence[_Item]) -> list[tuple[_Item, Any]]:
-        """The items whose requests are still open, with their images; a request with a bad image is rejected."""
-        ready = []
-        for item in items:
-            images = item.request.images  # before the look: whoever closes a request takes its images away
-            if item.request.closed:
-                continue
-            try:
-                error = images[
-                    item.row
-                ].exception()  # not raised: a traceback would hold the images of others
-            except CancelledError:
-                continue  # closed while we waited
+    def _prepared(self, request: Request, image: Future[Any]) -> None:
+        """One more image is ready, or cannot be made so; after a request's last one its queries wait in the policy."""
+        with self._changed:
+            if request.closed:
+                return
+            error = image.exception()  # not raised: a traceback would hold the images of others
             if error is None:
-                ready.append((item, images[item.row].result()))
-                continue
-            if isinstance(error, ImageError):
-                rejection = Rejection("bad_image", message=str(error))
+                request.unready -= 1
+                if request.unready == 0:
+                    self._unready.discard(request)
+                    self._enqueue(request)
+            elif isinstance(error, ImageError):
+                self._reject(request, Rejection("bad_image", message=str(error)))
             else:
-                LOG.error("event=prepare_failed task=%s", item.request.task, exc_info=error)
-                rejection = Rejection("failed", message="the server failed; see its log")
-            with self._changed:
-                if not item.request.closed:
-                    self._reject(item.request, rejection)
-        return [(item, image) for item, image in ready if not item.request.closed]
+                LOG.error("event=prepare_failed task=%s", request.task, exc_info=error)
+                self._reject(request, Rejection("failed", message="the server failed; see its log"))
+            self._wake()
+        self._flush()
+
+    def _enqueue(self, request: Request) -> None:
+        now = self._clock()
+        waiting = [self._items[number] for number in request.queries if number in self._items]
+        try:
+            for item in waiting:
+                self._policy.enqueue(item.query, now)
+        except Exception:
+            LOG.exception("event=policy_failed policy=%s", self._policy.name)
+            self._reject(request, Rejection("failed", message="the server failed; see its log"))
+
+    def _evict(self, request: Request) -> None:
+        if not request.closed:
+            self._reject(request, Rejection("evicted", message="no answer was possible before its deadline"))
 
     def _compute(
-        self, batch: Batch, ready: Sequence[tuple[_Item, Any]], started: float
+        self, batch: Batch, ready: Sequence[tuple[_Item, Any]]
     ) -> tuple[float, Sequence[Prediction | Rejection] | None]:
         """Seconds of the engine, and its results; None if there was nothing to run or it failed."""
+        started = self._clock()
         if not ready:
             return self._since(started), None
         try:
@@ -381,18 +394,22 @@ class Dispatcher:
         waiting, self._items = self._items, {}
         for identifier in waiting:
             old.withdraw(identifier)
+        moved = dict.fromkeys(item.request for item in waiting.values())
         for item in waiting.values():
             request = item.request
             if request.closed:
                 continue
             known = request.task in policy.profile.tasks
             rejection = (
-                self._enqueue(request, item.row, now)
+                self._admit_row(request, item.row, now)
                 if known
                 else _unknown(request.task, policy.profile.tasks)
             )
             if rejection is not None:
                 self._reject(request, rejection)
+        for request in moved:
+            if not request.closed and not request.unready:
+                self._enqueue(request)
 
     def _reject_all(self, rejection: Rejection) -> None:
         for request in tuple(self._open):
@@ -411,6 +428,7 @@ class Dispatcher:
         """Remove the remaining queries of a request from the queue; the caller has its one answer."""
         request.closed = True
         self._open.discard(request)
+        self._unready.discard(request)
         for identifier in request.queries:
             if self._items.pop(identifier, None) is not None:
                 self._withdraw(identifier)

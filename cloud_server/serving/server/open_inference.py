@@ -176,18 +176,19 @@ def _encoded(
     files = list(tensor.contents.bytes_contents) if raw is None else _elements(raw)
     if len(files) != shape[0]:
         raise bad("inputs['encoded']", f"holds {len(files)} elements, its shape says {shape[0]}")
-    pixels = 0
+    images = []
     for place, content in enumerate(files):
         try:
-            pixels += request_images.check_header(content)
+            images.append(request_images.encoded(content, size))
         except ImageError as error:
             raise bad("inputs['encoded']", f"image {place}: {error}") from None
+    pixels = sum(image.pixels for image in images)
     if pixels > request_images.MOST_PIXELS:
         raise bad(
             "inputs['encoded']",
             f"{pixels} pixels in all, more than {request_images.MOST_PIXELS}: send smaller images, or fewer at a time",
         )
-    return tuple(request_images.encoded(content, size) for content in files)
+    return tuple(images)
 
 
 def _array(raw: bytes | None, values: Sequence[Any], dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -34,14 +35,24 @@ def pixels(values: npt.NDArray[np.uint8], size: int) -> Callable[[], Tensor]:
     return lambda: image_tensor(values, size)
 
 
-def encoded(content: bytes, size: int) -> Callable[[], Tensor]:
-    """JPEG or PNG; calling the result raises ImageError for anything else."""
-    return lambda: image_tensor(_decode(content), size)
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """JPEG or PNG of so many pixels; calling it raises ImageError for anything else."""
+
+    content: bytes
+    size: int
+    pixels: int
+
+    def __call__(self) -> Tensor:
+        return image_tensor(_decode(self.content), self.size)
 
 
-def check_header(content: bytes) -> int:
-    """Refuse at once anything that is not a JPEG or PNG, or too large; decoding comes later. Returns the number of its
-    pixels. Raises ImageError."""
+def encoded(content: bytes, size: int) -> EncodedImage:
+    """Refuses at once anything that is not a JPEG or PNG, or too large; decoding comes later. Raises ImageError."""
+    return EncodedImage(content, size, _count_pixels(content))
+
+
+def _count_pixels(content: bytes) -> int:
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             width, height = image.size

@@ -47,6 +47,8 @@ class Request:
     deliver: Deliver
     rows: int
     images: list[Future[Any]] = field(default_factory=list)
+    unready: int = 0
+    """How many of them are still being prepared."""
     queries: list[int] = field(default_factory=list)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     schedules: dict[int, str] = field(default_factory=dict)

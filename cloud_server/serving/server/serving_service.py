@@ -212,10 +212,9 @@ class ServingService:
             for name, largest in limits.items()
         )
         try:
-            request_images.check_header(request.image)
+            image = request_images.encoded(request.image, self._size)
         except ImageError as error:
             raise protocol.bad("image", str(error)) from None
-        image = request_images.encoded(request.image, self._size)
         served = await self._ask(request.task, [image], latency_ms, utility)
         return own.MakeQueryResponse(
             label=served.predictions[0].label,

@@ -29,6 +29,7 @@ from fedstill.cloud_server.auth.authority import (
     renew_server,
     renew_token,
     revoke_node,
+    tag_node,
 )
 from fedstill.cloud_server.auth.certificates import CA_DAYS, SERVER_DAYS
 from fedstill.common.credentials import CredentialError, read_node_bundle
@@ -359,3 +360,13 @@ def test_no_changed_token_is_accepted(data: st.DataObject) -> None:
     }[how]
     with pytest.raises(tokens.TokenError):
         tokens.verify(SECRET, changed, 0)
+
+
+def test_tags_are_kept_changed_and_checked(authority: Path) -> None:
+    issue_node(authority, "attic", tags=("old", "top", "old"))
+    assert list_nodes(authority)[-1].tags == ("old", "top")
+    assert tag_node(authority, "attic", ("new",)).tags == list_nodes(authority)[-1].tags == ("new",)
+    with pytest.raises(CredentialError):
+        tag_node(authority, "attic", ("not a name",))
+    with pytest.raises(CredentialError):
+        tag_node(authority, "nobody", ("new",))

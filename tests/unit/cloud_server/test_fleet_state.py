@@ -71,6 +71,20 @@ def test_it_adds_up_and_a_changed_state_begins_anew(fleet: Fleet) -> None:
     ]  # fmt: skip
 
 
+def test_a_tag_names_several_devices(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    Journal(f"sqlite:///{tmp_path / 'journal.db'}").close()
+    plan = plan_of(tmp_path) | {"tags": [["ground-floor", "old"], ["ground-floor"], []]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert clients_named(plan, (), "ground-floor") == [0, 1]
+    assert clients_named(plan, (), "old") == [0]
+    with pytest.raises(ConfigError, match="no device has it; known: ground-floor, old"):
+        clients_named(plan, (), "attic")
+    assert read_fleet(tmp_path)["devices"][0]["tags"] == ["ground-floor", "old"]
+    shown = CliRunner().invoke(app, ["status", "--state", str(tmp_path), "--tag", "old", "--json"])
+    assert [row["name"] for row in json.loads(shown.stdout)["devices"]] == ["hall"]
+
+
 def test_a_link_is_known_only_while_a_coordinator_looks_after_it(fleet: Fleet) -> None:
     fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
     assert [row["link"] for row in read_fleet(fleet.state)["devices"]] == [

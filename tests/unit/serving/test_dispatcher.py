@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,16 +39,29 @@ def made_profile(tasks: tuple[str, ...] = ("cats", "dogs"), largest: int = 4) ->
     return Profile("made", "by hand", tasks, schedules)
 
 
-class Inline(Executor):
-    """Runs what it is given at once."""
+class Preparing(Executor):
+    """Runs what it is given at once, or when a test says so."""
+
+    def __init__(self) -> None:
+        self.holding = False
+        self.held: list[tuple[Future[object], Callable[[], object]]] = []
 
     def submit(self, call, /, *arguments, **options):  # type: ignore[override]
         done: Future[object] = Future()
-        try:
-            done.set_result(call(*arguments, **options))
-        except Exception as error:
-            done.set_exception(error)
+        self.held.append((done, partial(call, *arguments, **options)))
+        if not self.holding:
+            self.finish(1)
         return done
+
+    def finish(self, count: int) -> None:
+        """The ``count`` that it was given last."""
+        for _ in range(min(count, len(self.held))):
+            done, call = self.held.pop()
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(call())
+                except Exception as error:
+                    done.set_exception(error)
 
 
 @dataclass
@@ -84,10 +98,11 @@ class World:
         self.requests: dict[int, Request] = {}
         self.watcher = Watcher()
         self.during: Callable[[], None] = lambda: None
+        self.preparing = Preparing()
         self.dispatcher = Dispatcher(
             policy or FedstillPolicy(made_profile()),
             self.infer,
-            Inline(),
+            self.preparing,
             (self.watcher,),
             waiting,
             lambda: self.now,
@@ -147,14 +162,18 @@ class Choosy(Policy):
 
     def __init__(self, room: int, profile: Profile | None = None) -> None:
         super().__init__(profile or made_profile())
-        self.room, self.waiting = room, dict[int, Query]()
+        self.room, self.waiting, self.coming = room, dict[int, Query](), set[int]()
         self.learnt: list[int] = []
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
-        if len(self.waiting) == self.room:
+    def admit(self, query: Query, now: float) -> Rejection | None:
+        if len(self.waiting) + len(self.coming) == self.room:
             return Rejection("overload", 0.25)
-        self.waiting[query.identifier] = query
+        self.coming.add(query.identifier)
         return None
+
+    def enqueue(self, query: Query, now: float) -> None:
+        self.coming.remove(query.identifier)
+        self.waiting[query.identifier] = query
 
     def dispatch(self, now: float) -> Decision:
         if not self.waiting:
@@ -164,6 +183,7 @@ class Choosy(Policy):
         return Decision(Batch((query,), schedule, schedule.seconds(1)))
 
     def withdraw(self, identifier: int) -> Query | None:
+        self.coming.discard(identifier)
         return self.waiting.pop(identifier, None)
 
     def queued(self) -> int:
@@ -194,28 +214,49 @@ def test_a_request_is_answered_with_how_it_came_about() -> None:
     assert batch.predicted_seconds == pytest.approx(batch.seconds)
 
 
-def test_slow_images_of_one_client_are_not_taken_for_a_slow_engine() -> None:
+def test_slow_images_of_one_client_hold_up_nobody_else() -> None:
     world = World()
+    world.preparing.holding = True
+    slow, _ = world.ask("large", "huge", latency=10)
+    world.preparing.holding = False
+    fast, _ = world.ask("small", latency=10)
+    world.dispatcher.step()
+    assert isinstance(world.outcome(fast), Response)
+    world.now += 0.5
+    world.preparing.finish(1)
+    assert not world.dispatcher.step()  # its images are answered together
+    world.preparing.finish(1)
+    world.run()
+    assert isinstance(world.outcome(slow), Response)
+    assert world.seen == [["small"], ["large", "huge"]]
+    for batch in world.watcher.batches:
+        assert batch.seconds == pytest.approx(batch.predicted_seconds)  # nor are they taken for a slow engine
 
-    class Slow(Future[object]):
-        """Decoded while the engine waits for it."""
 
-        def exception(self, timeout: float | None = None) -> BaseException | None:
-            world.now += 0.5
-            return None
+def test_images_that_come_too_late_are_not_waited_for() -> None:
+    world = World()
+    world.preparing.holding = True
+    number, ticket = world.ask("huge", latency=0.2)
+    world.now += 0.3
+    assert not world.dispatcher.step()
+    assert refused(world.outcome(number)) == "evicted"
+    assert not ticket.images
+    world.preparing.finish(1)
+    world.run()
+    assert len(world.outcomes[number]) == 1
+    assert world.seen == []
 
-    class Decoding(Executor):
-        def submit(self, call, /, *arguments, **options):  # type: ignore[no-untyped-def,override]
-            done = Slow()
-            done.set_result(call(*arguments, **options))
-            return done
 
-    world.dispatcher._preparing = Decoding()
-    number, _ = world.ask("a", latency=10)
+def test_a_swap_takes_along_who_waits_for_images() -> None:
+    world = World()
+    world.preparing.holding = True
+    number, _ = world.ask("huge", latency=5)
+    world.dispatcher.swap(lambda: FedstillPolicy(made_profile()))
+    world.dispatcher.step()
+    assert world.dispatcher.policy.queued() == 0
+    world.preparing.finish(1)
     world.run()
     assert isinstance(world.outcome(number), Response)
-    (batch,) = world.watcher.batches
-    assert batch.seconds == pytest.approx(batch.predicted_seconds)
 
 
 def test_images_of_a_request_share_no_batch_but_one_answer() -> None:
@@ -271,7 +312,8 @@ def test_a_closed_request_holds_no_image() -> None:
     """Its ticket may live on for long: in an exception, in a traceback."""
     world = World()
     tickets = [world.ask("answered")[1], world.ask("damaged")[1], world.ask("gone", "gone too")[1]]
-    assert all(ticket.images for ticket in tickets)
+    assert tickets[0].images
+    assert tickets[2].images
     world.dispatcher.cancel(tickets[2])
     world.run()
     assert all(ticket.closed and not ticket.images for ticket in tickets)
@@ -291,11 +333,6 @@ def test_all_clients_of_a_batch_leave_before_it_runs() -> None:
     policy = FedstillPolicy(made_profile())
     world = World(policy)
     gone, ticket = world.ask("gone")
-    prepare = ticket.images[0]
-    assert prepare.done()
-    slow: Future[object] = Future()  # still being decoded when the decision is made
-    ticket.images[0] = slow
-    slow.cancel()
     ticket.closed = True
     world.dispatcher.step()
     assert world.seen == []
@@ -523,6 +560,9 @@ def test_the_first_query_after_an_overload_is_welcome() -> None:
     assert isinstance(world.outcome(number), Response)
 
 
+ACTIONS = ("ask", "ask", "ask", "step", "step", "cancel", "wait", "swap", "hold", "finish", "finish")
+
+
 @pytest.mark.parametrize("name", LIVE)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -530,7 +570,7 @@ def test_every_request_gets_exactly_one_answer(name: str, data: st.DataObject) -
     world = World(make_policy(name, made_profile()), waiting=12)
     cancelled = set()
     for _ in range(data.draw(st.integers(1, 40))):
-        match data.draw(st.sampled_from(("ask", "ask", "ask", "step", "step", "cancel", "wait", "swap"))):
+        match data.draw(st.sampled_from(ACTIONS)):
             case "ask":
                 images = data.draw(st.lists(st.sampled_from(("x", "nan", "damaged")), min_size=1, max_size=6))
                 world.ask(
@@ -547,10 +587,15 @@ def test_every_request_gets_exactly_one_answer(name: str, data: st.DataObject) -
                 world.dispatcher.cancel(world.requests[number])
             case "wait":
                 world.now += data.draw(st.sampled_from((0.001, 0.05, 1.0)))
+            case "hold":
+                world.preparing.holding = not world.preparing.holding
+            case "finish":
+                world.preparing.finish(2)
             case "swap":
                 tasks = data.draw(st.sampled_from((("cats", "dogs"), ("birds",), ("dogs", "birds"))))
                 world.dispatcher.swap(lambda tasks=tasks: make_policy(name, made_profile(tasks)))
     world.dispatcher.drain()
+    world.preparing.finish(1000)
     world.run()
     assert world.dispatcher.wait_until_idle(0)
     assert world.dispatcher.policy.queued() == 0

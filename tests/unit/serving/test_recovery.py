@@ -36,6 +36,20 @@ class Engine:
         for _ in range(queries):
             self.policy.arrive(made_query(self.number, self.now, objective), self.now)
             self.number += 1
+        return self.run(took)
+
+    def request(self, objective: float, images: int) -> bool:
+        """A request of several images, all of which are accepted or none; whether all are answered in time."""
+        queries = [made_query(self.number + place, self.now, objective) for place in range(images)]
+        self.number += images
+        if any(self.policy.admit(query, self.now) is not None for query in queries):
+            return False
+        for query in queries:
+            self.policy.enqueue(query, self.now)
+        return self.run() == images
+
+    def run(self, took: float | None = None) -> int:
+        """What waits; how many are answered in time."""
         in_time = 0
         while (batch := self.policy.dispatch(self.now).batch) is not None:
             seconds = batch.schedule.seconds(len(batch.queries)) * self.slower if took is None else took
@@ -83,6 +97,20 @@ def test_it_recovers_from_a_profile_of_a_busy_machine(slower: float) -> None:
     objective = 2.5 * slower * ALONE
     engine.answered(60, objective)
     assert engine.answered(20, objective) > 0.95
+
+
+@pytest.mark.parametrize("images", [2, 4, 8])
+@pytest.mark.parametrize("slower", [0.02, 0.2, 1.0, 3.0])
+def test_requests_of_several_images_recover_from_it_too(slower: float, images: int) -> None:
+    policy = FedstillPolicy(made_profile())
+    engine = Engine(policy)
+    engine.slower = slower
+    objective = 2.5 * slower * policy.profile.fastest.seconds(images)
+    in_time = []
+    for _ in range(300):
+        in_time.append(engine.request(objective, images))
+        engine.now += 0.25
+    assert sum(in_time[-50:]) > 45
 
 
 def test_what_can_never_be_answered_in_time_is_tried_ever_less_often() -> None:

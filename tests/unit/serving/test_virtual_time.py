@@ -12,7 +12,7 @@ from fedstill.cloud_server.serving.policies.fixed import FixedPolicy
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
+from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
 from fedstill.cloud_server.serving.scheduling.virtual_time import Outcome, VirtualEngine, as_queries, simulate
 from fedstill.datasets.loads.arrivals import step
@@ -126,10 +126,9 @@ class TwiceServing(Policy):
         self._seen: list[Query] = []
         self._left = 0
 
-    def arrive(self, query: Query, now: float) -> Rejection | None:
+    def enqueue(self, query: Query, now: float) -> None:
         self._seen.append(query)
         self._left += 1
-        return None
 
     def dispatch(self, now: float) -> Decision:
         if not self._left:
