@@ -31,7 +31,7 @@ def status(
         typer.echo(json.dumps(fleet, indent=1))
         return
     devices = fleet["devices"]
-    console.print(_table(devices))
+    _print_table(devices)
     waiting = sum(row["link"] == "never online" for row in devices)
     missing = f"; {waiting} of {len(devices)} devices have never been online" if waiting else ""
     console.print(f"run: {fleet['run']}{missing}", highlight=False, markup=False)
@@ -39,24 +39,39 @@ def status(
         visit = row["visit"]
         if visit and visit["reason"]:
             console.print(f"{_name(row)}: {visit['reason']}", highlight=False, markup=False)
+        if row["bad_clips"]:
+            console.print(f"{_name(row)}: {_bad_clips(row['bad_clips'])}", highlight=False, markup=False)
 
 
-def _table(devices: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+def _print_table(devices: list[dict[str, Any]]) -> None:
+    from fedstill.cli.shared.console import console
+    from fedstill.cli.shared.wide_table import print_rows
 
     members = Counter(
         choice["cohort"] for row in devices if (choice := row["choice"]) and choice.get("cohort")
     )
-    table = Table("device", "link", "for", "student", "expected", "right", "service", "up", "down", box=None)
+    heads = "device", "link", "for", "student", "expected", "right", "service", "up", "down"
+    rows = []
     now = time.time()
     for row in devices:
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         since = "" if row["since"] is None else _span(now - row["since"])
-        table.add_row(
+        cells = (
             _name(row), row["link"], since, _student(row, members), _expected(row["choice"]), accuracy,
             _service(row, now), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]),
         )  # fmt: skip
-    return table
+        rows.append(cells)
+    print_rows(console, heads, rows)
+
+
+def _bad_clips(faults: dict[str, int]) -> str:
+    """How many clips a device leaves out, and why; which they are, only its own log says."""
+    from fedstill.datasets.files.faults import in_words
+
+    count = sum(faults.values())
+    return (
+        f"{count} clip{'' if count == 1 else 's'} left out: {in_words(faults)}; the device's log names them"
+    )
 
 
 def _name(row: dict[str, Any]) -> str:

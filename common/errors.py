@@ -24,7 +24,11 @@ class DataError(UserError):
     """Something is wrong with the user's data; the message is one line and says what to do.
 
     Control characters, which may come from a file's name, are shown as in ``"\\n"``.
+
+    Attributes:
+        fault: of one clip's files: its kind, a key of ``datasets/files/faults.py``; empty if it is of another kind.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, fault: str = "") -> None:
         super().__init__(_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), message))
+        self.fault = fault

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.capture_card import CARD_BYTES, CARD_VERSION
+from fedstill.datasets.files.faults import FAULTS
 from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
@@ -293,6 +295,7 @@ class EvaluationResult:
     Attributes:
         seconds: wall time of inference over the test clips.
         bytes_per_clip: size of one clip's (compressed) feature payload.
+        bad_clips: how many of the device's clips cannot be used, by kind, such as ``2 empty``; see ``counted``.
     """
 
     job: Job
@@ -300,6 +303,7 @@ class EvaluationResult:
     total: int
     seconds: float
     bytes_per_clip: int
+    bad_clips: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or self.total < 1:
@@ -308,6 +312,7 @@ class EvaluationResult:
             raise WireError(f"seconds: {self.seconds} is impossible")
         if self.bytes_per_clip < 0:
             raise WireError(f"bytes_per_clip: {self.bytes_per_clip} is negative")
+        faults_in(self.bad_clips)
 
 
 @dataclass(frozen=True)
@@ -394,6 +399,7 @@ class InstallResult:
         agreement: share of canary clips on which student and teacher chose the same class.
         reason: empty, or in one line why the student was rolled back.
         current: version of the student that the device uses; empty if it has none.
+        bad_clips: as in ``EvaluationResult``.
     """
 
     job: Job
@@ -401,6 +407,7 @@ class InstallResult:
     agreement: float
     reason: str
     current: str
+    bad_clips: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.agreement <= 1:
@@ -413,6 +420,29 @@ class InstallResult:
             raise WireError("current: needs 64 hexadecimal digits, or none")
         if self.installed and not self.current:
             raise WireError("current: empty, although a student was installed")
+        faults_in(self.bad_clips)
+
+
+def counted(faults: Mapping[str, int]) -> tuple[str, ...]:
+    """How many clips have each kind of fault, as it travels: kinds of a fixed list, so that no file's name can."""
+    return tuple(f"{count} {fault}" for fault, count in faults.items())
+
+
+def faults_in(bad_clips: tuple[str, ...]) -> dict[str, int]:
+    """What ``counted`` has made, by kind. Raises WireError if it is anything else."""
+    found: dict[str, int] = {}
+    for one in bad_clips:
+        count, _, fault = one.partition(" ")
+        if (
+            not re.fullmatch(r"[1-9][0-9]{0,9}", count, re.ASCII)
+            or int(count) > MOST_CLIPS
+            or fault not in FAULTS
+        ):
+            raise WireError("bad_clips: needs a number of clips and a known kind of fault, as in '2 empty'")
+        if fault in found:
+            raise WireError(f"bad_clips: says {fault!r} twice")
+        found[fault] = int(count)
+    return found
 
 
 def is_version(value: object) -> bool:

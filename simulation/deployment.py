@@ -78,7 +78,9 @@ def prepare_deployment(
         if journal not in ("", plan.journal):
             raise ConfigError(f"--journal: {state} has its journal elsewhere; leave the option out")
         open_journal(state, plan.journal).close()
-        write_plan(settings(replace(plan, clients=clients or plan.clients)))
+        if clients:  # without credentials, also if devices had some before
+            plan = replace(plan, clients=clients, devices=())
+        write_plan(settings(plan))
         return
     with_weights = with_checked_encoders(experiment)
     source = open_source(experiment)

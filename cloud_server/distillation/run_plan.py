@@ -99,6 +99,8 @@ class RunPlan:
     def __post_init__(self) -> None:
         if self.teacher_reference and self.teacher.pretrained:
             raise ValueError("teacher_reference: devices cannot run a teacher with pretrained encoders")
+        if self.devices and len(self.devices) < self.clients:
+            raise ValueError(f"devices: {len(self.devices)} names for {self.clients} clients")
 
 
 def write_plan(plan: RunPlan) -> None:

@@ -34,6 +34,7 @@ from fedstill.protos.messages import (
     PrototypeRequest,
     PrototypeUpload,
     StudentGraphs,
+    faults_in,
 )
 
 Request = TypeVar("Request", PrototypeRequest, EvaluationRequest, InstallRequest)
@@ -163,6 +164,8 @@ class DeviceSession:
         if reply.job != request.job:
             raise DeviceFailure("answers another question than it was asked")
         self._spend(action, request.job.round, cost)
+        if isinstance(reply, EvaluationResult | InstallResult):
+            self.journal.see_bad_clips(self.key.client, faults_in(reply.bad_clips))
         return reply
 
     def _spend(self, action: str, outer_epoch: int, cost: WireCost) -> None:

@@ -32,6 +32,7 @@ RECORDS = """SELECT j.client, j.record, c.jobs_done FROM jobs j JOIN (
 VISITS = """SELECT v.* FROM visits v JOIN (
     SELECT client, max(visit) AS newest FROM visits GROUP BY client
 ) l ON l.client = v.client AND l.newest = v.visit"""
+BAD_CLIPS = "SELECT client, faults FROM bad_clips"
 
 Row = dict[str, Any]
 
@@ -48,7 +49,8 @@ def read_fleet(state: Path) -> dict[str, Any]:
     A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
     ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link`` (``online``, ``late``,
     ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it); its ``tags``; of the
-    newest visit ``visit``, ``doing`` in words and ``next_attempt``.
+    newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``bad_clips``, how many clips the device left out
+    when it was last asked, by kind of fault (``datasets/files/faults.py``).
 
     Raises:
         ConfigError: no coordinator's folder.
@@ -59,7 +61,8 @@ def read_fleet(state: Path) -> dict[str, Any]:
         nodes = {row["client"]: row for row in asked(NODES)}
         places = {row["client"]: row for row in asked(PLACES)}
         records = {row["client"]: row for row in asked(RECORDS)}
-        visits = {row["client"]: Visit(**row) for row in _visits(asked)}
+        visits = {row["client"]: Visit(**row) for row in _newer(asked, VISITS)}
+        bad = {row["client"]: _from_json(row["faults"]) for row in _newer(asked, BAD_CLIPS)}
     devices = []
     for client in range(plan["clients"]):
         name = plan["devices"][client] if plan["devices"] else ""
@@ -71,6 +74,7 @@ def read_fleet(state: Path) -> dict[str, Any]:
         row["visit"] = asdict(visit) if visit else None
         row["doing"] = _doing(visit, running)
         row["next_attempt"] = visit.next_attempt(plan.get("pause_scale", 1.0)) if visit else None
+        row["bad_clips"] = bad.get(client, {})
         devices.append(row)
     return {"run": _run(state, running), "clients": plan["clients"], "devices": devices}
 
@@ -80,7 +84,9 @@ def plan_of(state: Path) -> dict[str, Any]:
     path = state / PLAN_FILE
     try:
         plan: dict[str, Any] = json.loads(path.read_text())
-        _ = plan["clients"], plan["devices"], plan["journal"]
+        _ = plan["journal"]
+        if plan["devices"] and len(plan["devices"]) < plan["clients"]:
+            raise ValueError(f"{len(plan['devices'])} names for {plan['clients']} clients")
     except (FileNotFoundError, NotADirectoryError):
         if in_use(state):
             raise ConfigError(f"{state}: its coordinator is starting; ask again in a moment") from None
@@ -149,7 +155,11 @@ def _by_sqlalchemy(url: str) -> Iterator[Asked]:
         with engine.connect() as connection:
 
             def ask(query: str) -> list[Row]:
-                return [dict(row._mapping) for row in connection.execute(text(query))]
+                try:
+                    return [dict(row._mapping) for row in connection.execute(text(query))]
+                except SQLAlchemyError as error:
+                    connection.rollback()  # else no later query is answered
+                    raise RunError(f"journal: {str(error).splitlines()[0]}") from error
 
             yield ask
         engine.dispose()
@@ -157,10 +167,10 @@ def _by_sqlalchemy(url: str) -> Iterator[Asked]:
         raise RunError(f"journal: {str(error).splitlines()[0]}") from error
 
 
-def _visits(asked: Asked) -> list[Row]:
-    """None in a journal that only an older fedstill has opened so far."""
+def _newer(asked: Asked, query: str) -> list[Row]:
+    """The rows of a table that is not in a journal which only an older fedstill has opened so far."""
     try:
-        return asked(VISITS)
+        return asked(query)
     except RunError as error:
         if "no such table" in str(error) or "does not exist" in str(error):  # SQLite, PostgreSQL
             return []
@@ -169,8 +179,7 @@ def _visits(asked: Asked) -> list[Row]:
 
 def _newest(place: Row | None, record: Row | None) -> Row:
     """Of the newest job that has begun, and of the newest one that is finished."""
-    kept = record["record"] if record else {}
-    content = kept if isinstance(kept, dict) else json.loads(kept)
+    content = _from_json(record["record"]) if record else {}
     counts = content["evaluations"][-1] if content.get("evaluations") else None
     return {
         "job": place["job"] if place else "",
@@ -180,6 +189,12 @@ def _newest(place: Row | None, record: Row | None) -> Row:
         "choice": content.get("choice"),
         "jobs_done": record["jobs_done"] if record else 0,
     }
+
+
+def _from_json(value: Any) -> dict[str, Any]:
+    """A JSON column: SQLite has text, PostgreSQL the value."""
+    found: dict[str, Any] = value if isinstance(value, dict) else json.loads(value)
+    return found
 
 
 def _never_seen(client: int, name: str) -> Row:

@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from fedstill.cloud_server.distillation.selection import Selection
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.tables import (
+    BAD_CLIPS,
     FAILURES,
     JOBS,
     NODES,
@@ -234,6 +235,17 @@ class Journal:
                 return
             since = {} if before == state else {"since": now}
             connection.execute(update(NODES).where(NODES.c.client == client).values(**values, **since))
+
+    def see_bad_clips(self, client: int, faults: Mapping[str, int]) -> None:
+        """Record how many clips of a client's device cannot be used now, by kind of fault."""
+        values = {"faults": dict(faults), "told": time.time()}
+        with self._engine.begin() as connection:
+            place = BAD_CLIPS.c.client == client
+            before = connection.execute(select(BAD_CLIPS.c.faults).where(place)).first()
+            if before is None:
+                connection.execute(insert(BAD_CLIPS).values(client=client, **values))
+            elif before.faults != values["faults"]:
+                connection.execute(update(BAD_CLIPS).where(place).values(**values))
 
     def _add_once(self, table: Table, row: Mapping[str, Any]) -> None:
         try:

@@ -63,6 +63,9 @@ VISITS = _table(
     Column("reason", String(1000)), _text("student"), _number("attempts"), _time("started"), Column("ended", Float),
 )  # fmt: skip
 REQUESTS = _table("requests", _number("row", primary_key=True), _number("client"), _time("asked"))
+BAD_CLIPS = _table(
+    "bad_clips", _number("client", primary_key=True, autoincrement=False), Column("faults", JSON), _time("told"),
+)  # fmt: skip
 FAILURES = _table(
     "failures", _text("job", primary_key=True), _number("round", primary_key=True, autoincrement=False),
     Column("record", JSON), _time("at"),

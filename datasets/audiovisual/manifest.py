@@ -30,8 +30,16 @@ from fedstill.datasets.decoding.image_files import (
     spread,
     stack_frames,
 )
+from fedstill.datasets.files.faults import CLASS, DAMAGED, FORM, ROW, UNDECODABLE, BadClip
 from fedstill.datasets.files.file_names import readable
-from fedstill.datasets.files.manifest_files import MediaFile, find_file, find_frames, near_miss, place_in
+from fedstill.datasets.files.manifest_files import (
+    MediaFile,
+    fault_of_path,
+    find_file,
+    find_frames,
+    near_miss,
+    place_in,
+)
 from fedstill.datasets.files.picture_formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
@@ -59,6 +67,10 @@ class ManifestSource:
         frame_count: how many frames ``load`` takes, uniformly spaced in time; fewer are repeated in order.
         name: of the dataset; the name of the CSV's folder by default.
         allow_outside: whether paths may lead out of ``root``.
+        skip_bad: leave bad rows out, into ``bad``, instead of raising; a table without a good one is still refused.
+
+    Attributes:
+        bad: what was left out, with the line number.
 
     Raises:
         DataError: the first bad row, with its line number; ``manifest_problems`` lists all of them.
@@ -73,11 +85,12 @@ class ManifestSource:
         name: str | None = None,
         *,
         allow_outside: bool = False,
+        skip_bad: bool = False,
     ) -> None:
-        self._rows, problems = _read_rows(csv_path, root, class_names, allow_outside)
-        if problems:
-            more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-            raise DataError(problems[0] + more)
+        self._rows, self.bad = _read_rows(csv_path, root, class_names, allow_outside)
+        if self.bad and not (skip_bad and self._rows):
+            more = f" (and {len(self.bad) - 1} more problems)" if len(self.bad) > 1 else ""
+            raise DataError(self.bad[0].reason + more)
         self._frame_count = frame_count
         self.name = name or csv_path.resolve().parent.name
         self.class_names = tuple(map(_composed, class_names or ())) or tuple(
@@ -94,6 +107,11 @@ class ManifestSource:
         """What each clip shows, as the path of its (first) file; the same file may be beside several sounds."""
         return tuple(str(row.frames[0].path) for row in self._rows)
 
+    def files(self, position: int) -> tuple[Path, ...]:
+        """The files on disk that hold clip ``position``."""
+        row = self._rows[position]
+        return tuple(dict.fromkeys(file.archive or file.path for file in (row.audio, *row.frames)))
+
     def load(self, position: int) -> Clip:
         """Decode clip ``position``. Raises DataError naming the file and what to do."""
         return self.load_with_channels(position)[0]
@@ -104,11 +122,13 @@ class ManifestSource:
         Raises as ``load``.
         """
         row, info = self._rows[position], self.index[position]
-        if row.audio.path.suffix.lower() == ".npy":
-            return Clip(info, _load_features(row.audio), _load_frames(row.frames, self._frame_count), 0), None
-        channels, sample_rate = read_channels(row.audio.path, row.audio.read())
-        audio = mixed(channels)
-        frames = _load_frames(row.frames, self._frame_count)
+        channels, sample_rate = None, 0
+        if row.audio.path.suffix.lower() != ".npy":
+            channels, sample_rate = read_channels(row.audio.path, row.audio.read())
+        audio = _load_features(row.audio) if channels is None else mixed(channels)
+        frames = require_visible(row.frames[0].path, _load_frames(row.frames, self._frame_count))
+        if channels is None:
+            return Clip(info, audio, frames, 0), None
         between = partial(_load_frames, row.frames, self._frame_count, len(audio) / sample_rate)
         return Clip(info, audio, frames, sample_rate, between), channels
 
@@ -122,7 +142,7 @@ def manifest_problems(
 ) -> list[str]:
     """All problems of the table, one line each. Media files are checked for existence but not decoded."""
     try:
-        return _read_rows(csv_path, root, class_names, allow_outside)[1]
+        return [row.reason for row in _read_rows(csv_path, root, class_names, allow_outside)[1]]
     except DataError as error:
         return [str(error)]
 
@@ -158,12 +178,12 @@ class _Row:
 
 def _read_rows(
     csv_path: Path, root: Path | None, class_names: Sequence[str] | None, outside: bool
-) -> tuple[tuple[_Row, ...], list[str]]:
-    """The good rows, and one line about each bad one. Raises DataError if the whole table is unusable."""
+) -> tuple[tuple[_Row, ...], tuple[BadClip, ...]]:
+    """The good rows, and the bad ones. Raises DataError if the whole table is unusable."""
     if class_names is not None and len(set(class_names)) < len(class_names):
         raise DataError(f"the class list {', '.join(class_names)} names a class twice: name each once")
     rows: dict[str, _Row] = {}
-    problems: list[str] = []
+    problems: list[BadClip] = []
     names = None if class_names is None else [_composed(name) for name in class_names]
     for line, cells in read_table(csv_path, COLUMNS):
         try:
@@ -172,10 +192,11 @@ def _read_rows(
                 raise DataError(f"clip_id {row.clip_id!r} is used twice: give every clip its own")
             rows[row.clip_id] = row
         except DataError as error:
-            problems.append(f"{csv_path}, line {line}: {error}")
+            name = _composed(cells["clip_id"]) or f"line {line}"
+            problems.append(BadClip(name, error.fault or ROW, f"{csv_path}, line {line}: {error}"))
     if not rows and not problems:
         raise DataError(f"{csv_path}: has no clips: add one row per clip")
-    return tuple(rows.values()), problems
+    return tuple(rows.values()), tuple(problems)
 
 
 def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None, outside: bool) -> _Row:
@@ -192,17 +213,19 @@ def _parse(cells: dict[str, str], root: Path, class_names: Sequence[str] | None,
     if not label and split == "public":
         raise DataError("label is empty: name the class; only private clips may be unlabelled")
     if label and class_names is not None and label not in class_names:
-        raise DataError(f"label {label!r} is not a class: use one of {', '.join(class_names)}")
+        raise DataError(f"label {label!r} is not a class: use one of {', '.join(class_names)}", CLASS)
     audio = find_file(root, cells["audio"], outside=outside)
     if audio is None:
         raise DataError(
-            f"audio {cells['audio']} is not a file below {root}: {_add(root, cells['audio'], 'it')}"
+            f"audio {cells['audio']} is not a file below {root}: {_add(root, cells['audio'], 'it')}",
+            fault_of_path(root, cells["audio"], outside=outside),
         )
     frames = find_frames(root, cells["frames"], outside=outside)
     if not frames:
         raise DataError(
             f"frames {cells['frames']} is neither a file nor a folder with images below {root}: "
-            f"{_add(root, cells['frames'], 'them')}"
+            f"{_add(root, cells['frames'], 'them')}",
+            fault_of_path(root, cells["frames"], outside=outside),
         )
     group = _composed(cells.get("group") or place_in(root, audio.path))
     return _Row(_composed(cells["clip_id"]), split, _composed(cells["speaker"]), label, audio, frames, group)
@@ -228,10 +251,11 @@ def _load_features(file: MediaFile) -> npt.NDArray[np.float32]:
     features = _load_array(file)
     if features.ndim != 2 or features.size == 0 or not np.issubdtype(features.dtype, np.floating):
         raise DataError(
-            f"{file.path}: is {features.dtype} {features.shape}: store floats of shape (features, time)"
+            f"{file.path}: is {features.dtype} {features.shape}: store floats of shape (features, time)",
+            FORM,
         )
     if not np.isfinite(features).all():
-        raise DataError(f"{file.path}: holds NaN or infinity: compute these features again")
+        raise DataError(f"{file.path}: holds NaN or infinity: compute these features again", DAMAGED)
     return features.astype(np.float32)
 
 
@@ -267,7 +291,8 @@ def _frame_array(file: MediaFile, count: int, part: Part) -> Frames:
         frames = np.repeat(frames[..., None], 3, axis=-1)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0 or frames.dtype != np.uint8:
         raise DataError(
-            f"{file.path}: is {frames.dtype} {frames.shape}: store uint8 of shape (time, height, width[, 3])"
+            f"{file.path}: is {frames.dtype} {frames.shape}: store uint8 of shape (time, height, width[, 3])",
+            FORM,
         )
     return frames[spread(count, len(frames), part)]
 
@@ -277,7 +302,9 @@ def _load_array(file: MediaFile) -> npt.NDArray[Any]:
     try:
         array = np.load(BytesIO(content), allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python, so that damage there raises anything
-        raise DataError(f"{file.path}: is no readable .npy array: save it again with numpy.save") from error
+        raise DataError(
+            f"{file.path}: is no readable .npy array: save it again with numpy.save", UNDECODABLE
+        ) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{file.path}: holds several arrays: save one with numpy.save")
     return array

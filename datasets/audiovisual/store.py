@@ -24,11 +24,13 @@ import numpy.typing as npt
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, beginning, profile
-from fedstill.datasets.audiovisual.clip import ClipInfo, ClipSource
+from fedstill.datasets.audiovisual.clip import Clip, ClipInfo, ClipSource
 from fedstill.datasets.audiovisual.clip_tensors import FocusCount, clip_tensors
 from fedstill.datasets.audiovisual.sound_store import SoundStore, SoundWriter, open_sound
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec, spec_values
 from fedstill.datasets.audiovisual.waveform import AudioTransform, Resampler, feature_shape
+from fedstill.datasets.decoding.decoder_errors import decoder_errors
+from fedstill.datasets.files.faults import FORM
 
 LOG = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def build_store(
     *,
     keep_sound: bool = False,
     feature_steps: int | None = None,
+    on_bad: Callable[[int, DataError], None] | None = None,
 ) -> ClipStore:
     """Decode ``positions`` of ``source`` into ``directory``, or reuse an existing store of the same clips.
 
@@ -111,10 +114,12 @@ def build_store(
         keep_sound: keep the waveforms beside the matrices (``sound_store.py``).
         feature_steps: columns of ready feature matrices, which are repeated and cut to it as sound is. By default they
             stay as they are if all have one length, and else get the columns of a spectrogram of ``audio.seconds``.
+        on_bad: called with the position of each clip that cannot be used, and why; it is left out. Without it, the
+            first one is raised.
 
     Raises:
-        DataError: no positions, a clip that cannot be decoded, feature matrices with different numbers of rows, a mix
-            of waveforms and feature matrices, or a ``directory`` that holds something else.
+        DataError: no positions, a clip that cannot be decoded, or none that can, feature matrices with different
+            numbers of rows, a mix of waveforms and feature matrices, or a ``directory`` that holds something else.
     """
     if not len(positions):
         raise DataError(f"no clips of {source.name} are chosen for {directory}: choose at least one")
@@ -130,12 +135,13 @@ def build_store(
     draft.mkdir()
     made = transform or _default_transform()
     try:
+        rest = (draft, progress, made, keep_sound)
         try:
-            _write_arrays(source, positions, audio, frames, draft, progress, made, keep_sound, feature_steps)
+            kept = _write_arrays(source, positions, audio, frames, *rest, feature_steps, on_bad)
         except _LengthsDiffer:
             steps = feature_shape(audio)[1]
-            _write_arrays(source, positions, audio, frames, draft, progress, made, keep_sound, steps)
-        _write_index(draft / "index.csv", info)
+            kept = _write_arrays(source, positions, audio, frames, *rest, steps, on_bad)
+        _write_index(draft / "index.csv", [info[row] for row in kept])
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory)
     finally:
@@ -255,43 +261,79 @@ def _write_arrays(
     transform: AudioTransform,
     keep_sound: bool,
     feature_steps: int | None,
-) -> None:
-    """Raises _LengthsDiffer at the first feature matrix of another length, if ``feature_steps`` is None."""
+    on_bad: Callable[[int, DataError], None] | None,
+) -> list[int]:
+    """Write the draft's arrays; returns which rows of ``positions`` are in them.
+
+    Raises _LengthsDiffer at the first feature matrix of another length, if ``feature_steps`` is None.
+    """
     audio = frames = None
     profiles = _create(draft / PROFILES_FILE, np.float32, (len(positions), CARD_SIZE))
     ready_made, count = False, FocusCount()
+    kept: list[int] = []
     with SoundWriter(draft) if keep_sound else nullcontext() as sound:
         for row, position in enumerate(positions):
-            clip = source.load(position)
-            made = clip_tensors(clip, audio_spec, frame_spec, transform, feature_steps)
-            features, pictures = made.audio, made.frames
-            count.add(made)
-            if audio is None or frames is None:
-                ready_made = clip.sample_rate == 0
-                audio = _create(draft / "audio.npy", np.float32, (len(positions), *features.shape))
-                frames = _create(draft / "frames.npy", np.uint8, (len(positions), *pictures.shape))
-            if ready_made != (clip.sample_rate == 0):
-                raise DataError(
-                    f"clip {clip.info.clip_id}: waveforms and ready feature matrices are mixed: use one kind"
-                )
-            if len(features) != audio.shape[1]:
-                raise DataError(
-                    f"clip {clip.info.clip_id}: has {len(features)} features, the first clip {audio.shape[1]}: "
-                    "give all clips as many"
-                )
-            if features.shape != audio.shape[1:]:
-                raise _LengthsDiffer
-            audio[row], frames[row] = features, pictures
-            waveform = None if ready_made else clip.audio
-            profiles[row] = profile(waveform, clip.sample_rate, audio_spec.sample_rate, pictures)
-            if sound is not None:
-                sound.add(
-                    None if waveform is None else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
-                )
+            try:
+                with (
+                    nullcontext() if on_bad is None else decoder_errors(Path(source.index[position].clip_id))
+                ):
+                    clip = source.load(position)
+                    made = clip_tensors(clip, audio_spec, frame_spec, transform, feature_steps)
+                    waveform = clip.audio if clip.sample_rate else None
+                    recorded = profile(waveform, clip.sample_rate, audio_spec.sample_rate, made.frames)
+                if audio is None or frames is None:
+                    ready_made = clip.sample_rate == 0
+                    audio = _create(draft / "audio.npy", np.float32, (len(positions), *made.audio.shape))
+                    frames = _create(draft / "frames.npy", np.uint8, (len(positions), *made.frames.shape))
+                _require_same_form(clip, ready_made, len(made.audio), audio.shape[1])
+            except DataError as error:
+                if on_bad is None:
+                    raise
+                on_bad(position, error)
+            else:
+                if made.audio.shape != audio.shape[1:]:
+                    raise _LengthsDiffer
+                audio[len(kept)], frames[len(kept)] = made.audio, made.frames
+                profiles[len(kept)] = recorded
+                count.add(made)
+                if sound is not None:
+                    sound.add(
+                        None
+                        if waveform is None
+                        else _at_rate(waveform, clip.sample_rate, audio_spec.sample_rate)
+                    )
+                kept.append(row)
             if progress is not None:
                 progress(row + 1, len(positions))
+    if not kept:
+        raise DataError(f"no clip of {source.name} can be used: see the reason of each")
     for line in count.lines():
         LOG.info('event=focus dataset=%s reason="%s"', source.name, line)
+    if len(kept) < len(positions):
+        for name in ("audio.npy", "frames.npy", PROFILES_FILE):
+            _shorten(draft / name, len(kept))
+    return kept
+
+
+def _require_same_form(clip: Clip, ready_made: bool, rows: int, expected: int) -> None:
+    """Raises DataError if a clip is of another kind than the first, or has more or fewer features."""
+    name = clip.info.clip_id
+    if ready_made != (clip.sample_rate == 0):
+        raise DataError(f"clip {name}: waveforms and ready feature matrices are mixed: use one kind", FORM)
+    if rows != expected:
+        raise DataError(
+            f"clip {name}: has {rows} features, the first clip {expected}: give all clips as many", FORM
+        )
+
+
+def _shorten(path: Path, rows: int) -> None:
+    """Keep the first rows of an array on disk, without loading it."""
+    draft = path.with_suffix(".shorter.npy")
+    whole = np.load(path, mmap_mode="r")
+    short = _create(draft, whole.dtype.type, (rows, *whole.shape[1:]))
+    for row in range(rows):
+        short[row] = whole[row]
+    draft.replace(path)
 
 
 def _at_rate(waveform: npt.NDArray[np.float32], source: int, target: int) -> npt.NDArray[np.float32]:

@@ -26,6 +26,7 @@ from fedstill.datasets.decoding.sound_files import read_sound_file
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
 from fedstill.datasets.decoding.video.display_matrix import upright_pictures
 from fedstill.datasets.decoding.video.timed_sound import place_sound
+from fedstill.datasets.files.faults import NO_PICTURE, NO_SOUND
 
 MOST_PIXELS = 70_000_000
 """Of one frame: 8192 x 8192. A decoder keeps several."""
@@ -64,7 +65,7 @@ def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]
             path if data is None else data
         )
         if channels.shape[-1] == 0:
-            raise MediaError("holds no audio samples")
+            raise MediaError("holds no audio samples", fault=NO_SOUND)
         if not np.isfinite(channels).all():
             raise MediaError("holds NaN or infinite audio samples")
     return channels, sample_rate
@@ -125,7 +126,7 @@ def read_video_frames(
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # it may grow in mid-stream
             pictures = upright_pictures(_on_display(container.decode(stream), middles, timeline), count)
             if not len(pictures):
-                raise MediaError("holds no decodable video frame")
+                raise MediaError("holds no decodable video frame", fault=NO_PICTURE)
             return pictures
 
 

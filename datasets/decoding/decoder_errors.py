@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.files.faults import MISSING, fault_of
 from fedstill.datasets.files.file_names import REPLACE
 
 _OPEN_FILE = re.compile(r"(Error opening )?<_io\.\w+ [^>]*>:?\s*")
@@ -26,15 +27,16 @@ def decoder_errors(path: Path, what: str = "file") -> Iterator[None]:
     except DataError:
         raise
     except MediaError as error:
-        raise DataError(f"{path}: {error}: {error.remedy or REPLACE}") from error
+        raise DataError(f"{path}: {error}: {error.remedy or REPLACE}", error.fault) from error
     except Exception as error:
-        raise DataError(f"{path}: cannot decode this {what} ({_reason(error)}): {REPLACE}") from error
+        reason = f"{path}: cannot decode this {what} ({_reason(error)}): {REPLACE}"
+        raise DataError(reason, fault_of(error)) from error
 
 
 def check_exists(path: Path, data: bytes | None) -> None:
     """Raises DataError if there is neither a file nor its bytes."""
     if data is None and not path.exists():
-        raise DataError(f"{path}: no such file: check the path, or {REPLACE}")
+        raise DataError(f"{path}: no such file: check the path, or {REPLACE}", MISSING)
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_errors
 from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.files.faults import FORM, LARGE, PACKAGE, TINY
+from fedstill.datasets.files.file_names import REPLACE
 from fedstill.datasets.files.picture_formats import (
     FORMATS,
     HEAD_BYTES,
@@ -140,7 +142,7 @@ def _check_size(image: Image.Image, frames: int) -> None:
 
 
 def _too_many_pixels(how_many: str) -> MediaError:
-    return MediaError(f"has too many pixels ({how_many})", remedy="make it smaller")
+    return MediaError(f"has too many pixels ({how_many})", remedy="make it smaller", fault=LARGE)
 
 
 def _content(path: Path, data: bytes | None) -> BinaryIO:
@@ -158,6 +160,7 @@ def _open(file: BinaryIO) -> Image.Image:
         raise MediaError(
             "is a HEIC picture",
             remedy="install fedstill[heic] (the package pillow-heif), or export it as JPEG",
+            fault=PACKAGE,
         ) from error
     picture: Image.Image = open_heif(file).to_pillow()
     return picture
@@ -243,8 +246,16 @@ def _to_eight_bits(values: npt.NDArray[Any]) -> Frames:
 def stack_frames(path: Path, frames: Sequence[Frames]) -> Frames:
     """(height, width, 3) each -> (count, height, width, 3). Raises DataError where their sizes differ."""
     if len({frame.shape for frame in frames}) > 1:
-        raise DataError(f"{path}: its images differ in size: bring the frames of a clip to one size")
+        raise DataError(f"{path}: its images differ in size: bring the frames of a clip to one size", FORM)
     return np.stack(frames)
+
+
+def require_visible(path: Path, frames: Frames) -> Frames:
+    """The (count, height, width, 3) frames of ``path``. Raises DataError if they are a pixel wide or high."""
+    height, width = frames.shape[1:3]
+    if min(height, width) < 2:
+        raise DataError(f"{path}: is {width} x {height} pixels, which shows nothing: {REPLACE}", TINY)
+    return frames
 
 
 def spread(count: int, available: int, part: Part = WHOLE) -> list[int]:

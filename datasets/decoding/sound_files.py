@@ -7,6 +7,7 @@ from pathlib import Path
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.sound.reader import HEAD_BYTES, Sound, kind_of, may_be_sound, read_sound
+from fedstill.datasets.files.faults import EMPTY
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 
@@ -26,7 +27,7 @@ def read_sound_file(path: Path, data: bytes | None = None) -> Sound | None:
         if content is None:
             return None
         if not content:
-            raise MediaError("cannot decode this sound file (it is empty)")
+            raise MediaError("cannot decode this sound file (it is empty)", fault=EMPTY)
         kind = kind_of(content, is_named_mp3=path.suffix.lower() == ".mp3")
         return None if kind is None else read_sound(content, kind)
 

@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 from fedstill.common.errors import DataError
-from fedstill.datasets.files.file_names import readable
+from fedstill.datasets.files.faults import EMPTY, FOLDER, MISSING, fault_of
+from fedstill.datasets.files.file_names import REPLACE, readable
 from fedstill.datasets.files.picture_formats import in_natural_order
 from fedstill.datasets.files.zips import open_zip, reading
 
@@ -30,11 +31,15 @@ class MediaFile:
     member: str = ""
 
     def read(self) -> bytes:
-        """The file's bytes. Raises DataError."""
+        """The file's bytes. Raises DataError, also if there are none."""
         with reading(self.path):
             if self.archive is None:
-                return self.path.read_bytes()
-            return _shared_zip(self.archive, os.getpid()).read(self.member)
+                content = self.path.read_bytes()
+            else:
+                content = _shared_zip(self.archive, os.getpid()).read(self.member)
+        if not content:
+            raise DataError(f"{self.path}: is empty: {REPLACE}", EMPTY)
+        return content
 
 
 def find_file(root: Path, text: str, *, outside: bool = False) -> MediaFile | None:
@@ -68,12 +73,14 @@ def find_frames(root: Path, text: str, *, outside: bool = False) -> tuple[MediaF
     for path in _spellings(root, text, outside):
         folder = root / path
         if _is(Path.is_dir, folder):
-            return tuple(MediaFile(Path(name)) for name in in_natural_order(map(str, folder.iterdir())))
+            with reading(folder):
+                names = in_natural_order(map(str, folder.iterdir()))
+            return tuple(MediaFile(Path(name)) for name in names)
         for archive, member in _zip_places(root, path):
-            names = _zip_folders(archive).get(readable(str(member)), {})
-            images = in_natural_order(names)
+            stored = _zip_folders(archive).get(readable(str(member)), {})
+            images = in_natural_order(stored)
             if images:
-                return tuple(MediaFile(folder / name, archive, names[name]) for name in images)
+                return tuple(MediaFile(folder / name, archive, stored[name]) for name in images)
     return ()
 
 
@@ -113,6 +120,12 @@ def _names_by_letters(folder: Path, _changed: int) -> dict[str, list[str]]:
     for entry in folder.iterdir():
         names.setdefault(readable(entry.name).casefold(), []).append(entry.name)
     return names
+
+
+def fault_of_path(root: Path, text: str, *, outside: bool = False) -> str:
+    """Why a cell names no media: a folder is in their place, or nothing."""
+    found = any(_is(Path.is_dir, root / path) for path in _spellings(root, text, outside))
+    return FOLDER if found else MISSING
 
 
 def _spellings(root: Path, text: str, outside: bool) -> Iterator[PurePosixPath]:
@@ -160,7 +173,9 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
         return kind(path)
     except OSError as error:  # a name that is too long, a folder that may not be read
-        raise DataError(f"path {path} cannot be looked up ({error.strerror}): correct it") from error
+        raise DataError(
+            f"path {path} cannot be looked up ({error.strerror}): correct it", fault_of(error)
+        ) from error
 
 
 def _zip_places(root: Path, path: PurePosixPath) -> Iterator[tuple[Path, PurePosixPath]]:

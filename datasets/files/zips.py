@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from fedstill.common.errors import DataError
+from fedstill.datasets.files.faults import fault_of
 from fedstill.datasets.files.file_names import REPLACE
 
 
@@ -29,4 +30,4 @@ def reading(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path}: cannot be read ({error}): {REPLACE}") from error
+        raise DataError(f"{path}: cannot be read ({error}): {REPLACE}", fault_of(error)) from error

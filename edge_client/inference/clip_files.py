@@ -2,7 +2,7 @@
 
 ``walk.mp4`` is a clip; so are ``walk.wav`` with ``walk.jpg``, with a silent ``walk.mp4``, or with a folder ``walk`` of
 images. If a sound file and a video have the same name, the two are one clip: sound from the one, pictures from the
-other.
+other. Two videos of the same name are two clips, and so are two sound files with one picture.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ import numpy as np
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import Clip, ClipInfo
+from fedstill.datasets.decoding import sound_files
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
-from fedstill.datasets.decoding.image_files import WHOLE, Frames, read_images
-from fedstill.datasets.decoding.sound_files import SOUND_SUFFIXES
+from fedstill.datasets.decoding.image_files import WHOLE, Frames, read_images, require_visible
 from fedstill.datasets.files.picture_formats import IMAGE_SUFFIXES, in_natural_order
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v"})
+SOUND_SUFFIXES = sound_files.SOUND_SUFFIXES | {
+    *(".m4a", ".aac", ".opus", ".oga", ".amr", ".3ga", ".caf", ".aif", ".aiff", ".wma", ".mka", ".weba"),
+}
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".m4v", ".3gp", ".3g2", ".ts", ".mts", ".m2ts"),
+        *(".mpg", ".mpeg", ".wmv", ".ogv"),
+    )
+)
 
 
 def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
@@ -28,8 +36,10 @@ def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     Names with a leading dot and unknown suffixes (``.part``, ``.tmp``, ...) are not clips. A sound file without
     pictures is not a clip yet.
     """
-    files = sorted(path for path in paths if not path.name.startswith("."))
-    videos = {path.stem: path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    files = sorted((path for path in paths if not path.name.startswith(".")), reverse=True)
+    videos = {
+        path.stem: path for path in files if path.suffix.lower() in VIDEO_SUFFIXES
+    }  # the first of a name
     images = {path.stem: path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     folders = {path.name: path for path in files if path.is_dir() and _images_in(path)}
     clips: dict[str, tuple[Path, ...]] = {}
@@ -39,7 +49,8 @@ def clips_among(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
         if pictures is not None:
             clips[sound.name] = (sound, pictures)
             paired.add(pictures)
-    clips |= {video.name: (video,) for video in videos.values() if video not in paired}
+    lone = (path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path not in paired)
+    clips |= {video.name: (video,) for video in lone}
     return dict(sorted(clips.items()))
 
 
@@ -58,7 +69,7 @@ def files_of_clip(path: Path) -> tuple[Path, ...]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file: name a video, or a sound file with its pictures beside it")
-    clips = clips_among(path.parent.iterdir())
+    clips = clips_among(one for one in path.parent.iterdir() if path.stem in (one.stem, one.name))
     for files in clips.values():
         if path in files:
             return files
@@ -102,5 +113,5 @@ def decode_clip(sound: Path, pictures: Path, frame_count: int) -> Clip:
             return read_images(pictures, frame_count, part)
         return read_video_frames(pictures, frame_count, start=start, end=end, hold=end is not None)
 
-    frames = np.ascontiguousarray(between(0.0, None))
+    frames = np.ascontiguousarray(require_visible(pictures, between(0.0, None)))
     return Clip(ClipInfo(sound.stem, "private", "", None), audio, frames, sample_rate, between)

@@ -2,7 +2,7 @@
 
 A file is read when several looks at the folder found it unchanged, and its answer counts if it is unchanged afterwards.
 So a file that is still being written is never half-read. It is safest to copy under a temporary name and to rename when
-complete. Answered clips are recorded on disk, so a restart repeats nothing.
+complete. Answered clips are recorded on disk, so a restart repeats nothing. What will never be answered is logged once.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from fedstill.common.errors import DataError
 from fedstill.edge_client.inference.clip_files import clips_among, files_of_clip
 from fedstill.edge_client.inference.cloud_inference import NoAnswer
+from fedstill.edge_client.inference.left_out import LeftOut, in_no_clip
 from fedstill.edge_client.inference.watch_log import Look, WatchError, WatchLog, digest_of
 
 LOG = logging.getLogger(__name__)
@@ -37,6 +40,14 @@ Classify = Callable[[Path], dict[str, Any]]
 """A clip's main file -> class, probability, path, rung, bytes, milliseconds, student."""
 Finish = Callable[[tuple[Path, ...]], None]
 """What becomes of the files of an answered clip."""
+
+
+class Seen(NamedTuple):
+    """A clip that waits: how it looked, its files, and how many looks in a row found it so."""
+
+    look: Look
+    files: tuple[Path, ...]
+    times: int
 
 
 def run_watch(
@@ -65,30 +76,31 @@ def run_watch(
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or watch another")
     answered = WatchLog(state)
-    seen: dict[str, tuple[Look, int]] = {}
+    seen: dict[str, Seen] = {}
+    left_out = LeftOut()
     looked, full_at = -1, 0.0
     while not stop_event.is_set():
         changed = _changed(folder)
         if seen or changed != looked or time.monotonic() >= full_at:
             looked, full_at = changed, time.monotonic() + FULL_LOOK_SECONDS
-            found = _look(folder)
-            seen = _counted(
-                seen,
-                {
-                    name: look
-                    for name, (look, files) in found.items()
-                    if not _known(answered, name, look, files)
-                },
-            )
+            listing = _listing(folder)
+            found = _look(listing)
+            new = {name: one for name, one in found.items() if not _known(answered, name, *one)}
+            seen = _counted(seen, new)
+            used = frozenset(file for _, files in found.values() for file in files)
+            rest = {name: path for name, path in in_no_clip(listing, used).items() if not answered.has(name)}
+            left_out.look(rest, frozenset(Path(name).stem for name in found), time.monotonic())
+        users = Counter(file for one in seen.values() for file in one.files)
         for name in _settled(seen):
             if stop_event.is_set():
                 return
             line = _line(classify, folder / name)
-            look, files = _look(folder).get(name, ((), ()))
-            if look == seen[name][0]:  # else it changed, or disappeared, while it was read
+            look, files, _ = seen[name]
+            if _is_unchanged(folder / name, seen[name]):  # else it changed, or disappeared, while it was read
                 _write(out, line)
+                users.subtract(files)
                 if _noted(answered, name, look, files) and finish is not None:
-                    _finish(finish, files)
+                    _finish(finish, tuple(file for file in files if not users[file]))
         stop_event.wait(poll_seconds)
 
 
@@ -116,14 +128,36 @@ def archiving(folder: Path) -> Finish:
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or archive elsewhere")
 
+    numbers: dict[
+        str, int
+    ] = {}  # that were given to each name, so that a name which is used often costs no more
+
     def archive(files: tuple[Path, ...]) -> None:
+        stem = files[0].stem
         number = 1
-        while any((folder / _numbered(file, number)).exists() for file in files):
-            number += 1
-        for file in files:
-            shutil.move(file, folder / _numbered(file, number))
+        while _is_taken(targets := [folder / _numbered(file, stem, number) for file in files]):
+            number = numbers.get(stem, 1) + 1 if number == 1 else number + 1
+            numbers[stem] = number
+        _move_all(files, targets)
 
     return archive
+
+
+def _is_taken(targets: Sequence[Path]) -> bool:
+    return any(target.exists() for target in targets)
+
+
+def _move_all(files: Sequence[Path], targets: Sequence[Path]) -> None:
+    """All of them, or none: files of one clip stay together."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for file, target in zip(files, targets, strict=True):
+            shutil.move(file, target)
+            moved.append((file, target))
+    except OSError:
+        for file, target in moved:
+            shutil.move(target, file)
+        raise
 
 
 def delete(files: tuple[Path, ...]) -> None:
@@ -132,8 +166,9 @@ def delete(files: tuple[Path, ...]) -> None:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
-def _numbered(file: Path, number: int) -> str:
-    return file.name if number == 1 else f"{file.stem}-{number}{file.suffix}"
+def _numbered(file: Path, stem: str, number: int) -> str:
+    """The number comes behind what all files of a clip have in common: a folder has no ending, but may have dots."""
+    return file.name if number == 1 else f"{stem}-{number}{file.name[len(stem) :]}"
 
 
 def _finish(finish: Finish, files: tuple[Path, ...]) -> None:
@@ -183,43 +218,59 @@ def _changed(folder: Path) -> int:
         return -2
 
 
-def _look(folder: Path) -> dict[str, tuple[Look, tuple[Path, ...]]]:
-    """The complete clips in the folder, by the name of their main file. Raises WatchError if it is gone."""
-    found = {}
+def _listing(folder: Path) -> dict[str, Path]:
+    """What is in the folder, by name. Raises WatchError if it is gone."""
     try:
-        clips = clips_among(folder.iterdir())
+        return {path.name: path for path in folder.iterdir()}
     except FileNotFoundError as error:
-        if not folder.is_dir():
-            raise WatchError(f"{folder}: is gone: bring it back, or watch another") from error
+        raise WatchError(f"{folder}: is gone: bring it back, or watch another") from error
+
+
+def _look(listing: dict[str, Path]) -> dict[str, tuple[Look, tuple[Path, ...]]]:
+    """The complete clips in a folder, by the name of their main file."""
+    try:
+        clips = clips_among(listing.values())
+    except FileNotFoundError:
         return {}  # a folder of images disappeared during the listing: the next look decides
-    for name, files in clips.items():
-        try:
-            parts = [part for file in files for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
-            stats = [part.stat() for part in parts]
-        except OSError:
-            continue  # renamed or removed between listing and looking, a link to itself, or not ours to read
-        if not parts or not files[0].is_file():
-            continue  # an empty folder or a pipe that is named like a clip
-        look = tuple(
-            (part.name, stat.st_size, stat.st_mtime_ns) for part, stat in zip(parts, stats, strict=True)
-        )
-        found[name] = look, files
-    return found
+    looks = {name: (_look_at(files), files) for name, files in clips.items()}
+    return {name: (look, files) for name, (look, files) in looks.items() if look and files[0].is_file()}
 
 
-def _counted(seen: dict[str, tuple[Look, int]], now: dict[str, Look]) -> dict[str, tuple[Look, int]]:
+def _look_at(files: tuple[Path, ...]) -> Look:
+    """The files of a clip as they are now.
+
+    Empty for what is no clip, such as an empty folder or a link to itself that is named like one, for files that may
+    not be looked at, and for those that were renamed or removed meanwhile.
+    """
+    try:
+        parts = [part for file in files for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
+        stats = [part.stat() for part in parts]
+    except OSError:
+        return ()
+    return tuple((part.name, stat.st_size, stat.st_mtime_ns) for part, stat in zip(parts, stats, strict=True))
+
+
+def _is_unchanged(path: Path, seen: Seen) -> bool:
+    """Whether a clip still has the same files, without a look at all the others."""
+    try:
+        return files_of_clip(path) == seen.files and _look_at(seen.files) == seen.look
+    except (DataError, OSError):
+        return False
+
+
+def _counted(seen: dict[str, Seen], now: dict[str, tuple[Look, tuple[Path, ...]]]) -> dict[str, Seen]:
     """Each clip of this look, with the number of looks in a row that found it unchanged."""
     return {
-        name: (look, seen[name][1] + 1 if name in seen and seen[name][0] == look else 1)
-        for name, look in now.items()
+        name: Seen(look, files, seen[name].times + 1 if name in seen and seen[name].look == look else 1)
+        for name, (look, files) in now.items()
     }
 
 
-def _settled(seen: dict[str, tuple[Look, int]]) -> list[str]:
+def _settled(seen: dict[str, Seen]) -> list[str]:
     """Clips that can be read, oldest first."""
     ready = [
         name
-        for name, (look, times) in seen.items()
-        if times >= (SETTLED if all(size for _, size, _ in look) else SETTLED_EMPTY)
+        for name, one in seen.items()
+        if one.times >= (SETTLED if all(size for _, size, _ in one.look) else SETTLED_EMPTY)
     ]
-    return sorted(ready, key=lambda name: max(changed for _, _, changed in seen[name][0]))
+    return sorted(ready, key=lambda name: max(changed for _, _, changed in seen[name].look))

@@ -32,6 +32,10 @@ class WatchLog:
         state.mkdir(parents=True, exist_ok=True)
         self._content, self._looks = self._read(), dict[str, Look]()
 
+    def has(self, clip: str) -> bool:
+        """Whether a clip of this name was answered, whatever its content."""
+        return clip in self._content
+
     def knows(self, clip: str, look: Look, files: Iterable[Path]) -> bool:
         """Whether this clip was answered. Its files are read again only if they have changed since the last look."""
         if clip not in self._content:

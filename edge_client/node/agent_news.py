@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
-from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
+from fedstill.datasets.files.faults import BadClip
+from fedstill.edge_client.folder import BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, read_log
 from fedstill.edge_client.students.pointer import version_in_use
 
@@ -25,6 +28,7 @@ class AgentNews:
         self._student = version_in_use(self._folder / SHELF_FOLDER)
         self._sent = len(read_log(folder))
         self._log_time = self._time_of(LOG_FILE)
+        self._bad_time, self._said = 0, set[BadClip]()
 
     def look(self) -> None:
         """Call about once a second."""
@@ -40,6 +44,17 @@ class AgentNews:
         if (student := version_in_use(self._folder / SHELF_FOLDER)) != self._student:
             LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
             self._student = student
+        if (changed := self._time_of(BAD_CLIPS_FILE)) != self._bad_time:
+            self._bad_time = changed
+            self._say_bad_clips()
+
+    def _say_bad_clips(self) -> None:
+        """Each one once, with its file, which the coordinator is not told."""
+        for clip in bad_clips_of(self._folder):
+            if clip not in self._said:
+                self._said.add(clip)
+                name, reason = json.dumps(clip.clip_id), json.dumps(clip.reason)
+                LOG.warning("event=bad_clip clip=%s fault=%s reason=%s", name, json.dumps(clip.fault), reason)
 
     def _time_of(self, name: str) -> int:
         try:

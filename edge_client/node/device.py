@@ -22,8 +22,10 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.datasets.audiovisual.capture_card import card_of, to_bytes
 from fedstill.datasets.audiovisual.partition import query_and_test
 from fedstill.datasets.audiovisual.store import ClipStore
+from fedstill.datasets.files.faults import count_faults
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
+from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
@@ -45,6 +47,7 @@ from fedstill.protos.messages import (
     PrototypeRequest,
     PrototypeUpload,
     Student,
+    counted,
     require_same_classes,
 )
 
@@ -113,7 +116,8 @@ class Device:
         decided = class_probabilities.argmax(axis=1)
         right = decided == self.store.labels[labelled]
         self._remember(request, labelled, class_probabilities, decided, right)
-        return EvaluationResult(request.job, int(right.sum()), len(labelled), seconds, size)
+        correct, bad = int(right.sum()), self._bad_clips()
+        return EvaluationResult(request.job, correct, len(labelled), seconds, size, bad)
 
     def install(self, request: InstallRequest) -> InstallResult:
         """Install a student if it agrees with the teacher on the canary clips; otherwise the previous one stays."""
@@ -129,7 +133,14 @@ class Device:
 
         keep_compressors(self.directory / COMPRESSORS_FOLDER, version, request.compressors.tobytes())
         found = model_store.install(version, agreement, request.minimum_agreement)
-        return InstallResult(request.job, found.installed, found.agreement, found.reason, found.current)
+        answer = found.installed, found.agreement, found.reason, found.current
+        return InstallResult(request.job, *answer, self._bad_clips())
+
+    def _bad_clips(self) -> tuple[str, ...]:
+        """How many clips cannot be used, by kind, if the owner reports that."""
+        if not read_policy(self.directory).bad_clips:
+            return ()
+        return counted(count_faults(bad_clips_of(self.directory)))
 
     def roles(self, job: Job) -> tuple[Positions, Positions]:
         """(query, test) positions; the owner may have limited how many clips are summarised, not which are tested."""

@@ -23,6 +23,12 @@ LOG = logging.getLogger(__name__)
 LAST_WORDS = (b"Giving up reconnection", b"handshake error detected")
 ENDING_SECONDS = 5.0
 STUCK = -1
+NOT_LET_IN = "[code: 2004]"
+"""In Flower's words, beside its exit code 305: the SuperLink has not activated this node; it does not say why."""
+REVOKED = (
+    "this device was revoked, or its credentials are not this coordinator's: ask its operator for new ones (fedstill "
+    "certs issue) and start the agent with them; or it has just been online, which passes within a minute"
+)
 REASON_LINES = 3
 """Flower explains an exit code in the two lines below it."""
 LOOK_BACK = 12
@@ -152,6 +158,8 @@ def exit_reason(log_file: Path) -> str:
     """Why the SuperNode ended, from its log: one line."""
     lines = log_file.read_text(errors="replace").splitlines()[-LOOK_BACK:] if log_file.exists() else []
     said = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines if line.strip()]
+    if any(NOT_LET_IN in line for line in said):
+        return REVOKED
     for number, line in enumerate(said):
         if "Exit Code" in line:
             return " ".join(said[number : number + REASON_LINES])

@@ -36,6 +36,9 @@ class PrivacyPolicy:
     delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
     features: bool = True  # whether inference may send a clip's features to the cloud
     accuracy: bool = True  # whether the exact count of right answers is reported; dp does not cover it
+    bad_clips: bool = (
+        True  # whether the number of clips that cannot be used is reported; dp does not cover it
+    )
     noise_seed: int | None = None  # predictable noise, for simulation only: it voids every guarantee
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from fedstill.protos.messages import (
     MissingDependency,
     PrototypeRequest,
     PrototypeUpload,
+    faults_in,
 )
 
 LOG_FILE = "uploads.jsonl"
@@ -80,14 +81,21 @@ def in_words(request: object, answer: object) -> str:
         card = ", and how they were recorded" if len(answer.card) else ""
         return f"{rows} of {_number(clips, 'clip')}{card}"
     if isinstance(answer, EvaluationResult):
-        return f"how many of {_number(answer.total, 'labelled clip')} a student gets right"
+        right = f"how many of {_number(answer.total, 'labelled clip')} a student gets right"
+        return right + _bad(answer.bad_clips)
     if isinstance(answer, InstallResult):
-        return "that a student is in use now" if answer.installed else "why a student is not used"
+        used = "that a student is in use now" if answer.installed else "why a student is not used"
+        return used + _bad(answer.bad_clips)
     if isinstance(answer, GraphsResult):
         return "that graphs for its students have arrived"
     if isinstance(answer, MissingDependency):
         return f"that {answer.item} of a student must be sent"
     return type(answer).__name__
+
+
+def _bad(bad_clips: tuple[str, ...]) -> str:
+    count = sum(faults_in(bad_clips).values())
+    return f", and that {_number(count, 'clip')} cannot be used, by kind of fault" if count else ""
 
 
 def _number(count: int, noun: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,9 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
+from helpers.bad_files import add_bad_clips, write_good_clips
+from helpers.command import CliRunner
 from helpers.runs import copied_run, trained_run
 
+from fedstill.cli.main import app as cli
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
@@ -33,6 +37,8 @@ from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node import loading
+from fedstill.edge_client.node.agent_data import use_clips
+from fedstill.edge_client.node.agent_news import AgentNews
 from fedstill.edge_client.node.client_app import app as client_app
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.students.runtime import ExportFolder
@@ -336,6 +342,62 @@ def test_a_device_without_torch_gets_the_graphs_that_it_lacks(
     running.journal.visits.ask([0])
     running.serve(0, 1)
     assert running.asked(0, "train.graphs") == 1, "they are sent once"
+
+
+def test_bad_clips_are_left_out_counted_and_not_named(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 100 clips, ten cannot be used: the others are, the coordinator has the kinds, and the owner the names."""
+    faults: dict[str, str] = {}
+    for client in (0, 1):
+        manifest = write_good_clips(tmp_path / f"clips{client}", 90)
+        faults = add_bad_clips(manifest)
+        use_clips(manifest, run_dir / "devices" / str(client))
+    with service_of(run_dir, [0, 1]) as running:
+        for client in (0, 1):
+            running.serve(client, 0)
+            assert running.newest()[client].attempts == 0
+        assert running.journal.failures() == []
+        assert {row["clips"] for row in running.journal.privacy()} == {90}
+        sent = [message.content for message in running.grid.outbound]
+    assert not [content for content in sent if tells(content, "clips0", "clips1", "good", "fine", "bad ")]
+    for client in (0, 1):
+        row = read_fleet(run_dir)["devices"][client]
+        assert row["bad_clips"] == dict(Counter(faults.values()))
+        told = " ".join(CliRunner().invoke(cli, ["status", "--state", str(run_dir)]).output.split())
+        assert (
+            f"{row['name']}: 10 clips left out: file not found (1), a folder where a file should be (1)"
+            in told
+        )
+
+        news = AgentNews(run_dir / "devices" / str(client))
+        for _ in range(2):
+            news.look()
+        for clip_id in faults:
+            said = [one.getMessage() for one in caplog.records if f'clip="{clip_id}" ' in one.getMessage()]
+            assert len(said) == client + 1, "each agent says it once"
+            assert f"clips{client}/" in said[-1]
+
+
+def tells(content: RecordDict, *words: str) -> bool:
+    """Whether a message holds any of these words, as text or in an array of bytes."""
+    held = " ".join(str(value) for record in content.config_records.values() for value in record.values())
+    held += " ".join(
+        repr(array.data) for record in content.array_records.values() for array in record.values()
+    )
+    return any(word in held for word in words)
+
+
+def test_a_device_without_a_usable_clip_says_so_without_a_name(run_dir: Path, tmp_path: Path) -> None:
+    manifest = write_good_clips(tmp_path / "clips", 0)
+    add_bad_clips(manifest)
+    home = run_dir / "devices" / "0"
+    use_clips(manifest, home)
+    with service_of(run_dir, [0]) as running:
+        failed = running.serve(0, 0, FAILED)
+    assert "none of this device's clips can be used: file not found (1), " in failed.reason
+    assert str(tmp_path) not in failed.reason
+    assert "its own log says why" in failed.reason
 
 
 @contextmanager

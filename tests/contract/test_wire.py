@@ -115,6 +115,8 @@ MESSAGES: dict[str, object] = {
     "Lacking": MissingDependency("base", VERSION),
     "InstallRequest": install_request(),
     "InstallResult": install_result(),
+    "BadClips": install_result(bad_clips=("2 empty", "1 no sound")),
+    "BadTestClips": result(bad_clips=("1000000000 missing",)),
 }
 
 
@@ -306,6 +308,11 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: install_result(installed=False, reason="a" * 501), "reason: needs one line of at most"),
         (lambda: install_result(current="x"), "current: needs 64"),
         (lambda: install_result(current=""), "current: empty"),
+        (lambda: install_result(bad_clips=("2 /home/ann/walk.mp4",)), "bad_clips: needs a number of clips"),
+        (lambda: install_result(bad_clips=("walk.mp4",)), "bad_clips: needs a number of clips"),
+        (lambda: install_result(bad_clips=("0 empty",)), "bad_clips: needs a number of clips"),
+        (lambda: result(bad_clips=("1000000001 empty",)), "bad_clips: needs a number of clips"),
+        (lambda: result(bad_clips=("1 empty", "2 empty")), "bad_clips: says 'empty' twice"),
         (lambda: prototype_request(kind="raw"), "kind: unknown 'raw'"),
         (lambda: prototype_request(min_size=0), "min_size: 0 is below 1"),
         (lambda: prototype_request(samples_per_prototype=0), "samples_per_prototype: 0 is below 1"),

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.bad_files import add_bad_clips, write_good_clips
 from helpers.fleet import Fleet, Service
 from helpers.runs import TINY
 
@@ -30,6 +33,9 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(TINY)
     devices = [undisturbed / "devices" / str(client) / "data" for client in (0, 1)]
+    own_files = write_good_clips(tmp_path / "clips", 20)
+    bad = add_bad_clips(own_files)
+    devices[1] = own_files
     with Fleet(tmp_path, experiment, devices, SET, devices[0].parent / EXPORT_FOLDER) as fleet:
         tag_node(fleet.certs, fleet.name(0), ["hall"])
         port = free_port()
@@ -40,6 +46,7 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
 
         second = fleet.agent(1)  # nobody has waited for it, and it is served all the same
         is_served(fleet, 1, 0, "new device")
+        tells_its_bad_clips(fleet, second, bad)
 
         assert first.terminate() == 0
         shutil.rmtree(fleet.agent_state(0))  # a new SD card
@@ -93,13 +100,24 @@ def is_served(fleet: Fleet, client: int, visit: int, cause: str) -> None:
     assert row(fleet, client)["visit"]["cause"] == cause
 
 
+def tells_its_bad_clips(fleet: Fleet, agent: Service, faults: Mapping[str, str]) -> None:
+    """The operator reads how many of which kind, the owner which, once each."""
+    assert row(fleet, 1)["bad_clips"] == dict(Counter(faults.values()))
+    told = command("status", "--state", str(fleet.state))
+    assert "device-1: 10 clips left out: file not found (1), a folder" in told
+    fleet.wait_for(lambda: agent.said().count("event=bad_clip") == len(faults), "the agent names them")
+    for clip_id in faults:
+        assert agent.said().count(f'clip="{clip_id}" ') == 1
+    assert not fleet.events("failure")
+
+
 def replacement(fleet: Fleet) -> Service:
     """Another device in the place of device-1."""
     state = fleet.folder / "agent1b"
     fleet.equip(state)
     return fleet.start(
         "agent1b", "agent", "--coordinator", f"127.0.0.1:{fleet.port}",
-        "--credentials", str(fleet.certs / "nodes" / "device-1b"), "--data", str(fleet.devices[1]),
+        "--credentials", str(fleet.certs / "nodes" / "device-1b"), "--data", str(fleet.devices[0]),
         "--state", str(state),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import av
 from fedstill.datasets.decoding.media.channels import PACKED, Channels, joined, samples_of
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.media.file import opened, sound_of
+from fedstill.datasets.files.faults import NO_SOUND
 
 LARGEST_JUMP = 0.1  # s between the end of a frame and the next one's time stamp
 
@@ -27,7 +28,7 @@ def decode_with_ffmpeg(content: bytes, *, is_strict: bool = True) -> tuple[Chann
     with opened(content) as container:
         stream = sound_of(container)
         if stream is None or stream.codec_context is None:
-            raise MediaError("holds no sound of a known codec")
+            raise MediaError("holds no sound of a known codec", fault=NO_SOUND)
         if is_strict:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for frame in container.decode(stream):

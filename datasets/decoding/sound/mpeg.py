@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.files.faults import TRUNCATED
 
 ZEROS = re.compile(rb"\0+")
 LATEST_START = 4096  # bytes of something else before the first frame
@@ -98,7 +99,7 @@ def chains(content: bytes) -> list[MpegFrames]:
             break
     for count, written in zip(counts, announced, strict=True):
         if written and count + 1 < written:
-            raise MediaError(f"is truncated: it holds {count} of {written} frames")
+            raise MediaError(f"is truncated: it holds {count} of {written} frames", fault=TRUNCATED)
     if not announced[-1] or counts[-1] > announced[-1] + 1:  # else all is there, and no sound follows
         _check_end(content, position, kind)
     ends = [*begins[1:], size]
@@ -113,7 +114,7 @@ def _check_end(content: bytes, position: int, kind: int) -> None:
     rest = len(content) - position
     length, _, found = _frame(content, position)
     if length > rest > 0 and found == kind:
-        raise MediaError("is truncated: it ends in the middle of a frame")
+        raise MediaError("is truncated: it ends in the middle of a frame", fault=TRUNCATED)
     if rest > LONGEST_PADDING or _first_frame(content, position) is not None:
         raise MediaError(f"is damaged: after {position} of {len(content)} bytes, no sound follows")
 

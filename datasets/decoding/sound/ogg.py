@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 
 from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.files.faults import TRUNCATED
 
 MAGIC = b"OggS"
 PICTURE_CODECS = (b"\x80theora", b"BBCD", b"OVP80", b"\x01video", b"\x8bJNG", b"\x8aMNG")
@@ -44,7 +45,7 @@ def links(content: bytes) -> list[bytes]:
             raise MediaError(f"is damaged: no page begins at byte {position} of {len(content)}")
         end = _page_end(content, position)
         if end > len(content):
-            raise MediaError("is truncated: its last page is not complete")
+            raise MediaError("is truncated: its last page is not complete", fault=TRUNCATED)
         is_first = bool(content[position + 5] & 2)
         stream = content[position + 14 : position + 18]
         number = int.from_bytes(content[position + 18 : position + 22], "little")

@@ -17,6 +17,7 @@ from fedstill.datasets.decoding.media.channels import Channels, joined
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
 from fedstill.datasets.decoding.sound.ffmpeg import decode_with_ffmpeg
+from fedstill.datasets.files.faults import TRUNCATED
 
 HEAD_BYTES = 12
 """How much of a file tells whether it is one of these."""
@@ -75,7 +76,7 @@ def _read_flac(link: bytes) -> Sound:
     if flac.has_true_length(link):
         return _complete(_read_announced(link))
     if not flac.ends_with_frame(link):
-        raise MediaError("is truncated: it ends in the middle of a frame")
+        raise MediaError("is truncated: it ends in the middle of a frame", fault=TRUNCATED)
     return decode_with_ffmpeg(link)
 
 
@@ -105,7 +106,7 @@ def _chain(links: Sequence[Sound]) -> Sound:
 def _complete(read: tuple[Channels, int, int]) -> Sound:
     channels, rate, announced = read
     if channels.shape[1] < announced:
-        raise MediaError("is truncated")
+        raise MediaError("is truncated", fault=TRUNCATED)
     return channels, rate
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from fedstill.datasets.decoding.media.error import MediaError
+from fedstill.datasets.files.faults import TRUNCATED
 
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 LARGE_FORMS = (b"RF64", b"BW64")
@@ -76,7 +77,7 @@ def _actual_size(content: bytes, begin: int, announced: int) -> int:
         return available if stale and not _is_no_sound(content, begin + announced) else announced
     guessed = any(announced in sizes for sizes in GUESSES) or announced in (len(content), len(content) - 8)
     if not guessed:
-        raise MediaError("is truncated")
+        raise MediaError("is truncated", fault=TRUNCATED)
     return available
 
 

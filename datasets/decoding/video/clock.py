@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.media.file import Kind, Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.video.mp4_fragments import ends_in_a_fragment
+from fedstill.datasets.files.faults import NO_PICTURE, NO_SOUND, TRUNCATED, UNDECODABLE
 
 LENGTH_IN_HEADER = frozenset(
     {"mov", "matroska", "flv", "avi", "asf", "ogg", "wav", "w64", "aiff", "caf", "mxf"}
@@ -46,6 +47,7 @@ JUMP_BACK = 0.5  # s; time stamps that go back further start anew
 # Announced lengths are not exact, and checksums exist for the rest.
 MISSING_SECONDS = 0.25
 MISSING_SHARE = 0.1
+_ABSENT = {"video": NO_PICTURE, "audio": NO_SOUND}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +79,17 @@ def read_timeline(source: Source, kind: Kind) -> Timeline:
         picture, sound = picture_of(container), sound_of(container)
         wanted = picture if kind == "video" else sound
         if wanted is None:
-            raise MediaError(f"has no {kind} stream")
+            raise MediaError(f"has no {kind} stream", fault=_ABSENT[kind])
         if not _decoder(wanted):
-            raise MediaError(f"its {kind} stream has a codec that FFmpeg does not know")
+            raise MediaError(f"its {kind} stream has a codec that FFmpeg does not know", fault=UNDECODABLE)
         chosen = [stream for stream in (picture, sound) if stream is not None]
         scan = _Scan(container, chosen)
         spans = scan.spans[wanted.index]
         if not spans:
-            raise MediaError(f"its {kind} stream holds nothing with a time stamp")
+            raise MediaError(f"its {kind} stream holds nothing with a time stamp", fault=_ABSENT[kind])
         _check_complete(container, scan)
         if "mp4" in container.format.name and ends_in_a_fragment(source):
-            raise MediaError("is truncated, its last fragment is not complete")
+            raise MediaError("is truncated, its last fragment is not complete", fault=TRUNCATED)
         begins = sorted(begin for begin, _ in spans)
         times = tuple(begins) if container.format.name in DECODING_TIMES else ()
         starts = {
@@ -184,7 +186,9 @@ def _check_complete(container: InputContainer, scan: _Scan) -> None:
     missing = announced - (scan.file_end - _start(container))
     tolerated = max(MISSING_SECONDS, MISSING_SHARE * announced)
     if missing > tolerated:
-        raise MediaError(f"is truncated, the last {missing:.1f} of {announced:.1f} s are missing")
+        raise MediaError(
+            f"is truncated, the last {missing:.1f} of {announced:.1f} s are missing", fault=TRUNCATED
+        )
     hole = scan.largest_gap
     if formats & WITHOUT_PADDING and hole > max(SMALLEST_HOLE, container.size // 100):
         raise MediaError(f"is damaged, {hole} bytes in its middle cannot be read")

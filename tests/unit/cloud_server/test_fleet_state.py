@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from helpers.command import CliRunner
+from sqlalchemy import create_engine
 
 from fedstill.cli.main import app
 from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
@@ -128,6 +129,59 @@ def test_the_command_shows_all_that_and_writes_nothing(fleet: Fleet) -> None:
     assert json.loads(asked.output)["devices"][1]["doing"] == "failed: its disk is full"
 
 
+def test_bad_clips_are_told_by_kind_and_the_newest_numbers_count(fleet: Fleet) -> None:
+    fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    assert fleet.device(1)["bad_clips"] == {}
+    for faults in ({"empty": 3}, {"empty": 1, "no sound": 2}):
+        fleet.journal.see_bad_clips(1, faults)
+        assert fleet.device(1)["bad_clips"] == faults
+    assert fleet.device(0)["bad_clips"] == {}
+    found = CliRunner().invoke(app, ["status", "--state", str(fleet.state)], env={"COLUMNS": "140"})
+    assert (
+        "kitchen: 3 clips left out: empty file (1), no sound (2); the device's log names them" in found.output
+    )
+    fleet.journal.see_bad_clips(1, {})
+    found = CliRunner().invoke(app, ["status", "--state", str(fleet.state)], env={"COLUMNS": "140"})
+    assert "left out" not in found.output
+
+
+def test_tables_that_a_newer_fedstill_has_are_empty_in_an_older_journal(
+    tmp_path: Path, postgresql: str
+) -> None:
+    for url in ("", postgresql):
+        write_plan(tmp_path, url)
+        made = Journal(url or f"sqlite:///{tmp_path / 'journal.db'}")
+        made.see_node(1, "42", "kitchen", "0.1.0", "connected")
+        made.close()
+        with create_engine(url or f"sqlite:///{tmp_path / 'journal.db'}").begin() as connection:
+            connection.exec_driver_sql("DROP TABLE visits")
+            connection.exec_driver_sql("DROP TABLE bad_clips")
+        row = read_fleet(tmp_path)["devices"][1]
+        assert (row["name"], row["visit"], row["bad_clips"]) == ("kitchen", None, {})
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60])
+def test_no_cell_is_broken_in_a_narrow_terminal(columns: int, fleet: Fleet) -> None:
+    choice = {"chosen": "rendered", "estimate": 0.8, "low": 0.74, "high": 0.86}
+    fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    fleet.journal.spend(KEY, 2, "query.prototypes", 1234, 3_456_789)
+    fleet.journal.finish_job(KEY, {"evaluations": [{"correct": 3, "total": 4}], "choice": choice})
+    found = CliRunner().invoke(app, ["status", "--state", str(fleet.state)], env={"COLUMNS": str(columns)})
+    assert found.exit_code == 0
+    for cell in ("unknown", "rendered", "80% (74% to 86%)", "75.0%", "1 jobs", "1.23 kB", "3.46 MB"):
+        assert cell in found.output
+    assert max(map(len, found.output.splitlines())) <= columns
+
+
+def test_a_pipe_gets_one_line_per_device(fleet: Fleet) -> None:
+    fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
+    fleet.journal.visits.end(fleet.journal.visits.begin(Visit(1, 0, NEW, "kitchen")), FAILED, "disk", "")
+    found = CliRunner().invoke(app, ["status", "--state", str(fleet.state)], env={"COLUMNS": None})
+    (line,) = [line for line in found.output.splitlines() if line.startswith(" kitchen")]
+    assert "failed, again in" in line
+    assert line.split()[-4:] == ["0", "B", "0", "B"]
+
+
 def test_a_journal_of_an_older_fedstill_is_read_and_not_changed(tmp_path: Path) -> None:
     write_plan(tmp_path)
     old = Path(__file__).parents[2] / "data" / "state_without_revisions" / "journal.sqlite.sql"
@@ -155,7 +209,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("plan", ["no JSON", "[]", "{}", '{"clients": 3}'])
+@pytest.mark.parametrize("plan", [
+        "no JSON", "[]", "{}", '{"clients": 3}', '{"clients": 3, "devices": ["hall"], "journal": ""}',
+        '{"clients": "3", "devices": ["hall"], "journal": ""}',
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("command", [["status"], ["fleet", "personalise", "hall"]])
 def test_a_damaged_plan_is_one_line(plan: str, command: list[str], tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(plan)

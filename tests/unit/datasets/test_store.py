@@ -297,3 +297,38 @@ def test_only_the_first_minute_of_an_hour_is_profiled_and_kept(tmp_path: Path) -
     store = build_store(source, [0], AUDIO, FRAMES, tmp_path / "store", keep_sound=True)
     assert store.sound is not None
     assert len(store.sound.waveform(0)) == 60 * 16_000
+
+
+def test_clips_that_cannot_be_used_are_left_out_and_the_others_keep_their_rows(
+    source: MemorySource, tmp_path: Path
+) -> None:
+    """Whatever goes wrong with one clip: an error of ours, of a library, or a form that does not fit the first."""
+    whole = build_store(source, range(3), AUDIO, FRAMES, tmp_path / "whole", keep_sound=True)
+    mixed = MemorySource([source.audio[0], np.empty(0, np.float32), source.audio[1], tone(0.1, 16_000)[None]])
+    mixed.sample_rates[3] = 0
+    load = mixed.load
+
+    def unplugged(position: int) -> Clip:
+        if position == 0:
+            raise ZeroDivisionError("of a library")
+        return load(position)
+
+    mixed.load = unplugged  # type: ignore[method-assign]
+    bad: dict[int, str] = {}
+    chosen = [1, 2, 0, 3]
+    store = build_store(
+        mixed, chosen, AUDIO, FRAMES, tmp_path / "store", keep_sound=True,
+        on_bad=lambda position, error: bad.update({position: f"{error.fault}: {error}"}),
+    )  # fmt: skip
+    assert [clip.clip_id for clip in store.info] == ["clip2"]
+    np.testing.assert_array_equal(store.audio[0], whole.audio[1])
+    assert store.frames[0, :, 0, 0, 0].tolist() == [22, 27]
+    assert store.profiles is not None
+    assert len(store.profiles) == len(store.audio) == len(store.frames) == 1
+    assert store.sound is not None
+    assert set(bad) == {0, 1, 3}
+    assert bad[0] == "undecodable: clip0: cannot decode this file (of a library): download or export it again"
+    assert bad[3].startswith("form: clip clip3: waveforms and ready feature matrices are mixed")
+    with pytest.raises(DataError, match="no clip of memory can be used"):
+        build_store(mixed, [0, 1], AUDIO, FRAMES, tmp_path / "none", on_bad=lambda *_: None)
+    assert not (tmp_path / "none").exists()

@@ -8,14 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.media import write_video
+from helpers.bad_files import KINDS, add_bad_clips, write_good_clips
+from helpers.media import write_sound, write_video
 from helpers.runs import prepared_run
 
 from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json, format_to_json
+from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
-from fedstill.edge_client.folder import CLIPS_FILE, FORMAT_FILE
+from fedstill.datasets.files.faults import FAULTS
+from fedstill.edge_client.folder import BAD_CLIPS_FILE, CLIPS_FILE, FORMAT_FILE
 from fedstill.edge_client.node.agent_data import own_clips, use_clips
+from fedstill.edge_client.node.bad_clips import bad_clips_of
+from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
+from fedstill.edge_client.privacy.prototypes import DeviceError
+from fedstill.protos.messages import faults_in
 
 
 def write_manifest(folder: Path) -> Path:
@@ -80,3 +89,130 @@ def test_a_format_of_an_older_cloud_says_nothing_of_features() -> None:
             format_from_json(json.dumps({**told, "feature_steps": wrong}))
     del told["feature_steps"]
     assert format_from_json(json.dumps(told)).feature_steps is None
+
+
+def introduced(data: Path, folder: Path) -> None:
+    """Start an agent with these clips; the coordinator says which classes and format it has."""
+    use_clips(data, folder)
+    spec = ClipFormat(("calm", "glad"), AudioSpec(seconds=0.6, mel_bins=8), FrameSpec(size=8, count=1))
+    (folder / FORMAT_FILE).write_text(format_to_json(spec))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The clips that have been decoded, one entry for each time."""
+    found: list[str] = []
+    load = ManifestSource.load
+
+    def counting(self: ManifestSource, position: int) -> Clip:
+        found.append(self.index[position].clip_id)
+        return load(self, position)
+
+    monkeypatch.setattr(ManifestSource, "load", counting)
+    return found
+
+
+def test_good_clips_are_used_and_bad_ones_noted_with_their_reason(tmp_path: Path, decoded: list[str]) -> None:
+    manifest = write_good_clips(tmp_path / "clips", 3, "calm")
+    faults = add_bad_clips(manifest)
+    with manifest.open("a") as file:
+        file.write("bad class,private,me,sad,fine.wav,fine.png\nbad row,secret,me,,fine.wav,fine.png\n")
+    introduced(manifest, tmp_path / "state")
+    folder = tmp_path / "state"
+    store = own_clips(folder)
+    assert [clip.clip_id for clip in store.info] == ["good0", "good1", "good2"]
+    assert store.profiles is not None
+    assert len(store.audio) == len(store.frames) == len(store.profiles) == 3
+    assert {clip.clip_id: clip.fault for clip in bad_clips_of(folder)} == {
+        **faults, "bad class": "class", "bad row": "row"
+    }  # fmt: skip
+    for clip in bad_clips_of(folder):
+        assert "\n" not in clip.reason
+        assert str(tmp_path / "clips") in clip.reason
+    assert (folder / BAD_CLIPS_FILE).stat().st_mode & 0o077 == 0, "only its owner reads names"
+
+    before, noted_at = list(decoded), (folder / BAD_CLIPS_FILE).stat().st_mtime_ns
+    assert len(own_clips(folder)) == 3
+    assert decoded == before, "nothing is decoded for every message"
+    assert (folder / BAD_CLIPS_FILE).stat().st_mtime_ns == noted_at
+
+
+def test_a_bad_clip_that_is_mended_is_used_and_others_are_tried_again_at_the_next_start(
+    tmp_path: Path, decoded: list[str]
+) -> None:
+    manifest = write_good_clips(tmp_path / "clips", 2)
+    add_bad_clips(manifest)
+    folder = tmp_path / "state"
+    introduced(manifest, folder)
+    own_clips(folder)
+    write_sound(manifest.parent / "nothing.wav")
+    write_sound(manifest.parent / "gone.wav")
+    assert [clip.clip_id for clip in own_clips(folder).info] == [
+        "good0",
+        "good1",
+        "bad missing",
+        "bad no samples",
+    ]
+    assert len(bad_clips_of(folder)) == len(KINDS) - 2
+
+    decoded.clear()
+    introduced(manifest, folder)
+    assert {clip.clip_id for clip in bad_clips_of(folder)} >= {"bad empty", "bad folder"}, (
+        "known at the start"
+    )
+    assert len(own_clips(folder)) == 4
+    assert {"bad empty", "bad no media", "bad one pixel"} < set(decoded), "tried again"
+    assert sorted(decoded) == sorted(set(decoded)), "each once"
+    assert not {"good0", "bad missing"} & set(decoded), "and no good clip"
+    assert len(bad_clips_of(folder)) == len(KINDS) - 2
+
+
+def test_without_a_usable_clip_the_owner_is_told_why_and_the_coordinator_how_many(tmp_path: Path) -> None:
+    manifest = write_good_clips(tmp_path / "clips", 0)
+    add_bad_clips(manifest)
+    folder = tmp_path / "state"
+    introduced(manifest, folder)
+    for _ in range(2):
+        with pytest.raises(DeviceError) as refused:
+            own_clips(folder)
+        told = str(refused.value)
+        assert told.startswith("none of this device's clips can be used: file not found (1), a folder where")
+        assert not any(name in told for name in (str(tmp_path), "clips/", ".wav", "bad "))
+        assert len(bad_clips_of(folder)) == len(KINDS) + 1
+    (manifest.parent / "manifest.csv").write_text("clip_id\n")
+    with pytest.raises(
+        DeviceError, match=r"^none of this device's clips can be used: .*; its own log says why$"
+    ):
+        own_clips(folder)
+    assert "lacks column" in bad_clips_of(folder)[-1].reason
+    with pytest.raises(DataError, match="lacks column"):
+        use_clips(manifest, folder)
+
+
+def test_an_owner_may_keep_the_number_of_bad_clips(tmp_path: Path) -> None:
+    manifest = write_good_clips(tmp_path / "clips", 1)
+    add_bad_clips(manifest)
+    folder = tmp_path / "state"
+    introduced(manifest, folder)
+    device = Device(folder, None)  # type: ignore[arg-type]
+    assert len(device.store) == 1
+    assert sum(faults_in(device._bad_clips()).values()) == len(KINDS)
+    write_policy(folder, PrivacyPolicy(bad_clips=False))
+    assert device._bad_clips() == ()
+
+
+def test_a_damaged_memory_of_bad_clips_is_no_memory(tmp_path: Path) -> None:
+    manifest = write_good_clips(tmp_path / "clips", 1)
+    add_bad_clips(manifest)
+    folder = tmp_path / "state"
+    introduced(manifest, folder)
+    for damaged in ("no JSON", "[]", '{"clips": [["a"]], "tried_for": ""}', '{"clips": 3, "tried_for": ""}'):
+        (folder / BAD_CLIPS_FILE).write_text(damaged)
+        assert bad_clips_of(folder) == ()
+        assert len(own_clips(folder)) == 1
+        assert len(bad_clips_of(folder)) == len(KINDS)
+
+
+def test_every_kind_of_fault_has_words() -> None:
+    assert {fault for fault, _ in KINDS.values()} <= set(FAULTS)
+    assert all(words.isprintable() and words for words in FAULTS.values())

@@ -11,7 +11,6 @@ import soundfile
 from helpers.focus import recording, square_at, white_squares_are_faces
 from PIL import Image
 
-from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.clip_tensors import clip_tensors
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
@@ -20,6 +19,7 @@ from fedstill.edge_client.folder import DATA_FOLDER, FORMAT_FILE
 from fedstill.edge_client.inference.clip_files import read_clip
 from fedstill.edge_client.inference.current_student import CurrentStudent
 from fedstill.edge_client.node.agent_data import own_clips, use_clips
+from fedstill.edge_client.privacy.prototypes import DeviceError
 
 PLAIN = ClipFormat(("calm", "glad"), AudioSpec(seconds=1.0), FrameSpec(size=28))
 FOCUSED = ClipFormat(PLAIN.class_names, AudioSpec(seconds=1.0, voice=True), FrameSpec(size=28, crop="face"))
@@ -85,5 +85,7 @@ def test_a_ready_store_of_other_settings_is_refused(sound: Path) -> None:
     wants(state, PLAIN)
     assert len(own_clips(state)) == 1
     wants(state, FOCUSED)
-    with pytest.raises(DataError, match=r"made with frames\.crop none, but this fleet's students need face"):
+    with pytest.raises(
+        DeviceError, match=r"made with frames\.crop none, but this fleet's students need face"
+    ):
         own_clips(state)

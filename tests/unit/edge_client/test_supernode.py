@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.edge_client.node import supernode
-from fedstill.edge_client.node.supernode import LONGEST_PAUSE, SETTLED_SECONDS, Link, NodeRefused, SuperNode
+from fedstill.edge_client.node.supernode import (
+    LONGEST_PAUSE,
+    SETTLED_SECONDS,
+    Link,
+    NodeRefused,
+    SuperNode,
+    exit_reason,
+)
 
 PATIENCE = 180.0
 
@@ -80,6 +87,29 @@ def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(clock: Clock,
     tended = node(tmp_path)
     with pytest.raises(NodeRefused, match=r"1[89][0-9] s: it said nothing"):
         run(tended, clock, 10 * PATIENCE, code=1)
+
+
+REFUSED = """\x1b[91mERROR \x1b[0m:     Exit Code: 305
+Failed to initialize the connection to the SuperLink.
+{why}
+The SuperNode could not establish a connection to the SuperLink.
+
+For more information, visit: <https://flower.ai/docs/framework/1.41/en/ref-exit-codes/305.html>
+INFO:     Finished server process [23584]
+"""
+
+
+def test_a_revoked_device_is_told_so_in_words(clock: Clock, tmp_path: Path) -> None:
+    """The text is that of Flower 1.41 for a key that the SuperLink does not know any more."""
+    log = tmp_path / "supernode.log"
+    log.write_text(REFUSED.format(why="[code: 2004] Failed to activate SuperNode."))
+    with pytest.raises(NodeRefused) as refused:
+        run(node(tmp_path), clock, 10 * PATIENCE, code=1)
+    assert "this device was revoked, or its credentials are not this coordinator's: ask" in str(refused.value)
+    assert "fedstill certs issue" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    log.write_text(REFUSED.format(why="[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"))
+    assert "CERTIFICATE_VERIFY_FAILED" in exit_reason(log), "that has another cause"
 
 
 @settings(max_examples=20, deadline=None)

@@ -52,6 +52,11 @@ def sent(clips: int, rows: int = 1, card: bool = False) -> PrototypeUpload:
         (None, EvaluationResult(JOB, 3, 5, 0.1, 8), "how many of 5 labelled clips a student gets right"),
         (None, InstallResult(JOB, True, 1.0, "", VERSION), "that a student is in use now"),
         (None, InstallResult(JOB, False, 0.1, "disagrees", ""), "why a student is not used"),
+        (
+            None,
+            InstallResult(JOB, True, 1.0, "", VERSION, ("2 empty", "1 missing")),
+            "that a student is in use now, and that 3 clips cannot be used, by kind of fault",
+        ),
         (None, MissingDependency("base", VERSION), "that base of a student must be sent"),
     ],
 )
