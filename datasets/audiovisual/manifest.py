@@ -27,6 +27,7 @@ from fedstill.datasets.decoding.image_files import (
     Part,
     read_frames,
     read_image,
+    require_visible,
     spread,
     stack_frames,
 )
