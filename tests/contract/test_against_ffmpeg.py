@@ -5,6 +5,7 @@ No file may differ unless the reader names it. Each is made here, in code, with 
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,14 @@ SILENCE = 1e-3
 LAST_BLOCK = (
     0.025  # s; our sound ends with the edit list, ffmpeg's only with some codecs, else with the last block
 )
+
+
+def test_no_encoder_changes_the_priority_of_the_tests(tmp_path: Path) -> None:
+    """At first place: what one leaves behind, all processes of all later tests inherit."""
+    for case in CASES:
+        if case.name in ("av1.mp4", "av1.webm"):
+            case.write(tmp_path)
+            assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def picture_faults(frames: np.ndarray, moments: np.ndarray, played: Played) -> list[str]:
