@@ -173,8 +173,9 @@ def wipe(
         kept = what_is_kept(state)
         if not yes:
             typer.confirm(f"Delete {kept.files} files, {kept.bytes / 1e6:.1f} MB, in {state}?", abort=True)
-        wipe_folder(state)
-    console.print(f"{state}: deleted", highlight=False, markup=False, soft_wrap=True)
+        left = wipe_folder(state)
+    stays = f"; not the agent's, and still there: {', '.join(left)}" if left else ""
+    console.print(f"{state}: deleted{stays}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _identity(

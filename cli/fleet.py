@@ -57,8 +57,8 @@ def backup(
         size = back_up(state, file)
         elsewhere = plan_of(state)["journal"]
     console.print(f"{file}: {size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True)
-    if elsewhere and not elsewhere.startswith("sqlite:"):
-        console.print("the journal is in a database of its own: keep that, too", highlight=False)
+    if elsewhere:
+        console.print("the journal is not in this folder (--journal): keep it, too", highlight=False)
 
 
 @app.command()
@@ -69,10 +69,16 @@ def restore(
     """Make a coordinator's folder from a backup. Start its coordinator with the same --certs."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.coordinator.state_backup import restore as make
+    from fedstill.cloud_server.journal.fleet_state import plan_of
 
     with one_line_errors():
         make(file, state)
+        elsewhere = plan_of(state)["journal"]
     console.print(f"{state}: restored", highlight=False, markup=False, soft_wrap=True)
+    if elsewhere:
+        console.print(
+            "it uses the journal of --journal, as the folder before: start only one of them", highlight=False
+        )
 
 
 @app.command()

@@ -30,7 +30,7 @@ def pair(text: str) -> tuple[str, Path]:
 def address(text: str, option: str) -> tuple[str, int]:
     """``HOST:PORT``. Raises ConfigError naming the option."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > LARGEST_PORT:
+    if not colon or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
         raise ConfigError(f"{option}: {text!r} is no HOST:PORT, as in 0.0.0.0:9092")
     return host.strip("[]"), int(port)
 

@@ -173,8 +173,8 @@ class _Run:
             self._warn((str(error),))
         nodes = list_nodes(self.settings.authority)  # a revocation counts whatever else is wrong
         self.link.synchronise(nodes)
-        known = {node.client: node for node in nodes}
-        clients = max(known, default=-1) + 1
+        known = {node.client: node for node in nodes if not node.revoked}
+        clients = max((node.client for node in nodes), default=-1) + 1
         devices = tuple(known[client].name if client in known else "" for client in range(clients))
         tags = tuple(known[client].tags if client in known else () for client in range(clients))
         plan = read_plan(self.settings.state)

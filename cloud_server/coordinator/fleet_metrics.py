@@ -19,7 +19,7 @@ from fedstill.cloud_server.auth.authority import SERVER_FILE
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.visit import SERVED
 from fedstill.common.credentials import CA_FILE, CredentialError, parse, valid_until
-from fedstill.common.errors import UserError
+from fedstill.common.errors import RunError, UserError
 from fedstill.common.run_layout import STATUS_FILE
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class FleetCollector(Collector):
         """All families; of a folder that cannot be read only that it cannot."""
         try:
             fleet = read_fleet(self._state)
-        except UserError as error:
+        except (UserError, RunError) as error:
             LOG.warning("event=metrics_failed reason=%s", json.dumps(str(error)))
             yield GaugeMetricFamily("fedstill_fleet_readable", "1 if the fleet's state can be read.", 0)
             return

@@ -31,6 +31,7 @@ class ClipMeasures:
         antiphase: the channels cancel out when they are mixed.
         clipped: a channel stays at full scale for ``CLIPPED_RUN`` samples or more.
         size: height and width of the frames in pixels.
+        rows: of a feature matrix.
     """
 
     info: ClipInfo
@@ -41,6 +42,7 @@ class ClipMeasures:
     antiphase: bool
     clipped: bool
     size: tuple[int, int]
+    rows: int = 0
 
     @property
     def silent(self) -> bool:
@@ -71,7 +73,9 @@ def measure(
     size = clip.frames.shape[1], clip.frames.shape[2]
     if not clip.sample_rate:
         constant = bool(np.ptp(clip.audio) == 0)
-        return ClipMeasures(clip.info, clip.audio.shape[1], 0, None, constant, False, False, size)
+        return ClipMeasures(
+            clip.info, clip.audio.shape[1], 0, None, constant, False, False, size, len(clip.audio)
+        )
     return _with_sound(clip, clip.audio[None] if channels is None else channels, size)
 
 

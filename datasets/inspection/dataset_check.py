@@ -69,7 +69,23 @@ def check_dataset(
                     progress(position + 1, len(source.index), len(problems) - classes)
         finally:
             pool.shutdown(cancel_futures=True)  # an interrupt does not wait for all clips
-    return DatasetCheck(tuple(problems), tuple(measures))
+    return DatasetCheck((*problems, *_unlike(measures)), tuple(measures))
+
+
+def _unlike(measures: Sequence[ClipMeasures]) -> list[str]:
+    """Clips of another kind than the first one, which no model could take beside it."""
+    problems = []
+    for one in measures:
+        if bool(one.sample_rate) != bool(measures[0].sample_rate):
+            problems.append(
+                f"clip {one.info.clip_id}: waveforms and ready feature matrices are mixed: use one kind"
+            )
+        elif one.rows != measures[0].rows:
+            problems.append(
+                f"clip {one.info.clip_id}: has {one.rows} features, the first clip {measures[0].rows}: "
+                "give all clips as many"
+            )
+    return problems
 
 
 def split_table(check: DatasetCheck, spec: AudioSpec) -> list[tuple[str, list[str]]]:

@@ -33,6 +33,8 @@ SETTLED_EMPTY = 20
 """The same for a clip with an empty file, which has probably just been created."""
 FULL_LOOK_SECONDS = 5.0
 """A folder in which nothing was added, removed or renamed, and nothing waits, is looked through no more often."""
+AGAIN_SECONDS = 60.0
+"""After which an answered clip that could not be moved or deleted is tried again."""
 SCHEMA = 1
 """Of the lines; a key may be added without another number."""
 
@@ -78,6 +80,7 @@ def run_watch(
     answered = WatchLog(state)
     seen: dict[str, Seen] = {}
     left_out = LeftOut()
+    tried: dict[str, float] = {}  # when an answered clip was last found, and to be finished
     looked, full_at = -1, 0.0
     while not stop_event.is_set():
         changed = _changed(folder)
@@ -90,6 +93,11 @@ def run_watch(
             used = frozenset(file for _, files in found.values() for file in files)
             rest = {name: path for name, path in in_no_clip(listing, used).items() if not answered.has(name)}
             left_out.look(rest, frozenset(Path(name).stem for name in found), time.monotonic())
+            if finish is not None:
+                waiting = frozenset(file for one in seen.values() for file in one.files)
+                for name, (_, files) in found.items():
+                    if name not in new and answered.is_same(name) and _is_due(tried, name):
+                        _finish(finish, tuple(file for file in files if file not in waiting))
         users = Counter(file for one in seen.values() for file in one.files)
         for name in _settled(seen):
             if stop_event.is_set():
@@ -102,6 +110,15 @@ def run_watch(
                 if _noted(answered, name, look, files) and finish is not None:
                     _finish(finish, tuple(file for file in files if not users[file]))
         stop_event.wait(poll_seconds)
+
+
+def _is_due(tried: dict[str, float], name: str) -> bool:
+    """Whether an answered clip that is still there is to be finished, for the first time or once more."""
+    now = time.monotonic()
+    due = now >= tried.get(name, -AGAIN_SECONDS) + AGAIN_SECONDS
+    if due:
+        tried[name] = now
+    return due
 
 
 def _known(answered: WatchLog, name: str, look: Look, files: tuple[Path, ...]) -> bool:
@@ -117,7 +134,7 @@ def _noted(answered: WatchLog, name: str, look: Look, files: tuple[Path, ...]) -
     try:
         digest = digest_of(files)
     except OSError as error:
-        LOG.warning("event=clip_gone clip=%s reason=%s", name, error.strerror or error)
+        LOG.warning("event=clip_gone clip=%s reason=%s", json.dumps(name), error.strerror or error)
         digest = ""  # its name alone is known, then
     answered.add(name, look, digest)
     return bool(digest)
@@ -172,10 +189,12 @@ def _numbered(file: Path, stem: str, number: int) -> str:
 
 
 def _finish(finish: Finish, files: tuple[Path, ...]) -> None:
+    if not files:
+        return
     try:
         finish(files)
     except OSError as error:  # the clip is answered; its files stay, and are not answered again
-        LOG.warning("event=clip_stays clip=%s reason=%s", files[0].name, error.strerror or error)
+        LOG.warning("event=clip_stays clip=%s reason=%s", json.dumps(files[0].name), error.strerror or error)
 
 
 def infer_files(classify: Classify, paths: Iterable[Path], out: TextIO) -> bool:
@@ -198,10 +217,10 @@ def _answer(classify: Classify, path: Path) -> dict[str, Any]:
         files_of_clip(path)
         return {"clip": path.name, **classify(path)}
     except (ValueError, OSError, NoAnswer) as error:  # DataError is a ValueError
-        LOG.warning("event=clip_failed clip=%s reason=%s", path.name, error)
+        LOG.warning("event=clip_failed clip=%s reason=%s", json.dumps(path.name), error)
         return {"clip": path.name, "error": (str(error).splitlines() or [type(error).__name__])[0]}
     except Exception as error:  # a defect of ours that one clip triggers must not stop the others
-        LOG.exception("event=clip_broke_us clip=%s", path.name)
+        LOG.exception("event=clip_broke_us clip=%s", json.dumps(path.name))
         return {"clip": path.name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 

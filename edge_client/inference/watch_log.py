@@ -47,6 +47,10 @@ class WatchLog:
             self._looks[clip] = look
         return True
 
+    def is_same(self, clip: str) -> bool:
+        """Whether a clip that ``knows`` has just found has the very content that was answered."""
+        return bool(self._content.get(clip))
+
     def add(self, clip: str, look: Look, content: str) -> None:
         """Record a clip as answered, on disk before this returns.
 

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fedstill.edge_client.folder import SHELF_FOLDER
-from fedstill.edge_client.privacy.upload_log import read_log
+from fedstill.edge_client.privacy.upload_log import Sent, read_log
 from fedstill.edge_client.students.pointer import version_in_use
 
 
@@ -23,6 +23,8 @@ class AgentCollector(Collector):
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._in_fleet = folder, False
+        self._last: Sent | None = None
+        self._answers = self._bytes = 0
 
     def tell(self, in_fleet: bool) -> None:
         """Whether the node is in the fleet; called about once a second."""
@@ -32,18 +34,26 @@ class AgentCollector(Collector):
         """Nothing: the folder may not exist yet."""
         return ()
 
+    def _count(self) -> None:
+        """Add what the upload log holds since the last look; old lines of it go away."""
+        sent = read_log(self._folder)
+        begin = len(sent) - sent[::-1].index(self._last) if self._last in sent else 0
+        for one in sent[begin:]:
+            self._answers, self._bytes, self._last = self._answers + 1, self._bytes + one.bytes, one
+
     def collect(self) -> Iterator[Metric]:
-        """All families. What the upload log no longer holds is no longer counted."""
-        sent, version = read_log(self._folder), version_in_use(self._folder / SHELF_FOLDER)
+        """All families."""
+        self._count()
+        version = version_in_use(self._folder / SHELF_FOLDER)
         yield GaugeMetricFamily("fedstill_agent_in_fleet", "1 if the coordinator accepts it.", self._in_fleet)
         yield GaugeMetricFamily(
             "fedstill_agent_has_student", "1 if it can answer clips by itself.", bool(version)
         )
-        yield CounterMetricFamily("fedstill_agent_answers", "Answers to the cloud.", len(sent))
+        yield CounterMetricFamily("fedstill_agent_answers", "Answers to the cloud.", self._answers)
         yield CounterMetricFamily(
             "fedstill_agent_sent_bytes",
             "Their content, as the upload log counts it.",
-            sum(one.bytes for one in sent),
+            self._bytes,
         )
         if version:
             student = InfoMetricFamily("fedstill_agent_student", "What it uses.")

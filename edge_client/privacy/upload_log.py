@@ -63,7 +63,8 @@ def read_log(folder: Path) -> list[Sent]:
     for path in (folder / f"{LOG_FILE}.1", folder / LOG_FILE):
         for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
             try:
-                found.append(Sent(**json.loads(line)))
+                one = Sent(**json.loads(line))
+                found.append(Sent(float(one.time), str(one.what), int(one.bytes)))
             except (ValueError, TypeError, RecursionError):
                 continue
     return found

@@ -87,6 +87,10 @@ def test_a_folder_that_cannot_be_read_is_said_so(tmp_path: Path) -> None:
     port = free_port()
     with metrics_serving(f"127.0.0.1:{port}", FleetCollector(tmp_path, None)):
         assert scraped(port)["fedstill_fleet_readable", ""] == 0
+        made_fleet(tmp_path)
+        assert scraped(port)["fedstill_fleet_readable", ""] == 1
+        (tmp_path / "journal.db").write_bytes(b"damaged" * 1000)
+        assert scraped(port)["fedstill_fleet_readable", ""] == 0
         with (
             pytest.raises(MetricsError, match="cannot serve metrics here"),
             metrics_serving(f"127.0.0.1:{port}", FleetCollector(tmp_path, None)),
@@ -102,10 +106,20 @@ def test_an_agent_is_scraped(tmp_path: Path) -> None:
         assert scraped(port)["fedstill_agent_in_fleet", ""] == 0
         collector.tell(True)
         found = scraped(port)
+        (tmp_path / "uploads.jsonl").replace(tmp_path / "uploads.jsonl.1")
+        newest = {"time": 2.0, "what": "a summary", "bytes": 500}
+        (tmp_path / "uploads.jsonl").write_text(
+            json.dumps(newest) + '\n{"time": 3, "what": "", "bytes": "y"}\n'
+        )
+        scraped(port)
+        (tmp_path / "uploads.jsonl.1").unlink()  # as the log does at the next rotation
+        later = scraped(port)
     assert found["fedstill_agent_in_fleet", ""] == 1
     assert found["fedstill_agent_has_student", ""] == 0
     assert found["fedstill_agent_answers_total", ""] == 2
     assert found["fedstill_agent_sent_bytes_total", ""] == 80
+    assert later["fedstill_agent_answers_total", ""] == 3
+    assert later["fedstill_agent_sent_bytes_total", ""] == 580
 
 
 def test_rules_and_dashboard_ask_for_metrics_that_exist(tmp_path: Path) -> None:

@@ -79,16 +79,42 @@ def test_nothing_is_overwritten_and_nothing_half_is_taken(state: Path, tmp_path:
     back_up(state, kept)
     with pytest.raises(ConfigError, match="is not empty"):
         restore(kept, state)
-    kept.write_bytes(kept.read_bytes()[:3000])
-    with pytest.raises(ConfigError, match="not a whole backup"):
-        restore(kept, tmp_path / "again")
-    assert not (tmp_path / "again").exists()
+    whole = kept.read_bytes()
+    for damaged in (
+        whole[:1024],
+        whole[:1536],
+        whole[:3000],
+        whole.replace(b"weights", b"weighty", 1),
+        b"no tar",
+        b"",
+    ):
+        kept.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="not a whole backup"):
+            restore(kept, tmp_path / "again")
+        assert not (tmp_path / "again").exists()
     with tarfile.open(tmp_path / "other.tar", "w") as archive:
         archive.add(state / "seed0", "seed0")
-    with pytest.raises(ConfigError, match="no coordinator's folder"):
+    with pytest.raises(ConfigError, match="its end is missing"):
         restore(tmp_path / "other.tar", tmp_path / "again")
-    with pytest.raises(ConfigError, match="lies in the folder"):
-        back_up(state, state / "kept.tar")
+    (tmp_path / "link").symlink_to(state)
+    for inside in (state, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="lies in the folder"):
+            back_up(state, inside / "kept.tar")
+    for target in (tmp_path / "none" / "kept.tar", tmp_path):
+        with pytest.raises(ConfigError, match="name a file in a folder that exists"):
+            back_up(state, target)
+    for source in (tmp_path / "nothing.tar", tmp_path):
+        with pytest.raises(ConfigError, match=r"No such file|Is a directory"):
+            restore(source, tmp_path / "again")
+
+
+def test_an_empty_folder_is_filled_in_place(state: Path, tmp_path: Path) -> None:
+    """A volume of a container can be neither removed nor renamed."""
+    back_up(state, tmp_path / "kept.tar")
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "again").symlink_to(tmp_path / "volume")
+    restore(tmp_path / "kept.tar", tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "volume").iterdir()) == ["plan.json", "seed0"]
 
 
 def test_as_its_operator_does(state: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An agent's folder is deleted, nothing else."""
+"""What an agent keeps is deleted, nothing else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from helpers.command import CliRunner
 from fedstill.cli.main import app
 from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import FolderInUse, sole_user
+from fedstill.edge_client.node import wipe
 from fedstill.edge_client.node.wipe import what_is_kept, wipe_folder
 
 
@@ -18,7 +19,8 @@ def agent(tmp_path: Path) -> Path:
     folder = tmp_path / "agent"
     (folder / "students").mkdir(parents=True)
     (folder / "students" / "one.safetensors").write_bytes(b"w" * 100)
-    (folder / "clip_format.json").write_text("{}")
+    for name in ("clips.json", "clip_format.json", "uploads.jsonl.1", "privacy.sqlite", "privacy.sqlite-wal"):
+        (folder / name).write_text("{}")
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "mine.wav").write_bytes(b"sound")
     (folder / "data").symlink_to(tmp_path / "clips")
@@ -26,23 +28,43 @@ def agent(tmp_path: Path) -> Path:
 
 
 def test_what_a_link_points_to_stays(agent: Path, tmp_path: Path) -> None:
-    assert what_is_kept(agent).files == 2
-    wipe_folder(agent)
+    assert what_is_kept(agent).files == 6
+    assert wipe_folder(agent) == []
     assert not agent.exists()
     assert (tmp_path / "clips" / "mine.wav").read_bytes() == b"sound"
 
 
+def test_what_is_not_the_agent_s_stays(agent: Path) -> None:
+    (agent / "mine").mkdir()
+    (agent / "mine" / "a.wav").write_bytes(b"sound")
+    assert wipe_folder(agent) == ["mine"]
+    assert [path.name for path in agent.rglob("*")] == ["mine", "a.wav"]
+
+
+def test_an_interrupted_one_is_done_again(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wipe.shutil, "rmtree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        wipe_folder(agent)
+    monkeypatch.undo()
+    assert wipe_folder(agent) == []
+    assert not agent.exists()
+
+
 def test_only_an_agent_s_folder_and_not_while_it_runs(agent: Path, tmp_path: Path) -> None:
+    (tmp_path / "clips" / "students").mkdir()
     with pytest.raises(ConfigError, match="not an agent's folder"):
         wipe_folder(tmp_path / "clips")
     with sole_user(agent), pytest.raises(FolderInUse):
+        wipe_folder(agent)
+    (agent / "plan.json").write_text("{}")  # a coordinator's
+    with pytest.raises(ConfigError, match="not an agent's folder"):
         wipe_folder(agent)
     assert (agent / "clip_format.json").exists()
 
 
 def test_it_asks_first(agent: Path) -> None:
     command = ["agent", "wipe", "--state", str(agent)]
-    assert "Delete 2 files" in CliRunner().invoke(app, command, input="n\n").output
+    assert "Delete 6 files" in CliRunner().invoke(app, command, input="n\n").output
     assert agent.exists()
     assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 0
     assert not agent.exists()
