@@ -38,9 +38,11 @@ def status(
     for row in devices:
         visit = row["visit"]
         if visit and visit["reason"]:
-            console.print(f"{_name(row)}: {visit['reason']}", highlight=False, markup=False)
+            console.print(f"{_name(row)}: {visit['reason']}", highlight=False, markup=False, soft_wrap=True)
         if row["bad_clips"]:
-            console.print(f"{_name(row)}: {_bad_clips(row['bad_clips'])}", highlight=False, markup=False)
+            console.print(
+                f"{_name(row)}: {_bad_clips(row['bad_clips'])}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def _print_table(devices: list[dict[str, Any]]) -> None:

@@ -26,7 +26,8 @@ def test_a_log_is_put_aside_and_the_child_writes_on(tmp_path: Path, monkeypatch:
     while not old.exists() and time.monotonic() < limit:
         assert child.poll() is None
         time.sleep(0.01)
-    time.sleep(0.3)
+    while b"\nline " not in child.log_file.read_bytes() and time.monotonic() < limit:
+        time.sleep(0.01)
     child.stop()
     assert 4000 < old.stat().st_size < 400_000
     said = child.log_file.read_bytes()

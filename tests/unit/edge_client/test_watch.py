@@ -232,7 +232,9 @@ def test_answered_clips_are_deleted_and_one_that_cannot_be_stays_answered(tmp_pa
         picture(watching.folder / "c" / "1.png")
         write_sound(tmp_path / "c.wav").rename(watching.folder / "c.wav")
         wait_until(lambda: len(watching.lines) == 2)
-        wait_until(lambda: not list(watching.folder.iterdir()))  # what could not be deleted then is deleted now
+        wait_until(
+            lambda: not list(watching.folder.iterdir())
+        )  # what could not be deleted then is deleted now
         assert len(watching.lines) == 2
 
 
