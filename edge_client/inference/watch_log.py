@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedstill.common.errors import UserError
-
-LOG_FILE = "watched.jsonl"
+from fedstill.edge_client.folder import WATCHED_FILE
 
 Look = tuple[tuple[str, int, int], ...]
 """Of each file of a clip: name, size and time of the last change."""
@@ -28,7 +27,7 @@ class WatchLog:
     """
 
     def __init__(self, state: Path) -> None:
-        self._path = state / LOG_FILE
+        self._path = state / WATCHED_FILE
         state.mkdir(parents=True, exist_ok=True)
         self._content, self._looks = self._read(), dict[str, Look]()
 

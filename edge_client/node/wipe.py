@@ -18,15 +18,15 @@ from fedstill.edge_client.folder import (
     EXPORT_FOLDER,
     FORMAT_FILE,
     SHELF_FOLDER,
+    WATCHED_FILE,
 )
-from fedstill.edge_client.inference import watch_log
 from fedstill.edge_client.privacy import upload_log
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 
 OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER, LEDGER_FILE, POLICY_FILE,
-    upload_log.LOG_FILE, watch_log.LOG_FILE, "canaries", "evaluations", "flower", "supernode.log",
+    upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode.log",
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 
