@@ -26,6 +26,8 @@ from fedstill.cloud_server.serving.scheduling.shadow_price import Demand, fluid_
 
 MARGINAL = 0.99
 """At the full price the kind of query that sets the price would be worth exactly nothing; it should still be run."""
+SHORTEST = 1e-6
+"""Seconds; whose deadline is nearer has expired."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds without a batch until a query is tried against what is expected; doubled while it comes too late."""
 
@@ -169,9 +171,9 @@ class FedstillPolicy(Policy):
 
     def _seconds_alone(self, now: float) -> float:
         """Of a batch of one at the fastest schedule, as deadlines are checked with it. A query that has the engine to
-        itself makes nobody else late: what is expected will do, and of a try nothing is expected."""
+        itself makes nobody else late: what is expected will do, and of a try next to nothing is expected."""
         if self._may_try(now):
-            return 0.0
+            return SHORTEST
         if self.queued() == 1:
             return self.latency.seconds(self._schedules[0], 1)
         return self.latency.upper_seconds(self._schedules[0], 1)
