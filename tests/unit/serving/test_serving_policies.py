@@ -53,8 +53,11 @@ def test_a_deadline_that_is_now_has_expired() -> None:
 def test_no_dispatched_batch_is_late_under_its_own_predictor(
     name: str, drawn: list[tuple[float, float, float, int]], now: float
 ) -> None:
-    """So no expired query is ever run either, let alone before a live one. Only an engine that has been idle for long may
-    try one query against what is expected (test_recovery.py); this one has just run a batch."""
+    """So no expired query is ever run either, let alone before a live one.
+
+    Only an engine that has been idle for long may try a query against what is expected (test_recovery.py); this one has
+    just run a batch.
+    """
     policy = make_policy(name, THESIS)
     accepted = filled(policy, drawn)
     policy.completed(Batch((), THESIS.fastest, 0.01), now, 0.01)
