@@ -46,7 +46,7 @@ def back_up(state: Path, target: Path) -> int:
         tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".backup-") as scratch,
     ):
         file, sums = Path(scratch) / "state.tar", dict[str, str]()
-        with tarfile.open(file, "w") as archive:
+        with tarfile.open(file, "w", dereference=True) as archive:
             for path in _files(state):
                 name = str(path.relative_to(state))
                 if path.suffix == ".db":

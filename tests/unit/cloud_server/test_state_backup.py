@@ -25,6 +25,9 @@ def state(tmp_path: Path) -> Path:
     plan = {"clients": 1, "devices": ["hall"], "journal": "", "pause_scale": 1.0}
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "seed0" / "students" / "one.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "seed0" / "students" / "two.safetensors").hardlink_to(
+        folder / "seed0" / "students" / "one.safetensors"
+    )
     (folder / "superlink" / "state.db").write_bytes(b"of Flower")
     (folder / "superlink.pid").write_text("1")
     return folder
@@ -42,8 +45,9 @@ def test_what_comes_back_is_what_was_there(state: Path, tmp_path: Path) -> None:
     assert found.visits.newest()[0].outcome == SERVED
     assert found.visits.asked() == {}
     found.close()
-    students = Path("seed0") / "students" / "one.safetensors"
-    assert (tmp_path / "again" / students).read_bytes() == (state / students).read_bytes()
+    for name in ("one.safetensors", "two.safetensors"):
+        students = Path("seed0") / "students" / name
+        assert (tmp_path / "again" / students).read_bytes() == (state / students).read_bytes()
     assert not (tmp_path / "again" / "superlink").exists()
     assert not list((tmp_path / "again").rglob("*.pid"))
     assert not list(tmp_path.glob(".*"))
