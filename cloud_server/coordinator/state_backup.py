@@ -11,9 +11,9 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 from fedstill.cloud_server.journal.fleet_state import plan_of
 from fedstill.common.errors import ConfigError
@@ -45,18 +45,19 @@ def back_up(state: Path, target: Path) -> int:
         _one_line(target),
         tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".backup-") as scratch,
     ):
-        file, sums = Path(scratch) / "state.tar", dict[str, str]()
+        file = Path(scratch) / "state.tar"
         with tarfile.open(file, "w", dereference=True) as archive:
             for path in _files(state):
                 name = str(path.relative_to(state))
                 if path.suffix == ".db":
                     copy = Path(scratch) / "copy.db"
                     _copy_database(path, copy)
-                    sums[name] = _add(archive, copy, name)
+                    archive.add(copy, name)
                     copy.unlink()
-                elif path.exists():  # else it was deleted meanwhile: it belonged to something finished
-                    sums[name] = _add(archive, path, name)
-            content = json.dumps(sums).encode()
+                else:
+                    _add(archive, path, name)
+        content = json.dumps(_sums(file)).encode()
+        with tarfile.open(file, "a") as archive:
             entry = tarfile.TarInfo(SUMS_FILE)
             entry.size = len(content)
             archive.addfile(entry, BytesIO(content))
@@ -139,25 +140,21 @@ def _copy_database(path: Path, copy: Path) -> None:
         raise ConfigError(f"{path}: cannot be copied ({error})") from error
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> str:
-    """SHA-256 of what was added: as many bytes as the file has at this moment."""
-    with path.open("rb") as content:
-        entry = archive.gettarinfo(arcname=name, fileobj=content)
-        reader = _Summing(content, entry.size)
-        archive.addfile(entry, reader)
-    return reader.sum.hexdigest()
+def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    try:
+        with path.open("rb") as content:
+            archive.addfile(
+                archive.gettarinfo(arcname=name, fileobj=content), content
+            )  # as long as it is now
+    except FileNotFoundError:
+        return  # deleted meanwhile: it belonged to something finished
 
 
-class _Summing(BytesIO):
-    """The first bytes of a file, summed up as they are read."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        super().__init__()
-        self._file, self._left, self.sum = file, size, hashlib.sha256()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = self._left if size is None or size < 0 else min(size, self._left)
-        piece = self._file.read(wanted)
-        self._left -= len(piece)
-        self.sum.update(piece)
-        return piece
+def _sums(file: Path) -> dict[str, str]:
+    """SHA-256 of every file in an archive."""
+    found = {}
+    with tarfile.open(file) as archive:
+        for member in archive:
+            content = cast(BufferedReader, archive.extractfile(member))  # only files are added
+            found[member.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found

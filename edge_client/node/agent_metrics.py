@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fedstill.edge_client.folder import SHELF_FOLDER
-from fedstill.edge_client.privacy.upload_log import Sent, read_log
+from fedstill.edge_client.privacy.upload_log import UploadTail
 from fedstill.edge_client.students.pointer import version_in_use
 
 
@@ -23,7 +23,7 @@ class AgentCollector(Collector):
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._in_fleet = folder, False
-        self._last: Sent | None = None
+        self._tail = UploadTail(folder)
         self._answers = self._bytes = 0
 
     def tell(self, in_fleet: bool) -> None:
@@ -34,16 +34,10 @@ class AgentCollector(Collector):
         """Nothing: the folder may not exist yet."""
         return ()
 
-    def _count(self) -> None:
-        """Add what the upload log holds since the last look; old lines of it go away."""
-        sent = read_log(self._folder)
-        begin = len(sent) - sent[::-1].index(self._last) if self._last in sent else 0
-        for one in sent[begin:]:
-            self._answers, self._bytes, self._last = self._answers + 1, self._bytes + one.bytes, one
-
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        self._count()
+        for one in self._tail.new():
+            self._answers, self._bytes = self._answers + 1, self._bytes + one.bytes
         version = version_in_use(self._folder / SHELF_FOLDER)
         yield GaugeMetricFamily("fedstill_agent_in_fleet", "1 if the coordinator accepts it.", self._in_fleet)
         yield GaugeMetricFamily(

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedstill.datasets.files.faults import BadClip
 from fedstill.edge_client.folder import BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.node.bad_clips import bad_clips_of
-from fedstill.edge_client.privacy.upload_log import LOG_FILE, read_log
+from fedstill.edge_client.privacy.upload_log import LOG_FILE, UploadTail
 from fedstill.edge_client.students.pointer import version_in_use
 
 LOG = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ class AgentNews:
         self._folder = folder
         self._greeted = self._time_of(FORMAT_FILE)
         self._student = version_in_use(self._folder / SHELF_FOLDER)
-        self._sent = len(read_log(folder))
+        self._uploads = UploadTail(folder)
+        self._uploads.new()
         self._log_time = self._time_of(LOG_FILE)
         self._bad_time, self._said = 0, set[BadClip]()
 
@@ -37,10 +38,8 @@ class AgentNews:
             LOG.info("event=accepted by=coordinator")
         if (changed := self._time_of(LOG_FILE)) != self._log_time:
             self._log_time = changed
-            sent = read_log(self._folder)
-            for one in sent[self._sent :] if len(sent) >= self._sent else sent[-1:]:
+            for one in self._uploads.new():
                 LOG.info('event=sent bytes=%d what="%s"', one.bytes, one.what)
-            self._sent = len(sent)
         if (student := version_in_use(self._folder / SHELF_FOLDER)) != self._student:
             LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
             self._student = student

@@ -70,6 +70,21 @@ def read_log(folder: Path) -> list[Sent]:
     return found
 
 
+class UploadTail:
+    """What has left a device since the last look, also if the log was put aside meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._last: Sent | None = None
+
+    def new(self) -> list[Sent]:
+        """Oldest first; at the first look everything that the log holds."""
+        sent = read_log(self._folder)
+        begin = len(sent) - sent[::-1].index(self._last) if self._last in sent else 0
+        self._last = sent[-1] if sent else self._last
+        return sent[begin:]
+
+
 def in_words(request: object, answer: object) -> str:
     """What an answer tells the cloud."""
     if isinstance(answer, PrototypeUpload) and isinstance(request, PrototypeRequest):

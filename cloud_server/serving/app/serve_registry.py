@@ -150,7 +150,8 @@ def _profile(
 def _warn_if_stale(engine: Engine, profile: Profile) -> None:
     """Its fastest and its slowest schedule are timed again: a busy machine may have measured it, or be busy now."""
     ends = dict.fromkeys((profile.useful[0], profile.useful[-1]))
-    ratios = time_ratios(engine, replace(profile, schedules=tuple(ends)), rounds=3)
+    few = engine.settings.batch_buckets[:2]  # small batches: a start need not wait for large ones
+    ratios = time_ratios(engine, replace(profile, schedules=tuple(ends)), rounds=3, sizes=few, looks=1)
     worst = max(ratios, key=lambda name: abs(math.log(ratios[name])))
     if not 1 / STALE < ratios[worst] < STALE:
         LOG.warning(

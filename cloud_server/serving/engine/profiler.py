@@ -108,20 +108,29 @@ def profile_engine(
 
 
 def measure_times(
-    engine: Engine, schedules: Sequence[TokenSchedule], rounds: int = 7
+    engine: Engine,
+    schedules: Sequence[TokenSchedule],
+    rounds: int = 7,
+    sizes: Sequence[int] = (),
+    looks: int = LOOKS,
 ) -> dict[TokenSchedule, AffineTime]:
-    """Affine times from low quantiles over the engine's buckets; schedules and sizes take turns in every round.
+    """Affine times from low quantiles; schedules and sizes take turns in every round.
 
     What does not fit together is timed again: a schedule off its own line, or slower than one with more tokens.
+
+    Args:
+        rounds: timings per schedule and batch size.
+        sizes: of the batches; by default the engine's buckets.
+        looks: how often at most a schedule is timed.
     """
-    sizes = engine.settings.batch_buckets
+    sizes = sizes or engine.settings.batch_buckets
     seconds: dict[tuple[TokenSchedule, int], list[float]] = {
         (schedule, size): [] for schedule in schedules for size in sizes
     }
     times: dict[TokenSchedule, AffineTime] = {}
     again = list(schedules)
-    for _ in range(LOOKS):
-        _time_batches(engine, again, rounds, seconds)
+    for _ in range(looks):
+        _time_batches(engine, again, sizes, rounds, seconds)
         for schedule in again:
             typical = [float(np.quantile(seconds[schedule, size], QUANTILE)) for size in sizes]
             times[schedule] = fit_affine(sizes, typical)
@@ -149,12 +158,12 @@ def doubtful(times: Mapping[TokenSchedule, AffineTime], size: int) -> list[Token
 def _time_batches(
     engine: Engine,
     schedules: Sequence[TokenSchedule],
+    sizes: Sequence[int],
     rounds: int,
     seconds: dict[tuple[TokenSchedule, int], list[float]],
 ) -> None:
     """Add ``rounds`` timings of each schedule and size."""
     task, side = engine.bank.names[0], engine.net.image_size
-    sizes = engine.settings.batch_buckets
     batches = {size: torch.randn(size, 3, side, side, generator=_seeded()) for size in sizes}
     for turn in range(rounds + 1):
         for schedule in schedules:
@@ -220,8 +229,13 @@ def make_profile(
     return Profile(name, source, tuple(tasks), tuple(one.planned for one in measured), trunk=trunk)
 
 
-def time_ratios(engine: Engine, profile: Profile, rounds: int = 7) -> dict[str, float]:
+def time_ratios(
+    engine: Engine, profile: Profile, rounds: int = 7, sizes: Sequence[int] = (), looks: int = LOOKS
+) -> dict[str, float]:
     """What a batch takes now over what the profile says, by schedule: the mean of the smallest and the largest batch.
+
+    Args:
+        rounds, sizes, looks: see ``measure_times``.
 
     Raises:
         ValueError: the engine has none of the profile's schedules.
@@ -230,11 +244,11 @@ def time_ratios(engine: Engine, profile: Profile, rounds: int = 7) -> dict[str, 
     stored = [one for one in profile.schedules if one.name in known]
     if not stored:
         raise ValueError(f"the engine has none of the schedules of profile {profile.name!r}")
-    now = measure_times(engine, [known[one.name] for one in stored], rounds)
+    now = measure_times(engine, [known[one.name] for one in stored], rounds, sizes, looks)
     ratios = {}
     for one in stored:
-        sizes = (1, min(engine.maximum_batch, one.maximum_batch))
-        ratios[one.name] = float(np.mean([now[known[one.name]].seconds(n) / one.seconds(n) for n in sizes]))
+        ends = (sizes[0], sizes[-1]) if sizes else (1, min(engine.maximum_batch, one.maximum_batch))
+        ratios[one.name] = float(np.mean([now[known[one.name]].seconds(n) / one.seconds(n) for n in ends]))
     return ratios
 
 
