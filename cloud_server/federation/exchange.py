@@ -2,6 +2,10 @@
 
 Replies are matched by message id, because an error made by the SuperLink carries the SuperLink's node id.
 Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time.
+
+A connection that breaks at the wrong moment loses a request or its reply for ever: Flower's SuperNode says so in its
+own log and goes on, and nobody tells us. But it takes one message at a time, the oldest first. So whoever has waited
+for a while sends a light request behind the first one: once that is answered and the first one is not, it is lost.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
-from fedstill.protos.messages import MissingDependency, WireError
+from fedstill.protos.messages import HelloRequest, MissingDependency, WireError
 from fedstill.protos.records import decode, encode, payload_bytes
 
 Reply = TypeVar("Reply")
 
+PROBE_SECONDS = 20.0
+"""Then a device is asked for a sign of life, and again after twice as long: long work gets few of them."""
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
 """A simulated device answers at once; a real one takes seconds, and every look costs both sides a request."""
 LOST = (3, 4, 5, 8)
@@ -51,10 +57,16 @@ class DeviceLacks(DeviceFailure):
 
 @dataclass
 class Exchange:
-    """Sends requests to nodes; ``timeout`` in seconds per request."""
+    """Sends requests to nodes.
+
+    Attributes:
+        timeout: seconds per request.
+        probe: a light request, sent behind one that stays unanswered; None where nodes do not take messages in order.
+    """
 
     grid: Grid
     timeout: float
+    probe: HelloRequest | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(
@@ -83,25 +95,61 @@ class Exchange:
             return set(self.grid.get_node_ids())
 
     def _exchange(self, node: int, action: str, content: RecordDict, timeout: float) -> RecordDict:
-        with self.lock:
-            message = Message(content, node, action, ttl=timeout + GRACE_SECONDS)
-            message_id = next(iter(self.grid.push_messages([message])), None)
-        if not message_id:
+        request = self._send(node, action, content, timeout)
+        if not request:
             raise DeviceLost("the message could not be delivered")
+        signs = _Signs(self, node)
         end, pause = time.monotonic() + timeout, POLL_SECONDS
-        while True:
-            with self.lock:
-                replies = list(self.grid.pull_messages([message_id]))
-            if replies:
-                break
-            if time.monotonic() >= end:
+        while not (reply := self._reply(request)):
+            left = end - time.monotonic()
+            if left <= 0:
                 raise DeviceLost(f"no reply within {timeout:.0f} s")
+            if signs.of_life(left):
+                if reply := self._reply(request):  # it came in between the two looks
+                    break
+                raise DeviceLost("the request or its reply was lost on the way")
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-        if replies[0].has_error():
-            error = replies[0].error
-            raise (DeviceLost if error.code in LOST else DeviceFailure)(_reason(error.reason))
-        return replies[0].content
+        if reply.has_error():
+            raise (DeviceLost if reply.error.code in LOST else DeviceFailure)(_reason(reply.error.reason))
+        return reply.content
+
+    def _send(self, node: int, action: str, content: RecordDict, timeout: float) -> str:
+        """The message's id; empty if it was not accepted."""
+        with self.lock:
+            message = Message(content, node, action, ttl=timeout + GRACE_SECONDS)
+            return next(iter(self.grid.push_messages([message])), "")
+
+    def _reply(self, message_id: str) -> Message | None:
+        with self.lock:
+            return next(iter(self.grid.pull_messages([message_id])), None)
+
+
+class _Signs:
+    """Whether ``node`` handles messages that were sent after the one that is waited for."""
+
+    def __init__(self, exchange: Exchange, node: int) -> None:
+        self._exchange, self._node = exchange, node
+        self._pause = PROBE_SECONDS
+        self._next = time.monotonic() + self._pause
+        self._sent: list[str] = []
+
+    def of_life(self, left: float) -> bool:
+        """Look, and send another probe when it is time; ``left`` is how many seconds anybody still waits."""
+        probe = self._exchange.probe
+        if probe is None:
+            return False
+        for message_id in self._sent:
+            reply = self._exchange._reply(message_id)
+            superlinks_words = reply and reply.has_error() and reply.error.code in LOST
+            if reply and not superlinks_words:
+                return True
+        if time.monotonic() >= self._next:
+            self._pause *= 2
+            self._next = time.monotonic() + self._pause
+            sent = self._exchange._send(self._node, "query.hello", encode(probe), left)
+            self._sent += [sent] if sent else []
+        return False
 
 
 def _missing_dependency(content: RecordDict) -> MissingDependency | None:

@@ -86,6 +86,11 @@ class NodeRegistry:
                 self._heard[node] = replace(self._heard[node], student=student)
 
     @property
+    def greeting(self) -> HelloRequest:
+        """What every node is asked first."""
+        return HelloRequest(version("fedstill"), self.clip_format)
+
+    @property
     def met(self) -> bool:
         """Whether any device has been usable so far."""
         return bool(self._heard)
@@ -149,7 +154,7 @@ class NodeRegistry:
     def _introduced(self, node: int) -> Hello:
         """A node's introduction. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
-        hello, _ = self.exchange.ask(node, "query.hello", HelloRequest(ours, self.clip_format), Hello)
+        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello)
         if hello.version != ours:
             raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
         if not 0 <= hello.partition < self.clients:

@@ -101,7 +101,15 @@ def _node_registry(plan: RunPlan, exchange: Exchange, journal: Journal, metrics:
     clips = format_to_json(
         ClipFormat(public.class_names, public.audio_spec, public.frame_spec, public.audio.shape[-1])
     )
-    return NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices)
+    registry = NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices)
+    if in_order(exchange.grid):
+        exchange.probe = registry.greeting
+    return registry
+
+
+def in_order(grid: Grid) -> bool:
+    """Whether nodes take their messages one by one, the oldest first: SuperNodes do, simulated nodes do not."""
+    return type(grid).__name__ == "HttpGrid"  # by name: a simulation need not import it, which takes a second
 
 
 def make_shared(cloud: SeedCloud, arms: Iterable[str]) -> None:

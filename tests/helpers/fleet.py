@@ -60,8 +60,13 @@ class Service:
         return self.process.wait(timeout)
 
     def ended(self, timeout: float = PATIENCE) -> int:
-        """Wait for the end; the exit code."""
-        return self.process.wait(timeout)
+        """Wait for the end; the exit code. Without an end it fails, with the last words of all logs of the fleet."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            logs = sorted(self.log.parent.rglob("*.log"))
+            said = "\n".join(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+            raise AssertionError(f"{self.log.stem} did not end within {timeout:.0f} s\n{said}") from None
 
     def said(self) -> str:
         """All of its log."""
