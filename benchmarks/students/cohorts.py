@@ -54,7 +54,7 @@ from cohorts_fleet import Device, Fleet
 
 SETTINGS = ("dataset.public_per_class=60", "dataset.private_per_class=36", "compute.precision=fp32",
             "compute.workers=1")  # fmt: skip
-TINY = ("dataset.public_per_class=32", "dataset.private_per_class=6", "audio.seconds=0.6", "audio.mel_bins=32",
+TINY = ("dataset.public_per_class=18", "dataset.private_per_class=6", "audio.seconds=0.6", "audio.mel_bins=32",
         "frames.size=24", "teacher.encoder.width=4", "student.encoder.width=2", "teacher.epochs=1",
         "student.epochs=1", "distillation.outer_epochs=1", "distillation.inner_epochs=1", "capture.blind=1",
         "fedstill.outer_epochs=1", "fedstill.inner_epochs=1", "capture.versions=1")  # fmt: skip
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="does it still work? the figures mean nothing")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.devices, options.sample = 8, 1
+        options.devices, options.sample = 3, 1
     use_threads(1)
     console = Console(soft_wrap=True, highlight=False)
     simulation = open_simulation(options.out, TINY if options.quick else SETTINGS, options.distance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from fedstill.simulation.gather import gather_rows
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 REVOKED = 2
+ONE = ["latency_sensitive"]
+"""Enough work for what happens here; the other fault tests do both scenarios."""
 
 
 def test_a_choked_link_and_guests_that_nobody_invited(fleet: Fleet, undisturbed: Path) -> None:
@@ -24,7 +27,7 @@ def test_a_choked_link_and_guests_that_nobody_invited(fleet: Fleet, undisturbed:
     fleet.devices = [*fleet.devices, fleet.devices[1]]
     issue_node(fleet.certs, fleet.name(REVOKED))
     revoke_node(fleet.certs, fleet.name(REVOKED))
-    coordinator = fleet.coordinator("--join-timeout", "90")
+    coordinator = fleet.coordinator("--join-timeout", "90", "--set", f"run.scenarios={json.dumps(ONE)}")
     fleet.agent(0)
     with ThrottledProxy(("127.0.0.1", fleet.port), bytes_per_second=20_000, delay=0.1) as link:
         fleet.agent(1, port=link.port)
@@ -39,7 +42,7 @@ def test_a_choked_link_and_guests_that_nobody_invited(fleet: Fleet, undisturbed:
     assert {event["node"] for event in fleet.events("device")} == {
         event["node"] for event in fleet.events("device") if event["state"] in ("connected", "dead")
     }
-    is_whole(fleet, undisturbed, 0, 1)
+    is_whole(fleet, undisturbed, 0, 1, scenarios=ONE)
     a_revoked_device_is_left_out_and_the_others_are_served(fleet)
 
 

@@ -14,7 +14,7 @@ def quick_environment(stock: bool = False) -> dict[str, str]:
     """Of this process, with one thread per process and this checkout's code; ``stock``: with Flower's own waits."""
     hook = [] if stock else [str(HOOK)]
     paths = [*hook, str(IMPORTROOT), os.environ.get("PYTHONPATH", "")]
-    quick = {} if stock else {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}
+    quick = {} if stock else {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0"}
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
