@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 from scipy.special import softmax
 
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
@@ -234,6 +233,8 @@ def _whitening(covariance: Floats) -> Floats:
 
 def _fitted(means: Floats, found: Floats, unit: Floats) -> Floats:
     """Shares >= 0 that sum to 1 and bring ``shares @ means`` closest to ``found`` in whitened units."""
+    from scipy.optimize import nnls  # takes a third of a second, and most processes fit nothing
+
     system = unit @ means.T
     weight = SUM_WEIGHT * max(1.0, float(np.abs(system).max()))
     together = np.vstack([system, np.full(len(means), weight)])

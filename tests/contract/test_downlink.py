@@ -37,6 +37,8 @@ from fedstill.protos.messages import (
 from fedstill.protos.records import decode, encode
 from fedstill.simulation.inprocess import InProcessGrid
 
+pytestmark = pytest.mark.slow
+
 Event = dict[str, Any]
 REQUESTS = {
     "query.prototypes": PrototypeRequest,

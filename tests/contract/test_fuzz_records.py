@@ -171,6 +171,7 @@ PACKED_INJURIES = (_packed_bytes, _packed_cut, _packed_no_bytes, _packed_extra)
 INJURIES = (_text, _bitten_text, _no_text, _gone, _extra, _bytes, _type, _shape, _swapped, _records)
 
 
+@pytest.mark.slow
 def test_ten_thousand_mutated_messages_never_get_through_the_codec() -> None:
     rng = random.Random(7)
     refused = 0

@@ -20,6 +20,8 @@ from fedstill.simulation import inprocess
 from fedstill.simulation.gather import gather_rows
 from fedstill.simulation.inprocess import run_inprocess
 
+pytestmark = pytest.mark.slow
+
 ASKING = ("all_distill_select_cluster", "class_prior_sampling", "fedstill")
 PLAN = (
     'run.arms=["all_distill_select_cluster", "class_prior_sampling", "fedstill"]',

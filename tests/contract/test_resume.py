@@ -23,6 +23,8 @@ from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.edge_client.node.client_app import app
 from fedstill.simulation.gather import gather_rows
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("all_distill_select", "fedstill")
 ROUNDS = 3
 

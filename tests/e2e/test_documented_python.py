@@ -21,6 +21,8 @@ from PIL import Image
 
 import fedstill
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = [block for block in blocks() if block.language == "python"]
 QUICK = TINY.replace(
     "[run]", "[run]\narms = ['all_distill', 'fedstill']\nscenarios = ['latency_insensitive']"

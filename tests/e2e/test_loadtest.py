@@ -15,6 +15,8 @@ from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profi
 from fedstill.evaluation.serving.results import read_serving_results
 from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = ("loadtest", "virtual", "--seconds", "5", "--seeds", "3")
 PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}
 

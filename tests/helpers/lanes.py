@@ -1,7 +1,8 @@
 """Which files pytest's workers take first, so that somebody computes while others wait.
 
 Fleets mostly wait: for heartbeats, retries and slow links. The files of a lane run one after the other on one worker,
-the lanes first of all files. Whoever has no lane takes the files that need the processor.
+the lanes first of all files. Whoever has no lane takes the files that need the processor, and so does a lane's worker
+after its lane.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 LANES = (
     ("test_faults_cloud.py", "test_faults_link.py", "test_fleet_endpoint.py"),
     ("test_faults_device.py", "test_fleet.py", "test_simulate_flower.py"),
+    ("test_fleet_life.py", "test_examples.py", "test_live_load.py"),
 )
 
 

@@ -33,7 +33,7 @@ def benchmark(name: str) -> dict[str, Any]:
         pytest.param("edge_runtime", marks=pytest.mark.slow),
         pytest.param("elastic_vit", marks=pytest.mark.slow),
         "fleet_proxy",
-        "import_time",
+        pytest.param("import_time", marks=pytest.mark.slow),
         "inference_batching",
         pytest.param("many_agents", marks=pytest.mark.slow),
         pytest.param("prepare_speed", marks=pytest.mark.slow),

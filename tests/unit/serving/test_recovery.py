@@ -77,6 +77,7 @@ def test_one_slow_batch_does_not_lock_it_out(stall: float, later: float) -> None
     assert engine.ask(0.3) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(PAST)
 def test_it_recovers_from_any_past(past: list[tuple[float, int, float, float]]) -> None:

@@ -140,6 +140,7 @@ def test_mistakes_are_one_line(registry: TaskRegistry, tmp_path: Path) -> None:
         TaskRegistry(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_registry_that_loads(registry: TaskRegistry, tmp_path: Path) -> None:
     tests = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", REGISTER_FOR_EVER, str(tmp_path / "tasks"), tests]

@@ -306,6 +306,7 @@ def test_public_speakers_are_the_babble(tmp_path: Path) -> None:
     np.testing.assert_array_equal(device.audio[5], features)
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "SAMPLE", 6)  # they must be made here, not be good
     overrides = [
