@@ -5,6 +5,7 @@ from __future__ import annotations
 DATA_FOLDER = "data"
 CLIPS_FILE = "clips.json"
 BAD_CLIPS_FILE = "bad_clips.json"
+DECODING_FILE = "decoding.json"
 FORMAT_FILE = "clip_format.json"
 SHELF_FOLDER = "students"
 COMPRESSORS_FOLDER = "compressors"

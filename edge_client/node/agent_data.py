@@ -26,6 +26,7 @@ from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.files.faults import FAULTS, ROW, UNDECODABLE, BadClip, count_faults, in_words
 from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
 from fedstill.edge_client.node.bad_clips import BadClips, Look, Tried, look_at, read_bad_clips
+from fedstill.edge_client.node.deadly_clips import DeadlyClips
 from fedstill.edge_client.privacy.prototypes import DeviceError
 
 if TYPE_CHECKING:
@@ -136,10 +137,9 @@ def _from_manifest(data: Path, folder: Path, allow_outside: bool) -> ClipStore:
     )
     started = (folder / CLIPS_FILE).stat().st_mtime_ns
     tried_for = sha256(f"{version('fedstill')} {started} {content}".encode()).hexdigest()
-    bad = _unchanged(source, folder)
+    bad, looked = _unchanged(source, folder), _LookedAt(source, DeadlyClips(folder))
     if read_bad_clips(folder).tried_for != tried_for:
-        bad = _tried_again(source, bad)
-    looked = _LookedAt(source)
+        bad = _tried_again(looked, bad)
 
     def leave_out(position: int, error: DataError) -> None:
         bad[position] = _bad(source, position, looked.looks.get(position, ()), error)
@@ -162,6 +162,7 @@ def _from_manifest(data: Path, folder: Path, allow_outside: bool) -> ClipStore:
     finally:
         rest = (bad[position] for position in sorted(bad))
         BadClips(tried_for, (*map(Tried, source.bad), *rest)).write(folder)
+        looked.deadly.end()
 
 
 def _unchanged(source: ManifestSource, folder: Path) -> dict[int, Tried]:
@@ -175,7 +176,7 @@ def _unchanged(source: ManifestSource, folder: Path) -> dict[int, Tried]:
     return found
 
 
-def _tried_again(source: ManifestSource, known: dict[int, Tried]) -> dict[int, Tried]:
+def _tried_again(source: _LookedAt, known: dict[int, Tried]) -> dict[int, Tried]:
     """Those that still cannot be read. They are read by themselves first: a store is not made anew for them."""
     found = {}
     for position, one in known.items():
@@ -187,19 +188,28 @@ def _tried_again(source: ManifestSource, known: dict[int, Tried]) -> dict[int, T
     return found
 
 
-def _bad(source: ManifestSource, position: int, look: Look, error: DataError) -> Tried:
+def _bad(source: ManifestSource | _LookedAt, position: int, look: Look, error: DataError) -> Tried:
     fault = error.fault if error.fault in FAULTS else UNDECODABLE
     return Tried(BadClip(source.index[position].clip_id, fault, str(error)), look)
 
 
 class _LookedAt:
-    """A manifest as a ClipSource that looks at the files of each clip before they are read."""
+    """A manifest as a ClipSource that looks at the files of each clip before they are read.
 
-    def __init__(self, source: ManifestSource) -> None:
-        self._source = source
+    A clip of which processes have died is refused.
+    """
+
+    def __init__(self, source: ManifestSource, deadly: DeadlyClips) -> None:
+        self._source, self.deadly = source, deadly
         self.name, self.class_names, self.index = source.name, source.class_names, source.index
         self.looks: dict[int, Look] = {}
 
     def load(self, position: int) -> Clip:
-        self.looks[position] = look_at(self._source.files(position))
+        clip_id, look = self.index[position].clip_id, look_at(self._source.files(position))
+        self.looks[position] = look
+        if self.deadly.is_deadly(clip_id, look):
+            raise DataError(
+                f"clip {clip_id}: ends the program that decodes it: convert or remove it", UNDECODABLE
+            )
+        self.deadly.begin(clip_id, look)
         return self._source.load(position)

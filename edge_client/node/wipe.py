@@ -15,6 +15,7 @@ from fedstill.edge_client.folder import (
     CLIPS_FILE,
     COMPRESSORS_FOLDER,
     DATA_FOLDER,
+    DECODING_FILE,
     EXPORT_FOLDER,
     FORMAT_FILE,
     SHELF_FOLDER,
@@ -25,8 +26,8 @@ from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 
 OURS = (
-    DATA_FOLDER, BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER, LEDGER_FILE, POLICY_FILE,
-    upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode.log",
+    DATA_FOLDER, BAD_CLIPS_FILE, DECODING_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER,
+    LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode.log",
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 

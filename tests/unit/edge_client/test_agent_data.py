@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_js
 from fedstill.datasets.audiovisual.manifest import ManifestSource
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.files.faults import FAULTS
-from fedstill.edge_client.folder import BAD_CLIPS_FILE, CLIPS_FILE, FORMAT_FILE
+from fedstill.edge_client.folder import BAD_CLIPS_FILE, CLIPS_FILE, DECODING_FILE, FORMAT_FILE
 from fedstill.edge_client.node.agent_data import own_clips, use_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.node.device import Device
@@ -216,3 +218,54 @@ def test_a_damaged_memory_of_bad_clips_is_no_memory(tmp_path: Path) -> None:
 def test_every_kind_of_fault_has_words() -> None:
     assert {fault for fault, _ in KINDS.values()} <= set(FAULTS)
     assert all(words.isprintable() and words for words in FAULTS.values())
+
+
+def message(folder: Path, *deadly: str) -> int:
+    """A process that needs the clips, as for each message; it dies of the ``deadly`` ones, else it counts all."""
+    load = ManifestSource.load
+
+    def maybe_deadly(self: ManifestSource, position: int) -> Clip:
+        if self.index[position].clip_id in deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, position)
+
+    child = os.fork()
+    if child == 0:
+        ManifestSource.load = maybe_deadly  # type: ignore[method-assign]
+        os._exit(len(own_clips(folder).labels))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+KILLED = -signal.SIGKILL
+
+
+def test_a_file_that_kills_its_decoder_is_left_out_after_two_deaths(tmp_path: Path) -> None:
+    data, folder = write_good_clips(tmp_path / "clips", 4), tmp_path / "state"
+    introduced(data, folder)
+    names = [info.clip_id for info in ManifestSource(data).index]
+    assert [message(folder, names[1]) for _ in range(3)] == [KILLED, KILLED, 3]
+    (bad,) = bad_clips_of(folder)
+    assert (bad.clip_id, bad.fault) == (names[1], "undecodable")
+    assert "convert or remove it" in bad.reason
+    assert message(folder, names[1]) == 3, "it is remembered"
+    assert not (folder / DECODING_FILE).exists()
+
+
+def test_a_clip_that_happened_to_be_decoded_when_the_power_went_is_not_blamed(tmp_path: Path) -> None:
+    data, folder = write_good_clips(tmp_path / "clips", 4), tmp_path / "state"
+    introduced(data, folder)
+    names = [info.clip_id for info in ManifestSource(data).index]
+    for name in names[:3]:  # three times, at three places
+        assert message(folder, name) == KILLED
+    assert message(folder) == 4
+    assert bad_clips_of(folder) == ()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"clip": "a"}', '{"clip": "a", "look": [["x", 1]], "deaths": 9}']
+)
+def test_a_damaged_note_of_what_is_decoded_says_nothing(tmp_path: Path, content: str) -> None:
+    data, folder = write_good_clips(tmp_path / "clips", 2), tmp_path / "state"
+    introduced(data, folder)
+    (folder / DECODING_FILE).write_text(content)
+    assert len(own_clips(folder).labels) == 2
