@@ -121,6 +121,8 @@ def check(
         overrides = [*(set_ or []), *(["dataset.allow_outside=true"] if allow_outside else [])]
         plan = load_experiment(experiment, overrides)
         require_detectors(plan.audio, plan.frames)
+        if sheet is not None and sheet.is_dir():
+            raise ConfigError(f"--sheet {sheet}: is a folder: name a file in it, such as sheet.html")
         if sheet is not None and not sheet.absolute().parent.is_dir():
             raise ConfigError(f"--sheet {sheet}: no such folder {sheet.absolute().parent}: make it first")
         source, focused = open_source(plan), FocusCount()

@@ -129,15 +129,15 @@ def ends_soon(what: Path | str, expiry: float, now: float, remedy: str) -> tuple
     return (f"{what}: expires on {day(expiry)}; before that: {remedy}",)
 
 
-def check_name(name: str) -> str:
-    """A node's name, which is part of its token and of file names.
+def check_name(name: str, what: str = "node name") -> str:
+    """A node's name, which is part of its token and of file names; or ``what`` else follows the same rule.
 
     Raises:
         CredentialError: it does not match ``NAME``.
     """
     if not NAME.fullmatch(name):
         raise CredentialError(
-            f"{name!r} is no node name: use up to 63 lower-case letters, digits and hyphens, as in kitchen-2"
+            f"{name!r} is no {what}: use up to 63 lower-case letters, digits and hyphens, as in kitchen-2"
         )
     return name
 

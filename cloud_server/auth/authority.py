@@ -218,8 +218,8 @@ def issue_node(
     Raises:
         CredentialError: the name or the client number is taken, or the name or a tag is invalid.
     """
-    for one in (name, *tags):
-        check_name(one)
+    check_name(name)
+    _check_tags(tags)
     with _locked(_existing(directory)):
         nodes = list_nodes(directory)
         if any(node.name == name for node in nodes):
@@ -257,12 +257,16 @@ def tag_node(directory: Path, name: str, tags: Sequence[str]) -> IssuedNode:
     Raises:
         CredentialError: no such node, or a tag is invalid.
     """
-    for tag in tags:
-        check_name(tag)
+    _check_tags(tags)
     with _locked(_existing(directory)):
         node = replace(_find(directory, name), tags=_unique(tags))
         _update(directory, node)
     return node
+
+
+def _check_tags(tags: Sequence[str]) -> None:
+    for tag in tags:
+        check_name(tag, "tag")
 
 
 def _unique(tags: Sequence[str]) -> tuple[str, ...]:

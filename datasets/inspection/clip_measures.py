@@ -13,6 +13,8 @@ from fedstill.datasets.decoding.sound.cancellation import cancels_out, is_suspic
 
 SILENCE = -60.0
 """dBFS, as the root of the mean square. Below it are only the noise of a microphone and of 16 bits."""
+LOUDEST = 20.0
+"""dBFS. Above it samples are surely on another scale than -1 to 1: whole numbers stored as floats, for instance."""
 FULL_SCALE = 0.999
 CLIPPED_RUN = 3
 """Successive samples at full scale that no sound has by itself."""
@@ -54,6 +56,8 @@ class ClipMeasures:
         """What makes the clip unfit, and what to do; empty if nothing does."""
         if self.antiphase:
             return "its channels cancel out when mixed (antiphase): invert one of them, or keep only one"
+        if self.loudness is not None and self.loudness > LOUDEST:
+            return f"its samples are not between -1 and 1 ({self.loudness:+.0f} dBFS): scale them"
         return "its sound is silence: record it again or remove it" if self.constant else ""
 
 
@@ -72,7 +76,7 @@ def measure(
     look(clip)
     size = clip.frames.shape[1], clip.frames.shape[2]
     if not clip.sample_rate:
-        constant = bool(np.ptp(clip.audio) == 0)
+        constant = bool(clip.audio.min() == clip.audio.max())
         return ClipMeasures(
             clip.info, clip.audio.shape[1], 0, None, constant, False, False, size, len(clip.audio)
         )
@@ -80,13 +84,13 @@ def measure(
 
 
 def _with_sound(clip: Clip, channels: npt.NDArray[np.float32], size: tuple[int, int]) -> ClipMeasures:
-    level = float(np.sqrt(np.mean(np.square(clip.audio))))
+    level = float(np.sqrt(np.mean(np.square(clip.audio, dtype=np.float64))))
     return ClipMeasures(
         info=clip.info,
         length=len(clip.audio) / clip.sample_rate,
         sample_rate=clip.sample_rate,
         loudness=20 * np.log10(level) if level > 0 else -np.inf,
-        constant=bool(np.ptp(clip.audio) == 0),
+        constant=bool(clip.audio.min() == clip.audio.max()),
         antiphase=is_suspicious(clip.audio) and cancels_out(channels),
         clipped=any(map(_is_clipped, channels)),
         size=size,

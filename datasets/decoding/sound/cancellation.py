@@ -15,7 +15,7 @@ FAINT = 1e-3  # below -60 dB, channels are noise and may cancel by chance
 def cancels_out(channels: npt.NDArray[np.float32]) -> bool:
     """Whether the mean of (channels, samples) is at least 20 dB below the channels themselves."""
     level = _level(channels)
-    return level > FAINT and _level(channels.mean(axis=0)) < LOST * level
+    return level > FAINT and _level(channels.mean(axis=0, dtype=np.float64)) < LOST * level
 
 
 def is_suspicious(mix: npt.NDArray[np.float32]) -> bool:
@@ -23,5 +23,5 @@ def is_suspicious(mix: npt.NDArray[np.float32]) -> bool:
     return _level(mix) < LOST
 
 
-def _level(samples: npt.NDArray[np.float32]) -> float:
-    return float(np.sqrt(np.mean(np.square(samples))))
+def _level(samples: npt.NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

@@ -366,7 +366,9 @@ def test_tags_are_kept_changed_and_checked(authority: Path) -> None:
     issue_node(authority, "attic", tags=("old", "top", "old"))
     assert list_nodes(authority)[-1].tags == ("old", "top")
     assert tag_node(authority, "attic", ("new",)).tags == list_nodes(authority)[-1].tags == ("new",)
-    with pytest.raises(CredentialError):
-        tag_node(authority, "attic", ("not a name",))
+    with pytest.raises(CredentialError, match="'not a tag' is no tag: use up to 63"):
+        tag_node(authority, "attic", ("not a tag",))
+    with pytest.raises(CredentialError, match="is no tag"):
+        issue_node(authority, "cellar", tags=("Old",))
     with pytest.raises(CredentialError):
         tag_node(authority, "nobody", ("new",))

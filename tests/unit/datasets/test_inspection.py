@@ -74,6 +74,16 @@ def test_faults_of_a_recording(
     ]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("scale", "decibels"), [(32768, "+67 dBFS"), (3e38, "+747 dBFS")])
+def test_samples_of_another_scale_are_named(tmp_path: Path, scale: float, decibels: str) -> None:
+    """Whole numbers stored as floats; and the largest that there are, whose squares are no floats any more."""
+    table = write(tmp_path, {"one": TONE})
+    soundfile.write(tmp_path / "one.wav", (TONE * scale).astype(np.float32), RATE, subtype="FLOAT")
+    problem = measure(ManifestSource(table), 0).problem
+    assert problem == f"its samples are not between -1 and 1 ({decibels}): scale them"
+
+
 def test_a_single_peak_at_full_scale_is_not_clipped(tmp_path: Path) -> None:
     sound = TONE.copy()
     sound[[5, 6, 100]] = 1, 1, -1
@@ -203,6 +213,11 @@ def test_the_command_writes_the_sheet_and_prints_the_table(tmp_path: Path) -> No
     assert "2/2" in found.stderr
     assert "2/2" not in found.stdout
     assert (tmp_path / "sheet.html").read_text().startswith("<!doctype html>")
+    (tmp_path / "sheets").mkdir()
+    folder = CliRunner().invoke(app, [*options, str(tmp_path / "sheets")])
+    assert folder.exit_code == 2
+    assert "is a folder: name a file in it" in folder.output
+    assert "decoded clips" not in folder.output
     refused = CliRunner().invoke(app, [*options, str(tmp_path / "absent" / "sheet.html")])
     assert refused.exit_code == 2
     assert "no such folder" in refused.output
