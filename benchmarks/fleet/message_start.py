@@ -156,11 +156,10 @@ def main(arguments: Sequence[str]) -> None:
         RuntimeApi(Path(folder)) as api,
         Device(Path(folder)) as device,
     ):
-        for turn in range(turns + 1):
+        for _ in range(turns):
             for way in WAYS:
                 seconds = processor_time(api, device, way, WARM_AT_ONCE if way == "warm" else 1)
-                if turn > 0:  # the first also reads files from the disk
-                    spent[way].append(seconds)
+                spent[way].append(seconds)
         memory = kibibytes(device.warm.pid)
     console = Console(soft_wrap=True, highlight=False)
     for way, found in spent.items():

@@ -40,8 +40,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
 SETTLED_SECONDS = 20.0
 """A SuperNode that lived this long was accepted: the next failure has another cause."""
 
-WARM_SECONDS = 60.0
-"""Between two looks whether the warm process still runs. Without it messages take longer, no more."""
+WARM_SECONDS, LONGEST_WARM_SECONDS = 60.0, 3600.0
+"""Between two looks whether the warm process still runs, twice as long after each of its ends. Without it messages take
+longer, no more."""
 
 
 class NodeRefused(RuntimeError):
@@ -77,6 +78,7 @@ class SuperNode:
     _read: int = 0
     _ending: float = 0.0
     _look: float = 0.0
+    _rest: float = WARM_SECONDS
     _child: Child = field(init=False)
     _warm: Child = field(init=False)
 
@@ -140,24 +142,26 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        self._start_warm(now)
+        self._rest = WARM_SECONDS
+        self._start_warm()
+        self._look = now + self._rest
         self._child.start(command, self._variables(), self.folder)
         self._started = now
 
-    def _start_warm(self, now: float) -> None:
+    def _start_warm(self) -> None:
         """The command, and on Linux its warm process: elsewhere one that has imported much may not be forked."""
         programs = self.folder / "flower" / "bin"
         install_command(programs)
         if sys.platform == "linux":
             self._warm.start(warm_start(os.getpid()), self._variables(), programs)
-        self._look = now + WARM_SECONDS
 
     def _keep_warm(self, now: float) -> None:
         code = self._warm.poll()
         if code is not None:
             LOG.warning("event=warm_start_ended code=%d reason=%s", code, json.dumps(self._warm.log_tail()))
-            self._start_warm(now)
-        self._look = now + WARM_SECONDS
+            self._rest = min(LONGEST_WARM_SECONDS, 2 * self._rest)
+            self._start_warm()
+        self._look = now + self._rest
 
     def _variables(self) -> dict[str, str]:
         home = self.folder / "flower"
