@@ -24,6 +24,7 @@ from typing import cast
 import psutil
 import uvicorn
 from flwr.app import Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
@@ -70,7 +71,7 @@ class RuntimeApi:
             fab_hash,
             SERIES,
         )
-        node = {"partition-id": 0, "state-dir": str(folder), "name": "hall"}
+        node: UserConfig = {"partition-id": 0, "state-dir": str(folder), "name": "hall"}
         self._state.store_run(run)
         self._state.set_run_series_context(SERIES, Context(RUN, NODE, node, RecordDict(), {"run-dir": ""}))
         self.port = free_port()

@@ -53,7 +53,7 @@ def command(agent: int) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Until the agent is gone; in a child, until its message is handled."""
     leave = QuickExit()
-    atexit.register(leave)  # before anything else is, so it is called after everything else
+    atexit.register(leave)  # before what is imported registers anything, so it is called after that
     for name in IMPORTS:
         import_module(name)
     gc.freeze()  # children share this memory as long as nobody writes to it, and a collection would
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
 
 @dataclass
 class QuickExit:
-    """Ends a child once nothing is left to do but to take all modules apart, which costs as much as a light message."""
+    """Ends a child when only its modules are left to take apart, which costs as much as a light message."""
 
     status: int | None = None
 

@@ -35,7 +35,7 @@ def benchmark(name: str) -> dict[str, Any]:
         "fleet_proxy",
         "import_time",
         "inference_batching",
-        "message_start",
+        pytest.param("message_start", marks=pytest.mark.slow),
         pytest.param("many_agents", marks=pytest.mark.slow),
         pytest.param("prepare_speed", marks=pytest.mark.slow),
         "selection",
