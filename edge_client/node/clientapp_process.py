@@ -1,8 +1,9 @@
-"""The process that handles one message: Flower's ``flwr-clientapp`` without the imports of its SuperNode.
+"""What handles one message: Flower's ``flwr-clientapp`` without the imports of its SuperNode.
 
 Flower starts that command for every message and finds it through PATH. Its own imports the SuperNode with SQLAlchemy,
 too, which is half of the processor time of a light message. So the agent puts a command of this name first on PATH,
-which calls what Flower's calls. Where the state folder may not hold programs, PATH leads to Flower's own.
+which has the message handled by ``main`` here: in a child of the warm process (``hand_over.py``, ``warm_start.py``), or
+in its own. Where the state folder may not hold programs, PATH leads to Flower's own.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ import shlex
 import sys
 from pathlib import Path
 
-from fedstill.common.atomic_files import replace_file
+from fedstill.common.atomic_files import PRIVATE, replace_file
 
 NAME = "flwr-clientapp"
 PROGRAM = 0o700
-# Started by the shell, which then starts Python on the same file: a first line may hold neither spaces nor long paths.
+FIRST = "hand_over.py"
+# Started by the shell, because a first line may hold neither spaces nor long paths. Without the module ``site``
+# (-S), which looks through what is installed, Python starts in two thirds of the time.
 SCRIPT = """#!/bin/sh
-'''exec' {python} "$0" "$@"
-' '''
-from fedstill.edge_client.node.clientapp_process import main
-main()
+exec {python} -S -P "${{0%/*}}/{first}" "$0" "$@"
 """
 
 
 def install_command(folder: Path) -> None:
-    """Write the command into ``folder``, for this Python environment."""
+    """Write the command into ``folder``, for this Python environment.
+
+    With a copy of what it starts, which then fits the warm process of the same start, whatever is installed later.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    script = SCRIPT.format(python=shlex.quote(sys.executable))
+    replace_file(folder / FIRST, Path(__file__).with_name(FIRST).read_bytes(), PRIVATE)
+    script = SCRIPT.format(python=shlex.quote(sys.executable), first=FIRST)
     replace_file(folder / NAME, script.encode(), PROGRAM)
 
 

@@ -1,7 +1,8 @@
 """Flower's SuperNode as a child of the agent: started, watched, and started again with growing pauses.
 
-The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. After a node was
-killed, Flower takes its key for online and refuses it for up to a minute. So only a lasting refusal is final.
+The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. The process from which
+a ClientApp starts warm begins and ends with it, so that both are of the same installation. After a node was killed,
+Flower takes its key for online and refuses it for up to a minute. So only a lasting refusal is final.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import environment, free_port, tool
 from fedstill.edge_client.node.clientapp_process import install_command
+from fedstill.edge_client.node.warm_start import command as warm_start
 
 LOG = logging.getLogger(__name__)
 
@@ -36,6 +39,10 @@ LOOK_BACK = 12
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
 SETTLED_SECONDS = 20.0
 """A SuperNode that lived this long was accepted: the next failure has another cause."""
+
+WARM_SECONDS, LONGEST_WARM_SECONDS = 60.0, 3600.0
+"""Between two looks whether the warm process still runs, twice as long after each of its ends. Without it messages take
+longer, no more."""
 
 
 class NodeRefused(RuntimeError):
@@ -70,10 +77,14 @@ class SuperNode:
     _good: float = 0.0
     _read: int = 0
     _ending: float = 0.0
+    _look: float = 0.0
+    _rest: float = WARM_SECONDS
     _child: Child = field(init=False)
+    _warm: Child = field(init=False)
 
     def __post_init__(self) -> None:
         self._child = Child("supernode", self.folder)
+        self._warm = Child("warm_start", self.folder)
         self._good = time.monotonic()
 
     def reconcile(self) -> None:
@@ -90,6 +101,8 @@ class SuperNode:
             if code is None:
                 if now - self._started > SETTLED_SECONDS:
                     self._pause, self._good = FIRST_PAUSE, now
+                if now >= self._look:
+                    self._keep_warm(now)
                 return
             self._ended(code, now)
         if now >= self._again:
@@ -119,10 +132,9 @@ class SuperNode:
     def stop(self) -> None:
         """End it and the ClientApp that it may be running."""
         self._child.stop()
+        self._warm.stop()
 
     def _start(self, now: float) -> None:
-        home = self.folder / "flower"
-        install_command(home / "bin")
         config = f"partition-id={self.client} state-dir={json.dumps(str(self.folder))} name={json.dumps(self.name)}"
         command = [
             tool("flower-supernode"), "--superlink", self.link.address, *self._trust(),
@@ -130,10 +142,31 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        variables = environment(home)
-        variables["PATH"] = f"{home / 'bin'}{os.pathsep}{variables['PATH']}"
-        self._child.start(command, variables, self.folder)
+        self._rest = WARM_SECONDS
+        self._start_warm()
+        self._look = now + self._rest
+        self._child.start(command, self._variables(), self.folder)
         self._started = now
+
+    def _start_warm(self) -> None:
+        """The command, and on Linux its warm process: elsewhere one that has imported much may not be forked."""
+        programs = self.folder / "flower" / "bin"
+        install_command(programs)
+        if sys.platform == "linux":
+            self._warm.start(warm_start(os.getpid()), self._variables(), programs)
+
+    def _keep_warm(self, now: float) -> None:
+        code = self._warm.poll()
+        if code is not None:
+            LOG.warning("event=warm_start_ended code=%d reason=%s", code, json.dumps(self._warm.log_tail()))
+            self._rest = min(LONGEST_WARM_SECONDS, 2 * self._rest)
+            self._start_warm()
+        self._look = now + self._rest
+
+    def _variables(self) -> dict[str, str]:
+        home = self.folder / "flower"
+        variables = environment(home)
+        return {**variables, "PATH": f"{home / 'bin'}{os.pathsep}{variables['PATH']}"}
 
     def _trust(self) -> list[str]:
         if self.link.ca is None:
@@ -144,7 +177,7 @@ class SuperNode:
     def _ended(self, code: int, now: float) -> None:
         reason = exit_reason(self._child.log_file)
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
-        self._child.stop()
+        self.stop()
         if now - self._good > self.patience:
             raise NodeRefused(
                 f"the coordinator at {self.link.address} does not accept this node, tried for "

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.faults import busy, finishes, is_whole, jobs_of, one_line, uploads_of
+from helpers.faults import at_work, busy, finishes, is_whole, jobs_of, one_line, uploads_of
 from helpers.fleet import Fleet, Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -80,10 +80,12 @@ def an_agent_is_killed_in_the_middle_of_an_upload(fleet: Fleet, victim: Service)
 
 def the_clientapp_is_killed_as_by_the_kernel_for_its_memory(fleet: Fleet, victim: Service) -> None:
     before = uploads_of(fleet, 0)
-    fleet.wait_for(lambda: uploads_of(fleet, 0) > before and busy(victim), "a message in hand")
+    fleet.wait_for(lambda: uploads_of(fleet, 0) > before and at_work(victim), "a message in hand")
     assert jobs_of(fleet, 0) == 0
-    for process in busy(victim):
+    commands, work = busy(victim), at_work(victim)
+    for process in commands:
         process.kill()
+    fleet.wait_for(lambda: not any(process.is_running() for process in work), "the end of the work")
 
 
 def a_device_comes_late_and_the_other_does_not_wait(fleet: Fleet, late: Service | None) -> Service:

@@ -56,6 +56,11 @@ def busy(agent: Service) -> list[psutil.Process]:
     return agent.children("flwr-clientapp")
 
 
+def at_work(agent: Service) -> list[psutil.Process]:
+    """The children of its warm process, which do what those hand over."""
+    return [one for one in agent.children("node.warm_start") if one.ppid() != agent.process.pid]
+
+
 def uploads_of(fleet: Fleet, client: int) -> int:
     """Accepted so far."""
     return sum(upload[2] == client for upload in fleet.uploads())

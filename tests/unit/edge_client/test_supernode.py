@@ -12,6 +12,7 @@ from fedstill.edge_client.node import supernode
 from fedstill.edge_client.node.supernode import (
     LONGEST_PAUSE,
     SETTLED_SECONDS,
+    WARM_SECONDS,
     Link,
     NodeRefused,
     SuperNode,
@@ -40,6 +41,9 @@ class FakeChild:
 
     def poll(self) -> int | None:
         return self.code
+
+    def log_tail(self) -> str:
+        return "no output"
 
     def stop(self) -> None:
         self.pid = None
@@ -87,6 +91,25 @@ def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(clock: Clock,
     tended = node(tmp_path)
     with pytest.raises(NodeRefused, match=r"1[89][0-9] s: it said nothing"):
         run(tended, clock, 10 * PATIENCE, code=1)
+
+
+def test_the_warm_process_begins_and_ends_with_the_node_and_is_started_again(
+    clock: Clock, tmp_path: Path
+) -> None:
+    tended = node(tmp_path)
+    run(tended, clock, 10)
+    warm = tended._warm
+    assert (warm.pid, warm.starts) == (1, 1)  # type: ignore[attr-defined]
+    warm.code = -9  # type: ignore[attr-defined]
+    run(tended, clock, WARM_SECONDS)
+    assert (warm.code, warm.starts) == (None, 2)  # type: ignore[attr-defined]
+    tended._child.code = 1  # type: ignore[attr-defined]
+    run(tended, clock, 1)
+    assert warm.pid is None
+    run(tended, clock, LONGEST_PAUSE)
+    assert (warm.pid, warm.starts) == (1, 3)  # type: ignore[attr-defined]
+    tended.stop()
+    assert warm.pid is None
 
 
 REFUSED = """\x1b[91mERROR \x1b[0m:     Exit Code: 305

@@ -21,6 +21,13 @@ def agent(tmp_path: Path) -> Path:
     (folder / "students" / "one.safetensors").write_bytes(b"w" * 100)
     for name in ("clips.json", "clip_format.json", "uploads.jsonl.1", "privacy.sqlite", "privacy.sqlite-wal"):
         (folder / name).write_text("{}")
+    for name in (
+        "supernode.pid",
+        "warm_start.pid",
+        "warm_start.log",
+        "warm_start.log.1",
+    ):  # as a kill leaves them
+        (folder / name).write_text("{}")
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "mine.wav").write_bytes(b"sound")
     (folder / "data").symlink_to(tmp_path / "clips")
@@ -28,7 +35,7 @@ def agent(tmp_path: Path) -> Path:
 
 
 def test_what_a_link_points_to_stays(agent: Path, tmp_path: Path) -> None:
-    assert what_is_kept(agent).files == 6
+    assert what_is_kept(agent).files == 10
     assert wipe_folder(agent) == []
     assert not agent.exists()
     assert (tmp_path / "clips" / "mine.wav").read_bytes() == b"sound"
@@ -64,7 +71,7 @@ def test_only_an_agent_s_folder_and_not_while_it_runs(agent: Path, tmp_path: Pat
 
 def test_it_asks_first(agent: Path) -> None:
     command = ["agent", "wipe", "--state", str(agent)]
-    assert "Delete 6 files" in CliRunner().invoke(app, command, input="n\n").output
+    assert "Delete 10 files" in CliRunner().invoke(app, command, input="n\n").output
     assert agent.exists()
     assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 0
     assert not agent.exists()

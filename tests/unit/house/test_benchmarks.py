@@ -35,6 +35,7 @@ def benchmark(name: str) -> dict[str, Any]:
         "fleet_proxy",
         pytest.param("import_time", marks=pytest.mark.slow),
         "inference_batching",
+        pytest.param("message_start", marks=pytest.mark.slow),
         pytest.param("many_agents", marks=pytest.mark.slow),
         pytest.param("prepare_speed", marks=pytest.mark.slow),
         "selection",
