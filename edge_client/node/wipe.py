@@ -27,7 +27,8 @@ from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 
 OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, DECODING_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER,
-    LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode", "warm_start",
+    LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode",
+    "warm_start",
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 
