@@ -79,6 +79,9 @@ def run(
     delete: Annotated[bool, typer.Option("--delete", help="Delete every answered clip of --watch.")] = False,
     infer: Mode = Infer.AUTO,
     objective: Objective = 300.0,
+    new_clips: Annotated[
+        float, typer.Option(help="Ask for a new student when so many clips are new, as a share.", min=0.01)
+    ] = 0.25,
     insecure: Insecure = False,
     client: Client = -1,
     patience: Annotated[float, typer.Option(help="Seconds of refusals before it gives up.", min=1)] = 180.0,
@@ -102,6 +105,7 @@ def run(
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
     from fedstill.edge_client.node.agent_metrics import AgentCollector
+    from fedstill.edge_client.node.change_watch import ChangeWatch
 
     with serve(*_failures()) as stop, ExitStack() as stack:
         if not coordinator:
@@ -119,6 +123,7 @@ def run(
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")
         tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
+        tasks += [ChangeWatch(folder, new_clips)]
         if watch is not None:
             student = _student(folder, who, infer, objective)
             stack.callback(student.close)

@@ -87,7 +87,7 @@ def _service(row: dict[str, Any], now: float) -> str:
         return f"{row['jobs_done']} jobs" if row["jobs_done"] else "no student yet"
     if row["next_attempt"] is not None:
         return f"{visit['outcome']}, again in {_span(max(0.0, row['next_attempt'] - now))}"
-    times = f", {visit['visit'] + 1} times" if visit["visit"] else ""
+    times = f", {visit['visit'] + 1} times ({visit['cause']})" if visit["visit"] else ""
     return str(row["doing"]) + times
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 DATA_FOLDER = "data"
 CLIPS_FILE = "clips.json"
 BAD_CLIPS_FILE = "bad_clips.json"
+KNOWN_CLIPS_FILE = "known_clips.json"
+CHANGE_FILE = "change.json"
 FORMAT_FILE = "clip_format.json"
 SHELF_FOLDER = "students"
 COMPRESSORS_FOLDER = "compressors"

@@ -21,6 +21,11 @@ from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
 LACKING_ITEMS = ("base", "canaries", "graphs")
+CLIPS_CHANGED, DRIFTED = "clips", "drift"
+CHANGES = (CLIPS_CHANGED, DRIFTED)
+"""Why a device should get another student: many of its clips are new, or the newer ones differ from the others."""
+OPTIONAL = {"optional": True}
+"""Metadata of a field that is not sent at its default, and may be missing: older releases do not have it."""
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
 
 LONGEST_REASON = 500
@@ -54,16 +59,20 @@ class Hello:
 
     Attributes:
         student: version of the student that the device uses; empty if it has none.
+        change: one of ``CHANGES`` if the device's clips have changed since its student was made, else empty.
     """
 
     name: str
     version: str
     partition: int
     student: str = ""
+    change: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.student and not is_version(self.student):
             raise WireError("student: needs 64 hexadecimal digits, or none")
+        if self.change not in ("", *CHANGES):
+            raise WireError(f"change: unknown {self.change[:40]!r}")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def run_agent(
                 node.reconcile()
                 for tell in listeners:
                     tell(node.settled)
-                news.look()
+                news.look(node.started)
                 stop.wait(TEND_SECONDS)
         finally:
             stop.set()

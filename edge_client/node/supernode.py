@@ -100,6 +100,11 @@ class SuperNode:
         """Whether it runs, and has run for so long that the coordinator must have accepted it."""
         return self._child.pid is not None and time.monotonic() - self._started > SETTLED_SECONDS
 
+    @property
+    def started(self) -> float:
+        """When the present process was started, on a clock that only grows; 0 before the first one."""
+        return self._started
+
     def _gave_up(self) -> bool:
         """Whether the process has given up but still runs: Flower's does so when a connection breaks in a TLS
         handshake."""

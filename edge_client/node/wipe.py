@@ -12,11 +12,13 @@ from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.common.run_layout import PLAN_FILE
 from fedstill.edge_client.folder import (
     BAD_CLIPS_FILE,
+    CHANGE_FILE,
     CLIPS_FILE,
     COMPRESSORS_FOLDER,
     DATA_FOLDER,
     EXPORT_FOLDER,
     FORMAT_FILE,
+    KNOWN_CLIPS_FILE,
     SHELF_FOLDER,
     WATCHED_FILE,
 )
@@ -27,6 +29,7 @@ from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER, LEDGER_FILE, POLICY_FILE,
     upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode.log",
+    KNOWN_CLIPS_FILE, CHANGE_FILE,
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 

@@ -103,6 +103,7 @@ MESSAGES: dict[str, object] = {
     "GraphsRequest": GraphsRequest(JOB, StudentGraphs("{}", np.ones(9, np.uint8), np.ones(3, np.uint8))),
     "GraphsResult": GraphsResult(JOB),
     "Hello": Hello("device0", "0.1.0", 0, "ab" * 32),
+    "ChangedHello": Hello("device0", "0.1.0", 0, "ab" * 32, "drift"),
     "Job": JOB,
     "Student": STUDENT,
     "PrototypeRequest": prototype_request(),
@@ -243,7 +244,7 @@ def test_an_undeclared_record_is_refused() -> None:
         decode(Hello, content)
 
 
-@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in ("HelloRequest", "Hello")])
+@pytest.mark.parametrize("name", [name for name in MESSAGES if "Hello" not in name])
 def test_a_missing_field_is_named(name: str) -> None:
     content = plain_records(MESSAGES[name])
     records: tuple[Any, ...] = (content.array_records["arrays"], content.config_records["fields"])
@@ -254,6 +255,13 @@ def test_a_missing_field_is_named(name: str) -> None:
                 decode(type(MESSAGES[name]), content)
             record[field] = value
     decode(type(MESSAGES[name]), content)
+
+
+def test_a_hello_without_a_change_is_as_older_releases_know_it() -> None:
+    fields = {"name": '"device0"', "version": '"0.1.0"', "partition": "0", "student": '""'}
+    assert dict(encode(Hello("device0", "0.1.0", 0)).config_records["fields"]) == fields
+    older = RecordDict({"arrays": ArrayRecord({}), "fields": ConfigRecord(fields)})
+    assert decode(Hello, travelled(older)) == Hello("device0", "0.1.0", 0)
 
 
 def spoilt(value: float) -> np.ndarray:
@@ -291,6 +299,7 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, VERSION[1:]), "version: needs 64"),
         (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, "../" * 21 + "a"), "version: needs 64"),
         (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, VERSION, VERSION.upper()), "base: needs 64"),
+        (lambda: Hello("a", "0.1.0", 0, change="weather"), "change: unknown 'weather'"),
         (lambda: MissingDependency("labels", VERSION), "item: unknown 'labels'"),
         (lambda: MissingDependency("base", ""), "version: needs 64"),
         (lambda: install_request(canaries="x"), "canaries: needs 64"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedstill.cloud_server.journal.journal import Journal
 from fedstill.cloud_server.journal.visit import (
     AFTER_REFUSAL,
+    CHANGE_PAUSE,
     FAILED,
     LONGEST_PAUSE,
     LOST,
@@ -71,6 +72,22 @@ def test_a_new_student_after_a_time_if_an_operator_wants_that() -> None:
     assert due(ahead, ONLINE, 0.0, 1200.0, every=month) is not None
     failed = replace(LAST, outcome=FAILED, attempts=1)
     assert due(failed, ONLINE, 0.0, 1110.0, every=1.0) is None, "a failure waits for its own pause"
+
+
+@pytest.mark.parametrize("change", ["clips", "drift"])
+def test_a_change_of_the_clips_is_a_cause_after_a_pause(change: str) -> None:
+    changed = replace(ONLINE, change=change)
+    assert due(LAST, changed, 0.0, 1099.0 + CHANGE_PAUSE) is None
+    assert due(LAST, changed, 0.0, 1099.0 + CHANGE_PAUSE, scale=2.0) is None
+    for now in (1100.0 + CHANGE_PAUSE, 900.0):  # or the clock was set back
+        found = due(LAST, changed, 0.0, now)
+        assert found is not None
+        assert (found.visit, found.cause) == (5, change)
+    lost = due(LAST, replace(changed, student=""), 0.0, 1200.0)
+    assert lost is not None
+    assert lost.cause == LOST, "who has no student does not wait"
+    failed = replace(LAST, outcome=FAILED, attempts=9)
+    assert due(failed, changed, 0.0, 1101.0) is None, "a failure waits for its own pause"
 
 
 def test_what_failed_is_tried_again_later_and_later() -> None:
