@@ -25,7 +25,10 @@ CLIPS_CHANGED, DRIFTED = "clips", "drift"
 CHANGES = (CLIPS_CHANGED, DRIFTED)
 """Why a device should get another student: many of its clips are new, or the newer ones differ from the others."""
 OPTIONAL = {"optional": True}
-"""Metadata of a field that is not sent at its default, and may be missing: older releases do not have it."""
+"""Metadata of a field that may be missing: earlier releases do not send it."""
+NEW = {"optional": True, "new": True}
+"""Also not sent at its default: the release before, which refuses what it does not know, reads the rest. To a peer that
+says that it is older, the field is left at its default."""
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
 
 LONGEST_REASON = 500
@@ -65,8 +68,8 @@ class Hello:
     name: str
     version: str
     partition: int
-    student: str = ""
-    change: str = field(default="", metadata=OPTIONAL)
+    student: str = field(default="", metadata=OPTIONAL)
+    change: str = field(default="", metadata=NEW)
 
     def __post_init__(self) -> None:
         if self.student and not is_version(self.student):
@@ -244,8 +247,10 @@ class PrototypeUpload:
     probabilities: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
-    confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    card: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    confidence: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.empty(0, np.float32), metadata=OPTIONAL
+    )
+    card: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _require_array("probabilities", self.probabilities, np.float32, ndim=2)
@@ -312,7 +317,7 @@ class EvaluationResult:
     total: int
     seconds: float
     bytes_per_clip: int
-    bad_clips: tuple[str, ...] = ()
+    bad_clips: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or self.total < 1:
@@ -416,7 +421,7 @@ class InstallResult:
     agreement: float
     reason: str
     current: str
-    bad_clips: tuple[str, ...] = ()
+    bad_clips: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not 0 <= self.agreement <= 1:

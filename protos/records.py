@@ -110,7 +110,7 @@ def _flatten(message: object, prefix: str = "") -> tuple[dict[str, np.ndarray], 
     plain: dict[str, object] = {}
     for field in fields(cast(Any, message)):
         value = getattr(message, field.name)
-        if field.metadata.get("optional") and value == field.default:
+        if field.metadata.get("new") and value == field.default:
             continue
         if is_dataclass(value):
             inner_arrays, inner_plain = _flatten(value, f"{prefix}{field.name}.")

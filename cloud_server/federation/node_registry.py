@@ -19,6 +19,7 @@ from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.journal.journal import Journal
 from fedstill.protos.messages import Hello, HelloRequest
+from fedstill.protos.releases import why_not_together
 
 LOG = logging.getLogger(__name__)
 
@@ -182,8 +183,8 @@ class NodeRegistry:
         """A node's introduction. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
         hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello, timeout)
-        if hello.version != ours:
-            raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
+        if reason := why_not_together(hello.version, ours):
+            raise DeviceFailure(reason)
         if not 0 <= hello.partition < self.clients:
             raise DeviceFailure(
                 f"says it is client {hello.partition}; this run has clients 0 to {self.clients - 1}"

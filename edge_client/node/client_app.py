@@ -30,6 +30,7 @@ from fedstill.protos.messages import (
     PrototypeRequest,
 )
 from fedstill.protos.records import decode, encode, payload_bytes
+from fedstill.protos.releases import is_older
 
 if TYPE_CHECKING:
     from fedstill.edge_client.node.device import Device
@@ -46,7 +47,9 @@ def hello(message: Message, context: Context) -> Message:
     replace_file(folder / FORMAT_FILE, request.clip_format.encode(), PRIVATE)
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
     student = version_in_use(folder / SHELF_FOLDER)
-    reply = Hello(name, version("fedstill"), _partition(context), student, announced(folder))
+    ours = version("fedstill")
+    change = "" if is_older(request.version, ours) else announced(folder)
+    reply = Hello(name, ours, _partition(context), student, change)
     if reply.change:
         try:
             note(folder, request, reply, payload_bytes(encode(reply)))

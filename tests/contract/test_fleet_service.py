@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,28 @@ def test_a_replaced_device_and_one_that_is_asked_for_get_new_students(running: R
     running.look_long()
     assert {client: one.visit for client, one in running.newest().items()} == {0: 1, 1: 1}
     assert len({job for job, _, client in running.journal.uploaded() if client == 1}) == 2
+
+
+def test_a_device_one_minor_version_ahead_is_served_and_one_further_ahead_is_told_what_to_upgrade(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    major, minor = map(int, version("fedstill").split(".")[:2])
+    of_device = "fedstill.edge_client.node.client_app.version"
+    monkeypatch.setattr(of_device, lambda _: f"{major}.{minor + 1}.0")
+    running.grid.here.add(0)
+    running.serve(0, 0)
+    monkeypatch.setattr(of_device, lambda _: f"{major}.{minor + 2}.0")
+    running.grid.here.add(1)
+    running.until(lambda: refusals(running), "client 1 is refused")
+    running.look_long()
+    assert set(running.newest()) == {0}
+    assert refusals(running)[0].endswith("upgrade the coordinator")
+    told = " ".join(CliRunner().invoke(cli, ["status", "--state", str(running.run_dir)]).output.split())
+    assert f"fedstill of the devices: {major}.{minor + 1}.0 on 1" in told
+
+
+def refusals(running: Running) -> list[str]:
+    return [str(one["reason"]) for one in read_events(running.run_dir) if one["event"] == "refused"]
 
 
 def test_a_device_that_is_issued_later_and_one_that_is_revoked(running: Running) -> None:

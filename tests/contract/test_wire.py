@@ -121,6 +121,17 @@ MESSAGES: dict[str, object] = {
 }
 
 
+OPTIONAL_FIELDS = {
+    "PrototypeUpload": ("confidence", "card"),
+    "CardUpload": ("confidence", "card"),
+    "EvaluationResult": ("bad_clips",),
+    "BadTestClips": ("bad_clips",),
+    "InstallResult": ("bad_clips",),
+    "BadClips": ("bad_clips",),
+}
+"""What an earlier release does not send; ``test_recorded_wire.py`` reads such messages."""
+
+
 def travelled(content: RecordDict) -> RecordDict:
     """The records after Flower took them to bytes and back."""
     blobs = {key: part.deflate() for key, part in get_all_nested_objects(content).items()}
@@ -250,18 +261,13 @@ def test_a_missing_field_is_named(name: str) -> None:
     records: tuple[Any, ...] = (content.array_records["arrays"], content.config_records["fields"])
     for record in records:
         for field in list(record):
+            if field in OPTIONAL_FIELDS.get(name, ()):
+                continue
             value = record.pop(field)
             with pytest.raises(WireError, match=f"^{field}: missing"):
                 decode(type(MESSAGES[name]), content)
             record[field] = value
     decode(type(MESSAGES[name]), content)
-
-
-def test_a_hello_without_a_change_is_as_older_releases_know_it() -> None:
-    fields = {"name": '"device0"', "version": '"0.1.0"', "partition": "0", "student": '""'}
-    assert dict(encode(Hello("device0", "0.1.0", 0)).config_records["fields"]) == fields
-    older = RecordDict({"arrays": ArrayRecord({}), "fields": ConfigRecord(fields)})
-    assert decode(Hello, travelled(older)) == Hello("device0", "0.1.0", 0)
 
 
 def spoilt(value: float) -> np.ndarray:
