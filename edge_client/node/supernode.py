@@ -121,6 +121,12 @@ class SuperNode:
             self._ending = time.monotonic()
         return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
 
+    def rest(self) -> None:
+        """Instead of ``reconcile``, while nothing may be sent: no process, and no time of trouble."""
+        if self._child.pid is not None:
+            self._child.stop()
+        self._good, self._again, self._pause = time.monotonic(), 0.0, FIRST_PAUSE
+
     def stop(self) -> None:
         """End it and the ClientApp that it may be running."""
         self._child.stop()

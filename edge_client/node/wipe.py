@@ -19,6 +19,7 @@ from fedstill.edge_client.folder import (
     EXPORT_FOLDER,
     FORMAT_FILE,
     KNOWN_CLIPS_FILE,
+    PAUSE_FILE,
     SHELF_FOLDER,
     WATCHED_FILE,
 )
@@ -29,7 +30,7 @@ from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER, LEDGER_FILE, POLICY_FILE,
     upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode.log",
-    KNOWN_CLIPS_FILE, CHANGE_FILE,
+    KNOWN_CLIPS_FILE, CHANGE_FILE, PAUSE_FILE,
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 
