@@ -15,7 +15,7 @@ import typer
 from fedstill.cli.missing_package import EDGE, require
 from fedstill.cli.shared.options import AllowOutside
 from fedstill.cli.shared.service import serve
-from fedstill.common.option_values import address
+from fedstill.common.option_values import address, as_mistake
 
 if TYPE_CHECKING:
     from fedstill.edge_client.inference.cloud_stream import Address
@@ -79,6 +79,16 @@ def run(
     delete: Annotated[bool, typer.Option("--delete", help="Delete every answered clip of --watch.")] = False,
     infer: Mode = Infer.AUTO,
     objective: Objective = 300.0,
+    upload_hours: Annotated[
+        str,
+        typer.Option(
+            help="Local time in which it may send, such as 22-6 or 12:30-13,22-6; otherwise it answers clips by "
+            "itself. Empty: always."
+        ),
+    ] = "",
+    new_clips: Annotated[
+        float, typer.Option(help="Ask for a new student when so many clips are new, as a share.", min=0.01)
+    ] = 0.25,
     insecure: Insecure = False,
     client: Client = -1,
     patience: Annotated[float, typer.Option(help="Seconds of refusals before it gives up.", min=1)] = 180.0,
@@ -102,6 +112,8 @@ def run(
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
     from fedstill.edge_client.node.agent_metrics import AgentCollector
+    from fedstill.edge_client.node.change_watch import ChangeWatch
+    from fedstill.edge_client.node.upload_gate import UploadGate, read_hours
 
     with serve(*_failures()) as stop, ExitStack() as stack:
         if not coordinator:
@@ -111,6 +123,8 @@ def run(
             raise ConfigError(f"--health: {health} is not on loopback, as in 127.0.0.1:9094")
         if metrics:
             address(metrics, "--metrics")
+        with as_mistake("--upload-hours"):
+            hours = read_hours(upload_hours) if upload_hours else None
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)
@@ -119,12 +133,15 @@ def run(
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")
         tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
+        tasks += [ChangeWatch(folder, new_clips)]
+        listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
         if watch is not None:
             student = _student(folder, who, infer, objective)
+            student.closed = lambda: UploadGate(folder, hours).closed
             stack.callback(student.close)
             tasks += [_watching(student, watch, folder, archive, delete)]
-        settings = AgentSettings(folder, who.link, who.client, who.name, patience)
-        listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
+            listeners.append(lambda _: student.tend())
+        settings = AgentSettings(folder, who.link, who.client, who.name, patience, hours)
         if metrics:
             collector = AgentCollector(folder)
             stack.enter_context(metrics_serving(metrics, collector))

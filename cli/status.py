@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+MOST_NAMES = 5
+"""Of devices with another version than the most, in one line."""
+
 
 def status(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
@@ -35,6 +38,8 @@ def status(
     waiting = sum(row["link"] == "never online" for row in devices)
     missing = f"; {waiting} of {len(devices)} devices have never been online" if waiting else ""
     console.print(f"run: {fleet['run']}{missing}", highlight=False, markup=False)
+    if versions := _versions(devices):
+        console.print(versions, highlight=False, markup=False, soft_wrap=True)
     for row in devices:
         visit = row["visit"]
         if visit and visit["reason"]:
@@ -66,6 +71,24 @@ def _print_table(devices: list[dict[str, Any]]) -> None:
     print_rows(console, heads, rows)
 
 
+def _versions(devices: list[dict[str, Any]]) -> str:
+    """How many devices run which fedstill, the usual one first; the few others by name. Empty if none was online."""
+    running: dict[str, list[str]] = {}
+    for row in devices:
+        if row["version"]:
+            running.setdefault(row["version"], []).append(_name(row))
+    usual, *others = sorted(running.items(), key=lambda one: -len(one[1])) or [("", [])]
+    if not usual[0]:
+        return ""
+    told = [f"{usual[0]} on {len(usual[1])}", *(f"{version} on {_some(names)}" for version, names in others)]
+    return f"fedstill of the devices: {'; '.join(told)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
 def _bad_clips(faults: dict[str, int]) -> str:
     """How many clips a device leaves out, and why; which they are, only its own log says."""
     from fedstill.datasets.files.faults import in_words
@@ -87,7 +110,7 @@ def _service(row: dict[str, Any], now: float) -> str:
         return f"{row['jobs_done']} jobs" if row["jobs_done"] else "no student yet"
     if row["next_attempt"] is not None:
         return f"{visit['outcome']}, again in {_span(max(0.0, row['next_attempt'] - now))}"
-    times = f", {visit['visit'] + 1} times" if visit["visit"] else ""
+    times = f", {visit['visit'] + 1} times ({visit['cause']})" if visit["visit"] else ""
     return str(row["doing"]) + times
 
 

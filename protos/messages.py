@@ -21,6 +21,14 @@ from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS
 
 SCENARIOS = ("latency_insensitive", "latency_sensitive")
 LACKING_ITEMS = ("base", "canaries", "graphs")
+CLIPS_CHANGED, DRIFTED = "clips", "drift"
+CHANGES = (CLIPS_CHANGED, DRIFTED)
+"""Why a device should get another student: many of its clips are new, or the newer ones differ from the others."""
+OPTIONAL = {"optional": True}
+"""Metadata of a field that may be missing: earlier releases do not send it."""
+NEW = {"optional": True, "new": True}
+"""Also not sent at its default: the release before, which refuses what it does not know, reads the rest. To a peer that
+says that it is older, the field is left at its default."""
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
 
 LONGEST_REASON = 500
@@ -54,16 +62,20 @@ class Hello:
 
     Attributes:
         student: version of the student that the device uses; empty if it has none.
+        change: one of ``CHANGES`` if the device's clips have changed since its student was made, else empty.
     """
 
     name: str
     version: str
     partition: int
-    student: str = ""
+    student: str = field(default="", metadata=OPTIONAL)
+    change: str = field(default="", metadata=NEW)
 
     def __post_init__(self) -> None:
         if self.student and not is_version(self.student):
             raise WireError("student: needs 64 hexadecimal digits, or none")
+        if self.change not in ("", *CHANGES):
+            raise WireError(f"change: unknown {self.change[:40]!r}")
 
 
 @dataclass(frozen=True)
@@ -235,8 +247,10 @@ class PrototypeUpload:
     probabilities: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
-    confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    card: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    confidence: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.empty(0, np.float32), metadata=OPTIONAL
+    )
+    card: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _require_array("probabilities", self.probabilities, np.float32, ndim=2)
@@ -303,7 +317,7 @@ class EvaluationResult:
     total: int
     seconds: float
     bytes_per_clip: int
-    bad_clips: tuple[str, ...] = ()
+    bad_clips: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or self.total < 1:
@@ -407,7 +421,7 @@ class InstallResult:
     agreement: float
     reason: str
     current: str
-    bad_clips: tuple[str, ...] = ()
+    bad_clips: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not 0 <= self.agreement <= 1:

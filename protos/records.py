@@ -1,9 +1,9 @@
 """The codec between the messages of ``messages.py`` and Flower's records.
 
 One rule for all messages: array fields go into an ArrayRecord named ``arrays``, everything else into one
-ConfigRecord named ``fields`` (JSON per field). Decoding demands exactly the declared fields, so an extra field, say a
-label that a device tries to send along, is refused by name. A device's upload travels in fewer bytes, as one field
-of ``fields`` (``packed_upload.py``); one by the rule for all is read, too.
+ConfigRecord named ``fields`` (JSON per field). Decoding demands exactly the declared fields (but optional ones may be
+missing), so an extra field, say a label that a device tries to send along, is refused by name. A device's upload
+travels in fewer bytes, as one field of ``fields`` (``packed_upload.py``); one by the rule for all is read, too.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ def _flatten(message: object, prefix: str = "") -> tuple[dict[str, np.ndarray], 
     plain: dict[str, object] = {}
     for field in fields(cast(Any, message)):
         value = getattr(message, field.name)
+        if field.metadata.get("new") and value == field.default:
+            continue
         if is_dataclass(value):
             inner_arrays, inner_plain = _flatten(value, f"{prefix}{field.name}.")
             arrays |= inner_arrays
@@ -130,6 +132,8 @@ def _build(kind: type[Message], found: dict[str, Any], prefix: str) -> Message:
         if is_dataclass(hint):
             values[field.name] = _build(cast(type[object], hint), found, name + ".")
         elif name not in found:
+            if field.metadata.get("optional"):
+                continue  # the default
             raise WireError(f"{name}: missing")
         else:
             values[field.name] = _value(name, hint, found.pop(name))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -18,12 +19,15 @@ from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.journal.journal import Journal
 from fedstill.protos.messages import Hello, HelloRequest
+from fedstill.protos.releases import why_not_together
 
 LOG = logging.getLogger(__name__)
 
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 INTRODUCTIONS = 8
 """How many nodes introduce themselves at the same time."""
+AGAIN_TIMEOUT = 60.0
+"""Seconds for a known device to introduce itself again."""
 
 
 @dataclass
@@ -46,12 +50,13 @@ class NodeRegistry:
     _nodes: dict[int, int] = field(default_factory=dict)
     _heard: dict[int, Hello] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
+    _asked_at: dict[int, float] = field(default_factory=dict)
     _late: set[int] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> NodeRegistry:
-        self._pool = ThreadPoolExecutor(INTRODUCTIONS)
+        self._pool, self._again = ThreadPoolExecutor(INTRODUCTIONS), ThreadPoolExecutor(INTRODUCTIONS)
         self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
         self._thread.start()
         return self
@@ -59,7 +64,8 @@ class NodeRegistry:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._again):
+            pool.shutdown(cancel_futures=True)
 
     def follow(self, clients: int, names: Sequence[str]) -> None:
         """Devices were issued or revoked: as the attributes of the same names."""
@@ -79,11 +85,21 @@ class NodeRegistry:
             return {client: self._heard[node] for client, node in self._nodes.items()}
 
     def uses(self, client: int, student: str) -> None:
-        """Record which student a client's device has now."""
+        """Record which student a client's device has now: one for its clips as they are."""
         with self._changed:
             node = self._nodes.get(client)
             if node is not None:
-                self._heard[node] = replace(self._heard[node], student=student)
+                self._heard[node] = replace(self._heard[node], student=student, change="")
+
+    def ask_again(self, clients: Collection[int], pause: float) -> None:
+        """Have those of these devices introduce themselves again that have not done so for ``pause`` seconds."""
+        with self._changed:
+            now = time.monotonic()
+            for client in clients:
+                node = self._nodes.get(client)
+                if node is not None and now - self._asked_at.get(node, now) >= pause:
+                    self._asked_at[node] = now
+                    self._again.submit(self._meet_again, client, node)
 
     @property
     def greeting(self) -> HelloRequest:
@@ -151,12 +167,24 @@ class NodeRegistry:
         except DeviceFailure as failure:
             self.metrics.emit("refused", node=str(node), reason=str(failure))
 
-    def _introduced(self, node: int) -> Hello:
+    def _meet_again(self, client: int, node: int) -> None:
+        """Remember what a known node says of itself now, unless something else was learned of it meanwhile."""
+        before = self._heard[node]
+        try:
+            hello = self._introduced(node, AGAIN_TIMEOUT)
+        except DeviceFailure as failure:
+            LOG.info("event=not_heard_again client=%d reason=%s", client, failure)
+            return
+        with self._changed:
+            if self._nodes.get(client) == node and self._heard[node] is before and hello.partition == client:
+                self._heard[node] = hello
+
+    def _introduced(self, node: int, timeout: float | None = None) -> Hello:
         """A node's introduction. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
-        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello)
-        if hello.version != ours:
-            raise DeviceFailure(f"runs fedstill {hello.version}, the cloud {ours}: install the same version")
+        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello, timeout)
+        if reason := why_not_together(hello.version, ours):
+            raise DeviceFailure(reason)
         if not 0 <= hello.partition < self.clients:
             raise DeviceFailure(
                 f"says it is client {hello.partition}; this run has clients 0 to {self.clients - 1}"
@@ -178,6 +206,7 @@ class NodeRegistry:
         known = any(other.partition == hello.partition for other in self._heard.values())
         self._nodes[hello.partition] = node
         self._heard[node] = hello
+        self._asked_at[node] = time.monotonic()
         self._note(hello.partition, node, "revived" if known else "connected")
         self._changed.notify_all()
 

@@ -31,6 +31,8 @@ from fedstill.common.run_layout import PLAN_FILE
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+HELLO_PAUSE = 3600.0
+"""Seconds after which a device that stays online is asked again whether it has changed."""
 MOST_AT_A_TIME = 32
 """Devices that are served at the same time; most of them wait for their device, the others for a compute slot."""
 
@@ -78,11 +80,16 @@ class FleetService:
     def look(self) -> None:
         """Begin the visits that are due now."""
         self._follow_plan()
+        busy = set(
+            self._busy
+        )  # before the journal is read: a visit that ends meanwhile is looked at next time
         visits, asked, now = self._journal.visits.newest(), self._journal.visits.asked(), time.time()
-        for client, hello in self._registry.present().items():
-            if client in self._busy or client >= self._plan.clients:
+        present = self._registry.present()
+        self._registry.ask_again(present.keys() - busy, HELLO_PAUSE * self._plan.pause_scale)
+        for client, hello in present.items():
+            if client in busy or client >= self._plan.clients:
                 continue
-            seen = Seen(self._name_of(client), hello.student)
+            seen = Seen(self._name_of(client), hello.student, hello.change)
             visit = due(
                 visits.get(client),
                 seen,

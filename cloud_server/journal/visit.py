@@ -15,6 +15,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 60.0, 6 * 3600.0
 """Seconds before a failed visit is repeated; twice as long after each further failure."""
 REFUSED_PAUSE = 24 * 3600.0
 """Seconds before a device that refused its student is asked for a new summary."""
+CHANGE_PAUSE = 24 * 3600.0
+"""Seconds after a visit before a change of the device's clips is a cause for another one."""
 NEW, REPLACED, LOST, REQUESTED, AFTER_REFUSAL, REGULAR = (
     "new device", "device replaced", "lost its student", "asked for", "refused before", "time has come",
 )  # fmt: skip
@@ -58,10 +60,17 @@ class Visit:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the cloud knows of a device that is online: its registered name, and the version of its student."""
+    """What the cloud knows of a device that is online.
+
+    Attributes:
+        device: its registered name.
+        student: the version that it uses.
+        change: of its clips since then, as it says: one of ``messages.CHANGES``, a cause for a visit, or empty.
+    """
 
     device: str
     student: str
+    change: str = ""
 
 
 def due(
@@ -93,4 +102,6 @@ def due(
     if seen.student != last.student:
         return replace(another, cause=LOST)
     waited = now - (last.ended or last.started)
+    if seen.change and not 0 <= waited < scale * CHANGE_PAUSE:
+        return replace(another, cause=seen.change)
     return replace(another, cause=REGULAR) if every and (waited >= every or waited < -every) else None

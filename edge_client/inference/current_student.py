@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
-from fedstill.edge_client.inference.cloud_inference import CLOUD_PATIENCE_MS, EdgeInference, Mode
+from fedstill.edge_client.inference.cloud_inference import CLOUD_PATIENCE_MS, EdgeInference, Mode, NoAnswer
 from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
 from fedstill.edge_client.students.runtime_api import LoadStudent
@@ -38,6 +39,7 @@ class CurrentStudent:
         objective_ms: from the clip to its answer.
         address: of the cloud's inference service; None if there is none.
         uploads_allowed: False if the owner forbids that features leave the device.
+        closed: why nothing may be sent at the moment, in words; empty if it may.
     """
 
     folder: Path
@@ -46,6 +48,8 @@ class CurrentStudent:
     objective_ms: float
     address: Address | None
     uploads_allowed: bool = True
+    closed: Callable[[], str] = str
+    _making: threading.Lock = field(default_factory=threading.Lock)
     _inference: EdgeInference | None = None
     _connection: CloudConnection | None = None
     _version: str = ""
@@ -60,10 +64,11 @@ class CurrentStudent:
         Raises:
             NoStudent: the cloud has not installed one yet.
             DataError: the file is no clip.
-            NoAnswer: mode ``cloud``, and the cloud does not answer.
+            NoAnswer: mode ``cloud``, and the cloud does not answer, or may not be asked now.
         """
         wanted = self._format()
-        inference = self._ready()
+        with self._making:
+            inference = self._ready()
         clip = read_clip(path, wanted.frames.count)
         made = clip_tensors(clip, wanted.audio, wanted.frames, audio_features)
         answer = inference.classify(made.audio[None], made.frames[None])
@@ -86,11 +91,27 @@ class CurrentStudent:
         while model_store.current() is None and not stop.wait(LOOK_SECONDS):
             continue
 
+    def tend(self) -> None:
+        """Call about once a second: the connection to the cloud ends while nothing may be sent."""
+        if not self._making.acquire(blocking=False):
+            return  # a connection is being made; the next look may end it
+        try:
+            if self._connection is not None and self.closed():
+                self._inference = None
+                self.close()
+        finally:
+            self._making.release()
+
     def close(self) -> None:
         """End the connection to the cloud."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    @property
+    def _connects(self) -> bool:
+        """Whether it asks the cloud whenever it may."""
+        return self.address is not None and self.mode != "local"
 
     def _format(self) -> ClipFormat:
         try:
@@ -102,13 +123,22 @@ class CurrentStudent:
         student = ModelStore(self.folder / SHELF_FOLDER).current()
         if student is None:
             raise NoStudent("no student yet: the coordinator has not installed one on this device")
-        if self._inference is None or student.version != self._version:
+        closed = self.closed() if self._connects else ""
+        if closed and self.mode == "cloud":
+            raise NoAnswer(f"no answer from the cloud: {closed}")
+        connected = self._connects and not closed
+        if (
+            self._inference is None
+            or student.version != self._version
+            or connected != (self._connection is not None)
+        ):
             self.close()
             compressors = read_compressors(self.folder / COMPRESSORS_FOLDER, student.version)
             runtime = CompressedRuntime(
                 self.load(student.state, student.spec, student.class_names, student.version), compressors
             )
-            if self.address is not None and self.mode != "local":
+            if connected:
+                assert self.address is not None
                 self._connection = CloudConnection(self.address, student.version, student.class_names)
                 self._connection.start()
                 if self.mode == "cloud":  # it has no other way to an answer
@@ -116,7 +146,7 @@ class CurrentStudent:
             self._inference = EdgeInference(
                 runtime,
                 self._connection,
-                self.mode,
+                "local" if closed else self.mode,
                 self.objective_ms,
                 uploads_allowed=self.uploads_allowed,
             )

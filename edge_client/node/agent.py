@@ -15,6 +15,7 @@ from pathlib import Path
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.edge_client.node.agent_news import AgentNews
 from fedstill.edge_client.node.supernode import Link, SuperNode
+from fedstill.edge_client.node.upload_gate import UploadGate, UploadHours
 from fedstill.edge_client.privacy.prototypes import DeviceError
 
 LOG = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class AgentSettings:
         client: this device's number in the run.
         name: the operator's name for it.
         patience: seconds of refusals before the agent gives up.
+        hours: in which it may send; None: at any time. Outside them, and while it is paused, there is no node.
     """
 
     state: Path
@@ -42,6 +44,7 @@ class AgentSettings:
     client: int
     name: str
     patience: float = 180.0
+    hours: UploadHours | None = None
 
 
 def run_agent(
@@ -63,7 +66,7 @@ def run_agent(
     """
     with sole_user(settings.state):
         node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
-        news = AgentNews(settings.state)
+        news, gate = AgentNews(settings.state), UploadGate(settings.state, settings.hours)
         failed: list[BaseException] = []
 
         def run(task: Task) -> None:
@@ -85,10 +88,13 @@ def run_agent(
             while not stop.is_set():
                 if not (settings.state / LOCK_FILE).exists():
                     raise DeviceError(f"{settings.state}: this folder was deleted: start the agent again")
-                node.reconcile()
+                if gate.look():
+                    node.reconcile()
+                else:
+                    node.rest()
                 for tell in listeners:
                     tell(node.settled)
-                news.look()
+                news.look(node.started)
                 stop.wait(TEND_SECONDS)
         finally:
             stop.set()

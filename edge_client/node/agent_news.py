@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 from fedstill.datasets.files.faults import BadClip
-from fedstill.edge_client.folder import BAD_CLIPS_FILE, FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.folder import BAD_CLIPS_FILE, CHANGE_FILE, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.node.bad_clips import bad_clips_of
+from fedstill.edge_client.node.change_note import announced
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, UploadTail
 from fedstill.edge_client.students.pointer import version_in_use
 
 LOG = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 86_400.0
+"""Then it says once more that the coordinator still accepts it."""
 
 
 class AgentNews:
@@ -30,12 +35,21 @@ class AgentNews:
         self._uploads.new()
         self._log_time = self._time_of(LOG_FILE)
         self._bad_time, self._said = 0, set[BadClip]()
+        self._change_time = 0
+        self._connection: float | None = None
+        self._again = 0.0
 
-    def look(self) -> None:
-        """Call about once a second."""
+    def look(self, connection: float = 0.0) -> None:
+        """Call about once a second.
+
+        Args:
+            connection: another number for every SuperNode: the coordinator asks one again and again who it is.
+        """
         if (greeted := self._time_of(FORMAT_FILE)) != self._greeted:
             self._greeted = greeted
-            LOG.info("event=accepted by=coordinator")
+            if connection != self._connection or time.monotonic() > self._again:
+                self._connection, self._again = connection, time.monotonic() + AGAIN_SECONDS
+                LOG.info("event=accepted by=coordinator")
         if (changed := self._time_of(LOG_FILE)) != self._log_time:
             self._log_time = changed
             for one in self._uploads.new():
@@ -43,6 +57,10 @@ class AgentNews:
         if (student := version_in_use(self._folder / SHELF_FOLDER)) != self._student:
             LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
             self._student = student
+        if (changed := self._time_of(CHANGE_FILE)) != self._change_time:
+            self._change_time = changed
+            if change := announced(self._folder):
+                LOG.info("event=clips_changed change=%s", change)
         if (changed := self._time_of(BAD_CLIPS_FILE)) != self._bad_time:
             self._bad_time = changed
             self._say_bad_clips()

@@ -7,6 +7,7 @@ the heavy imports are inside the heavy handlers, and everything that must last i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.node.change_note import announced
 from fedstill.edge_client.privacy.upload_log import note
 from fedstill.edge_client.students.pointer import version_in_use
 from fedstill.protos.messages import (
@@ -28,6 +30,7 @@ from fedstill.protos.messages import (
     PrototypeRequest,
 )
 from fedstill.protos.records import decode, encode, payload_bytes
+from fedstill.protos.releases import is_older
 
 if TYPE_CHECKING:
     from fedstill.edge_client.node.device import Device
@@ -37,14 +40,21 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Who answers, with which software."""
+    """Who answers, with which software; and that its clips have changed, if they have and its owner allows that."""
     request = decode(HelloRequest, message.content)
     folder = _folder(context)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / FORMAT_FILE, request.clip_format.encode(), PRIVATE)
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
     student = version_in_use(folder / SHELF_FOLDER)
-    reply = Hello(name, version("fedstill"), _partition(context), student)
+    ours = version("fedstill")
+    change = "" if is_older(request.version, ours) else announced(folder)
+    reply = Hello(name, ours, _partition(context), student, change)
+    if reply.change:
+        try:
+            note(folder, request, reply, payload_bytes(encode(reply)))
+        except OSError:  # what is not in the owner's log is not sent, but the device stays in the fleet
+            reply = replace(reply, change="")
     return Message(encode(reply), reply_to=message)
 
 

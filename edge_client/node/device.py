@@ -26,6 +26,7 @@ from fedstill.datasets.files.faults import count_faults
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
+from fedstill.edge_client.node.known_clips import make_known, name_of, read_known_clips
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
@@ -87,6 +88,7 @@ class Device:
             rows = summarise(self._probabilities(request), request, seed=seed_of(request.job))
             if request.card and profiles is not None:
                 rows = replace(rows, card=to_bytes(card_of(profiles, fewest=request.min_size)))
+        make_known(self.directory, name_of(self.run, request.job), self.store)
         return PrototypeUpload(
             request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, rows.card
         )
@@ -132,6 +134,9 @@ class Device:
             return clips.agreement(runtime.probabilities(runtime.logits(found)))
 
         keep_compressors(self.directory / COMPRESSORS_FOLDER, version, request.compressors.tobytes())
+        known, job = read_known_clips(self.directory), name_of(self.run, request.job)
+        if known is None or known.job != job:  # no summary was asked for
+            make_known(self.directory, job, self.store)
         found = model_store.install(version, agreement, request.minimum_agreement)
         answer = found.installed, found.agreement, found.reason, found.current
         return InstallResult(request.job, *answer, self._bad_clips())

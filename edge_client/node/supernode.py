@@ -113,6 +113,11 @@ class SuperNode:
         """Whether it runs, and has run for so long that the coordinator must have accepted it."""
         return self._child.pid is not None and time.monotonic() - self._started > SETTLED_SECONDS
 
+    @property
+    def started(self) -> float:
+        """When the present process was started, on a clock that only grows; 0 before the first one."""
+        return self._started
+
     def _gave_up(self) -> bool:
         """Whether the process has given up but still runs: Flower's does so when a connection breaks in a TLS
         handshake."""
@@ -128,6 +133,12 @@ class SuperNode:
         if any(words in said for words in LAST_WORDS):
             self._ending = time.monotonic()
         return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
+
+    def rest(self) -> None:
+        """Instead of ``reconcile``, while nothing may be sent: no process, and no time of trouble."""
+        if self._child.pid is not None:
+            self.stop()
+        self._good, self._again, self._pause = time.monotonic(), 0.0, FIRST_PAUSE
 
     def stop(self) -> None:
         """End it and the ClientApp that it may be running."""

@@ -73,6 +73,16 @@ class PrivacyLedger:
             ledger.execute("COMMIT")
             return made
 
+    def affords_another(self) -> bool:
+        """Whether one more upload like the last one is within the budget."""
+        with self._open() as ledger:
+            mus = _mus(ledger)
+        try:
+            self._require_budget(mus, mus[-1] if mus else 0.0)
+        except DeviceError:
+            return False
+        return True
+
     def uploads(self) -> int:
         """How many private uploads were made."""
         with self._open() as ledger:
@@ -137,6 +147,16 @@ def release_once(
     return require_rows(known)
 
 
+def may_release_again(directory: Path, policy: PrivacyPolicy) -> bool:
+    """Whether the budget of a device's owner leaves room for another personalisation like the last one.
+
+    Raises:
+        DeviceError: the ledger cannot be read.
+    """
+    path = directory / LEDGER_FILE
+    return not path.exists() or PrivacyLedger(path, policy.epsilon, policy.delta).affords_another()
+
+
 def _noisy(
     rows: Probabilities,
     profiles: npt.NDArray[np.float32] | None,
@@ -189,7 +209,7 @@ def _remembered(ledger: sqlite3.Connection, key: str, question: str) -> Prototyp
 
 
 def _mus(ledger: sqlite3.Connection) -> list[float]:
-    return [mu for (mu,) in ledger.execute("SELECT mu FROM releases")]
+    return [mu for (mu,) in ledger.execute("SELECT mu FROM releases ORDER BY time")]
 
 
 def _to_text(made: Prototypes) -> str:

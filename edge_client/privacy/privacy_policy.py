@@ -39,6 +39,7 @@ class PrivacyPolicy:
     bad_clips: bool = (
         True  # whether the number of clips that cannot be used is reported; dp does not cover it
     )
+    changes: bool = True  # whether the device says that its clips have changed; dp does not cover it
     noise_seed: int | None = None  # predictable noise, for simulation only: it voids every guarantee
 
     def __post_init__(self) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from fedstill.common.atomic_files import locked
 from fedstill.protos.messages import (
+    CLIPS_CHANGED,
     EvaluationResult,
     GraphsResult,
+    Hello,
     InstallResult,
     MissingDependency,
     PrototypeRequest,
@@ -102,6 +104,8 @@ def in_words(request: object, answer: object) -> str:
     if isinstance(answer, InstallResult):
         used = "that a student is in use now" if answer.installed else "why a student is not used"
         return used + _bad(answer.bad_clips)
+    if isinstance(answer, Hello):
+        return f"that {'many of its clips are new' if answer.change == CLIPS_CHANGED else 'its newer clips differ'}"
     if isinstance(answer, GraphsResult):
         return "that graphs for its students have arrived"
     if isinstance(answer, MissingDependency):

@@ -9,146 +9,45 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from helpers.bad_files import add_bad_clips, write_good_clips
 from helpers.command import CliRunner
-from helpers.runs import copied_run, trained_run
+from helpers.live_service import FIRST_NODE, Running, run_of_a_service, service_of
+from helpers.runs import copied_run
 
 from fedstill.cli.main import app as cli
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
-from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
-from fedstill.cloud_server.federation.seed_state import SeedCloud
-from fedstill.cloud_server.federation.server_app import make_shared
-from fedstill.cloud_server.federation.service import FleetService
-from fedstill.cloud_server.journal.event_log import Metrics, read_events
+from fedstill.cloud_server.journal.event_log import read_events
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REFUSED, REPLACED, REQUESTED, SERVED, Visit
 from fedstill.common.export_manifest import DESCRIPTION
-from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node import loading
 from fedstill.edge_client.node.agent_data import use_clips
 from fedstill.edge_client.node.agent_news import AgentNews
-from fedstill.edge_client.node.client_app import app as client_app
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.protos.messages import InstallResult
-from fedstill.simulation.inprocess import InProcessGrid
 
 pytestmark = pytest.mark.slow
 
-FIRST_NODE = 1000
-ONE_ARM = ("run.arms=['fedstill']", "run.scenarios=['latency_insensitive']", "downlink.minimum_agreement=0")
 INSTALL = "train.install"
-
-
-class ComingAndGoing(InProcessGrid):
-    """Nodes are online while they are in ``here``; ``deaf`` ones do not answer these actions."""
-
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__(client_app, 2, {"run-dir": str(run_dir)})
-        self.here: set[int] = set()
-        self.deaf: set[tuple[int, str]] = set()
-        self.requests: list[tuple[int, str]] = []
-        self.names = ["hall", "kitchen"]
-
-    def get_nodes(self) -> list[SimpleNamespace]:
-        """As the SuperLink knows them: by the names that their certificates have."""
-        named = enumerate(self.names)
-        return [SimpleNamespace(node_id=FIRST_NODE + client, name=name) for client, name in named]
-
-    def get_node_ids(self) -> Iterable[int]:
-        return [FIRST_NODE + client for client in self.here]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        for message in messages:
-            client, action = message.metadata.dst_node_id - FIRST_NODE, message.metadata.message_type
-            self.requests.append((client, action))
-            self._silent = {client} if (client, action) in self.deaf else set()
-            yield from super().push_messages([message])
-
-
-@dataclass
-class Running:
-    """A service that looks when the test says so."""
-
-    run_dir: Path
-    grid: ComingAndGoing
-    journal: Journal
-    service: FleetService
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        limit = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < limit, f"{what}: {self.newest()}"
-            self.service.look()
-            time.sleep(0.05)
-
-    def newest(self) -> dict[int, Visit]:
-        return self.journal.visits.newest()
-
-    def outcome(self, client: int, visit: int) -> str:
-        found = self.newest().get(client)
-        return found.outcome if found and found.visit == visit else ""
-
-    def serve(self, client: int, visit: int, outcome: str = SERVED) -> Visit:
-        self.until(
-            lambda: self.outcome(client, visit) == outcome, f"client {client}, visit {visit} {outcome}"
-        )
-        return self.newest()[client]
-
-    def look_long(self) -> None:
-        """Nothing may happen meanwhile."""
-        for _ in range(10):
-            self.service.look()
-            time.sleep(0.05)
-
-    def leave(self, client: int) -> None:
-        self.grid.here.discard(client)
-        self.until(lambda: self.link(client) == "dead", f"client {client} is gone")
-
-    def link(self, client: int) -> str:
-        return str(read_fleet(self.run_dir)["devices"][client]["state"])
-
-    def asked(self, client: int, action: str) -> int:
-        return self.grid.requests.count((client, action))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose shared models are there."""
-    run_dir = trained_run(tmp_path_factory.mktemp("trained"), ONE_ARM)
-    metrics = Metrics(run_dir)
-    make_shared(SeedCloud(read_plan(run_dir), 0, metrics), ["fedstill"])
-    metrics.close()
-    return run_dir
-
-
-@contextmanager
-def service_of(run_dir: Path, here: Iterable[int] = ()) -> Iterator[Running]:
-    plan = read_plan(run_dir)
-    public = open_store(Path(plan.public))
-    clips = format_to_json(ClipFormat(public.class_names, public.audio_spec, public.frame_spec))
-    grid, metrics, journal = ComingAndGoing(run_dir), Metrics(run_dir), open_journal(run_dir)
-    grid.here |= set(here)
-    exchange = Exchange(grid, plan.reply_timeout)
-    with NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices) as registry:
-        service = FleetService(SeedCloud(plan, 0, metrics), exchange, registry, journal, metrics)
-        yield Running(run_dir, grid, journal, service)
-        service.close()
-    journal.close()
-    metrics.close()
+    return run_of_a_service(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -222,6 +121,28 @@ def test_a_replaced_device_and_one_that_is_asked_for_get_new_students(running: R
     running.look_long()
     assert {client: one.visit for client, one in running.newest().items()} == {0: 1, 1: 1}
     assert len({job for job, _, client in running.journal.uploaded() if client == 1}) == 2
+
+
+def test_a_device_one_minor_version_ahead_is_served_and_one_further_ahead_is_told_what_to_upgrade(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    major, minor = map(int, version("fedstill").split(".")[:2])
+    of_device = "fedstill.edge_client.node.client_app.version"
+    monkeypatch.setattr(of_device, lambda _: f"{major}.{minor + 1}.0")
+    running.grid.here.add(0)
+    running.serve(0, 0)
+    monkeypatch.setattr(of_device, lambda _: f"{major}.{minor + 2}.0")
+    running.grid.here.add(1)
+    running.until(lambda: refusals(running), "client 1 is refused")
+    running.look_long()
+    assert set(running.newest()) == {0}
+    assert refusals(running)[0].endswith("upgrade the coordinator")
+    told = " ".join(CliRunner().invoke(cli, ["status", "--state", str(running.run_dir)]).output.split())
+    assert f"fedstill of the devices: {major}.{minor + 1}.0 on 1" in told
+
+
+def refusals(running: Running) -> list[str]:
+    return [str(one["reason"]) for one in read_events(running.run_dir) if one["event"] == "refused"]
 
 
 def test_a_device_that_is_issued_later_and_one_that_is_revoked(running: Running) -> None:

@@ -103,6 +103,7 @@ MESSAGES: dict[str, object] = {
     "GraphsRequest": GraphsRequest(JOB, StudentGraphs("{}", np.ones(9, np.uint8), np.ones(3, np.uint8))),
     "GraphsResult": GraphsResult(JOB),
     "Hello": Hello("device0", "0.1.0", 0, "ab" * 32),
+    "ChangedHello": Hello("device0", "0.1.0", 0, "ab" * 32, "drift"),
     "Job": JOB,
     "Student": STUDENT,
     "PrototypeRequest": prototype_request(),
@@ -118,6 +119,17 @@ MESSAGES: dict[str, object] = {
     "BadClips": install_result(bad_clips=("2 empty", "1 no sound")),
     "BadTestClips": result(bad_clips=("1000000000 missing",)),
 }
+
+
+OPTIONAL_FIELDS = {
+    "PrototypeUpload": ("confidence", "card"),
+    "CardUpload": ("confidence", "card"),
+    "EvaluationResult": ("bad_clips",),
+    "BadTestClips": ("bad_clips",),
+    "InstallResult": ("bad_clips",),
+    "BadClips": ("bad_clips",),
+}
+"""What an earlier release does not send; ``test_recorded_wire.py`` reads such messages."""
 
 
 def travelled(content: RecordDict) -> RecordDict:
@@ -243,12 +255,14 @@ def test_an_undeclared_record_is_refused() -> None:
         decode(Hello, content)
 
 
-@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in ("HelloRequest", "Hello")])
+@pytest.mark.parametrize("name", [name for name in MESSAGES if "Hello" not in name])
 def test_a_missing_field_is_named(name: str) -> None:
     content = plain_records(MESSAGES[name])
     records: tuple[Any, ...] = (content.array_records["arrays"], content.config_records["fields"])
     for record in records:
         for field in list(record):
+            if field in OPTIONAL_FIELDS.get(name, ()):
+                continue
             value = record.pop(field)
             with pytest.raises(WireError, match=f"^{field}: missing"):
                 decode(type(MESSAGES[name]), content)
@@ -291,6 +305,7 @@ def spoilt(value: float) -> np.ndarray:
         (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, VERSION[1:]), "version: needs 64"),
         (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, "../" * 21 + "a"), "version: needs 64"),
         (lambda: Student(np.zeros(3, np.uint8), "{}", NAMES, VERSION, VERSION.upper()), "base: needs 64"),
+        (lambda: Hello("a", "0.1.0", 0, change="weather"), "change: unknown 'weather'"),
         (lambda: MissingDependency("labels", VERSION), "item: unknown 'labels'"),
         (lambda: MissingDependency("base", ""), "version: needs 64"),
         (lambda: install_request(canaries="x"), "canaries: needs 64"),

@@ -9,34 +9,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedstill.datasets.audiovisual.capture.render_pictures import GREY_UNIT, RING_UNIT
-from fedstill.datasets.audiovisual.capture_card import (
-    BANDS,
-    CARD_SIZE,
-    GREYS,
-    PICTURE,
-    RINGS,
-    SOUND,
-    CaptureCard,
-    card_of,
-)
+from fedstill.datasets.audiovisual.capture_card import CARD_SIZE, PICTURE, SOUND, CaptureCard, card_of
+from fedstill.datasets.audiovisual.capture_units import in_units
 from fedstill.datasets.audiovisual.store import ClipStore
 
 Doubles = npt.NDArray[np.float64]
 
-SOUND_UNIT = 2.0
-"""Decibels: by how much renderings of one card differ anyway."""
-INAUDIBLE_DB = -80.0
-"""What is softer counts as this soft."""
 PEOPLE = 0.1
 """Weight of the covariance between people, in those units, beside 1 in every direction."""
-
-_UNITS = np.empty(CARD_SIZE)
-_UNITS[SOUND] = SOUND_UNIT * np.sqrt(2 * BANDS)
-_UNITS[PICTURE][:GREYS], _UNITS[PICTURE][GREYS:] = (
-    GREY_UNIT * np.sqrt(2 * GREYS),
-    RING_UNIT * np.sqrt(2 * RINGS),
-)
 
 
 class CardSpace:
@@ -51,11 +31,11 @@ class CardSpace:
 
     def __init__(self, people: npt.NDArray[np.floating]) -> None:
         known = people[np.isfinite(people).all(axis=1)]
-        self._shrink = [(part, _shrink(_scaled(known)[:, part])) for part in (SOUND, PICTURE)]
+        self._shrink = [(part, _shrink(in_units(known)[:, part])) for part in (SOUND, PICTURE)]
 
     def place(self, card: CaptureCard) -> Doubles:
         """float64 (CARD_SIZE,); a part that the card does not know is NaN."""
-        place = _scaled(card.values)
+        place = in_units(card.values)
         for part, shrink in self._shrink:
             place[part] = place[part] @ shrink
         return place
@@ -80,13 +60,6 @@ def _of_part(one: Doubles, other: Doubles) -> float:
     if not any(known):
         return 0.0
     return float(np.linalg.norm(one - other)) if all(known) else float("inf")
-
-
-def _scaled(values: npt.NDArray[np.floating]) -> Doubles:
-    """Values of cards, (..., CARD_SIZE), in units in which a distance is a root mean square."""
-    heard = np.array(values, np.float64)
-    heard[..., SOUND] = np.maximum(heard[..., SOUND], INAUDIBLE_DB)
-    return np.asarray(heard / _UNITS)
 
 
 def _shrink(people: Doubles) -> Doubles:

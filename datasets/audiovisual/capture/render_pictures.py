@@ -14,6 +14,7 @@ from fedstill.datasets.audiovisual.capture_card import (
     CaptureCard,
     picture_profiles,
 )
+from fedstill.datasets.audiovisual.capture_units import GREY_UNIT, RING_UNIT
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -26,8 +27,6 @@ NOISES = np.array([0, 4, 8, 12, 18, 27, 40])
 """Standard deviations that are tried, in grey values."""
 LEAST_BLUR, LEAST_NOISE = 0.15, 0.3
 """In pixels and grey values: less is not worth its time."""
-GREY_UNIT, RING_UNIT = 8.0, 1.5
-"""Grey values and decibels."""
 LEAN = 0.02
 """What a pixel of blur, or 8 grey values of noise, must improve the distance."""
 GAMMA_JITTER, SCALE_JITTER = 0.07, 0.15

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.cloud_server.journal.journal import Journal
 from fedstill.cloud_server.journal.visit import (
     AFTER_REFUSAL,
+    CHANGE_PAUSE,
     FAILED,
     LONGEST_PAUSE,
     LOST,
@@ -73,6 +74,22 @@ def test_a_new_student_after_a_time_if_an_operator_wants_that() -> None:
     assert due(failed, ONLINE, 0.0, 1110.0, every=1.0) is None, "a failure waits for its own pause"
 
 
+@pytest.mark.parametrize("change", ["clips", "drift"])
+def test_a_change_of_the_clips_is_a_cause_after_a_pause(change: str) -> None:
+    changed = replace(ONLINE, change=change)
+    assert due(LAST, changed, 0.0, 1099.0 + CHANGE_PAUSE) is None
+    assert due(LAST, changed, 0.0, 1099.0 + CHANGE_PAUSE, scale=2.0) is None
+    for now in (1100.0 + CHANGE_PAUSE, 900.0):  # or the clock was set back
+        found = due(LAST, changed, 0.0, now)
+        assert found is not None
+        assert (found.visit, found.cause) == (5, change)
+    lost = due(LAST, replace(changed, student=""), 0.0, 1200.0)
+    assert lost is not None
+    assert lost.cause == LOST, "who has no student does not wait"
+    failed = replace(LAST, outcome=FAILED, attempts=9)
+    assert due(failed, changed, 0.0, 1101.0) is None, "a failure waits for its own pause"
+
+
 def test_what_failed_is_tried_again_later_and_later() -> None:
     pauses = []
     for attempts in (1, 2, 3, 20, 10_000):
@@ -100,7 +117,9 @@ pasts = st.builds(
 )
 
 
-@given(past=st.none() | pasts, seen=st.sampled_from([ONLINE, Seen("hall", ""), Seen("hall-2", HAS)]),
+@settings(deadline=None)
+@given(past=st.none() | pasts,
+       seen=st.sampled_from([ONLINE, Seen("hall", ""), Seen("hall-2", HAS), Seen("hall", HAS, "drift")]),
        asked=st.floats(0, 2e9), now=st.floats(0, 4e9))  # fmt: skip
 def test_from_any_past_it_has_the_right_student_within_a_day(
     past: Visit | None, seen: Seen, asked: float, now: float
@@ -114,7 +133,7 @@ def test_from_any_past_it_has_the_right_student_within_a_day(
     if visit is None:
         assert past is not None
         if past.outcome == SERVED:
-            assert (past.device, past.student) == (seen.device, seen.student)
+            assert (past.device, past.student, "") == (seen.device, seen.student, seen.change)
             return
         # noted with a clock that was ahead by more than a day: as soon as time has come, or the clock is right
         assert (past.ended or past.started) > today - REFUSED_PAUSE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fedstill.edge_client.privacy import upload_log
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, in_words, note, read_log
 from fedstill.protos.messages import (
     EvaluationResult,
+    Hello,
     InstallResult,
     Job,
     MissingDependency,
@@ -57,6 +59,8 @@ def sent(clips: int, rows: int = 1, card: bool = False) -> PrototypeUpload:
             InstallResult(JOB, True, 1.0, "", VERSION, ("2 empty", "1 missing")),
             "that a student is in use now, and that 3 clips cannot be used, by kind of fault",
         ),
+        (None, Hello("a", "0.1.0", 0, change="clips"), "that many of its clips are new"),
+        (None, Hello("a", "0.1.0", 0, change="drift"), "that its newer clips differ"),
         (None, MissingDependency("base", VERSION), "that base of a student must be sent"),
     ],
 )
@@ -127,3 +131,15 @@ def test_the_agent_tells_what_happens_once(tmp_path: Path, caplog: pytest.LogCap
         'event=sent bytes=508 what="mean class probabilities and a histogram of confidences of 40 clips"',
         f"event=student_arrived version={VERSION[:12]} before=none",
     ]
+
+
+def test_the_agent_says_once_that_it_is_accepted_however_often_it_is_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    news = AgentNews(tmp_path)
+    for number, connection in enumerate((1.0, 1.0, 1.0, 2.0)):
+        (tmp_path / FORMAT_FILE).write_text("{}")
+        os.utime(tmp_path / FORMAT_FILE, ns=(number, number + 1))
+        news.look(connection)
+    assert caplog.messages == ["event=accepted by=coordinator"] * 2, "once for each SuperNode"

@@ -1,0 +1,96 @@
+"""When a device may send: in the hours that its owner gives, as for a metered link, and not while it is paused.
+
+The hours are those of a clock on the wall, looked at again and again. So neither the change to summer time nor a clock
+that is set leaves the gate in the wrong state for longer than until the next look.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedstill.edge_client.folder import PAUSE_FILE
+
+LOG = logging.getLogger(__name__)
+
+DAY = 24 * 60
+WINDOW = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?-([0-9]{1,2})(?::([0-9]{2}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class UploadHours:
+    """Parts of the day.
+
+    Attributes:
+        text: as the owner wrote it.
+        windows: (begin, end) of each in minutes since midnight, the end not included; one may span midnight.
+    """
+
+    text: str
+    windows: tuple[tuple[int, int], ...]
+
+    def hold(self, now: float) -> bool:
+        """Whether this moment, in seconds since 1970, is in one of them."""
+        wall = time.localtime(now)
+        minute = 60 * wall.tm_hour + wall.tm_min
+        return any(
+            begin <= minute < end if begin < end else minute >= begin or minute < end
+            for begin, end in self.windows
+        )
+
+
+def read_hours(text: str) -> UploadHours:
+    """Windows with commas between, as in ``22-6`` or ``12:30-13,22-6``.
+
+    Raises:
+        ValueError: it means something else; one line.
+    """
+    windows = []
+    for part in text.replace(" ", "").split(","):
+        found = WINDOW.fullmatch(part)
+        minutes = [60 * int(found[hour]) + int(found[hour + 1] or 0) for hour in (1, 3)] if found else []
+        wrong = not found or any(int(found[hour] or 0) > 59 for hour in (2, 4)) or max(minutes) > DAY
+        if wrong or minutes[0] == minutes[1]:
+            raise ValueError(f"{part!r} is no part of a day: write hours such as 22-6 or 12:30-13,22-6")
+        windows.append((minutes[0], minutes[1]))
+    return UploadHours(text, tuple(windows))
+
+
+class UploadGate:
+    """Whether the agent of a folder may send now; a change is a line in its log.
+
+    Args:
+        folder: the device's; it is paused while the file ``pause`` is there.
+        hours: None: at any time.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, folder: Path, hours: UploadHours | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._folder, self._hours, self._clock = folder, hours, clock
+        self._told = ""
+
+    @property
+    def closed(self) -> str:
+        """Why nothing may be sent, in words; empty if it may."""
+        if (self._folder / PAUSE_FILE).exists():
+            return f"paused by the file {PAUSE_FILE}"
+        if self._hours is not None and not self._hours.hold(self._clock()):
+            return f"outside the upload hours {self._hours.text}"
+        return ""
+
+    def look(self) -> bool:
+        """Whether it is open; call about once a second."""
+        if (closed := self.closed) != self._told:
+            self._told = closed
+            if closed:
+                LOG.info("event=sending_stopped reason=%s", json.dumps(closed))
+            else:
+                LOG.info("event=sending_resumed")
+        return not closed
