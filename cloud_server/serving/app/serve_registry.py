@@ -95,9 +95,9 @@ def _make_engine(
 def _profile(
     plan: ServePlan, trunk: Trunk, engine: Engine, tasks: Mapping[str, TaskVersion], given: Profile | None
 ) -> tuple[Profile, dict[str, str]]:
-    """The profile, and the parameters that each of its columns belongs to."""
+    """The profile, and the task version that each of its columns belongs to."""
     if given is not None:
-        return given, {name: tasks[name].parameters for name in given.tasks if name in tasks}
+        return given, {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
     places = dict(pair(text) for text in plan.images)
     strange = sorted(set(places) - set(tasks))
     if strange:
@@ -108,7 +108,7 @@ def _profile(
         raise ConfigError(
             f"{first}: no images to measure with; give --images {first}=PATH, or --profile FILE"
         )
-    columns = {name: tasks[name].parameters for name in known}
+    columns = {name: tasks[name].fingerprint for name in known}
     key = ProfileKey(
         trunk.fingerprint,
         tuple(sorted(columns.items())),

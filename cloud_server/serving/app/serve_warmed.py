@@ -56,6 +56,7 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
         accuracy=max(schedule.accuracy[0] for schedule in serving.profile.schedules),
         created="",
         active=True,
+        preprocess=catalogue.preprocess,
     )
     LOG.info("event=warmed_models folder=%s schedules=%s", folder, ",".join(serving.schedules))
 
@@ -65,8 +66,10 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
         return serving.infer(torch.stack(list(images)), tasks, schedule)
 
     return ServedModels(
-        fit_profile(serving.profile, {name: ""}, {name: task}, serving.schedules, serving.maximum_batch),
+        fit_profile(
+            serving.profile, {name: task.fingerprint}, {name: task}, serving.schedules, serving.maximum_batch
+        ),
         infer,
         plain.image_size,
-        lambda _: FixedTasks(trunk.fingerprint, {name: task}),
+        lambda _: FixedTasks(trunk.fingerprint, {name: task}, catalogue.preprocess),
     )

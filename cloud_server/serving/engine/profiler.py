@@ -199,9 +199,9 @@ def measure_right(
 ) -> npt.NDArray[np.bool_]:
     """Which images the engine classifies right, bool (images,). A refused row counts as wrong."""
     right = np.zeros(len(labels), dtype=bool)
-    step = engine.maximum_batch
+    step, preprocess = engine.maximum_batch, engine.bank.tasks[task].preprocess
     for start in range(0, len(labels), step):
-        batch = image_batch(images[start : start + step], engine.net.image_size)
+        batch = image_batch(images[start : start + step], engine.net.image_size, preprocess)
         answers = engine.infer(batch, [task] * len(batch), schedule)
         for row, answer in enumerate(answers, start):
             right[row] = isinstance(answer, Prediction) and int(answer.logits.argmax()) == labels[row]
