@@ -52,7 +52,8 @@ def prepare(
     ] = usable_cores(),
     size: Annotated[int, typer.Option(help="Frame side in pixels.", min=16)] = 224,
     crop: Annotated[
-        Crop, typer.Option(help="face: cut frames to the face; set frames.crop likewise. Needs the extra speech.")
+        Crop,
+        typer.Option(help="face: cut frames to the face; set frames.crop likewise. Needs the extra speech."),
     ] = Crop.NONE,
     split: Annotated[
         Path | None, typer.Option(help="cremad: clip_id,label,split (default: ROOT/split.csv).")

@@ -28,7 +28,8 @@ CALL_SECONDS = 60.0
 class ServingError(Exception):
     """Why the server refused, one line.
 
-    code: gRPC status. retry_after_ms: with RESOURCE_EXHAUSTED, after how long a retry makes sense; else 0.
+    code: gRPC status. retry_after_ms: after how long a retry makes sense, if the server is overloaded or starting; else
+    0.
     """
 
     def __init__(self, code: grpc.StatusCode, text: str, retry_after_ms: int = 0) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.served_models import ServedModels
+from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import read_profile
@@ -27,10 +27,11 @@ from fedstill.common.paths import data_path
 LOG = logging.getLogger(__name__)
 
 
-def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
+def warmed_models(plan: ServePlan, folder: Path, tell: OnProgress) -> ServedModels:
     """Read, check and warm up the models in ``folder``. Raises DataError; WarmedModelError if none is usable."""
     catalogue = read_catalogue(folder)
     profile = read_profile(folder / "profile.json")
+    tell("reading the weights")
     trunk = load_trunk(data_path(plan.weights), plan.architecture)
     if trunk.fingerprint != catalogue.identity.get("trunk"):
         raise WarmedModelError(
@@ -42,6 +43,7 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
     precision: Any = plan.precision  # checked
     options = EngineOptions(whole_numbers("--batches", plan.batches), plan.device, precision)
     serving = WarmedServing(store, plain, profile, options)
+    tell(f"warming up {len(serving.schedules)} schedules")
     serving.warm_up()
     (name,) = serving.profile.tasks
     task = TaskVersion(

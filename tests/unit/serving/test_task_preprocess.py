@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,12 @@ def served(settings: ServePlan) -> Iterator[ServingClient]:
     loop, ports, leave = asyncio.new_event_loop(), Future[Any](), asyncio.Event()
 
     async def serve() -> None:
-        with assembled(settings, None, registry_models(settings)) as server:
-            ports.set_result(await server.start())
+        with assembled(settings, None, partial(registry_models, settings)) as made:
+            opened = await made.server.start()
+            await made.server.prepare(made.make)
+            ports.set_result(opened)
             await leave.wait()
-            await server.stop()
+            await made.server.stop()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
