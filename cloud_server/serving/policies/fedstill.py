@@ -56,8 +56,8 @@ class FedstillSettings:
     most_batches: int = 24
     utility_bins: float = 10.0
     patience: float = 3.0
-    room: float = 0.9
-    foresight: float = 0.5
+    room: float = 0.95
+    foresight: float = 0.4
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
 
