@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedstill.cli.shared.console import console, one_line_errors
-from fedstill.cli.shared.options import Architecture, Weights
+from fedstill.cli.shared.options import Architecture, PreprocessChanges, Weights, preprocess_changes
 from fedstill.common.paths import VIT_WEIGHTS
 
 
@@ -17,6 +17,7 @@ def elastic(
     tasks: Annotated[str, typer.Option(help="Known image tasks.")] = "cifar10,tinyimagenet100,mnist",
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
+    preprocess: PreprocessChanges = "",
     train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 800,
     val_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 200,
     test_images: Annotated[int, typer.Option(help="Per task.", min=1)] = 300,
@@ -43,7 +44,7 @@ def elastic(
         if render:
             study = read_study(out)
         else:
-            trunk = load_trunk(data_path(weights), architecture)
+            trunk = load_trunk(data_path(weights), architecture, preprocess=preprocess_changes(preprocess))
             chosen = [find_images(name.strip(), None) for name in tasks.split(",")]
             settings = StudySettings(
                 train_images,

@@ -74,7 +74,7 @@ def serve_(
     from fedstill.cloud_server.serving.policies.registry import policy_id
     from fedstill.common.errors import ConfigError
 
-    with serve(ServerError):
+    with serve(ServerError) as stop:
         if insecure == (authority is not None):
             raise ConfigError(
                 "--authority: needs a folder of fedstill certs init, or --insecure on a trusted network"
@@ -112,4 +112,5 @@ def serve_(
         if missing_settings(os.environ):
             # Allocator and oneDNN read these before any of our code runs: restart with them, in the same process.
             os.execve(sys.executable, sys.orig_argv, serving_environment(os.environ))
-        run_serving(plan)
+        if not stop.is_set():  # by a signal while all this was imported
+            run_serving(plan)

@@ -12,7 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedstill.cli.shared.console import console, one_line_errors
-from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, RegistryFolder, Weights
+from fedstill.cli.shared.options import (
+    DEFAULT_REGISTRY,
+    Architecture,
+    PreprocessChanges,
+    RegistryFolder,
+    Weights,
+    preprocess_changes,
+)
 from fedstill.cli.shared.progress import text_bar
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
@@ -39,6 +46,7 @@ def add(
     registry: RegistryFolder = DEFAULT_REGISTRY,
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
+    preprocess: PreprocessChanges = "",
     train_images: Annotated[int | None, typer.Option(help="At most so many training images.", min=2)] = None,
     val_images: Annotated[int | None, typer.Option(help="At most so many validation images.", min=1)] = None,
     prompts: Annotated[
@@ -65,7 +73,7 @@ def add(
                 trained = PromptSettings(counts, epochs)
         task = find_images(name, images)
         check_new_version(name, latency_ms, utility)
-        trunk = load_trunk(data_path(weights), architecture)
+        trunk = load_trunk(data_path(weights), architecture, preprocess=preprocess_changes(preprocess))
         store = TaskRegistry(registry)
         with text_bar(f"decoding the images of {name}") as (tell, count):
             settings = LearnSettings(train_images, val_images, trained, seed)

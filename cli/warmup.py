@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedstill.cli.shared.console import console, one_line_errors
-from fedstill.cli.shared.options import Architecture, Weights
+from fedstill.cli.shared.options import Architecture, PreprocessChanges, Weights, preprocess_changes
 from fedstill.common.option_values import whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
 
@@ -30,6 +30,7 @@ def warmup(
     task: Annotated[str, typer.Option(help="A known image task, or a folder or zip of SPLIT/CLASS/IMAGE.")],
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
+    preprocess: PreprocessChanges = "",
     budget: Annotated[
         str, typer.Option(help="Limits: any of models=6,time=30m,storage=200MB, with commas.")
     ] = "models=6",
@@ -73,7 +74,7 @@ def warmup(
         place = Path(task)
         name = place.stem.lower() if place.exists() else task
         images = find_images(name, place if place.exists() else None)
-        trunk = load_trunk(data_path(weights), architecture)
+        trunk = load_trunk(data_path(weights), architecture, preprocess=preprocess_changes(preprocess))
         plan = _plan(trunk.net, reductions, measured, middle, limits, planner)
         settings = FineTuneSettings(epochs, learning_rate=learning_rate, seed=seed)
         folder = out or Path("runs") / "warm" / name

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedstill.cli.shared.console import console, one_line_errors, typed_command
-from fedstill.cli.shared.options import Architecture, Weights
+from fedstill.cli.shared.options import Architecture, PreprocessChanges, Weights, preprocess_changes
 from fedstill.common.paths import VIT_WEIGHTS
 
 GRID = "0,10,15,20,25,30,40,50,100"
@@ -21,6 +21,7 @@ def warmup_study(
     tasks: Annotated[str, typer.Option(help="Known image tasks.")] = "cifar10,mnist",
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
+    preprocess: PreprocessChanges = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 3,
     train_images: Annotated[int, typer.Option(help="Per task.", min=2)] = 512,
     profiling_images: Annotated[int, typer.Option(help="Per task, to choose by.", min=2)] = 160,
@@ -57,6 +58,7 @@ def warmup_study(
             from fedstill.evaluation.serving.virtual import AZURE_FILE
             from fedstill.evaluation.warmup.study import run_warmup_study
 
+            trunk = load_trunk(data_path(weights), architecture, preprocess=preprocess_changes(preprocess))
             settings = WarmupSettings(
                 tuple(name.strip() for name in tasks.split(",")),
                 train_images,
@@ -71,8 +73,8 @@ def warmup_study(
                 whole_numbers("--grid", grid),
                 seeds,
                 serving_seconds,
+                trunk.net.preprocess,
             )
-            trunk = load_trunk(data_path(weights), architecture)
             chosen = [find_images(name, None) for name in settings.tasks]
             azure = read_trace(data_path(str(AZURE_FILE)))
             with console.status("measuring") as status:

@@ -6,7 +6,7 @@ No torch: images travel as JPEG or PNG bytes, task parameters as numpy arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +28,8 @@ CALL_SECONDS = 60.0
 class ServingError(Exception):
     """Why the server refused, one line.
 
-    code: gRPC status. retry_after_ms: with RESOURCE_EXHAUSTED, after how long a retry makes sense; else 0.
+    code: gRPC status. retry_after_ms: after how long a retry makes sense, if the server is overloaded or starting; else
+    0.
     """
 
     def __init__(self, code: grpc.StatusCode, text: str, retry_after_ms: int = 0) -> None:
@@ -59,6 +60,21 @@ class QueryResponse:
 
 
 @dataclass(frozen=True)
+class ImagePreprocess:
+    """How pictures become a task's input, by timm's names. The server does it for JPEG, PNG and UINT8.
+
+    The central square (of all, if ``crop_mode`` is ``squash``) is resized to image_size / crop_pct, cropped to
+    image_size, and normalised by (value / 255 - mean) / std, per channel.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+@dataclass(frozen=True)
 class ServedTask:
     """One task of a server; ``latency_ms`` and ``utility`` of queries that name none."""
 
@@ -68,18 +84,18 @@ class ServedTask:
     latency_ms: float
     utility: float
     accuracy: float
+    preprocess: ImagePreprocess
 
 
 @dataclass(frozen=True)
 class ServerDescription:
-    """A server's tasks and settings. An image is normalised by (value / 255 - image_mean) / image_std."""
+    """A server's tasks and settings. preprocess: of a new task that names none."""
 
     policy: str
     image_size: int
-    image_mean: float
-    image_std: float
     trunk: str
     tasks: tuple[ServedTask, ...]
+    preprocess: ImagePreprocess
 
 
 class ServingClient:
@@ -135,6 +151,7 @@ class ServingClient:
         prompts: Mapping[int, npt.NDArray[np.float32]] | None = None,
         latency_ms: float = 600.0,
         utility: float = 1.0,
+        preprocess: ImagePreprocess | None = None,
     ) -> ServedTask:
         """Serve a task, or a new version of it, from the next batch on. Needs an operator's token.
 
@@ -143,6 +160,7 @@ class ServingClient:
             trunk: SHA-256 of the trunk that they were trained on; the server's is in ``describe``.
             accuracy: share of right answers on validation images, without merging or prompts.
             prompts: by number, float32 (layers, number, width).
+            preprocess: of the images that they were trained on; as ``describe`` says by default.
         """
         tensors = {"head.weight": head_weight, "head.bias": head_bias}
         tensors |= {f"prompts.{count}": values for count, values in (prompts or {}).items()}
@@ -154,6 +172,7 @@ class ServingClient:
             latency_ms=latency_ms,
             utility=utility,
             accuracy=accuracy,
+            preprocess=None if preprocess is None else pb.Preprocess(**asdict(preprocess)),
         )
         return _task(self._call(self._stub.RegisterTask, request))
 
@@ -167,10 +186,9 @@ class ServingClient:
         return ServerDescription(
             policy=found.policy,
             image_size=found.image_size,
-            image_mean=found.image_mean,
-            image_std=found.image_std,
             trunk=found.trunk,
             tasks=tuple(_task(task) for task in found.tasks),
+            preprocess=_preprocess(found.preprocess),
         )
 
     def _call(self, method: Callable[..., Any], request: Any, timeout: float = CALL_SECONDS) -> Any:
@@ -183,5 +201,22 @@ class ServingClient:
 
 def _task(task: pb.Task) -> ServedTask:
     return ServedTask(
-        task.name, task.version, tuple(task.class_names), task.latency_ms, task.utility, task.accuracy
+        task.name,
+        task.version,
+        tuple(task.class_names),
+        task.latency_ms,
+        task.utility,
+        task.accuracy,
+        _preprocess(task.preprocess),
+    )
+
+
+def _preprocess(found: pb.Preprocess) -> ImagePreprocess:
+    (red, green, blue), (red_std, green_std, blue_std) = found.mean, found.std
+    return ImagePreprocess(
+        (red, green, blue),
+        (red_std, green_std, blue_std),
+        found.interpolation,
+        found.crop_pct,
+        found.crop_mode,
     )

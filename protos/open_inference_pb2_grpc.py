@@ -101,7 +101,7 @@ class GRPCInferenceServiceServicer:
 
     def ModelInfer(self, request, context):
         """Refusals are gRPC status codes: NOT_FOUND (model, task), INVALID_ARGUMENT (names the field), DEADLINE_EXCEEDED
-        (too late), RESOURCE_EXHAUSTED (overload, with trailing metadata `retry-after-ms`), UNAVAILABLE (draining).
+        (too late), RESOURCE_EXHAUSTED (overload, with trailing metadata `retry-after-ms`), UNAVAILABLE (starting, draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

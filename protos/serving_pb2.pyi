@@ -7,40 +7,58 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("name", "version", "class_names", "latency_ms", "utility", "accuracy")
+    __slots__ = ("name", "version", "class_names", "latency_ms", "utility", "accuracy", "preprocess")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
     latency_ms: float
     utility: float
     accuracy: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ...) -> None: ...
+    preprocess: Preprocess
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ...) -> None: ...
+
+class Preprocess(_message.Message):
+    __slots__ = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
+    CROP_PCT_FIELD_NUMBER: _ClassVar[int]
+    CROP_MODE_FIELD_NUMBER: _ClassVar[int]
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    def __init__(self, mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., interpolation: _Optional[str] = ..., crop_pct: _Optional[float] = ..., crop_mode: _Optional[str] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListTasksResponse(_message.Message):
-    __slots__ = ("tasks", "policy", "image_size", "trunk", "image_mean", "image_std")
+    __slots__ = ("tasks", "policy", "image_size", "trunk", "image_mean", "image_std", "preprocess")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     TRUNK_FIELD_NUMBER: _ClassVar[int]
     IMAGE_MEAN_FIELD_NUMBER: _ClassVar[int]
     IMAGE_STD_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedCompositeFieldContainer[Task]
     policy: str
     image_size: int
     trunk: str
     image_mean: float
     image_std: float
-    def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., policy: _Optional[str] = ..., image_size: _Optional[int] = ..., trunk: _Optional[str] = ..., image_mean: _Optional[float] = ..., image_std: _Optional[float] = ...) -> None: ...
+    preprocess: Preprocess
+    def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., policy: _Optional[str] = ..., image_size: _Optional[int] = ..., trunk: _Optional[str] = ..., image_mean: _Optional[float] = ..., image_std: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ...) -> None: ...
 
 class MakeQueryRequest(_message.Message):
     __slots__ = ("task", "image", "latency_ms", "utility")
@@ -73,7 +91,7 @@ class MakeQueryResponse(_message.Message):
     def __init__(self, label: _Optional[str] = ..., logits: _Optional[_Iterable[float]] = ..., schedule: _Optional[str] = ..., waiting_ms: _Optional[float] = ..., inference_ms: _Optional[float] = ..., batch_size: _Optional[int] = ..., late: _Optional[bool] = ...) -> None: ...
 
 class RegisterTaskRequest(_message.Message):
-    __slots__ = ("name", "class_names", "parameters", "trunk", "latency_ms", "utility", "accuracy")
+    __slots__ = ("name", "class_names", "parameters", "trunk", "latency_ms", "utility", "accuracy", "preprocess")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +99,7 @@ class RegisterTaskRequest(_message.Message):
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_FIELD_NUMBER: _ClassVar[int]
     name: str
     class_names: _containers.RepeatedScalarFieldContainer[str]
     parameters: bytes
@@ -88,7 +107,8 @@ class RegisterTaskRequest(_message.Message):
     latency_ms: float
     utility: float
     accuracy: float
-    def __init__(self, name: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., parameters: _Optional[bytes] = ..., trunk: _Optional[str] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ...) -> None: ...
+    preprocess: Preprocess
+    def __init__(self, name: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., parameters: _Optional[bytes] = ..., trunk: _Optional[str] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ...) -> None: ...
 
 class DeleteTaskRequest(_message.Message):
     __slots__ = ("name",)

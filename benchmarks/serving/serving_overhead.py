@@ -31,7 +31,7 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import measure_profile
-from fedstill.cloud_server.serving.server.request_images import pixels
+from fedstill.cloud_server.serving.server.request_images import ImageForm, pixels
 from fedstill.cloud_server.serving.server.requests import Outcome
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.common.provenance import hardware
@@ -117,7 +117,9 @@ class Saturated:
         while time.perf_counter() - began < seconds:
             if self._room.acquire(timeout=0.1):
                 number += 1
-                prepare = pixels(self._image, self._engine.net.image_size)
+                prepare = pixels(
+                    self._image, ImageForm(self._engine.net.image_size, self._engine.net.preprocess)
+                )
                 self._dispatcher.submit(TASKS[number % 2], [prepare], LATENCY_SECONDS, 1.0, self._answered)
         passes, answers = tuple(self._passes), self._answers
         self._dispatcher.stop()

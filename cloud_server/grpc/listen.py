@@ -26,11 +26,16 @@ class Listener:
     port: int
     health: Any
 
-    async def serve(self, services: Sequence[str]) -> None:
-        """Start to answer, and report the server and each service as healthy."""
+    async def serve(self, services: Sequence[str], healthy: bool = True) -> None:
+        """Start to answer, and report the server and each service as healthy, or not yet."""
         await self.server.start()
+        await self.report(services, healthy)
+
+    async def report(self, services: Sequence[str], healthy: bool) -> None:
+        """Report the server and each service as healthy, or not, from now on."""
+        status = health_pb2.HealthCheckResponse
         for name in ("", *services):
-            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self.health.set(name, status.SERVING if healthy else status.NOT_SERVING)
 
     async def announce_shutdown(self) -> None:
         """From now on, report all services as not serving."""

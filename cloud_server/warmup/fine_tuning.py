@@ -24,6 +24,7 @@ from fedstill.cloud_server.warmup.reduced_nets import ReducedNet
 from fedstill.common.errors import DataError
 from fedstill.datasets.images.image_tasks import ImageSet
 from fedstill.models.vit.preprocess import image_batch
+from fedstill.models.vit.preprocess_settings import Preprocess
 
 MEASURING_BATCH = 16
 
@@ -151,12 +152,12 @@ def share_right(net: ReducedNet, images: Prepared, settings: FineTuneSettings) -
     return digits.count("1") / len(digits)
 
 
-def prepare_images(images: ImageSet, size: int) -> Prepared:
+def prepare_images(images: ImageSet, size: int, preprocess: Preprocess) -> Prepared:
     """Normalised batches, to be measured on many times."""
     starts = range(0, len(images), MEASURING_BATCH)
     return [
         (
-            image_batch(images.images[start : start + MEASURING_BATCH], size),
+            image_batch(images.images[start : start + MEASURING_BATCH], size, preprocess),
             torch.from_numpy(images.labels[start : start + MEASURING_BATCH]),
         )
         for start in starts
@@ -194,7 +195,7 @@ def _step(
     net: ReducedNet, train: ImageSet, chosen: np.ndarray, training: Training, settings: FineTuneSettings
 ) -> float:
     device = settings.compute.torch_device
-    images = image_batch([train.images[at] for at in chosen], net.image_size).to(device)
+    images = image_batch([train.images[at] for at in chosen], net.image_size, net.preprocess).to(device)
     labels = torch.from_numpy(train.labels[chosen]).to(device)
     with settings.compute.autocast():
         loss = net.loss(images, labels)

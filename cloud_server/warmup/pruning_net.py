@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedstill.cloud_server.warmup.reduced_nets import task_head
 from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.token_pruning import PrunedViT, pruning_loss
 
 
@@ -43,6 +44,10 @@ class PruningNet:
     @property
     def image_size(self) -> int:
         return self._pruned.net.image_size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self._pruned.net.preprocess
 
     def logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self._pruned(images)

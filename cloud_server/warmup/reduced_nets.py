@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.schedules import TokenSchedule
 
 
@@ -32,6 +33,9 @@ class ReducedNet(Protocol):
 
     @property
     def image_size(self) -> int: ...
+
+    @property
+    def preprocess(self) -> Preprocess: ...
 
     def logits(self, images: Tensor) -> Tensor:
         """(batch, 3, image_size, image_size) -> (batch, classes), as in serving."""
@@ -58,6 +62,10 @@ class MergingNet:
     @property
     def image_size(self) -> int:
         return self._net.image_size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self._net.preprocess
 
     def logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self._net(images, self._schedule)

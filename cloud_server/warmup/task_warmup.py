@@ -28,6 +28,7 @@ from fedstill.cloud_server.warmup.warm_up import (
 )
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import DataError
 from fedstill.common.provenance import hardware
 from fedstill.datasets.images.image_tasks import ImageSet, ImageTask
@@ -90,10 +91,11 @@ class TaskWarmup:
             "epochs": settings.epochs,
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
+            "preprocess": to_plain(trunk.net.preprocess),
         }
         self.store = WarmedModels(folder, identity, task.class_names)
         self._plain = _with_head(trunk.net, self._train, profiling, len(task.class_names))
-        self._profiling: Prepared = prepare_images(profiling, trunk.net.image_size)
+        self._profiling: Prepared = prepare_images(profiling, trunk.net.image_size, trunk.net.preprocess)
 
     def backend(self, on_progress: OnProgress) -> WarmUp:
         """A new backend; each knows only the models that it fine-tuned itself."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedstill.common.atomic_files import replace_file, replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import DataError
+from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 from fedstill.models.weights.packing import pack, unpack
 
 FORMAT = 1
@@ -93,6 +94,11 @@ class Catalogue:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     step_seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """Of the images that they were trained on, and of those to be served."""
+        return from_plain(Preprocess, _complete(self.identity)["preprocess"])
+
     def model(self, reduction: int) -> WarmedModel | None:
         """The model that was fine-tuned at ``reduction``, if there is one."""
         return next((model for model in self.models if model.reduction == reduction), None)
@@ -119,11 +125,8 @@ class WarmedModels:
         self.catalogue = Catalogue(dict(identity), class_names)
         if (folder / CATALOGUE).exists():
             found = read_catalogue(folder)
-            differing = [
-                key
-                for key in {*found.identity, *identity}
-                if found.identity.get(key) != json.loads(json.dumps(identity.get(key)))
-            ]
+            before, now = _complete(found.identity), _complete(json.loads(json.dumps(identity)))
+            differing = [key for key in {*before, *now} if before.get(key) != now.get(key)]
             if differing or found.class_names != class_names:
                 what = ", ".join(sorted(differing)) or "class_names"
                 raise WarmedModelError(
@@ -189,6 +192,11 @@ class WarmedModels:
         self.catalogue = replace(self.catalogue, **changes)
         text = json.dumps({"format": FORMAT, **to_plain(self.catalogue)}, indent=1)
         replace_text(self.folder / CATALOGUE, text)
+
+
+def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """With what catalogues did not say before it could be chosen."""
+    return {"preprocess": json.loads(json.dumps(to_plain(PLAIN))), **identity}
 
 
 def read_catalogue(folder: Path) -> Catalogue:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.evaluation.results import ResultsError
+from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 
 STUDY_FILE = "elastic_vit.json"
 FORMAT = 1
@@ -81,6 +82,7 @@ class Study:
     threads: int
     versions: dict[str, str]
     git: str
+    preprocess: Preprocess = PLAIN
 
 
 def write_study(folder: Path, study: Study) -> Path:

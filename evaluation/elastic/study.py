@@ -7,6 +7,7 @@ the same test images, so differences are paired; the images are kept as digits o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -84,6 +85,7 @@ def run_study(
         rows.append(TaskRow(task.name, len(task.class_names), learnt[task.name].accuracy, right, prompted))
     study = Study(
         architecture=trunk.architecture,
+        preprocess=trunk.net.preprocess,
         variant=engine.variant,
         settings=settings,
         schedules=tuple(
@@ -132,7 +134,7 @@ def _prompted(
             torch.Generator().manual_seed(settings.seed),
             tell,
         )
-        with_prompts = TaskParameters(parameters.class_names, *head, {PROMPTS: sets[PROMPTS]})
+        with_prompts = replace(parameters, prompts={PROMPTS: sets[PROMPTS]})
         engine = Engine(net, {task.name: with_prompts}, EngineSettings((schedule,), settings.timed_batches))
         found[name] = _digits(measure_right(engine, schedule, task.name, test.images, test.labels))
     return found

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.datasets.decoding.image_files import read_image
-from fedstill.models.vit.preprocess import image_batch
+from fedstill.models.vit.preprocess import image_tensor
 from fedstill.models.vit.schedules import constant_schedule
 
 BATCH, BATCH_SECONDS = 8, 0.01
@@ -39,8 +41,12 @@ class PlainModel:
         """One label per request of task and base64 picture, with the size and the time of their batch."""
         started = time.perf_counter()
         pictures = [read_image(Path("request"), base64.b64decode(request["image"])) for request in requests]
-        images = image_batch(pictures, self._engine.net.image_size)
-        answers = self._engine.infer(images, [request["task"] for request in requests], self._schedule)
+        tasks, size = [request["task"] for request in requests], self._engine.net.image_size
+        images = [
+            image_tensor(picture, size, self._engine.bank.tasks[task].preprocess)
+            for picture, task in zip(pictures, tasks, strict=True)
+        ]
+        answers = self._engine.infer(torch.stack(images), tasks, self._schedule)
         spent = 1000 * (time.perf_counter() - started)
         return [
             {

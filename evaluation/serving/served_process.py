@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -82,13 +83,19 @@ class ServedProcess:
             raise DataError(f"{self._options.state}: the server has left no profile")
         return read_profile(kept[-1])
 
+    def _announced(self) -> dict[str, Any]:
+        """What the server says of itself, if it says anything yet."""
+        if not self._announcement.exists():
+            return {"ready": False}
+        found: dict[str, Any] = json.loads(self._announcement.read_text(encoding="utf-8"))
+        return found
+
     def _wait(self) -> None:
         end = time.monotonic() + READY_SECONDS
-        while not self._announcement.exists():
+        while not (told := self._announced())["ready"]:
             if self._child.poll() is not None or time.monotonic() > end:
                 words = self._child.log_tail()
                 self._child.stop()
                 raise DataError(f"fedstill serve --policy {self._policy} does not come up: {words}")
             time.sleep(0.05)
-        told = json.loads(self._announcement.read_text(encoding="utf-8"))
         self.port, self.web_port = told["port"], told["web_port"]

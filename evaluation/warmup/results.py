@@ -10,6 +10,7 @@ from typing import TypeVar
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.evaluation.results import ResultsError
+from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 
 STUDY_FILE = "warmup.json"
 FORMAT = 1
@@ -38,6 +39,7 @@ class WarmupSettings:
         grid: reductions that Exhaustive fine-tunes at, and at which accuracy is measured; between them values lie on
             straight lines. seeds: of images, order and loads, 0 and up.
         serving_seconds: of the simulated loads.
+        preprocess: of all images.
     """
 
     tasks: tuple[str, ...]
@@ -53,6 +55,7 @@ class WarmupSettings:
     grid: tuple[int, ...]
     seeds: int
     serving_seconds: float
+    preprocess: Preprocess = PLAIN
 
 
 @dataclass(frozen=True, slots=True)

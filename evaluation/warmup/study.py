@@ -29,6 +29,7 @@ from fedstill.cloud_server.warmup.soups import SoupCache
 from fedstill.cloud_server.warmup.timing import reduction_times
 from fedstill.cloud_server.warmup.warm_up import PlannerName, PlanSettings, WarmUp, choose_recipes, find_ratio
 from fedstill.cloud_server.warmup.warmed_models import Recipe, WarmedModels, single
+from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.provenance import git_revision, hardware
 from fedstill.datasets.images.image_tasks import ImageTask
 from fedstill.datasets.loads.arrivals import Times
@@ -138,12 +139,13 @@ def _run(
     say("a head on plain features")
     train = task.load("train", settings.train_images, seed)
     val = task.load("val", settings.profiling_images, seed)
-    test = prepare_images(task.load("test", settings.test_images, seed), trunk.net.image_size)
-    features = [extract_features(trunk.net, images.images) for images in (train, val)]
+    net = trunk.net
+    test = prepare_images(task.load("test", settings.test_images, seed), net.image_size, net.preprocess)
+    features = [extract_features(net, images.images) for images in (train, val)]
     weight, bias, head_accuracy = fit_head(
         (features[0], train.labels), (features[1], val.labels), len(task.class_names)
     )
-    plain = task_net(trunk.net, (weight, bias))
+    plain = task_net(net, (weight, bias))
     tuning = FineTuneSettings(
         settings.epochs,
         settings.batch_size,
@@ -158,9 +160,10 @@ def _run(
         "train_images": settings.train_images,
         "epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
+        "preprocess": to_plain(net.preprocess),
     }
     store = WarmedModels(folder, identity, task.class_names)
-    profiling = prepare_images(val, trunk.net.image_size)
+    profiling = prepare_images(val, net.image_size, net.preprocess)
 
     def backend() -> WarmUp:
         return WarmUp(plain, store, train, profiling, tuning, settings.grid, say)

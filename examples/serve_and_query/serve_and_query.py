@@ -51,7 +51,7 @@ def random_weights(path: Path) -> None:
 def started(server: subprocess.Popen[bytes], said: Path) -> int:
     """The port, once everything is measured and warm."""
     end = time.monotonic() + START_SECONDS
-    while not said.exists():
+    while not said.exists() or not json.loads(said.read_text())["ready"]:
         if server.poll() is not None or time.monotonic() > end:
             sys.exit("the server did not start")
         time.sleep(0.1)

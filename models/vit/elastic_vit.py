@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 from fedstill.models.vit.schedules import PromptMode, TokenSchedule, constant_schedule
 from fedstill.models.vit.token_merging import bipartite_match, merge, size_bias
 
@@ -28,15 +29,22 @@ class ElasticViT(nn.Module):
             class token or by the mean of its patches.
         proportional_attention: weigh a merged token by its size in attention. Right for ordinary supervised weights;
             weights pre-trained as masked autoencoders do without (ToMe, arXiv 2210.09461).
+        preprocess: how the weights expect pictures; heads and prompts are trained with it.
 
     Raises:
         ValueError: a trunk of another kind, saying which part is not supported.
     """
 
-    def __init__(self, trunk: VisionTransformer, proportional_attention: bool = True) -> None:
+    def __init__(
+        self,
+        trunk: VisionTransformer,
+        proportional_attention: bool = True,
+        preprocess: Preprocess = PLAIN,
+    ) -> None:
         super().__init__()
         _check_trunk(trunk)
         self.trunk = trunk
+        self.preprocess = preprocess
         self.proportional_attention = proportional_attention
         first = cast(Block, trunk.blocks[0])
         self.heads = int(cast(Attention, first.attn).num_heads)

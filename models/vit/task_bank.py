@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
+
 
 @dataclass(frozen=True)
 class TaskParameters:
@@ -22,6 +24,7 @@ class TaskParameters:
         head_weight: float (classes, width).
         head_bias: float (classes,).
         prompts: by number of prompts, float (layers, number, width).
+        preprocess: of the pictures that they were trained on; answers need the same.
 
     Raises:
         ValueError: shapes that do not fit each other, NaN or infinity.
@@ -31,6 +34,7 @@ class TaskParameters:
     head_weight: Tensor
     head_bias: Tensor
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
+    preprocess: Preprocess = PLAIN
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)

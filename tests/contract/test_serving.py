@@ -112,12 +112,13 @@ def test_what_is_answered_is_what_the_engine_says(made: MadeServer, stub: GRPCIn
 
 def test_one_image_in_every_form_is_answered_alike(stub: GRPCInferenceServiceStub) -> None:
     from fedstill.models.vit.preprocess import image_tensor
+    from fedstill.models.vit.preprocess_settings import PLAIN
 
     pixels = np.asarray(Image.open(BytesIO(png())))
     forms = [
         request([png()]),
         request(pixels[None]),
-        request(image_tensor(pixels, SIZE).numpy()[None]),
+        request(image_tensor(pixels, SIZE, PLAIN).numpy()[None]),
     ]
     typed = request([png()])
     del typed.raw_input_contents[:]

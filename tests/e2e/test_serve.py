@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
+import httpx
 import psutil
 import pytest
 import timm
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.command import CliRunner
 from helpers.serving import png
 from helpers.vit import task
@@ -34,7 +37,9 @@ from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain, read_profile
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.folder_lock import sole_user
+from fedstill.protos import open_inference_pb2 as open_pb
 from fedstill.protos import serving_pb2 as pb
+from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fedstill.protos.serving_pb2_grpc import ServingStub
 
 pytestmark = pytest.mark.slow
@@ -110,16 +115,21 @@ class Serve:
         return self.process.wait(60)
 
 
+def announced(file: Path) -> dict[str, Any]:
+    """What a server says of itself."""
+    return json.loads(file.read_text()) if file.exists() else {"ready": False, "pid": None}
+
+
 @contextmanager
 def serving(
-    place: Place, *options: str, folder: Path | None = None, launched: bool = True
+    place: Place, *options: str, folder: Path | None = None, launched: bool = True, measured: bool = True
 ) -> Iterator[Serve]:
     """Started, and gone at the end whatever happened.
 
     folder: where it keeps its files, if not with the registry. launched: in the environment that launchers give it;
-    else as typed in a shell, so that it begins again as the same process.
+    else as typed in a shell, so that it begins again as the same process. measured: ready; else as soon as it listens.
     """
-    ready, log = (folder or place.state) / "serve" / "server.json", place.folder / "serve.log"
+    file, log = (folder or place.state) / "serve" / "server.json", place.folder / "serve.log"
     shell = {name: value for name, value in os.environ.items() if name not in CPU_SETTINGS}
     environment = (serving_environment(shell) if launched else shell) | {"OMP_NUM_THREADS": "1"}
     with log.open("ab") as output:
@@ -129,11 +139,10 @@ def serving(
         )  # fmt: skip
     try:
         end = time.monotonic() + START_SECONDS
-        while not ready.exists():
+        while not (said := announced(file))["ready"] and (measured or said["pid"] != process.pid):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.05)
-        said = json.loads(ready.read_text())
         assert said["pid"] == process.pid  # it began again with another environment, as the same process
         yield Serve(process, said["port"], log)
     finally:
@@ -216,6 +225,46 @@ def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
     with serving(place, *options) as server:
         assert "event=profile_found" in server.log.read_text()
         assert server.end() == 0
+
+
+def test_a_server_listens_at_once_and_says_what_it_does_until_it_is_ready_or_stopped(place: Place) -> None:
+    draw_pictures(place.folder / "cats", ("class0", "class1", "class2"))
+    options = ["--insecure", "--web", "127.0.0.1:0", "--images", f"cats={place.folder / 'cats'}"]
+    options += ["--batches", "1,2,4,8,16,32,64,128"]  # minutes of timing
+    with serving(place, *options, measured=False) as server:
+        web = f"http://127.0.0.1:{announced(place.state / 'serve' / 'server.json')['web_port']}"
+        with grpc.insecure_channel(server.target) as channel:
+            inference = GRPCInferenceServiceStub(channel)
+            asked = open_pb.ModelReadyRequest(name="elastic_vit")
+            assert inference.ServerLive(open_pb.ServerLiveRequest(), timeout=30).live
+            assert not inference.ServerReady(open_pb.ServerReadyRequest(), timeout=30).ready
+            assert not inference.ModelReady(asked, timeout=30).ready
+            health = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "inference.GRPCInferenceService", "fedstill.serving.v1.Serving"):
+                status = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=30).status
+                assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+        wait_for(server.log, "timing")
+        with ServingClient(server.address) as client, pytest.raises(ServingError) as caught:
+            client.make_query("cats", png())
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.retry_after_ms > 0
+        assert str(caught.value).startswith("the server is starting: timing")
+        assert httpx.get(f"{web}/").status_code == 200
+        healthy = httpx.get(f"{web}/healthz")
+        assert (healthy.status_code, healthy.text.split(" ")[0]) == (503, "starting:")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0  # seconds, where the measurement takes minutes
+        said = server.log.read_text()
+    assert "event=serving" not in said
+    assert "Traceback" not in said
+    assert not (place.state / "serve" / "server.json").exists()
+
+
+def wait_for(log: Path, word: str) -> None:
+    end = time.monotonic() + START_SECONDS
+    while word not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
 
 
 class Load:

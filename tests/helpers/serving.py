@@ -24,8 +24,9 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Ports, ServingServer
+from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Parts, Ports, ServingServer
 from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
+from fedstill.cloud_server.serving.server.starting import StartProgress
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -118,24 +119,25 @@ def serving(
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
         service = ServingService(dispatcher, tasks, access or AccessPolicy(None), SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
-        server = ServingServer(
-            service, dispatcher, tasks, app, ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0))
-        )
-        with _running(server) as ports:
+        address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0))
+        server = ServingServer(StartProgress(), app, address)
+        with _running(server, Parts(service, dispatcher, tasks)) as ports:
             yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, folder / "decisions.jsonl")
     decisions.close()
     registry.close()
 
 
 @contextmanager
-def _running(server: ServingServer) -> Iterator[Ports]:
+def _running(server: ServingServer, parts: Parts) -> Iterator[Ports]:
     opened: Future[Ports] = Future()
     loop = asyncio.new_event_loop()
     leave = asyncio.Event()
 
     async def serve() -> None:
         try:
-            opened.set_result(await server.start())
+            ports = await server.start()
+            await server.prepare(lambda: parts)
+            opened.set_result(ports)
         except Exception as error:
             opened.set_exception(error)
             return

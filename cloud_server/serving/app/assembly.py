@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.served_models import ServedModels
+from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import ListenAddress, ServingServer
+from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Parts, ServingServer
 from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
+from fedstill.cloud_server.serving.server.starting import StartProgress
 from fedstill.cloud_server.serving.server.web import make_app
 
 DECISIONS_FILE = "decisions.jsonl"
 
 
+@dataclass(frozen=True)
+class Assembly:
+    """A server that is not started, and the function that makes what it serves; that one takes minutes."""
+
+    server: ServingServer
+    make: Callable[[], Parts]
+
+
 @contextmanager
-def assembled(plan: ServePlan, authority: Authority | None, models: ServedModels) -> Iterator[ServingServer]:
-    """The server around ``models``, not started; leaving closes what it writes and reads."""
-    metrics = ServingMetrics(plan.policy)
+def assembled(
+    plan: ServePlan, authority: Authority | None, prepare: Callable[[OnProgress], ServedModels]
+) -> Iterator[Assembly]:
+    """The server around the models that ``prepare`` makes; leaving closes what it writes and reads."""
+    metrics, progress = ServingMetrics(plan.policy), StartProgress()
     decisions = DecisionLog(plan.folder / DECISIONS_FILE)
-    with ImageWorkers() as preparing:
-        policy = make_policy(plan.policy, models.profile)
-        dispatcher = Dispatcher(policy, models.infer, preparing, (metrics, decisions), plan.waiting)
-        tasks = models.tasks(dispatcher)
-        metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-        access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
-        service = ServingService(dispatcher, tasks, access, models.image_size, plan.policy)
-        app = make_app(metrics, lambda: service.ready)
-        yield ServingServer(service, dispatcher, tasks, app, _address(plan, authority))
-    decisions.close()
-    models.close()
+    app = make_app(
+        metrics,
+        lambda: server.parts is not None and server.parts.service.ready,
+        lambda: progress.text if server.parts is None else "",
+    )
+    server = ServingServer(progress, app, _address(plan, authority))
+    with ExitStack() as opened:
+        opened.callback(decisions.close)
+        preparing = opened.enter_context(ImageWorkers())
+
+        def make() -> Parts:
+            models = prepare(progress.tell)
+            opened.callback(models.close)
+            policy = make_policy(plan.policy, models.profile)
+            dispatcher = Dispatcher(policy, models.infer, preparing, (metrics, decisions), plan.waiting)
+            tasks = models.tasks(dispatcher)
+            metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
+            access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
+            service = ServingService(dispatcher, tasks, access, models.image_size, plan.policy)
+            return Parts(service, dispatcher, tasks)
+
+        yield Assembly(server, make)
 
 
 def _address(plan: ServePlan, authority: Authority | None) -> ListenAddress:

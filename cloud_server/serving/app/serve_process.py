@@ -1,7 +1,4 @@
-"""From the operator's settings to a running server.
-
-Nothing listens before everything is measured and warm, so a client that can connect is served.
-"""
+"""From the operator's settings to a running server, which listens before it is measured and warm."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ from functools import partial
 
 from fedstill.cloud_server.auth.authority import Authority, read_authority
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
-from fedstill.cloud_server.serving.app.assembly import assembled
+from fedstill.cloud_server.serving.app.assembly import Assembly, assembled
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.app.serve_warmed import warmed_models
+from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.server.serving_server import Ports
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.folder_lock import sole_user
@@ -33,16 +31,37 @@ at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmark
 def run_serving(plan: ServePlan) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, DataError, CredentialError, FolderInUse, ServerError."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # nobody is served yet, so there is nothing to drain
+        signal.signal(number, signal.SIG_DFL)  # until the server listens there is nothing to close
     sys.setswitchinterval(SWITCH_SECONDS)
     authority = _authority(plan)
-    with sole_user(plan.folder):
-        models = registry_models(plan) if plan.warmed is None else warmed_models(plan, plan.warmed)
-        with assembled(plan, authority, models) as server:
-            try:
-                run_until_signalled(server, partial(_announce, plan))
-            finally:
-                (plan.folder / SERVER_FILE).unlink(missing_ok=True)
+    with sole_user(plan.folder), assembled(plan, authority, partial(_models, plan)) as made:
+        try:
+            _serve(plan, made)
+        finally:
+            (plan.folder / SERVER_FILE).unlink(missing_ok=True)
+    if made.server.parts is None:
+        # A signal during the start. Its thread is in the middle of a batch, or of a file; the interpreter's own end
+        # would wait for it or tear it down half way. Nothing is lost: files are replaced whole.
+        logging.shutdown()
+        os._exit(0)
+
+
+def _serve(plan: ServePlan, made: Assembly) -> None:
+    opened: list[Ports] = []
+
+    def listening(ports: Ports) -> None:
+        opened.append(ports)
+        _announce(plan, ports, ready=False)
+
+    async def get_ready() -> None:
+        await made.server.prepare(made.make)
+        _announce(plan, opened[0], ready=True)
+
+    run_until_signalled(made.server, listening, get_ready)
+
+
+def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:
+    return registry_models(plan, tell) if plan.warmed is None else warmed_models(plan, plan.warmed, tell)
 
 
 def _authority(plan: ServePlan) -> Authority | None:
@@ -52,11 +71,18 @@ def _authority(plan: ServePlan) -> Authority | None:
     return authority
 
 
-def _announce(plan: ServePlan, ports: Ports) -> None:
+def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
     """Report the addresses, in the log and in a file for the process that started the server."""
-    content = {"pid": os.getpid(), "port": ports.grpc, "web_port": ports.web, "policy": plan.policy}
+    content = {
+        "pid": os.getpid(),
+        "port": ports.grpc,
+        "web_port": ports.web,
+        "policy": plan.policy,
+        "ready": ready,
+    }
     replace_text(plan.folder / SERVER_FILE, json.dumps(content))
     LOG.info(
-        "event=serving listen=%s port=%d web_port=%s policy=%s tls=%s",
+        "event=%s listen=%s port=%d web_port=%s policy=%s tls=%s",
+        "serving" if ready else "listening",
         plan.listen[0], ports.grpc, ports.web, plan.policy, plan.authority is not None,
     )  # fmt: skip

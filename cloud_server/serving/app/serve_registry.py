@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.served_models import ServedModels
+from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
@@ -47,9 +47,10 @@ STALE = 1.3
 """Factor between times of today and those of a kept profile, from which the log warns."""
 
 
-def registry_models(plan: ServePlan) -> ServedModels:
+def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     """Open, measure (or find what was measured) and warm up. Raises ConfigError, DataError."""
     registry = open_registry(plan.state)
+    tell("reading the weights")
     trunk = load_trunk(data_path(plan.weights), plan.architecture)
     generation = registry.generation()
     tasks = registry.active()
@@ -59,9 +60,11 @@ def registry_models(plan: ServePlan) -> ServedModels:
     given = read_profile(plan.profile) if plan.profile is not None else None
     if given is not None:
         check_trunk(given, trunk.fingerprint)
+    tell("choosing the fastest form of the layers")
     engine = _make_engine(plan, trunk, parameters, given)
+    tell(f"warming up {len(engine.settings.schedules)} schedules")
     engine.warm_up()
-    measured, columns = _profile(plan, trunk, engine, tasks, given)
+    measured, columns = _profile(plan, trunk, engine, tasks, given, tell)
     schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
 
     def live_tasks(dispatcher: Dispatcher) -> LiveTasks:
@@ -93,11 +96,16 @@ def _make_engine(
 
 
 def _profile(
-    plan: ServePlan, trunk: Trunk, engine: Engine, tasks: Mapping[str, TaskVersion], given: Profile | None
+    plan: ServePlan,
+    trunk: Trunk,
+    engine: Engine,
+    tasks: Mapping[str, TaskVersion],
+    given: Profile | None,
+    tell: OnProgress,
 ) -> tuple[Profile, dict[str, str]]:
-    """The profile, and the parameters that each of its columns belongs to."""
+    """The profile, and the task version that each of its columns belongs to."""
     if given is not None:
-        return given, {name: tasks[name].parameters for name in given.tasks if name in tasks}
+        return given, {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
     places = dict(pair(text) for text in plan.images)
     strange = sorted(set(places) - set(tasks))
     if strange:
@@ -108,7 +116,7 @@ def _profile(
         raise ConfigError(
             f"{first}: no images to measure with; give --images {first}=PATH, or --profile FILE"
         )
-    columns = {name: tasks[name].parameters for name in known}
+    columns = {name: tasks[name].fingerprint for name in known}
     key = ProfileKey(
         trunk.fingerprint,
         tuple(sorted(columns.items())),
@@ -122,11 +130,13 @@ def _profile(
     if file.exists():
         LOG.info("event=profile_found file=%s", file)
         found = read_profile(file)
+        tell("comparing the kept profile with times of now")
         _warn_if_stale(engine, found)
         return found, columns
     for name in set(tasks) - set(known):
         LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
     LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(key.schedules))
+    tell("reading the validation images")
     validation: Validation = {
         name: (loaded.images, loaded.labels)
         for name in known
@@ -140,7 +150,7 @@ def _profile(
             trunk.architecture,
             source,
             trunk.fingerprint,
-            partial(LOG.info, "event=measured what=%r"),
+            tell,
         )
     replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
     LOG.info("event=profile_measured file=%s", file)

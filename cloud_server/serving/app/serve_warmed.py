@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.served_models import ServedModels
+from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import read_profile
@@ -27,10 +27,11 @@ from fedstill.common.paths import data_path
 LOG = logging.getLogger(__name__)
 
 
-def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
+def warmed_models(plan: ServePlan, folder: Path, tell: OnProgress) -> ServedModels:
     """Read, check and warm up the models in ``folder``. Raises DataError; WarmedModelError if none is usable."""
     catalogue = read_catalogue(folder)
     profile = read_profile(folder / "profile.json")
+    tell("reading the weights")
     trunk = load_trunk(data_path(plan.weights), plan.architecture)
     if trunk.fingerprint != catalogue.identity.get("trunk"):
         raise WarmedModelError(
@@ -42,6 +43,7 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
     precision: Any = plan.precision  # checked
     options = EngineOptions(whole_numbers("--batches", plan.batches), plan.device, precision)
     serving = WarmedServing(store, plain, profile, options)
+    tell(f"warming up {len(serving.schedules)} schedules")
     serving.warm_up()
     (name,) = serving.profile.tasks
     task = TaskVersion(
@@ -56,6 +58,7 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
         accuracy=max(schedule.accuracy[0] for schedule in serving.profile.schedules),
         created="",
         active=True,
+        preprocess=catalogue.preprocess,
     )
     LOG.info("event=warmed_models folder=%s schedules=%s", folder, ",".join(serving.schedules))
 
@@ -65,8 +68,10 @@ def warmed_models(plan: ServePlan, folder: Path) -> ServedModels:
         return serving.infer(torch.stack(list(images)), tasks, schedule)
 
     return ServedModels(
-        fit_profile(serving.profile, {name: ""}, {name: task}, serving.schedules, serving.maximum_batch),
+        fit_profile(
+            serving.profile, {name: task.fingerprint}, {name: task}, serving.schedules, serving.maximum_batch
+        ),
         infer,
         plain.image_size,
-        lambda _: FixedTasks(trunk.fingerprint, {name: task}),
+        lambda _: FixedTasks(trunk.fingerprint, {name: task}, catalogue.preprocess),
     )

@@ -9,6 +9,9 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 
+OnProgress = Callable[[str], None]
+"""Called with each step of a start, one line for a person."""
+
 
 @dataclass(frozen=True)
 class ServedModels:

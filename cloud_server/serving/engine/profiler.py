@@ -90,7 +90,7 @@ def profile_engine(
     schedules = [s for s in engine.settings.schedules if not engine.bank.lacking(tasks, s.prompts)]
     if not schedules:
         raise ValueError(f"no schedule of the engine suits all of the tasks {', '.join(tasks)}")
-    times = measure_times(engine, schedules, rounds)
+    times = measure_times(engine, schedules, rounds, progress=progress)
     profiles = []
     for schedule in schedules:
         shares = []
@@ -98,7 +98,7 @@ def profile_engine(
             right = measure_right(engine, schedule, task, images, labels)
             shares.append(float(right.mean()))
             if progress is not None:
-                progress(f"{schedule.name} {task} {100 * shares[-1]:.1f} %")
+                progress(f"measured schedule {schedule.name} on {task}: {100 * shares[-1]:.1f} % right")
         batch = engine.maximum_batch
         if memory_limit is not None:
             per_image = activation_bytes(engine.net, schedule, engine.dtype.itemsize)
@@ -113,6 +113,7 @@ def measure_times(
     rounds: int = 7,
     sizes: Sequence[int] = (),
     looks: int = LOOKS,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[TokenSchedule, AffineTime]:
     """Affine times from low quantiles; schedules and sizes take turns in every round.
 
@@ -122,6 +123,7 @@ def measure_times(
         rounds: timings per schedule and batch size.
         sizes: of the batches; by default the engine's buckets.
         looks: how often at most a schedule is timed.
+        progress: called with a line for a person before each round.
     """
     sizes = sizes or engine.settings.batch_buckets
     seconds: dict[tuple[TokenSchedule, int], list[float]] = {
@@ -129,8 +131,13 @@ def measure_times(
     }
     times: dict[TokenSchedule, AffineTime] = {}
     again = list(schedules)
-    for _ in range(looks):
-        _time_batches(engine, again, sizes, rounds, seconds)
+    for look in range(looks):
+
+        def on_round(turn: int, count: int = len(again), again: str = " again" if look else "") -> None:
+            if progress is not None:
+                progress(f"timing {count} schedules{again}, round {turn} of {rounds + 1}")
+
+        _time_batches(engine, again, sizes, rounds, seconds, on_round)
         for schedule in again:
             typical = [float(np.quantile(seconds[schedule, size], QUANTILE)) for size in sizes]
             times[schedule] = fit_affine(sizes, typical)
@@ -161,11 +168,13 @@ def _time_batches(
     sizes: Sequence[int],
     rounds: int,
     seconds: dict[tuple[TokenSchedule, int], list[float]],
+    on_round: Callable[[int], None],
 ) -> None:
     """Add ``rounds`` timings of each schedule and size."""
     task, side = engine.bank.names[0], engine.net.image_size
     batches = {size: torch.randn(size, 3, side, side, generator=_seeded()) for size in sizes}
     for turn in range(rounds + 1):
+        on_round(turn + 1)
         for schedule in schedules:
             for size, images in batches.items():
                 started = perf_counter()
@@ -199,9 +208,9 @@ def measure_right(
 ) -> npt.NDArray[np.bool_]:
     """Which images the engine classifies right, bool (images,). A refused row counts as wrong."""
     right = np.zeros(len(labels), dtype=bool)
-    step = engine.maximum_batch
+    step, preprocess = engine.maximum_batch, engine.bank.tasks[task].preprocess
     for start in range(0, len(labels), step):
-        batch = image_batch(images[start : start + step], engine.net.image_size)
+        batch = image_batch(images[start : start + step], engine.net.image_size, preprocess)
         answers = engine.infer(batch, [task] * len(batch), schedule)
         for row, answer in enumerate(answers, start):
             right[row] = isinstance(answer, Prediction) and int(answer.logits.argmax()) == labels[row]

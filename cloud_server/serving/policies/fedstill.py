@@ -2,8 +2,10 @@
 
 Late binding: queries wait unbatched. At every idle moment batches are formed from all of them, so no earlier decision
 is in the way. Planning: an exact dynamic programme over the clock, of which only the first batch is run. Price: every
-plan is charged for engine time, by its worth to the queries that wait and those about to come. The price also decides
-which queries are rejected at once. Times are learned from the measured times of batches.
+plan is charged for engine time, by its worth to the queries that wait and those about to come. Admission: a query is
+rejected at once if the price is far above what it can pay, or if queries that earn as much or more leave no room for
+it before its deadline; a client that is refused late has lost the time in which it could have asked elsewhere. Times
+are learned from the measured times of batches.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class FedstillSettings:
     mean latency objectives of engine time (what arrives last may still be served a little later). grid: steps of the
     plan's clock up to the last deadline. most_batches: that one plan looks at. utility_bins: utilities within a factor
     of exp(1 / utility_bins) wait in one queue and count as its first query's. patience: a query is rejected if the
-    price is more than this many times what it can pay.
+    price is more than this many times what it can pay. room: share of the time up to a deadline that accepted queries
+    may fill. foresight: share of the queries expected to arrive until then, and to earn more, that room is kept for;
+    below 1, because bursts end.
     """
 
     largest_batch: int = 64
@@ -52,6 +56,8 @@ class FedstillSettings:
     most_batches: int = 24
     utility_bins: float = 10.0
     patience: float = 3.0
+    room: float = 0.95
+    foresight: float = 0.4
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
 
@@ -72,6 +78,7 @@ class FedstillPolicy(Policy):
         self._largest = min(self.settings.largest_batch, *(s.maximum_batch for s in self._schedules))
         self._hulls = [upper_hull(self._schedules, task, self._largest) for task in range(len(profile.tasks))]
         self._queues: dict[tuple[int, int], Queue] = {}
+        self._coming: dict[int, tuple[float, Queue]] = {}  # accepted, their images not ready yet
         self._recent: deque[tuple[float, Queue]] = deque()
         self._busy_until = 0.0
         self._running = False
@@ -99,11 +106,14 @@ class FedstillPolicy(Policy):
                 > query.deadline
             ):
                 return Rejection("too_late", 0.0)
-            if self.price and self._asks_too_much(query):
+            if (self.price and self._asks_too_much(query)) or self._has_no_room(query, queue, now):
                 return Rejection("overload", self._objective)
+        self._coming[query.identifier] = (query.deadline, queue)
+        queue.coming += 1
         return None
 
     def enqueue(self, query: Query, now: float) -> None:
+        self._forget_coming(query.identifier)
         self._queue(query).add(query)
 
     def dispatch(self, now: float) -> Decision:
@@ -135,6 +145,7 @@ class FedstillPolicy(Policy):
             self.latency.adopt(other.latency)
 
     def withdraw(self, identifier: int) -> Query | None:
+        self._forget_coming(identifier)
         for queue in self._queues.values():
             for place, (_, waiting, query) in enumerate(queue.waiting):
                 if waiting == identifier:
@@ -152,16 +163,44 @@ class FedstillPolicy(Policy):
             return True
         return self.price * hull[0].seconds > self.settings.patience * query.utility * hull[0].accuracy
 
+    def _has_no_room(self, query: Query, queue: Queue, now: float) -> bool:
+        """Whether the queries that earn as much per second fill the time up to its deadline, or, if it were accepted,
+        up to the last one's: then somebody who is worth as much would be refused too late. Those that earn far more
+        count by the price alone: beside them it may wait for a pause between two bursts."""
+        expected = self.settings.foresight / self.settings.window * (query.deadline - now)
+        start = max(now, self._busy_until)
+        last, before, in_all = query.deadline, queue.seconds, queue.seconds
+        for other in self._queues.values():
+            if not queue.earning <= other.earning <= self.settings.patience * queue.earning:
+                continue
+            more = other.coming + (expected * other.recent if other.earning > queue.earning else 0.0)
+            before += other.seconds * (more + other.due(start, query.deadline))
+            in_all += other.seconds * (more + other.due(start, math.inf))
+            if other.waiting:
+                last = max(last, other.waiting[-1][0])
+        room = self.settings.room / self.latency.scale
+        return before > room * (query.deadline - start) or in_all > room * (last - start)
+
+    def _forget_coming(self, identifier: int) -> None:
+        coming = self._coming.pop(identifier, None)
+        if coming is not None:
+            coming[1].coming -= 1
+
     def _queue(self, query: Query) -> Queue:
         size = round(self.settings.utility_bins * math.log(query.utility)) if query.utility > 0 else -(10**6)
         key = (query.task, size)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = Queue(query.task, query.utility)
+            hull = self._hulls[query.task]
+            seconds, accuracy = (hull[0].seconds, hull[0].accuracy) if hull else (SHORTEST, 0.0)
+            earning = query.utility * accuracy / seconds
+            queue = self._queues[key] = Queue(query.task, query.utility, seconds, earning)
         return queue
 
     def _drop_expired(self, now: float) -> tuple[Query, ...]:
         """Queries that even a batch of one at the fastest schedule would answer late."""
+        for identifier in [number for number, (deadline, _) in self._coming.items() if deadline <= now]:
+            self._forget_coming(identifier)
         last_chance = now + self._seconds_alone(now)
         return tuple(query for queue in self._queues.values() for query in queue.drop_before(last_chance))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import insort
+import math
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,15 +15,33 @@ Waiting = tuple[float, int, Query]
 
 @dataclass(slots=True)
 class Queue:
-    """Waiting queries of one task and similar utility, most urgent first, and how many came recently."""
+    """Waiting queries of one task and similar utility, most urgent first.
+
+    seconds: engine time of one of them in a full batch, at the schedule that earns most per second. earning: utility
+    per second there. recent: how many arrived recently. coming: how many are accepted and do not wait yet.
+    """
 
     task: int
     utility: float
+    seconds: float
+    earning: float
     waiting: list[Waiting] = field(default_factory=list)
     recent: int = 0
+    coming: int = 0
 
     def add(self, query: Query) -> None:
         insort(self.waiting, (query.deadline, query.identifier, query))
+
+    def due(self, after: float, until: float) -> int:
+        """How many wait whose deadline lies after the one moment and not after the other."""
+        return max(0, self._up_to(until) - self._up_to(after))
+
+    def _up_to(self, deadline: float) -> int:
+        if not self.waiting or self.waiting[0][0] > deadline:
+            return 0
+        if self.waiting[-1][0] <= deadline:
+            return len(self.waiting)
+        return bisect_right(self.waiting, (deadline, math.inf))
 
     def drop_before(self, deadline: float) -> list[Query]:
         """Remove and return the queries whose deadline lies before `deadline`."""

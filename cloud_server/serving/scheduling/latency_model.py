@@ -119,12 +119,13 @@ class LatencyModel:
         if not (math.isfinite(seconds) and seconds > 0 and size >= 1):
             raise ValueError(f"a batch of {size} cannot have taken {seconds} s")
         fit, weight = self._fits[schedule.name], self._settings.scale_weight
-        error = math.log(seconds / self.seconds(schedule, size))
-        error = min(max(error, -MOST_ERROR), MOST_ERROR)
+        expected = self.seconds(schedule, size)
+        error = min(max(math.log(seconds / expected), -MOST_ERROR), MOST_ERROR)
         self.relative_error = math.sqrt((1 - weight) * self.relative_error**2 + weight * error**2)
         self.scale *= math.exp(weight * error)
         # A jump is attributed to the engine as a whole, so that it reaches the schedules that were not run.
-        fit.observe(size, seconds / self.scale, 1 / (1 + (error / JUMP) ** 2))
+        # The line sees no more of it than the scale: a time of nearly nothing would outweigh all others there.
+        fit.observe(size, expected * math.exp(error) / self.scale, 1 / (1 + (error / JUMP) ** 2))
 
     def adopt(self, other: LatencyModel) -> None:
         """Continue from what `other` has learnt about the same engine: scale, spread, and the lines of common

@@ -40,7 +40,8 @@ class Dashboard:
     """The page's routes.
 
     snapshot: what to show, ready for JSON (``ServingMetrics.snapshot``). ready: whether requests are taken. closing:
-    whether the process is about to end; streams end then, so that the server does not wait for a browser.
+    whether the process is about to end; streams end then, so that the server does not wait for a browser. starting:
+    what a server does that is not ready yet; else nothing.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Dashboard:
         snapshot: Callable[[], dict[str, Any]],
         ready: Callable[[], bool],
         closing: Callable[[], bool] = lambda: False,
+        starting: Callable[[], str] = lambda: "",
     ) -> None:
-        self._snapshot, self._ready, self._closing = snapshot, ready, closing
+        self._snapshot, self._ready, self._closing, self._starting = snapshot, ready, closing, starting
         self._viewers = 0
         self._event, self._made = "", float("-inf")
 
@@ -81,7 +83,8 @@ class Dashboard:
         now = time.monotonic()
         if now - self._made > EVERY_SECONDS / 2:
             self._made = now
-            self._event = f"data: {json.dumps({**self._snapshot(), 'ready': self._ready()})}\n\n"
+            shown = {**self._snapshot(), "ready": self._ready(), "starting": self._starting()}
+            self._event = f"data: {json.dumps(shown)}\n\n"
         return self._event
 
 

@@ -32,7 +32,7 @@ Validation = Mapping[str, tuple[Images, npt.NDArray[np.int64]]]
 class ProfileKey:
     """All that a measured profile depends on: another key, another profile.
 
-    tasks: (name, SHA-256 of the parameters). images: how many per task, and their seed. engine: the machine and how it
+    tasks: (name, fingerprint of the version). images: how many per task, and their seed. engine: the machine and how it
     runs.
     """
 
@@ -82,7 +82,7 @@ def fit_profile(
     """The profile for exactly these tasks, of the engine's schedules that all of the tasks can run.
 
     Args:
-        measured: SHA-256 of the parameters that each column of the profile belongs to.
+        measured: fingerprint of the task version that each column of the profile belongs to.
         tasks: that are served now.
         schedules: of the engine, by name.
 
@@ -120,7 +120,7 @@ def _suits(schedule: TokenSchedule, tasks: Mapping[str, TaskVersion]) -> bool:
 
 def _kept_shares(profile: Profile, measured: Mapping[str, str], version: TaskVersion) -> dict[str, float]:
     """Accuracy of a task by schedule: as measured, or its own accuracy times what others keep at that schedule."""
-    if measured.get(version.name) == version.parameters:
+    if measured.get(version.name) == version.fingerprint:
         column = profile.task_index(version.name)
         return {schedule.name: schedule.accuracy[column] for schedule in profile.schedules}
     plain = min(profile.schedules, key=lambda schedule: abs(schedule.token_delta))

@@ -21,6 +21,7 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
 from fedstill.common.errors import DataError
+from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.task_bank import TaskBank, TaskParameters
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class LiveTasks:
 
     Args:
         trunk: SHA-256 of the engine's weights.
-        profile, measured: as measured, and the parameters that its columns belong to.
+        profile, measured: as measured, and the fingerprints of the task versions that its columns belong to.
         served: what engine and dispatcher serve already.
         generation: of the registry, read before ``served`` was.
         make_policy: for the present profile.
@@ -54,6 +55,10 @@ class LiveTasks:
         self._profile, self._measured, self._make_policy = profile, measured, make_policy
         self._served, self._generation = dict(served), generation
         self._changing = threading.Lock()
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self._engine.net.preprocess
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -15,7 +15,9 @@ import numpy as np
 from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.cloud_server.serving.server import request_images
+from fedstill.cloud_server.serving.server.request_images import ImageForm
 from fedstill.cloud_server.serving.server.requests import Prepare, Response
+from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.protos import open_inference_pb2 as pb
 
 MODEL = "elastic_vit"
@@ -45,8 +47,11 @@ class InferQuery:
     outputs: tuple[str, ...]
 
 
-def parse(request: pb.ModelInferRequest, size: int) -> InferQuery:
-    """Check a request. ``size``: side of the engine's images. Raises RequestError naming the field."""
+def parse(request: pb.ModelInferRequest, size: int, preprocess_of: Callable[[str], Preprocess]) -> InferQuery:
+    """Check a request. Raises RequestError naming the field.
+
+    size: side of the engine's images. preprocess_of: called with a task's name, served or not.
+    """
     check_model(request.model_name, request.model_version)
     for name in request.parameters:
         if name not in PARAMETERS and name not in STANDARD_PARAMETERS:
@@ -64,7 +69,7 @@ def parse(request: pb.ModelInferRequest, size: int) -> InferQuery:
         raise bad("outputs", "an output is asked for twice")
     return InferQuery(
         task=task,
-        images=_images(request, size),
+        images=_images(request, ImageForm(size, preprocess_of(task))),
         latency_ms=_number(request, "latency_ms", LONGEST_LATENCY_MS),
         utility=_number(request, "utility", LARGEST_UTILITY),
         outputs=outputs,
@@ -124,7 +129,7 @@ def _number(request: pb.ModelInferRequest, name: str, largest: float) -> float |
     return checked_number(field, float(value), largest)
 
 
-def _images(request: pb.ModelInferRequest, size: int) -> tuple[Prepare, ...]:
+def _images(request: pb.ModelInferRequest, form: ImageForm) -> tuple[Prepare, ...]:
     if len(request.inputs) != 1:
         raise bad("inputs", f"needs one of image and encoded, got {len(request.inputs)} inputs")
     tensor = request.inputs[0]
@@ -139,14 +144,16 @@ def _images(request: pb.ModelInferRequest, size: int) -> tuple[Prepare, ...]:
         raise bad("inputs", f"{tensor.name[:40]!r} {tensor.datatype[:16]!r} is not one of {known}")
     if not shape or not 1 <= shape[0] <= LARGEST_REQUEST_IMAGES:
         raise bad(f"inputs[{tensor.name!r}].shape", f"needs 1 to {LARGEST_REQUEST_IMAGES} images")
-    return reader(tensor, shape, raw[0] if raw else None, size)
+    return reader(tensor, shape, raw[0] if raw else None, form)
 
 
 def _normalised(
-    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None, size: int
+    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None, form: ImageForm
 ) -> tuple[Prepare, ...]:
-    if shape[1:] != (3, size, size):
-        raise bad("inputs['image'].shape", f"needs [n, 3, {size}, {size}] for FP32, got {_shown(shape)}")
+    if shape[1:] != (3, form.size, form.size):
+        raise bad(
+            "inputs['image'].shape", f"needs [n, 3, {form.size}, {form.size}] for FP32, got {_shown(shape)}"
+        )
     values = _array(raw, tensor.contents.fp32_contents, "<f4", shape).astype(np.float32)
     finite = np.isfinite(values.reshape(len(values), -1).sum(axis=1, dtype=np.float64))
     if not finite.all():
@@ -155,7 +162,7 @@ def _normalised(
 
 
 def _pixels(
-    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None, size: int
+    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None, form: ImageForm
 ) -> tuple[Prepare, ...]:
     if len(shape) != 4 or shape[3] != 3 or not all(1 <= side <= LARGEST_SIDE for side in shape[1:3]):
         raise bad(
@@ -165,11 +172,11 @@ def _pixels(
     if raw is None and any(value > 255 for value in tensor.contents.uint_contents):
         raise bad("inputs['image'].contents", "a pixel is above 255")
     values = _array(raw, tensor.contents.uint_contents, "u1", shape)
-    return tuple(request_images.pixels(image, size) for image in values)
+    return tuple(request_images.pixels(image, form) for image in values)
 
 
 def _encoded(
-    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None, size: int
+    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None, form: ImageForm
 ) -> tuple[Prepare, ...]:
     if len(shape) != 1:
         raise bad("inputs['encoded'].shape", f"needs [n], got {_shown(shape)}")
@@ -179,7 +186,7 @@ def _encoded(
     images = []
     for place, content in enumerate(files):
         try:
-            images.append(request_images.encoded(content, size))
+            images.append(request_images.encoded(content, form))
         except ImageError as error:
             raise bad("inputs['encoded']", f"image {place}: {error}") from None
     pixels = sum(image.pixels for image in images)

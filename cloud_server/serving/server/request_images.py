@@ -17,6 +17,7 @@ from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.image_files import read_image
 from fedstill.models.vit.preprocess import image_tensor
+from fedstill.models.vit.preprocess_settings import Preprocess
 
 FORMATS = ("JPEG", "PNG")
 LARGEST_PIXELS = 16 * 2**20
@@ -25,14 +26,22 @@ MOST_PIXELS = 4 * LARGEST_PIXELS
 """Of all encoded images of a request: others wait while they are decoded."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImageForm:
+    """What the engine wants of a task's images: their side in pixels, and how they are prepared."""
+
+    size: int
+    preprocess: Preprocess
+
+
 def normalised(values: npt.NDArray[np.float32]) -> Callable[[], Tensor]:
     """(3, size, size), normalised by the client."""
     return lambda: torch.from_numpy(values)
 
 
-def pixels(values: npt.NDArray[np.uint8], size: int) -> Callable[[], Tensor]:
+def pixels(values: npt.NDArray[np.uint8], form: ImageForm) -> Callable[[], Tensor]:
     """(height, width, 3), RGB."""
-    return lambda: image_tensor(values, size)
+    return lambda: image_tensor(values, form.size, form.preprocess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +49,16 @@ class EncodedImage:
     """JPEG or PNG of so many pixels; calling it raises ImageError for anything else."""
 
     content: bytes
-    size: int
+    form: ImageForm
     pixels: int
 
     def __call__(self) -> Tensor:
-        return image_tensor(_decode(self.content), self.size)
+        return image_tensor(_decode(self.content), self.form.size, self.form.preprocess)
 
 
-def encoded(content: bytes, size: int) -> EncodedImage:
+def encoded(content: bytes, form: ImageForm) -> EncodedImage:
     """Refuses at once anything that is not a JPEG or PNG, or too large; decoding comes later. Raises ImageError."""
-    return EncodedImage(content, size, _count_pixels(content))
+    return EncodedImage(content, form, _count_pixels(content))
 
 
 def _count_pixels(content: bytes) -> int:

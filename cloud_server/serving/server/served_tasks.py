@@ -9,6 +9,7 @@ import grpc
 
 from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
 
 
@@ -18,6 +19,10 @@ class ServedTasks(Protocol):
     @property
     def trunk(self) -> str:
         """SHA-256 of the weights that tasks are trained on."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Of the images of a new task that says nothing else."""
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:
@@ -38,8 +43,8 @@ class ServedTasks(Protocol):
 class FixedTasks:
     """Tasks that only another start of the server changes: those of warmed models, which are trunk and head in one."""
 
-    def __init__(self, trunk: str, served: Mapping[str, TaskVersion]) -> None:
-        self.trunk, self.served = trunk, dict(served)
+    def __init__(self, trunk: str, served: Mapping[str, TaskVersion], preprocess: Preprocess) -> None:
+        self.trunk, self.served, self.preprocess = trunk, dict(served), preprocess
 
     def refresh(self) -> bool:
         return False

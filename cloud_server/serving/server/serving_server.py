@@ -1,11 +1,15 @@
-"""The process side of the serving tier: ports, a watch on the registry, and a drain before the end."""
+"""The process side of the serving tier: ports, a watch on the registry, and a drain before the end.
+
+The ports open first. What is served is made meanwhile, in a thread, because measuring a machine takes minutes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -22,9 +26,11 @@ from fedstill.cloud_server.serving.server.serving_service import (
     OWN_SERVICE,
     ServingService,
 )
+from fedstill.cloud_server.serving.server.starting import StartingHandlers, StartProgress
 
 LOG = logging.getLogger(__name__)
 
+SERVICES = (INFERENCE_SERVICE, OWN_SERVICE)
 LARGEST_REQUEST = 64 * 2**20
 """Bytes."""
 REFRESH_SECONDS = 1.0
@@ -52,51 +58,79 @@ class Ports:
     web: int | None
 
 
-class ServingServer:
-    """The parts of a running server that need an event loop."""
+@dataclass(frozen=True)
+class Parts:
+    """What answers requests: measured, warm, not started."""
 
-    def __init__(
-        self,
-        service: ServingService,
-        dispatcher: Dispatcher,
-        tasks: ServedTasks,
-        app: FastAPI,
-        address: ListenAddress,
-    ) -> None:
-        self._service, self._dispatcher, self._tasks = service, dispatcher, tasks
+    service: ServingService
+    dispatcher: Dispatcher
+    tasks: ServedTasks
+
+
+class ServingServer:
+    """A server as it needs an event loop.
+
+    Args:
+        progress: what the start is doing.
+        app: of the web server.
+    """
+
+    def __init__(self, progress: StartProgress, app: FastAPI, address: ListenAddress) -> None:
+        self._handlers = StartingHandlers(progress)
         self._app, self._address = app, address
         self._web: _Web | None = None
+        self._parts: Parts | None = None
+
+    @property
+    def parts(self) -> Parts | None:
+        """None until the server is ready."""
+        return self._parts
 
     async def start(self) -> Ports:
-        """Serve. Raises ServerError if an address is taken or the TLS files are unusable."""
+        """Listen: live, but not ready. Raises ServerError if an address is taken or the TLS files are unusable."""
         host, wanted = self._address.listen
         self._listener = listen(
             f"[{host}]:{wanted}" if ":" in host else f"{host}:{wanted}",
             self._address.tls,
-            self._service.handlers(),
+            (self._handlers,),
             largest_request=LARGEST_REQUEST,
             concurrent=self._address.concurrent,
         )
         web_port = await self._start_web()
-        self._dispatcher.start()
-        await self._listener.serve((INFERENCE_SERVICE, OWN_SERVICE))
-        self._watching = asyncio.create_task(self._watch())
+        await self._listener.serve(SERVICES, healthy=False)
         return Ports(self._listener.port, web_port)
+
+    async def prepare(self, make: Callable[[], Parts]) -> None:
+        """Make what is served, in a thread, then answer requests. Raises whatever ``make`` raises."""
+        parts = await _in_thread(make)
+        self._parts = parts
+        parts.dispatcher.start()
+        self._watching = asyncio.create_task(self._watch(parts.tasks))
+        self._handlers.ready(parts.service.handlers())
+        await self._listener.report(SERVICES, healthy=True)
 
     async def stop(self) -> None:
         """Take no new requests, answer the accepted ones (within the address's drain time), then close."""
-        LOG.info("event=draining queued=%d", self._dispatcher.queued())
-        self._dispatcher.drain()
+        if self._parts is None:
+            await self._close()
+            LOG.info("event=stopped before=ready")
+            return
+        dispatcher = self._parts.dispatcher
+        LOG.info("event=draining queued=%d", dispatcher.queued())
+        dispatcher.drain()
         await self._listener.announce_shutdown()
         self._watching.cancel()
         with suppress(asyncio.CancelledError):
             await self._watching
-        idle = await asyncio.to_thread(self._dispatcher.wait_until_idle, self._address.drain_seconds)
-        await asyncio.to_thread(self._dispatcher.stop)
+        idle = await asyncio.to_thread(dispatcher.wait_until_idle, self._address.drain_seconds)
+        await asyncio.to_thread(dispatcher.stop)
+        await self._close()
+        LOG.info("event=stopped everyone_answered=%s", idle)
+
+    async def _close(self) -> None:
         await self._listener.server.stop(GOODBYE_SECONDS)
         if self._web is not None:
             await self._web.end()
-        LOG.info("event=stopped everyone_answered=%s", idle)
 
     async def _start_web(self) -> int | None:
         if self._address.web is None:
@@ -111,13 +145,39 @@ class ServingServer:
         self._web = _Web(self._app, listener)
         return int(listener.getsockname()[1])
 
-    async def _watch(self) -> None:
+    async def _watch(self, tasks: ServedTasks) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
-                await asyncio.to_thread(self._tasks.refresh)
+                await asyncio.to_thread(tasks.refresh)
             except SQLAlchemyError as error:  # the database may be back the next time
                 LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])
+
+
+async def _in_thread(make: Callable[[], Parts]) -> Parts:
+    """In a thread that nothing waits for: a start that is interrupted may be in the middle of a long batch."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Parts] = loop.create_future()
+
+    def settle(parts: Parts | None, error: BaseException | None) -> None:
+        if made.done():
+            return
+        if error is not None:
+            made.set_exception(error)
+        elif parts is not None:
+            made.set_result(parts)
+
+    def run() -> None:
+        parts, failure = None, None
+        try:
+            parts = make()
+        except BaseException as error:  # of whatever kind, it belongs to the one who waits
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: the server has been stopped meanwhile
+            loop.call_soon_threadsafe(settle, parts, failure)
+
+    threading.Thread(target=run, name="start", daemon=True).start()
+    return await made
 
 
 class _Web:

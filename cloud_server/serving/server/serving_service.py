@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -29,7 +29,8 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Response
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
-from fedstill.models.vit.preprocess import IMAGE_MEAN, IMAGE_STD
+from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.models.weights.packing import unpack
 from fedstill.protos import open_inference_pb2 as pb
@@ -191,18 +192,20 @@ class ServingService:
         )
 
     async def _model_infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        query = protocol.parse(request, self._size)
+        query = protocol.parse(request, self._size, self._preprocess)
         served = await self._ask(query.task, query.images, query.latency_ms, query.utility)
         return protocol.response(request, query, served)
 
     async def _list_tasks(self, request: own.ListTasksRequest) -> own.ListTasksResponse:
+        tasks = self._tasks.served.values()
         return own.ListTasksResponse(
-            tasks=[_task(task) for task in self._tasks.served.values()],
+            tasks=[_task(task) for task in tasks],
             policy=self._policy,
             image_size=self._size,
             trunk=self._tasks.trunk,
-            image_mean=IMAGE_MEAN,
-            image_std=IMAGE_STD,
+            image_mean=_common(task.preprocess.mean for task in tasks),
+            image_std=_common(task.preprocess.std for task in tasks),
+            preprocess=_message(self._tasks.preprocess),
         )
 
     async def _make_query(self, request: own.MakeQueryRequest) -> own.MakeQueryResponse:
@@ -212,7 +215,8 @@ class ServingService:
             for name, largest in limits.items()
         )
         try:
-            image = request_images.encoded(request.image, self._size)
+            form = request_images.ImageForm(self._size, self._preprocess(request.task))
+            image = request_images.encoded(request.image, form)
         except ImageError as error:
             raise protocol.bad("image", str(error)) from None
         served = await self._ask(request.task, [image], latency_ms, utility)
@@ -237,7 +241,7 @@ class ServingService:
         task = await asyncio.to_thread(
             self._tasks.register,
             request.name,
-            _parameters(request),
+            _parameters(request, self._tasks.preprocess),
             request.latency_ms,
             request.utility,
             request.accuracy,
@@ -247,6 +251,11 @@ class ServingService:
     async def _delete_task(self, request: own.DeleteTaskRequest) -> own.DeleteTaskResponse:
         await asyncio.to_thread(self._tasks.delete, request.name)
         return own.DeleteTaskResponse()
+
+    def _preprocess(self, task: str) -> Preprocess:
+        """Of a task's images; one that is not served is refused later, by its name."""
+        known = self._tasks.served.get(task)
+        return known.preprocess if known else self._tasks.preprocess
 
     async def _ask(
         self, task: str, images: Sequence[Prepare], latency_ms: float | None, utility: float | None
@@ -292,15 +301,38 @@ def _task(task: TaskVersion) -> own.Task:
         latency_ms=task.latency_ms,
         utility=task.utility,
         accuracy=task.accuracy,
+        preprocess=_message(task.preprocess),
     )
 
 
-def _parameters(request: own.RegisterTaskRequest) -> TaskParameters:
+def _message(preprocess: Preprocess) -> own.Preprocess:
+    return own.Preprocess(**to_plain(preprocess))
+
+
+def _common(values: Iterable[tuple[float, ...]]) -> float:
+    """The one value of all channels of all tasks; 0 if they differ."""
+    distinct = {value for channels in values for value in channels}
+    return distinct.pop() if len(distinct) == 1 else 0.0
+
+
+def _asked_preprocess(request: own.RegisterTaskRequest, usual: Preprocess) -> Preprocess:
+    if not request.HasField("preprocess"):
+        return usual
+    asked = request.preprocess
+    plain = {field.name: getattr(asked, field.name) for field in fields(Preprocess)}
+    try:
+        return from_plain(Preprocess, {**plain, "mean": tuple(asked.mean), "std": tuple(asked.std)})
+    except ValueError as error:
+        raise protocol.bad("preprocess", str(error)) from None
+
+
+def _parameters(request: own.RegisterTaskRequest, usual: Preprocess) -> TaskParameters:
+    preprocess = _asked_preprocess(request, usual)
     try:
         tensors = unpack(np.frombuffer(request.parameters, dtype=np.uint8))
         weight, bias = tensors.pop("head.weight").float(), tensors.pop("head.bias").float()
         prompts = {int(name.removeprefix("prompts.")): tensor.float() for name, tensor in tensors.items()}
-        return TaskParameters(tuple(request.class_names), weight, bias, prompts)
+        return TaskParameters(tuple(request.class_names), weight, bias, prompts, preprocess)
     except KeyError as error:
         raise protocol.bad("parameters", f"have no {error.args[0]}") from None
     except ValueError as error:

@@ -11,12 +11,16 @@ from fedstill.cloud_server.serving.server.dashboard import Dashboard
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 
 
-def make_app(metrics: ServingMetrics, ready: Callable[[], bool]) -> FastAPI:
-    """``ready`` says whether new requests are taken. Before the app ends, ``app.state.closing`` must be set: the page's
-    streams have no end of their own."""
+def make_app(
+    metrics: ServingMetrics, ready: Callable[[], bool], starting: Callable[[], str] = lambda: ""
+) -> FastAPI:
+    """The app. Before it ends, ``app.state.closing`` must be set: the page's streams have no end of their own.
+
+    ready: whether new requests are taken. starting: what a server does that is not ready yet; else nothing.
+    """
     app = FastAPI(title="fedstill serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.closing = False
-    Dashboard(metrics.snapshot, ready, lambda: bool(app.state.closing)).add_to(app)
+    Dashboard(metrics.snapshot, ready, lambda: bool(app.state.closing), starting).add_to(app)
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
@@ -24,6 +28,9 @@ def make_app(metrics: ServingMetrics, ready: Callable[[], bool]) -> FastAPI:
 
     @app.get("/healthz")
     async def health() -> Response:
+        doing = starting()
+        if doing:
+            return Response(f"starting: {doing}\n", 503)
         return Response("ready\n", 200) if ready() else Response("draining\n", 503)
 
     return app

@@ -98,4 +98,5 @@ def learn_task(
             torch.Generator().manual_seed(settings.seed),
             on_epoch,
         )
-    return LearntTask(TaskParameters(task.class_names, weight, bias, prompts), accuracy)
+    parameters = TaskParameters(task.class_names, weight, bias, prompts, net.preprocess)
+    return LearntTask(parameters, accuracy)

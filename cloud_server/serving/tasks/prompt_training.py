@@ -73,7 +73,9 @@ def extract_features(
     reference = net.trunk.pos_embed
     parts = []
     for start in range(0, len(images), FEATURE_BATCH):
-        batch = image_batch(images[start : start + FEATURE_BATCH], net.image_size).to(reference)
+        batch = image_batch(images[start : start + FEATURE_BATCH], net.image_size, net.preprocess).to(
+            reference
+        )
         repeated = None if prompts is None else prompts.to(reference).expand(len(batch), -1, -1, -1)
         parts.append(net.features(batch, schedule, repeated).float().cpu())
         if progress is not None:
@@ -187,7 +189,7 @@ def _train_stage(
     for _ in range(settings.epochs):
         losses = []
         for chosen in _batches(len(images), settings.batch_size, generator):
-            batch = image_batch([images[i] for i in chosen], net.image_size).to(reference)
+            batch = image_batch([images[i] for i in chosen], net.image_size, net.preprocess).to(reference)
             prompts = torch.cat((old, new), dim=1).expand(len(chosen), -1, -1, -1)
             features = net.features(batch, schedule, prompts)
             targets = torch.from_numpy(labels[chosen]).to(features.device)

@@ -21,7 +21,9 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.atomic_files import PRIVATE, replace_file
+from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError, DataError
+from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.models.weights.packing import pack, unpack
 
@@ -51,6 +53,7 @@ class TaskVersion:
         latency_ms, utility: the defaults for queries that name none (thesis Table 3.5).
         accuracy: share of right answers on its validation images at registration.
         created: ISO time, UTC.
+        preprocess: of the images that it was trained on, and of those that it classifies.
         active: whether this is the version that is served.
     """
 
@@ -65,6 +68,18 @@ class TaskVersion:
     accuracy: float
     created: str
     active: bool
+    preprocess: Preprocess = PLAIN
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for all that its answers depend on beside the trunk: parameters and preparation."""
+        if self.preprocess == PLAIN:  # as before it was stored, so that measured profiles stay valid
+            return self.parameters
+        return hashlib.sha256(f"{self.parameters} {_as_text(self.preprocess)}".encode()).hexdigest()
+
+
+def _as_text(preprocess: Preprocess) -> str:
+    return json.dumps(to_plain(preprocess))
 
 
 tables = MetaData()
@@ -82,6 +97,7 @@ _versions = Table(
     Column("utility", Float, nullable=False),
     Column("accuracy", Float, nullable=False),
     Column("created", String(32), nullable=False),
+    Column("preprocess", String, nullable=False, server_default=_as_text(PLAIN)),
 )
 _active = Table(
     "active_tasks",
@@ -142,6 +158,7 @@ class TaskRegistry:
             "utility": utility,
             "accuracy": accuracy,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "preprocess": _as_text(task.preprocess),
         }
         return self.get(name, self._add_version(name, values))
 
@@ -210,7 +227,7 @@ class TaskRegistry:
             tensors = unpack(np.frombuffer(content, dtype=np.uint8))
             prompts = {count: tensors[f"prompts.{count}"] for count in version.prompts}
             weight, bias = tensors["head.weight"], tensors["head.bias"]
-            return TaskParameters(version.class_names, weight, bias, prompts)
+            return TaskParameters(version.class_names, weight, bias, prompts, version.preprocess)
         except (KeyError, ValueError) as error:
             raise RegistryError(f"{path}: does not hold task parameters ({_short(error)})") from error
 
@@ -274,6 +291,7 @@ def _version(row: Row[tuple[object, ...]]) -> TaskVersion:
     values = row._asdict()
     values["class_names"] = tuple(json.loads(values["class_names"]))
     values["prompts"] = tuple(json.loads(values["prompts"]))
+    values["preprocess"] = from_plain(Preprocess, json.loads(values["preprocess"]))
     values["active"] = values["active"] == values["version"]
     return TaskVersion(**values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -33,6 +34,8 @@ from fedstill.cloud_server.migrations.upgrade import (
 )
 from fedstill.cloud_server.serving.tasks import registry as registry_module
 from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry
+from fedstill.common.dataclass_codec import to_plain
+from fedstill.models.vit.preprocess_settings import PLAIN
 from fedstill.protos.messages import PrototypeUpload
 
 OLD = Path(__file__).parents[2] / "data" / "state_without_revisions"
@@ -40,6 +43,9 @@ BOTH = pytest.mark.parametrize("schema", [JOURNAL, REGISTRY], ids=["journal", "r
 TABLES = {"journal": journal_tables.tables, "registry": registry_module.tables}
 NEW_TABLES: dict[str, set[str]] = {"journal": {"visits", "requests", "bad_clips"}, "registry": set()}
 """Since the kept states were written."""
+PLAIN_TEXT = json.dumps(to_plain(PLAIN))
+NEW_COLUMNS: dict[tuple[str, str], tuple[Any, ...]] = {("registry", "task_versions"): (PLAIN_TEXT,)}
+"""Likewise, at the end of a table: their values in old rows."""
 NEXT_STEP = """
 import time
 import sqlalchemy as sa
@@ -130,9 +136,12 @@ def revision(schema: Schema, engine: Engine) -> str:
 
 
 def with_new_tables(kept: dict[str, Any], schema: Schema) -> dict[str, Any]:
-    """The rows of an old state after all steps: nothing is in the tables that it did not have."""
+    """The rows of an old state after all steps: nothing is in tables and columns that it did not have."""
     assert set(kept) | NEW_TABLES[schema.name] == set(TABLES[schema.name].tables)
-    return kept | {name: [] for name in NEW_TABLES[schema.name]}
+    widened = {
+        name: [row + NEW_COLUMNS.get((schema.name, name), ()) for row in rows] for name, rows in kept.items()
+    }
+    return widened | {name: [] for name in NEW_TABLES[schema.name]}
 
 
 def with_next_step(folder: Path, then: str = "pass", sleep: float = 0.0) -> Schema:
@@ -225,6 +234,7 @@ def test_an_old_registry_goes_on(tmp_path: Path, engine: Engine, url: str) -> No
     birds = active["birds"]
     assert (birds.latency_ms, birds.utility, birds.accuracy, birds.prompts) == (300, 0.5, 0.75, (2,))
     assert {len(registry.load(one).class_names) for one in registry.versions()} == {2, 3}
+    assert {registry.load(one).preprocess for one in registry.versions()} == {PLAIN}
     generation = registry.generation()
     assert registry.register("birds", task(3, 1), "a" * 64).version == 3
     assert registry.activate("gone", 1).active

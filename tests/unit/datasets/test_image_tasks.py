@@ -16,6 +16,7 @@ from fedstill.common.errors import DataError
 from fedstill.datasets.audiovisual.clip import EMOTIONS
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, open_image_task, open_known_task
 from fedstill.models.vit.preprocess import image_batch, image_tensor
+from fedstill.models.vit.preprocess_settings import PLAIN
 
 
 def shades(images) -> set[int]:
@@ -288,11 +289,11 @@ def test_an_entry_that_unpacks_to_gigabytes_is_named(tmp_path: Path, monkeypatch
 def test_network_input_is_the_central_square_between_minus_one_and_one() -> None:
     picture = np.zeros((4, 8, 3), np.uint8)
     picture[:, 2:6] = 255
-    tensor = image_tensor(picture, 16)
+    tensor = image_tensor(picture, 16, PLAIN)
     assert tensor.shape == (3, 16, 16)
     np.testing.assert_allclose(tensor, 1, atol=1e-6)
-    assert float(image_tensor(np.zeros((5, 5, 3), np.uint8), 5).max()) == -1
-    assert image_batch([picture, picture[:, :4]], 8).shape == (2, 3, 8, 8)
+    assert float(image_tensor(np.zeros((5, 5, 3), np.uint8), 5, PLAIN).max()) == -1
+    assert image_batch([picture, picture[:, :4]], 8, PLAIN).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.data

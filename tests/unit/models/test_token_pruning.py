@@ -12,6 +12,7 @@ from helpers.warmup import SETTINGS, made_net, made_set
 from fedstill.cloud_server.warmup.fine_tuning import fine_tune, prepare_images
 from fedstill.cloud_server.warmup.pruning_net import PruningNet
 from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.preprocess_settings import PLAIN
 from fedstill.models.vit.token_pruning import PrunedViT, masked_attention, pruning_loss
 
 
@@ -90,7 +91,7 @@ def test_a_student_that_is_its_teacher_loses_on_labels_alone() -> None:
 
 
 def test_the_engine_trains_pruning_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    profiling = prepare_images(made_set(12, seed=1), 32)
+    profiling = prepare_images(made_set(12, seed=1), 32, PLAIN)
     whole, cut, again = (PruningNet(made_net(), 0.7, seed=2) for _ in range(3))
     done = fine_tune(whole, made_set(), profiling, SETTINGS)
     assert done.best > done.accuracies[0]

@@ -23,10 +23,10 @@ from fedstill.cloud_server.serving.server.dashboard import Dashboard
 
 
 @contextmanager
-def served(snapshot, port: int = 0, ready=lambda: True) -> Iterator[int]:
+def served(snapshot, port: int = 0, ready=lambda: True, starting=lambda: "") -> Iterator[int]:
     """The page in a thread; gives the port."""
     app, closing = FastAPI(), threading.Event()
-    Dashboard(snapshot, ready, closing.is_set).add_to(app)
+    Dashboard(snapshot, ready, closing.is_set, starting).add_to(app)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=port, log_level="error", ws="none", timeout_graceful_shutdown=3
     )
@@ -115,8 +115,11 @@ def test_a_browser_shows_numbers_that_move_and_lives_through_a_restart(quick: No
     first = MadeSnapshots(tasks=["cats", "<img src=x onerror=alert(1)>"])
     with Browser(tmp_path) as browser:
         browser.show(390, 844)
-        with served(first) as port:
+        doing = ["timing, round 3 of 8"]
+        with served(first, starting=lambda: doing[0]) as port:
             browser.open(f"http://127.0.0.1:{port}/")
+            browser.until(lambda: browser.text("state") == "starting: timing, round 3 of 8")
+            doing[0] = ""
             browser.until(lambda: browser.text("state") == "live")
             seen = {browser.text("load")}
             browser.until(lambda: bool(seen.add(browser.text("load"))) or len(seen) >= 3)

@@ -11,7 +11,10 @@ from PIL import Image
 
 from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.cloud_server.serving.server.image_workers import LARGE_PIXELS, ImageWorkers
-from fedstill.cloud_server.serving.server.request_images import EncodedImage, encoded
+from fedstill.cloud_server.serving.server.request_images import EncodedImage, ImageForm, encoded
+from fedstill.models.vit.preprocess_settings import PLAIN
+
+FORM = ImageForm(32, PLAIN)
 
 
 def png(width: int, height: int) -> bytes:
@@ -30,8 +33,8 @@ def test_small_images_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(EncodedImage, "__call__", slow)
     with ImageWorkers() as workers:
-        large = [workers.submit(encoded(png(2048, 1025), 32)) for _ in range(4)]
-        small = [workers.submit(encoded(png(64, 48), 32)) for _ in range(4)]
+        large = [workers.submit(encoded(png(2048, 1025), FORM)) for _ in range(4)]
+        small = [workers.submit(encoded(png(64, 48), FORM)) for _ in range(4)]
         assert all(one.result(30).shape == (3, 32, 32) for one in small)
         assert not any(one.done() for one in large)
         go.set()
@@ -40,5 +43,5 @@ def test_small_images_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_be_decoded_is_refused_at_once() -> None:
     with pytest.raises(ImageError, match="neither JPEG nor PNG"):
-        encoded(b"GIF89a", 32)
-    assert encoded(png(64, 48), 32).pixels == 64 * 48
+        encoded(b"GIF89a", FORM)
+    assert encoded(png(64, 48), FORM).pixels == 64 * 48

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from helpers.queries import made_profile, made_query
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from fedstill.cloud_server.serving.policies.fedstill import FIRST_PAUSE, LONGEST_PAUSE, FedstillPolicy
@@ -23,6 +24,9 @@ PAST = st.lists(
     ),
     max_size=40,
 )
+
+WITHOUT_SHRINKING = [Phase.explicit, Phase.reuse, Phase.generate]
+"""A flood takes half a second; to shrink one that fails would take hundreds."""
 
 
 class Engine:
@@ -58,6 +62,31 @@ class Engine:
             self.policy.completed(batch, self.now, seconds)
         return in_time
 
+    def flooded(self, seconds: float, rate: float, objective: float) -> tuple[int, int]:
+        """Queries that arrive evenly, also while a batch runs: how many are answered in time, and how many late."""
+        arrivals = iter(np.arange(self.now, self.now + seconds, 1 / rate).tolist())
+        coming = next(arrivals, math.inf)
+        in_time = late = 0
+        while coming < math.inf or self.policy.queued():
+            batch = self.policy.dispatch(self.now).batch
+            if batch is not None:
+                until = self.now + batch.schedule.seconds(len(batch.queries))
+            else:
+                until = min(coming, self.now + 0.01) if self.policy.queued() else coming
+            if until == math.inf:  # the last ones were evicted
+                break
+            while coming <= until:
+                self.policy.arrive(made_query(self.number, coming, objective), coming)
+                self.number += 1
+                coming = next(arrivals, math.inf)
+            seconds, self.now = until - self.now, until
+            if batch is None:
+                continue
+            met = sum(until <= query.deadline for query in batch.queries)
+            in_time, late = in_time + met, late + len(batch.queries) - met
+            self.policy.completed(batch, until, seconds)
+        return in_time, late
+
     def answered(self, seconds: float, objective: float, every: float = 0.25) -> float:
         """The part of the queries of the next ``seconds`` that is answered in time."""
         asked = in_time = 0
@@ -88,6 +117,27 @@ def test_it_recovers_from_any_past(past: list[tuple[float, int, float, float]]) 
     engine.now += LONGEST_PAUSE
     engine.answered(120, 8 * ALONE)
     assert engine.answered(20, 8 * ALONE) > 0.95
+
+
+@settings(max_examples=15, deadline=None, phases=WITHOUT_SHRINKING)
+@given(PAST, st.sampled_from([0.25, 0.6, 2.0]))
+@example(
+    [(1e-4, 1, 1.0, 1.0)], 0.25
+)  # a time of nearly nothing once outweighed all others in its schedule's line
+def test_it_recovers_from_any_past_under_a_flood(
+    past: list[tuple[float, int, float, float]], objective: float
+) -> None:
+    """More than it can do, also at once after the longest pause: within 30 s it does again what it can do."""
+    engine = Engine(FedstillPolicy(made_profile()))
+    for seconds, queries, pause, short in past:
+        engine.ask(short, queries, took=seconds)
+        engine.now += pause
+    capacity = engine.policy.profile.fastest.throughput
+    engine.now += LONGEST_PAUSE
+    engine.flooded(30, 1.5 * capacity, objective)
+    in_time, late = engine.flooded(5, 5 * capacity, objective)
+    assert in_time > 0.85 * 5 * capacity
+    assert late <= 0.01 * (in_time + late)
 
 
 @pytest.mark.parametrize("slower", [0.02, 0.2, 1.0, 3.0])

@@ -49,6 +49,7 @@ from fedstill.cloud_server.warmup.warmed_serving import EngineOptions, WarmedSer
 from fedstill.common.errors import DataError
 from fedstill.datasets.images.image_tasks import ImageSet
 from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.preprocess_settings import PLAIN
 
 CLASSES = ("dark", "light", "middle")
 
@@ -59,7 +60,7 @@ def merging(reduction: int = 2) -> MergingNet:
 
 def made_warm_up(folder: Path, **options) -> WarmUp:
     store = WarmedModels(folder, {"task": "greys"}, CLASSES)
-    profiling = prepare_images(made_set(12, seed=1), 32)
+    profiling = prepare_images(made_set(12, seed=1), 32, PLAIN)
     return WarmUp(made_net(), store, made_set(), profiling, SETTINGS, (0, 2, 4), **options)
 
 
@@ -72,7 +73,7 @@ def warm(tmp_path_factory) -> WarmUp:
 
 
 def test_fine_tuning_learns_with_the_reduction_in_the_loop() -> None:
-    net, profiling = merging(), prepare_images(made_set(12, seed=1), 32)
+    net, profiling = merging(), prepare_images(made_set(12, seed=1), 32, PLAIN)
     seen: list[tuple[int, float]] = []
     done = fine_tune(net, made_set(), profiling, SETTINGS, progress=lambda *said: seen.append(said))
     assert done.best > done.accuracies[0]
@@ -87,17 +88,17 @@ def test_fine_tuning_learns_with_the_reduction_in_the_loop() -> None:
 def test_fine_tuning_ends_when_the_profiling_images_say_so() -> None:
     settings = FineTuneSettings(epochs=30, batch_size=12, learning_rate=1e-9, head_rate=0.0, patience=2)
     upside_down = made_set(12, seed=1)
-    done = fine_tune(merging(), made_set(), prepare_images(upside_down, 32), settings)
+    done = fine_tune(merging(), made_set(), prepare_images(upside_down, 32, PLAIN), settings)
     assert len(done.accuracies) == 31  # equal is not worse
     fast = FineTuneSettings(epochs=30, batch_size=12, learning_rate=0.5, patience=2)
     wrong = ImageSet(upside_down.images, (upside_down.labels + 1) % 3)
     start = merging()
-    worse = fine_tune(start, made_set(), prepare_images(wrong, 32), fast)
+    worse = fine_tune(start, made_set(), prepare_images(wrong, 32, PLAIN), fast)
     assert len(worse.accuracies) < 31
 
 
 def test_a_fine_tuning_that_was_interrupted_ends_with_the_same_weights(tmp_path: Path) -> None:
-    profiling = prepare_images(made_set(12, seed=1), 32)
+    profiling = prepare_images(made_set(12, seed=1), 32, PLAIN)
     whole, cut = merging(), merging()
     expected = fine_tune(whole, made_set(), profiling, SETTINGS)
     state = tmp_path / "training" / "r2.safetensors"
@@ -124,13 +125,13 @@ def test_a_damaged_training_state_says_what_to_do(tmp_path: Path) -> None:
     state = tmp_path / "r2.safetensors"
     state.write_bytes(b"half a file")
     with pytest.raises(DataError, match="remove it to start this model again"):
-        fine_tune(merging(), made_set(), prepare_images(made_set(3), 32), SETTINGS, state)
+        fine_tune(merging(), made_set(), prepare_images(made_set(3), 32, PLAIN), SETTINGS, state)
 
 
 def test_a_diverging_fine_tuning_is_stopped() -> None:
     settings = FineTuneSettings(epochs=5, batch_size=6, learning_rate=1e30)
     with pytest.raises(DataError, match="diverged at learning rate 1e"):
-        fine_tune(merging(), made_set(), prepare_images(made_set(3), 32), settings)
+        fine_tune(merging(), made_set(), prepare_images(made_set(3), 32, PLAIN), settings)
 
 
 def test_timing_a_step_leaves_the_weights_alone() -> None:
@@ -323,7 +324,7 @@ def told(epoch, accuracy):
     time.sleep(float(sys.argv[2]))
 
 net = t.merging()
-fine_tune(net, t.made_set(), prepare_images(t.made_set(12, seed=1), 32), t.SETTINGS, Path(sys.argv[1]), told)
+fine_tune(net, t.made_set(), prepare_images(t.made_set(12, seed=1), 32, t.PLAIN), t.SETTINGS, Path(sys.argv[1]), told)
 print(t.digest(net), flush=True)
 """
 
@@ -353,7 +354,7 @@ def test_kill_9_in_the_middle_loses_at_most_an_epoch(tmp_path: Path) -> None:
     resumed, _ = start("cut.safetensors", 0.0).communicate()
     assert resumed.split()[:2] == ["2", "3"]
     undisturbed, epochs = merging(), list[int]()
-    held_out = prepare_images(made_set(12, seed=1), 32)
+    held_out = prepare_images(made_set(12, seed=1), 32, PLAIN)
     fine_tune(
         undisturbed, made_set(), held_out, SETTINGS, tmp_path / "whole", lambda epoch, _: epochs.append(epoch)
     )

@@ -253,7 +253,8 @@ function shown(snapshot) {
   for (const name of Object.keys(CHARTS)) curves(name, snapshot.time);
   stacked(snapshot.time);
   reasons(snapshot.drops);
-  state(snapshot.ready ? "live" : "draining", snapshot.ready ? "live" : "draining");
+  if (snapshot.starting) state("starting", `starting: ${snapshot.starting}`);
+  else state(snapshot.ready ? "live" : "draining", snapshot.ready ? "live" : "draining");
   document.body.dataset.messages = messages;
   document.body.dataset.restarts = restarts;
 }
