@@ -94,6 +94,14 @@ class Exchange:
         with self.lock:
             return set(self.grid.get_node_ids())
 
+    def is_open(self) -> bool:
+        """Whether Flower answers at all: its server may have died, and this process be about to follow it."""
+        try:
+            self.online()
+        except Exception:  # whatever the grid's transport raises
+            return False
+        return True
+
     def _exchange(self, node: int, action: str, content: RecordDict, timeout: float) -> RecordDict:
         request = self._send(node, action, content, timeout)
         if not request:

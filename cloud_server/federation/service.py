@@ -134,6 +134,8 @@ class FleetService:
                 return
             except Exception as error:
                 log.exception("visit of client %d", visit.client)
+                if not self._exchange.is_open():  # no fault of the device's: it goes on where it was
+                    return
                 outcome, reason, student = FAILED, f"{type(error).__name__}: {error}", visit.student
             ended = self._journal.visits.end(begun, outcome, reason, student)
             again = ended.next_attempt(self._plan.pause_scale)

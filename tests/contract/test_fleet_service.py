@@ -206,6 +206,20 @@ def test_an_error_of_the_cloud_stops_one_visit_and_not_the_service(
     running.serve(1, 0)
 
 
+def test_a_superlink_that_dies_is_no_failure_of_the_device(running: Running) -> None:
+    """The visit goes on where it was, at once and not after a pause."""
+    running.grid.here.add(0)
+    running.grid.closes_at = INSTALL
+    running.until(lambda: running.grid.closed, "the SuperLink dies")
+    running.look_long()
+    assert running.outcome(0, 0) == ""
+    uploads = running.journal.uploaded()
+    running.grid.closes_at, running.grid.closed = "", False
+    running.serve(0, 0)
+    assert running.journal.uploaded() == uploads, "what the device has sent is not asked for again"
+    assert not [event for event in read_events(running.run_dir) if event.get("outcome") == FAILED]
+
+
 def test_a_look_that_fails_is_made_again(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, failures = threading.Event(), []
     look = running.service.look

@@ -41,12 +41,16 @@ def run_of_a_service(folder: Path) -> Path:
 
 
 class ComingAndGoing(InProcessGrid):
-    """Nodes are online while they are in ``here``; ``deaf`` ones do not answer these actions."""
+    """Nodes are online while they are in ``here``; ``deaf`` ones do not answer these actions.
+
+    ``closes_at``: with a request of this action the SuperLink is gone, until ``closed`` is False again.
+    """
 
     def __init__(self, run_dir: Path, names: Sequence[str]) -> None:
         super().__init__(client_app, len(names), {"run-dir": str(run_dir)})
         self.here: set[int] = set()
         self.deaf: set[tuple[int, str]] = set()
+        self.closes_at, self.closed = "", False
         self.requests: list[tuple[int, str]] = []
         self.names = list(names)
 
@@ -56,12 +60,17 @@ class ComingAndGoing(InProcessGrid):
         return [SimpleNamespace(node_id=FIRST_NODE + client, name=name) for client, name in named]
 
     def get_node_ids(self) -> Iterable[int]:
+        if self.closed:
+            raise ConnectionError("connection refused")
         return [FIRST_NODE + client for client in self.here]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         for message in messages:
             client, action = message.metadata.dst_node_id - FIRST_NODE, message.metadata.message_type
             self.requests.append((client, action))
+            self.closed = self.closed or action == self.closes_at
+            if self.closed:
+                raise ConnectionError("connection refused")
             self._silent = {client} if (client, action) in self.deaf else set()
             yield from super().push_messages([message])
 
