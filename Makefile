@@ -19,9 +19,9 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(BIN)/fedstill simulate
 
-# Four workers for two cores, since fleets mostly wait, with one thread each; a file stays with one worker, so that
-# its fixtures are made once. Fleets come first, on three of the workers: tests/helpers/lanes.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+# Three workers for two cores, since fleets mostly wait, with one thread each; a file stays with one worker, so that
+# its fixtures are made once. Fleets come first, on two of the workers: tests/helpers/lanes.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(PYTEST)

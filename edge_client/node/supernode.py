@@ -3,6 +3,10 @@
 The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. The process from which
 a ClientApp starts warm begins and ends with it, so that both are of the same installation. After a node was killed,
 Flower takes its key for online and refuses it for up to a minute. So only a lasting refusal is final.
+
+A SuperNode can wait for ever: if a ClientApp dies after it has said that it begins and before it has fetched its
+message, or while it hands in its reply, Flower 1.41 makes no reply and takes no further message. Such a one is started
+again.
 """
 
 from __future__ import annotations
@@ -13,11 +17,15 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import environment, free_port, tool
+from fedstill.edge_client.node.clientapp_process import NAME as COMMAND
 from fedstill.edge_client.node.clientapp_process import install_command
 from fedstill.edge_client.node.warm_start import command as warm_start
 
@@ -26,6 +34,12 @@ LOG = logging.getLogger(__name__)
 LAST_WORDS = (b"Giving up reconnection", b"handshake error detected")
 ENDING_SECONDS = 5.0
 STUCK = -1
+BEGUN = b"Receiving: "
+DONE = (b"Sent successfully", b"Failed to send message", b"Ignoring message", b"Ignoring reply message")
+"""In Flower's words, a message in hand, and no longer in hand."""
+SILENT_SECONDS, SURE_SECONDS = 120.0, 10.0
+"""A message in hand, no ClientApp and not a word for so long, nor in another look: while a reply is tried again, Flower
+says so every 20 s, and a dead ClientApp is noticed after 60 s."""
 NOT_LET_IN = "[code: 2004]"
 """In Flower's words, beside its exit code 305: the SuperLink has not activated this node; it does not say why."""
 REVOKED = (
@@ -77,6 +91,9 @@ class SuperNode:
     _good: float = 0.0
     _read: int = 0
     _ending: float = 0.0
+    _in_hand: bool = False
+    _spoke: float = 0.0
+    _alone: float = 0.0
     _look: float = 0.0
     _rest: float = WARM_SECONDS
     _child: Child = field(init=False)
@@ -96,7 +113,7 @@ class SuperNode:
         now = time.monotonic()
         if self._child.pid is not None:
             code = self._child.poll()
-            if code is None and self._gave_up():
+            if code is None and (self._gave_up() or self._is_stuck(now)):
                 code = STUCK
             if code is None:
                 if now - self._started > SETTLED_SECONDS:
@@ -129,10 +146,37 @@ class SuperNode:
                 self._read = 0
             file.seek(self._read)
             said = file.read()
+        said = said[: said.rfind(b"\n") + 1]  # the rest of a line comes later
         self._read += len(said)
+        if said:
+            self._spoke, self._alone = time.monotonic(), 0.0
+            begun, done = said.rfind(BEGUN), max(map(said.rfind, DONE))
+            if begun != done:  # both are -1 if it speaks of other things
+                self._in_hand = begun > done
         if any(words in said for words in LAST_WORDS):
             self._ending = time.monotonic()
         return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether it waits for a reply that nobody makes."""
+        if not self._in_hand or now - self._spoke < SILENT_SECONDS:
+            return False
+        if self._has_clientapp():
+            self._spoke, self._alone = now, 0.0
+            return False
+        self._alone = self._alone or now
+        return now - self._alone > SURE_SECONDS
+
+    def _has_clientapp(self) -> bool:
+        """Whether a ClientApp runs below it."""
+        if self._child.pid is None:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._child.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if any(part.endswith(COMMAND) for part in process.cmdline()):
+                        return True
+        return False
 
     def rest(self) -> None:
         """Instead of ``reconcile``, while nothing may be sent: no process, and no time of trouble."""
@@ -153,6 +197,7 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
+        self._in_hand = False
         self._rest = WARM_SECONDS
         self._start_warm()
         self._look = now + self._rest
@@ -187,6 +232,8 @@ class SuperNode:
 
     def _ended(self, code: int, now: float) -> None:
         reason = exit_reason(self._child.log_file)
+        if code == STUCK and self._in_hand:
+            reason = "it waits for the reply of a ClientApp that is gone"
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
         if now - self._good > self.patience:

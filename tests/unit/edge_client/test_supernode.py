@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from fedstill.edge_client.node import supernode
 from fedstill.edge_client.node.supernode import (
     LONGEST_PAUSE,
     SETTLED_SECONDS,
+    SILENT_SECONDS,
+    SURE_SECONDS,
     WARM_SECONDS,
     Link,
     NodeRefused,
@@ -110,6 +115,92 @@ def test_the_warm_process_begins_and_ends_with_the_node_and_is_started_again(
     assert (warm.pid, warm.starts) == (1, 3)  # type: ignore[attr-defined]
     tended.stop()
     assert warm.pid is None
+
+
+BEGUN = "INFO :      Receiving: query.hello message (ID: 1)\nINFO :      Received successfully\n"
+TRYING = "WARNING :   Connection attempt failed, retrying in 9.71 seconds\n"
+
+
+def says(tended: SuperNode, words: str) -> None:
+    with tended._child.log_file.open("a") as log:
+        log.write(words)
+
+
+def starts_of(tended: SuperNode) -> int:
+    return int(tended._child.starts)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def clientapp(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether a ClientApp runs, as its last element says."""
+    runs = [False]
+    monkeypatch.setattr(SuperNode, "_has_clientapp", lambda self: runs[-1])
+    return runs
+
+
+def test_a_node_that_waits_for_a_dead_clientapp_is_started_again(
+    clock: Clock, tmp_path: Path, clientapp: list[bool]
+) -> None:
+    """And not at once, since Flower itself notices most deaths; the new one starts with empty hands."""
+    tended = node(tmp_path)
+    run(tended, clock, 30)
+    says(tended, BEGUN)
+    run(tended, clock, SILENT_SECONDS - 5)
+    assert starts_of(tended) == 1
+    run(tended, clock, 5 + SURE_SECONDS + LONGEST_PAUSE)
+    assert starts_of(tended) == 2
+    run(tended, clock, 10 * SILENT_SECONDS)
+    assert starts_of(tended) == 2
+
+
+@pytest.mark.parametrize(
+    "said", ["", BEGUN + "INFO :      Sent successfully\n", "INFO :      SuperNode ID: 7\n"]
+)
+def test_a_node_without_a_message_is_left_alone(
+    said: str, clock: Clock, tmp_path: Path, clientapp: list[bool]
+) -> None:
+    tended = node(tmp_path)
+    run(tended, clock, 5)
+    says(tended, said)
+    run(tended, clock, 20 * SILENT_SECONDS)
+    assert starts_of(tended) == 1
+
+
+def test_long_work_and_a_long_outage_are_waited_for(
+    clock: Clock, tmp_path: Path, clientapp: list[bool]
+) -> None:
+    tended = node(tmp_path)
+    run(tended, clock, 5)
+    says(tended, BEGUN)
+    clientapp.append(True)
+    run(tended, clock, 20 * SILENT_SECONDS)
+    clientapp.append(False)
+    run(tended, clock, 2)
+    says(tended, "INFO :      Sending: query.hello message (ID: 2)\n")
+    for _ in range(100):
+        run(tended, clock, 20)
+        says(tended, TRYING)
+    says(tended, "INFO :      Sent succ")
+    run(tended, clock, 5)
+    says(tended, "essfully\n")
+    run(tended, clock, 10 * SILENT_SECONDS)
+    assert starts_of(tended) == 1
+
+
+def test_the_clientapp_of_a_node_is_found(tmp_path: Path) -> None:
+    tended = node(tmp_path)
+    assert not tended._has_clientapp()
+    program = tmp_path / "flwr-clientapp"
+    program.write_text("import time; time.sleep(60)")
+    tended._child.start(["sh", "-c", f"{sys.executable} {program}; true"], dict(os.environ), tmp_path)
+    try:
+        limit = time.monotonic() + 30
+        while not tended._has_clientapp() and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert tended._has_clientapp()
+    finally:
+        tended.stop()
+    assert not tended._has_clientapp()
 
 
 REFUSED = """\x1b[91mERROR \x1b[0m:     Exit Code: 305
