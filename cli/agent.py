@@ -125,6 +125,8 @@ def run(
             address(metrics, "--metrics")
         with as_mistake("--upload-hours"):
             hours = read_hours(upload_hours) if upload_hours else None
+        if not new_clips <= 1:  # also if it is no number at all
+            raise ConfigError(f"--new-clips {new_clips:g}: a share of the clips is at most 1")
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)

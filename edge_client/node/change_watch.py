@@ -72,7 +72,7 @@ class ChangeWatch:
 
 def check_in_process(folder: Path, share: float, stop: threading.Event) -> None:
     """One check; a failure is a line in the log."""
-    command = [sys.executable, "-m", "fedstill.edge_client.node.change_check", str(folder), repr(share)]
+    command = [sys.executable, "-P", "-m", "fedstill.edge_client.node.change_check", str(folder), repr(share)]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -62,14 +62,25 @@ def test_what_is_no_part_of_a_day_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_option_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--upload-hours", "6-6", "--upload-hours: '6-6' is no part of a day"),
+        ("--new-clips", "7", "--new-clips 7: a share of the clips is at most 1"),
+        ("--new-clips", "nan", "--new-clips nan: a share of the clips is at most 1"),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_written(
+    option: str, value: str, said: str, tmp_path: Path
+) -> None:
     found = CliRunner().invoke(
         app,
         ["agent", "--coordinator", "localhost:1", "--data", str(tmp_path), "--state", str(tmp_path / "state"),
-         "--insecure", "--client", "0", "--upload-hours", "6-6"],
+         "--insecure", "--client", "0", option, value],
     )  # fmt: skip
     assert found.exit_code == 2
-    assert "--upload-hours: '6-6' is no part of a day" in " ".join(found.output.split())
+    assert said in " ".join(found.output.split())
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize("day", ["2026-03-29", "2026-10-25"])
