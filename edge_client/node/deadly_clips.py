@@ -7,6 +7,7 @@ things end processes, too: the power, an operator, too little memory. So a clip 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class DeadlyClips:
             found = json.loads(self._file.read_text("utf-8"))
             look = tuple((int(size), int(time)) for size, time in found["look"])
             self._clip, self._look, self._deaths = str(found["clip"]), look, int(found["deaths"]) + 1
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return
 
     def is_deadly(self, clip_id: str, look: Look) -> bool:
@@ -40,11 +41,14 @@ class DeadlyClips:
     def begin(self, clip_id: str, look: Look) -> None:
         """This clip is decoded now."""
         known = self._deaths if (clip_id, look) == (self._clip, self._look) else 0
-        self._file.write_text(json.dumps({"clip": clip_id, "look": look, "deaths": known}), "utf-8")
+        note = json.dumps({"clip": clip_id, "look": look, "deaths": known})
+        with suppress(OSError):  # a full disk is no fault of the clip's
+            self._file.write_text(note, "utf-8")
 
     def end(self) -> None:
         """Nothing is decoded any more."""
-        self._file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.unlink()
 
     @property
     def _file(self) -> Path:

@@ -262,10 +262,34 @@ def test_a_clip_that_happened_to_be_decoded_when_the_power_went_is_not_blamed(tm
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"clip": "a"}', '{"clip": "a", "look": [["x", 1]], "deaths": 9}']
+    "content",
+    [
+        "",
+        "[]",
+        '{"clip": "a"}',
+        '{"clip": "a", "look": [], "deaths": 1e999}',
+        '{"clip": "a", "look": [["x", 1]], "deaths": 9}',
+    ],
 )
 def test_a_damaged_note_of_what_is_decoded_says_nothing(tmp_path: Path, content: str) -> None:
     data, folder = write_good_clips(tmp_path / "clips", 2), tmp_path / "state"
     introduced(data, folder)
     (folder / DECODING_FILE).write_text(content)
     assert len(own_clips(folder).labels) == 2
+
+
+def test_a_note_that_cannot_be_written_makes_no_clip_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = write_good_clips(tmp_path / "clips", 2), tmp_path / "state"
+    introduced(data, folder)
+    write = Path.write_text
+
+    def full(self: Path, *arguments: str) -> int:
+        if self.name == DECODING_FILE:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert len(own_clips(folder).labels) == 2
+    assert bad_clips_of(folder) == ()
