@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,10 +286,10 @@ def test_a_note_that_cannot_be_written_makes_no_clip_bad(
     introduced(data, folder)
     write = Path.write_text
 
-    def full(self: Path, *arguments: str) -> int:
+    def full(self: Path, *arguments: Any, **options: Any) -> int:
         if self.name == DECODING_FILE:
             raise OSError(28, "No space left on device")
-        return write(self, *arguments)
+        return write(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
     assert len(own_clips(folder).labels) == 2
