@@ -30,7 +30,11 @@ class DeadlyClips:
         try:
             found = json.loads(self._file.read_text("utf-8"))
             look = tuple((int(size), int(time)) for size, time in found["look"])
-            self._clip, self._look, self._deaths = str(found["clip"]), look, int(found["deaths"]) + 1
+            self._clip, self._look, self._deaths = (
+                str(found["clip"]),
+                look,
+                min(int(found["deaths"]) + 1, MOST_DEATHS),
+            )
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return
 

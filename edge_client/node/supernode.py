@@ -142,8 +142,8 @@ class SuperNode:
         if not log.exists():
             return False
         with log.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < self._read:  # put aside meanwhile
-                self._read = 0
+            if file.seek(0, os.SEEK_END) < self._read:  # put aside meanwhile, perhaps with words not read yet
+                self._read, self._in_hand = 0, False
             file.seek(self._read)
             said = file.read()
         said = said[: said.rfind(b"\n") + 1]  # the rest of a line comes later
@@ -171,9 +171,9 @@ class SuperNode:
         """Whether a ClientApp runs below it."""
         if self._child.pid is None:
             return False
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             for process in psutil.Process(self._child.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.Error):
                     if any(part.endswith(COMMAND) for part in process.cmdline()):
                         return True
         return False
@@ -197,7 +197,7 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        self._in_hand = False
+        self._in_hand, self._alone = False, 0.0
         self._rest = WARM_SECONDS
         self._start_warm()
         self._look = now + self._rest
@@ -216,7 +216,10 @@ class SuperNode:
         if code is not None:
             LOG.warning("event=warm_start_ended code=%d reason=%s", code, json.dumps(self._warm.log_tail()))
             self._rest = min(LONGEST_WARM_SECONDS, 2 * self._rest)
-            self._start_warm()
+            try:
+                self._start_warm()
+            except OSError as error:  # a full disk: messages start cold
+                LOG.warning("event=no_warm_start reason=%s", json.dumps(error.strerror or str(error)))
         self._look = now + self._rest
 
     def _variables(self) -> dict[str, str]:
@@ -232,7 +235,7 @@ class SuperNode:
 
     def _ended(self, code: int, now: float) -> None:
         reason = exit_reason(self._child.log_file)
-        if code == STUCK and self._in_hand:
+        if code == STUCK and self._alone:
             reason = "it waits for the reply of a ClientApp that is gone"
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
