@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,13 +65,13 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     engine = _make_engine(plan, trunk, parameters, given)
     tell(f"warming up {len(engine.settings.schedules)} schedules")
     engine.warm_up()
-    measured, columns = _profile(plan, trunk, engine, tasks, given, tell)
+    measured, columns, keep = _profile(plan, trunk, engine, tasks, given, tell)
     schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
 
     def live_tasks(dispatcher: Dispatcher) -> LiveTasks:
         return LiveTasks(
             registry, engine, dispatcher, trunk.fingerprint, measured, columns, tasks, generation,
-            partial(make_policy, plan.policy),
+            partial(make_policy, plan.policy), keep,
         )  # fmt: skip
 
     return ServedModels(
@@ -102,10 +103,12 @@ def _profile(
     tasks: Mapping[str, TaskVersion],
     given: Profile | None,
     tell: OnProgress,
-) -> tuple[Profile, dict[str, str]]:
-    """The profile, and the task version that each of its columns belongs to."""
+) -> tuple[Profile, dict[str, str], Callable[[Profile], None]]:
+    """The profile, the task version that each of its columns belongs to, and what keeps a corrected one: nothing where
+    the profile is the user's own file."""
     if given is not None:
-        return given, {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
+        columns = {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
+        return given, columns, lambda _: None
     places = dict(pair(text) for text in plan.images)
     strange = sorted(set(places) - set(tasks))
     if strange:
@@ -132,7 +135,7 @@ def _profile(
         found = read_profile(file)
         tell("comparing the kept profile with times of now")
         _warn_if_stale(engine, found)
-        return found, columns
+        return found, columns, partial(_write, file)
     for name in set(tasks) - set(known):
         LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
     LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(key.schedules))
@@ -152,9 +155,13 @@ def _profile(
             trunk.fingerprint,
             tell,
         )
-    replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
+    _write(file, profile)
     LOG.info("event=profile_measured file=%s", file)
-    return profile, columns
+    return profile, columns, partial(_write, file)
+
+
+def _write(file: Path, profile: Profile) -> None:
+    replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
 
 
 def _warn_if_stale(engine: Engine, profile: Profile) -> None:
@@ -166,7 +173,7 @@ def _warn_if_stale(engine: Engine, profile: Profile) -> None:
     if not 1 / STALE < ratios[worst] < STALE:
         LOG.warning(
             "event=profile_stale schedule=%s now_over_stored=%.2f "
-            "hint='if the machine is idle now, stop the server and delete the profile'",
+            "hint='it is timed again while the server is idle'",
             worst, ratios[worst],
         )  # fmt: skip
 

@@ -45,7 +45,7 @@ class ScheduleFit:
 
     def __init__(self, schedule: Schedule, settings: CalibrationSettings) -> None:
         self._memory = settings.memory
-        self.fixed, self.per_query = schedule.fixed_seconds, schedule.per_query_seconds
+        self.fixed, self.per_query = self.profiled = schedule.fixed_seconds, schedule.per_query_seconds
         # The profile as observations at both ends of the line. Sums are kept relative to the square
         # of the time, since errors are relative: small batches are known as well as large ones.
         self._normal: npt.NDArray[np.float64] = np.zeros((2, 2))
@@ -128,7 +128,11 @@ class LatencyModel:
         fit.observe(size, expected * math.exp(error) / self.scale, 1 / (1 + (error / JUMP) ** 2))
 
     def adopt(self, other: LatencyModel) -> None:
-        """Continue from what `other` has learnt about the same engine: scale, spread, and the lines of common
-        schedules."""
+        """Continue from what `other` has learnt about the same engine: scale, spread, and the lines of the schedules of
+        which both profiles say the same."""
         self.scale, self.relative_error = other.scale, other.relative_error
-        self._fits |= {name: fit for name, fit in other._fits.items() if name in self._fits}
+        self._fits |= {
+            name: fit
+            for name, fit in other._fits.items()
+            if name in self._fits and fit.profiled == self._fits[name].profiled
+        }

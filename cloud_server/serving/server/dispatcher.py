@@ -79,6 +79,7 @@ class Dispatcher:
         self._items: dict[int, _Item] = {}  # of queries that wait: for their images, or in the policy
         self._outbox: list[tuple[Deliver, Outcome]] = []
         self._swaps: list[tuple[Callable[[], Policy], Future[None]]] = []
+        self._idle_work: Callable[[], None] | None = None
         self._following = 0
         self._draining = self._stopping = False
         self._thread: threading.Thread | None = None
@@ -148,6 +149,13 @@ class Dispatcher:
                 self._swaps.append((make, done))
                 self._wake()
         return done
+
+    def when_idle(self, work: Callable[[], None]) -> None:
+        """Call ``work`` in the engine's thread when nothing has come for `QUIET_SECONDS`, again and again.
+
+        Whoever comes meanwhile waits for it, so it must be short.
+        """
+        self._idle_work = work
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -240,6 +248,13 @@ class Dispatcher:
             with self._changed:
                 if not self._news and not self._stopping:
                     self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
+                quiet = not (self._news or self._open or self._draining)
+            if quiet and self._idle_work is not None:
+                try:
+                    self._idle_work()
+                except Exception:  # nobody waits for it
+                    LOG.exception("event=idle_work_failed")
+                    self._idle_work = None
 
     def _admit(self, request: Request, now: float) -> Rejection | None:
         """Submit the queries to the policy; returns the rejection if not all of them were accepted."""

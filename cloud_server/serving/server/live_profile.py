@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.profiler import Images, make_profile, profile_engine
-from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.models.vit.schedules import TokenSchedule
@@ -112,6 +112,17 @@ def fit_profile(
         ),
         variants=(),
     )
+
+
+def with_times(profile: Profile, timed: Profile) -> Profile:
+    """The profile with the times that ``timed`` has for schedules of the same names."""
+    lines = {schedule.name: schedule for schedule in timed.schedules}
+
+    def with_line(schedule: Schedule) -> Schedule:
+        line = lines.get(schedule.name, schedule)
+        return replace(schedule, fixed_seconds=line.fixed_seconds, per_query_seconds=line.per_query_seconds)
+
+    return replace(profile, schedules=tuple(map(with_line, profile.schedules)))
 
 
 def _suits(schedule: TokenSchedule, tasks: Mapping[str, TaskVersion]) -> bool:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 
 import grpc
+import torch
 
 from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.idle_timing import IdleTiming
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
-from fedstill.cloud_server.serving.server.live_profile import fit_profile
+from fedstill.cloud_server.serving.server.live_profile import fit_profile, with_times
 from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
 from fedstill.common.errors import DataError
 from fedstill.models.vit.preprocess_settings import Preprocess
@@ -36,6 +38,7 @@ class LiveTasks:
         served: what engine and dispatcher serve already.
         generation: of the registry, read before ``served`` was.
         make_policy: for the present profile.
+        keep: stores a profile whose times were corrected.
     """
 
     def __init__(
@@ -49,12 +52,18 @@ class LiveTasks:
         served: Mapping[str, TaskVersion],
         generation: int,
         make_policy: Callable[[Profile], Policy],
+        keep: Callable[[Profile], None] = lambda _: None,
     ) -> None:
         self.trunk = trunk
         self._registry, self._engine, self._dispatcher = registry, engine, dispatcher
         self._profile, self._measured, self._make_policy = profile, measured, make_policy
+        self._keep = keep
         self._served, self._generation = dict(served), generation
         self._changing = threading.Lock()
+        self._schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
+        self._noisy = torch.empty(0)
+        self._timing = IdleTiming(self._time, dispatcher.policy.profile)
+        dispatcher.when_idle(self._timing.step)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -66,12 +75,12 @@ class LiveTasks:
         return self._served
 
     def refresh(self) -> bool:
-        """Serve the registry's present tasks; returns whether anything changed. Tasks that cannot be served are
-        logged."""
+        """Serve the registry's present tasks, by a profile that holds; returns whether anything changed. Tasks that
+        cannot be served are logged."""
         with self._changing:
             generation = self._registry.generation()
             if generation == self._generation:
-                return False
+                return self._correct_times()
             try:
                 self._swap()
             except (DataError, ValueError, CancelledError) as error:
@@ -122,18 +131,51 @@ class LiveTasks:
                 self._registry.activate(name, before.version)
                 raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
 
+    def _time(self, schedule: str, size: int) -> None:
+        """A batch of nobody's images, in the engine's thread."""
+        names = self._engine.bank.names[:1] * size
+        self._engine.infer(self._noise(size), names, self._schedules[schedule])
+
+    def _noise(self, size: int) -> torch.Tensor:
+        if len(self._noisy) < size:
+            side = self._engine.net.image_size
+            self._noisy = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0))
+        return self._noisy[:size]
+
+    def _correct_times(self) -> bool:
+        found = self._timing.take_correction()
+        if found is None:
+            return False
+        before, self._profile = self._profile, with_times(self._profile, found)
+        try:
+            self._swap()
+        except (DataError, ValueError, CancelledError) as error:
+            self._profile = before
+            LOG.error("event=correction_refused reason=%r", str(error))
+            return False
+        changed = [
+            f"{one.name}:{was.seconds(1):.4f}->{one.seconds(1):.4f}"
+            for one, was in zip(self._profile.schedules, before.schedules, strict=True)
+            if one != was
+        ]
+        LOG.warning("event=profile_corrected seconds_of_one=%s", ",".join(changed))
+        self._keep(self._profile)
+        return True
+
     def _swap(self) -> None:
         generation = self._registry.generation()
         tasks = self._registry.active()
         parameters = self._registry.load_active(self.trunk)
         if parameters.keys() != tasks.keys():
             raise RegistryError("the registry was changed meanwhile: trying again")
-        schedules = {schedule.name: schedule for schedule in self._engine.settings.schedules}
-        profile = fit_profile(self._profile, self._measured, tasks, schedules, self._engine.maximum_batch)
+        profile = fit_profile(
+            self._profile, self._measured, tasks, self._schedules, self._engine.maximum_batch
+        )
 
         def change() -> Policy:
             policy = self._make_policy(profile)
             self._engine.swap(parameters)
+            self._timing.restart(profile)
             return policy
 
         self._dispatcher.swap(change).result()
