@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedstill.cloud_server.distillation.compute import Compute
+from fedstill.cloud_server.distillation.optimisation import AdamW
 from fedstill.cloud_server.distillation.public_bank import PublicBank, outputs_of
 from fedstill.cloud_server.distillation.randomness import generator
 from fedstill.datasets.audiovisual.capture.views import ClipViews
@@ -70,7 +71,7 @@ def train_level(
     for parameter in net.parameters():
         bound = parameter.shape[-1] ** -0.5
         torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.01)
+    optimiser = AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.01)
     for _ in range(EPOCHS):
         order = torch.randperm(len(labels), generator=generator)
         for start in range(0, len(order), BATCH):

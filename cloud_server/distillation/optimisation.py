@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,16 +17,32 @@ SHORTEST = 6
 """OneCycleLR divides by zero when the warm-up is exactly one step."""
 
 
+def without_compiler(kind: type[torch.optim.Optimizer]) -> Any:
+    """The same optimiser, step for step, for training that nobody compiles.
+
+    torch wraps these methods for its compiler, which takes as long to import as torch itself.
+    """
+    names = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
+    plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    plain["step"] = torch.no_grad()(plain["step"])
+    return type(kind.__name__, (kind,), plain)
+
+
+SGD, AdamW = without_compiler(torch.optim.SGD), without_compiler(torch.optim.AdamW)
+
+
 def make_optimiser(
     parameters: Iterable[nn.Parameter | dict[str, Any]], settings: OptimiserSettings
 ) -> torch.optim.Optimizer:
     """SGD with momentum 0.9 (the thesis') or AdamW, for parameters or for groups with an ``lr`` of their own."""
     chosen: Any = list(parameters)
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay, "foreach": True}
+    made: torch.optim.Optimizer
     if settings.kind == "sgd":
-        return torch.optim.SGD(
-            chosen, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, foreach=True
-        )
-    return torch.optim.AdamW(chosen, settings.learning_rate, weight_decay=settings.weight_decay, foreach=True)
+        made = SGD(chosen, settings.learning_rate, momentum=0.9, **options)
+    else:
+        made = AdamW(chosen, settings.learning_rate, **options)
+    return made
 
 
 def make_schedule(
