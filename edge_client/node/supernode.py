@@ -207,19 +207,19 @@ class SuperNode:
     def _start_warm(self) -> None:
         """The command, and on Linux its warm process: elsewhere one that has imported much may not be forked."""
         programs = self.folder / "flower" / "bin"
-        install_command(programs)
-        if sys.platform == "linux":
-            self._warm.start(warm_start(os.getpid()), self._variables(), programs)
+        try:
+            install_command(programs)
+            if sys.platform == "linux":
+                self._warm.start(warm_start(os.getpid()), self._variables(), programs)
+        except OSError as error:  # a full disk: messages start cold
+            LOG.warning("event=no_warm_start reason=%s", json.dumps(error.strerror or str(error)))
 
     def _keep_warm(self, now: float) -> None:
         code = self._warm.poll()
         if code is not None:
             LOG.warning("event=warm_start_ended code=%d reason=%s", code, json.dumps(self._warm.log_tail()))
             self._rest = min(LONGEST_WARM_SECONDS, 2 * self._rest)
-            try:
-                self._start_warm()
-            except OSError as error:  # a full disk: messages start cold
-                LOG.warning("event=no_warm_start reason=%s", json.dumps(error.strerror or str(error)))
+            self._start_warm()
         self._look = now + self._rest
 
     def _variables(self) -> dict[str, str]:

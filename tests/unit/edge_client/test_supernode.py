@@ -187,6 +187,46 @@ def test_long_work_and_a_long_outage_are_waited_for(
     assert starts_of(tended) == 1
 
 
+def test_a_log_that_was_put_aside_leaves_no_message_in_hand(
+    clock: Clock, tmp_path: Path, clientapp: list[bool]
+) -> None:
+    """The word that it was handed in may stand in the part that was put aside, unread."""
+    tended = node(tmp_path)
+    run(tended, clock, 5)
+    says(tended, BEGUN)
+    run(tended, clock, 5)
+    tended._child.log_file.write_text("")
+    run(tended, clock, 20 * SILENT_SECONDS)
+    assert starts_of(tended) == 1
+
+
+def test_the_log_says_why_a_waiting_node_was_started_again(
+    clock: Clock, tmp_path: Path, clientapp: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    tended = node(tmp_path)
+    run(tended, clock, 5)
+    says(tended, BEGUN)
+    run(tended, clock, SILENT_SECONDS + SURE_SECONDS + 5)
+    assert "waits for the reply of a ClientApp that is gone" in caplog.text
+
+
+def test_a_full_disk_takes_the_warm_process_and_not_the_node(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    tended = node(tmp_path)
+    monkeypatch.setattr(supernode, "install_command", full)
+    run(tended, clock, 5)
+    assert (starts_of(tended), tended._warm.pid) == (1, None)
+    assert "event=no_warm_start" in caplog.text
+    monkeypatch.setattr(supernode, "install_command", lambda folder: None)
+    tended._child.code = 1  # type: ignore[attr-defined]
+    run(tended, clock, LONGEST_PAUSE)
+    assert (starts_of(tended), tended._warm.pid) == (2, 1)
+
+
 def test_the_clientapp_of_a_node_is_found(tmp_path: Path) -> None:
     tended = node(tmp_path)
     assert not tended._has_clientapp()
