@@ -219,6 +219,7 @@ class SuperNode:
         if code is not None:
             LOG.warning("event=warm_start_ended code=%d reason=%s", code, json.dumps(self._warm.log_tail()))
             self._rest = min(LONGEST_WARM_SECONDS, 2 * self._rest)
+        if code is not None or self._warm.pid is None:
             self._start_warm()
         self._look = now + self._rest
 
