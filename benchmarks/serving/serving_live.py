@@ -72,6 +72,7 @@ def main(arguments: Sequence[str]) -> None:
                     seeds=options.seeds,
                     seconds=options.seconds,
                     rate=options.rate,
+                    equal=options.equal,
                 ),
                 settings=LiveSettings(latency_scale=options.latency_scale),
                 server=ServerOptions(state, setting.arguments, server_cores),
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--loads", default="0.3,0.6,1,1.5,2,3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals, per policy, load and seed")
+    parser.add_argument("--equal", action="store_true", help="every query is worth 1")
     parser.add_argument("--latency-scale", type=float, default=1.0)
     add_setting_options(parser)
     parser.add_argument("--out", type=Path, help="folder of results.json and plots")

@@ -11,6 +11,7 @@ import typer
 
 from fedstill.cli.loadtest.options import (
     Compress,
+    Equal,
     Load,
     Markdown,
     Out,
@@ -63,6 +64,7 @@ def live(
     seconds: Seconds = 30.0,
     rate: Rate = None,
     compress: Compress = 1.0,
+    equal: Equal = False,
     latency_scale: Annotated[float, typer.Option(help="Factor on the mix's latency objectives.")] = 1.0,
     allowance_ms: Annotated[
         float,
@@ -82,7 +84,8 @@ def live(
         from fedstill.evaluation.serving.virtual import LoadTest
 
         told_by_server = ("",)
-        test = LoadTest(names(trace), told_by_server, load_factors(load), seeds, seconds, rate, compress)
+        factors = load_factors(load)
+        test = LoadTest(names(trace), told_by_server, factors, seeds, seconds, rate, compress, equal=equal)
         settings = LiveSettings(latency_scale, outstanding, allowance_ms)
         address = address_of(target, insecure=insecure, authority=ca, token_file=token_file)
         sent = None if drawn else _task_images(names(tasks), images or (), pictures)

@@ -34,6 +34,7 @@ Rate = Annotated[
 Compress = Annotated[
     float, typer.Option(help="Replay CSV files so many times as fast (the thesis: MAF 120 times).")
 ]
+Equal = Annotated[bool, typer.Option("--equal", help="Every query is worth 1, instead of as in the mix.")]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for results.json and plots (default: runs/loadtest-TIME).")
 ]

@@ -8,6 +8,7 @@ import typer
 
 from fedstill.cli.loadtest.options import (
     Compress,
+    Equal,
     Load,
     Markdown,
     Out,
@@ -47,6 +48,7 @@ def virtual(
     seconds: Seconds = 1800.0,
     rate: Rate = None,
     compress: Compress = 1.0,
+    equal: Equal = False,
     jitter: Annotated[
         float, typer.Option(help="Standard deviation of the log of a batch's time around the profile.")
     ] = 0.0,
@@ -65,7 +67,8 @@ def virtual(
         from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
         chosen = tuple(policy_id(name) for name in names(policies))
-        test = LoadTest(names(trace), chosen, load_factors(load), seeds, seconds, rate, compress, jitter)
+        factors = load_factors(load)
+        test = LoadTest(names(trace), chosen, factors, seeds, seconds, rate, compress, jitter, equal)
         known = find_profile(profile)
         if load_seconds is not None:
             variants = tuple(replace(one, load_seconds=load_seconds) for one in known.variants)

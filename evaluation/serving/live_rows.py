@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ def run_row(run: LiveRun) -> RunRow:
     places = np.minimum(WINDOWS - 1, (load.arrival / window).astype(np.int64))
     earned = np.where(kinds == RIGHT, load.utility, 0.0)
     counts = np.bincount(kinds, minlength=EVICTED + 1)
-    client = _client_row(run.record, run.answered)
+    client = _client_row(run)
     return RunRow(
         policy=run.policy,
         trace=run.trace,
@@ -137,16 +138,18 @@ def batches_of(responses: Sequence[Response]) -> dict[tuple[str, int, float], li
     return batches
 
 
-def _client_row(record: Record, answered: npt.NDArray[np.bool_]) -> ClientRow:
-    refused = Counter(
-        str(response.kind) for response in record.responses if response.kind in ("too_late", "overload")
-    )
+def _client_row(run: LiveRun) -> ClientRow:
+    record, answered = run.record, run.answered
+    turned_away = np.array([response.kind in ("too_late", "overload") for response in record.responses])
+    refused = Counter(str(response.kind) for response in compress(record.responses, turned_away))
+    after = (record.seconds / (run.load.deadline - run.load.arrival))[turned_away]
     failed = Counter(response.detail for response in record.responses if response.kind == "failed")
     return ClientRow(
         round_trip_ms=dict(percentiles(1000 * record.seconds[answered])),
         lag_ms=dict(percentiles(1000 * record.lag[np.isfinite(record.lag)])),
         refused=dict(refused),
         failed=dict(failed),
+        refused_after=dict(percentiles(after)),
     )
 
 

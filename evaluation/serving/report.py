@@ -95,6 +95,36 @@ def live_targets(results: ServingResults, trace: str, load: float) -> list[str]:
         f"{'met' if ahead else 'missed'}.",
         f"- Late of what {LABELS[OURS]} served: {100 * of_served:.2f} %; aim at most 1 %: "
         f"{'met' if of_served <= 0.01 else 'missed'}.",
+        *_refusal_lines(results, trace, load),
+        *_lowest_line(results, trace, load),
+    ]
+
+
+def _refusal_lines(results: ServingResults, trace: str, load: float) -> list[str]:
+    """When fedstill told those that it refused."""
+    clients = [row.client for row in results.rows(OURS, trace, load) if row.client is not None]
+    after = [client.refused_after["p50"] for client in clients if client.refused_after]
+    if not after:
+        return []
+    typical = sum(after) / len(after)
+    return [
+        f"- Refusals come after {100 * typical:.0f} % of the latency objective (median, mean of seeds); aim at most "
+        f"20 %: {'met' if typical <= 0.2 else 'missed'}."
+    ]
+
+
+def _lowest_line(results: ServingResults, trace: str, load: float) -> list[str]:
+    """The policy that fedstill may lose most to."""
+    others = [name for name in results.policies() if name != OURS]
+    ratios = [
+        (1 + found.percent.low / 100, name)
+        for name in others
+        if (found := gain(results, OURS, name, trace, load))
+    ]
+    low, name = min(ratios)
+    return [
+        f"- Lowest lower end of the paired ratio to another policy: {low:.3f} ({LABELS[name]}); aim at least 0.97: "
+        f"{'met' if low >= 0.97 else 'missed'}."
     ]
 
 
@@ -102,7 +132,8 @@ def _title(results: ServingResults, trace: str, load: float) -> str:
     queries = [row.queries for row in results.rows(results.policies()[0], trace, load)]
     seconds = results.config["seconds"]
     rate = sum(queries) / len(queries) / seconds
-    return f"{trace}, load {load:g}: {rate:.0f} queries/s for {seconds:g} s, profile {results.profile}"
+    worth = ", all worth the same" if results.config.get("equal") else ""
+    return f"{trace}, load {load:g}: {rate:.0f} queries/s{worth} for {seconds:g} s, profile {results.profile}"
 
 
 def _cells(line: PolicyLine) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ class ClientRow:
 
     round_trip_ms: percentiles from the planned time to the answer, of answered queries. lag_ms: percentiles of how late
     queries were sent. refused: queries refused by reason (`too_late`, `overload`). failed: queries that got no answer
-    otherwise, by what went wrong (those that the generator could not send among them).
+    otherwise, by what went wrong (those that the generator could not send among them). refused_after: percentiles of
+    the time until a refusal, as a share of the query's latency objective.
     """
 
     round_trip_ms: dict[str, float]
     lag_ms: dict[str, float]
     refused: dict[str, int]
     failed: dict[str, int]
+    refused_after: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

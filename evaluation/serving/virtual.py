@@ -6,7 +6,7 @@ A load is drawn once per trace, rate and seed, and all policies meet that one lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,7 @@ class LoadTest:
     """What to run. traces: those of DRAWN, azure, or a CSV file. loads: factors on the standard rate. seconds: of
     arrivals. rate: mean queries per second at load 1 (None: as in the thesis, a file as recorded; step: of its calm).
     compress: a file is replayed so many times as fast (the thesis replays two minutes of MAF per second: 120). jitter:
-    of the engine."""
+    of the engine. equal: every query is worth 1, instead of as in the mix."""
 
     traces: tuple[str, ...]
     policies: tuple[str, ...]
@@ -66,6 +66,7 @@ class LoadTest:
     rate: float | None = None
     compress: float = 1.0
     jitter: float = 0.0
+    equal: bool = False
 
     def __post_init__(self) -> None:
         for name, values in (("--trace", self.traces), ("--policies", self.policies), ("--load", self.loads)):
@@ -197,7 +198,8 @@ def draw(
         times = _drawn_times(trace, test.seconds, factor * (test.rate or THESIS_RATE), generator)
     if not len(times):
         raise DataError("the load holds no queries: raise --seconds, --load or --rate")
-    return draw_load(times, tasks, np.random.default_rng([seed, 2]))
+    load = draw_load(times, tasks, np.random.default_rng([seed, 2]))
+    return replace(load, utility=np.ones(len(load))) if test.equal else load
 
 
 def _drawn_times(trace: str, seconds: float, rate: float, generator: np.random.Generator) -> Times:

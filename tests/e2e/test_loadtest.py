@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,15 @@ def test_the_same_seeds_give_the_same_numbers() -> None:
     first, again = (run_virtual(test, thesis_profile(), None, "") for _ in range(2))
     assert first == again
     assert first.runs[0].utility_earned != first.runs[1].utility_earned
+
+
+def test_queries_of_equal_worth_are_the_same_queries() -> None:
+    test = LoadTest(traces=("synthetic",), policies=("pets",), seeds=1, seconds=5)
+    mixed, equal = (
+        run_virtual(one, thesis_profile(), None, "").runs[0] for one in (test, replace(test, equal=True))
+    )
+    assert equal.queries == mixed.queries == equal.utility_offered > mixed.utility_offered
+    assert equal.utility_earned == equal.type1
 
 
 def test_a_measured_profile_and_a_load_time_are_used(quick: CliRunner, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_row_counts_everything_once(run: LiveRun) -> None:
     assert row.client is not None
     assert row.client.refused == {"too_late": 1, "overload": 1}
     assert row.client.failed == {UNSENT.detail: 1}
+    assert row.client.refused_after["p50"] == pytest.approx(0.01 / 0.6)  # of the latency objective
     assert row.client.lag_ms["p50"] == pytest.approx(0.0)
     assert row.client.round_trip_ms["p50"] == pytest.approx(590.0)
 
