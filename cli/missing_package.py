@@ -11,6 +11,7 @@ SERVE = frozenset(
     {
         "alembic",
         "fastapi",
+        "grpc_reflection",
         "matplotlib",
         "prometheus_client",
         "scipy",

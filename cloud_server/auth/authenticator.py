@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.protobuf.message import Message
@@ -35,8 +35,14 @@ class Authenticator:
 
 def bearer_token(context: Context) -> str:
     """The token that a call carries. Raises TokenError if there is none, or more than one."""
-    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-    scheme, _, token = str(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
+    return token_of(
+        [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+    )
+
+
+def token_of(authorization: Sequence[str]) -> str:
+    """The token in the values of ``authorization``. Raises TokenError if there is none, or more than one."""
+    scheme, _, token = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
     if scheme.lower() != "bearer":
         raise TokenError("a bearer token is needed")
     return token

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from fedstill.client.serving_client import ServingAddress
-from fedstill.cloud_server.serving.server.open_inference import MODEL
+from fedstill.cloud_server.serving.endpoints.model_names import MODEL
 from fedstill.common.errors import DataError
 from fedstill.evaluation.serving.live_loadtest import Description
 from fedstill.evaluation.serving.open_loop import Response, ResponseKind

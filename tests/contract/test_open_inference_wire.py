@@ -6,21 +6,37 @@ import json
 import subprocess
 import sys
 
+from fedstill.cloud_server.serving.endpoints.open_inference import REFUSED
+
 DUMP = """
 import importlib, json, sys
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-file = FileDescriptorProto()
-importlib.import_module(sys.argv[1]).DESCRIPTOR.CopyToProto(file)
+def read(descriptor):
+    file = FileDescriptorProto()
+    descriptor.CopyToProto(file)
+    return file
 def fields(message, path):
     for field in message.field:
         kind = field.type_name or field.type
         yield f"{path}.{field.name}", [field.number, field.label, kind]
     for nested in message.nested_type:
         yield from fields(nested, f"{path}.{nested.name}")
-found = {k: v for message in file.message_type for k, v in fields(message, message.name)}
+    for kind in message.enum_type:
+        yield from values(kind, f"{path}.{kind.name}")
+def values(kind, path):
+    for value in kind.value:
+        yield f"{path}.{value.name}", [value.number]
+def everything(file):
+    found = {k: v for message in file.message_type for k, v in fields(message, message.name)}
+    return found | {k: v for kind in file.enum_type for k, v in values(kind, kind.name)}
+descriptor = importlib.import_module(sys.argv[1]).DESCRIPTOR
+file = read(descriptor)
 (service,) = file.service
-methods = {m.name: [m.input_type, m.output_type] for m in service.method}
-print(json.dumps([file.package, service.name, found, methods]))
+calls = {m.name: [m.input_type, m.output_type, m.client_streaming, m.server_streaming] for m in service.method}
+imported = {}
+for one in descriptor.dependencies:
+    imported |= everything(read(one))
+print(json.dumps([file.package, service.name, everything(file), calls, imported]))
 """
 
 
@@ -33,12 +49,15 @@ def dumped(module: str) -> list:
 
 
 def test_every_message_and_call_of_ours_is_tritons() -> None:
-    package, service, fields, methods = dumped("fedstill.protos.open_inference_pb2")
+    package, service, fields, calls, _ = dumped("fedstill.protos.open_inference_pb2")
     theirs = dumped("tritonclient.grpc.service_pb2")
     assert (package, service) == tuple(theirs[:2])
-    assert len(fields) > 50
-    assert {name: theirs[2].get(name) for name in fields} == fields
-    assert {name: theirs[3].get(name) for name in methods} == methods
-    # and none of a message that we know is missing
+    assert len(fields) > 150
+    known = theirs[2] | theirs[4]
+    assert {name: known.get(name) for name in fields} == fields
+    assert {name: theirs[3].get(name) for name in calls} == calls
+    # what we do not have is refused by name
+    assert theirs[3].keys() - calls.keys() == REFUSED.keys()
+    # and no field of a message that we know is missing, but for the configuration's, which says nothing of them
     messages = {name.rpartition(".")[0] for name in fields}
-    assert {name for name in theirs[2] if name.rpartition(".")[0] in messages} == set(fields)
+    assert {name for name in theirs[2] if name.rpartition(".")[0] in messages} == fields.keys() - theirs[4]

@@ -15,9 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
+from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, Parts, ServingServer
+from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Parts, ServingServer
-from fedstill.cloud_server.serving.server.starting import StartProgress
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.common.errors import ConfigError
 from fedstill.protos import open_inference_pb2 as pb

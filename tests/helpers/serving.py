@@ -16,6 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
+from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, Parts, Ports, ServingServer
+from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
+from fedstill.cloud_server.serving.endpoints.starting import StartProgress
+from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
@@ -24,9 +29,6 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Parts, Ports, ServingServer
-from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
-from fedstill.cloud_server.serving.server.starting import StartProgress
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -91,7 +93,7 @@ def serving(
         ),
     )
     columns = {name: version.parameters for name, version in served.items()}
-    metrics = ServingMetrics(policy)
+    metrics, statistics = ServingMetrics(policy), TaskStatistics()
     decisions = DecisionLog(folder / "decisions.jsonl")
     with ThreadPoolExecutor(1) as preparing:
 
@@ -102,7 +104,7 @@ def serving(
             make_policy(policy, fit_profile(measured, columns, served, schedules, 16)),
             infer,
             preparing,
-            (metrics, decisions),
+            (metrics, decisions, statistics),
             waiting,
         )
         tasks = LiveTasks(
@@ -117,7 +119,7 @@ def serving(
             partial(make_policy, policy),
         )
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-        service = ServingService(dispatcher, tasks, access or AccessPolicy(None), SIZE, policy)
+        service = ServingService(dispatcher, tasks, access or AccessPolicy(None), statistics, SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
         address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0))
         server = ServingServer(StartProgress(), app, address)

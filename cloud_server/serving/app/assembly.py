@@ -10,14 +10,16 @@ from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
+from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
+from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, Parts, ServingServer
+from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
+from fedstill.cloud_server.serving.endpoints.starting import StartProgress
+from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.serving_server import ListenAddress, Parts, ServingServer
-from fedstill.cloud_server.serving.server.serving_service import AccessPolicy, ServingService
-from fedstill.cloud_server.serving.server.starting import StartProgress
 from fedstill.cloud_server.serving.server.web import make_app
 
 DECISIONS_FILE = "decisions.jsonl"
@@ -36,7 +38,7 @@ def assembled(
     plan: ServePlan, authority: Authority | None, prepare: Callable[[OnProgress], ServedModels]
 ) -> Iterator[Assembly]:
     """The server around the models that ``prepare`` makes; leaving closes what it writes and reads."""
-    metrics, progress = ServingMetrics(plan.policy), StartProgress()
+    metrics, statistics, progress = ServingMetrics(plan.policy), TaskStatistics(), StartProgress()
     decisions = DecisionLog(plan.folder / DECISIONS_FILE)
     app = make_app(
         metrics,
@@ -52,11 +54,13 @@ def assembled(
             models = prepare(progress.tell)
             opened.callback(models.close)
             policy = make_policy(plan.policy, models.profile)
-            dispatcher = Dispatcher(policy, models.infer, preparing, (metrics, decisions), plan.waiting)
+            dispatcher = Dispatcher(
+                policy, models.infer, preparing, (metrics, decisions, statistics), plan.waiting
+            )
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
             access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
-            service = ServingService(dispatcher, tasks, access, models.image_size, plan.policy)
+            service = ServingService(dispatcher, tasks, access, statistics, models.image_size, plan.policy)
             return Parts(service, dispatcher, tasks)
 
         yield Assembly(server, make)

@@ -16,7 +16,7 @@ from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.app.serve_warmed import warmed_models
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
-from fedstill.cloud_server.serving.server.serving_server import Ports
+from fedstill.cloud_server.serving.endpoints.serving_server import Ports
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.folder_lock import sole_user
 

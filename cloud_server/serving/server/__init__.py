@@ -1,1 +1,1 @@
-"""The serving process: gRPC service, dispatcher, dashboard, metrics."""
+"""The core of the serving process: dispatcher, live tasks, dashboard, metrics."""

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,6 +83,8 @@ class Dispatcher:
         self._following = 0
         self._draining = self._stopping = False
         self._thread: threading.Thread | None = None
+        self.versions: Mapping[str, int] = {}
+        """Of the tasks that ``infer`` knows; their owner sets it before the start, and in ``make`` of a `swap`."""
 
     @property
     def draining(self) -> bool:
@@ -368,6 +370,7 @@ class Dispatcher:
             return
         request.predictions[item.row] = result
         request.schedules[item.row] = batch.schedule.name
+        request.versions[item.row] = self.versions.get(request.task, 1)
         request.accuracies[item.row] = batch.schedule.accuracy[item.query.task]
         request.waiting_seconds = max(request.waiting_seconds, now - request.arrival)
         request.inference_seconds = max(request.inference_seconds, finished - now)
@@ -380,6 +383,7 @@ class Dispatcher:
         served = Response(
             predictions=tuple(request.predictions[row] for row in rows),
             schedules=tuple(request.schedules[row] for row in rows),
+            versions=tuple(request.versions[row] for row in rows),
             waiting_seconds=request.waiting_seconds,
             inference_seconds=request.inference_seconds,
             batch_size=request.batch_size,

@@ -64,6 +64,7 @@ class LiveTasks:
         self._noisy = torch.empty(0)
         self._timing = IdleTiming(self._time, dispatcher.policy.profile)
         dispatcher.when_idle(self._timing.step)
+        dispatcher.versions = _numbers(served)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -105,15 +106,30 @@ class LiveTasks:
                 )
             except RegistryError as error:
                 raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "name", error) from None
-            try:
-                self._swap()
-            except (DataError, ValueError, CancelledError) as error:
-                if before is None:
-                    self._registry.remove(name)
-                else:
-                    self._registry.activate(name, before.version)
-                raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
+            self._swap_or_undo(name, before)
         return version
+
+    def versions(self) -> tuple[TaskVersion, ...]:
+        """All registered versions, by name and number."""
+        return self._registry.versions()
+
+    def load(self, name: str, version: int | None = None) -> TaskVersion:
+        """Serve a registered version: by default the active one, or the newest of a task that is not served.
+
+        Raises RequestError; then everything is as it was.
+        """
+        with self._changing:
+            before = self._registry.active().get(name)
+            known = self._registry.versions(name)
+            try:
+                newest = known[-1].version if known else None
+                wanted = self._registry.get(name, version or (before.version if before else newest))
+            except RegistryError as error:
+                raise _refused(grpc.StatusCode.NOT_FOUND, "name", error) from None
+            if not wanted.active:
+                self._registry.activate(name, wanted.version)
+            self._swap_or_undo(name, before)
+        return self._served[name]
 
     def delete(self, name: str) -> None:
         """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
@@ -125,11 +141,18 @@ class LiveTasks:
                     grpc.StatusCode.NOT_FOUND, "name", f"{name[:64]!r} is not served (served: {known})"
                 )
             self._registry.remove(name)
-            try:
-                self._swap()
-            except (DataError, ValueError, CancelledError) as error:
+            self._swap_or_undo(name, before)
+
+    def _swap_or_undo(self, name: str, before: TaskVersion | None) -> None:
+        """Serve what the registry says now; if that cannot be, it says of this task what it said before."""
+        try:
+            self._swap()
+        except (DataError, ValueError, CancelledError) as error:
+            if before is None:
+                self._registry.remove(name)
+            else:
                 self._registry.activate(name, before.version)
-                raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
+            raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
 
     def _time(self, schedule: str, size: int) -> None:
         """A batch of nobody's images, in the engine's thread."""
@@ -176,11 +199,16 @@ class LiveTasks:
             policy = self._make_policy(profile)
             self._engine.swap(parameters)
             self._timing.restart(profile)
+            self._dispatcher.versions = _numbers(tasks)
             return policy
 
         self._dispatcher.swap(change).result()
         self._served, self._generation = tasks, generation
         LOG.info("event=tasks_swapped tasks=%s generation=%d", ",".join(tasks), generation)
+
+
+def _numbers(tasks: Mapping[str, TaskVersion]) -> dict[str, int]:
+    return {name: task.version for name, task in tasks.items()}
 
 
 def _refused(code: grpc.StatusCode, field: str, error: BaseException) -> RequestError:

@@ -19,10 +19,12 @@ class Response:
     """A request's predictions, one per image, with schedules and times.
 
     waiting_seconds, inference_seconds, batch_size: the largest of its queries'. schedules: names, one per image.
+    versions: of the task that answered, one per image; they differ if it was swapped in between.
     """
 
     predictions: tuple[Prediction, ...]
     schedules: tuple[str, ...]
+    versions: tuple[int, ...]
     waiting_seconds: float
     inference_seconds: float
     batch_size: int
@@ -52,6 +54,7 @@ class Request:
     queries: list[int] = field(default_factory=list)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     schedules: dict[int, str] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
     accuracies: dict[int, float] = field(default_factory=dict)
     waiting_seconds: float = 0.0
     inference_seconds: float = 0.0

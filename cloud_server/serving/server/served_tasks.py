@@ -36,6 +36,15 @@ class ServedTasks(Protocol):
     ) -> TaskVersion:
         """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
 
+    def versions(self) -> tuple[TaskVersion, ...]:
+        """All registered versions, by name and number."""
+
+    def load(self, name: str, version: int | None = None) -> TaskVersion:
+        """Serve a registered version: by default the active one, or the newest of a task that is not served.
+
+        Raises RequestError; then everything is as it was.
+        """
+
     def delete(self, name: str) -> None:
         """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
 
@@ -52,6 +61,12 @@ class FixedTasks:
     def register(
         self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
     ) -> TaskVersion:
+        _refuse()
+
+    def versions(self) -> tuple[TaskVersion, ...]:
+        return tuple(self.served.values())
+
+    def load(self, name: str, version: int | None = None) -> TaskVersion:
         _refuse()
 
     def delete(self, name: str) -> None:

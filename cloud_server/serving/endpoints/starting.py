@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 
-from fedstill.cloud_server.serving.server.serving_service import INFERENCE_SERVICE, OWN_SERVICE, RETRY_KEY
+from fedstill.cloud_server.serving.endpoints.grpc_face import INFERENCE_SERVICE, STREAM
+from fedstill.cloud_server.serving.endpoints.grpc_methods import RETRY_KEY
+from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
 from fedstill.protos import open_inference_pb2 as pb
 
 LOG = logging.getLogger(__name__)
@@ -37,6 +39,11 @@ class StartProgress:
         """The present step, and the seconds since the start."""
         with self._lock:
             return f"{self._doing} ({time.monotonic() - self._began:.0f} s so far)"
+
+    @property
+    def refusal(self) -> str:
+        """What a request is told."""
+        return f"the server is starting: {self.text}; try again later"
 
 
 class StartingHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
@@ -66,11 +73,13 @@ class StartingHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # non
         }
         answer = answers.get(method) if service == INFERENCE_SERVICE else None
 
-        async def handle(_: bytes, context: Any) -> bytes:
+        async def handle(_: Any, context: Any) -> bytes:
             if answer is None:
-                text = f"the server is starting: {self._progress.text}; try again later"
+                text = self._progress.refusal
                 await context.abort(grpc.StatusCode.UNAVAILABLE, text, ((RETRY_KEY, str(RETRY_MS)),))
                 raise AssertionError("abort has raised already")
             return answer.SerializeToString()
 
+        if method == STREAM:
+            return grpc.stream_stream_rpc_method_handler(handle)
         return grpc.unary_unary_rpc_method_handler(handle)

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedstill.cloud_server.grpc.listen import ServerError, listen
 from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.cloud_server.serving.endpoints.grpc_face import INFERENCE_SERVICE
+from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
+from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
+from fedstill.cloud_server.serving.endpoints.starting import StartingHandlers, StartProgress
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
-from fedstill.cloud_server.serving.server.serving_service import (
-    INFERENCE_SERVICE,
-    OWN_SERVICE,
-    ServingService,
-)
-from fedstill.cloud_server.serving.server.starting import StartingHandlers, StartProgress
 
 LOG = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ class ServingServer:
             largest_request=LARGEST_REQUEST,
             concurrent=self._address.concurrent,
         )
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._listener.server)
         web_port = await self._start_web()
         await self._listener.serve(SERVICES, healthy=False)
         return Ports(self._listener.port, web_port)

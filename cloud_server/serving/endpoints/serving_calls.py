@@ -1,0 +1,172 @@
+"""Our own calls over gRPC: queries with one image, and the tasks of the server. Only operators may change tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import fields
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+
+from fedstill.cloud_server.serving.endpoints import grpc_methods
+from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
+from fedstill.cloud_server.serving.endpoints.infer_parameters import (
+    LARGEST_UTILITY,
+    LONGEST_LATENCY_MS,
+    checked,
+)
+from fedstill.cloud_server.serving.endpoints.infer_request import Limits
+from fedstill.cloud_server.serving.endpoints.model_names import AskedTask
+from fedstill.cloud_server.serving.endpoints.refusals import bad
+from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
+from fedstill.cloud_server.serving.engine.predictions import ImageError
+from fedstill.cloud_server.serving.server import request_images
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.models.vit.preprocess_settings import Preprocess
+from fedstill.models.vit.task_bank import TaskParameters
+from fedstill.models.weights.packing import unpack
+from fedstill.protos import serving_pb2 as own
+
+OWN_SERVICE = "fedstill.serving.v1.Serving"
+
+
+class ServingCalls:
+    """The calls.
+
+    Args:
+        policy, image_size: reported on request.
+    """
+
+    def __init__(self, queries: TaskQueries, tasks: ServedTasks, policy: str, image_size: int) -> None:
+        self._queries, self._tasks = queries, tasks
+        self._policy, self._size = policy, image_size
+
+    def handler(self, access: AccessPolicy) -> grpc.GenericRpcHandler[Any, Any]:
+        """For a gRPC server."""
+
+        def method(
+            kind: type[Message],
+            answer: Callable[[Any, float | None], Awaitable[Message]],
+            operators: bool = False,
+        ) -> grpc.RpcMethodHandler[Any, Any]:
+            return grpc_methods.unary(access, kind, answer, operators=operators)
+
+        return grpc.method_handlers_generic_handler(
+            OWN_SERVICE,
+            {
+                "ListTasks": method(own.ListTasksRequest, self._list_tasks),
+                "MakeQuery": method(own.MakeQueryRequest, self._make_query),
+                "RegisterTask": method(own.RegisterTaskRequest, self._register_task, operators=True),
+                "DeleteTask": method(own.DeleteTaskRequest, self._delete_task, operators=True),
+            },
+        )
+
+    async def _list_tasks(self, request: own.ListTasksRequest, _: float | None) -> own.ListTasksResponse:
+        tasks = self._tasks.served.values()
+        return own.ListTasksResponse(
+            tasks=[_task(task) for task in tasks],
+            policy=self._policy,
+            image_size=self._size,
+            trunk=self._tasks.trunk,
+            image_mean=_common(task.preprocess.mean for task in tasks),
+            image_std=_common(task.preprocess.std for task in tasks),
+            preprocess=_message(self._tasks.preprocess),
+        )
+
+    async def _make_query(
+        self, request: own.MakeQueryRequest, remaining: float | None
+    ) -> own.MakeQueryResponse:
+        limits = {"latency_ms": LONGEST_LATENCY_MS, "utility": LARGEST_UTILITY}
+        given = {
+            name: checked(name, getattr(request, name), largest)
+            for name, largest in limits.items()
+            if request.HasField(name)
+        }
+        try:
+            image = request_images.encoded(request.image, self._queries.form_of(request.task))
+        except ImageError as error:
+            raise bad("image", str(error)) from None
+        left = None if remaining is None else 1e3 * remaining
+        served = await self._queries.ask(AskedTask(request.task), [image], Limits(**given, remaining_ms=left))
+        return own.MakeQueryResponse(
+            label=served.predictions[0].label,
+            logits=served.predictions[0].logits.tolist(),
+            schedule=served.schedules[0],
+            waiting_ms=1e3 * served.waiting_seconds,
+            inference_ms=1e3 * served.inference_seconds,
+            batch_size=served.batch_size,
+            late=served.late,
+        )
+
+    async def _register_task(self, request: own.RegisterTaskRequest, _: float | None) -> own.Task:
+        if request.trunk != self._tasks.trunk:
+            raise bad("trunk", f"the server's is {self._tasks.trunk}: train the task on that one")
+        if not 0 <= request.accuracy <= 1:
+            raise bad("accuracy", "must lie between 0 and 1")
+        if not 0 < request.latency_ms <= LONGEST_LATENCY_MS:
+            raise bad("latency_ms", f"must be above 0, at most {LONGEST_LATENCY_MS:g}")
+        checked("utility", request.utility, LARGEST_UTILITY)
+        task = await asyncio.to_thread(
+            self._tasks.register,
+            request.name,
+            _parameters(request, self._tasks.preprocess),
+            request.latency_ms,
+            request.utility,
+            request.accuracy,
+        )
+        return _task(task)
+
+    async def _delete_task(self, request: own.DeleteTaskRequest, _: float | None) -> own.DeleteTaskResponse:
+        await asyncio.to_thread(self._tasks.delete, request.name)
+        return own.DeleteTaskResponse()
+
+
+def _task(task: TaskVersion) -> own.Task:
+    return own.Task(
+        name=task.name,
+        version=task.version,
+        class_names=task.class_names,
+        latency_ms=task.latency_ms,
+        utility=task.utility,
+        accuracy=task.accuracy,
+        preprocess=_message(task.preprocess),
+    )
+
+
+def _message(preprocess: Preprocess) -> own.Preprocess:
+    return own.Preprocess(**to_plain(preprocess))
+
+
+def _common(values: Iterable[tuple[float, ...]]) -> float:
+    """The one value of all channels of all tasks; 0 if they differ."""
+    distinct = {value for channels in values for value in channels}
+    return distinct.pop() if len(distinct) == 1 else 0.0
+
+
+def _asked_preprocess(request: own.RegisterTaskRequest, usual: Preprocess) -> Preprocess:
+    if not request.HasField("preprocess"):
+        return usual
+    asked = request.preprocess
+    plain = {field.name: getattr(asked, field.name) for field in fields(Preprocess)}
+    try:
+        return from_plain(Preprocess, {**plain, "mean": tuple(asked.mean), "std": tuple(asked.std)})
+    except ValueError as error:
+        raise bad("preprocess", str(error)) from None
+
+
+def _parameters(request: own.RegisterTaskRequest, usual: Preprocess) -> TaskParameters:
+    preprocess = _asked_preprocess(request, usual)
+    try:
+        tensors = unpack(np.frombuffer(request.parameters, dtype=np.uint8))
+        weight, bias = tensors.pop("head.weight").float(), tensors.pop("head.bias").float()
+        prompts = {int(name.removeprefix("prompts.")): tensor.float() for name, tensor in tensors.items()}
+        return TaskParameters(tuple(request.class_names), weight, bias, prompts, preprocess)
+    except KeyError as error:
+        raise bad("parameters", f"have no {error.args[0]}") from None
+    except ValueError as error:
+        raise bad("parameters", str(error).splitlines()[0]) from None

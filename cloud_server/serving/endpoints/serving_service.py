@@ -1,0 +1,49 @@
+"""What answers requests, of every kind: put together around one queue, for both faces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
+from fedstill.cloud_server.serving.endpoints.grpc_face import inference_handler
+from fedstill.cloud_server.serving.endpoints.open_inference import OpenInference
+from fedstill.cloud_server.serving.endpoints.serving_calls import ServingCalls
+from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
+from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+
+
+class ServingService:
+    """The calls of both services.
+
+    Args:
+        statistics: observes the dispatcher already.
+        image_size: side of the engine's images.
+        policy: its name, reported on request.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        tasks: ServedTasks,
+        access: AccessPolicy,
+        statistics: TaskStatistics,
+        image_size: int,
+        policy: str,
+    ) -> None:
+        queries = TaskQueries(dispatcher, tasks, statistics, image_size)
+        self._queries, self.access = queries, access
+        self._own = ServingCalls(queries, tasks, policy, image_size)
+        self.protocol = OpenInference(queries, tasks, statistics, policy, image_size)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self._queries.ready
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """For a gRPC server."""
+        return inference_handler(self.protocol, self.access), self._own.handler(self.access)

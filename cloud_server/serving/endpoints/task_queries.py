@@ -1,0 +1,95 @@
+"""A query's way through the queue, for every call that asks: its deadline, its worth, its one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.endpoints.infer_request import Limits
+from fedstill.cloud_server.serving.endpoints.model_names import AskedTask
+from fedstill.cloud_server.serving.endpoints.refusals import CODES, FIELDS, missing
+from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.request_images import ImageForm
+from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Response
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+
+
+class TaskQueries:
+    """Asks the dispatcher. image_size: side of the engine's images."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, tasks: ServedTasks, statistics: TaskStatistics, image_size: int
+    ) -> None:
+        self._dispatcher, self._tasks, self._statistics = dispatcher, tasks, statistics
+        self._size = image_size
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken."""
+        return not self._dispatcher.draining
+
+    def form_of(self, task: str) -> ImageForm:
+        """Of a task's images; one that is not served is refused later, by its name."""
+        known = self._tasks.served.get(task)
+        return ImageForm(self._size, known.preprocess if known else self._tasks.preprocess)
+
+    async def ask(self, task: AskedTask, images: Sequence[Prepare], limits: Limits) -> Response:
+        """The answer of all images together. Raises RequestError for a refusal; if the caller is cancelled, so is the
+        request."""
+        known = self._tasks.served.get(task.name)
+        latency_ms, limit = _shortest(limits, known)
+        utility = limits.utility if limits.utility is not None else known.utility if known else 0.0
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Outcome] = loop.create_future()
+
+        def settle(outcome: Outcome) -> None:
+            if not answer.done():
+                answer.set_result(outcome)
+
+        def deliver(outcome: Outcome) -> None:
+            loop.call_soon_threadsafe(settle, outcome)
+
+        began = time.monotonic()
+        request = self._dispatcher.submit(
+            task.name, images, latency_ms / 1e3, limits.factor * utility, deliver
+        )
+        try:
+            outcome = await answer
+        except asyncio.CancelledError:
+            self._dispatcher.cancel(request)
+            raise
+        seconds = time.monotonic() - began
+        if isinstance(outcome, Rejection):
+            if known is not None:  # other names are clients' words, without end
+                self._statistics.failed(task.name, seconds)
+            raise _refusal(outcome, limit)
+        self._statistics.succeeded(task.name, outcome, seconds)
+        if task.version is not None and set(outcome.versions) != {task.version}:
+            text = f"{task.version} was replaced by {max(outcome.versions)} while the query waited: ask again"
+            raise missing("model_version", text)
+        return outcome
+
+
+def _shortest(limits: Limits, known: TaskVersion | None) -> tuple[float, str]:
+    """Milliseconds until the deadline, and the name of what sets it."""
+    own = limits.latency_ms if limits.latency_ms is not None else known.latency_ms if known else 0.0
+    given = {"latency_ms": own, "timeout": limits.timeout_ms, "the call's deadline": limits.remaining_ms}
+    there = {name: milliseconds for name, milliseconds in given.items() if milliseconds is not None}
+    limit = min(there, key=lambda name: there[name])
+    return there[limit], limit
+
+
+def _refusal(rejection: Rejection, limit: str) -> RequestError:
+    code = CODES[rejection.reason]
+    field = limit if code is grpc.StatusCode.DEADLINE_EXCEEDED else FIELDS.get(rejection.reason, "")
+    hint = code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    retry = max(1, math.ceil(1e3 * rejection.retry_after_seconds)) if hint else 0
+    return RequestError(code, field, rejection.message, retry)
