@@ -13,6 +13,7 @@ from zipfile import ZipFile
 NEEDED = (
     "fedstill/__init__.py",
     "fedstill/py.typed",
+    "fedstill/cloud_server/serving/endpoints/openapi.json",
     "fedstill/cloud_server/serving/server/dashboard_page/index.html",
     "fedstill/evaluation/federated/templates/report.html",
     "fedstill/protos/serving.proto",

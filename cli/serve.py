@@ -26,6 +26,10 @@ def serve_(
         ),
     ] = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC; port 0 is any.")] = "0.0.0.0:8001",
+    rest: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="The same over HTTP (REST), with the same TLS; empty: none."),
+    ] = "",
     web: Annotated[
         str,
         typer.Option(metavar="HOST:PORT", help="Metrics and dashboard, without authentication; empty: none."),
@@ -92,6 +96,7 @@ def serve_(
             warmed=warmed,
             listen=address(listen, "--listen"),
             web=address(web, "--web") if web else None,
+            rest=address(rest, "--rest") if rest else None,
             policy=policy_id(policy),
             authority=authority,
             operators=frozenset(operator or ()),

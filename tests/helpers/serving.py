@@ -65,6 +65,10 @@ class MadeServer:
     def target(self) -> str:
         return f"127.0.0.1:{self.ports.grpc}"
 
+    @property
+    def rest(self) -> str:
+        return f"http://127.0.0.1:{self.ports.rest}"
+
 
 @contextmanager
 def serving(
@@ -121,7 +125,7 @@ def serving(
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
         service = ServingService(dispatcher, tasks, access or AccessPolicy(None), statistics, SIZE, policy)
         app = make_app(metrics, lambda: service.ready)
-        address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0))
+        address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0), ("127.0.0.1", 0))
         server = ServingServer(StartProgress(), app, address)
         with _running(server, Parts(service, dispatcher, tasks)) as ports:
             yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, folder / "decisions.jsonl")

@@ -24,6 +24,7 @@ class ServePlan:
     warmed: Path | None
     listen: tuple[str, int]
     web: tuple[str, int] | None
+    rest: tuple[str, int] | None
     policy: str
     authority: Path | None
     operators: frozenset[str]

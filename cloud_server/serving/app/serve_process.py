@@ -77,12 +77,13 @@ def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
         "pid": os.getpid(),
         "port": ports.grpc,
         "web_port": ports.web,
+        "rest_port": ports.rest,
         "policy": plan.policy,
         "ready": ready,
     }
     replace_text(plan.folder / SERVER_FILE, json.dumps(content))
     LOG.info(
-        "event=%s listen=%s port=%d web_port=%s policy=%s tls=%s",
+        "event=%s listen=%s port=%d rest_port=%s web_port=%s policy=%s tls=%s",
         "serving" if ready else "listening",
-        plan.listen[0], ports.grpc, ports.web, plan.policy, plan.authority is not None,
+        plan.listen[0], ports.grpc, ports.rest, ports.web, plan.policy, plan.authority is not None,
     )  # fmt: skip

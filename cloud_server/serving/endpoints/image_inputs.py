@@ -123,7 +123,7 @@ def _bytes_of_pixels(sent: _Sent) -> tuple[npt.NDArray[np.uint8], str]:
 def _encoded(sent: _Sent, form: ImageForm) -> Images:
     if len(sent.shape) != 1:
         raise bad(f"{sent.name}.shape", f"needs [n], got {_shown(sent.shape)}")
-    files = list(sent.tensor.contents.bytes_contents) if sent.raw is None else _elements(sent.raw)
+    files = list(sent.tensor.contents.bytes_contents) if sent.raw is None else elements(sent.raw)
     if len(files) != sent.shape[0]:
         raise bad(sent.name, f"holds {len(files)} elements, its shape says {sent.shape[0]}")
     images = []
@@ -166,8 +166,8 @@ def _check_finite(values: npt.NDArray[np.float32], sent: _Sent) -> None:
         raise bad(sent.name, f"image {int(finite.argmin())} holds NaN or infinity")
 
 
-def _elements(raw: bytes) -> list[bytes]:
-    """Elements of BYTES: each preceded by its length."""
+def elements(raw: bytes) -> list[bytes]:
+    """Elements of BYTES, each preceded by its length. Raises RequestError."""
     found, at = [], 0
     while at < len(raw):
         start = at + LENGTH.size

@@ -14,14 +14,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import uvicorn
-from fastapi import FastAPI
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
 
 from fedstill.cloud_server.grpc.listen import ServerError, listen
 from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.cloud_server.serving.endpoints.grpc_face import INFERENCE_SERVICE
+from fedstill.cloud_server.serving.endpoints.rest_face import RestFace
 from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
 from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
 from fedstill.cloud_server.serving.endpoints.starting import StartingHandlers, StartProgress
@@ -35,16 +36,22 @@ LARGEST_REQUEST = 64 * 2**20
 """Bytes."""
 REFRESH_SECONDS = 1.0
 """Between two looks at the registry."""
+KEEP_ALIVE_SECONDS = 75
+"""For an idle HTTP connection: longer than clients keep one for their next request."""
 GOODBYE_SECONDS = 1.0
 """Seconds for the last answers to leave."""
 
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """Where to serve. listen, web: ``HOST, PORT`` with 0 for a free port; no web server if ``web`` is None."""
+    """Where to serve. listen, rest, web: ``HOST, PORT`` with 0 for a free port; what is None is not served.
+
+    tls: of gRPC and REST.
+    """
 
     listen: tuple[str, int]
     web: tuple[str, int] | None = None
+    rest: tuple[str, int] | None = None
     tls: ServerTls | None = None
     drain_seconds: float = 10.0
     concurrent: int = 4096
@@ -56,6 +63,7 @@ class Ports:
 
     grpc: int
     web: int | None
+    rest: int | None
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,16 @@ class ServingServer:
 
     Args:
         progress: what the start is doing.
-        app: of the web server.
+        app: of the web server for people and metrics.
     """
 
-    def __init__(self, progress: StartProgress, app: FastAPI, address: ListenAddress) -> None:
+    def __init__(self, progress: StartProgress, app: Starlette, address: ListenAddress) -> None:
         self._handlers = StartingHandlers(progress)
         self._app, self._address = app, address
-        self._web: _Web | None = None
+        self._rest = RestFace(
+            lambda: self._parts.service if self._parts else None, progress, LARGEST_REQUEST
+        ).app()
+        self._webs: list[_Web] = []
         self._parts: Parts | None = None
 
     @property
@@ -98,9 +109,11 @@ class ServingServer:
         )
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._listener.server)
-        web_port = await self._start_web()
+        address = self._address
+        web_port = self._start_web(self._app, address.web)
+        rest_port = self._start_web(self._rest, address.rest, address.tls, address.concurrent)
         await self._listener.serve(SERVICES, healthy=False)
-        return Ports(self._listener.port, web_port)
+        return Ports(self._listener.port, web_port, rest_port)
 
     async def prepare(self, make: Callable[[], Parts]) -> None:
         """Make what is served, in a thread, then answer requests. Raises whatever ``make`` raises."""
@@ -131,20 +144,26 @@ class ServingServer:
 
     async def _close(self) -> None:
         await self._listener.server.stop(GOODBYE_SECONDS)
-        if self._web is not None:
-            await self._web.end()
+        await asyncio.gather(*(web.end() for web in self._webs))
 
-    async def _start_web(self) -> int | None:
-        if self._address.web is None:
+    def _start_web(
+        self,
+        app: Starlette,
+        address: tuple[str, int] | None,
+        tls: ServerTls | None = None,
+        concurrent: int | None = None,
+    ) -> int | None:
+        """The port; None if there is no address."""
+        if address is None:
             return None
-        host, port = self._address.web
+        host, port = address
         try:
             listener = socket.create_server(
                 (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
         except OSError as error:
             raise ServerError(f"{host}:{port}: cannot listen here ({error.strerror})") from error
-        self._web = _Web(self._app, listener)
+        self._webs.append(_Web(app, listener, tls, concurrent))
         return int(listener.getsockname()[1])
 
     async def _watch(self, tasks: ServedTasks) -> None:
@@ -185,9 +204,15 @@ async def _in_thread(make: Callable[[], Parts]) -> Parts:
 class _Web:
     """uvicorn inside our event loop."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(
+        self, app: Starlette, listener: socket.socket, tls: ServerTls | None, concurrent: int | None
+    ) -> None:
         config = uvicorn.Config(
             app,
+            ssl_certfile=tls.certificate_file if tls else None,
+            ssl_keyfile=tls.key_file if tls else None,
+            limit_concurrency=concurrent,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             log_config=None,
             access_log=False,
             server_header=False,
