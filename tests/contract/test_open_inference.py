@@ -111,7 +111,7 @@ def test_metadata_describes_one_input_that_can_be_sent_as_it_is(stub: GRPCInfere
         found = stub.ModelMetadata(pb.ModelMetadataRequest(name=name))
         assert (found.name, list(found.versions)) == (name, ["1"])
         (described,) = found.inputs
-        values = np.zeros([2 if side == -1 else side for side in described.shape], np.float32)
+        values = np.zeros([2 if side == -1 else side for side in described.shape], np.uint8)
         answer = stub.ModelInfer(request(values, described.name, described.datatype, model=name))
         shapes = {one.name: (one.datatype, list(one.shape)) for one in found.outputs}
         assert shapes == {"logits": ("FP32", [-1, classes]), "label": ("BYTES", [-1])}
@@ -121,7 +121,7 @@ def test_metadata_describes_one_input_that_can_be_sent_as_it_is(stub: GRPCInfere
 def test_the_configuration_says_versions_batching_and_preparation(stub: GRPCInferenceServiceStub) -> None:
     config = stub.ModelConfig(pb.ModelConfigRequest(name="cats")).config
     assert list(config.version_policy.specific.versions) == [1]
-    assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3, SIZE, SIZE])
+    assert (config.max_batch_size, list(config.input[0].dims)) == (64, [SIZE, SIZE, 3])
     assert config.dynamic_batching.default_queue_policy.default_timeout_microseconds == 600_000
     assert not config.model_transaction_policy.decoupled
     assert json.loads(config.parameters["class_names"].string_value) == ["class0", "class1", "class2"]

@@ -166,10 +166,10 @@ def test_descriptions_are_those_of_grpc_as_json(web: httpx.Client) -> None:
     assert "binary_tensor_data" in web.get("/v2/").json()["extensions"]
     assert web.get("/v2/models").json() == {"models": ["cats", "dogs"]}
     metadata = web.get("/v2/models/cats").json()
-    assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, SIZE, SIZE]}]
+    assert metadata["inputs"] == [{"name": "pixels", "datatype": "UINT8", "shape": [-1, SIZE, SIZE, 3]}]
     config = web.get("/v2/models/cats/config").json()
     assert config["version_policy"] == {"specific": {"versions": [1]}}  # of a choice only what was chosen
-    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert config["input"][0]["data_type"] == "TYPE_UINT8"
     assert config["parameters"]["accuracy"] == {"string_value": "0.9"}
     web.post(INFER, json=body())
     (stats,) = web.get("/v2/models/cats/versions/1/stats").json()["model_stats"]

@@ -194,7 +194,7 @@ def test_alive_ready_and_described(made: MadeServer, stub: GRPCInferenceServiceS
     assert not stub.ModelReady(pb.ModelReadyRequest(name="resnet")).ready
     assert "policy:fedstill" in stub.ServerMetadata(pb.ServerMetadataRequest()).extensions
     described = stub.ModelMetadata(pb.ModelMetadataRequest(name="elastic_vit"))
-    assert [(one.name, one.datatype) for one in described.inputs] == [("image", "FP32")]
+    assert [(one.name, one.datatype) for one in described.inputs] == [("pixels", "UINT8")]
     with grpc.insecure_channel(made.target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "inference.GRPCInferenceService", "fedstill.serving.v1.Serving"):

@@ -1,6 +1,7 @@
 """A served task as clients of the protocol see it: its tensors, and its configuration in Triton's terms.
 
-A request gives one of three inputs. Only one is described, because a client takes what is described as what to send.
+A request gives one of three inputs. Only one is described, because a client takes what is described as what to send:
+raw pixels, of which nothing has to be known, in the size that is not resized much. Other sizes are taken as well.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def metadata(task: TaskVersion | None, image_size: int) -> pb.ModelMetadataRespo
         name=task.name if task else MODEL,
         versions=[str(task.version) if task else VERSION],
         platform=PLATFORM,
-        inputs=[tensor(name="image", datatype="FP32", shape=[-1, 3, image_size, image_size])],
+        inputs=[tensor(name="pixels", datatype="UINT8", shape=[-1, image_size, image_size, 3])],
         outputs=[
             tensor(name="logits", datatype="FP32", shape=[-1, classes]),
             tensor(name="label", datatype="BYTES", shape=[-1]),
@@ -46,10 +47,10 @@ def config(task: TaskVersion | None, image_size: int) -> pb.ModelConfig:
         max_batch_size=LARGEST_REQUEST_IMAGES,
         input=[
             pb.ModelInput(
-                name="image",
-                data_type=pb.TYPE_FP32,
-                format=pb.ModelInput.FORMAT_NCHW,
-                dims=[3, image_size, image_size],
+                name="pixels",
+                data_type=pb.TYPE_UINT8,
+                format=pb.ModelInput.FORMAT_NHWC,
+                dims=[image_size, image_size, 3],
             )
         ],
         output=[

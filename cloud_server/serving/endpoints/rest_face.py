@@ -185,7 +185,7 @@ class RestFace:
         header = _header_length(request)
         named = _named(request)
         arguments = (named["name"], named.get("version", ""), content, header)
-        if len(content) if header is None else header > THREAD_FROM:
+        if (len(content) if header is None else header) > THREAD_FROM:
             asked, form = await asyncio.to_thread(rest_messages.read_infer, *arguments)
         else:
             asked, form = rest_messages.read_infer(*arguments)
