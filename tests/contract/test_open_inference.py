@@ -166,6 +166,7 @@ def test_versions_are_loaded_unloaded_and_true_in_answers(
         (load("cats", 9), MISSING, "model_name: task cats has no version 9"),
         (load("cats", "two"), INVALID, "a version is a whole number"),
         (load("cats", **{"file:1/model.onnx": "x"}), grpc.StatusCode.UNIMPLEMENTED, "register a task"),
+        (load("cats", configuration="{}"), INVALID, "parameters['configuration']: unknown; known is config"),
         (load("cats", config="{"), INVALID, "parameters['config']: needs JSON"),
         (load("cats", config='{"max_batch_size": 2}'), INVALID, "nothing else of a task"),
         (load("cats", config='{"version_policy": {"all": {}}}'), INVALID, "one version of a task"),

@@ -189,11 +189,13 @@ def test_the_repository_is_the_registry(tmp_path: Path) -> None:
         states = {one["name"]: one["state"] for one in web.post("/v2/repository/index").json()}
         assert states == {"cats": "UNAVAILABLE", "dogs": "READY"}
         last = web.post("/v2/repository/models/dogs/unload")
-        assert (last.status_code, last.json()) == (400, {"error": "model_name: no task is left to serve"})
+        assert (last.status_code, last.json()) == (409, {"error": "model_name: no task is left to serve"})
         config = json.dumps({"version_policy": {"specific": {"versions": [1]}}})
         loaded = web.post("/v2/repository/models/cats/load", json={"parameters": {"config": config}})
         assert loaded.status_code == 200
         assert ready() == ["cats", "dogs"]
+        odd = web.post("/v2/repository/index", json={"ready": 1})
+        assert (odd.status_code, odd.json()) == (400, {"error": "ready: needs true or false"})
         strange = web.post("/v2/repository/models/cats/load", json={"parameters": {"config": 5}})
         assert (strange.status_code, strange.json()["error"].split(":")[0]) == (400, "parameters['config']")
 

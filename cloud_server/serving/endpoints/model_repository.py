@@ -13,9 +13,7 @@ from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.protos import open_inference_pb2 as pb
 
-CONFIG = "config"
-IGNORED = ("unload_dependents",)
-"""Parameters of an unloading: no task depends on another."""
+CONFIG, FILE = "config", "file:"
 
 
 def index(tasks: ServedTasks, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
@@ -52,9 +50,11 @@ def wanted_version(request: pb.RepositoryModelLoadRequest) -> int | None:
     """The version that the request's ``config`` names; None if it names none. Raises RequestError."""
     field = f"parameters[{CONFIG!r}]"
     for name in request.parameters:
-        if name != CONFIG:
+        if name.startswith(FILE):
             text = "models are not sent to the server: register a task (fedstill tasks add, RegisterTask)"
             raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"parameters[{name[:40]!r}]", text)
+        if name != CONFIG:
+            raise bad(f"parameters[{name[:40]!r}]", f"unknown; known is {CONFIG}")
     if CONFIG not in request.parameters:
         return None
     wanted = 'needs JSON such as {"version_policy": {"specific": {"versions": [2]}}}'

@@ -36,7 +36,7 @@ HEADER_LENGTH = "inference-header-content-length"
 STATUS = {
     grpc.StatusCode.CANCELLED: 499,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 409,  # google.rpc says 400, but the request itself is right
     grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
@@ -160,7 +160,10 @@ class RestFace:
 
     async def _index(self, request: Request) -> Response:
         plain = rest_messages.read_json(await self._body(request))
-        asked = pb.RepositoryIndexRequest(ready=plain.get("ready") is True)
+        ready = plain.get("ready", False)
+        if not isinstance(ready, bool):
+            raise bad("ready", "needs true or false")
+        asked = pb.RepositoryIndexRequest(ready=ready)
         answer: Any = await self._call(request, "RepositoryIndex", asked)
         return _json([rest_messages.plain_message(one) for one in answer.models])
 

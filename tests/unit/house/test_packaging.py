@@ -16,7 +16,7 @@ from fedstill.cli.missing_package import EDGE, FULL, SERVE, what_to_install
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES = {"grpcio-reflection": "grpc_reflection", "scikit-learn": "sklearn"}
 HEAVY = ("scipy", "torch", "onnxruntime", "sklearn", "k_means_constrained", "matplotlib", "sqlalchemy", "av")
 
 
