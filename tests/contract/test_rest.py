@@ -6,6 +6,7 @@ import base64
 import gc
 import gzip
 import json
+import socket
 import threading
 import time
 import zlib
@@ -444,3 +445,13 @@ def test_odd_bodies_get_a_refusal_in_one_line(web: httpx.Client, content: bytes,
     assert answer.status_code in (400, 404, 504), answer.text
     assert answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+
+def test_an_upload_that_breaks_off_is_no_failure(made: MadeServer, caplog: pytest.LogCaptureFixture) -> None:
+    host, port = made.rest.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: here\r\nContent-Length: 5000\r\n\r\n{{".encode())
+    with httpx.Client(base_url=made.rest, timeout=60) as web:
+        assert web.get("/v2/health/live").status_code == 200
+    assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text

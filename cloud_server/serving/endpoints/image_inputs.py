@@ -72,21 +72,21 @@ def _normalised(sent: _Sent, form: ImageForm) -> Images:
         wanted = f"[n, 3, {form.size}, {form.size}]"
         raise bad(f"{sent.name}.shape", f"needs {wanted} for FP32, got {_shown(sent.shape)}")
     values = _array(sent, sent.tensor.contents.fp32_contents, "<f4").astype(np.float32)
-    _check_finite(values, sent)
-    return Images(tuple(request_images.normalised(image) for image in values), _unlikely(values, form))
+    warning = _unlikely(*_span(values, sent), form)
+    return Images(tuple(request_images.normalised(image) for image in values), warning)
 
 
-def _unlikely(values: npt.NDArray[np.float32], form: ImageForm) -> str:
+def _unlikely(least: float, most: float, form: ImageForm) -> str:
     """A warning for values that no pixel has after ``(pixel / 255 - mean) / std``."""
-    mean, std = (np.array(each) for each in (form.preprocess.mean, form.preprocess.std))
-    least, most = (0 - mean) / std, (1 - mean) / std
-    margin = MARGIN * (most - least)
-    found_least, found_most = values.min(axis=(0, 2, 3)), values.max(axis=(0, 2, 3))
-    if (found_least >= least - margin).all() and (found_most <= most + margin).all():
+    channels = list(zip(form.preprocess.mean, form.preprocess.std, strict=True))
+    darkest = min((0 - mean) / std for mean, std in channels)
+    brightest = max((1 - mean) / std for mean, std in channels)
+    margin = MARGIN * (brightest - darkest)
+    if darkest - margin <= least and most <= brightest + margin:
         return ""
     return (
-        f"inputs['image'] holds values from {found_least.min():g} to {found_most.max():g}; normalised pixels of this "
-        f"task lie from {least.min():.3g} to {most.max():.3g}. Send 0 to 255 as the input 'pixels'"
+        f"inputs['image'] holds values from {least:g} to {most:g}; normalised pixels of this task lie from "
+        f"{darkest:.3g} to {brightest:.3g}. Send 0 to 255 as the input 'pixels'"
     )
 
 
@@ -110,13 +110,11 @@ def _bytes_of_pixels(sent: _Sent) -> tuple[npt.NDArray[np.uint8], str]:
             raise bad(f"{sent.name}.contents", "a pixel is above 255")
         return _array(sent, sent.tensor.contents.uint_contents, "u1"), ""
     values = _array(sent, sent.tensor.contents.fp32_contents, "<f4")
-    _check_finite(values, sent)
-    if values.min() < 0 or values.max() > 255:
-        raise bad(
-            sent.name, f"holds values from {values.min():g} to {values.max():g}, pixels lie from 0 to 255"
-        )
-    dark = values.max() <= 1 and values.any()
-    warning = f"{sent.name} holds values up to {values.max():g}: pixels lie from 0 to 255, not to 1"
+    least, most = _span(values, sent)
+    if least < 0 or most > 255:
+        raise bad(sent.name, f"holds values from {least:g} to {most:g}, pixels lie from 0 to 255")
+    dark = 0 < most <= 1
+    warning = f"{sent.name} holds values up to {most:g}: pixels lie from 0 to 255, not to 1"
     return np.rint(values).astype(np.uint8), warning if dark else ""
 
 
@@ -160,10 +158,13 @@ def _array(sent: _Sent, typed: Sequence[Any], dtype: str) -> npt.NDArray[Any]:
     return flat.reshape(sent.shape)
 
 
-def _check_finite(values: npt.NDArray[np.float32], sent: _Sent) -> None:
-    finite = np.isfinite(values.reshape(len(values), -1).sum(axis=1, dtype=np.float64))
-    if not finite.all():
+def _span(values: npt.NDArray[np.float32], sent: _Sent) -> tuple[float, float]:
+    """The least and the largest value, both of which pass on NaN. Raises RequestError for NaN or infinity."""
+    least, most = float(values.min()), float(values.max())
+    if not (math.isfinite(least) and math.isfinite(most)):
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         raise bad(sent.name, f"image {int(finite.argmin())} holds NaN or infinity")
+    return least, most
 
 
 def elements(raw: bytes) -> list[bytes]:

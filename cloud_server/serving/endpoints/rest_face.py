@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -33,8 +33,10 @@ from fedstill.cloud_server.serving.endpoints.starting import RETRY_MS, StartProg
 from fedstill.protos import open_inference_pb2 as pb
 
 HEADER_LENGTH = "inference-header-content-length"
+CLIENT_GONE = 499
+"""Nobody reads it."""
 STATUS = {
-    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.CANCELLED: CLIENT_GONE,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 409,  # google.rpc says 400, but the request itself is right
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -176,14 +178,14 @@ class RestFace:
         return await self._change(request, "RepositoryModelUnload", asked)
 
     async def _change(self, request: Request, call: str, asked: Any) -> Response:
-        self._admit(request, call)
+        service = self._admit(request, call)
         rest_messages.read_load_parameters(
             rest_messages.read_json(await self._body(request)), asked.parameters
         )
-        return _shown(await self._call(request, call, asked))
+        return _shown(await service.protocol.calls[call].answer(asked, None))
 
     async def _infer(self, request: Request) -> Response:
-        self._admit(request, "ModelInfer")
+        service = self._admit(request, "ModelInfer")
         content = await self._body(request)
         header = _header_length(request)
         named = _named(request)
@@ -192,7 +194,8 @@ class RestFace:
             asked, form = await asyncio.to_thread(rest_messages.read_infer, *arguments)
         else:
             asked, form = rest_messages.read_infer(*arguments)
-        answer: Any = await _unless_gone(request, self._call(request, "ModelInfer", asked))
+        answering = service.protocol.calls["ModelInfer"].answer(asked, None)
+        answer: Any = await _unless_gone(request, answering)
         body, length = rest_messages.write_infer(answer, form)
         if length is None:
             return Response(body, media_type="application/json")
@@ -220,11 +223,14 @@ class RestFace:
         if length.isdecimal() and int(length) > self._largest:
             raise too_large
         chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > self._largest:
-                raise too_large
-            chunks.append(chunk)
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > self._largest:
+                    raise too_large
+                chunks.append(chunk)
+        except ClientDisconnect:
+            raise HTTPException(CLIENT_GONE, "the client has left") from None
         content = b"".join(chunks)
         encoding = request.headers.get("content-encoding", "identity").lower()
         if encoding == "identity":
@@ -245,14 +251,14 @@ class RestFace:
         return unpacked
 
 
-async def _unless_gone(request: Request, answering: Coroutine[Any, Any, Message]) -> Message:
+async def _unless_gone(request: Request, answering: Awaitable[Message]) -> Message:
     """The answer; if the client leaves before, its query is cancelled."""
     answer = asyncio.ensure_future(answering)
     leaving = asyncio.ensure_future(request.receive())  # the body was read: only the end can come
     try:
         await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise HTTPException(499, "the client has left")
+            raise HTTPException(CLIENT_GONE, "the client has left")
         return answer.result()
     finally:
         answer.cancel()

@@ -163,7 +163,11 @@ class ServingServer:
             )
         except OSError as error:
             raise ServerError(f"{host}:{port}: cannot listen here ({error.strerror})") from error
-        self._webs.append(_Web(app, listener, tls, concurrent))
+        try:
+            self._webs.append(_Web(app, listener, tls, concurrent))
+        except OSError as error:  # of TLS files
+            listener.close()
+            raise ServerError(f"{host}:{port}: cannot serve TLS here ({error.strerror or error})") from error
         return int(listener.getsockname()[1])
 
     async def _watch(self, tasks: ServedTasks) -> None:
@@ -219,6 +223,7 @@ class _Web:
             timeout_graceful_shutdown=2,
             ws="none",
         )
+        config.load()  # the TLS files: a mistake in them ends the start
         self._app, self._server = app, _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 

@@ -126,10 +126,11 @@ class LiveTasks:
                 wanted = self._registry.get(name, version or (before.version if before else newest))
             except RegistryError as error:
                 raise _refused(grpc.StatusCode.NOT_FOUND, "name", error) from None
-            if not wanted.active:
-                self._registry.activate(name, wanted.version)
-            self._swap_or_undo(name, before)
-        return self._served[name]
+            if self._served.get(name) != wanted:
+                if not wanted.active:
+                    self._registry.activate(name, wanted.version)
+                self._swap_or_undo(name, before)
+            return self._served[name]
 
     def delete(self, name: str) -> None:
         """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
