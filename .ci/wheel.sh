@@ -110,6 +110,7 @@ fedstill="$scratch/edge/bin/fedstill"
 from importlib.metadata import distributions
 from importlib.util import find_spec
 
+import fedstill.edge_client.inference.clip_files
 import fedstill.edge_client.inference.watch
 import fedstill.edge_client.node.client_app
 import fedstill.edge_client.node.device
@@ -118,9 +119,12 @@ import fedstill.datasets.audiovisual.manifest
 
 names = {one.metadata["Name"].lower() for one in distributions()}
 assert "fedstill" in names and "onnxruntime" in names, names
-assert not names & {"torch", "torchvision", "timm", "matplotlib"}, names
+assert not names & {"av", "matplotlib", "ortools", "pandas", "scikit-learn", "scipy", "timm", "torch", "torchvision"}, names
 assert find_spec("torch") is None
 CHECK
+head --bytes 4096 /dev/zero >film.mp4
+says 1 "install fedstill with the extra [video]" "$scratch/edge/bin/python" -c \
+    'from pathlib import Path; from fedstill.edge_client.inference.clip_files import read_clip; read_clip(Path("film.mp4"), 1)'
 quietly "$fedstill" --help
 quietly "$fedstill" agent --help
 says 2 "pip install '.[serve]'" "$fedstill" serve --insecure

@@ -86,6 +86,13 @@ def run(
             "itself. Empty: always."
         ),
     ] = "",
+    contact_every: Annotated[
+        float,
+        typer.Option(
+            help="Minutes between two contacts with the coordinator while there is nothing to do; 0: stay connected.",
+            min=0,
+        ),
+    ] = 0.0,
     new_clips: Annotated[
         float, typer.Option(help="Ask for a new student when so many clips are new, as a share.", min=0.01)
     ] = 0.25,
@@ -143,7 +150,7 @@ def run(
             stack.callback(student.close)
             tasks += [_watching(student, watch, folder, archive, delete)]
             listeners.append(lambda _: student.tend())
-        settings = AgentSettings(folder, who.link, who.client, who.name, patience, hours)
+        settings = AgentSettings(folder, who.link, who.client, who.name, patience, hours, 60 * contact_every)
         if metrics:
             collector = AgentCollector(folder)
             stack.enter_context(metrics_serving(metrics, collector))

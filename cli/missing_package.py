@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EDGE = frozenset(
-    {"av", "flwr", "k_means_constrained", "onnxruntime", "prometheus_client", "scipy", "sklearn", "soundfile"}
-)
+EDGE = frozenset({"flwr", "onnxruntime", "prometheus_client", "soundfile"})
+VIDEO = frozenset({"av"})
 SERVE = frozenset(
     {
         "alembic",
@@ -23,7 +22,7 @@ SERVE = frozenset(
         "uvicorn",
     }
 )
-FULL = EDGE | SERVE | {"httpx", "jinja2", "onnx", "tensorboard", "torchaudio"}
+FULL = EDGE | SERVE | VIDEO | {"httpx", "jinja2", "onnx", "sklearn", "tensorboard", "torchaudio"}
 """Import names of the packages that each extra adds to the base."""
 
 SMALLER = {

@@ -22,7 +22,7 @@ COPY importroot /build/importroot
 COPY models /build/models
 COPY protos /build/protos
 COPY simulation /build/simulation
-RUN cd /build && pip install --constraint constraints.txt '.[edge]' && rm -r /build
+RUN cd /build && pip install --constraint constraints.txt '.[edge,video]' && rm -r /build
 
 USER fedstill
 WORKDIR /state

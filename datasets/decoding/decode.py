@@ -7,13 +7,10 @@ nothing is padded, skipped or guessed silently.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
 from math import gcd
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import numpy.typing as npt
 
@@ -21,15 +18,11 @@ from fedstill.datasets.decoding.decoder_errors import check_exists, decoder_erro
 from fedstill.datasets.decoding.image_files import Frames
 from fedstill.datasets.decoding.media.channels import Channels
 from fedstill.datasets.decoding.media.error import MediaError
-from fedstill.datasets.decoding.media.file import Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.sound_files import read_sound_file
-from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
-from fedstill.datasets.decoding.video.display_matrix import upright_pictures
-from fedstill.datasets.decoding.video.timed_sound import place_sound
-from fedstill.datasets.files.faults import NO_PICTURE, NO_SOUND
+from fedstill.datasets.files.faults import NO_SOUND
 
-MOST_PIXELS = 70_000_000
-"""Of one frame: 8192 x 8192. A decoder keeps several."""
+if TYPE_CHECKING:
+    from fedstill.datasets.decoding.media.file import Source
 
 Waveform = npt.NDArray[np.float32]
 
@@ -61,9 +54,7 @@ def read_channels(path: Path, data: bytes | None = None) -> tuple[Channels, int]
     """As ``read_audio``, but float32 (channels, samples)."""
     check_exists(path, data)
     with decoder_errors(path):
-        channels, sample_rate = read_sound_file(path, data) or _read_audio_stream(
-            path if data is None else data
-        )
+        channels, sample_rate = read_sound_file(path, data) or _sound_of_film(path if data is None else data)
         if channels.shape[-1] == 0:
             raise MediaError("holds no audio samples", fault=NO_SOUND)
         if not np.isfinite(channels).all():
@@ -102,32 +93,10 @@ def read_video_frames(
             70 million pixels.
     """
     check_exists(path, data)
-    source = path if data is None else data
     with decoder_errors(path):
-        timeline = read_timeline(source, "video")
-        # A picture that is less than half a frame late belongs to the start: so much the delay of a sound's codec
-        # makes, and half a frame is what the eye cannot tell.
-        zero = timeline.begin if timeline.begin - timeline.zero < timeline.shortest / 2 else timeline.zero
-        stop = timeline.end if end is None else zero + end if hold else min(zero + end, timeline.end)
-        begin = zero + start
-        if begin > stop:
-            raise MediaError(
-                f"lasts {timeline.end - zero:.1f} s, but {start} s to {end} s is asked for",
-                remedy="correct the row",
-            )
-        middles = [begin + (stop - begin) * (2 * part + 1) / (2 * count) for part in range(count)]
-        with opened(source) as container:
-            stream = picture_of(container)
-            assert stream is not None  # it has a timeline
-            if stream.width * stream.height > MOST_PIXELS:
-                raise MediaError(
-                    f"has too many pixels ({stream.width} x {stream.height})", remedy="make it smaller"
-                )
-            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # it may grow in mid-stream
-            pictures = upright_pictures(_on_display(container.decode(stream), middles, timeline), count)
-            if not len(pictures):
-                raise MediaError("holds no decodable video frame", fault=NO_PICTURE)
-            return pictures
+        from fedstill.datasets.decoding.video.film import film_frames
+
+        return film_frames(path if data is None else data, count, start, end, hold=hold)
 
 
 def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform:
@@ -143,31 +112,7 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     return np.asarray(resampled, dtype=np.float32)
 
 
-def _read_audio_stream(source: Source) -> tuple[Channels, int]:
-    timeline = read_timeline(source, "audio")
-    with opened(source) as container:
-        stream = sound_of(container)
-        assert stream is not None  # it has a timeline
-        channels = place_sound(container.decode(stream), stream.rate, timeline.zero, timeline.edited_end)
-        return channels, stream.rate
+def _sound_of_film(source: Source) -> tuple[Channels, int]:
+    from fedstill.datasets.decoding.video.film import film_sound
 
-
-def _on_display(
-    frames: Iterable[av.VideoFrame], moments: Sequence[float], timeline: Timeline
-) -> Iterator[tuple[av.VideoFrame, int]]:
-    """The frames that are on display at the ascending ``moments`` (s), and at how many: the last one begun by then."""
-    shown: av.VideoFrame | None = None
-    done = 0
-    time = timeline.begin - timeline.interval
-    for frame, packet_time in zip(frames, chain(timeline.times, repeat(None)), strict=False):
-        stamp = frame.time if packet_time is None else packet_time
-        time = time + timeline.interval if stamp is None else stamp
-        passed = bisect_left(moments, time - 1e-6, lo=done)
-        if shown is not None and passed > done:
-            yield shown, passed - done
-            done = passed
-        shown = frame
-        if done == len(moments):
-            return
-    if shown is not None:
-        yield shown, len(moments) - done
+    return film_sound(source)

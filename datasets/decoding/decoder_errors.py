@@ -13,9 +13,13 @@ from pathlib import Path
 
 from fedstill.common.errors import DataError
 from fedstill.datasets.decoding.media.error import MediaError
-from fedstill.datasets.files.faults import MISSING, fault_of
+from fedstill.datasets.files.faults import MISSING, PACKAGE, fault_of
 from fedstill.datasets.files.file_names import REPLACE
 
+NO_FFMPEG = (
+    "needs FFmpeg, which is not installed: install fedstill with the extra [video] as well ('.[edge,video]' on a "
+    "device), or convert it to a wav file with pictures beside it"
+)
 _OPEN_FILE = re.compile(r"(Error opening )?<_io\.\w+ [^>]*>:?\s*")
 
 
@@ -29,6 +33,8 @@ def decoder_errors(path: Path, what: str = "file") -> Iterator[None]:
     except MediaError as error:
         raise DataError(f"{path}: {error}: {error.remedy or REPLACE}", error.fault) from error
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "av":
+            raise DataError(f"{path}: {NO_FFMPEG}", PACKAGE) from error
         reason = f"{path}: cannot decode this {what} ({_reason(error)}): {REPLACE}"
         raise DataError(reason, fault_of(error)) from error
 

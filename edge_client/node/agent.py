@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.edge_client.node.agent_news import AgentNews
+from fedstill.edge_client.node.contacts import Contacts
 from fedstill.edge_client.node.supernode import Link, SuperNode
 from fedstill.edge_client.node.upload_gate import UploadGate, UploadHours
 from fedstill.edge_client.privacy.prototypes import DeviceError
@@ -37,6 +38,7 @@ class AgentSettings:
         name: the operator's name for it.
         patience: seconds of refusals before the agent gives up.
         hours: in which it may send; None: at any time. Outside them, and while it is paused, there is no node.
+        pause: seconds between two contacts with the coordinator while there is nothing to do; 0: it stays connected.
     """
 
     state: Path
@@ -45,6 +47,7 @@ class AgentSettings:
     name: str
     patience: float = 180.0
     hours: UploadHours | None = None
+    pause: float = 0.0
 
 
 def run_agent(
@@ -56,7 +59,7 @@ def run_agent(
     """Until ``stop`` is set.
 
     Args:
-        listeners: told once a second whether the node is in the fleet.
+        listeners: told once a second whether the node is in the fleet; a pause between two contacts counts as that.
 
     Raises:
         FolderInUse: another agent uses this state folder.
@@ -67,6 +70,7 @@ def run_agent(
     with sole_user(settings.state):
         node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
         news, gate = AgentNews(settings.state), UploadGate(settings.state, settings.hours)
+        contacts = Contacts(settings.state, settings.pause)
         failed: list[BaseException] = []
 
         def run(task: Task) -> None:
@@ -88,12 +92,13 @@ def run_agent(
             while not stop.is_set():
                 if not (settings.state / LOCK_FILE).exists():
                     raise DeviceError(f"{settings.state}: this folder was deleted: start the agent again")
-                if gate.look():
+                is_open = gate.look()
+                if is_open and contacts.look(node.idle):
                     node.reconcile()
                 else:
                     node.rest()
                 for tell in listeners:
-                    tell(node.settled)
+                    tell(node.settled or (is_open and contacts.resting))
                 news.look(node.started)
                 stop.wait(TEND_SECONDS)
         finally:

@@ -92,6 +92,7 @@ class SuperNode:
     _read: int = 0
     _ending: float = 0.0
     _in_hand: bool = False
+    _heard: bool = False
     _spoke: float = 0.0
     _alone: float = 0.0
     _look: float = 0.0
@@ -131,6 +132,13 @@ class SuperNode:
         return self._child.pid is not None and time.monotonic() - self._started > SETTLED_SECONDS
 
     @property
+    def idle(self) -> float:
+        """Seconds since the last word of a node that has had a message since its start; 0 while it has one in hand."""
+        if not self.settled or not self._heard or self._in_hand:
+            return 0.0
+        return time.monotonic() - self._spoke
+
+    @property
     def started(self) -> float:
         """When the present process was started, on a clock that only grows; 0 before the first one."""
         return self._started
@@ -151,6 +159,7 @@ class SuperNode:
         if said:
             self._spoke, self._alone = time.monotonic(), 0.0
             begun, done = said.rfind(BEGUN), max(map(said.rfind, DONE))
+            self._heard = self._heard or begun >= 0
             if begun != done:  # both are -1 if it speaks of other things
                 self._in_hand = begun > done
         if any(words in said for words in LAST_WORDS):
@@ -197,7 +206,7 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        self._in_hand, self._alone = False, 0.0
+        self._in_hand, self._heard, self._alone = False, False, 0.0
         self._rest = WARM_SECONDS
         self._start_warm()
         self._look = now + self._rest

@@ -16,6 +16,8 @@ MOST_EPSILON = 1e4
 """No useful guarantee is above this; the searches below end here."""
 HALVINGS = 200
 """Of a bracket; stops at the precision of a float64 long before."""
+FAR_TAIL = -30.0
+"""Of the normal distribution: below, the series is exact to rounding, and soon ``erfc`` is 0."""
 
 
 def delta_at(mu: float, epsilon: float) -> float:
@@ -23,13 +25,21 @@ def delta_at(mu: float, epsilon: float) -> float:
 
     delta = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu), in logarithms.
     """
-    from scipy.special import log_ndtr  # here: half of a device's start, and few devices count a budget
-
     if mu == 0:
         return 0.0
-    above = float(log_ndtr(mu / 2 - epsilon / mu))
-    below = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
+    above = log_normal_below(mu / 2 - epsilon / mu)
+    below = epsilon + log_normal_below(-mu / 2 - epsilon / mu)
     return math.exp(above) * -math.expm1(below - above) if below < above else 0.0
+
+
+def log_normal_below(x: float) -> float:
+    """log Phi(x) of the standard normal distribution, to rounding for every finite ``x``."""
+    if x < FAR_TAIL:
+        inverse = 1 / (x * x)  # Abramowitz and Stegun 26.2.12
+        series = -inverse * (1 - 3 * inverse * (1 - 5 * inverse * (1 - 7 * inverse)))
+        return -x * x / 2 - math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(series)
+    tail = math.erfc(abs(x) / math.sqrt(2)) / 2
+    return math.log1p(-tail) if x > 0 else math.log(tail)
 
 
 def epsilon_at(mu: float, delta: float) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.edge_client.privacy.kmeans import bounded_kmeans, kmeans
 from fedstill.models.audiovisual.confidence import confidence_histogram
 from fedstill.protos.messages import PrototypeRequest
 from fedstill.protos.packed_upload import coarse_rows
@@ -68,18 +69,15 @@ def summarise(probabilities: Probabilities, request: PrototypeRequest, seed: int
 
 def kmeans_prototypes(probabilities: Probabilities, samples_per_prototype: int, seed: int) -> Prototypes:
     """Plain k-means with k = ceil(n / samples_per_prototype), never more than the distinct rows there are."""
-    from sklearn.cluster import KMeans
-
     distinct = len(np.unique(probabilities, axis=0))
     clusters = min(-(-len(probabilities) // samples_per_prototype), distinct)
-    assigned = KMeans(clusters, n_init=1, random_state=seed).fit_predict(probabilities)
-    return _means(probabilities, assigned)
+    return _means(probabilities, kmeans(probabilities, clusters, seed))
 
 
 def constrained_prototypes(
     probabilities: Probabilities, samples_per_prototype: int, min_size: int, seed: int
 ) -> Prototypes:
-    """k-means whose every cluster holds at least ``min_size`` clips (min-cost flow, Bradley et al. 2000).
+    """k-means whose every cluster holds at least ``min_size`` clips.
 
     Raises:
         DeviceError: fewer clips than ``min_size``: even one cluster would say too much about one clip.
@@ -88,17 +86,8 @@ def constrained_prototypes(
     clusters = max(1, len(probabilities) // samples_per_prototype)
     if clusters == 1:
         return _means(probabilities, np.zeros(len(probabilities), np.int64))
-    from k_means_constrained import KMeansConstrained
-
-    model = KMeansConstrained(
-        clusters,
-        size_min=min_size,
-        size_max=max(2 * samples_per_prototype, min_size),
-        n_init=1,
-        random_state=seed,
-        max_iter=50,
-    )
-    return _means(probabilities, model.fit_predict(probabilities.astype(np.float64)))
+    most = max(2 * samples_per_prototype, min_size)
+    return _means(probabilities, bounded_kmeans(probabilities, clusters, min_size, most, seed))
 
 
 def _as_asked(found: Prototypes, request: PrototypeRequest) -> Prototypes:

@@ -31,7 +31,17 @@ from fedstill.protos.messages import EvaluationRequest, Job, PrototypeRequest, S
 
 pytestmark = pytest.mark.slow
 
-LEFT_OUT = ("torch", "torchvision", "torchaudio", "ray", "matplotlib", "tensorboard", "onnx")
+LEFT_OUT = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "ray",
+    "matplotlib",
+    "tensorboard",
+    "onnx",
+    "scipy",
+    "sklearn",
+)
 """What the small install does not have."""
 BLOCK = """
 import json, sys

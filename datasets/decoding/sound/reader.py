@@ -16,7 +16,6 @@ import soundfile
 from fedstill.datasets.decoding.media.channels import Channels, joined
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.sound import flac, mpeg, ogg, wav
-from fedstill.datasets.decoding.sound.ffmpeg import decode_with_ffmpeg
 from fedstill.datasets.files.faults import TRUNCATED
 
 HEAD_BYTES = 12
@@ -68,7 +67,7 @@ def read_sound(content: bytes, kind: Kind) -> Sound:
 def _read_wav(content: bytes) -> Sound:
     read = _libsndfile(content)
     if read is None or read[0].shape[1] < read[2]:  # a codec of unknown kind, or of unknown length
-        return decode_with_ffmpeg(content)
+        return _with_ffmpeg(content)
     return read[:2]
 
 
@@ -77,12 +76,12 @@ def _read_flac(link: bytes) -> Sound:
         return _complete(_read_announced(link))
     if not flac.ends_with_frame(link):
         raise MediaError("is truncated: it ends in the middle of a frame", fault=TRUNCATED)
-    return decode_with_ffmpeg(link)
+    return _with_ffmpeg(link)
 
 
 def _read_ogg(link: bytes) -> Sound:
     read = _libsndfile(link)
-    return decode_with_ffmpeg(link) if read is None else _complete(read)
+    return _with_ffmpeg(link) if read is None else _complete(read)
 
 
 def _read_mp3(content: bytes, frames: mpeg.MpegFrames) -> Sound:
@@ -90,7 +89,7 @@ def _read_mp3(content: bytes, frames: mpeg.MpegFrames) -> Sound:
     least = (frames.count - TRIMMED_FRAMES * frames.is_trimmed) * frames.samples
     if read is not None and read[0].shape[1] >= least:  # libsndfile stops where it estimated the end
         return read[:2]
-    channels, rate = decode_with_ffmpeg(content, is_strict=False)  # the chain of frames is complete
+    channels, rate = _with_ffmpeg(content, is_strict=False)  # the chain of frames is complete
     if channels.shape[1] < (frames.count - TRIMMED_FRAMES) * frames.samples:
         raise MediaError("is damaged: not all of its frames can be decoded")
     return channels, rate
@@ -108,6 +107,12 @@ def _complete(read: tuple[Channels, int, int]) -> Sound:
     if channels.shape[1] < announced:
         raise MediaError("is truncated", fault=TRUNCATED)
     return channels, rate
+
+
+def _with_ffmpeg(content: bytes, *, is_strict: bool = True) -> Sound:
+    from fedstill.datasets.decoding.sound.ffmpeg import decode_with_ffmpeg  # not in every install
+
+    return decode_with_ffmpeg(content, is_strict=is_strict)
 
 
 def _libsndfile(content: bytes) -> tuple[Channels, int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -272,3 +273,20 @@ def test_real_crema_d_video(data_dir: Path, tmp_path: Path) -> None:
         read_audio(broken)
     with pytest.raises(DataError, match=r"broken\.flv: is truncated"):
         read_video_frames(broken, 2)
+
+
+@pytest.mark.parametrize("name", ["walk.mp4", "walk.m4a"])
+def test_a_film_without_ffmpeg_says_what_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [one for one in sys.modules if one.startswith("fedstill.datasets.decoding.video.film")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "av", None)
+    film = tmp_path / name
+    film.write_bytes(bytes(4) + b"ftypisom" + bytes(500))
+    for read in (read_audio, lambda path: read_video_frames(path, 1)):
+        with pytest.raises(DataError, match=r"install fedstill with the extra \[video\] as well") as caught:
+            read(film)
+        assert (caught.value.fault, str(film) in str(caught.value)) == ("package", True)
+        assert "\n" not in str(caught.value)
+    assert read_audio(write_sound(tmp_path / "tone.wav", seconds=0.5))[1] == 16_000

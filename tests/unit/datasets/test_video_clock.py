@@ -163,10 +163,10 @@ def test_pictures_that_fill_the_memory_are_smaller_or_named(
     small = read_video_frames(path, 10)
     assert small.shape == (10, 24, 32, 3)
     assert seconds_seen(small) == [0] * 5 + [1] * 5
-    monkeypatch.setattr("fedstill.datasets.decoding.decode.MOST_PIXELS", 80 * 60)
+    monkeypatch.setattr("fedstill.datasets.decoding.video.film.MOST_PIXELS", 80 * 60)
     with pytest.raises(DataError, match=r"call\.webm: cannot decode this file"):
         read_video_frames(path, 10)
-    monkeypatch.setattr("fedstill.datasets.decoding.decode.MOST_PIXELS", 60 * 40)
+    monkeypatch.setattr("fedstill.datasets.decoding.video.film.MOST_PIXELS", 60 * 40)
     with pytest.raises(DataError, match=r"call\.webm: has too many pixels \(64 x 48\): make it smaller"):
         read_video_frames(path, 10)
 

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.special import log_ndtr
 
-from fedstill.edge_client.privacy.privacy import composed, delta_at, epsilon_at, sigma_for, spent
+from fedstill.edge_client.privacy.privacy import (
+    composed,
+    delta_at,
+    epsilon_at,
+    log_normal_below,
+    sigma_for,
+    spent,
+)
 from fedstill.edge_client.privacy.private_prototypes import (
     SENSITIVITY,
     bounded,
@@ -199,3 +207,8 @@ def test_small_cells_are_left_out_and_nothing_left_is_refused() -> None:
 def test_dp_cannot_slip_past_the_ledger() -> None:
     with pytest.raises(DeviceError, match="privacy ledger"):
         summarise(clips(50), dp_request(), seed=0)
+
+
+@given(st.floats(-1e6, 12))
+def test_the_normal_distribution_is_that_of_scipy(x: float) -> None:
+    assert log_normal_below(x) == pytest.approx(float(log_ndtr(x)), rel=1e-12)

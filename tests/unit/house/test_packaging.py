@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from fedstill.cli.missing_package import EDGE, FULL, SERVE, what_to_install
+from fedstill.cli.missing_package import EDGE, FULL, SERVE, VIDEO, what_to_install
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,9 +71,10 @@ def test_the_packages_of_every_extra_are_known_to_the_command_line() -> None:
     extras = PROJECT["optional-dependencies"]
     assert import_names(extras["edge"]) == EDGE
     assert import_names(extras["serve"]) == SERVE
-    assert import_names(extras["full"]) | EDGE | SERVE == FULL
+    assert import_names(extras["video"]) == VIDEO
+    assert import_names(extras["full"]) | EDGE | SERVE | VIDEO == FULL
     assert not SERVE & {"av", "flwr"}
-    assert not EDGE & {"torch", "timm"}
+    assert not EDGE & {"av", "scipy", "sklearn", "timm", "torch"}
     assert not import_names(PROJECT["dependencies"]) & FULL
 
 
@@ -96,7 +98,7 @@ def test_a_missing_package_names_the_extra(command: str, module: str, extra: str
 
 def test_an_agent_says_what_to_install_before_what_else_is_missing() -> None:
     script = (
-        "import sys; sys.modules.update(dict.fromkeys(['av', 'flwr'])); from fedstill.cli.main import main; "
+        "import sys; sys.modules.update(dict.fromkeys(['flwr'])); from fedstill.cli.main import main; "
         "sys.argv[:] = 'fedstill agent --coordinator localhost:1 --credentials none --data none.csv --state none'"
         ".split(); main()"
     )
@@ -127,6 +129,37 @@ def test_a_device_that_has_its_clips_loads_neither_codecs_nor_clustering() -> No
     packages = loaded("fedstill.edge_client.node.device")
     assert "numpy" in packages
     assert not packages & {*HEAVY, "soundfile", "flwr"}
+
+
+def test_a_device_imports_nothing_that_its_install_leaves_out() -> None:
+    """Wherever in a file the import stands. FFmpeg comes with another extra, and torch may be there."""
+    left_out = {"k_means_constrained", "joblib", "ortools", "pandas", "scipy", "sklearn"}
+    files = [*(ROOT / "edge_client").rglob("*.py"), *(ROOT / "protos").glob("*.py")]
+    assert len(files) > 50
+    for file in files:
+        assert not imported(file) & left_out, file
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level packages that any line of a file imports."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    whole = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    parts = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in whole | parts}
+
+
+def test_every_part_of_a_device_can_be_imported_without_ffmpeg() -> None:
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(['av', 'scipy', 'sklearn', 'torch']))\n"
+        "import importlib, pkgutil, fedstill.edge_client as device\n"
+        "names = [one.name for one in pkgutil.walk_packages(device.__path__, 'fedstill.edge_client.')]\n"
+        "for name in names:\n"
+        "    if not name.endswith('.torch_runtime'): importlib.import_module(name)\n"
+        "print(len(names))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
 
 
 def test_the_command_line_starts_light() -> None:
