@@ -23,7 +23,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import psutil
+import soundfile
+from PIL import Image
 from rich.console import Console
 
 from fedstill.cloud_server.auth.authority import create_authority, issue_node
@@ -100,6 +103,18 @@ class Fleet:
             (device["visit"] or {}).get("outcome") == "served" for device in read_fleet(self.state)["devices"]
         )
 
+    def classify(self) -> None:
+        """Put a clip into the watched folder and wait for its answer: the stream to the cloud's heads stands then."""
+        soundfile.write(
+            self.folder / "inbox" / "clip.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000
+        )
+        Image.new("RGB", (24, 24), "grey").save(self.folder / "inbox" / "clip.png")
+        begun = time.monotonic()
+        while '"class"' not in self.said("agent"):
+            if time.monotonic() - begun > PATIENCE:
+                sys.exit(f"no answer:\n{self.said('agent')[-2000:]}")
+            time.sleep(0.1)
+
     def said(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
@@ -137,6 +152,7 @@ def main(arguments: Sequence[str]) -> None:
                     )
                 time.sleep(0.1)
             console.print(f"first student after {time.monotonic() - begun:.0f} s, its training included")
+            fleet.classify()
             most = memory.most
             time.sleep(min(SETTLED, 60 * options.idle))
             memory.forget()
@@ -146,7 +162,7 @@ def main(arguments: Sequence[str]) -> None:
             standing = memory.found
         console.print(
             f"memory (PSS) of the agent and all below it: {median(standing) / MB:.0f} MB at rest (median; "
-            f"{max(standing) / MB:.0f} MB at most), {most / MB:.0f} MB at most until it had its student"
+            f"{max(standing) / MB:.0f} MB at most), {most / MB:.0f} MB at most until then"
         )
         for process, size in memory.of_each():
             console.print(f"  {size / MB:5.1f} MB  {process}")

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.edge_client.node.agent_news import AgentNews
-from fedstill.edge_client.node.contacts import Contacts
 from fedstill.edge_client.node.supernode import Link, SuperNode
-from fedstill.edge_client.node.upload_gate import UploadGate, UploadHours
+from fedstill.edge_client.node.upload_gate import Contacts, UploadGate, UploadHours
 from fedstill.edge_client.privacy.prototypes import DeviceError
 
 LOG = logging.getLogger(__name__)

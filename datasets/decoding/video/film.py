@@ -11,12 +11,11 @@ from itertools import chain, repeat
 
 import av
 
-from fedstill.datasets.decoding.image_files import Frames
 from fedstill.datasets.decoding.media.channels import Channels
 from fedstill.datasets.decoding.media.error import MediaError
 from fedstill.datasets.decoding.media.file import Source, opened, picture_of, sound_of
 from fedstill.datasets.decoding.video.clock import Timeline, read_timeline
-from fedstill.datasets.decoding.video.display_matrix import upright_pictures
+from fedstill.datasets.decoding.video.display_matrix import Frames, upright_pictures
 from fedstill.datasets.decoding.video.timed_sound import place_sound
 from fedstill.datasets.files.faults import NO_PICTURE
 

@@ -12,8 +12,8 @@ import pytest
 from fedstill.edge_client.folder import KNOWN_CLIPS_FILE, SHELF_FOLDER
 from fedstill.edge_client.node import agent
 from fedstill.edge_client.node.agent import AgentSettings, run_agent
-from fedstill.edge_client.node.contacts import LONGEST_VISIT, QUIET_SECONDS, Contacts
 from fedstill.edge_client.node.supernode import Link
+from fedstill.edge_client.node.upload_gate import LONGEST_VISIT, QUIET_SECONDS, Contacts
 from fedstill.edge_client.students.pointer import POINTER, student_file
 
 VERSION = "a" * 64
