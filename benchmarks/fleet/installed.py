@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 OF_THE_ENVIRONMENT = ("pip", "setuptools", "wheel")
 """An environment has these before anything is installed into it."""
+OF_A_DEVICE = ("edge", "video")
 BLOCK = 512
 LARGEST = 8
 MB = 1e6
@@ -18,11 +19,11 @@ MB = 1e6
 def installed_lines(environment: Path) -> list[str]:
     """Sentences about an environment."""
     (site,) = environment.glob("lib/python3*/site-packages")
-    found = {canonicalize_name(one.metadata["Name"]): one for one in distributions(path=[str(site)])}
+    found = {str(canonicalize_name(one.metadata["Name"])): one for one in distributions(path=[str(site)])}
     sizes = {name: _size(one) for name, one in found.items()}
     total = sum(_blocks(path) for path in [site, *site.rglob("*")])
     own = sum(sizes.get(name, 0) for name in OF_THE_ENVIRONMENT)
-    flower = needed(found, "flwr") - _needed_besides(found, "flwr")
+    flower = needed(found, "flwr") - needed(found, "fedstill", OF_A_DEVICE, without="flwr")
     largest = sorted(sizes.items(), key=lambda one: -one[1])[:LARGEST]
     return [
         f"{environment}: {total / MB:.0f} MB on the disk, {len(found)} packages; of this pip and setuptools "
@@ -32,14 +33,15 @@ def installed_lines(environment: Path) -> list[str]:
     ]
 
 
-def needed(found: dict[str, Distribution], package: str, extras: tuple[str, ...] = ()) -> set[str]:
-    """A package and what it needs, as far as it is installed."""
+def needed(
+    found: dict[str, Distribution], package: str, extras: tuple[str, ...] = (), without: str = ""
+) -> set[str]:
+    """A package and what it needs, as far as it is installed, and not by way of ``without``."""
     seen: set[str] = set()
-    waiting = [(canonicalize_name(package), extras)]
-    done = set()
+    waiting, done = [(str(canonicalize_name(package)), extras)], set()
     while waiting:
         name, extras = waiting.pop()
-        if name not in found or (name, extras) in done:
+        if name not in found or name == without or (name, extras) in done:
             continue
         done.add((name, extras))
         seen.add(name)
@@ -48,16 +50,9 @@ def needed(found: dict[str, Distribution], package: str, extras: tuple[str, ...]
             if requirement.marker is None or any(
                 requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)
             ):
-                waiting.append((canonicalize_name(requirement.name), tuple(sorted(requirement.extras))))
+                name_needed = str(canonicalize_name(requirement.name))
+                waiting.append((name_needed, tuple(sorted(requirement.extras))))
     return seen
-
-
-def _needed_besides(found: dict[str, Distribution], left_out: str) -> set[str]:
-    """What fedstill needs without this package: everything that was asked for and is installed."""
-    direct = {canonicalize_name(Requirement(text).name) for text in found["fedstill"].requires or ()} & set(
-        found
-    )
-    return {"fedstill"}.union(*(needed(found, name) for name in direct - {left_out, "fedstill"}))
 
 
 def _size(distribution: Distribution) -> int:

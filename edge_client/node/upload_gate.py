@@ -25,7 +25,7 @@ from fedstill.edge_client.students.pointer import POINTER, version_in_use
 LOG = logging.getLogger(__name__)
 
 DAY = 24 * 60
-QUIET_SECONDS = 60.0
+QUIET_SECONDS = 30.0
 """Without a message, after the last one."""
 LONGEST_VISIT = 6 * 3600.0
 """Seconds from a summary of the device's clips until its student is not waited for any longer."""

@@ -59,8 +59,9 @@ def sum_of_squares(rows: npt.NDArray[np.floating], labels: Labels) -> float:
 
 
 def _centred(rows: npt.NDArray[np.floating]) -> Costs:
-    places = rows.astype(np.float64)
-    return places - places.mean(axis=0)
+    places: Costs = rows.astype(np.float64)
+    places -= places.mean(axis=0)
+    return places
 
 
 def _start(rows: Costs, clusters: int, random: np.random.RandomState) -> Costs:
@@ -121,4 +122,5 @@ def _means(rows: Costs, labels: Labels, clusters: int) -> Costs:
 def _squared_distances(rows: Costs, centres: Costs) -> Costs:
     """(rows, clusters)."""
     lengths = np.square(rows).sum(axis=1)[:, None] + np.square(centres).sum(axis=1)
-    return np.maximum(lengths - 2 * rows @ centres.T, 0.0)
+    distances: Costs = np.maximum(lengths - 2 * rows @ centres.T, 0.0)
+    return distances
