@@ -52,6 +52,8 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/fleet/many_agents.py
 	$(BIN)/python benchmarks/fleet/downlink.py
 	$(BIN)/python benchmarks/fleet/uplink.py
+	$(BIN)/python benchmarks/fleet/clustering.py
+	$(BIN)/python benchmarks/fleet/device_costs.py
 	$(BIN)/python benchmarks/fleet/fleet_proxy.py
 	$(BIN)/python benchmarks/serving/elastic_vit.py
 	$(BIN)/python benchmarks/serving/elastic_vit.py --environments

@@ -51,6 +51,7 @@ DAY = 86_400
 SETTLED = 60.0
 """Seconds from the device's student to the first idle one: what belongs to the visit is over then."""
 PATIENCE = 600.0
+LONGEST_WAIT = 7200.0
 STATUS_TURNS = 5
 MB = 1e6
 CONTACT_OVER = "event=contact_over"
@@ -115,6 +116,14 @@ class Fleet:
                 sys.exit(f"no answer:\n{self.said('agent')[-2000:]}")
             time.sleep(0.1)
 
+    def end_of_contact(self) -> None:
+        """With pauses between contacts, wait until one begins, so that what is measured are whole contacts."""
+        before, begun = self.said("agent").count(CONTACT_OVER), time.monotonic()
+        while "--contact-every" in self._options and self.said("agent").count(CONTACT_OVER) == before:
+            if time.monotonic() - begun > LONGEST_WAIT:
+                sys.exit(f"no contact ends:\n{self.said('agent')[-2000:]}")
+            time.sleep(0.5)
+
     def said(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
@@ -155,10 +164,13 @@ def main(arguments: Sequence[str]) -> None:
             fleet.classify()
             most = memory.most
             time.sleep(min(SETTLED, 60 * options.idle))
+            fleet.end_of_contact()
             memory.forget()
+            idle_from = time.monotonic()
             before, contacts = _traffic(fleet), fleet.said("agent").count(CONTACT_OVER)
             time.sleep(60 * options.idle)
-            after = _traffic(fleet)
+            fleet.end_of_contact()
+            after, idle = _traffic(fleet), time.monotonic() - idle_from
             standing = memory.found
         console.print(
             f"memory (PSS) of the agent and all below it: {median(standing) / MB:.0f} MB at rest (median; "
@@ -167,7 +179,7 @@ def main(arguments: Sequence[str]) -> None:
         for process, size in memory.of_each():
             console.print(f"  {size / MB:5.1f} MB  {process}")
         for name, one, other in zip(("Flower's link", "inference link"), before, after, strict=True):
-            console.print(_per_day(name, other - one, 60 * options.idle))
+            console.print(_per_day(name, other - one, idle))
         contacts = fleet.said("agent").count(CONTACT_OVER) - contacts
         if contacts:
             console.print(_per_contact(after[0] - before[0], contacts))
@@ -181,7 +193,7 @@ def _traffic(fleet: Fleet) -> tuple[Traffic, Traffic]:
 def _per_day(name: str, spent: Traffic, seconds: float) -> str:
     day = DAY / seconds
     return (
-        f"{name}, idle for {seconds / 60:g} min: {spent.connections * day:.0f} connections, "
+        f"{name}, idle for {seconds / 60:.0f} min: {spent.connections * day:.0f} connections, "
         f"{spent.payload * day / MB:.2f} MB of TLS and {spent.bytes * day / MB:.2f} MB of IP packets a day"
     )
 

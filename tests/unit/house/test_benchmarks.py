@@ -29,6 +29,7 @@ def benchmark(name: str) -> dict[str, Any]:
     [
         pytest.param("bank", marks=pytest.mark.slow),
         "check_speed",
+        "clustering",
         "downlink",
         pytest.param("edge_runtime", marks=pytest.mark.slow),
         pytest.param("elastic_vit", marks=pytest.mark.slow),
