@@ -30,6 +30,7 @@ agent = typer.Typer(
 
 
 WARN_SECONDS = 86_400.0
+LONGEST_PAUSE = 1440
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -134,6 +135,8 @@ def run(
             hours = read_hours(upload_hours) if upload_hours else None
         if not new_clips <= 1:  # also if it is no number at all
             raise ConfigError(f"--new-clips {new_clips:g}: a share of the clips is at most 1")
+        if not contact_every <= LONGEST_PAUSE:
+            raise ConfigError(f"--contact-every {contact_every:g}: at most {LONGEST_PAUSE} minutes, a day")
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)

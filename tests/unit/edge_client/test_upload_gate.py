@@ -67,6 +67,8 @@ def test_what_is_no_part_of_a_day_is_refused_in_one_line(text: str) -> None:
     [
         ("--upload-hours", "6-6", "--upload-hours: '6-6' is no part of a day"),
         ("--new-clips", "7", "--new-clips 7: a share of the clips is at most 1"),
+        ("--contact-every", "1441", "--contact-every 1441: at most 1440 minutes, a day"),
+        ("--contact-every", "nan", "--contact-every nan: at most 1440 minutes, a day"),
         ("--new-clips", "nan", "--new-clips nan: a share of the clips is at most 1"),
     ],
 )
