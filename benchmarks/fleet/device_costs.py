@@ -4,7 +4,7 @@ A coordinator and one agent are real processes with TLS on loopback, with Flower
 ports of the coordinator through relays, which count what passes, with TLS, and the packets. The agent may come from
 another environment than this one (``--device``), such as one with nothing but the extra [edge].
 
-    python benchmarks/fleet/device_costs.py --device /opt/fedstill --idle 20 -- --contact-every 30
+    python benchmarks/fleet/device_costs.py --device /opt/fedstill --idle 20 -- --contact-every 5
 
 Options behind ``--`` go to ``fedstill agent``.
 """
