@@ -42,6 +42,13 @@ class Infer(StrEnum):
     AUTO = "auto"
 
 
+class Allow(StrEnum):
+    """What may leave the device beside means over all of its clips."""
+
+    PROTOTYPES = "prototypes"
+    SAMPLES = "samples"
+
+
 State = Annotated[Path | None, typer.Option(help="This agent's own folder; kept over restarts.")]
 Credentials = Annotated[Path | None, typer.Option(help="This device's folder from fedstill certs issue.")]
 Inference = Annotated[
@@ -94,6 +101,13 @@ def run(
             min=0,
         ),
     ] = 0.0,
+    allow: Annotated[
+        Allow | None,
+        typer.Option(
+            help="What the cloud may have beside means over all clips: those of groups, or single clips' "
+            "probabilities, too."
+        ),
+    ] = None,
     new_clips: Annotated[
         float, typer.Option(help="Ask for a new student when so many clips are new, as a share.", min=0.01)
     ] = 0.25,
@@ -122,6 +136,7 @@ def run(
     from fedstill.edge_client.node.agent_metrics import AgentCollector
     from fedstill.edge_client.node.change_watch import ChangeWatch
     from fedstill.edge_client.node.upload_gate import UploadGate, read_hours
+    from fedstill.edge_client.privacy.privacy_policy import allow as allow_uploads
 
     with serve(*_failures()) as stop, ExitStack() as stack:
         if not coordinator:
@@ -141,7 +156,9 @@ def run(
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)
         folder = state.resolve()
+        allow_uploads(folder, allow.value if allow else "")
         use_clips(data, folder, allow_outside=allow_outside)
+        _say_what_leaves(folder)
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")
         tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
@@ -249,6 +266,17 @@ def _student(folder: Path, who: _Identity | None, infer: Infer, objective: float
         reachable,
         uploads_allowed=read_policy(folder).features,
     )
+
+
+def _say_what_leaves(folder: Path) -> None:
+    from fedstill.edge_client.privacy.privacy_policy import read_policy
+    from fedstill.edge_client.privacy.prototypes import DeviceError
+
+    try:
+        most = read_policy(folder).in_words
+    except DeviceError as error:  # then nothing is uploaded, and the device answers clips by itself
+        most = str(error)
+    logging.getLogger(__name__).info('event=privacy most="%s"', most)
 
 
 def _watching(student: CurrentStudent, watch: Path, folder: Path, archive: Path | None, delete: bool) -> Task:

@@ -139,6 +139,8 @@ def in_words(event: dict[str, Any], names: Sequence[str] = ()) -> str:
         case "visited":
             again = datetime.fromtimestamp(event["next_attempt"])
             return f"{who} {event['outcome']}: {event['reason']}; again after {again:%Y-%m-%d %H:%M:%S}"
+        case "no_prototypes":
+            return f"{who} gives no prototypes, so it gets another student: {event['reason']}"
         case "all_served":
             return f"all {event['devices']} devices have their student"
         case "aborted":

@@ -59,7 +59,11 @@ def privacy(
         if not sent:
             typer.echo("nothing is recorded here as having left this device")
     budget = "no limit" if policy.epsilon is None else f"{policy.epsilon:g}"
-    console.print(f"accepts {policy.accepts} uploads or stronger", highlight=False)
+    console.print(
+        f"accepts {policy.accepts} uploads or stronger: at most {policy.in_words}",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(
         f"spent epsilon {epsilon:.4g} of {budget} at delta {policy.delta:g}, in {uploads} private uploads",
         highlight=False,

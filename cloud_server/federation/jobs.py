@@ -49,6 +49,7 @@ from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.device_prototypes import DevicePrototypes
 from fedstill.cloud_server.federation.device_session import NO_COMPRESSOR, DeviceSession
 from fedstill.cloud_server.federation.downlink import Downlink
+from fedstill.cloud_server.federation.exchange import DeviceLost
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
 from fedstill.cloud_server.federation.personal_student import PersonalStudent, PersonalStudents
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
@@ -170,7 +171,10 @@ class PersonalisationJob:
         try:
             upload = source(self.cloud.shared(GENERIC), PROTOTYPES)
         except DeviceFailure as failure:
-            self.failed(PROTOTYPES, str(failure))
+            if isinstance(failure, DeviceLost) or not self.plan.service:
+                self.failed(PROTOTYPES, str(failure))
+            else:  # its owner may not allow them, and the next best student needs none
+                self.cloud.metrics.emit("no_prototypes", client=self.key.client, reason=str(failure))
             return None
         assert upload is not None
         return upload.probabilities

@@ -41,7 +41,7 @@ def find_change(folder: Path, share: float, load: LoadStudent) -> str:
 
     Args:
         folder: the device's.
-        share: of the known clips; so many new ones, or so many that are gone, are a change.
+        share: of the known clips, with those left behind; so many new ones, or so many that are gone, are a change.
         load: makes a runtime of the device's student.
 
     Raises:
@@ -54,18 +54,23 @@ def find_change(folder: Path, share: float, load: LoadStudent) -> str:
     if note.change or not may_release_again(folder, policy):
         return note.change
     store = own_clips(folder)
-    newer = known.newer(store)
-    if newer.any() and max(int(newer.sum()), known.gone(store)) >= share * len(known.clips):
+    newer, left = known.parts(store)
+    if newer.any() and max(int(newer.sum()), known.gone(store)) >= share * known.count:
         found = replace(note, change=CLIPS_CHANGED)
     else:
-        found = _look_for_drift(folder, note, store, newer, load)
+        found = _look_for_drift(folder, note, store, newer, left, load)
     if found != note:
         found.write(folder)
     return found.change
 
 
 def _look_for_drift(
-    folder: Path, note: ChangeNote, store: ClipStore, newer: npt.NDArray[np.bool_], load: LoadStudent
+    folder: Path,
+    note: ChangeNote,
+    store: ClipStore,
+    newer: npt.NDArray[np.bool_],
+    left: npt.NDArray[np.bool_],
+    load: LoadStudent,
 ) -> ChangeNote:
     """What is to be noted after a look, if it is time for one."""
     recordings = len({name for name, new in zip(store.recordings, newer, strict=True) if new})
@@ -75,9 +80,14 @@ def _look_for_drift(
     if student is None or student.class_names != store.class_names:
         return note
     runtime = load(student.state, student.spec, student.class_names, student.version)
-    rows = runtime.probabilities(runtime.logits(runtime.features(store.audio, store.frames)))
+    compared = np.flatnonzero(~left)
+    rows = runtime.probabilities(
+        runtime.logits(runtime.features(store.audio[compared], store.frames[compared]))
+    )
+    profiles = None if store.profiles is None else store.profiles[compared]
+    names = tuple(store.recordings[place] for place in compared)
     rng = np.random.default_rng(int(note.known[:16], 16) + note.looks)
-    drift = drift_between(rows, store.profiles, store.recordings, newer, level_of(note.looks), rng)
+    drift = drift_between(rows, profiles, names, newer[compared], level_of(note.looks), rng)
     if drift is None:
         return note
     change = DRIFTED if drift.drifted else ""

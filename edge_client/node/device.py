@@ -26,7 +26,7 @@ from fedstill.datasets.files.faults import count_faults
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
-from fedstill.edge_client.node.known_clips import make_known, name_of, read_known_clips
+from fedstill.edge_client.node.known_clips import known_from_now, make_known, name_of, read_known_clips
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
@@ -81,27 +81,27 @@ class Device:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
         policy = read_policy(self.directory)
         policy.require(request)
-        profiles = self._profiles(request.job)
+        request = policy.strict(request)
+        known, used = known_from_now(self.directory, name_of(self.run, request.job), self.store)
+        query, _ = self.roles(request.job, used)
+        profiles = None if self.store.profiles is None else self.store.profiles[query]
+
+        def probabilities(asked: PrototypeRequest) -> npt.NDArray[np.float32]:
+            return self._probabilities(asked, query)
+
         if request.kind == "dp":
-            rows = release_once(self.directory, self.run, policy, request, self._probabilities, profiles)
+            rows = release_once(self.directory, self.run, policy, request, probabilities, profiles)
         else:
-            rows = summarise(self._probabilities(request), request, seed=seed_of(request.job))
+            rows = summarise(probabilities(request), request, seed=seed_of(request.job))
             if request.card and profiles is not None:
                 rows = replace(rows, card=to_bytes(card_of(profiles, fewest=request.min_size)))
-        make_known(self.directory, name_of(self.run, request.job), self.store)
+        known.write(self.directory)
         return PrototypeUpload(
             request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, rows.card
         )
 
-    def _profiles(self, job: Job) -> npt.NDArray[np.float32] | None:
-        """How each query clip was recorded; None if their store is older than capture cards."""
-        query, _ = self.roles(job)
-        profiles = self.store.profiles
-        return None if profiles is None else profiles[query]
-
-    def _probabilities(self, request: PrototypeRequest) -> npt.NDArray[np.float32]:
+    def _probabilities(self, request: PrototypeRequest, query: Positions) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips."""
-        query, _ = self.roles(request.job)
         runtime, found = self._features(request.student, query)
         return runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
 
@@ -147,9 +147,15 @@ class Device:
             return ()
         return counted(count_faults(bad_clips_of(self.directory)))
 
-    def roles(self, job: Job) -> tuple[Positions, Positions]:
-        """(query, test) positions; the owner may have limited how many clips are summarised, not which are tested."""
+    def roles(self, job: Job, used: npt.NDArray[np.bool_] | None = None) -> tuple[Positions, Positions]:
+        """(query, test) positions; the owner may have limited how many clips are summarised, not which are tested.
+
+        Args:
+            used: bool (clips,), those that may be summarised; None, or none of the query clips: all.
+        """
         query, test = self._split(job)
+        if used is not None and used[query].any():
+            query = query[used[query]]
         limit = read_policy(self.directory).clips
         if limit is None or limit >= len(query):
             return query, test

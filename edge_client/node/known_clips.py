@@ -2,12 +2,15 @@
 
 A clip is known by its content, so that one with a new name is not a new clip, and one with an old name may be. Another
 version of fedstill may compute clips otherwise; then the names count.
+
+After drift the older clips are left behind: the next student is for what the device meets now. They stay in the folder,
+but are neither summarised nor compared with.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +21,8 @@ import numpy.typing as npt
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.edge_client.folder import KNOWN_CLIPS_FILE
-from fedstill.protos.messages import Job
+from fedstill.edge_client.node.change_note import mark_of, read_note
+from fedstill.protos.messages import DRIFTED, Job
 
 Clips = tuple[tuple[str, str], ...]
 """Name, and digest of the content, of each clip."""
@@ -32,15 +36,24 @@ class KnownClips:
     Attributes:
         job: the personalisation in which they became known.
         version: of fedstill, which computed the content.
+        clips: for which the student is.
+        left: from before the device drifted.
     """
 
     job: str
     version: str
     clips: Clips
+    left: Clips = ()
 
-    def newer(self, store: ClipStore) -> npt.NDArray[np.bool_]:
-        """Which clips of the store are not known, bool (clips,)."""
-        return self._absent(clips_of(store), self.clips)
+    @property
+    def count(self) -> int:
+        """Of all; a few clips after drift do not make every further one a change."""
+        return len(self.clips) + len(self.left)
+
+    def parts(self, store: ClipStore) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which clips of the store are newer, and which are left behind, bool (clips,) each."""
+        found = clips_of(store)
+        return self._absent(found, self.clips + self.left), ~self._absent(found, self.left)
 
     def gone(self, store: ClipStore) -> int:
         """How many known clips the store does not have any more."""
@@ -56,8 +69,7 @@ class KnownClips:
     def write(self, folder: Path) -> None:
         """Into the device's folder, unless it says that already."""
         if self != read_known_clips(folder):
-            content = json.dumps({"job": self.job, "version": self.version, "clips": self.clips})
-            replace_file(folder / KNOWN_CLIPS_FILE, content.encode(), PRIVATE)
+            replace_file(folder / KNOWN_CLIPS_FILE, json.dumps(asdict(self)).encode(), PRIVATE)
 
 
 def clips_of(store: ClipStore) -> Clips:
@@ -74,16 +86,36 @@ def name_of(run: str, job: Job) -> str:
     return f"{run}/{job.scenario}/{job.arm}/{job.seed}"
 
 
+def known_from_now(folder: Path, job: str, store: ClipStore) -> tuple[KnownClips, npt.NDArray[np.bool_]]:
+    """The clips that the next student of the device is for, and which of the store these are, bool (clips,).
+
+    Nothing is written: the answer that tells of these clips may still fail.
+    """
+    before, clips = read_known_clips(folder), clips_of(store)
+    left = np.zeros(len(clips), bool)
+    if before is not None:
+        drifted = before.job != job and read_note(folder, mark_of(folder)).change == DRIFTED
+        newer, left = before.parts(store)
+        left = ~newer if drifted else left
+    if left.all():  # the newer ones are gone: what is there is what the device has
+        left[:] = False
+    kept, gone = (tuple(clips[place] for place in np.flatnonzero(part)) for part in (~left, left))
+    return KnownClips(job, version("fedstill"), kept, gone), ~left
+
+
 def make_known(folder: Path, job: str, store: ClipStore) -> None:
     """From now on, these are the clips that the device's student was made for."""
-    KnownClips(job, version("fedstill"), clips_of(store)).write(folder)
+    known_from_now(folder, job, store)[0].write(folder)
 
 
 def read_known_clips(folder: Path) -> KnownClips | None:
     """None if there is no file, or a damaged one: then nothing is known to have changed."""
     try:
         found = json.loads((folder / KNOWN_CLIPS_FILE).read_text("utf-8"))
-        clips = tuple((str(name), str(digest)) for name, digest in found["clips"])
-        return KnownClips(str(found["job"]), str(found["version"]), clips)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        clips, left = (
+            tuple((str(name), str(digest)) for name, digest in part)
+            for part in (found["clips"], found.get("left", ()))  # an older version left none
+        )
+        return KnownClips(str(found["job"]), str(found["version"]), clips, left)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -11,6 +11,7 @@ from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.common.run_layout import PLAN_FILE
 from fedstill.edge_client.folder import (
+    ALLOWED_FILE,
     BAD_CLIPS_FILE,
     CHANGE_FILE,
     CLIPS_FILE,
@@ -31,7 +32,7 @@ from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, DECODING_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER,
     LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode",
-    "warm_start", KNOWN_CLIPS_FILE, CHANGE_FILE, PAUSE_FILE,
+    "warm_start", KNOWN_CLIPS_FILE, CHANGE_FILE, PAUSE_FILE, ALLOWED_FILE,
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 

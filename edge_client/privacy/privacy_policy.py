@@ -2,36 +2,47 @@
 
     {"accepts": "dp", "epsilon": 4.0, "delta": 1e-5}
 
-No file means the defaults: every kind of upload is answered, as the thesis assumes, and uploads with differential
-privacy may cost epsilon 8 in total. A file that cannot be understood stops the device from answering.
+No file means the defaults: means over all clips leave the device, but nothing of a clip or of a group of them, unless
+the agent was started with ``--allow``; uploads with differential privacy may cost epsilon 8 in total. A file that cannot
+be understood stops the device from answering.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
+from fedstill.edge_client.folder import ALLOWED_FILE
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.protos.messages import PrototypeRequest
 
 POLICY_FILE = "privacy.json"
-STRENGTH = {"samples": 0, "kmeans": 1, "constrained": 2, "histogram": 2, "dp": 3}
+STRENGTH = {"samples": 0, "kmeans": 1, "constrained": 2, "histogram": 3, "dp": 4}
+Kind = Literal["samples", "kmeans", "constrained", "histogram", "dp"]
+ALLOWED: Mapping[str, Kind] = {"prototypes": "constrained", "samples": "samples"}
+"""What an owner may allow for one start of the agent, without a file."""
+SENDS: Mapping[Kind, str] = {
+    "samples": "whatever the cloud asks for, also the class probabilities of single clips",
+    "kmeans": "class probabilities of groups of clips, which may be as small as one clip",
+    "constrained": "mean class probabilities of groups of clips, and how all were recorded",
+    "histogram": "mean class probabilities of all clips, how sure the student is, and how they were recorded",
+    "dp": "mean class probabilities with noise",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class PrivacyPolicy:
     """The owner's limits."""
 
-    accepts: Literal["samples", "kmeans", "constrained", "dp"] = (
-        "samples"  # the weakest upload that is answered
-    )
+    accepts: Kind = "histogram"  # the weakest upload that is answered
     clips: int | None = None  # how many query clips are summarised, in a fixed order; null: all of them
-    min_size: int = 8  # accepts constrained: a request for smaller clusters is refused
+    min_size: int = 8  # accepts constrained or histogram: a mean of fewer clips is not uploaded
     epsilon: float | None = 8.0  # what all dp uploads together may cost; null: no limit (for simulation)
     delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
     features: bool = True  # whether inference may send a clip's features to the cloud
@@ -65,6 +76,17 @@ class PrivacyPolicy:
                 "or more; nothing is uploaded"
             )
 
+    def strict(self, request: PrototypeRequest) -> PrototypeRequest:
+        """The request as it is answered: a mean over all clips is one of ``min_size`` at least."""
+        if self.accepts != "histogram" or request.kind == "dp":
+            return request
+        return replace(request, min_size=max(request.min_size, self.min_size))
+
+    @property
+    def in_words(self) -> str:
+        """The most that the cloud can have of the clips when it makes a student."""
+        return SENDS[self.accepts]
+
     def require_accuracy(self) -> None:
         """Raise DeviceError if the owner keeps the accuracy private."""
         if not self.accuracy:
@@ -77,7 +99,7 @@ def read_policy(directory: Path) -> PrivacyPolicy:
     try:
         return from_plain(PrivacyPolicy, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return PrivacyPolicy()
+        return PrivacyPolicy(accepts=_allowed(directory))
     except PlainError as error:
         raise DeviceError(f"{POLICY_FILE}: {error}; nothing is uploaded") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -89,3 +111,30 @@ def read_policy(directory: Path) -> PrivacyPolicy:
 def write_policy(directory: Path, policy: PrivacyPolicy) -> None:
     """Write the policy, by rename."""
     replace_text(directory / POLICY_FILE, json.dumps(to_plain(policy), indent=1))
+
+
+def allow(directory: Path, what: str) -> None:
+    """Until the next start of the agent, allow more than the defaults do.
+
+    Args:
+        what: a key of ``ALLOWED``; empty: no more.
+
+    Raises:
+        DeviceError: the owner's file says already what is allowed.
+    """
+    if what and (directory / POLICY_FILE).exists():
+        raise DeviceError(
+            f'--allow {what}: {POLICY_FILE} decides here: change "accepts" in {directory / POLICY_FILE}'
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    if what:
+        replace_text(directory / ALLOWED_FILE, what)
+    else:
+        (directory / ALLOWED_FILE).unlink(missing_ok=True)
+
+
+def _allowed(directory: Path) -> Kind:
+    try:
+        return ALLOWED.get((directory / ALLOWED_FILE).read_text("utf-8"), "histogram")
+    except (OSError, UnicodeDecodeError):
+        return "histogram"

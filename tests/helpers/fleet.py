@@ -152,7 +152,7 @@ class Fleet:
         command = [
             "agent", "--coordinator", f"127.0.0.1:{port or self.port}",
             "--credentials", str(self.certs / "nodes" / self.name(client)), "--data", str(self.devices[client]),
-            "--state", str(state or self.agent_state(client)), *options,
+            "--state", str(state or self.agent_state(client)), "--allow", "samples", *options,
         ]  # fmt: skip
         return self._started(f"agent{client}{tag}", command)
 

@@ -26,7 +26,7 @@ CLIPS = 20
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     noisy_store(tmp_path / DATA_FOLDER, "abcde", CLIPS)
-    monkeypatch.setattr(Device, "_probabilities", lambda self, request: clips(CLIPS))
+    monkeypatch.setattr(Device, "_probabilities", lambda *_: clips(CLIPS))
     return Device(tmp_path, None)  # type: ignore[arg-type]
 
 
