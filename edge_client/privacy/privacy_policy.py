@@ -3,8 +3,8 @@
     {"accepts": "dp", "epsilon": 4.0, "delta": 1e-5}
 
 No file means the defaults: means over all clips leave the device, but nothing of a clip or of a group of them, unless
-the agent was started with ``--allow``; uploads with differential privacy may cost epsilon 8 in total. A file that cannot
-be understood stops the device from answering.
+the agent was started with ``--allow``; uploads with differential privacy may cost epsilon 8 in total. A file that
+cannot be understood stops the device from answering.
 """
 
 from __future__ import annotations
