@@ -42,7 +42,7 @@ class PrivacyPolicy:
 
     accepts: Kind = "histogram"  # the weakest upload that is answered
     clips: int | None = None  # how many query clips are summarised, in a fixed order; null: all of them
-    min_size: int = 8  # accepts constrained or histogram: a mean of fewer clips is not uploaded
+    min_size: int = 8  # accepts constrained or histogram: no mean of fewer clips is uploaded
     epsilon: float | None = 8.0  # what all dp uploads together may cost; null: no limit (for simulation)
     delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
     features: bool = True  # whether inference may send a clip's features to the cloud
@@ -70,7 +70,11 @@ class PrivacyPolicy:
                 f"this device's owner accepts {self.accepts} uploads or stronger, and {request.kind} was asked "
                 "for; nothing is uploaded"
             )
-        if self.accepts == "constrained" and request.kind != "dp" and request.min_size < self.min_size:
+        if (
+            self.accepts == "constrained"
+            and request.kind == "constrained"
+            and request.min_size < self.min_size
+        ):
             raise DeviceError(
                 f"min_size {request.min_size} was asked for, and this device's owner accepts {self.min_size} "
                 "or more; nothing is uploaded"
@@ -78,7 +82,7 @@ class PrivacyPolicy:
 
     def strict(self, request: PrototypeRequest) -> PrototypeRequest:
         """The request as it is answered: a mean over all clips is one of ``min_size`` at least."""
-        if self.accepts != "histogram" or request.kind == "dp":
+        if request.kind != "histogram" or self.accepts not in ("constrained", "histogram"):
             return request
         return replace(request, min_size=max(request.min_size, self.min_size))
 

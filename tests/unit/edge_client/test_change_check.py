@@ -20,7 +20,7 @@ from fedstill.edge_client.node.change_check import find_change
 from fedstill.edge_client.node.change_note import ChangeNote, announced, mark_of, read_note
 from fedstill.edge_client.node.change_watch import CHECK_SECONDS, ChangeWatch, check_in_process
 from fedstill.edge_client.node.drift import Drift
-from fedstill.edge_client.node.known_clips import make_known
+from fedstill.edge_client.node.known_clips import known_from_now, make_known
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger, may_release_again
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy, write_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, Prototypes
@@ -201,6 +201,62 @@ def test_drift_is_tested_for_seldom_and_each_time_more_strictly(
     assert found == DRIFTED
     assert levels == pytest.approx([levels[0], levels[0] / 2, levels[0] / 4])
     assert read_note(device, mark_of(device)) == ChangeNote(mark_of(device), DRIFTED, 3, 32)
+
+
+def drifted(device: Path, numbers: Sequence[int]) -> None:
+    """These are its clips now, and the newer ones differ."""
+    record(device, numbers)
+    ChangeNote(mark_of(device), DRIFTED).write(device)
+
+
+def summarised(device: Path, job: str = "next job") -> list[int]:
+    """The clips of which a summary for this job tells."""
+    known, used = known_from_now(device, job, open_store(device / DATA_FOLDER))
+    known.write(device)
+    return np.flatnonzero(used).tolist()
+
+
+def test_after_drift_the_next_student_is_for_the_newer_clips(device: Path) -> None:
+    drifted(device, range(110))
+    assert summarised(device) == list(range(100, 110))
+    assert summarised(device) == list(range(100, 110)), "asked again, it tells of the same ones"
+    assert summarised(device, "a later job") == list(range(100, 110))
+    record(device, range(120))
+    assert summarised(device, "a still later job") == list(range(100, 120))
+    drifted(device, range(130))
+    assert summarised(device, "the last one") == list(range(120, 130))
+
+
+def test_without_drift_all_clips_are_summarised(device: Path) -> None:
+    record(device, range(130))
+    assert look(device) == CLIPS_CHANGED
+    assert summarised(device) == list(range(130))
+
+
+def test_old_clips_count_again_if_the_newer_ones_go(device: Path) -> None:
+    drifted(device, range(110))
+    summarised(device)
+    record(device, range(100))
+    assert summarised(device, "a later job") == list(range(100))
+
+
+def test_clips_left_behind_are_neither_new_nor_few(device: Path) -> None:
+    drifted(device, range(110))
+    summarised(device)
+    assert look(device) == ""
+    record(device, range(130))
+    assert look(device) == "", "20 of 110"
+    record(device, range(138))
+    assert look(device) == CLIPS_CHANGED
+
+
+def test_what_an_older_version_knew_is_understood(device: Path) -> None:
+    content = json.loads((device / KNOWN_CLIPS_FILE).read_text())
+    del content["left"]
+    (device / KNOWN_CLIPS_FILE).write_text(json.dumps(content))
+    assert look(device) == ""
+    drifted(device, range(110))
+    assert summarised(device) == list(range(100, 110))
 
 
 def test_the_agent_looks_when_something_is_new_and_seldom(device: Path) -> None:

@@ -18,9 +18,17 @@ from helpers.command import CliRunner
 from test_privacy import clips, dp_request
 
 from fedstill.cli import main as cli
+from fedstill.edge_client.folder import ALLOWED_FILE
 from fedstill.edge_client.privacy.privacy import epsilon_at, sigma_for
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger, noise_source, release_once
-from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy, read_policy, write_policy
+from fedstill.edge_client.privacy.privacy_policy import (
+    POLICY_FILE,
+    STRENGTH,
+    PrivacyPolicy,
+    allow,
+    read_policy,
+    write_policy,
+)
 from fedstill.edge_client.privacy.prototypes import DeviceError, Prototypes
 from fedstill.protos.messages import PrototypeRequest
 
@@ -164,16 +172,23 @@ def test_real_noise_is_never_the_same_and_simulated_noise_always() -> None:
     assert noise_source(seeded, "job").normal() != noise_source(seeded, "other").normal()
 
 
+def request_of(kind: str, min_size: int = 8) -> PrototypeRequest:
+    request = dp_request(min_size=min_size)
+    if kind == "dp":
+        return request
+    return replace(request, kind=kind, epsilon=0.0, delta=0.0, centres=np.empty((0, 0), np.float32))
+
+
 @pytest.mark.parametrize(
     ("accepts", "kind", "fine"),
     [("samples", "samples", True), ("kmeans", "samples", False), ("kmeans", "kmeans", True),
      ("constrained", "kmeans", False), ("constrained", "constrained", True), ("constrained", "histogram", True),
-     ("constrained", "dp", True), ("dp", "constrained", False), ("dp", "histogram", False), ("dp", "dp", True)],
+     ("constrained", "dp", True), ("histogram", "constrained", False), ("histogram", "samples", False),
+     ("histogram", "histogram", True), ("histogram", "dp", True),
+     ("dp", "constrained", False), ("dp", "histogram", False), ("dp", "dp", True)],
 )  # fmt: skip
 def test_the_weakest_upload_that_the_owner_accepts(accepts: Any, kind: str, fine: bool) -> None:
-    request = dp_request()
-    if kind != "dp":
-        request = replace(request, kind=kind, epsilon=0.0, delta=0.0, centres=np.empty((0, 0), np.float32))
+    request = request_of(kind)
     policy = PrivacyPolicy(accepts=accepts)
     if fine:
         policy.require(request)
@@ -200,6 +215,50 @@ def test_the_policy_file(tmp_path: Path) -> None:
     assert read_policy(tmp_path) == POLICY
     write_policy(tmp_path, replace(POLICY, epsilon=None))
     assert read_policy(tmp_path).epsilon is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "fine"),
+    [("", ["histogram", "dp"]), ("prototypes", ["constrained", "histogram", "dp"]),
+     ("samples", ["samples", "kmeans", "constrained", "histogram", "dp"])],
+)  # fmt: skip
+def test_without_a_file_means_over_all_clips_leave_and_the_owner_may_allow_more(
+    tmp_path: Path, allowed: str, fine: list[str]
+) -> None:
+    def answered(kind: str) -> bool:
+        try:
+            read_policy(tmp_path).require(request_of(kind))
+        except DeviceError:
+            return False
+        return True
+
+    allow(tmp_path, "samples")
+    allow(tmp_path, allowed)
+    assert [kind for kind in STRENGTH if answered(kind)] == fine
+    allow(tmp_path, "")
+    assert read_policy(tmp_path) == PrivacyPolicy()
+
+
+def test_a_file_decides_and_nothing_is_allowed_beside_it(tmp_path: Path) -> None:
+    allow(tmp_path, "samples")
+    write_policy(tmp_path, POLICY)
+    assert read_policy(tmp_path) == POLICY
+    with pytest.raises(DeviceError, match=r"privacy\.json decides"):
+        allow(tmp_path, "samples")
+    allow(tmp_path, "")
+
+
+def test_what_may_have_been_allowed_is_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / ALLOWED_FILE).write_bytes(b"sample\xff")
+    assert read_policy(tmp_path) == PrivacyPolicy()
+
+
+def test_a_mean_of_few_clips_is_not_asked_for_in_vain() -> None:
+    asked_for = request_of("histogram", min_size=2)
+    assert PrivacyPolicy().strict(asked_for).min_size == 8
+    assert PrivacyPolicy(min_size=5).strict(replace(asked_for, min_size=6)).min_size == 6
+    assert PrivacyPolicy(accepts="samples").strict(asked_for) == asked_for
+    assert PrivacyPolicy().strict(dp_request(min_size=2)).min_size == 2
 
 
 @pytest.mark.parametrize(
