@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from drift_devices import BEFORE, CLASSES, HELD_OUT, MICROPHONE, NAMES, NEWER, SAME, Fleet, fleet_of
 from rich.console import Console
 from scipy.special import stdtrit
 
@@ -34,6 +34,9 @@ from fedstill.datasets.audiovisual.store import ClipStore
 from fedstill.edge_client.node.drift import drift_between, level_of
 from fedstill.edge_client.students.students import StoredModel
 from fedstill.evaluation.paired_tests import paired_t
+
+sys.path.insert(0, str(Path(__file__).parent))
+from drift_devices import BEFORE, CLASSES, HELD_OUT, MICROPHONE, NAMES, NEWER, SAME, Fleet, fleet_of
 
 SETTINGS = ("dataset.public_per_class=60", "dataset.private_per_class=120", "dataset.difficulty=0.5",
             "compute.precision=fp32", "compute.workers=1")  # fmt: skip

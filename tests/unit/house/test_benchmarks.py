@@ -145,6 +145,22 @@ def test_severities_are_measured_on_a_run(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
+def test_devices_that_change_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for _ in ("serve", "read again"):
+        benchmark("drift")["main"](
+            ["--quick", "--out", str(tmp_path), "--markdown", str(tmp_path / "page.md")]
+        )
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    (seed,) = tmp_path.glob("seed*.json")
+    outcome = json.loads(seed.read_text())
+    assert outcome["visits"][0] == 1
+    assert outcome["causes"][2] == "drift"
+    assert "of 3 resamples" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.slow
 def test_the_simulation_of_cohorts_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for _ in ("train", "read again"):
