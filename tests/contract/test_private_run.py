@@ -136,7 +136,7 @@ def test_a_device_that_demands_dp_uploads_nothing_else(trained: Path, tmp_path: 
 
 
 def test_a_device_may_keep_its_accuracy(trained: Path, tmp_path: Path) -> None:
-    policy = replace(PrivacyPolicy(), accuracy=False)
+    policy = PrivacyPolicy(accepts="samples", accuracy=False)
     _, tables = run(trained, tmp_path, policy)
     assert {row.client for row in tables["rows"]} == {0}
     assert all("does not report accuracy" in reason for *_, reason in failures_of(tables, 1))
