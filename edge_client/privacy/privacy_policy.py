@@ -70,11 +70,7 @@ class PrivacyPolicy:
                 f"this device's owner accepts {self.accepts} uploads or stronger, and {request.kind} was asked "
                 "for; nothing is uploaded"
             )
-        if (
-            self.accepts == "constrained"
-            and request.kind == "constrained"
-            and request.min_size < self.min_size
-        ):
+        if self.accepts == "constrained" and request.kind != "dp" and request.min_size < self.min_size:
             raise DeviceError(
                 f"min_size {request.min_size} was asked for, and this device's owner accepts {self.min_size} "
                 "or more; nothing is uploaded"
@@ -82,7 +78,7 @@ class PrivacyPolicy:
 
     def strict(self, request: PrototypeRequest) -> PrototypeRequest:
         """The request as it is answered: a mean over all clips is one of ``min_size`` at least."""
-        if request.kind != "histogram" or self.accepts not in ("constrained", "histogram"):
+        if request.kind != "histogram" or self.accepts != "histogram":
             return request
         return replace(request, min_size=max(request.min_size, self.min_size))
 
