@@ -57,6 +57,8 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/fleet/fleet_proxy.py
 	$(BIN)/python benchmarks/serving/elastic_vit.py
 	$(BIN)/python benchmarks/serving/elastic_vit.py --environments
+	$(BIN)/python benchmarks/serving/engine_backends.py
+	$(BIN)/python benchmarks/serving/proportional_attention.py
 	$(BIN)/python benchmarks/students/capture_card.py
 	$(BIN)/python benchmarks/students/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
 	$(BIN)/python benchmarks/serving/serving_decision.py

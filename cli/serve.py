@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, Weights
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, Backend, BackendChoice, Weights
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 from fedstill.common.paths import VIT_WEIGHTS
@@ -49,6 +49,7 @@ def serve_(
     architecture: Architecture = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    backend: Backend = BackendChoice.AUTO,
     profile: Annotated[
         Path | None,
         typer.Option(help="Use this profile (from fedstill tasks profile) instead of measuring one."),
@@ -104,6 +105,7 @@ def serve_(
             architecture=architecture,
             device=device,
             precision=precision,
+            backend=backend.value,
             profile=profile,
             schedules=schedules,
             batches=batches,

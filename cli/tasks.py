@@ -15,6 +15,8 @@ from fedstill.cli.shared.console import console, one_line_errors
 from fedstill.cli.shared.options import (
     DEFAULT_REGISTRY,
     Architecture,
+    Backend,
+    BackendChoice,
     PreprocessChanges,
     RegistryFolder,
     Weights,
@@ -184,6 +186,7 @@ def profile(
         int | None, typer.Option(help="Limit for the activations of a batch, MB.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="The same as at `tasks add`.")] = 0,
+    backend: Backend = BackendChoice.AUTO,
 ) -> None:
     """Measure accuracy and time of every token schedule on this machine, for the planner."""
     with one_line_errors():
@@ -216,7 +219,7 @@ def profile(
         places = dict(pair(text) for text in images or ())
         known = {name: find_images(name, places.get(name)) for name in tasks}
         limit = None if memory_mb is None else memory_mb * 2**20
-        options = ProfileOptions(schedules, batches, val_images, seed, limit)
+        options = ProfileOptions(schedules, batches, val_images, seed, limit, backend.value)
         with console.status("measuring") as status:
             made, measured = profile_tasks(trunk, tasks, known, options, status.update)
         assert out is not None  # checked

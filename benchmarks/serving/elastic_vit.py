@@ -24,7 +24,8 @@ from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.environment import CPU_SETTINGS, serving_environment
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.models.vit.elastic_vit import ElasticViT

@@ -23,7 +23,8 @@ import torch
 from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.policy import Policy

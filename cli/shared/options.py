@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,18 @@ PreprocessChanges = Annotated[
         help="How the weights expect pictures, where timm says otherwise: any of mean=0.485/0.456/0.406, "
         "std=0.229/0.224/0.225, interpolation=bicubic, crop_pct=0.9, crop_mode=center.",
     ),
+]
+
+
+class BackendChoice(StrEnum):
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
+
+
+Backend = Annotated[
+    BackendChoice,
+    typer.Option(help="What runs the network; auto: the faster one, openvino needs the extra of that name."),
 ]
 AllowOutside = Annotated[
     bool, typer.Option("--allow-outside", help="A manifest's paths may lead out of its folder.")

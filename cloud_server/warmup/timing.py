@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.profiler import measure_times
 from fedstill.cloud_server.warmup.reductions import reduction_schedule
 from fedstill.models.vit.elastic_vit import ElasticViT

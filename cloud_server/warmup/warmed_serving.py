@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings, Precision
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import BackendName, EngineSettings, Precision
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.policies.prodigy import warmed_schedule
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
@@ -45,6 +46,8 @@ class EngineOptions:
     batch_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     device: str = "auto"
     precision: Precision = "auto"
+    backend: BackendName = "torch"
+    variant: str = ""
 
 
 class WarmedServing:
@@ -87,8 +90,7 @@ class WarmedServing:
             mine = tuple(self.schedules[name] for name in recipes if recipes[name].name == recipe.name)
             engine = self._engine(soups.net(recipe), classes, mine, options)
             engines[recipe.name] = engine
-            # All models compute alike, so only the first has to try precisions.
-            options = replace(options, precision="bf16" if engine.variant.startswith("bf16") else "fp32")
+            options = replace(options, variant=engine.variant)  # all models compute alike
         self._engines = {name: engines[recipe.name] for name, recipe in recipes.items()}
 
     @property
@@ -113,7 +115,14 @@ class WarmedServing:
     ) -> Engine:
         head = task_head(net)
         parameters = TaskParameters(class_names, head.weight.detach(), head.bias.detach())
-        settings = EngineSettings(schedules, options.batch_buckets, options.device, options.precision)
+        settings = EngineSettings(
+            schedules,
+            options.batch_buckets,
+            options.device,
+            options.precision,
+            options.backend,
+            options.variant,
+        )
         return Engine(net, {self._task: parameters}, settings)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.profiler import AffineTime, measure_right, measure_times
 from fedstill.cloud_server.serving.engine.trunk import Trunk
 from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, learn_task

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -46,12 +47,20 @@ from fedstill.protos.serving_pb2_grpc import ServingStub
 
 pytestmark = pytest.mark.slow
 
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="OpenVINO is not installed: pip install '.[openvino]'"
+)
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return make_place(tmp_path)
+
+
+def variant(log: str) -> str:
+    """Of the engine that got ready."""
+    return log.partition("engine ready variant=")[2].partition(" device=")[0]
 
 
 def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
@@ -68,6 +77,7 @@ def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
 
     options = ["--authority", str(authority.directory), "--operator", "boss", "--batches", "1,4"]
     options += ["--images", f"cats={place.folder / 'cats'}", "--val-images", "6", "--schedules=0,-20"]
+    options += ["--backend", "auto"]
     with serving(place, *options, launched=False) as server:
         session = [sys.executable, str(HELPERS / "triton_session.py"), server.target, "cats", str(SIZE)]
         token = (authority.directory / "nodes" / "kitchen" / "token").read_text()
@@ -112,12 +122,17 @@ def test_a_tritonclient_session_over_tls_with_a_token(place: Place) -> None:
             client.delete_task("dogs")
             assert [one.name for one in client.describe().tasks] == ["cats"]
         assert server.end() == 0
-        assert "event=profile_measured" in server.log.read_text()
-        assert token not in server.log.read_text()
+        log = server.log.read_text()
+        assert "event=profile_measured" in log
+        assert token not in log
+        assert "engine variants" in log  # one was chosen by a trial
     place.register("dogs", 2, seed=1)
     server.log.unlink()
     with serving(place, *options) as server:
-        assert "event=profile_found" in server.log.read_text()
+        again = server.log.read_text()
+        assert "event=profile_found" in again
+        assert "engine variants" not in again
+        assert variant(again) == variant(log)
         assert server.end() == 0
 
 
@@ -216,8 +231,10 @@ def test_sigterm_under_load_answers_who_is_in(place: Place) -> None:
     assert not (place.state / "serve" / "server.json").exists()
 
 
-def test_hot_swaps_and_a_deletion_under_load(place: Place) -> None:
-    with serving(place, "--insecure", *place.profile) as server, Load(server) as load:
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_hot_swaps_and_a_deletion_under_load(place: Place, backend: str) -> None:
+    options = ["--insecure", *place.profile, "--backend", backend]
+    with serving(place, *options) as server, Load(server) as load:
         load.wait_for("OK", 10)
         for seed in range(3):
             place.register("cats", 50, seed)  # from outside: the server watches the registry

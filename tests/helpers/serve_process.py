@@ -44,7 +44,8 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        return ["--state", str(self.state), "--weights", str(self.folder / "test_vit.safetensors")]
+        weights = str(self.folder / "test_vit.safetensors")
+        return ["--state", str(self.state), "--weights", weights, "--backend", "torch"]
 
     @property
     def profile(self) -> list[str]:

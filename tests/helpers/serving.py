@@ -21,7 +21,8 @@ from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress
 from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import BackendName, EngineSettings
 from fedstill.cloud_server.serving.engine.profiler import (
     ScheduleProfile,
     make_profile,
@@ -25,14 +26,15 @@ from fedstill.models.vit.task_bank import TaskParameters
 
 @dataclass(frozen=True, slots=True)
 class ProfileOptions:
-    """As typed: schedules (None for the usual ones), batch sizes, images per task and their seed, and the bytes that
-    the activations of a batch may take."""
+    """As typed: schedules (None for the usual ones), batch sizes, images per task and their seed, the bytes that the
+    activations of a batch may take, and the engine's backend."""
 
     schedules: str | None
     batches: str
     images: int
     seed: int
     memory_limit: int | None
+    backend: BackendName
 
 
 def profile_tasks(
@@ -50,10 +52,12 @@ def profile_tasks(
         settings = EngineSettings(
             chosen_schedules(options.schedules, trunk.net, parameters),
             whole_numbers("--batches", options.batches),
+            backend=options.backend,
         )
     loaded = {name: task.load("val", options.images, options.seed) for name, task in images.items()}
-    engine = Engine(trunk.net, parameters, settings)
-    engine.warm_up()
+    with as_mistake("--schedules or --backend"):
+        engine = Engine(trunk.net, parameters, settings)
+    engine.warm_up(on_progress)
     with as_mistake("--schedules"):
         measured = profile_engine(
             engine,
@@ -62,7 +66,9 @@ def profile_tasks(
             progress=on_progress,
         )
     source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {options.images} images per task"
-    made = make_profile(trunk.architecture, source, tuple(images), measured, trunk.fingerprint)
+    made = make_profile(
+        trunk.architecture, source, tuple(images), measured, trunk.fingerprint, engine.variant
+    )
     return made.without_dominated(), measured
 
 
@@ -73,6 +79,8 @@ def compare_times(
     check_trunk(profile, trunk.fingerprint)
     with as_mistake("--check or --batches"):
         schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in profile.schedules)
-        engine = Engine(trunk.net, parameters, EngineSettings(schedules, whole_numbers("--batches", batches)))
+        sizes = whole_numbers("--batches", batches)
+        settings = EngineSettings(schedules, sizes, backend="auto", variant=profile.engine)
+        engine = Engine(trunk.net, parameters, settings)
         engine.warm_up()
         return time_ratios(engine, profile)

@@ -8,7 +8,8 @@ from typing import get_args
 
 import torch
 
-from fedstill.cloud_server.serving.engine.engine import Precision
+from fedstill.cloud_server.serving.engine.engine_settings import BackendName, Precision
+from fedstill.cloud_server.serving.engine.openvino_backend import missing_library
 from fedstill.cloud_server.serving.policies.registry import POLICIES
 from fedstill.cloud_server.serving.tasks.registry import open_registry
 from fedstill.cloud_server.warmup.warmed_models import read_catalogue
@@ -32,6 +33,7 @@ class ServePlan:
     architecture: str | None
     device: str
     precision: str
+    backend: BackendName
     profile: Path | None
     schedules: str | None
     batches: str
@@ -60,6 +62,8 @@ class ServePlan:
             self.device.startswith("cuda") and torch.cuda.is_available()
         ):
             raise ConfigError(f"--device: {self.device!r} is not here: use auto, cpu or cuda")
+        if self.backend == "openvino" and (missing := missing_library()):
+            raise ConfigError(f"--backend openvino: {missing}")
         for text in self.images:
             pair(text)
         if not whole_numbers("--batches", self.batches):

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import torch
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
-from fedstill.cloud_server.serving.engine.engine import Engine, EngineSettings
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.profiler import time_ratios
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
@@ -39,7 +42,7 @@ from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import data_path
 from fedstill.common.provenance import cpu_model, hardware
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, find_images
-from fedstill.models.vit.schedules import TokenSchedule, parse_schedule
+from fedstill.models.vit.schedules import TokenSchedule, check_distinct, parse_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 
 LOG = logging.getLogger(__name__)
@@ -61,11 +64,22 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     given = read_profile(plan.profile) if plan.profile is not None else None
     if given is not None:
         check_trunk(given, trunk.fingerprint)
-    tell("choosing the fastest form of the layers")
-    engine = _make_engine(plan, trunk, parameters, given)
-    tell(f"warming up {len(engine.settings.schedules)} schedules")
-    engine.warm_up()
-    measured, columns, keep = _profile(plan, trunk, engine, tasks, given, tell)
+    settings = _settings(plan, trunk, parameters, given)
+    columns = _columns(plan, tasks, given)
+    file = plan.folder / f"profile-{_key(plan, trunk, settings, columns).digest}.json"
+    kept = read_profile(file) if given is None and file.exists() else None
+    known = given or kept
+    tell("choosing the fastest way to run the network")
+    with as_mistake("--backend"):
+        engine = Engine(trunk.net, parameters, replace(settings, variant=known.engine if known else ""))
+    engine.warm_up(tell)
+    if kept is not None:
+        LOG.info("event=profile_found file=%s", file)
+        tell("comparing the kept profile with times of now")
+        _warn_if_stale(engine, kept)
+    measured = known or _measure(plan, trunk, engine, tasks, tuple(columns), file, tell)
+    # Corrected times go into the file, unless it is the user's own.
+    keep: Callable[[Profile], None] = partial(_write, file) if given is None else lambda _: None
     schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
 
     def live_tasks(dispatcher: Dispatcher) -> LiveTasks:
@@ -83,32 +97,25 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     )
 
 
-def _make_engine(
+def _settings(
     plan: ServePlan, trunk: Trunk, parameters: dict[str, TaskParameters], given: Profile | None
-) -> Engine:
+) -> EngineSettings:
     with as_mistake("--profile, --schedules or --batches"):
         if given is None:
             schedules = chosen_schedules(plan.schedules, trunk.net, parameters)
         else:
             schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in given.schedules)
         precision: Any = plan.precision  # checked
-        settings = EngineSettings(schedules, whole_numbers("--batches", plan.batches), plan.device, precision)
-        return Engine(trunk.net, parameters, settings)
+        batches = whole_numbers("--batches", plan.batches)
+        return EngineSettings(
+            check_distinct(schedules, trunk.net.patches), batches, plan.device, precision, plan.backend
+        )
 
 
-def _profile(
-    plan: ServePlan,
-    trunk: Trunk,
-    engine: Engine,
-    tasks: Mapping[str, TaskVersion],
-    given: Profile | None,
-    tell: OnProgress,
-) -> tuple[Profile, dict[str, str], Callable[[Profile], None]]:
-    """The profile, the task version that each of its columns belongs to, and what keeps a corrected one: nothing where
-    the profile is the user's own file."""
+def _columns(plan: ServePlan, tasks: Mapping[str, TaskVersion], given: Profile | None) -> dict[str, str]:
+    """The tasks of the profile, and the version that is measured of each."""
     if given is not None:
-        columns = {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
-        return given, columns, lambda _: None
+        return {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
     places = dict(pair(text) for text in plan.images)
     strange = sorted(set(places) - set(tasks))
     if strange:
@@ -119,26 +126,41 @@ def _profile(
         raise ConfigError(
             f"{first}: no images to measure with; give --images {first}=PATH, or --profile FILE"
         )
-    columns = {name: tasks[name].fingerprint for name in known}
-    key = ProfileKey(
+    return {name: tasks[name].fingerprint for name in known}
+
+
+def _key(plan: ServePlan, trunk: Trunk, settings: EngineSettings, columns: Mapping[str, str]) -> ProfileKey:
+    asked = f"{settings.torch_device} {settings.precision} {settings.backend}"
+    return ProfileKey(
         trunk.fingerprint,
         tuple(sorted(columns.items())),
-        tuple(schedule.name for schedule in engine.settings.schedules),
-        engine.settings.batch_buckets,
+        tuple(schedule.name for schedule in settings.schedules),
+        settings.batch_buckets,
         (plan.val_images, plan.seed),
-        f"{hardware()} {cpu_model()} {engine.device} {engine.dtype} {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}",
+        f"{hardware()} {cpu_model()} {asked} {torch.get_num_threads()} threads, {_libraries(settings)}",
     )
-    file = plan.folder / f"profile-{key.digest}.json"
-    if file.exists():
-        LOG.info("event=profile_found file=%s", file)
-        found = read_profile(file)
-        tell("comparing the kept profile with times of now")
-        _warn_if_stale(engine, found)
-        return found, columns, partial(_write, file)
+
+
+def _libraries(settings: EngineSettings) -> str:
+    """Those that the backend asked for may use, with their versions."""
+    names = ("torch", "openvino") if settings.backend == "auto" else (settings.backend,)
+    return ", ".join(f"{name} {version(name)}" for name in names if find_spec(name) is not None)
+
+
+def _measure(
+    plan: ServePlan,
+    trunk: Trunk,
+    engine: Engine,
+    tasks: Mapping[str, TaskVersion],
+    known: Sequence[str],
+    file: Path,
+    tell: OnProgress,
+) -> Profile:
+    """A new profile, kept in the file."""
+    places = dict(pair(text) for text in plan.images)
     for name in set(tasks) - set(known):
         LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
-    LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(key.schedules))
+    LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(engine.settings.schedules))
     tell("reading the validation images")
     validation: Validation = {
         name: (loaded.images, loaded.labels)
@@ -157,7 +179,7 @@ def _profile(
         )
     _write(file, profile)
     LOG.info("event=profile_measured file=%s", file)
-    return profile, columns, partial(_write, file)
+    return profile
 
 
 def _write(file: Path, profile: Profile) -> None:

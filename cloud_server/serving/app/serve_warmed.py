@@ -11,6 +11,7 @@ import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
+from fedstill.cloud_server.serving.engine.engine_settings import BackendName
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import read_profile
@@ -21,7 +22,7 @@ from fedstill.cloud_server.serving.tasks.registry import DEFAULT_LATENCY_MS, DEF
 from fedstill.cloud_server.warmup.reduced_nets import task_net
 from fedstill.cloud_server.warmup.warmed_models import WarmedModelError, WarmedModels, read_catalogue
 from fedstill.cloud_server.warmup.warmed_serving import EngineOptions, WarmedServing
-from fedstill.common.option_values import whole_numbers
+from fedstill.common.option_values import as_mistake, whole_numbers
 from fedstill.common.paths import data_path
 
 LOG = logging.getLogger(__name__)
@@ -41,8 +42,11 @@ def warmed_models(plan: ServePlan, folder: Path, tell: OnProgress) -> ServedMode
     classes = len(catalogue.class_names)
     plain = task_net(trunk.net, (torch.zeros(classes, trunk.net.width), torch.zeros(classes)))
     precision: Any = plan.precision  # checked
-    options = EngineOptions(whole_numbers("--batches", plan.batches), plan.device, precision)
-    serving = WarmedServing(store, plain, profile, options)
+    # The profile of `fedstill warmup` was timed with torch.
+    backend: BackendName = "torch" if plan.backend == "auto" else plan.backend
+    options = EngineOptions(whole_numbers("--batches", plan.batches), plan.device, precision, backend)
+    with as_mistake("--backend"):
+        serving = WarmedServing(store, plain, profile, options)
     tell(f"warming up {len(serving.schedules)} schedules")
     serving.warm_up()
     (name,) = serving.profile.tasks

@@ -232,10 +232,16 @@ def activation_bytes(net: ElasticViT, schedule: TokenSchedule, item_bytes: int) 
 
 
 def make_profile(
-    name: str, source: str, tasks: Sequence[str], measured: Sequence[ScheduleProfile], trunk: str = ""
+    name: str,
+    source: str,
+    tasks: Sequence[str],
+    measured: Sequence[ScheduleProfile],
+    trunk: str = "",
+    engine: str = "",
 ) -> Profile:
     """The planner's profile of everything that was measured, dominated schedules too."""
-    return Profile(name, source, tuple(tasks), tuple(one.planned for one in measured), trunk=trunk)
+    schedules = tuple(one.planned for one in measured)
+    return Profile(name, source, tuple(tasks), schedules, trunk=trunk, engine=engine)
 
 
 def time_ratios(

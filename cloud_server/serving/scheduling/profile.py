@@ -88,7 +88,8 @@ class Profile:
 
     tasks: names. schedules: of the elastic model. variants: whole models that INFaaS switches between, by
     accuracy. source: where the numbers come from, one line. trunk: fingerprint of the weights that were measured,
-    empty if nobody noted it. Raises DataError for an impossible profile.
+    and engine: variant of the engine that ran them; empty if nobody noted it. Raises DataError for an impossible
+    profile.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Profile:
     schedules: tuple[Schedule, ...]
     variants: tuple[Variant, ...] = field(default=())
     trunk: str = ""
+    engine: str = ""
 
     def __post_init__(self) -> None:
         if not self.tasks or not self.schedules:

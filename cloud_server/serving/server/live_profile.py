@@ -32,8 +32,8 @@ Validation = Mapping[str, tuple[Images, npt.NDArray[np.int64]]]
 class ProfileKey:
     """All that a measured profile depends on: another key, another profile.
 
-    tasks: (name, fingerprint of the version). images: how many per task, and their seed. engine: the machine and how it
-    runs.
+    tasks: (name, fingerprint of the version). images: how many per task, and their seed. engine: the machine, its
+    libraries and what was asked of the engine; which variant came of that is in the profile.
     """
 
     trunk: str
@@ -60,7 +60,7 @@ def measure_profile(
 ) -> Profile:
     """Every schedule of the engine, also dominated ones: a fixed policy may be asked for one of them."""
     measured = profile_engine(engine, validation, progress=progress)
-    return make_profile(name, source, tuple(validation), measured, trunk)
+    return make_profile(name, source, tuple(validation), measured, trunk, engine.variant)
 
 
 def check_trunk(profile: Profile, trunk: str) -> None:

@@ -101,8 +101,8 @@ def add(folder: Path, file: Path, registry: Path, *options: str) -> None:
 def plan(state: Path, file: Path, pictures: Path) -> ServePlan:
     return ServePlan(
         state=state, warmed=None, listen=("127.0.0.1", 0), web=None, rest=None, policy="fedstill", authority=None,
-        operators=frozenset(), weights=str(file), architecture=None, device="cpu", precision="fp32", profile=None,
-        schedules="0", batches="1,4", images=(f"cats={pictures}",), val_images=6, seed=0, waiting=64,
+        operators=frozenset(), weights=str(file), architecture=None, device="cpu", precision="fp32", backend="torch",
+        profile=None, schedules="0", batches="1,4", images=(f"cats={pictures}",), val_images=6, seed=0, waiting=64,
         drain_seconds=1.0,
     )  # fmt: skip
 
