@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 LANES = (
     ("test_faults_cloud.py", "test_faults_link.py", "test_fleet_endpoint.py", "test_fleet_life.py"),
-    ("test_faults_device.py", "test_fleet.py", "test_simulate_flower.py"),
+    ("test_faults_device.py", "test_fleet.py", "test_simulate_flower.py", "test_tutorial_fleet.py"),
 )
 
 

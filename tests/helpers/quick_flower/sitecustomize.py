@@ -49,9 +49,9 @@ CHANGES = {
 }
 
 DAY_IN_SECONDS = {
-    # Our own: a device looks at its clips at once, is asked for news every 2 s, and waits a second instead of a day.
+    # Our own: a device looks at its clips at once, is asked for news every 12 s, and waits a second instead of a day.
     "fedstill.edge_client.node.change_watch": {"LOOK_SECONDS": 0.5},
-    "fedstill.cloud_server.federation.service": {"HELLO_PAUSE": 2.0},
+    "fedstill.cloud_server.federation.service": {"HELLO_PAUSE": 12.0},
     "fedstill.cloud_server.journal.visit": {"CHANGE_PAUSE": 1.0},
 }
 if os.environ.get("QUICK_DAYS"):
