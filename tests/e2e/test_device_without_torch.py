@@ -22,6 +22,7 @@ from fedstill.datasets.audiovisual.spectrogram import audio_features
 from fedstill.datasets.audiovisual.store import build_store, open_store
 from fedstill.datasets.decoding.decode import read_audio, read_video_frames
 from fedstill.edge_client.node.device import Device, seed_of
+from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
 from fedstill.edge_client.privacy.prototypes import Prototypes, summarise
 from fedstill.edge_client.students.torch_runtime import TorchRuntime, load_torch
 from fedstill.models.audiovisual.specs import network_to_json
@@ -197,6 +198,7 @@ def test_a_device_summarises_and_evaluates(exported: Exported, tmp_path: Path) -
     home = tmp_path / "device"
     home.mkdir()
     (home / "data").symlink_to(exported.store.directory)
+    write_policy(home, PrivacyPolicy(accepts="samples"))  # its owner allows every kind
     spec, names = network_to_json(exported.net.spec), exported.store.class_names
     update = encode_update(arrays(exported.net), None, "exact")
     weights, version = np.frombuffer(update.payload, np.uint8), content_hash(update.state, (spec, *names))

@@ -35,11 +35,12 @@ class Tutorial:
 
     Args:
         replaced: parts of commands that cannot be as the page has them, such as ports.
-        environment: of all processes.
+        environment: of all processes; what they print is as wide as it has to be.
     """
 
     def __init__(self, folder: Path, replaced: Mapping[str, str], environment: Mapping[str, str]) -> None:
-        self._folder, self._replaced, self._environment = folder, replaced, environment
+        self._folder, self._replaced = folder, replaced
+        self._environment = {name: value for name, value in environment.items() if name != "COLUMNS"}
         self._services: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
         self._looks: list[list[str]] = []
         self._printed = ""
@@ -91,13 +92,13 @@ class Tutorial:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self._folder,
-                env=dict(self._environment), start_new_session=True,
+                env=self._environment, start_new_session=True,
             )  # fmt: skip
         self._services[name], self._watched = (process, log), [log]
 
     def _run(self, words: list[str]) -> str:
         done = subprocess.run(
-            words, capture_output=True, text=True, cwd=self._folder, env=dict(self._environment), timeout=PATIENCE,
+            words, capture_output=True, text=True, cwd=self._folder, env=self._environment, timeout=PATIENCE,
             stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
