@@ -90,7 +90,7 @@ own_code serve
 fedstill="$scratch/serve/bin/fedstill"
 quietly "$scratch/serve/bin/python" - <<'CHECK'
 import fedstill.cloud_server.serving.app.serve_process
-import fedstill.cloud_server.serving.server.serving_server
+import fedstill.cloud_server.serving.endpoints.serving_server
 import fedstill.cloud_server.serving.tasks.learn_task
 import fedstill.cloud_server.warmup.warm_up
 CHECK
