@@ -212,6 +212,18 @@ def changed_input(**changes: Any) -> dict[str, Any]:
         (b"[]", 400, "body: needs a JSON object"),
         (b"[" * 100_000, 400, "body: not JSON"),
         (b"\xff\xfe", 400, "body: not JSON"),
+        (b'{"id": "\\ud83d"}', 400, "body: not JSON"),
+        (b'{"parameters": {"\\uD83D": 1}}', 400, "body: not JSON"),
+        (
+            b'{"inputs": [{"name": "encoded", "datatype": "BYTES", "data": '
+            + b"[" * 700
+            + b"]" * 700
+            + b"}]}",
+            400,
+            "",
+        ),
+        (body(inputs=[{}] * 17), 400, "inputs: needs one of image, pixels and encoded, got 17 inputs"),
+        (body(outputs=[{}] * 17), 400, "outputs: there are fewer than 17"),
         (body(id=5), 400, "id: needs a string"),
         (body(parameters=[]), 400, "parameters: needs a JSON object"),
         (body(parameters={"latency_ms": None}), 400, "parameters['latency_ms']: needs a number or a string"),
@@ -254,6 +266,15 @@ def test_each_mistake_has_its_status_and_names_its_field(
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
     assert said in answer.json()["error"]
+
+
+def test_a_small_file_of_very_many_lists_is_refused_at_once(web: httpx.Client) -> None:
+    bomb = gzip.compress(b"[" + b"[]," * 2**20 + b"[]]")
+    began = time.monotonic()
+    answer = web.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"})
+    assert time.monotonic() - began < 1
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("body: holds more than 1048576 lists and objects")
 
 
 @pytest.mark.parametrize("length", ["-1", "many", "9" * 30, "100000"])
@@ -310,6 +331,11 @@ def test_tokens_are_asked_for_as_over_grpc(tmp_path: Path) -> None:
         for path in ("/v2", "/v2/models", "/v2/models/cats", "/v2/models/cats/config", "/v2/models/stats"):
             assert web.get(path).status_code == 401, path
             assert web.get(path, headers=bearer("node")).status_code == 200, path
+        index = "/v2/repository/index"
+        assert web.post(index, content=b"{").status_code == 401  # before the body is read
+        assert web.post(index, headers=bearer("node")).status_code == 200
+        bomb, zipped = gzip.compress(bytes(2**20 + 1)), {"Content-Encoding": "gzip"}
+        assert web.post(index, content=bomb, headers=bearer("node") | zipped).status_code == 413
         refused = web.post(INFER, json=body())
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert refused.json() == {"error": "authorization: a bearer token is needed"}

@@ -54,6 +54,8 @@ COMPRESSED_FROM = 16 * 2**10
 """Bytes of an answer; smaller ones are not worth the time."""
 THREAD_FROM = 64 * 2**10
 """Bytes of JSON that are parsed beside the event loop."""
+LARGEST_CALL = 2**20
+"""Bytes of a body that holds no tensors."""
 MODEL, VERSIONED = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
 REFUSED = {
     "/v2/logging": NO_LOG,
@@ -161,12 +163,13 @@ class RestFace:
         )
 
     async def _index(self, request: Request) -> Response:
-        plain = rest_messages.read_json(await self._body(request))
+        service = self._admit(request, "RepositoryIndex")
+        plain = rest_messages.read_json(await self._body(request, LARGEST_CALL))
         ready = plain.get("ready", False)
         if not isinstance(ready, bool):
             raise bad("ready", "needs true or false")
         asked = pb.RepositoryIndexRequest(ready=ready)
-        answer: Any = await self._call(request, "RepositoryIndex", asked)
+        answer: Any = await service.protocol.calls["RepositoryIndex"].answer(asked, None)
         return _json([rest_messages.plain_message(one) for one in answer.models])
 
     async def _load(self, request: Request) -> Response:
@@ -180,13 +183,13 @@ class RestFace:
     async def _change(self, request: Request, call: str, asked: Any) -> Response:
         service = self._admit(request, call)
         rest_messages.read_load_parameters(
-            rest_messages.read_json(await self._body(request)), asked.parameters
+            rest_messages.read_json(await self._body(request, LARGEST_CALL)), asked.parameters
         )
         return _shown(await service.protocol.calls[call].answer(asked, None))
 
     async def _infer(self, request: Request) -> Response:
         service = self._admit(request, "ModelInfer")
-        content = await self._body(request)
+        content = await self._body(request, self._largest)
         header = _header_length(request)
         named = _named(request)
         arguments = (named["name"], named.get("version", ""), content, header)
@@ -216,17 +219,18 @@ class RestFace:
     async def _call(self, request: Request, call: str, message: Message) -> Message:
         return await self._admit(request, call).protocol.calls[call].answer(message, None)
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, largest: int) -> bytes:
         """Unpacked. Raises HTTPException if it is too large or packed otherwise."""
-        too_large = HTTPException(413, f"body: is larger than {self._largest} bytes")
+        largest = min(largest, self._largest)
+        too_large = HTTPException(413, f"body: is larger than {largest} bytes")
         length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._largest:
+        if length.isdecimal() and int(length) > largest:
             raise too_large
         chunks, size = [], 0
         try:
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > self._largest:
+                if size > largest:
                     raise too_large
                 chunks.append(chunk)
         except ClientDisconnect:
@@ -241,10 +245,10 @@ class RestFace:
             )
         unpacking = zlib.decompressobj(WINDOWS[encoding])
         try:
-            unpacked = unpacking.decompress(content, self._largest + 1)
+            unpacked = await asyncio.to_thread(unpacking.decompress, content, largest + 1)
         except zlib.error:
             raise bad("body", f"not {encoding}") from None
-        if len(unpacked) > self._largest:
+        if len(unpacked) > largest:
             raise too_large
         if not unpacking.eof:
             raise bad("body", f"not {encoding}")

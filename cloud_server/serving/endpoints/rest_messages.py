@@ -25,6 +25,10 @@ from fedstill.protos import open_inference_pb2 as pb
 BINARY_SIZE, BINARY, BINARY_OUTPUT = "binary_data_size", "binary_data", "binary_data_output"
 KINDS: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 """Datatypes of inputs whose values are numbers."""
+MOST_NESTED = 2**20
+"""Lists and objects in a body. They cost the whole server its time, since nothing else runs while JSON is parsed."""
+MOST_READ = 16
+"""Inputs, and outputs, that a request may list: it can only have one input, and two outputs."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,12 @@ def read_json(content: bytes) -> dict[str, Any]:
     """A body that is a JSON object, or nothing. Raises RequestError."""
     if not content.strip():
         return {}
+    if content.count(b"[") + content.count(b"{") > MOST_NESTED:
+        raise bad("body", f"holds more than {MOST_NESTED} lists and objects: send tensors flat, or as bytes")
     try:
         found = json.loads(content)
+        if b"\\ud" in content or b"\\uD" in content:  # perhaps half of a pair, which no message can hold
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise bad("body", f"not JSON ({str(error).splitlines()[0]})") from None
     return _object(found, "body")
@@ -65,23 +73,39 @@ def read_infer(
     if not 0 <= end <= len(content):
         raise bad("Inference-Header-Content-Length", "is not the length of the JSON part")
     plain = read_json(content[:end])
+    try:
+        form = _read_request(request, plain, content, end)
+    except RecursionError:
+        raise bad("body", "is nested too deeply") from None
+    return request, form
+
+
+def _read_request(
+    request: pb.ModelInferRequest, plain: dict[str, Any], content: bytes, end: int
+) -> AskedForm:
+    """The JSON and the tensors behind it into the message."""
     request.id = _text(plain.get("id", ""), "id")
     parameters = _object(plain.get("parameters", {}), "parameters")
     _set_parameters(request.parameters, parameters, "")
     at = end
-    for place, one in enumerate(_list(plain.get("inputs", []), "inputs")):
+    inputs = _list(plain.get("inputs", []), "inputs")
+    if len(inputs) > MOST_READ:
+        raise bad("inputs", f"needs one of image, pixels and encoded, got {len(inputs)} inputs")
+    for place, one in enumerate(inputs):
         at = _read_input(request, _object(one, f"inputs[{place}]"), content, at)
     if at != len(content):
         raise bad("body", f"{len(content) - at} bytes are left behind the tensors")
-    outputs = {}
-    for place, one in enumerate(_list(plain.get("outputs", []), "outputs")):
+    wanted, outputs = _list(plain.get("outputs", []), "outputs"), {}
+    if len(wanted) > MOST_READ:
+        raise bad("outputs", f"there are fewer than {len(wanted)}")
+    for place, one in enumerate(wanted):
         output = _object(one, f"outputs[{place}]")
         name = _text(output.get("name", ""), f"outputs[{place}].name")
         given = _object(output.get("parameters", {}), f"outputs[{place}].parameters")
         _set_parameters(request.outputs.add(name=name).parameters, given, f"outputs[{name!r}].")
         if BINARY in given:
             outputs[name] = given[BINARY] is True
-    return request, AskedForm(outputs, parameters.get(BINARY_OUTPUT) is True)
+    return AskedForm(outputs, parameters.get(BINARY_OUTPUT) is True)
 
 
 def write_infer(answer: pb.ModelInferResponse, form: AskedForm) -> tuple[bytes, int | None]:
