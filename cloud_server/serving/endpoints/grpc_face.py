@@ -33,9 +33,7 @@ def inference_handler(protocol: OpenInference, access: AccessPolicy) -> grpc.Gen
     }
     handlers |= {name: _refusing(name) for name in REFUSED}
     handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
-        _Stream(protocol, access).handle,
-        request_deserializer=grpc_methods.parser(pb.ModelInferRequest),
-        response_serializer=grpc_methods.serialised,
+        _Stream(protocol, access).handle, response_serializer=grpc_methods.serialised
     )
     return grpc.method_handlers_generic_handler(INFERENCE_SERVICE, handlers)
 
@@ -55,9 +53,7 @@ class _Stream:
     def __init__(self, protocol: OpenInference, access: AccessPolicy) -> None:
         self._infer, self._access = protocol.calls["ModelInfer"], access
 
-    async def handle(
-        self, requests: AsyncIterator[pb.ModelInferRequest | None], context: Context
-    ) -> AsyncIterator[Message]:
+    async def handle(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
         """The handler."""
         slots = asyncio.Semaphore(MOST_OUTSTANDING)
         answers: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue()
@@ -65,9 +61,9 @@ class _Stream:
 
         async def read() -> None:
             try:
-                async for request in requests:
+                async for content in requests:
                     await slots.acquire()
-                    task = asyncio.create_task(self._answer(request, context))
+                    task = asyncio.create_task(self._answer(content, context))
                     running.add(task)
                     task.add_done_callback(running.discard)
                     answers.put_nowait(task)
@@ -84,11 +80,11 @@ class _Stream:
             for unsent in running:
                 unsent.cancel()
 
-    async def _answer(self, request: pb.ModelInferRequest | None, context: Context) -> Message:
+    async def _answer(self, content: bytes, context: Context) -> Message:
+        request: Any = None
         try:
             grpc_methods.admit(self._access, context, operators=False)
-            if request is None:
-                raise grpc_methods.no_message(pb.ModelInferRequest)
+            request = grpc_methods.parsed(pb.ModelInferRequest, content)
             answer: Any = await self._infer.answer(request, context.time_remaining())
         except RequestError as error:
             return _refusal(request, error)

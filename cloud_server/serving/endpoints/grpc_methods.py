@@ -1,6 +1,7 @@
-"""What every gRPC method of the serving tier does around its answer: parse, admit the caller, turn refusals into codes.
+"""What every gRPC method of the serving tier does around its answer: admit the caller, parse, turn refusals into codes.
 
-Requests are parsed here and not by gRPC, so that bytes that are not a request get an answer that says so.
+Requests are parsed here and not by gRPC: only those of callers who may ask, since a message can take fifty times its
+bytes, and bytes that are not a request get an answer that says so.
 """
 
 from __future__ import annotations
@@ -22,21 +23,12 @@ Answer = Callable[[Any, float | None], Awaitable[Message]]
 """Request and seconds that are left of the call -> response. Raises RequestError."""
 
 
-def parser(kind: type[Message]) -> Callable[[bytes], Message | None]:
-    """A parser that returns None for bytes that are no such message."""
-
-    def parse(content: bytes) -> Message | None:
-        try:
-            return kind.FromString(content)
-        except DecodeError:
-            return None
-
-    return parse
-
-
-def no_message(kind: type[Message]) -> RequestError:
-    """The refusal of bytes that are no such message."""
-    return bad("message", f"not a {kind.DESCRIPTOR.name}")
+def parsed(kind: type[Message], content: bytes) -> Message:
+    """The message. Raises RequestError for bytes that are none of this kind."""
+    try:
+        return kind.FromString(content)
+    except DecodeError:
+        raise bad("message", f"not a {kind.DESCRIPTOR.name}") from None
 
 
 def admit(access: AccessPolicy, context: Context, operators: bool) -> None:
@@ -50,24 +42,20 @@ def unary(
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """A handler of one request and one response."""
 
-    async def handle(request: Message | None, context: Context) -> Message:
+    async def handle(content: bytes, context: Context) -> Message:
         try:
             if guarded:
                 admit(access, context, operators)
-            if request is None:
-                raise no_message(kind)
-            return await answer(request, context.time_remaining())
+            return await answer(parsed(kind, content), context.time_remaining())
         except RequestError as error:
             code, text, retry = error.code, line(error), error.retry_milliseconds
         # gRPC keeps what abort raises, and with it this frame and an error that is being handled, until the garbage
         # collector comes by: neither may hold an image, or a burst of refusals costs hundreds of megabytes.
-        request = None
+        content = b""
         await context.abort(code, text, ((RETRY_KEY, str(retry)),) if retry else ())
         raise AssertionError("abort has raised already")
 
-    return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=parser(kind), response_serializer=serialised
-    )
+    return grpc.unary_unary_rpc_method_handler(handle, response_serializer=serialised)
 
 
 def serialised(message: Message) -> bytes:
