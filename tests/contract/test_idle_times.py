@@ -16,6 +16,9 @@ from fedstill.cloud_server.serving.server import dispatcher
 def test_a_schedule_that_is_really_slow_is_no_longer_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full_disk(_: object) -> None:
+        raise OSError("no space left on device")
+
     monkeypatch.setattr(dispatcher, "QUIET_SECONDS", 0.002)
     with serving(tmp_path) as made, ServingClient(ServingAddress(made.target)) as client:
         infer = made.engine.infer
@@ -26,6 +29,7 @@ def test_a_schedule_that_is_really_slow_is_no_longer_planned(
             return infer(images, tasks, schedule)
 
         monkeypatch.setattr(made.engine, "infer", slow_at_4)
+        monkeypatch.setattr(made.tasks, "_keep", full_disk)  # what was found is used all the same
         assert "-4" in {one.name for one in made.dispatcher.policy.profile.useful}
         deadline = time.monotonic() + 60
         while "-4" in {one.name for one in made.dispatcher.policy.profile.useful}:

@@ -7,7 +7,7 @@ import json
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from safetensors.numpy import save
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.auth.tokens import issue, verify
+from fedstill.cloud_server.serving.endpoints import serving_server
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.models.vit.schedules import constant_schedule
 from fedstill.protos import open_inference_pb2 as pb
@@ -270,6 +271,31 @@ def test_a_task_added_beside_the_server_is_served(made: MadeServer, client: Serv
     made.registry.remove("fish")
     made.tasks.refresh()
     assert set(made.tasks.served) == set(TASKS)
+
+
+def test_a_look_at_the_registry_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def fail() -> bool:
+        looks.append(time.monotonic())
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(serving_server, "REFRESH_SECONDS", 0.05)
+    with serving(tmp_path) as made:
+        with monkeypatch.context() as patch:
+            patch.setattr(made.tasks, "refresh", fail)
+            wait_for(lambda: len(looks) > 1)
+        made.registry.register("fish", task(2, seed=4), TRUNK, accuracy=0.5)
+        wait_for(lambda: "fish" in made.tasks.served)
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_more_than_may_wait_is_refused_with_a_hint(tmp_path: Path) -> None:

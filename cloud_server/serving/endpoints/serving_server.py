@@ -177,6 +177,8 @@ class ServingServer:
                 await asyncio.to_thread(tasks.refresh)
             except SQLAlchemyError as error:  # the database may be back the next time
                 LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])
+            except Exception:  # whatever it is, the next look may succeed
+                LOG.exception("event=refresh_failed")
 
 
 async def _in_thread(make: Callable[[], Parts]) -> Parts:

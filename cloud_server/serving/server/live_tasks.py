@@ -183,7 +183,10 @@ class LiveTasks:
             if one != was
         ]
         LOG.warning("event=profile_corrected seconds_of_one=%s", ",".join(changed))
-        self._keep(self._profile)
+        try:
+            self._keep(self._profile)
+        except OSError as error:  # a full disk: the next start finds it out again
+            LOG.error("event=profile_not_kept reason=%r", str(error))
         return True
 
     def _swap(self) -> None:
