@@ -51,7 +51,11 @@ def why_not(net: ElasticViT, precision: GraphPrecision, schedules: int, maximum_
     """Why ``OpenVinoBackend`` cannot run so many schedules of ``net`` here, and what helps; empty if it can."""
     if missing := missing_library():
         return missing
-    if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    try:
+        able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except Exception as error:  # of whatever kind: a package that does not fit this machine
+        return f"the package cannot be used here ({_short(error)})"
+    if precision == "bf16" and "BF16" not in able:
         return "this processor does not multiply bf16: use --precision fp32"
     if not _fitting_sizes(net, schedules, maximum_batch):
         return f"the graphs of {schedules} schedules take too much of the free memory: name fewer --schedules"
@@ -171,6 +175,10 @@ def openvino_library() -> Any:
     import openvino
 
     return openvino
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _CORES: list[Any] = []

@@ -53,11 +53,11 @@ def make_backend(net: ElasticViT, settings: EngineSettings) -> tuple[Backend, st
         return makers[settings.variant](), settings.variant
     if settings.variant:
         log.warning("event=variant_not_here wanted=%r possible=%s", settings.variant, ",".join(makers))
-    backends = {name: make() for name, make in makers.items()}
-    if len(backends) == 1:
-        (only,) = backends
-        return backends[only], only
-    seconds = time_backends(backends, net.image_size, _trial_schedule(net, settings))
+    if len(makers) == 1:
+        (only,) = makers
+        return makers[only](), only
+    schedule = _trial_schedule(net, settings)
+    seconds = time_backends(backends := _that_run(makers, schedule), net.image_size, schedule)
     best = choose(seconds)
     log.info("engine variants %s", " ".join(f"{name}={1e3 * t:.1f}ms" for name, t in seconds.items()))
     return backends[best], best
@@ -80,6 +80,26 @@ def possible_variants(net: ElasticViT, settings: EngineSettings) -> dict[str, Ma
     if not makers:
         raise ValueError(f"openvino: {reasons[0]}")
     return makers
+
+
+def _that_run(makers: Mapping[str, Maker], schedule: TokenSchedule) -> dict[str, Backend]:
+    """The backends that run here: one that fails is no reason to serve nothing. Raises what the last one raised if all
+    fail."""
+    backends: dict[str, Backend] = {}
+    failure: Exception | None = None
+    for name, make in makers.items():
+        try:
+            backend = make()
+            with torch.inference_mode():
+                backend.warm_up(schedule, TRIAL_BATCHES)
+        except Exception as error:  # a compiler's may be of any kind
+            log.warning("event=variant_failed variant=%r", name, exc_info=error)
+            failure = error
+        else:
+            backends[name] = backend
+    if failure is not None and not backends:
+        raise failure
+    return backends
 
 
 def time_backends(

@@ -179,6 +179,19 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.M
     )
 
 
+@needs_openvino
+def test_a_library_that_does_not_fit_is_named_and_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("libtbb.so.12: cannot open shared object file\nsecond line")
+
+    monkeypatch.setattr(openvino_backend, "_core", broken)
+    net = ElasticViT(tiny_trunk())
+    said = "openvino: the package cannot be used here .libtbb.so.12: cannot open shared object file.$"
+    with pytest.raises(ValueError, match=said):
+        Engine(net, TASKS, settings("openvino"))
+    assert Engine(net, TASKS, settings("auto", SCHEDULES[:1])).variant.startswith("torch")
+
+
 WATCHED = """
 import os, sys
 def watch(event, arguments):

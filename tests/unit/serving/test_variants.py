@@ -82,6 +82,19 @@ def test_a_variant_that_is_named_is_taken_without_a_trial(monkeypatch: pytest.Mo
     assert Engine(net, tasks, replace(SETTINGS, variant="gone")).variant in possible
 
 
+def test_a_variant_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("no such kernel\nat line 3")
+
+    net, tasks = ElasticViT(tiny_trunk()), {"three": task(3, 1)}
+    possible = possible_variants(net, SETTINGS)
+    monkeypatch.setattr(variants, "possible_variants", lambda *_: {"openvino fp32": fail} | possible)
+    assert Engine(net, tasks, SETTINGS).variant in possible
+    monkeypatch.setattr(variants, "possible_variants", lambda *_: {"one": fail, "two": fail})
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        Engine(net, tasks, SETTINGS)
+
+
 def test_a_backend_for_another_device_is_refused_in_one_line() -> None:
     settings = replace(SETTINGS, backend="openvino", device="meta")
     with pytest.raises(ValueError, match="openvino: it runs on the CPU only: use --device cpu"):
