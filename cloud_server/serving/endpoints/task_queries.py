@@ -75,6 +75,9 @@ class TaskQueries:
         if task.version is not None and set(outcome.versions) != {task.version}:
             text = f"{task.version} was replaced by {max(outcome.versions)} while the query waited: ask again"
             raise missing("model_version", text)
+        if len({len(one.logits) for one in outcome.predictions}) > 1:
+            text = f"{task.name} was replaced by one of other classes while the query waited: ask again"
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "", text)
         return outcome
 
 

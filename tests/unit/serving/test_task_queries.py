@@ -95,6 +95,14 @@ def test_an_answer_of_another_version_than_asked_for_is_refused() -> None:
     assert str(error) == "2 was replaced by 3 while the query waited: ask again"
 
 
+def test_images_that_were_answered_with_other_classes_make_no_answer() -> None:
+    three = Prediction(np.zeros(3, np.float32), ("a", "b", "c"))
+    mixed = replace(ANSWER, predictions=(*ANSWER.predictions, three), schedules=("0", "0"), versions=(2, 3))
+    error = refusal(Limits(), mixed)
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+    assert "other classes" in str(error)
+
+
 def test_names_of_clients_do_not_fill_the_statistics() -> None:
     statistics = TaskStatistics()
     tasks: Any = SimpleNamespace(served={"cats": CATS})
