@@ -169,6 +169,13 @@ def test_versions_are_loaded_unloaded_and_true_in_answers(
         (load("cats", configuration="{}"), INVALID, "parameters['configuration']: unknown; known is config"),
         (load("cats", config="{"), INVALID, "parameters['config']: needs JSON"),
         (load("cats", config='{"max_batch_size": 2}'), INVALID, "nothing else of a task"),
+        (
+            load("cats", config='{"version_policy": {"specific": {"versions": [1]}}, "max_batch_size": 2}'),
+            INVALID,
+            "nothing else of a task",
+        ),
+        (load("cats", "1" * 5000), INVALID, "a version is a whole number"),
+        (load("cats", config="[" * 100_000), INVALID, "parameters['config']: needs JSON"),
         (load("cats", config='{"version_policy": {"all": {}}}'), INVALID, "one version of a task"),
         (
             pb.RepositoryModelLoadRequest(model_name="cats", repository_name="mine"),
@@ -334,6 +341,16 @@ def test_numbers_may_be_texts_and_strange_parameters_have_no_effect(
     asked.parameters["latncy_ms"].CopyFrom(parameter(3))
     warning = stub.ModelInfer(asked).parameters["warning"].string_param
     assert warning == "parameters['latncy_ms'] has no effect: did you mean latency_ms?"
+
+
+def test_long_names_and_many_of_them_cost_no_time(stub: GRPCInferenceServiceStub) -> None:
+    asked = request(np.zeros((1, 3, SIZE, SIZE), np.float32), model="cats", latency_ms=20_000)
+    asked.parameters["latency_m" + "s" * 4_000_000].bool_param = True  # compared, it would take seconds
+    for number in range(20_000):
+        asked.parameters[f"latency_{number}"].bool_param = True
+    began = time.monotonic()
+    stub.ModelInfer(asked)
+    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(

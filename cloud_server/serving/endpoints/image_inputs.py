@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +107,12 @@ def _pixels(sent: _Sent, form: ImageForm) -> Images:
 
 def _bytes_of_pixels(sent: _Sent) -> tuple[npt.NDArray[np.uint8], str]:
     if sent.tensor.datatype == "UINT8":
-        if sent.raw is None and any(value > 255 for value in sent.tensor.contents.uint_contents):
+        if sent.raw is not None:
+            return _array(sent, (), "u1"), ""
+        wide = _array(sent, sent.tensor.contents.uint_contents, "u4")
+        if wide.max() > 255:
             raise bad(f"{sent.name}.contents", "a pixel is above 255")
-        return _array(sent, sent.tensor.contents.uint_contents, "u1"), ""
+        return wide.astype(np.uint8), ""
     values = _array(sent, sent.tensor.contents.fp32_contents, "<f4")
     least, most = _span(values, sent)
     if least < 0 or most > 255:
@@ -121,9 +125,14 @@ def _bytes_of_pixels(sent: _Sent) -> tuple[npt.NDArray[np.uint8], str]:
 def _encoded(sent: _Sent, form: ImageForm) -> Images:
     if len(sent.shape) != 1:
         raise bad(f"{sent.name}.shape", f"needs [n], got {_shown(sent.shape)}")
-    files = list(sent.tensor.contents.bytes_contents) if sent.raw is None else elements(sent.raw)
+    files = (
+        list(sent.tensor.contents.bytes_contents)
+        if sent.raw is None
+        else elements(sent.raw, LARGEST_REQUEST_IMAGES + 1)
+    )
     if len(files) != sent.shape[0]:
-        raise bad(sent.name, f"holds {len(files)} elements, its shape says {sent.shape[0]}")
+        more = "at least " if len(files) > LARGEST_REQUEST_IMAGES else ""
+        raise bad(sent.name, f"holds {more}{len(files)} elements, its shape says {sent.shape[0]}")
     images = []
     for place, content in enumerate(files):
         try:
@@ -167,10 +176,11 @@ def _span(values: npt.NDArray[np.float32], sent: _Sent) -> tuple[float, float]:
     return least, most
 
 
-def elements(raw: bytes) -> list[bytes]:
-    """Elements of BYTES, each preceded by its length. Raises RequestError."""
-    found, at = [], 0
-    while at < len(raw):
+def elements(raw: bytes, most: int = sys.maxsize) -> list[bytes]:
+    """The first ``most`` elements of BYTES, each preceded by its length. Raises RequestError."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(raw) and len(found) < most:
         start = at + LENGTH.size
         end = start + LENGTH.unpack_from(raw, at)[0] if start <= len(raw) else start
         if end > len(raw):

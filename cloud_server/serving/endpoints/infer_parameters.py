@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
+from itertools import islice
 
 from fedstill.cloud_server.serving.endpoints.refusals import bad
 from fedstill.protos import open_inference_pb2 as pb
@@ -14,6 +15,8 @@ OURS = ("task", "latency_ms", "utility", "timeout", "priority")
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 LONGEST_LATENCY_MS = 3_600_000.0
 LARGEST_UTILITY = 1e9
+MOST_LOOKED_AT, LONGEST_LOOKED_AT = 32, 32
+"""Parameters of a request, and characters of a name, that are compared with ours: more take the server's time."""
 LEVELS, DEFAULT_LEVEL = 5, 3
 """Of ``priority``. Triton counts from 1, the highest; 0 and numbers above the last level mean the default."""
 
@@ -65,8 +68,9 @@ def priority_factor(level: float | None) -> float:
 def misspelt(parameters: Parameters) -> list[str]:
     """A warning for each parameter that is nearly one of ours: its sender thinks that it has an effect."""
     found = []
-    for name in parameters:
-        close = get_close_matches(name, OURS, n=1, cutoff=0.75) if name not in OURS else []
+    for name in islice(parameters, MOST_LOOKED_AT):
+        strange = name not in OURS and len(name) <= LONGEST_LOOKED_AT
+        close = get_close_matches(name, OURS, n=1, cutoff=0.75) if strange else []
         if close:
             found.append(f"parameters[{name[:40]!r}] has no effect: did you mean {close[0]}?")
     return found

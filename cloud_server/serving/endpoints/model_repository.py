@@ -60,10 +60,10 @@ def wanted_version(request: pb.RepositoryModelLoadRequest) -> int | None:
     wanted = 'needs JSON such as {"version_policy": {"specific": {"versions": [2]}}}'
     try:
         plain = json.loads(request.parameters[CONFIG].string_param)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise bad(field, wanted) from None
     policy = plain.get("version_policy") if isinstance(plain, dict) else None
-    if not policy or set(plain) > {"version_policy", "name"}:
+    if not policy or not set(plain) <= {"version_policy", "name"}:
         raise bad(field, f"{wanted}: nothing else of a task is configured here")
     match policy:
         case {"specific": {"versions": [number]}}:
@@ -73,6 +73,7 @@ def wanted_version(request: pb.RepositoryModelLoadRequest) -> int | None:
 
 
 def _whole(field: str, number: object) -> int:
-    if isinstance(number, bool) or not str(number).isdecimal() or not 0 < int(str(number)) < 2**31:
+    digits = number if isinstance(number, str) else str(number) if type(number) is int else ""
+    if not digits.isdecimal() or len(digits) > 10 or not 0 < int(digits) < 2**31:
         raise bad(field, "a version is a whole number from 1 on")
-    return int(str(number))
+    return int(digits)

@@ -63,7 +63,7 @@ class StartingHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # non
             found = one.service(details)
             if found is not None:
                 return found
-        _, service, method = details.method.split("/", 2)
+        service, _, method = details.method.removeprefix("/").partition("/")
         if self._handlers or service not in (INFERENCE_SERVICE, OWN_SERVICE):
             return None
         answers = {

@@ -478,4 +478,4 @@ class Dispatcher:
 
 
 def _unknown(task: str, known: Sequence[str]) -> Rejection:
-    return Rejection("unknown_task", message=f"{task!r} is not served (served: {', '.join(known)})")
+    return Rejection("unknown_task", message=f"{task[:64]!r} is not served (served: {', '.join(known)})")
