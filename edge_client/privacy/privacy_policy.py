@@ -77,10 +77,13 @@ class PrivacyPolicy:
             )
 
     def strict(self, request: PrototypeRequest) -> PrototypeRequest:
-        """The request as it is answered: a mean over all clips is one of ``min_size`` at least."""
+        """The request as it is answered: a mean over all clips is one of ``min_size`` at least, and of no part of them.
+
+        Means of parts, which the cloud could have drawn anew for every request, would tell of single clips.
+        """
         if request.kind != "histogram" or self.accepts != "histogram":
             return request
-        return replace(request, min_size=max(request.min_size, self.min_size))
+        return replace(request, min_size=max(request.min_size, self.min_size), upload_limit=0)
 
     @property
     def in_words(self) -> str:

@@ -261,6 +261,12 @@ def test_a_mean_of_few_clips_is_not_asked_for_in_vain() -> None:
     assert PrivacyPolicy().strict(dp_request(min_size=2)).min_size == 2
 
 
+def test_a_mean_over_all_clips_is_never_one_of_a_part_that_the_cloud_has_drawn() -> None:
+    asked_for = replace(request_of("histogram"), upload_limit=9)
+    assert PrivacyPolicy().strict(asked_for).upload_limit == 0
+    assert PrivacyPolicy(accepts="constrained").strict(asked_for).upload_limit == 9
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"epsilon": 0}', '{"epsilon": -1}', '{"epsilon": "many"}', '{"delta": 0}', '{"delta": 2}',
