@@ -8,8 +8,10 @@ and install a student. Labels are used for that count alone; the per-clip outcom
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
@@ -34,6 +36,7 @@ from fedstill.edge_client.students.canaries import canaries_of
 from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.level_files import keep_compressors
 from fedstill.edge_client.students.level_numpy import received
+from fedstill.edge_client.students.pointer import POINTER
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent, OtherNetwork
 from fedstill.edge_client.students.students import ModelStore, NotInStore, StoredModel
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
@@ -138,6 +141,8 @@ class Device:
         if known is None or known.job != job:  # no summary was asked for
             make_known(self.directory, job, self.store)
         found = model_store.install(version, agreement, request.minimum_agreement)
+        with suppress(OSError):  # also a student that stays ends the wait for one (``Contacts``)
+            os.utime(self.directory / SHELF_FOLDER / POINTER)
         answer = found.installed, found.agreement, found.reason, found.current
         return InstallResult(request.job, *answer, self._bad_clips())
 

@@ -4,6 +4,7 @@ tried."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -23,7 +24,9 @@ from fedstill.cloud_server.federation.exchange import Exchange
 from fedstill.cloud_server.federation.server_app import run_plan
 from fedstill.cloud_server.journal.event_log import Metrics, read_events
 from fedstill.common.run_layout import JOURNAL_FILE
+from fedstill.edge_client.folder import KNOWN_CLIPS_FILE
 from fedstill.edge_client.node.client_app import app as real_app
+from fedstill.edge_client.students.pointer import POINTER
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.models.weights.checkpoint import load_checkpoint
 from fedstill.models.weights.packing import arrays
@@ -325,6 +328,9 @@ def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path,
     )  # fmt: skip
     run(run_dir, Listening())
     before = [installed(run_dir, device) for device in (0, 1)]
+    pointers = [run_dir / "devices" / str(device) / "students" / POINTER for device in (0, 1)]
+    for pointer in pointers:
+        os.utime(pointer, (1, 1))
     plan = read_plan(run_dir)
     for left in ("metrics.jsonl", JOURNAL_FILE):
         (run_dir / left).unlink()
@@ -339,6 +345,10 @@ def test_a_student_that_disagrees_with_the_teacher_is_rolled_back(trained: Path,
         assert outcome["installed"] is False
         assert outcome["reason"].startswith("agrees with the teacher on ")
         assert outcome["current"] == before[device] == installed(run_dir, device)
+        known = run_dir / "devices" / str(device) / KNOWN_CLIPS_FILE
+        assert (
+            pointers[device].stat().st_mtime > known.stat().st_mtime
+        )  # nobody waits for a student any longer
 
 
 def stronger(plan: RunPlan) -> Any:
