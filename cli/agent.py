@@ -129,6 +129,7 @@ def run(
     from contextlib import ExitStack
 
     from fedstill.common.errors import ConfigError
+    from fedstill.common.folder_lock import sole_user
     from fedstill.common.grpc_health import health_serving
     from fedstill.common.metrics_server import metrics_serving
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
@@ -156,8 +157,9 @@ def run(
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
         who = _identity(coordinator, inference, credentials, insecure, client)
         folder = state.resolve()
-        allow_uploads(folder, allow.value if allow else "")
-        use_clips(data, folder, allow_outside=allow_outside)
+        with sole_user(folder):  # a second start by mistake changes nothing for the agent that runs
+            allow_uploads(folder, allow.value if allow else "")
+            use_clips(data, folder, allow_outside=allow_outside)
         _say_what_leaves(folder)
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")

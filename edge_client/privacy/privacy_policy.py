@@ -25,6 +25,8 @@ from fedstill.protos.messages import PrototypeRequest
 POLICY_FILE = "privacy.json"
 STRENGTH = {"samples": 0, "kmeans": 1, "constrained": 2, "histogram": 3, "dp": 4}
 Kind = Literal["samples", "kmeans", "constrained", "histogram", "dp"]
+PARTS = "latency_sensitive"
+"""The scenario that summarises one half of a device's labelled clips, which the request draws, and tests the other."""
 ALLOWED: Mapping[str, Kind] = {"prototypes": "constrained", "samples": "samples"}
 """What an owner may allow for one start of the agent, without a file."""
 SENDS: Mapping[Kind, str] = {
@@ -69,6 +71,11 @@ class PrivacyPolicy:
             raise DeviceError(
                 f"this device's owner accepts {self.accepts} uploads or stronger, and {request.kind} was asked "
                 "for; nothing is uploaded"
+            )
+        if self.accepts == "histogram" and request.kind == "histogram" and request.job.scenario == PARTS:
+            raise DeviceError(
+                "this device's owner allows means over all of its clips, and one of a part of them was asked for; "
+                "nothing is uploaded"
             )
         if self.accepts == "constrained" and request.kind != "dp" and request.min_size < self.min_size:
             raise DeviceError(

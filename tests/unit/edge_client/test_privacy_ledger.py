@@ -267,6 +267,15 @@ def test_a_mean_over_all_clips_is_never_one_of_a_part_that_the_cloud_has_drawn()
     assert PrivacyPolicy(accepts="constrained").strict(asked_for).upload_limit == 9
 
 
+def test_a_mean_of_one_half_of_the_labelled_clips_needs_to_be_allowed() -> None:
+    asked_for = request_of("histogram")
+    halved = replace(asked_for, job=replace(asked_for.job, scenario="latency_sensitive"))
+    PrivacyPolicy().require(replace(asked_for, job=replace(asked_for.job, scenario="latency_insensitive")))
+    with pytest.raises(DeviceError, match="a part of them was asked for"):
+        PrivacyPolicy().require(halved)
+    PrivacyPolicy(accepts="constrained").require(halved)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"epsilon": 0}', '{"epsilon": -1}', '{"epsilon": "many"}', '{"delta": 0}', '{"delta": 2}',
