@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -101,17 +101,18 @@ class Saturated:
     def run(self, seconds: float) -> tuple[float, float, int, int]:
         """Wall seconds from the end of the first forward pass to the end of the last one, seconds in the passes
         between, batches and answers of all of them."""
-        plain = self._engine._features
+        backend = self._engine._backend
+        plain = backend.features
 
-        def timed(*arguments: object) -> torch.Tensor:
+        def timed(*arguments: Any) -> torch.Tensor:
             started = time.perf_counter()
-            features: torch.Tensor = plain(*arguments)  # type: ignore[arg-type]
+            features = plain(*arguments)
             if self._engine.device.type == "cuda":
                 torch.cuda.synchronize()
             self._passes.append((started, time.perf_counter()))
             return features
 
-        self._engine._features = timed  # type: ignore[assignment, method-assign]
+        backend.features = timed  # type: ignore[assignment, method-assign]
         self._dispatcher.start()
         began = time.perf_counter()
         number = 0
@@ -125,7 +126,7 @@ class Saturated:
         passes, answers = tuple(self._passes), self._answers
         self._dispatcher.stop()
         self._preparing.shutdown()
-        self._engine._features = plain  # type: ignore[method-assign]
+        backend.features = plain  # type: ignore[method-assign]
         wall = passes[-1][1] - passes[0][1]
         return wall, sum(end - start for start, end in passes[1:]), len(passes), answers
 
