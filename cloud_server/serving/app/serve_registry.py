@@ -6,10 +6,10 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,11 @@ def _key(plan: ServePlan, trunk: Trunk, settings: EngineSettings, columns: Mappi
 def _libraries(settings: EngineSettings) -> str:
     """Those that the backend asked for may use, with their versions."""
     names = ("torch", "openvino") if settings.backend == "auto" else (settings.backend,)
-    return ", ".join(f"{name} {version(name)}" for name in names if find_spec(name) is not None)
+    found = []
+    for name in names:
+        with suppress(PackageNotFoundError):  # a build under another name says no version
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def _measure(

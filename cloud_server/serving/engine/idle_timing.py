@@ -93,7 +93,12 @@ class IdleTiming:
             return
         key = self._keys[self._at % len(self._keys)]
         began = self._timer()
-        self._run(*key)
+        try:
+            self._run(*key)
+        except Exception:  # what is passing is over by then
+            self._resting_until = self._clock() + REST
+            self._begin()
+            raise
         seconds = max(self._timer() - began, 1e-9)
         if self._at >= len(self._keys):  # the first turn is warm-up
             self._timed[key].append(seconds)

@@ -16,6 +16,7 @@ import torch
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.engine.variants import QUANTILE
 from fedstill.cloud_server.serving.scheduling.latency_model import SMALLEST_SLOPE
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -24,8 +25,6 @@ from fedstill.models.vit.schedules import TokenSchedule, effective_merges, token
 
 Images = Sequence[npt.NDArray[np.uint8]]
 
-QUANTILE = 0.25
-"""Of repeated timings. Whatever else runs on the machine makes a batch slower, never faster."""
 LOOKS = 3
 """How often timings that do not fit together are repeated."""
 MISFIT = 0.25

@@ -256,7 +256,6 @@ class Dispatcher:
                     self._idle_work()
                 except Exception:  # nobody waits for it
                     LOG.exception("event=idle_work_failed")
-                    self._idle_work = None
 
     def _admit(self, request: Request, now: float) -> Rejection | None:
         """Submit the queries to the policy; returns the rejection if not all of them were accepted."""

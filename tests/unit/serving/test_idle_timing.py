@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +118,26 @@ def test_a_change_needs_two_sweeps_that_agree() -> None:
         timing.step()
     assert timing.take_correction() is not None
     assert timing.take_correction() is None  # it is told once
+
+
+def test_a_failure_ends_the_sweep_and_not_the_timing() -> None:
+    machine = Machine()
+    broken = [True]
+
+    def run(schedule: str, size: int) -> None:
+        if broken[0]:
+            raise MemoryError
+        machine.run(schedule, size)
+
+    timing = IdleTiming(run, stored([1, 1, 1, 1, 6]), machine.clock, machine.clock)
+    with pytest.raises(MemoryError):
+        timing.step()
+    timing.step()  # it rests, so a log is not filled
+    broken[0] = False
+    machine.now += REST
+    for _ in range(2 * (ROUNDS + 1) * 2 * len(TRUE.schedules)):
+        timing.step()
+    assert timing.take_correction() is not None
 
 
 def test_it_rests_once_all_is_well() -> None:
