@@ -112,7 +112,7 @@ def read_policy(directory: Path) -> PrivacyPolicy:
         return PrivacyPolicy(accepts=_allowed(directory))
     except PlainError as error:
         raise DeviceError(f"{POLICY_FILE}: {error}; nothing is uploaded") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise DeviceError(
             f"{POLICY_FILE}: cannot be read ({type(error).__name__}); nothing is uploaded"
         ) from error

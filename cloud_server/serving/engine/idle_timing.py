@@ -104,8 +104,9 @@ class IdleTiming:
             self._timed[key].append(seconds)
         self._at += 1
         if self._at == (ROUNDS + 1) * len(self._keys):
-            self._judge(Sweep({key: min(timed) for key, timed in self._timed.items()}))
+            sweep = Sweep({key: min(timed) for key, timed in self._timed.items()})
             self._begin()
+            self._judge(sweep)
 
     def _begin(self) -> None:
         self._at = 0
@@ -121,7 +122,8 @@ class IdleTiming:
             wrong = {key[0] for key, error in off.items() if _both_off(error, earlier[key])}
             if wrong:
                 least = {key: min(seconds, before.seconds[key]) for key, seconds in sweep.seconds.items()}
-                self._correction = self._corrected(Sweep(least), wrong)
+                found = self._corrected(Sweep(least), wrong)
+                self._correction = None if found == self._profile else found
         self._before, self._resting_until = None, self._clock() + REST
 
     def _stored(self, name: str, size: int) -> float:
@@ -135,10 +137,18 @@ class IdleTiming:
             if schedule.name not in wrong:
                 return schedule
             sizes = timed_sizes(schedule)
-            line = fit_affine(sizes, [sweep.seconds[schedule.name, size] / pace for size in sizes])
-            return replace(
+            seconds = [sweep.seconds[schedule.name, size] / pace for size in sizes]
+            line = fit_affine(sizes, seconds)
+            found = replace(
                 schedule, fixed_seconds=line.fixed_seconds, per_query_seconds=line.per_query_seconds
             )
+
+            def worst(one: Schedule) -> float:
+                return max(
+                    abs(math.log(true / one.seconds(n))) for n, true in zip(sizes, seconds, strict=True)
+                )
+
+            return found if worst(found) < worst(schedule) - AGREE else schedule  # no line may fit better
 
         return replace(self._profile, schedules=tuple(map(mended, self._profile.schedules)))
 

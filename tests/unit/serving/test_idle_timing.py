@@ -120,6 +120,24 @@ def test_a_change_needs_two_sweeps_that_agree() -> None:
     assert timing.take_correction() is None  # it is told once
 
 
+def test_times_that_no_line_fits_are_corrected_once_at_most() -> None:
+    machine = Machine()
+    lines = {one.name: one for one in TRUE.schedules}
+
+    def bent(schedule: str, size: int) -> None:
+        machine.now += lines[schedule].seconds(size) * (2 if schedule == "-20" and size > 1 else 1)
+
+    timing = IdleTiming(bent, TRUE, machine.clock, machine.clock)
+    corrections = 0
+    for _ in range(3000):
+        timing.step()
+        machine.now += 0.5
+        if (found := timing.take_correction()) is not None:
+            corrections += 1
+            timing.restart(found)
+    assert corrections <= 1
+
+
 def test_a_failure_ends_the_sweep_and_not_the_timing() -> None:
     machine = Machine()
     broken = [True]
