@@ -71,18 +71,20 @@ def _wait(run_dir: Path, events: EventTail, link: Child, env: dict[str, str]) ->
     without an event."""
     asked = time.monotonic()
     while True:
+        # Asked before the events are read: what has ended by then has written its last event.
+        ended = f"SuperLink ended unexpectedly; see {run_dir / LOG_FILE}" if link.poll() is not None else ""
+        if not ended and time.monotonic() - asked > STATUS_SECONDS:
+            status = json.loads(flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
+            if status.startswith("finished"):
+                ended = f"runtime says {status}; see {run_dir / LOG_FILE}"
+            asked = time.monotonic()
         for event in events.new():
             if event["event"] == "finished":
                 return
             if event["event"] == "aborted":
                 raise RunError(str(event["reason"]))
-        if link.poll() is not None:
-            raise RunError(f"Flower's SuperLink ended unexpectedly; see {run_dir / LOG_FILE}")
-        if time.monotonic() - asked > STATUS_SECONDS:
-            status = json.loads(flwr(["list", CONNECTION, "--format", "json"], env))["runs"][0]["status"]
-            if status.startswith("finished"):
-                raise RunError(f"Flower says {status}; see {run_dir / LOG_FILE}")
-            asked = time.monotonic()
+        if ended:
+            raise RunError(f"Flower's {ended}")
         time.sleep(0.5)
 
 

@@ -128,6 +128,8 @@ class _Run:
             if not self.finished:
                 self._submit()
             return
+        # Asked before the events are read: a run that has ended by then has written its last event.
+        status = self.link.status(self.run_id) if look else None
         for event in self._tail.new():
             if event["event"] == "visited":
                 self.failures = 0
@@ -142,8 +144,8 @@ class _Run:
             if event["event"] == "aborted":
                 self._failed(str(event["reason"]))
                 return
-        if look and self.link.status(self.run_id).finished:
-            self._failed(f"Flower says {self.link.status(self.run_id)}")
+        if status is not None and status.finished:
+            self._failed(f"Flower says {status}")
 
     def lost(self) -> None:
         """The SuperLink ended, and the ServerApp with it; this does not count as a failure of the run."""
