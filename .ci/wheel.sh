@@ -130,4 +130,17 @@ quietly "$fedstill" agent --help
 says 2 "pip install '.[serve]'" "$fedstill" serve --insecure
 says 2 "pip install '.[full]'" "$fedstill" simulate
 
+step "images, without an engine: their context, their COPY lines, their RUN line that installs"
+cd "$scratch"
+"$lender/bin/python" "$checkout/.ci/image_context.py" context
+for image in agent coordinator; do
+    case "$image" in agent) into=edge ;; coordinator) into=full ;; esac
+    line="$("$lender/bin/python" "$checkout/.ci/image_context.py" context "$checkout/deploy/$image.Dockerfile" "$image.build")"
+    PATH="$scratch/$into/bin:$PATH" quietly sh -euc "$line"
+    own_code "$into"
+    quietly "$scratch/$into/bin/fedstill" "$image" --help
+done
+says 1 "film.mp4" "$scratch/edge/bin/python" -c \
+    'from pathlib import Path; from fedstill.edge_client.inference.clip_files import read_clip; read_clip(Path("away/film.mp4"), 1)'
+
 step "done"

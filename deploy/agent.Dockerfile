@@ -7,8 +7,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BL
 
 # Mounted volumes take over the owner of these folders.
 RUN useradd --system --create-home --uid 10001 fedstill \
-    && mkdir /credentials /state \
-    && chown fedstill /credentials /state
+    && mkdir /credentials /state /watch \
+    && chown fedstill /credentials /state /watch
 
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE /build/
 COPY cli /build/cli

@@ -8,8 +8,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BL
 
 # Mounted volumes take over the owner of these folders.
 RUN useradd --system --create-home --uid 10001 fedstill \
-    && mkdir /certs /state /node-1 /node-2 \
-    && chown fedstill /certs /state /node-1 /node-2
+    && mkdir /certs /state \
+    && chown fedstill /certs /state
 
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE /build/
 COPY cli /build/cli

@@ -28,8 +28,12 @@ HIGHEST_EXPOSURE = 2.5
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    """The services of the compose file."""
-    return dict(yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"])
+    """The services of both compose files: of the cloud and of a device."""
+    return {
+        name: service
+        for file in ("compose.yaml", "agent.compose.yaml")
+        for name, service in yaml.safe_load((DEPLOY / file).read_text())["services"].items()
+    }
 
 
 def compose() -> list[str]:
@@ -46,14 +50,19 @@ def compose() -> list[str]:
 
 @pytest.mark.skipif(not compose(), reason="neither docker compose nor docker-compose is installed")
 def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
-    command = [*compose(), "-f", str(DEPLOY / "compose.yaml"), "config"]
-    given = {**os.environ, "AGENT_1_DATA": str(tmp_path), "AGENT_2_DATA": str(tmp_path)}
+    cloud = subprocess.run(
+        [*compose(), "-f", str(DEPLOY / "compose.yaml"), "config"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert cloud.returncode == 0, cloud.stderr
+    command = [*compose(), "-p", "hall", "-f", str(DEPLOY / "agent.compose.yaml"), "config"]
+    given = {**os.environ, "CREDENTIALS": str(tmp_path), "DATA": str(tmp_path)}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    del given["AGENT_2_DATA"]
+    del given["DATA"]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "set AGENT_2_DATA to a folder" in done.stderr
+    assert "set DATA to a folder" in done.stderr
 
 
 def test_every_service_is_reaped_stopped_slowly_and_without_privileges(services: dict[str, Any]) -> None:
@@ -66,19 +75,17 @@ def test_every_service_is_reaped_stopped_slowly_and_without_privileges(services:
             assert "healthcheck" in service, name
 
 
-def test_devices_publish_nothing_and_see_one_bundle_each(services: dict[str, Any]) -> None:
+def test_a_device_publishes_nothing_and_sees_its_own_bundle(services: dict[str, Any]) -> None:
     assert [name for name, service in services.items() if "ports" in service] == ["coordinator"]
-    agents = {name: service for name, service in services.items() if name.startswith("agent-")}
-    assert len(agents) == 2
-    sources = [{volume.split(":")[0] for volume in agent["volumes"]} for agent in agents.values()]
-    assert all("certs" not in volumes for volumes in sources)
-    assert not set.intersection(*sources)
-    assert all("/credentials:ro" in " ".join(agent["volumes"]) for agent in agents.values())
+    volumes = services["agent"]["volumes"]
+    assert not any(volume.startswith("certs:") for volume in volumes)
+    read_only = {volume.rsplit(":", 2)[1] for volume in volumes if volume.endswith(":ro")}
+    assert read_only == {"/credentials", "/data", "/watch"}
 
 
 def command_lines(services: dict[str, Any]) -> list[list[str]]:
     """What units and compose file start, as arguments of ``fedstill``."""
-    lines = [services["coordinator"]["command"], ["agent", *services["agent-1"]["command"]]]
+    lines = [services["coordinator"]["command"], ["agent", *services["agent"]["command"]]]
     for unit in UNITS:
         started = re.search(r"^ExecStart=\S+/fedstill (.*)$", unit.read_text(), re.MULTILINE)
         assert started is not None, unit
@@ -144,6 +151,12 @@ def test_images_hold_every_room_and_install_known_extras(dockerfile: Path) -> No
     copied = set(re.findall(r"^COPY (\w+) /build/\w+$", text, re.MULTILINE))
     assert copied == rooms | {"importroot"}
     assert "setup.py" in text
+    allowed = set(re.findall(r"^!(.+)$", (DEPLOY.parent / ".dockerignore").read_text(), re.MULTILINE))
+    assert allowed == {
+        source
+        for line in re.findall(r"^COPY (.+) /build/\S*$", text, re.MULTILINE)
+        for source in line.split()
+    }
     (extras,) = re.findall(r"pip install .*'\.\[(.*)\]'", text)
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
     assert re.search(r"^USER fedstill$", text, re.MULTILINE)
