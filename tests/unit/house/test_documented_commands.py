@@ -46,7 +46,7 @@ def test_commands_are_found_on_every_kind_of_page() -> None:
     assert {"fedstill", "make", "python"} <= {one.words[0] for one in COMMANDS}
     texts = {one.text for one in COMMANDS}
     assert "fedstill certs issue certs kitchen" in texts  # after &&
-    assert "fedstill certs revoke /certs node-2" in texts  # quoted, inside of another command
+    assert "fedstill certs revoke /certs kitchen" in texts  # quoted, inside of another command
     assert any("--credentials kitchen --data clips" in text for text in texts)  # over two lines
     assert len(PAGES) > 15
 
