@@ -135,7 +135,7 @@ cd "$scratch"
 "$lender/bin/python" "$checkout/.ci/image_context.py" context
 for image in agent coordinator; do
     case "$image" in agent) into=edge ;; coordinator) into=full ;; esac
-    line="$("$lender/bin/python" "$checkout/.ci/image_context.py" context "$checkout/deploy/$image.Dockerfile" "$image.build")"
+    line="$("$lender/bin/python" "$checkout/.ci/image_context.py" context "$checkout/deploy/$image.Dockerfile" "$scratch/$image.build")"
     PATH="$scratch/$into/bin:$PATH" quietly sh -euc "$line"
     own_code "$into"
     quietly "$scratch/$into/bin/fedstill" "$image" --help
