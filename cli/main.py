@@ -21,6 +21,7 @@ from fedstill.cli.certs import certs
 from fedstill.cli.coordinator import coordinator
 from fedstill.cli.export import export
 from fedstill.cli.loadtest import app as loadtest
+from fedstill.cli.import_weights import import_weights
 from fedstill.cli.missing_package import what_to_install
 from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
@@ -75,6 +76,7 @@ app.command()(privacy)
 app.command()(redteam)
 app.command(name="serve")(serve_)
 app.add_typer(tasks.app, name="tasks")
+app.command(name="import")(import_weights)
 app.add_typer(loadtest.app, name="loadtest")
 app.command()(elastic.elastic)
 app.command()(warmup)

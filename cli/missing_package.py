@@ -29,6 +29,7 @@ SMALLER = {
     "agent": ("edge", EDGE),
     "privacy": ("edge", EDGE),
     "elastic": ("serve", SERVE),
+    "import": ("serve", SERVE),
     "loadtest": ("serve", SERVE),
     "serve": ("serve", SERVE),
     "tasks": ("serve", SERVE),

@@ -179,8 +179,10 @@ def _check_trunk(trunk: VisionTransformer) -> None:
     if trunk.global_pool not in ("token", "avg") or trunk.pool_include_prefix:
         raise ValueError(f"trunk: pooling {trunk.global_pool!r} is not supported: use token or avg")
     for block in trunk.blocks:
-        if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
-            parts = f"{type(block).__name__} of {type(block.attn).__name__}"
-            raise ValueError(f"trunk: {parts} is not supported: use plain blocks, attention and MLP")
+        if type(block) is not Block:  # of another kind, such as parallel ones: other parts, other names
+            raise ValueError(f"trunk: {type(block).__name__} is not supported: use plain blocks")
+        if type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+            parts = f"{type(block.attn).__name__} with {type(block.mlp).__name__}"
+            raise ValueError(f"trunk: {parts} is not supported: use plain attention and MLP")
         if block.attn.gate is not None:
             raise ValueError("trunk: gated attention is not supported")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,19 @@ import timm
 from safetensors import SafetensorError
 from safetensors.torch import load
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
-from fedstill.common.dataclass_codec import from_plain
+from fedstill.cloud_server.serving.engine.weights_card import WeightsCard, read_card
+from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import DataError
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.preprocess_settings import Preprocess
+
+BUILD_ERRORS = (
+    RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError, ArithmeticError,
+)  # fmt: skip
+"""What timm raises for arguments that make no network."""
+IMPORT = "bring it into this form with: fedstill import"
 
 
 class TrunkError(DataError):
@@ -25,11 +33,18 @@ class TrunkError(DataError):
 
 @dataclass(frozen=True)
 class Trunk:
-    """A loaded trunk. ``fingerprint`` is the SHA-256 of its file: tasks name the trunk that they were trained on."""
+    """A loaded trunk.
+
+    Attributes:
+        architecture: timm's name; of imported weights, the name of their file.
+        fingerprint: SHA-256 of its file; tasks name the trunk that they were trained on.
+        card: of imported weights.
+    """
 
     net: ElasticViT
     architecture: str
     fingerprint: str
+    card: WeightsCard | None = None
 
 
 def load_trunk(
@@ -42,14 +57,16 @@ def load_trunk(
 
     Args:
         weights: safetensors with timm's key names, any float type.
-        architecture: timm model name, with or without tag; by default what the file's name begins with, tag included
+        architecture: timm model name, with or without tag; by default what the card beside the file says (see
+            ``weights_card.py``), else what the file's name begins with, tag included
             (``vit_tiny_patch16_224.augreg_in21k.safetensors``, or with ``_`` for the dot).
         proportional_attention: see :class:`ElasticViT`.
-        preprocess: fields of :class:`Preprocess` that differ from those of timm's ``pretrained_cfg``.
+        preprocess: fields of :class:`Preprocess` that differ from those of the card or of timm's ``pretrained_cfg``.
 
     Raises:
         TrunkError: no such file, not safetensors, an unknown or unsupported architecture, weights that do not fit,
             or pictures in a form that is not supported.
+        DataError: a card that is damaged, or of another file.
     """
     try:
         content = weights.read_bytes()
@@ -58,20 +75,61 @@ def load_trunk(
     try:
         state = {name: tensor.float() for name, tensor in load(content).items()}
     except (SafetensorError, ValueError, KeyError) as error:
-        raise TrunkError(f"{weights}: is not a safetensors file: download or export it again") from error
-    name = architecture or _named_after(weights)
-    expected = _expected_pictures(name, preprocess or {})
+        raise TrunkError(
+            f"{weights}: is not a safetensors file: download or export it again, or {IMPORT}"
+        ) from error
+    fingerprint = hashlib.sha256(content).hexdigest()
+    card = read_card(weights, fingerprint) if architecture is None else None
+    if card is not None:
+        name, values = weights.stem, {**to_plain(card.preprocess), **(preprocess or {})}
+        described = replace(card, preprocess=pictures(values, weights.name))
+    else:
+        name = architecture or _named_after(weights)
+        described = WeightsCard(name, preprocess=expected_pictures(name, preprocess or {}))
+    elastic = assemble(described, state, str(weights), proportional_attention)
+    return Trunk(elastic, name, fingerprint, card)
+
+
+def assemble(
+    card: WeightsCard, state: Mapping[str, Tensor], source: str, proportional_attention: bool = True
+) -> ElasticViT:
+    """The network that a card describes, with the weights of ``state``. Raises TrunkError, which names ``source``."""
     head = state.get("head.bias")
-    net = timm.create_model(name, pretrained=False, num_classes=0 if head is None else len(head))
-    if not isinstance(net, VisionTransformer):
-        raise TrunkError(f"architecture {name}: is not a Vision Transformer of timm")
+    net = make_net(card, 0 if head is None else len(head))
+    try:
+        elastic = ElasticViT(net, proportional_attention, card.preprocess)
+    except ValueError as error:
+        raise TrunkError(f"architecture {card.architecture}: {error}") from None
     try:
         net.load_state_dict(state, strict=True)
-        elastic = ElasticViT(net.eval().requires_grad_(False), proportional_attention, expected)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise TrunkError(f"{weights}: does not fit {name} ({reason[:200]}): give --architecture") from error
-    return Trunk(elastic, name, hashlib.sha256(content).hexdigest())
+        raise TrunkError(
+            f"{source}: does not fit {card.architecture} ({reason[:200]}): give --architecture, or {IMPORT}"
+        ) from error
+    return elastic
+
+
+def make_net(card: WeightsCard, classes: int) -> VisionTransformer:
+    """timm's network for a card, with random weights and frozen. Raises TrunkError if timm makes none."""
+    if not timm.is_model(card.architecture.partition(".")[0]):
+        raise TrunkError(
+            f"architecture {card.architecture!r} is not a timm model: use one like vit_tiny_patch16_224"
+        )
+    try:
+        net = timm.create_model(
+            card.architecture, pretrained=False, num_classes=classes, **dict(card.model_args)
+        )
+    except BUILD_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise TrunkError(f"architecture {card.architecture}: timm cannot build it ({reason[:200]})") from None
+    if not isinstance(net, VisionTransformer):
+        raise TrunkError(f"architecture {card.architecture}: is not a Vision Transformer of timm")
+    if card.layer_norm_eps is not None:
+        for part in net.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.eps = card.layer_norm_eps
+    return net.eval().requires_grad_(False)
 
 
 def _named_after(weights: Path) -> str:
@@ -90,7 +148,7 @@ def _begins(text: str, word: str) -> bool:
     return text.startswith(word) and not text.removeprefix(word)[:1].isalnum()
 
 
-def _expected_pictures(name: str, changes: Mapping[str, Any]) -> Preprocess:
+def expected_pictures(name: str, changes: Mapping[str, Any]) -> Preprocess:
     """What timm says of these weights, or of the architecture's usual ones, with the caller's changes."""
     if not timm.is_model(name):
         raise TrunkError(f"architecture {name!r} is not a timm model: use one like vit_tiny_patch16_224")
@@ -101,7 +159,12 @@ def _expected_pictures(name: str, changes: Mapping[str, Any]) -> Preprocess:
             f"architecture {name!r}: timm has no such weights; leave out what follows the dot"
         ) from None
     known = {field.name: getattr(config, field.name) for field in fields(Preprocess)} if config else {}
+    return pictures({**known, **changes}, name)
+
+
+def pictures(values: Mapping[str, Any], name: str) -> Preprocess:
+    """The preparation with these values, for weights of that name. Raises TrunkError for one that cannot be."""
     try:
-        return from_plain(Preprocess, {**known, **changes})
+        return from_plain(Preprocess, dict(values))
     except ValueError as error:
         raise TrunkError(f"pictures for {name}, by timm or --preprocess: {error}") from None
