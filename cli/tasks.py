@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedstill.cli.shared.console import console, one_line_errors
+from fedstill.cli.shared.image_lines import images_lines
 from fedstill.cli.shared.options import (
     DEFAULT_REGISTRY,
     Architecture,
@@ -23,20 +24,21 @@ from fedstill.cli.shared.options import (
     preprocess_changes,
 )
 from fedstill.cli.shared.progress import text_bar
+from fedstill.cli.shared.wide_table import print_rows
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.paths import VIT_WEIGHTS
 
 if TYPE_CHECKING:
     from fedstill.cloud_server.serving.engine.profiler import ScheduleProfile
     from fedstill.cloud_server.serving.scheduling.profile import Profile
-    from fedstill.datasets.images.image_tasks import ImageTask
+    from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 
+TRUNK_SHOWN = 8
+"""Digits of a trunk's fingerprint, as in the server's log."""
 HOLDS = 1.25
 """Factor between times of today and of a profile within which it holds."""
 
 app = typer.Typer(help="Tasks of the serving tier: add, list, remove, profile.", no_args_is_help=True)
-LEFT_OUT_SHOWN = 20
-SAME_SHOWN = 5
 
 
 @app.command()
@@ -55,6 +57,10 @@ def add(
         str, typer.Option(help="Prompt numbers to train in turn, such as 2,4; empty for none.")
     ] = "",
     epochs: Annotated[int, typer.Option(help="Passes per prompt number.", min=1)] = 50,
+    own_head: Annotated[
+        bool,
+        typer.Option("--own-head", help="Serve the head of imported weights; images only measure it."),
+    ] = False,
     latency_ms: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 600.0,
     utility: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of split, images and prompts.")] = 0,
@@ -62,24 +68,35 @@ def add(
     """Train a task's head (and prompts) on the frozen trunk and register it as a new version."""
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
-        from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, learn_task
+        from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, LearntTask, learn_task
+        from fedstill.cloud_server.serving.tasks.own_head import own_accuracy, own_task
         from fedstill.cloud_server.serving.tasks.prompt_training import PromptSettings
         from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, check_new_version
+        from fedstill.common.errors import ConfigError
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
 
         counts = whole_numbers("--prompts", prompts)
+        if own_head and (counts or train_images is not None):
+            raise ConfigError("--own-head: nothing is trained; drop --prompts and --train-images")
         trained = None
         if counts:
             with as_mistake("--prompts"):
                 trained = PromptSettings(counts, epochs)
-        task = find_images(name, images)
+        task = None if own_head and images is None else find_images(name, images)
         check_new_version(name, latency_ms, utility)
         trunk = load_trunk(data_path(weights), architecture, preprocess=preprocess_changes(preprocess))
+        own = own_task(trunk) if own_head else None
+        known = task if own is None or task is None else task.with_classes(own.class_names)
         store = TaskRegistry(registry)
         with text_bar(f"decoding the images of {name}") as (tell, count):
-            settings = LearnSettings(train_images, val_images, trained, seed)
-            learnt = learn_task(trunk.net, task, settings, tell, count)
+            if own is not None:
+                measured = known and own_accuracy(trunk.net, own, known, val_images, seed, count)
+                learnt = LearntTask(own, measured or 0.0)
+            else:
+                assert known is not None  # a head is learnt from images
+                settings = LearnSettings(train_images, val_images, trained, seed)
+                learnt = learn_task(trunk.net, known, settings, tell, count)
         version = store.register(
             name,
             learnt.parameters,
@@ -89,12 +106,13 @@ def add(
             accuracy=learnt.accuracy,
         )
         store.close()
-        shown = _images_lines(task)
+        shown = images_lines(task) if task is not None else []
     for line in shown:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    right = f"{100 * version.accuracy:.1f} % of the validation images right"
     console.print(
         f"{name} version {version.version}: {len(version.class_names)} classes, "
-        f"{100 * version.accuracy:.1f} % of the validation images right",
+        f"{right if task is not None else 'not measured (--images)'}",
         highlight=False,
     )
 
@@ -111,21 +129,25 @@ def list_(
         store = open_registry(registry)
         versions = [version for version in store.versions() if version.active or everything]
         store.close()
-    grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("task", "no.", "served", "classes", "prompts", "query", "accuracy", "added"):
-        grid.add_column(heading, overflow="fold")
-    for version in versions:
-        grid.add_row(
-            version.name,
-            str(version.version),
-            "yes" if version.active else "no",
-            str(len(version.class_names)),
-            ", ".join(map(str, version.prompts)) or "-",
-            f"{version.latency_ms:g} ms, {version.utility:g}",
-            f"{100 * version.accuracy:.1f} %",
-            version.created[:10],
-        )
-    console.print(grid if versions else "no tasks; add one with: fedstill tasks add NAME")
+    if not versions:
+        console.print("no tasks; add one with: fedstill tasks add NAME")
+        return
+    heads = ("task", "no.", "served", "classes", "prompts", "query", "accuracy", "trunk", "added")
+    print_rows(console, heads, [_row(version) for version in versions])
+
+
+def _row(version: TaskVersion) -> tuple[str, ...]:
+    return (
+        version.name,
+        str(version.version),
+        "yes" if version.active else "no",
+        str(len(version.class_names)),
+        ", ".join(map(str, version.prompts)) or "-",
+        f"{version.latency_ms:g} ms, {version.utility:g}",
+        f"{100 * version.accuracy:.1f} %" if version.accuracy else "-",
+        version.trunk[:TRUNK_SHOWN],
+        version.created[:10],
+    )
 
 
 @app.command()
@@ -213,11 +235,16 @@ def profile(
         tasks = store.load_active(trunk.fingerprint)
         store.close()
         if not tasks:
-            raise ConfigError(f"{registry}: serves no task; add one with: fedstill tasks add NAME")
+            raise ConfigError(
+                f"{registry}: serves no task of these weights; add one with: fedstill tasks add NAME"
+            )
         if kept is not None:
             _print_check(compare_times(trunk, tasks, kept, batches))
         places = dict(pair(text) for text in images or ())
-        known = {name: find_images(name, places.get(name)) for name in tasks}
+        known = {
+            name: find_images(name, places.get(name)).with_classes(task.class_names)
+            for name, task in tasks.items()
+        }
         limit = None if memory_mb is None else memory_mb * 2**20
         options = ProfileOptions(schedules, batches, val_images, seed, limit, backend.value)
         with console.status("measuring") as status:
@@ -226,28 +253,6 @@ def profile(
         replace_text(out, json.dumps(profile_to_plain(made), indent=1))
     console.print(_measured_table(made, measured))
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)
-
-
-def _images_lines(task: ImageTask) -> list[str]:
-    """What the task was made from: images per split and class, and what was left out."""
-    from fedstill.datasets.files.class_names import look_alikes, look_alikes_line
-    from fedstill.datasets.files.file_names import readable
-
-    lines = [
-        f"{split}: {len(files)} images, "
-        + ", ".join(f"{name} {count}" for name, count in task.per_class(files).items())
-        for split, files in (("train and validation", task.train_files), ("test", task.test_files))
-    ]
-    lines.append(f"left out: {task.left_out_files} files in all")
-    lines += [f"left out: {line}" for line in task.left_out[:LEFT_OUT_SHOWN]]
-    if len(task.left_out) > LEFT_OUT_SHOWN:
-        lines.append(f"left out: {len(task.left_out) - LEFT_OUT_SHOWN} more kinds of files")
-    lines += [
-        f"the same picture: {', '.join(map(readable, group))}" for group in task.same_pictures[:SAME_SHOWN]
-    ]
-    if len(task.same_pictures) > SAME_SHOWN:
-        lines.append(f"the same picture: {len(task.same_pictures) - SAME_SHOWN} more groups")
-    return lines + [look_alikes_line(group) for group in look_alikes(task.class_names)]
 
 
 def _print_check(ratios: dict[str, float]) -> None:

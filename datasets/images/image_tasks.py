@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -121,6 +121,28 @@ class ImageTask:
     def _read(self, names: Sequence[str]) -> list[Frames]:
         with reader(self.place) as read:
             return [read_image(self.place / readable(name), read(name, None)) for name in names]
+
+    def with_classes(self, class_names: tuple[str, ...]) -> ImageTask:
+        """The same images with labels in the order of other classes, of which some may have no images.
+
+        Raises:
+            DataError: a class of the images is not one of them.
+        """
+        if class_names == self.class_names:
+            return self
+        places = {name: place for place, name in enumerate(class_names)}
+        strange = [name for name in self.class_names if name not in places]
+        if strange:
+            raise DataError(
+                f"{self.place}: {readable(strange[0])} is not a class of {self.name}: name its folders like "
+                f"{', '.join(class_names[:3])}"
+            )
+        moved = [places[name] for name in self.class_names]
+        files = [
+            tuple((file, moved[label]) for file, label in split)
+            for split in (self.train_files, self.test_files)
+        ]
+        return replace(self, class_names=class_names, train_files=files[0], test_files=files[1])
 
     @cached_property
     def same_pictures(self) -> list[tuple[str, ...]]:

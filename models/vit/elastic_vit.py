@@ -182,7 +182,7 @@ def _check_trunk(trunk: VisionTransformer) -> None:
         if type(block) is not Block:  # of another kind, such as parallel ones: other parts, other names
             raise ValueError(f"trunk: {type(block).__name__} is not supported: use plain blocks")
         if type(block.attn) is not Attention or type(block.mlp) is not Mlp:
-            parts = f"{type(block.attn).__name__} with {type(block.mlp).__name__}"
+            parts = f"{type(block.mlp).__name__} with {type(block.attn).__name__}"
             raise ValueError(f"trunk: {parts} is not supported: use plain attention and MLP")
         if block.attn.gate is not None:
             raise ValueError("trunk: gated attention is not supported")

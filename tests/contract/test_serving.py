@@ -264,13 +264,28 @@ def test_a_task_added_beside_the_server_is_served(made: MadeServer, client: Serv
     while "fish" not in made.tasks.served and time.monotonic() < end:
         time.sleep(0.05)
     assert client.make_query("fish", png(), latency_ms=20_000).label in ("class0", "class1")
-    made.registry.register("alien", task(2, seed=4), "f" * 64)  # for another trunk: all stays as it is
-    assert made.tasks.refresh() is False
-    assert client.make_query("fish", png(), latency_ms=20_000).label in ("class0", "class1")
-    made.registry.remove("alien")
     made.registry.remove("fish")
-    made.tasks.refresh()
-    assert set(made.tasks.served) == set(TASKS)
+    wait_for(lambda: set(made.tasks.served) == set(TASKS))
+
+
+def test_a_task_of_another_trunk_is_left_out_and_the_others_go_on_swapping(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(tmp_path) as made, ServingClient(ServingAddress(made.target)) as client:
+        served = dict(made.tasks.served)
+        made.registry.register("alien", task(2, seed=4), "f" * 64)
+        wait_for(lambda: "event=task_left_out task=alien version=1 trunk=ffffffffffff" in caplog.text)
+        assert dict(made.tasks.served) == served
+        made.registry.register("fish", task(2, seed=4), TRUNK, accuracy=0.5)
+        wait_for(lambda: "fish" in made.tasks.served)
+        assert client.make_query("fish", png(), latency_ms=20_000).label in ("class0", "class1")
+        with pytest.raises(ServingError, match="is not served") as caught:
+            client.delete_task("alien")
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+        made.registry.register("cats", task(2, seed=4), "f" * 64)  # a new version of a served one: it goes
+        wait_for(lambda: set(made.tasks.served) == {"dogs", "fish"})
+        made.registry.activate("cats", 1)
+        wait_for(lambda: made.tasks.served.get("cats") == served["cats"])
 
 
 def test_a_look_at_the_registry_that_fails_is_not_the_last(

@@ -34,7 +34,7 @@ from fedstill.cloud_server.serving.server.live_profile import (
     fit_profile,
     measure_profile,
 )
-from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
+from fedstill.cloud_server.serving.server.live_tasks import LiveTasks, warn_of_other_trunks
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion, open_registry
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import ConfigError
@@ -57,10 +57,12 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     tell("reading the weights")
     trunk = load_trunk(data_path(plan.weights), plan.architecture)
     generation = registry.generation()
-    tasks = registry.active()
+    tasks = registry.active_on(trunk.fingerprint)
     parameters = registry.load_active(trunk.fingerprint)
+    others = warn_of_other_trunks(registry.active(), trunk.fingerprint)
     if not tasks or parameters.keys() != tasks.keys():
-        raise ConfigError(f"{plan.state}: serves no task; add one with: fedstill tasks add NAME")
+        of_these = f" of these weights ({', '.join(others)}: of others)" if others else ""
+        raise ConfigError(f"{plan.state}: serves no task{of_these}; add one with: fedstill tasks add NAME")
     given = read_profile(plan.profile) if plan.profile is not None else None
     if given is not None:
         check_trunk(given, trunk.fingerprint)
@@ -169,7 +171,8 @@ def _measure(
     validation: Validation = {
         name: (loaded.images, loaded.labels)
         for name in known
-        for loaded in [find_images(name, places.get(name)).load("val", plan.val_images, plan.seed)]
+        for images in [find_images(name, places.get(name)).with_classes(tasks[name].class_names)]
+        for loaded in [images.load("val", plan.val_images, plan.seed)]
     }
     source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {plan.val_images} images per task"
     with as_mistake("--schedules"):

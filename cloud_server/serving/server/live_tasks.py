@@ -1,7 +1,8 @@
 """The tasks of a running server: the registry's, in engine and policy at once, swapped between two batches.
 
-The registry may be changed by calls to this server or by `fedstill tasks` beside it. A change that cannot be served (a
-task of another trunk, a damaged file) leaves everything as it was.
+The registry may be changed by calls to this server or by `fedstill tasks` beside it. Tasks of other trunks are not this
+server's: they are left out with a warning. A change that cannot be served (a damaged file, no task is left) leaves
+everything as it was.
 """
 
 from __future__ import annotations
@@ -82,6 +83,10 @@ class LiveTasks:
             generation = self._registry.generation()
             if generation == self._generation:
                 return self._correct_times()
+            warn_of_other_trunks(self._registry.active(), self.trunk)
+            if self._registry.active_on(self.trunk) == self._served:
+                self._generation = generation
+                return False
             try:
                 self._swap()
             except (DataError, ValueError, CancelledError) as error:
@@ -126,6 +131,9 @@ class LiveTasks:
                 wanted = self._registry.get(name, version or (before.version if before else newest))
             except RegistryError as error:
                 raise _refused(grpc.StatusCode.NOT_FOUND, "name", error) from None
+            if wanted.trunk != self.trunk:
+                text = f"{name} version {wanted.version} was trained on another trunk ({wanted.trunk[:12]})"
+                raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, "name", text)
             if self._served.get(name) != wanted:
                 if not wanted.active:
                     self._registry.activate(name, wanted.version)
@@ -135,7 +143,7 @@ class LiveTasks:
     def delete(self, name: str) -> None:
         """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
         with self._changing:
-            before = self._registry.active().get(name)
+            before = self._registry.active_on(self.trunk).get(name)
             if before is None:
                 known = ", ".join(self._served)
                 raise RequestError(
@@ -191,7 +199,7 @@ class LiveTasks:
 
     def _swap(self) -> None:
         generation = self._registry.generation()
-        tasks = self._registry.active()
+        tasks = self._registry.active_on(self.trunk)
         parameters = self._registry.load_active(self.trunk)
         if parameters.keys() != tasks.keys():
             raise RegistryError("the registry was changed meanwhile: trying again")
@@ -209,6 +217,18 @@ class LiveTasks:
         self._dispatcher.swap(change).result()
         self._served, self._generation = tasks, generation
         LOG.info("event=tasks_swapped tasks=%s generation=%d", ",".join(tasks), generation)
+
+
+def warn_of_other_trunks(active: Mapping[str, TaskVersion], trunk: str) -> list[str]:
+    """The active tasks that a server of this trunk leaves out, each named in the log."""
+    others = [task for task in active.values() if task.trunk != trunk]
+    for task in others:
+        LOG.warning(
+            "event=task_left_out task=%s version=%d trunk=%s served_trunk=%s hint='start another server with "
+            "its --weights and --state, or add the task again'",
+            task.name, task.version, task.trunk[:12], trunk[:12],
+        )  # fmt: skip
+    return [task.name for task in others]
 
 
 def _numbers(tasks: Mapping[str, TaskVersion]) -> dict[str, int]:

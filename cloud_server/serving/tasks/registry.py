@@ -231,20 +231,13 @@ class TaskRegistry:
         except (KeyError, ValueError) as error:
             raise RegistryError(f"{path}: does not hold task parameters ({_short(error)})") from error
 
-    def load_active(self, trunk: str) -> dict[str, TaskParameters]:
-        """All active tasks' parameters, to build a task bank from.
+    def active_on(self, trunk: str) -> dict[str, TaskVersion]:
+        """The active versions that were trained on ``trunk``: what a server of that trunk can serve."""
+        return {name: version for name, version in self.active().items() if version.trunk == trunk}
 
-        Raises:
-            RegistryError: one of them was trained on another trunk than ``trunk``.
-        """
-        loaded = {}
-        for name, version in self.active().items():
-            if version.trunk != trunk:
-                raise RegistryError(
-                    f"task {name} was trained on trunk {version.trunk[:12]}, not {trunk[:12]}: add it again"
-                )
-            loaded[name] = self.load(version)
-        return loaded
+    def load_active(self, trunk: str) -> dict[str, TaskParameters]:
+        """The parameters of ``active_on``, to build a task bank from. Raises RegistryError as ``load`` does."""
+        return {name: self.load(version) for name, version in self.active_on(trunk).items()}
 
     def _store(self, task: TaskParameters) -> str:
         tensors = {"head.weight": task.head_weight, "head.bias": task.head_bias}

@@ -8,6 +8,7 @@ import torch
 from helpers.vit import LAYERS, PATCHES, WIDTH, images, task, tiny_trunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import ParallelThingsBlock
 
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.prompts import grow_prompts, new_prompts
@@ -145,6 +146,8 @@ def test_wrong_calls_name_what_is_wrong(net: ElasticViT) -> None:
         ElasticViT(timm.create_model("deit_tiny_distilled_patch16_224"))
     with pytest.raises(ValueError, match="DiffAttention is not supported"):
         ElasticViT(tiny_trunk(attn_layer="diff"))
+    with pytest.raises(ValueError, match="ParallelThingsBlock is not supported: use plain blocks"):
+        ElasticViT(tiny_trunk(block_fn=ParallelThingsBlock))
     with pytest.raises(ValueError, match=r"images: shape \(1, 3, 40, 40\)"):
         net(images(1, size=40))
 

@@ -1,0 +1,1 @@
+"""Commands that run a study of the method and show it."""
