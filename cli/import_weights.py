@@ -35,9 +35,7 @@ def import_weights(
         str, typer.Option(help="Names of the head's classes: with commas, or a file with one per line.")
     ] = "",
     preprocess: PreprocessChanges = "",
-    head: Annotated[
-        bool, typer.Option("--head/--no-head", help="Take the head, or the trunk alone.")
-    ] = True,
+    head: Annotated[bool, typer.Option("--head/--no-head", help="Take the head, or the trunk alone.")] = True,
 ) -> None:
     """Turn a trained Vision Transformer into weights that serve and tasks add read, with its own head."""
     with one_line_errors():
@@ -68,6 +66,8 @@ def _class_names(text: str) -> list[str]:
     if "," in text or not Path(text).is_file():
         return [name.strip() for name in text.split(",") if name.strip()]
     try:
-        return [name for line in Path(text).read_text(encoding="utf-8").splitlines() if (name := line.strip())]
+        return [
+            name for line in Path(text).read_text(encoding="utf-8").splitlines() if (name := line.strip())
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--classes {text}: cannot be read ({error})") from None

@@ -61,6 +61,12 @@ def add(
         bool,
         typer.Option("--own-head", help="Serve the head of imported weights; images only measure it."),
     ] = False,
+    embedding: Annotated[
+        bool,
+        typer.Option(
+            "--embedding", help="Answer the trunk's feature, without a head; images only measure it."
+        ),
+    ] = False,
     latency_ms: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 600.0,
     utility: Annotated[float, typer.Option(help="Of queries that name none.", min=0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of split, images and prompts.")] = 0,
@@ -69,29 +75,35 @@ def add(
     with one_line_errors():
         from fedstill.cloud_server.serving.engine.trunk import load_trunk
         from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings, LearntTask, learn_task
-        from fedstill.cloud_server.serving.tasks.own_head import own_accuracy, own_task
         from fedstill.cloud_server.serving.tasks.prompt_training import PromptSettings
         from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, check_new_version
+        from fedstill.cloud_server.serving.tasks.untrained import measured_accuracy, own_task
         from fedstill.common.errors import ConfigError
         from fedstill.common.paths import data_path
         from fedstill.datasets.images.image_tasks import find_images
+        from fedstill.models.vit.task_bank import embedding_task
 
         counts = whole_numbers("--prompts", prompts)
-        if own_head and (counts or train_images is not None):
-            raise ConfigError("--own-head: nothing is trained; drop --prompts and --train-images")
+        if own_head and embedding:
+            raise ConfigError("--embedding: has no head; drop --own-head")
+        untrained = own_head or embedding
+        if untrained and (counts or train_images is not None):
+            raise ConfigError("--own-head and --embedding train nothing: drop --prompts and --train-images")
         trained = None
         if counts:
             with as_mistake("--prompts"):
                 trained = PromptSettings(counts, epochs)
-        task = None if own_head and images is None else find_images(name, images)
+        task = None if untrained and images is None else find_images(name, images)
         check_new_version(name, latency_ms, utility)
         trunk = load_trunk(data_path(weights), architecture, preprocess=preprocess_changes(preprocess))
         own = own_task(trunk) if own_head else None
+        if embedding:
+            own = embedding_task(trunk.net.width, trunk.net.preprocess)
         known = task if own is None or task is None else task.with_classes(own.class_names)
         store = TaskRegistry(registry)
         with text_bar(f"decoding the images of {name}") as (tell, count):
             if own is not None:
-                measured = known and own_accuracy(trunk.net, own, known, val_images, seed, count)
+                measured = known and measured_accuracy(trunk.net, own, known, val_images, seed, count)
                 learnt = LearntTask(own, measured or 0.0)
             else:
                 assert known is not None  # a head is learnt from images
@@ -111,7 +123,7 @@ def add(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     right = f"{100 * version.accuracy:.1f} % of the validation images right"
     console.print(
-        f"{name} version {version.version}: {len(version.class_names)} classes, "
+        f"{name} version {version.version}: {_answer(version)}, "
         f"{right if task is not None else 'not measured (--images)'}",
         highlight=False,
     )
@@ -136,12 +148,18 @@ def list_(
     print_rows(console, heads, [_row(version) for version in versions])
 
 
+def _answer(version: TaskVersion) -> str:
+    if version.output == "embedding":
+        return "embedding"
+    return f"{len(version.class_names)} {'labels' if version.output == 'labels' else 'classes'}"
+
+
 def _row(version: TaskVersion) -> tuple[str, ...]:
     return (
         version.name,
         str(version.version),
         "yes" if version.active else "no",
-        str(len(version.class_names)),
+        _answer(version).removesuffix(" classes"),
         ", ".join(map(str, version.prompts)) or "-",
         f"{version.latency_ms:g} ms, {version.utility:g}",
         f"{100 * version.accuracy:.1f} %" if version.accuracy else "-",

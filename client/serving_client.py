@@ -48,7 +48,14 @@ class ServingAddress:
 
 @dataclass(frozen=True)
 class QueryResponse:
-    """The answer for an image. logits: float32 (classes,). late: answered after its deadline."""
+    """The answer for an image.
+
+    Attributes:
+        logits: float32 (classes,).
+        late: answered after its deadline.
+        labels: of a multi-label task, those with a probability of at least one half, the best first.
+        embedding: of an embedding task, float32 (width,); it has no label and no logits.
+    """
 
     label: str
     logits: npt.NDArray[np.float32]
@@ -57,6 +64,8 @@ class QueryResponse:
     inference_ms: float
     batch_size: int
     late: bool
+    labels: tuple[str, ...] = ()
+    embedding: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,10 @@ class ImagePreprocess:
 
 @dataclass(frozen=True)
 class ServedTask:
-    """One task of a server; ``latency_ms`` and ``utility`` of queries that name none."""
+    """One task of a server; ``latency_ms`` and ``utility`` of queries that name none.
+
+    output: ``classes``, ``labels`` (each by itself) or ``embedding``.
+    """
 
     name: str
     version: int
@@ -85,6 +97,7 @@ class ServedTask:
     utility: float
     accuracy: float
     preprocess: ImagePreprocess
+    output: str = "classes"
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,8 @@ class ServingClient:
             inference_ms=answer.inference_ms,
             batch_size=answer.batch_size,
             late=answer.late,
+            labels=tuple(answer.labels),
+            embedding=np.array(answer.embedding, dtype=np.float32),
         )
 
     def register_task(
@@ -152,6 +167,7 @@ class ServingClient:
         latency_ms: float = 600.0,
         utility: float = 1.0,
         preprocess: ImagePreprocess | None = None,
+        output: str = "classes",
     ) -> ServedTask:
         """Serve a task, or a new version of it, from the next batch on. Needs an operator's token.
 
@@ -161,6 +177,8 @@ class ServingClient:
             accuracy: share of right answers on validation images, without merging or prompts.
             prompts: by number, float32 (layers, number, width).
             preprocess: of the images that they were trained on; as ``describe`` says by default.
+            output: ``labels`` if each class is right or not by itself; ``embedding`` needs no classes, and a head of
+                shapes (0, width) and (0,).
         """
         tensors = {"head.weight": head_weight, "head.bias": head_bias}
         tensors |= {f"prompts.{count}": values for count, values in (prompts or {}).items()}
@@ -173,6 +191,7 @@ class ServingClient:
             utility=utility,
             accuracy=accuracy,
             preprocess=None if preprocess is None else pb.Preprocess(**asdict(preprocess)),
+            output=output,
         )
         return _task(self._call(self._stub.RegisterTask, request))
 
@@ -208,6 +227,7 @@ def _task(task: pb.Task) -> ServedTask:
         task.utility,
         task.accuracy,
         _preprocess(task.preprocess),
+        task.output or "classes",
     )
 
 

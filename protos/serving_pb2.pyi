@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("name", "version", "class_names", "latency_ms", "utility", "accuracy", "preprocess")
+    __slots__ = ("name", "version", "class_names", "latency_ms", "utility", "accuracy", "preprocess", "output")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class Task(_message.Message):
     UTILITY_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     PREPROCESS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
@@ -22,7 +23,8 @@ class Task(_message.Message):
     utility: float
     accuracy: float
     preprocess: Preprocess
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ...) -> None: ...
+    output: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ..., output: _Optional[str] = ...) -> None: ...
 
 class Preprocess(_message.Message):
     __slots__ = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -73,7 +75,7 @@ class MakeQueryRequest(_message.Message):
     def __init__(self, task: _Optional[str] = ..., image: _Optional[bytes] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ...) -> None: ...
 
 class MakeQueryResponse(_message.Message):
-    __slots__ = ("label", "logits", "schedule", "waiting_ms", "inference_ms", "batch_size", "late")
+    __slots__ = ("label", "logits", "schedule", "waiting_ms", "inference_ms", "batch_size", "late", "labels", "embedding")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +83,8 @@ class MakeQueryResponse(_message.Message):
     INFERENCE_MS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     label: str
     logits: _containers.RepeatedScalarFieldContainer[float]
     schedule: str
@@ -88,10 +92,12 @@ class MakeQueryResponse(_message.Message):
     inference_ms: float
     batch_size: int
     late: bool
-    def __init__(self, label: _Optional[str] = ..., logits: _Optional[_Iterable[float]] = ..., schedule: _Optional[str] = ..., waiting_ms: _Optional[float] = ..., inference_ms: _Optional[float] = ..., batch_size: _Optional[int] = ..., late: _Optional[bool] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    embedding: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, label: _Optional[str] = ..., logits: _Optional[_Iterable[float]] = ..., schedule: _Optional[str] = ..., waiting_ms: _Optional[float] = ..., inference_ms: _Optional[float] = ..., batch_size: _Optional[int] = ..., late: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., embedding: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RegisterTaskRequest(_message.Message):
-    __slots__ = ("name", "class_names", "parameters", "trunk", "latency_ms", "utility", "accuracy", "preprocess")
+    __slots__ = ("name", "class_names", "parameters", "trunk", "latency_ms", "utility", "accuracy", "preprocess", "output")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +106,7 @@ class RegisterTaskRequest(_message.Message):
     UTILITY_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     PREPROCESS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     class_names: _containers.RepeatedScalarFieldContainer[str]
     parameters: bytes
@@ -108,7 +115,8 @@ class RegisterTaskRequest(_message.Message):
     utility: float
     accuracy: float
     preprocess: Preprocess
-    def __init__(self, name: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., parameters: _Optional[bytes] = ..., trunk: _Optional[str] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ...) -> None: ...
+    output: str
+    def __init__(self, name: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., parameters: _Optional[bytes] = ..., trunk: _Optional[str] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ..., output: _Optional[str] = ...) -> None: ...
 
 class DeleteTaskRequest(_message.Message):
     __slots__ = ("name",)

@@ -125,10 +125,12 @@ class ImageTask:
     def with_classes(self, class_names: tuple[str, ...]) -> ImageTask:
         """The same images with labels in the order of other classes, of which some may have no images.
 
+        class_names: empty for a task without classes of its own, whose images are judged by their own.
+
         Raises:
             DataError: a class of the images is not one of them.
         """
-        if class_names == self.class_names:
+        if not class_names or class_names == self.class_names:
             return self
         places = {name: place for place, name in enumerate(class_names)}
         strange = [name for name in self.class_names if name not in places]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
+from fedstill.models.vit.task_outputs import Output
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TaskParameters:
         head_bias: float (classes,).
         prompts: by number of prompts, float (layers, number, width).
         preprocess: of the pictures that they were trained on; answers need the same.
+        output: what the task answers; an embedding has no classes, and a head of shape (0, width).
 
     Raises:
         ValueError: shapes that do not fit each other, NaN or infinity.
@@ -35,10 +37,13 @@ class TaskParameters:
     head_bias: Tensor
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
     preprocess: Preprocess = PLAIN
+    output: Output = "classes"
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
-        if classes < 2 or len(set(self.class_names)) < classes:
+        if self.output == "embedding" and classes:
+            raise ValueError(f"class_names: {classes} names; an embedding has none")
+        if self.output != "embedding" and (classes < 2 or len(set(self.class_names)) < classes):
             raise ValueError(f"class_names: {classes} names; give at least two, all different")
         if self.head_weight.ndim != 2 or len(self.head_weight) != classes:
             raise ValueError(f"head_weight: {tuple(self.head_weight.shape)} for {classes} classes")
@@ -54,6 +59,11 @@ class TaskParameters:
     @property
     def width(self) -> int:
         return int(self.head_weight.shape[1])
+
+
+def embedding_task(width: int, preprocess: Preprocess) -> TaskParameters:
+    """A task that answers the trunk's pooled feature, (width,)."""
+    return TaskParameters((), torch.zeros(0, width), torch.zeros(0), {}, preprocess, "embedding")
 
 
 class TaskBank:

@@ -54,9 +54,10 @@ def main() -> None:
         model = kind(config(**SIZES, id2label=LABELS, label2id={"crane": 1}, **options)).eval()
         with torch.no_grad():
             for parameter in model.parameters():  # every part must matter
-                parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1) + (
-                    parameter if parameter.ndim == 1 else 0
-                ))
+                parameter.copy_(
+                    torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1)
+                    + (parameter if parameter.ndim == 1 else 0)
+                )
             values = torch.randn(3, 3, 32, 32)
             prepared = PROCESSORS[name](Image.fromarray(picture.numpy()), return_tensors="pt").pixel_values
             folder = PLACE / name
@@ -70,7 +71,9 @@ def main() -> None:
                 "prepared": prepared[0],
                 "picture_logits": model(prepared).logits[0],
             }
-            save_file({key: value.contiguous() for key, value in answers.items()}, folder / "answers.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in answers.items()}, folder / "answers.safetensors"
+            )
 
 
 def _enlarged(small):  # type: ignore[no-untyped-def]

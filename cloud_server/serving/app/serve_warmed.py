@@ -77,5 +77,5 @@ def warmed_models(plan: ServePlan, folder: Path, tell: OnProgress) -> ServedMode
         ),
         infer,
         plain.image_size,
-        lambda _: FixedTasks(trunk.fingerprint, {name: task}, catalogue.preprocess),
+        lambda _: FixedTasks(trunk.fingerprint, {name: task}, catalogue.preprocess, plain.width),
     )

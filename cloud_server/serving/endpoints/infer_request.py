@@ -11,9 +11,9 @@ from fedstill.cloud_server.serving.endpoints.model_names import AskedTask, Serve
 from fedstill.cloud_server.serving.endpoints.refusals import bad
 from fedstill.cloud_server.serving.server.request_images import ImageForm
 from fedstill.cloud_server.serving.server.requests import Prepare
+from fedstill.models.vit.task_outputs import TENSORS
 from fedstill.protos import open_inference_pb2 as pb
 
-OUTPUTS = ("logits", "label")
 MICROSECONDS_PER_MS = 1e3
 
 
@@ -63,7 +63,9 @@ def parse(
     task = asked_task(request, served)
     parameters.refuse_shared_memory(request.parameters, "")
     limits = _limits(request.parameters, remaining_seconds)
-    outputs = tuple(_output(one) for one in request.outputs) or tuple(AskedOutput(name) for name in OUTPUTS)
+    known = served.get(task.name)
+    names = TENSORS[known.output if known else "classes"]
+    outputs = tuple(_output(one, names) for one in request.outputs) or tuple(map(AskedOutput, names))
     if len({one.name for one in outputs}) < len(outputs):
         raise bad("outputs", "an output is asked for twice")
     images = read_images(request, form_of(task.name))
@@ -83,9 +85,9 @@ def _limits(given: parameters.Parameters, remaining_seconds: float | None) -> Li
     )
 
 
-def _output(asked: pb.ModelInferRequest.InferRequestedOutputTensor) -> AskedOutput:
-    if asked.name not in OUTPUTS:
-        raise bad("outputs", f"{asked.name[:40]!r} is not one of {', '.join(OUTPUTS)}")
+def _output(asked: pb.ModelInferRequest.InferRequestedOutputTensor, names: tuple[str, ...]) -> AskedOutput:
+    if asked.name not in names:
+        raise bad("outputs", f"{asked.name[:40]!r} is not one of {', '.join(names)}")
     owner = f"outputs[{asked.name!r}]."
     parameters.refuse_shared_memory(asked.parameters, owner)
     classes = parameters.number(asked.parameters, "classification", 2.0**31, owner) or 0.0

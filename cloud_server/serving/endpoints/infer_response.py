@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from fedstill.cloud_server.serving.endpoints.image_inputs import LENGTH
@@ -11,11 +14,20 @@ from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.server.requests import Response
 from fedstill.protos import open_inference_pb2 as pb
 
+TEXTS: Mapping[str, Callable[[Prediction], str]] = {
+    "label": lambda prediction: prediction.label,
+    "labels": lambda prediction: json.dumps(prediction.labels, ensure_ascii=False),
+}
+"""Outputs that are texts: a class, and a list in JSON, because a name may hold any sign."""
+
 
 def make_response(
     request: pb.ModelInferRequest, query: InferQuery, served: Response
 ) -> pb.ModelInferResponse:
-    """Logits FP32 (n, classes) and labels BYTES (n), raw; schedule, times, batch size and warnings as parameters."""
+    """The tensors that are asked for, raw; schedule, times, batch size and warnings as parameters.
+
+    Logits and probabilities are FP32 (n, classes), embeddings FP32 (n, width), texts BYTES (n).
+    """
     newest = max(served.versions)
     old = query.task.name != request.model_name and request.model_name == MODEL
     answer = pb.ModelInferResponse(
@@ -27,13 +39,17 @@ def make_response(
             _add_texts(
                 answer, output.name, [len(texts), len(texts[0])], [text for row in texts for text in row]
             )
-        elif output.name == "logits":
-            logits = np.stack([one.logits for one in served.predictions]).astype("<f4")
-            answer.outputs.add(name=output.name, datatype="FP32", shape=logits.shape)
-            answer.raw_output_contents.append(logits.tobytes())
+        elif output.name in TEXTS:
+            names = [TEXTS[output.name](one) for one in served.predictions]
+            _add_texts(answer, output.name, [len(names)], names)
         else:
-            labels = [one.label for one in served.predictions]
-            _add_texts(answer, output.name, [len(labels)], labels)
+            rows = [
+                one.probabilities if output.name == "probabilities" else one.logits
+                for one in served.predictions
+            ]
+            values = np.stack(rows).astype("<f4")
+            answer.outputs.add(name=output.name, datatype="FP32", shape=values.shape)
+            answer.raw_output_contents.append(values.tobytes())
     answer.parameters["schedule"].string_param = ",".join(dict.fromkeys(served.schedules))
     answer.parameters["waiting_ms"].double_param = 1e3 * served.waiting_seconds
     answer.parameters["inference_ms"].double_param = 1e3 * served.inference_seconds

@@ -13,31 +13,36 @@ from fedstill.cloud_server.serving.endpoints.infer_parameters import DEFAULT_LEV
 from fedstill.cloud_server.serving.endpoints.model_names import MODEL, VERSION
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.common.dataclass_codec import to_plain
+from fedstill.models.vit.task_outputs import TENSORS, Output
 from fedstill.protos import open_inference_pb2 as pb
 
 PLATFORM = "fedstill_elastic_vit"
 BACKEND = "fedstill"
+KINDS = {"label": "BYTES", "labels": "BYTES"}
+"""Of the outputs that are not FP32; these have one element for an image."""
 
 
-def metadata(task: TaskVersion | None, image_size: int) -> pb.ModelMetadataResponse:
-    """Of a task; None for the old name of all of them, which differ in their number of classes."""
+def metadata(task: TaskVersion | None, image_size: int, width: int) -> pb.ModelMetadataResponse:
+    """Of a task; None for the old name of all of them, which differ in their number of classes. width: of the trunk."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
-    classes = len(task.class_names) if task else -1
+    output, size = _output(task, width)
     return pb.ModelMetadataResponse(
         name=task.name if task else MODEL,
         versions=[str(task.version) if task else VERSION],
         platform=PLATFORM,
         inputs=[tensor(name="pixels", datatype="UINT8", shape=[-1, image_size, image_size, 3])],
         outputs=[
-            tensor(name="logits", datatype="FP32", shape=[-1, classes]),
-            tensor(name="label", datatype="BYTES", shape=[-1]),
+            tensor(
+                name=name, datatype=KINDS.get(name, "FP32"), shape=[-1, *([] if name in KINDS else [size])]
+            )
+            for name in TENSORS[output]
         ],
     )
 
 
-def config(task: TaskVersion | None, image_size: int) -> pb.ModelConfig:
+def config(task: TaskVersion | None, image_size: int, width: int) -> pb.ModelConfig:
     """The same with sizes without the number of images, and how queries are batched."""
-    classes = len(task.class_names) if task else -1
+    output, size = _output(task, width)
     number = task.version if task else int(VERSION)
     made = pb.ModelConfig(
         name=task.name if task else MODEL,
@@ -54,8 +59,10 @@ def config(task: TaskVersion | None, image_size: int) -> pb.ModelConfig:
             )
         ],
         output=[
-            pb.ModelOutput(name="logits", data_type=pb.TYPE_FP32, dims=[classes]),
-            pb.ModelOutput(name="label", data_type=pb.TYPE_STRING, dims=[1], reshape=pb.ModelTensorReshape()),
+            pb.ModelOutput(name=name, data_type=pb.TYPE_STRING, dims=[1], reshape=pb.ModelTensorReshape())
+            if name in KINDS
+            else pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[size])
+            for name in TENSORS[output]
         ],
         dynamic_batching=pb.ModelDynamicBatching(
             priority_levels=LEVELS,
@@ -70,6 +77,7 @@ def config(task: TaskVersion | None, image_size: int) -> pb.ModelConfig:
     )
     if task is not None:
         for name, value in {
+            "output": task.output,
             "class_names": task.class_names,
             "preprocess": to_plain(task.preprocess),
             "utility": task.utility,
@@ -78,3 +86,10 @@ def config(task: TaskVersion | None, image_size: int) -> pb.ModelConfig:
         }.items():
             made.parameters[name].string_value = json.dumps(value)
     return made
+
+
+def _output(task: TaskVersion | None, width: int) -> tuple[Output, int]:
+    """What a task answers, and the length of its vectors; -1 if it is not known."""
+    if task is None:
+        return "classes", -1
+    return task.output, width if task.output == "embedding" else len(task.class_names)

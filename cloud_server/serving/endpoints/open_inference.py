@@ -119,11 +119,12 @@ class OpenInference:
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest, _: float | None) -> Message:
         task = find_model(self._tasks.served, request.name, request.version)
-        return model_descriptions.metadata(task, self._size)
+        return model_descriptions.metadata(task, self._size, self._tasks.width)
 
     async def _model_config(self, request: pb.ModelConfigRequest, _: float | None) -> Message:
         task = find_model(self._tasks.served, request.name, request.version)
-        return pb.ModelConfigResponse(config=model_descriptions.config(task, self._size))
+        made = model_descriptions.config(task, self._size, self._tasks.width)
+        return pb.ModelConfigResponse(config=made)
 
     async def _model_statistics(self, request: pb.ModelStatisticsRequest, _: float | None) -> Message:
         served = self._tasks.served

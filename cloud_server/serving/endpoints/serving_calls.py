@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -29,10 +29,12 @@ from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
+from fedstill.models.vit.task_outputs import TENSORS, Output
 from fedstill.models.weights.packing import unpack
 from fedstill.protos import serving_pb2 as own
 
 OWN_SERVICE = "fedstill.serving.v1.Serving"
+OUTPUTS: Mapping[str, Output] = {"": "classes", **{name: name for name in TENSORS}}
 
 
 class ServingCalls:
@@ -93,9 +95,14 @@ class ServingCalls:
             raise bad("image", str(error)) from None
         left = None if remaining is None else 1e3 * remaining
         served = await self._queries.ask(AskedTask(request.task), [image], Limits(**given, remaining_ms=left))
+        (answer,) = served.predictions
+        vector = answer.logits.tolist()
+        embedded = answer.output == "embedding"
         return own.MakeQueryResponse(
-            label=served.predictions[0].label,
-            logits=served.predictions[0].logits.tolist(),
+            label=answer.label,
+            logits=[] if embedded else vector,
+            labels=answer.labels if answer.output == "labels" else (),
+            embedding=vector if embedded else [],
             schedule=served.schedules[0],
             waiting_ms=1e3 * served.waiting_seconds,
             inference_ms=1e3 * served.inference_seconds,
@@ -135,6 +142,7 @@ def _task(task: TaskVersion) -> own.Task:
         utility=task.utility,
         accuracy=task.accuracy,
         preprocess=_message(task.preprocess),
+        output=task.output,
     )
 
 
@@ -161,11 +169,14 @@ def _asked_preprocess(request: own.RegisterTaskRequest, usual: Preprocess) -> Pr
 
 def _parameters(request: own.RegisterTaskRequest, usual: Preprocess) -> TaskParameters:
     preprocess = _asked_preprocess(request, usual)
+    output = OUTPUTS.get(request.output)
+    if output is None:
+        raise bad("output", f"{request.output[:40]!r} is not one of {', '.join(TENSORS)}")
     try:
         tensors = unpack(np.frombuffer(request.parameters, dtype=np.uint8))
         weight, bias = tensors.pop("head.weight").float(), tensors.pop("head.bias").float()
         prompts = {int(name.removeprefix("prompts.")): tensor.float() for name, tensor in tensors.items()}
-        return TaskParameters(tuple(request.class_names), weight, bias, prompts, preprocess)
+        return TaskParameters(tuple(request.class_names), weight, bias, prompts, preprocess, output)
     except KeyError as error:
         raise bad("parameters", f"have no {error.args[0]}") from None
     except ValueError as error:

@@ -75,7 +75,8 @@ class TaskQueries:
         if task.version is not None and set(outcome.versions) != {task.version}:
             text = f"{task.version} was replaced by {max(outcome.versions)} while the query waited: ask again"
             raise missing("model_version", text)
-        if len({len(one.logits) for one in outcome.predictions}) > 1:
+        kinds = {(one.output, len(one.logits)) for one in outcome.predictions}
+        if len(kinds) > 1 or (known is not None and kinds.pop()[0] != known.output):
             text = f"{task.name} was replaced by one of other classes while the query waited: ask again"
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "", text)
         return outcome

@@ -119,10 +119,13 @@ class Engine:
             with self._lock:
                 features = self._backend.features(chosen, schedule, bank.prompts(rows, schedule.prompts))
                 logits = bank.logits(features, rows).cpu().numpy()
-            for row, name, values in zip(served, names, logits, strict=True):
-                classes = bank.tasks[name].class_names
-                mine = values[: len(classes)]
-                results[row] = Prediction(mine, classes) if np.isfinite(mine).all() else _OUT_OF_RANGE
+            for place, (row, name) in enumerate(zip(served, names, strict=True)):
+                task = bank.tasks[name]
+                embedded = task.output == "embedding"
+                mine = features[place].float().cpu().numpy() if embedded else logits[place]
+                mine = mine if embedded else mine[: len(task.class_names)]
+                good = np.isfinite(mine).all()
+                results[row] = Prediction(mine, task.class_names, task.output) if good else _OUT_OF_RANGE
         return [result for result in results if result is not None]
 
     def _make_bank(self, tasks: dict[str, TaskParameters]) -> TaskBank:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.nearest import nearest_right
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.variants import QUANTILE
 from fedstill.cloud_server.serving.scheduling.latency_model import SMALLEST_SLOPE
@@ -91,10 +92,19 @@ def profile_engine(
         raise ValueError(f"no schedule of the engine suits all of the tasks {', '.join(tasks)}")
     times = measure_times(engine, schedules, rounds, progress=progress)
     profiles = []
+    plainest = min(schedules, key=lambda schedule: abs(token_delta(schedule)))
+    galleries = {
+        task: predicted(engine, plainest, task, images)
+        for task, (images, _) in validation.items()
+        if engine.bank.tasks[task].output == "embedding"
+    }
     for schedule in schedules:
         shares = []
         for task, (images, labels) in validation.items():
-            right = measure_right(engine, schedule, task, images, labels)
+            if task in galleries:
+                right = nearest_right(predicted(engine, schedule, task, images), galleries[task], labels)
+            else:
+                right = measure_right(engine, schedule, task, images, labels)
             shares.append(float(right.mean()))
             if progress is not None:
                 progress(f"measured schedule {schedule.name} on {task}: {100 * shares[-1]:.1f} % right")
@@ -205,15 +215,25 @@ def fit_affine(sizes: Sequence[int], seconds: Sequence[float]) -> AffineTime:
 def measure_right(
     engine: Engine, schedule: TokenSchedule, task: str, images: Images, labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Which images the engine classifies right, bool (images,). A refused row counts as wrong."""
-    right = np.zeros(len(labels), dtype=bool)
+    """Which images the engine classifies right, by the largest logit, bool (images,). A refused row counts as wrong."""
+    best = predicted(engine, schedule, task, images)
+    known: npt.NDArray[np.bool_] = np.isfinite(best).all(axis=1)
+    chosen = np.where(known[:, None], best, 0).argmax(axis=1)
+    right: npt.NDArray[np.bool_] = np.equal(chosen, labels) & known
+    return right
+
+
+def predicted(engine: Engine, schedule: TokenSchedule, task: str, images: Images) -> npt.NDArray[np.float32]:
+    """The engine's logits or embeddings, float32 (images, classes or width); NaN in a refused row."""
     step, preprocess = engine.maximum_batch, engine.bank.tasks[task].preprocess
-    for start in range(0, len(labels), step):
+    made: list[npt.NDArray[np.float32] | None] = []
+    for start in range(0, len(images), step):
         batch = image_batch(images[start : start + step], engine.net.image_size, preprocess)
         answers = engine.infer(batch, [task] * len(batch), schedule)
-        for row, answer in enumerate(answers, start):
-            right[row] = isinstance(answer, Prediction) and int(answer.logits.argmax()) == labels[row]
-    return right
+        made += [answer.logits if isinstance(answer, Prediction) else None for answer in answers]
+    widest = max((len(row) for row in made if row is not None), default=1)
+    nothing = np.full(widest, np.nan, np.float32)
+    return np.stack([nothing if row is None else row for row in made])
 
 
 def activation_bytes(net: ElasticViT, schedule: TokenSchedule, item_bytes: int) -> int:

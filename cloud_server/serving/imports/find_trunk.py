@@ -1,7 +1,7 @@
 """The Vision Transformer among the tensors of a file, whatever module it was wrapped in, and the head behind it.
 
-``module.`` (data parallel), ``model.``, ``backbone.`` and any other wrapping only lengthen names. So the patch embedding,
-which every ViT has once, says where the trunk is.
+``module.`` (data parallel), ``model.``, ``backbone.`` and any other wrapping only lengthen names. So the patch
+embedding, which every ViT has once, says where the trunk is.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def find_trunk(path: Path, state: Mapping[str, Tensor]) -> FoundTrunk:
         places = ", ".join(prefix or "(top)" for _, prefix in found)
         raise ImportFault(f"{path}: holds {len(found)} networks, at {places}: save the one that is meant")
     ((library, prefix),) = found
-    inside = {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return FoundTrunk(
         library, prefix, inside, {name: value for name, value in state.items() if not name.startswith(prefix)}
     )
@@ -67,7 +65,9 @@ def find_trunk(path: Path, state: Mapping[str, Tensor]) -> FoundTrunk:
 
 def split_head(found: FoundTrunk) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The trunk's tensors without its head's, and all that may be the head's: what is outside if none is inside."""
-    if not found.prefix and found.library == "transformers":  # the head beside a trunk without a name of its own
+    if (
+        not found.prefix and found.library == "transformers"
+    ):  # the head beside a trunk without a name of its own
         inside = {name: value for name, value in found.inside.items() if not name.startswith("classifier.")}
         return inside, {name: value for name, value in found.inside.items() if name not in inside}
     head = {name: value for name, value in found.inside.items() if name.startswith(("head.", "fc."))}

@@ -7,7 +7,7 @@ distillation token, which the classifier does not read, is a register token. tra
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,9 @@ def network(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
         if type(found[name]) is not int or found[name] < 1:
             raise ValueError(f"{name} {str(found[name])[:20]!r} is not a whole number above 0")
     if found["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"hidden_act {str(found['hidden_act'])[:20]!r} is not one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"hidden_act {str(found['hidden_act'])[:20]!r} is not one of {', '.join(ACTIVATIONS)}"
+        )
     if found["num_channels"] != 3:
         raise ValueError(f"num_channels {found['num_channels']!r}: pictures here have 3")
     epsilon = found["layer_norm_eps"]
@@ -123,7 +125,9 @@ def timm_names(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     """Of ``id2label``; empty if it does not name ``classes`` classes."""
     labels = config.get("id2label")
-    if not isinstance(labels, Mapping) or {str(key) for key in labels} != {str(one) for one in range(classes)}:
+    if not isinstance(labels, Mapping) or {str(key) for key in labels} != {
+        str(one) for one in range(classes)
+    }:
         return ()
     by_number = {str(key): str(value) for key, value in labels.items()}
     return tuple(by_number[str(number)] for number in range(classes))
@@ -190,7 +194,7 @@ def _side(value: object, name: str) -> int:
 
 
 def _channels(value: object) -> tuple[float, ...]:
-    values = value if isinstance(value, list | tuple) else [value] * 3
+    values: Sequence[Any] = value if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3 or not all(isinstance(one, float | int) for one in values):
         raise ValueError(f"{str(value)[:40]!r} is not one number for each of 3 channels")
     return tuple(float(one) for one in values)

@@ -42,7 +42,9 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).exists():
             return folder / name
         if (folder / f"{name}.index.json").exists():
-            raise ImportFault(f"{folder}: {name} is in several parts: save it again with a larger max_shard_size")
+            raise ImportFault(
+                f"{folder}: {name} is in several parts: save it again with a larger max_shard_size"
+            )
     raise ImportFault(f"{folder}: has no {' or '.join(WEIGHTS)}: name the weights file itself")
 
 

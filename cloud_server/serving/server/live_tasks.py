@@ -72,6 +72,10 @@ class LiveTasks:
         return self._engine.net.preprocess
 
     @property
+    def width(self) -> int:
+        return self._engine.net.width
+
+    @property
     def served(self) -> Mapping[str, TaskVersion]:
         """What is served now, by name."""
         return self._served

@@ -25,6 +25,10 @@ class ServedTasks(Protocol):
         """Of the images of a new task that says nothing else."""
 
     @property
+    def width(self) -> int:
+        """Length of an embedding."""
+
+    @property
     def served(self) -> Mapping[str, TaskVersion]:
         """The tasks that are served now, by name."""
 
@@ -52,8 +56,10 @@ class ServedTasks(Protocol):
 class FixedTasks:
     """Tasks that only another start of the server changes: those of warmed models, which are trunk and head in one."""
 
-    def __init__(self, trunk: str, served: Mapping[str, TaskVersion], preprocess: Preprocess) -> None:
-        self.trunk, self.served, self.preprocess = trunk, dict(served), preprocess
+    def __init__(
+        self, trunk: str, served: Mapping[str, TaskVersion], preprocess: Preprocess, width: int
+    ) -> None:
+        self.trunk, self.served, self.preprocess, self.width = trunk, dict(served), preprocess, width
 
     def refresh(self) -> bool:
         return False

@@ -25,6 +25,7 @@ from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
+from fedstill.models.vit.task_outputs import Output
 from fedstill.models.weights.packing import pack, unpack
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -55,6 +56,7 @@ class TaskVersion:
         created: ISO time, UTC.
         preprocess: of the images that it was trained on, and of those that it classifies.
         active: whether this is the version that is served.
+        output: what it answers.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TaskVersion:
     created: str
     active: bool
     preprocess: Preprocess = PLAIN
+    output: Output = "classes"
 
     @property
     def fingerprint(self) -> str:
@@ -98,6 +101,7 @@ _versions = Table(
     Column("accuracy", Float, nullable=False),
     Column("created", String(32), nullable=False),
     Column("preprocess", String, nullable=False, server_default=_as_text(PLAIN)),
+    Column("output", String(16), nullable=False, server_default="classes"),
 )
 _active = Table(
     "active_tasks",
@@ -159,6 +163,7 @@ class TaskRegistry:
             "accuracy": accuracy,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "preprocess": _as_text(task.preprocess),
+            "output": task.output,
         }
         return self.get(name, self._add_version(name, values))
 
@@ -227,7 +232,8 @@ class TaskRegistry:
             tensors = unpack(np.frombuffer(content, dtype=np.uint8))
             prompts = {count: tensors[f"prompts.{count}"] for count in version.prompts}
             weight, bias = tensors["head.weight"], tensors["head.bias"]
-            return TaskParameters(version.class_names, weight, bias, prompts, version.preprocess)
+            kept = (version.preprocess, version.output)
+            return TaskParameters(version.class_names, weight, bias, prompts, *kept)
         except (KeyError, ValueError) as error:
             raise RegistryError(f"{path}: does not hold task parameters ({_short(error)})") from error
 

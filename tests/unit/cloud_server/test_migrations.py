@@ -44,7 +44,7 @@ TABLES = {"journal": journal_tables.tables, "registry": registry_module.tables}
 NEW_TABLES: dict[str, set[str]] = {"journal": {"visits", "requests", "bad_clips"}, "registry": set()}
 """Since the kept states were written."""
 PLAIN_TEXT = json.dumps(to_plain(PLAIN))
-NEW_COLUMNS: dict[tuple[str, str], tuple[Any, ...]] = {("registry", "task_versions"): (PLAIN_TEXT,)}
+NEW_COLUMNS: dict[tuple[str, str], tuple[Any, ...]] = {("registry", "task_versions"): (PLAIN_TEXT, "classes")}
 """Likewise, at the end of a table: their values in old rows."""
 NEXT_STEP = """
 import time

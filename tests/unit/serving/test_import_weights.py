@@ -58,7 +58,9 @@ def with_prefix(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 def lightning(state: dict[str, Tensor]) -> dict[str, Any]:
     """A trunk as ``backbone``, a head beside it, and a counter."""
-    head = {name.replace("head.", "model.classifier.1."): state[name] for name in ("head.weight", "head.bias")}
+    head = {
+        name.replace("head.", "model.classifier.1."): state[name] for name in ("head.weight", "head.bias")
+    }
     trunk = {f"model.backbone.{name}": value for name, value in state.items() if not name.startswith("head.")}
     return {"epoch": 3, "state_dict": {**trunk, **head, "metric.count": torch.tensor(4)}}
 
@@ -140,7 +142,9 @@ def test_weights_of_another_size_than_the_usual_one_keep_theirs(tmp_path: Path) 
     assert "they are numbers" in done.output
     pictures = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        torch.testing.assert_close(logits(tmp_path / "large.pth", pictures), large(pictures), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            logits(tmp_path / "large.pth", pictures), large(pictures), rtol=0, atol=1e-5
+        )
 
 
 def test_mean_pooling_is_seen_by_the_names_of_the_norms(tmp_path: Path) -> None:
@@ -293,7 +297,10 @@ def test_a_card_belongs_to_its_file(tuned: nn.Module, tmp_path: Path) -> None:
     for wrong, said in (
         ({"fedstill": {**good["fedstill"], "sha256": "0" * 64}}, "describes another file"),
         ({"fedstill": {**good["fedstill"], "format": 2}}, "is of format 2, not 1"),
-        ({"model_args": {"checkpoint_path": "/tmp/x.pth"}}, "checkpoint_path = '/tmp/x.pth' is not supported"),
+        (
+            {"model_args": {"checkpoint_path": "/tmp/x.pth"}},
+            "checkpoint_path = '/tmp/x.pth' is not supported",
+        ),
         ({"label_names": "abc"}, "class_names: needs a list"),
     ):
         card.write_text(json.dumps(good | wrong))

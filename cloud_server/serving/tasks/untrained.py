@@ -1,4 +1,4 @@
-"""A fully fine-tuned network as a task: its own head on its own trunk, with nothing to train."""
+"""Tasks with nothing to train: a fine-tuned network's own head on its own trunk, or the trunk's feature itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from torch import nn
 
+from fedstill.cloud_server.serving.engine.nearest import nearest_right
 from fedstill.cloud_server.serving.engine.trunk import Trunk, TrunkError
 from fedstill.cloud_server.serving.tasks.prompt_training import extract_features
 from fedstill.datasets.images.image_tasks import ImageTask
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.task_bank import TaskParameters
+from fedstill.models.vit.task_outputs import Output
 
 
 def own_task(trunk: Trunk) -> TaskParameters:
@@ -22,28 +24,29 @@ def own_task(trunk: Trunk) -> TaskParameters:
     head = trunk.net.trunk.head
     if not isinstance(head, nn.Linear):
         raise TrunkError(f"--own-head: {trunk.architecture} was imported without a head")
-    bias = head.bias.detach().clone()
-    return TaskParameters(
-        trunk.card.class_names, head.weight.detach().clone(), bias, {}, trunk.net.preprocess
-    )
+    weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+    output: Output = "labels" if trunk.card.multi_label else "classes"
+    return TaskParameters(trunk.card.class_names, weight, bias, {}, trunk.net.preprocess, output)
 
 
-def own_accuracy(
+def measured_accuracy(
     net: ElasticViT,
-    head: TaskParameters,
+    task: TaskParameters,
     images: ImageTask,
     limit: int | None,
     seed: int,
     count: Callable[[int, int], None],
 ) -> float:
-    """Share of the validation images of which the largest logit is right.
+    """Share of the validation images of which the largest logit, or the nearest other embedding, is right.
 
     Args:
-        images: with the head's classes, see :meth:`ImageTask.with_classes`.
+        images: with the task's classes, see :meth:`ImageTask.with_classes`.
         limit, seed: of :meth:`ImageTask.load`.
         count: called with images done and in all.
     """
     chosen = images.load("val", limit, seed)
     features = extract_features(net, chosen.images, progress=count)
-    best = (features @ head.head_weight.T + head.head_bias).argmax(dim=1).numpy()
+    if task.output == "embedding":
+        return float(nearest_right(features.numpy(), features.numpy(), chosen.labels).mean())
+    best = (features @ task.head_weight.T + task.head_bias).argmax(dim=1).numpy()
     return float((best == chosen.labels).mean())
