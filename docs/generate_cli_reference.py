@@ -70,6 +70,7 @@ NOTES = {
     "`redteam.json`, `redteam.md` and `redteam.png`, the same for the same seed. What the figures mean: "
     "[privacy](../explanation/privacy.md).",
     "serve": "See [Serve image tasks](../how-to/serve.md).",
+    "import": "See [Serve a model that you have](../how-to/import-weights.md).",
     "tasks": "See [Add an image task](../how-to/add-an-image-task.md).",
     "loadtest": "See [Try serving policies on a load](../how-to/load-test.md).",
     "elastic": "Linear probes on the frozen trunk, the same test images at every token schedule. Writes "

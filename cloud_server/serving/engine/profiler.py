@@ -217,7 +217,7 @@ def measure_right(
 ) -> npt.NDArray[np.bool_]:
     """Which images the engine classifies right, by the largest logit, bool (images,). A refused row counts as wrong."""
     best = predicted(engine, schedule, task, images)
-    known: npt.NDArray[np.bool_] = np.isfinite(best).all(axis=1)
+    known = np.isfinite(best[:, 0])
     chosen = np.where(known[:, None], best, 0).argmax(axis=1)
     right: npt.NDArray[np.bool_] = np.equal(chosen, labels) & known
     return right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,20 @@ def test_add_list_profile_remove_and_back(place: Path) -> None:
     store.close()
 
 
+def test_a_task_may_be_the_trunks_feature(place: Path) -> None:
+    added = run(place, "add", "search", "--embedding", "--images", str(place / "pets"))
+    assert added.exit_code == 0, added.output
+    assert re.search(r"search version 1: embedding, \d+\.\d % of the validation images right", added.output)
+    assert "search version 2: embedding, not measured" in run(place, "add", "search", "--embedding").output
+    row = next(line for line in run(place, "list").output.splitlines() if "search" in line).split()
+    store = TaskRegistry(place / "tasks")
+    (version,) = store.active().values()
+    assert (row[3], row[-2]) == ("embedding", version.trunk[:8])
+    assert store.load(version).output == version.output == "embedding"
+    assert store.load(version).head_weight.shape == (0, 64)
+    store.close()
+
+
 def test_each_mistake_is_one_line_with_exit_code_2(place: Path) -> None:
     images = ["--images", str(place / "pets")]
     assert run(place, "add", "pets", *images).exit_code == 0
@@ -87,6 +102,9 @@ def test_each_mistake_is_one_line_with_exit_code_2(place: Path) -> None:
         (["add", "pets", *images, "--prompts", "4,2"], "must grow"),
         (["add", "pets", *images, "--prompts", "two"], "write whole numbers"),
         (["add", "pets", *images, "--architecture", "vit_giant"], "is not a timm model"),
+        (["add", "pets", "--own-head"], "import it with: fedstill import"),
+        (["add", "pets", "--embedding", "--prompts", "2"], "drop --prompts"),
+        (["add", "pets", "--embedding", "--own-head"], "drop --own-head"),
         (["remove", "cats"], "is not active"),
         (["activate", "pets", "9"], "has no version 9"),
         ([*profile, "--schedules", "fast"], "is not a schedule of 6 layers"),

@@ -26,13 +26,17 @@ from fedstill.cloud_server.serving.engine.profiler import (
     make_profile,
     measure_right,
     measure_times,
+    predicted,
     profile_engine,
     time_ratios,
     token_delta,
 )
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
 from fedstill.models.vit.elastic_vit import ElasticViT
+from fedstill.models.vit.preprocess import image_batch
+from fedstill.models.vit.preprocess_settings import PLAIN
 from fedstill.models.vit.schedules import TokenSchedule, constant_schedule, parse_schedule
+from fedstill.models.vit.task_bank import embedding_task
 
 SCHEDULES = tuple(constant_schedule(delta, LAYERS) for delta in (-3, 0, 2, 4))
 
@@ -177,6 +181,23 @@ def test_accuracy_is_of_the_right_task_and_images(engine: Engine) -> None:
     assert not measure_right(
         engine, SCHEDULES[3], "a", images, np.zeros(7, np.int64)
     ).any()  # refused: no prompts
+
+
+def test_embeddings_are_right_if_the_nearest_plain_one_is_of_their_class() -> None:
+    trunk = tiny_trunk()
+    tasks = {"search": embedding_task(trunk.embed_dim, PLAIN)}
+    engine = Engine(ElasticViT(trunk), tasks, EngineSettings(SCHEDULES[:2], (1, 4), "cpu", "fp32"))
+    twice = [
+        *pictures(3, 5),
+        *pictures(3, 5),
+    ]  # each has a twin, which is nearest without merging and with it
+    for labels, right in (([0, 1, 2, 0, 1, 2], 1.0), ([0, 1, 2, 3, 4, 5], 0.0)):
+        measured = profile_engine(engine, {"search": (twice, np.array(labels))}, rounds=1)
+        assert [one.accuracy for one in measured] == [(right,)] * 2
+    plain = predicted(engine, SCHEDULES[1], "search", twice)
+    with torch.inference_mode():
+        wanted = engine.net.features(image_batch(twice[:2], engine.net.image_size, PLAIN), SCHEDULES[1])
+    np.testing.assert_allclose(plain[:2], wanted.numpy(), atol=1e-5)
 
 
 def test_memory_bounds_the_batch(engine: Engine) -> None:
