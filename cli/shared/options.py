@@ -14,7 +14,10 @@ from fedstill.common.errors import ConfigError
 RegistryFolder = Annotated[Path, typer.Option("--registry", help="Folder of the task registry.")]
 Weights = Annotated[str, typer.Option(help="timm ViT weights, safetensors; looked up like dataset paths.")]
 Architecture = Annotated[
-    str | None, typer.Option(help="timm model name (default: from the beginning of the weights file's name).")
+    str | None,
+    typer.Option(
+        help="timm model name (default: of imported weights, their card's; else from the file's name)."
+    ),
 ]
 PreprocessChanges = Annotated[
     str,

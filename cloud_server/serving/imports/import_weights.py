@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -83,8 +83,8 @@ def import_weights(source: Path, out: Path, options: ImportOptions) -> Imported:
     head = linear_head(files.weights, candidates, width) if options.head else None
     if head is not None:
         state |= {"head.weight": head[0], "head.bias": head[1]}
-    used = candidates.keys() if head is not None else ()
-    remarks += _left_out(found, inside, state, used)
+    used = {name for name in inside if not name.startswith(huggingface_vit.UNUSED)}
+    remarks += _left_out(found, used | candidates.keys() if head is not None else used)
     card, state = resized(card, state, options.image_size)
     card, named = _described(card, files, head, options)
     net = assemble(card, {name: value.float() for name, value in state.items()}, str(files.weights))
@@ -147,14 +147,9 @@ def _label_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     return tuple(map(str, labels)) if isinstance(labels, list) and len(labels) == classes else ()
 
 
-def _left_out(
-    found: FoundTrunk, inside: Mapping[str, Tensor], state: Mapping[str, Tensor], used: Sequence[str] | Any
-) -> list[str]:
+def _left_out(found: FoundTrunk, used: Collection[str]) -> list[str]:
+    """used: names of the source whose tensors were taken."""
     names = [name for name in (*found.outside, *found.inside) if name not in used]
-    if found.library == "timm":
-        names = [name for name in names if name not in state]
-    else:
-        names = [name for name in names if name not in inside or name.startswith(huggingface_vit.UNUSED)]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return [f"left out: {', '.join(names[:SHOWN])}{more}"] if names else []
 
