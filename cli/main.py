@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from fedstill.cli import data, elastic, fleet, tasks
-from fedstill.cli.agent import agent
+from fedstill.cli.agent.app import agent
 from fedstill.cli.certs import certs
 from fedstill.cli.coordinator import coordinator
 from fedstill.cli.export import export

@@ -31,10 +31,12 @@ def privacy(
     """Show what a device accepts and what its private uploads have cost so far."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.common.errors import ConfigError
+    from fedstill.edge_client.inbox.learned_clips import MOST_BYTES, MOST_CLIPS, kept
     from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
     from fedstill.edge_client.privacy.privacy_policy import read_policy
     from fedstill.edge_client.privacy.prototypes import DeviceError
     from fedstill.edge_client.privacy.upload_log import read_log
+    from fedstill.edge_client.privacy.yearly_budget import spent_in_a_year
 
     with one_line_errors():
         if not device_dir.is_dir():
@@ -48,6 +50,7 @@ def privacy(
             policy = read_policy(device_dir)
             ledger = PrivacyLedger(path, policy.epsilon, policy.delta) if path.exists() else None
             uploads, epsilon = (ledger.uploads(), ledger.spent()) if ledger else (0, 0.0)
+            this_year = spent_in_a_year(device_dir)
         except DeviceError as error:
             raise ConfigError(f"{device_dir}: {error}") from error
     if log:
@@ -64,6 +67,19 @@ def privacy(
         highlight=False,
         soft_wrap=True,
     )
+    times = "no limit" if policy.yearly is None else f"{policy.yearly}"
+    console.print(
+        f"told of its clips for {this_year} personalisations in 365 days, of {times}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if learned := kept(device_dir):
+        console.print(
+            f"answered clips of the watched folder join its clips: {learned.clips} of at most {MOST_CLIPS}, "
+            f"{learned.bytes / 1e6:.1f} of at most {MOST_BYTES / 1e6:.0f} MB; they stay here, as the student sees them",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"spent epsilon {epsilon:.4g} of {budget} at delta {policy.delta:g}, in {uploads} private uploads",
         highlight=False,

@@ -26,9 +26,10 @@ def status(
     from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
 
     with one_line_errors():
-        fleet = read_fleet(state)
+        plan = plan_of(state)
+        fleet = read_fleet(state, plan)
         if tag:
-            wanted = clients_named(plan_of(state), (), tag)
+            wanted = clients_named(plan, (), tag)
             fleet["devices"] = [row for row in fleet["devices"] if row["client"] in wanted]
     if as_json:
         typer.echo(json.dumps(fleet, indent=1))

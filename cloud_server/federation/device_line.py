@@ -24,6 +24,12 @@ class DeviceLine:
     client: int
     patience: float
 
+    @property
+    def student(self) -> str:
+        """The version that this client's device uses, as it says; empty if it has none, or is not there."""
+        hello = self.node_registry.present().get(self.client)
+        return hello.student if hello else ""
+
     def ask(self, action: str, request: object, expect: type[Reply]) -> tuple[Reply, WireCost]:
         """Ask this client's device.
 

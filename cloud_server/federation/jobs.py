@@ -112,6 +112,8 @@ class PersonalisationJob:
                 self._evaluate_levels(student)
             elif not self.plan.service:  # a service's devices have no labels
                 self._evaluate(student)
+            if self.plan.service and self.progress.failures and self.session.line.student:
+                return self.progress.record  # it was not asked all, and what it has may be better
             deployed = is_deployed(self.key, self.plan)
             if deployed:
                 self._deploy(student)

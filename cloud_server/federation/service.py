@@ -158,6 +158,7 @@ class FleetService:
         student = str(record.install.get("current", ""))
         if student:
             self._registry.uses(client, student)
+        student = student or line.student
         if job.progress.failures:
             return FAILED, job.progress.failures[-1], student
         if not record.install.get("installed"):

@@ -43,7 +43,7 @@ class Asked(Protocol):
     def __call__(self, query: str) -> list[Row]: ...
 
 
-def read_fleet(state: Path) -> dict[str, Any]:
+def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """``run``, ``clients``, and ``devices``: one row per client, those that were never online included.
 
     A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
@@ -52,11 +52,15 @@ def read_fleet(state: Path) -> dict[str, Any]:
     newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``bad_clips``, how many clips the device left out
     when it was last asked, by kind of fault (``datasets/files/faults.py``).
 
+    Args:
+        state: the coordinator's folder.
+        plan: ``plan_of`` it, if that is known.
+
     Raises:
         ConfigError: no coordinator's folder.
         RunError: its journal cannot be read.
     """
-    plan, running = plan_of(state), in_use(state)
+    plan, running = plan if plan is not None else plan_of(state), in_use(state)
     with _journal(state, plan["journal"]) as asked:
         nodes = {row["client"]: row for row in asked(NODES)}
         places = {row["client"]: row for row in asked(PLACES)}

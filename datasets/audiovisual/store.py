@@ -141,9 +141,9 @@ def build_store(
         except _LengthsDiffer:
             steps = feature_shape(audio)[1]
             kept = _write_arrays(source, positions, audio, frames, *rest, steps, on_bad)
-        _write_index(draft / "index.csv", [info[row] for row in kept])
+        write_index(draft / "index.csv", [info[row] for row in kept])
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(draft, directory)
+        put_in_place(draft, directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return open_store(directory)
@@ -246,7 +246,7 @@ def _with_groups(store: ClipStore, info: tuple[ClipInfo, ...]) -> ClipStore:
     if store.info == info:
         return store
     draft = store.directory / f".index.{os.getpid()}.draft"
-    _write_index(draft, info)
+    write_index(draft, info)
     draft.replace(store.directory / "index.csv")
     return replace(store, info=info)
 
@@ -345,7 +345,7 @@ def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def _put_in_place(draft: Path, directory: Path) -> None:
+def put_in_place(draft: Path, directory: Path) -> None:
     """Rename ``draft`` to ``directory``; an older store makes way first."""
     old = draft.with_suffix(".old")
     if directory.exists():
@@ -359,7 +359,8 @@ def _put_in_place(draft: Path, directory: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_index(path: Path, info: Sequence[ClipInfo]) -> None:
+def write_index(path: Path, info: Sequence[ClipInfo]) -> None:
+    """Write the table of a store, ``index.csv``."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(INDEX_COLUMNS)

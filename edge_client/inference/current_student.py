@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.common.errors import DataError
+from fedstill.datasets.audiovisual.clip import Clip
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json
-from fedstill.datasets.audiovisual.clip_tensors import clip_tensors
+from fedstill.datasets.audiovisual.clip_tensors import ClipTensors, clip_tensors
 from fedstill.datasets.audiovisual.spectrogram_numpy import audio_features
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_files import read_clip
@@ -40,6 +41,7 @@ class CurrentStudent:
         address: of the cloud's inference service; None if there is none.
         uploads_allowed: False if the owner forbids that features leave the device.
         closed: why nothing may be sent at the moment, in words; empty if it may.
+        classified: told of every clip that has got its answer, with what the student saw of it.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class CurrentStudent:
     address: Address | None
     uploads_allowed: bool = True
     closed: Callable[[], str] = str
+    classified: Callable[[Clip, ClipTensors, ClipFormat], None] | None = None
     _making: threading.Lock = field(default_factory=threading.Lock)
     _inference: EdgeInference | None = None
     _connection: CloudConnection | None = None
@@ -72,6 +75,8 @@ class CurrentStudent:
         clip = read_clip(path, wanted.frames.count)
         made = clip_tensors(clip, wanted.audio, wanted.frames, audio_features)
         answer = inference.classify(made.audio[None], made.frames[None])
+        if self.classified is not None:
+            self.classified(clip, made, wanted)
         best = int(answer.probabilities.argmax())
         return {
             "class": self._class_names[best],

@@ -60,6 +60,7 @@ def run_watch(
     stop_event: threading.Event,
     poll_seconds: float = POLL_SECONDS,
     finish: Finish | None = None,
+    answered_well: Callable[[], None] | None = None,
 ) -> None:
     """Watch until ``stop_event`` is set; the current clip is finished first.
 
@@ -71,6 +72,7 @@ def run_watch(
         stop_event: set it (from a signal handler) to end.
         poll_seconds: between two looks.
         finish: called with the files of an answered clip, such as ``archiving`` or ``delete``; None leaves them.
+        answered_well: called after the line of a clip that has a class, before the clip is recorded as answered.
 
     Raises:
         WatchError: no such folder, it disappears while it is watched, or a damaged watch log.
@@ -106,6 +108,8 @@ def run_watch(
             look, files, _ = seen[name]
             if _is_unchanged(folder / name, seen[name]):  # else it changed, or disappeared, while it was read
                 _write(out, line)
+                if answered_well is not None and "error" not in line:
+                    answered_well()
                 users.subtract(files)
                 if _noted(answered, name, look, files) and finish is not None:
                     _finish(finish, tuple(file for file in files if not users[file]))

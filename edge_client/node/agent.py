@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
 from fedstill.edge_client.node.agent_news import AgentNews
+from fedstill.edge_client.node.link_note import LinkNotes
 from fedstill.edge_client.node.supernode import Link, SuperNode
 from fedstill.edge_client.node.upload_gate import Contacts, UploadGate, UploadHours
 from fedstill.edge_client.privacy.prototypes import DeviceError
@@ -69,7 +70,7 @@ def run_agent(
     with sole_user(settings.state):
         node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
         news, gate = AgentNews(settings.state), UploadGate(settings.state, settings.hours)
-        contacts = Contacts(settings.state, settings.pause)
+        contacts, link = Contacts(settings.state, settings.pause), LinkNotes(settings.state)
         failed: list[BaseException] = []
 
         def run(task: Task) -> None:
@@ -96,6 +97,7 @@ def run_agent(
                     node.reconcile()
                 else:
                     node.rest()
+                link.look(node.settled, contacts.resting, gate.closed, node.trouble)
                 for tell in listeners:
                     tell(node.settled or (is_open and contacts.resting))
                 news.look(node.started)

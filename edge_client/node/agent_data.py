@@ -2,7 +2,7 @@
 
 A store that exists is used as it is. A manifest waits until the coordinator has sent the format of clips. The codecs
 are loaded only then: most of a device's processes find a store. Clips that cannot be used are left out and remembered
-(``bad_clips.py``); a device works with the others.
+(``bad_clips.py``); a device works with the others. Those that it has learned from its watched folder join them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedstill.datasets.audiovisual.store import META_FILE, ClipStore, build_stor
 from fedstill.datasets.decoding.decoder_errors import decoder_errors
 from fedstill.datasets.files.faults import FAULTS, ROW, UNDECODABLE, BadClip, count_faults, in_words
 from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, FORMAT_FILE
+from fedstill.edge_client.inbox.joined_store import with_learned
 from fedstill.edge_client.node.bad_clips import BadClips, Look, Tried, look_at, read_bad_clips
 from fedstill.edge_client.node.deadly_clips import DeadlyClips
 from fedstill.edge_client.privacy.prototypes import DeviceError
@@ -67,7 +68,7 @@ def use_clips(data: Path, folder: Path, *, allow_outside: bool = False) -> None:
 
 
 def own_clips(folder: Path) -> ClipStore:
-    """The device's usable clips as tensors.
+    """The device's usable clips as tensors, with those of its watched folder if its owner wants that.
 
     Raises:
         DeviceError: there is none, a detector is missing, or a ready store shows another part of its clips than the
@@ -78,11 +79,11 @@ def own_clips(folder: Path) -> ClipStore:
     data = Path(noted["data"])
     with _nothing_usable(folder):
         if not data.is_dir():
-            return _from_manifest(data, folder, bool(noted.get("allow_outside")))
+            return with_learned(_from_manifest(data, folder, bool(noted.get("allow_outside"))), folder)
         store = open_store(data)
     BadClips().write(folder)
     _require_same_part(store, folder)
-    return store
+    return with_learned(store, folder)
 
 
 def _require_same_part(store: ClipStore, folder: Path) -> None:

@@ -76,5 +76,5 @@ class AgentNews:
     def _time_of(self, name: str) -> int:
         try:
             return (self._folder / name).stat().st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return 0

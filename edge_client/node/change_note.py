@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.folder import CHANGE_FILE, KNOWN_CLIPS_FILE
+from fedstill.edge_client.node.student_lock import is_kept
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.protos.messages import CHANGES
@@ -58,9 +59,10 @@ def read_note(folder: Path, known: str) -> ChangeNote:
 
 
 def announced(folder: Path) -> str:
-    """What the cloud is told: one of ``messages.CHANGES``, or nothing, also if the owner does not want that."""
+    """What the cloud is told: one of ``messages.CHANGES``, or nothing, also if the owner does not want that, or keeps
+    the student."""
     try:
-        if not read_policy(folder).changes:
+        if not read_policy(folder).changes or is_kept(folder):
             return ""
     except DeviceError:  # a policy that cannot be understood allows nothing
         return ""

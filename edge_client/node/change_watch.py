@@ -11,7 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedstill.edge_client.folder import CLIPS_FILE, DATA_FOLDER, KNOWN_CLIPS_FILE, SHELF_FOLDER
+from fedstill.edge_client.folder import (
+    CLIPS_FILE,
+    DATA_FOLDER,
+    KNOWN_CLIPS_FILE,
+    LEARNED_FOLDER,
+    SHELF_FOLDER,
+)
 from fedstill.edge_client.node.bad_clips import look_at
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 from fedstill.edge_client.students.pointer import POINTER
@@ -66,7 +72,7 @@ class ChangeWatch:
             data = Path(json.loads((self._folder / CLIPS_FILE).read_text())["data"])
         except (OSError, ValueError, TypeError, KeyError):
             data = self._folder / DATA_FOLDER
-        own = KNOWN_CLIPS_FILE, POLICY_FILE, f"{SHELF_FOLDER}/{POINTER}"
+        own = KNOWN_CLIPS_FILE, POLICY_FILE, f"{SHELF_FOLDER}/{POINTER}", LEARNED_FOLDER
         return [data, data / "index.csv", *(self._folder / name for name in own)]
 
 

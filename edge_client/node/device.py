@@ -29,9 +29,11 @@ from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.node.known_clips import known_from_now, make_known, name_of, read_known_clips
+from fedstill.edge_client.node.student_lock import require_change_allowed
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
+from fedstill.edge_client.privacy.yearly_budget import require_left, spend_one
 from fedstill.edge_client.students.canaries import canaries_of
 from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.level_files import keep_compressors
@@ -84,8 +86,10 @@ class Device:
         """Features -> probabilities -> prototypes of the query clips (Algorithm 7, lines 2-4; thesis 5.3.4)."""
         policy = read_policy(self.directory)
         policy.require(request)
-        request = policy.strict(request)
-        known, used = known_from_now(self.directory, name_of(self.run, request.job), self.store)
+        require_change_allowed(self.directory)
+        request, job = policy.strict(request), name_of(self.run, request.job)
+        require_left(self.directory, policy, job)
+        known, used = known_from_now(self.directory, job, self.store)
         query, _ = self.roles(request.job, used)
         profiles = None if self.store.profiles is None else self.store.profiles[query]
 
@@ -98,6 +102,7 @@ class Device:
             rows = summarise(probabilities(request), request, seed=seed_of(request.job))
             if request.card and profiles is not None:
                 rows = replace(rows, card=to_bytes(card_of(profiles, fewest=request.min_size)))
+        spend_one(self.directory, policy, job)
         known.write(self.directory)
         return PrototypeUpload(
             request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, rows.card
@@ -126,6 +131,7 @@ class Device:
 
     def install(self, request: InstallRequest) -> InstallResult:
         """Install a student if it agrees with the teacher on the canary clips; otherwise the previous one stays."""
+        require_change_allowed(self.directory)
         require_same_classes(self.store.class_names, request.student.class_names)
         clips = canaries_of(request, self.directory / "canaries")
         model_store = self.model_store

@@ -32,7 +32,10 @@ main()
 def main() -> None:
     """``sys.argv`` is this file, the command, and the options of Flower."""
     folder, command = sys.argv[0].rpartition("/")[0], sys.argv[1:]
-    home = os.getcwd()  # noqa: PTH109 (pathlib alone loads for as long as the rest)
+    try:
+        home = os.getcwd()  # noqa: PTH109 (pathlib alone loads for as long as the rest)
+    except OSError:  # it was deleted under the SuperNode
+        home = folder
     connection = handed_over(folder, request(home, command, dict(os.environb)))
     if connection is not None:
         sys.exit(ord(connection.recv(1) or bytes([LOST])))

@@ -97,6 +97,7 @@ class SuperNode:
     _alone: float = 0.0
     _look: float = 0.0
     _rest: float = WARM_SECONDS
+    _trouble: str = ""
     _child: Child = field(init=False)
     _warm: Child = field(init=False)
 
@@ -118,7 +119,7 @@ class SuperNode:
                 code = STUCK
             if code is None:
                 if now - self._started > SETTLED_SECONDS:
-                    self._pause, self._good = FIRST_PAUSE, now
+                    self._pause, self._good, self._trouble = FIRST_PAUSE, now, ""
                 if now >= self._look:
                     self._keep_warm(now)
                 return
@@ -130,6 +131,11 @@ class SuperNode:
     def settled(self) -> bool:
         """Whether it runs, and has run for so long that the coordinator must have accepted it."""
         return self._child.pid is not None and time.monotonic() - self._started > SETTLED_SECONDS
+
+    @property
+    def trouble(self) -> str:
+        """Why the last process ended, in one line; empty if all has been well since."""
+        return self._trouble
 
     @property
     def idle(self) -> float:
@@ -247,6 +253,7 @@ class SuperNode:
         reason = exit_reason(self._child.log_file)
         if code == STUCK and self._alone:
             reason = "it waits for the reply of a ClientApp that is gone"
+        self._trouble = reason
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
         if now - self._good > self.patience:

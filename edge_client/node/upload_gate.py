@@ -143,6 +143,8 @@ class Contacts:
             return True
         try:
             told = (self._folder / KNOWN_CLIPS_FILE).stat().st_mtime
-            return told > (shelf / POINTER).stat().st_mtime and time.time() - told < LONGEST_VISIT
-        except FileNotFoundError:
+            installed = (shelf / POINTER).stat().st_mtime
+        except OSError:
             return False
+        now = time.time()  # times that lie ahead are of a clock that was: they say nothing
+        return (told > installed or installed > now) and 0 <= now - told < LONGEST_VISIT

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
@@ -46,6 +46,7 @@ class PrivacyPolicy:
     clips: int | None = None  # how many query clips are summarised, in a fixed order; null: all of them
     min_size: int = 8  # accepts constrained or histogram: no mean of fewer clips is uploaded
     epsilon: float | None = 8.0  # what all dp uploads together may cost; null: no limit (for simulation)
+    yearly: int | None = 52  # how many personalisations may tell of the clips in any 365 days; null: no limit
     delta: float = 1e-5  # at which epsilon is counted; well below 1 / clips
     features: bool = True  # whether inference may send a clip's features to the cloud
     accuracy: bool = True  # whether the exact count of right answers is reported; dp does not cover it
@@ -60,13 +61,31 @@ class PrivacyPolicy:
             raise ValueError(f"clips: {self.clips} is below 1; give a number, or null for all of them")
         if self.min_size < 1:
             raise ValueError(f"min_size: {self.min_size} is below 1")
+        if self.yearly is not None and self.yearly < 1:
+            raise ValueError(f"yearly: {self.yearly} is below 1; give a number, or null for no limit")
         if self.epsilon is not None and not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon: {self.epsilon} is not above 0; give a number, or null for no limit")
         if not 0 < self.delta < 1:
             raise ValueError(f"delta: {self.delta} is no probability between 0 and 1")
 
+    @property
+    def _too_few(self) -> str:
+        """Why no mean can ever be uploaded, in words; empty if one can."""
+        if (
+            self.clips is None
+            or self.clips >= self.min_size
+            or self.accepts not in ("constrained", "histogram")
+        ):
+            return ""
+        return (
+            f'"clips" {self.clips} is below "min_size" {self.min_size}, so no mean may leave: raise "clips" or lower '
+            f'"min_size" in {POLICY_FILE}'
+        )
+
     def require(self, request: PrototypeRequest) -> None:
         """Raise DeviceError unless the owner allows this kind of upload."""
+        if request.kind != "dp" and self._too_few:
+            raise DeviceError(f"{self._too_few}; nothing is uploaded")
         if STRENGTH[request.kind] < STRENGTH[self.accepts]:
             raise DeviceError(
                 f"this device's owner accepts {self.accepts} uploads or stronger, and {request.kind} was asked "
@@ -95,7 +114,7 @@ class PrivacyPolicy:
     @property
     def in_words(self) -> str:
         """The most that the cloud can have of the clips when it makes a student."""
-        return SENDS[self.accepts]
+        return self._too_few or SENDS[self.accepts]
 
     def require_accuracy(self) -> None:
         """Raise DeviceError if the owner keeps the accuracy private."""
@@ -107,15 +126,27 @@ def read_policy(directory: Path) -> PrivacyPolicy:
     """The policy of a device's folder. Raises DeviceError, in one line, if the file cannot be understood."""
     path = directory / POLICY_FILE
     try:
-        return from_plain(PrivacyPolicy, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        text = path.read_text(encoding="utf-8")
+        return from_plain(PrivacyPolicy, json.loads(text, object_pairs_hook=_each_once))
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DeviceError(f"{POLICY_FILE}: is a link to nothing; nothing is uploaded") from error
         return PrivacyPolicy(accepts=_allowed(directory))
     except PlainError as error:
-        raise DeviceError(f"{POLICY_FILE}: {error}; nothing is uploaded") from error
+        raise DeviceError(f"{POLICY_FILE}: {' '.join(str(error).split())}; nothing is uploaded") from error
     except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise DeviceError(
             f"{POLICY_FILE}: cannot be read ({type(error).__name__}); nothing is uploaded"
         ) from error
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises PlainError if it says one thing twice."""
+    found = dict(pairs)
+    for name in found:
+        if [key for key, _ in pairs].count(name) > 1:
+            raise PlainError(f"{name} is there twice")
+    return found
 
 
 def write_policy(directory: Path, policy: PrivacyPolicy) -> None:
@@ -130,9 +161,11 @@ def allow(directory: Path, what: str) -> None:
         what: a key of ``ALLOWED``; empty: no more.
 
     Raises:
-        DeviceError: the owner's file says already what is allowed.
+        DeviceError: the owner's file says already what is allowed, or a folder is in the way.
     """
-    if what and (directory / POLICY_FILE).exists():
+    if (directory / ALLOWED_FILE).is_dir():
+        raise DeviceError(f"{directory / ALLOWED_FILE}: is a folder, where --allow is kept: remove it")
+    if what and ((directory / POLICY_FILE).exists() or (directory / POLICY_FILE).is_symlink()):
         raise DeviceError(
             f'--allow {what}: {POLICY_FILE} decides here: change "accepts" in {directory / POLICY_FILE}'
         )

@@ -10,8 +10,8 @@ from helpers.command import CliRunner
 from fedstill.cli.main import app
 from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import FolderInUse, sole_user
-from fedstill.edge_client.node import wipe
-from fedstill.edge_client.node.wipe import what_is_kept, wipe_folder
+from fedstill.edge_client.owner import wipe
+from fedstill.edge_client.owner.wipe import what_is_kept, wipe_folder
 
 
 @pytest.fixture

@@ -5,23 +5,35 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedstill.cli.agent.folder import status, wipe
+from fedstill.cli.agent.infer import infer_once
+from fedstill.cli.agent.parts import (
+    Client,
+    Credentials,
+    Infer,
+    Inference,
+    Insecure,
+    Mode,
+    Objective,
+    failures,
+    identity_of,
+    student_of,
+)
 from fedstill.cli.missing_package import EDGE, require
 from fedstill.cli.shared.options import AllowOutside
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address, as_mistake
 
 if TYPE_CHECKING:
-    from fedstill.edge_client.inference.cloud_stream import Address
+    from fedstill.edge_client.inbox.learned_clips import ClipKeeper, Kept
     from fedstill.edge_client.inference.current_student import CurrentStudent
     from fedstill.edge_client.node.agent import Task
-    from fedstill.edge_client.node.supernode import Link
 
 agent = typer.Typer(
     help="Run a device: a coordinator personalises its student; it classifies clips by itself.",
@@ -34,14 +46,6 @@ LONGEST_PAUSE = 1440
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
-class Infer(StrEnum):
-    """Where the head runs."""
-
-    LOCAL = "local"
-    CLOUD = "cloud"
-    AUTO = "auto"
-
-
 class Allow(StrEnum):
     """What may leave the device beside means over all of its clips."""
 
@@ -49,23 +53,13 @@ class Allow(StrEnum):
     SAMPLES = "samples"
 
 
+class LearnFrom(StrEnum):
+    """Which clips join the device's own."""
+
+    INBOX = "inbox"
+
+
 State = Annotated[Path | None, typer.Option(help="This agent's own folder; kept over restarts.")]
-Credentials = Annotated[Path | None, typer.Option(help="This device's folder from fedstill certs issue.")]
-Inference = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator's inference service.")
-]
-Mode = Annotated[Infer, typer.Option(help="auto: the cloud if the link allows it, else this device.")]
-Objective = Annotated[float, typer.Option(help="Milliseconds from a clip to its answer.", min=1)]
-Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")]
-Client = Annotated[int, typer.Option(help="This device's client number; with --insecure only.", min=-1)]
-
-
-@dataclass(frozen=True)
-class _Identity:
-    name: str
-    client: int
-    link: Link
-    inference: Address | None
 
 
 @agent.callback(invoke_without_command=True)
@@ -85,6 +79,13 @@ def run(
         Path | None, typer.Option(help="Move the files of every answered clip of --watch into this folder.")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete every answered clip of --watch.")] = False,
+    learn_from: Annotated[
+        LearnFrom | None,
+        typer.Option(
+            help="Answered clips of --watch join this device's clips, as its student sees them, until the next start "
+            "without this."
+        ),
+    ] = None,
     infer: Mode = Infer.AUTO,
     objective: Objective = 300.0,
     upload_hours: Annotated[
@@ -132,14 +133,15 @@ def run(
     from fedstill.common.folder_lock import sole_user
     from fedstill.common.grpc_health import health_serving
     from fedstill.common.metrics_server import metrics_serving
+    from fedstill.edge_client.inbox.learned_clips import ClipKeeper, learn
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
-    from fedstill.edge_client.node.agent_metrics import AgentCollector
     from fedstill.edge_client.node.change_watch import ChangeWatch
     from fedstill.edge_client.node.upload_gate import UploadGate, read_hours
+    from fedstill.edge_client.owner.agent_metrics import AgentCollector
     from fedstill.edge_client.privacy.privacy_policy import allow as allow_uploads
 
-    with serve(*_failures()) as stop, ExitStack() as stack:
+    with serve(*failures()) as stop, ExitStack() as stack:
         if not coordinator:
             raise ConfigError("--coordinator: needed to join a fleet, as in cloud.example.org:9092")
         address(coordinator, "--coordinator")
@@ -153,24 +155,31 @@ def run(
             raise ConfigError(f"--new-clips {new_clips:g}: a share of the clips is at most 1")
         if not contact_every <= LONGEST_PAUSE:
             raise ConfigError(f"--contact-every {contact_every:g}: at most {LONGEST_PAUSE} minutes, a day")
+        if ((archive or delete) and watch is None) or (archive and delete):
+            raise ConfigError("--archive and --delete: one of them, and only with --watch")
+        if learn_from and watch is None:
+            raise ConfigError(
+                "--learn-from inbox: only with --watch, the folder whose clips are learned from"
+            )
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
-        who = _identity(coordinator, inference, credentials, insecure, client)
+        who = identity_of(coordinator, inference, credentials, insecure, client)
         folder = state.resolve()
         with sole_user(folder):  # a second start by mistake changes nothing for the agent that runs
             allow_uploads(folder, allow.value if allow else "")
             use_clips(data, folder, allow_outside=allow_outside)
+            learned = learn(folder, bool(learn_from))
         _say_what_leaves(folder)
-        if ((archive or delete) and watch is None) or (archive and delete):
-            raise ConfigError("--archive and --delete: one of them, and only with --watch")
+        _say_what_is_learned(learned, bool(learn_from))
         tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
         tasks += [ChangeWatch(folder, new_clips)]
         listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
         if watch is not None:
-            student = _student(folder, who, infer, objective)
+            student = student_of(folder, who, infer, objective)
             student.closed = lambda: UploadGate(folder, hours).closed
             stack.callback(student.close)
-            tasks += [_watching(student, watch, folder, archive, delete)]
+            keeper = ClipKeeper(folder) if learn_from else None
+            tasks += [_watching(student, watch, folder, archive, delete, keeper)]
             listeners.append(lambda _: student.tend())
         settings = AgentSettings(folder, who.link, who.client, who.name, patience, hours, 60 * contact_every)
         if metrics:
@@ -178,96 +187,6 @@ def run(
             stack.enter_context(metrics_serving(metrics, collector))
             listeners.append(collector.tell)
         run_agent(settings, tasks, stop, listeners)
-
-
-@agent.command("infer")
-def infer_once(
-    clips: Annotated[list[Path], typer.Argument(help="Videos, or sound files with pictures beside them.")],
-    state: Annotated[Path, typer.Option(help="The agent's folder.")],
-    credentials: Credentials = None,
-    inference: Inference = "",
-    infer: Mode = Infer.LOCAL,
-    objective: Objective = 300.0,
-    insecure: Insecure = False,
-    client: Client = -1,
-) -> None:
-    """Classify clips with the student that this device has: one JSON line each."""
-    require(EDGE)
-    from fedstill.edge_client.inference.watch import infer_files
-
-    with serve(*_failures()):
-        who = None
-        if infer is not Infer.LOCAL:
-            who = _identity("", inference, credentials, insecure, client)
-        student = _student(state.resolve(), who, infer, objective)
-        try:
-            fine = infer_files(student.classify, clips, sys.stdout)
-        finally:
-            student.close()
-    if not fine:
-        raise typer.Exit(1)
-
-
-@agent.command()
-def wipe(
-    state: Annotated[Path, typer.Option(help="The agent's folder.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Delete all that an agent keeps: clips, students, logs, the record of spent privacy. Nothing else."""
-    from fedstill.cli.shared.console import console, one_line_errors
-    from fedstill.edge_client.node.wipe import what_is_kept, wipe_folder
-
-    with one_line_errors():
-        kept = what_is_kept(state)
-        if not yes:
-            typer.confirm(f"Delete {kept.files} files, {kept.bytes / 1e6:.1f} MB, in {state}?", abort=True)
-        left = wipe_folder(state)
-    stays = f"; not the agent's, and still there: {', '.join(left)}" if left else ""
-    console.print(f"{state}: deleted{stays}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _identity(
-    coordinator: str, inference: str, credentials: Path | None, insecure: bool, client: int
-) -> _Identity:
-    from fedstill.common.credentials import read_node_bundle
-    from fedstill.common.errors import ConfigError
-    from fedstill.edge_client.inference.cloud_stream import Address
-    from fedstill.edge_client.node.supernode import Link
-
-    if insecure == (credentials is not None):
-        raise ConfigError("--credentials: needs a folder from fedstill certs issue, or --insecure")
-    if inference:
-        address(inference, "--inference")
-    if credentials is None:
-        if client < 0:
-            raise ConfigError("--client: needed with --insecure, because no credentials name it")
-        name = f"device{client}"
-        where = Address(inference, name) if inference else None
-        return _Identity(name, client, Link(coordinator, None, None), where)
-    bundle = read_node_bundle(credentials)
-    name = bundle.identity.name
-    where = Address(inference, name, bundle.token, bundle.ca_file.read_bytes()) if inference else None
-    return _Identity(name, bundle.identity.client, Link(coordinator, bundle.ca_file, bundle.key_file), where)
-
-
-def _student(folder: Path, who: _Identity | None, infer: Infer, objective: float) -> CurrentStudent:
-    from fedstill.common.errors import ConfigError
-    from fedstill.edge_client.inference.current_student import CurrentStudent
-    from fedstill.edge_client.node.loading import late_loader
-    from fedstill.edge_client.privacy.privacy_policy import read_policy
-
-    reachable = who.inference if who else None
-    if infer is Infer.CLOUD and reachable is None:
-        raise ConfigError("--inference: needed with --infer cloud")
-    mode = Infer.LOCAL if reachable is None else infer
-    return CurrentStudent(
-        folder,
-        late_loader(folder),
-        mode.value,
-        objective,
-        reachable,
-        uploads_allowed=read_policy(folder).features,
-    )
 
 
 def _say_what_leaves(folder: Path) -> None:
@@ -281,19 +200,39 @@ def _say_what_leaves(folder: Path) -> None:
     logging.getLogger(__name__).info('event=privacy most="%s"', most)
 
 
-def _watching(student: CurrentStudent, watch: Path, folder: Path, archive: Path | None, delete: bool) -> Task:
+def _say_what_is_learned(learned: Kept | None, wanted: bool) -> None:
+    """In one line, what becomes of the clips of the watched folder; nothing if they never counted."""
+    if learned is None:
+        return
+    told = "learning from=inbox kept" if wanted else "inbox_forgotten clips"
+    logging.getLogger(__name__).info("event=%s=%d bytes=%d", told, learned.clips, learned.bytes)
+
+
+def _watching(
+    student: CurrentStudent,
+    watch: Path,
+    folder: Path,
+    archive: Path | None,
+    delete: bool,
+    keeper: ClipKeeper | None,
+) -> Task:
     from fedstill.edge_client.inference import watch as watching
     from fedstill.edge_client.inference.watch_log import WatchError
 
     if not watch.is_dir():
         raise WatchError(f"{watch}: is not a folder: make it, or watch another one")
-    if archive is not None and archive.resolve() == watch.resolve():
-        raise WatchError(f"{archive}: is watched itself: archive elsewhere")
+    if archive is not None and archive.resolve().is_relative_to(watch.resolve()):
+        raise WatchError(f"{archive}: lies in the watched folder: archive elsewhere")
     finish = watching.archiving(archive) if archive else watching.delete if delete else None
+    if keeper is not None:
+        student.classified = keeper.classified
+    counts = keeper.answered if keeper is not None else None
 
     def task(stop: threading.Event) -> None:
         student.wait(stop)
-        watching.run_watch(student.classify, watch, folder, sys.stdout, stop, finish=finish)
+        watching.run_watch(
+            student.classify, watch, folder, sys.stdout, stop, finish=finish, answered_well=counts
+        )
 
     return task
 
@@ -316,10 +255,6 @@ def _warning(credentials: Path) -> Task:
     return task
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """Failures of an agent that end it with one line and are not mistakes on the command line."""
-    from fedstill.edge_client.inference.watch_log import WatchError
-    from fedstill.edge_client.node.supernode import NodeRefused
-    from fedstill.edge_client.privacy.prototypes import DeviceError
-
-    return NodeRefused, DeviceError, WatchError
+agent.command("infer")(infer_once)
+agent.command()(status)
+agent.command()(wipe)

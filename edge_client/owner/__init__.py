@@ -1,0 +1,1 @@
+"""What the owner of a device sees of it, and may have deleted."""
