@@ -31,11 +31,13 @@ from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REFUSED, REPLACED, REQUESTED, SERVED, Visit
 from fedstill.common.export_manifest import DESCRIPTION
 from fedstill.datasets.audiovisual.store import open_store
-from fedstill.edge_client.folder import EXPORT_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.folder import EXPORT_FOLDER, KEEP_FILE, SHELF_FOLDER
 from fedstill.edge_client.node import loading
 from fedstill.edge_client.node.agent_data import use_clips
 from fedstill.edge_client.node.agent_news import AgentNews
 from fedstill.edge_client.node.device import Device
+from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, read_policy, write_policy
+from fedstill.edge_client.privacy.yearly_budget import spend_one
 from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.protos.messages import InstallResult
@@ -190,6 +192,27 @@ def test_a_student_that_a_device_refuses_is_told_and_tried_anew(
     again = replace(refused, started=refused.started - 2e5, ended=(refused.ended or 0) - 2e5)
     running.journal.visits._write(again)  # a day later
     assert running.serve(0, 1).cause == "refused before"
+
+
+@pytest.mark.parametrize("how", ["keep-student", "yearly"])
+def test_a_device_that_tells_nothing_keeps_the_student_that_it_has(how: str, running: Running) -> None:
+    """It got the generic student before, as one that has none does."""
+    running.grid.here.add(0)
+    served, folder = running.serve(0, 0), running.run_dir / "devices" / "0"
+    before, policy = read_policy(folder), PrivacyPolicy(yearly=1)
+    if how == "yearly":
+        write_policy(folder, policy)
+        spend_one(folder, policy, "another job")
+    else:
+        (folder / KEEP_FILE).touch()
+    installs = running.asked(0, INSTALL)
+    running.journal.visits.ask([0])
+    failed = running.serve(0, 1, FAILED)
+    assert {"yearly": "yearly budget: 1 of 1", "keep-student": "keeps its student"}[how] in failed.reason
+    assert (failed.student, running.asked(0, INSTALL)) == (served.student, installs)
+    write_policy(folder, before)
+    (folder / KEEP_FILE).unlink(missing_ok=True)
+    assert running.serve(0, 1).reason == ""
 
 
 def test_an_error_of_the_cloud_stops_one_visit_and_not_the_service(

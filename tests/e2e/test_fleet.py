@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import time
 from dataclasses import astuple, replace
@@ -64,7 +65,8 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
     with Fleet(tmp_path, experiment, devices, options, stock=True, inference=True) as fleet:
         coordinator = fleet.coordinator(once=False)
         where = f"127.0.0.1:{fleet.inference_port}"
-        agent = fleet.agent(0, "--inference", where, "--watch", str(inbox), "--objective", "5000")
+        learn = ("--watch", str(inbox), "--learn-from", "inbox")
+        agent = fleet.agent(0, "--inference", where, *learn, "--objective", "5000")
         fleet.wait_for(lambda: answers(agent), "the first answer")
         (early,) = answers(agent)
         assert early["clip"] == "early.mp4"
@@ -83,7 +85,13 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
         fleet.wait_for(lambda: len(answers(agent)) == 4, "the answer without a cloud")
         alone = answers(agent)[3]
         assert (alone["path"], alone["bytes"]) == ("local", 0)
+        # the three clips that were answered have one content
+        said = fedstill("agent", "status", "--state", str(fleet.agent_state(0)))
+        assert re.search("^agent +running$", said, re.MULTILINE)
+        assert re.search("^student +[0-9a-f]{12}, ", said, re.MULTILINE)
+        assert re.search("^clips .*; 1 of at most 256 learned from the watched folder$", said, re.MULTILINE)
         assert agent.terminate() == 0
+        assert "join its clips: 1 of at most" in fedstill("privacy", str(fleet.agent_state(0)))
         once = subprocess.run(
             [tool("fedstill"), "agent", "infer", str(inbox / "late.mp4"), "--state", str(fleet.agent_state(0))],
             capture_output=True, text=True, check=True, env=quick_environment(),
@@ -91,6 +99,13 @@ def test_an_agent_classifies_what_lands_in_its_folder(tmp_path: Path) -> None:
     line = json.loads(once.stdout)
     # The clips show the same; a compressed level's head may see it otherwise, the local head may not.
     assert (line["path"], line["class"], line["student"]) == ("local", alone["class"], late["student"])
+
+
+def fedstill(*command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(
+        [tool("fedstill"), *command], capture_output=True, text=True, check=True, env=quick_environment()
+    ).stdout
 
 
 def answers(agent: Service) -> list[dict[str, Any]]:

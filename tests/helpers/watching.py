@@ -34,13 +34,19 @@ class Watching:
         classify: Callable[[Path], dict[str, Any]] = classify,
         poll: float = POLL,
         finish: Callable[[tuple[Path, ...]], None] | None = None,
+        answered_well: Callable[[], None] | None = None,
     ) -> None:
         self.folder, self.state = tmp_path / "in", tmp_path / "state"
         self.folder.mkdir(exist_ok=True)
         self.out = io.StringIO()
         self._stop = threading.Event()
-        arguments = (classify, self.folder, self.state, self.out, self._stop, poll, finish)
-        self._thread = threading.Thread(target=run_watch, args=arguments)
+        self.classify = classify
+
+        def run() -> None:
+            rest = self.folder, self.state, self.out, self._stop, poll, finish, answered_well
+            run_watch(self.classify, *rest)
+
+        self._thread = threading.Thread(target=run)
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from fedstill.edge_client.students.pointer import POINTER, student_file
 
 VERSION = "a" * 64
 PAUSE = 1800.0
+YEAR = 365 * 86_400.0
 
 
 @pytest.fixture
@@ -62,7 +63,14 @@ def test_it_waits_for_its_first_student(device: Path) -> None:
 
 @pytest.mark.parametrize(
     ("student_ago", "summary_ago", "stays"),
-    [(600, 60, True), (60, 600, False), (2 * LONGEST_VISIT, LONGEST_VISIT + 60, False)],
+    [
+        (600, 60, True),
+        (60, 600, False),
+        (2 * LONGEST_VISIT, LONGEST_VISIT + 60, False),
+        (600, -YEAR, False),  # it told while its clock was ahead, and would be connected for a year
+        (-YEAR, 60, True),  # it got a student then, and would leave while one is made
+        (-YEAR, -YEAR - 60, False),
+    ],
 )
 def test_it_waits_for_the_student_that_is_being_made(
     student_ago: float, summary_ago: float, stays: bool, device: Path
@@ -70,6 +78,12 @@ def test_it_waits_for_the_student_that_is_being_made(
     os.utime(device / SHELF_FOLDER / POINTER, (time.time() - student_ago,) * 2)
     told(device, summary_ago)
     assert Contacts(device, PAUSE).look(1e6) is stays
+
+
+def test_a_link_to_itself_is_no_note_and_ends_nothing(device: Path) -> None:
+    (device / KNOWN_CLIPS_FILE).unlink()
+    (device / KNOWN_CLIPS_FILE).symlink_to(KNOWN_CLIPS_FILE)
+    assert not Contacts(device, PAUSE).look(1e6)
 
 
 class FakeNode:
@@ -86,6 +100,8 @@ class FakeNode:
         self.runs = False
 
     stop = rest
+
+    trouble = ""
 
     @property
     def settled(self) -> bool:

@@ -182,6 +182,14 @@ def test_no_warm_process_means_cold(programs: Path) -> None:
     assert start(programs, "--insecure").wait() == WENT_COLD
 
 
+def test_a_working_directory_that_was_deleted_means_cold(programs: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = 'rmdir "$PWD" && exec "$0" --insecure'
+    command = subprocess.Popen(["sh", "-c", script, programs / NAME], cwd=gone, stderr=subprocess.PIPE)
+    assert (command.wait(), b"Traceback" in command.communicate()[1]) == (WENT_COLD, False)
+
+
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_warm_process_that_does_not_greet_means_cold(
     hangs: bool, programs: Path, monkeypatch: pytest.MonkeyPatch
