@@ -1,4 +1,4 @@
-"""How long the processes that start most often take to import: a device's ClientApp (once per message) and the CLI.
+"""How long the processes that start most often take: a device's ClientApp to import (once per message), and commands.
 
 Each import runs in a process of its own. Every round measures an interpreter that imports nothing as well, and ratios
 are of CPU time against that one, so that a busy neighbour slows both. "flwr" shows what of the ClientApp is Flower's.
@@ -7,14 +7,20 @@ are of CPU time against that one, so that a busy neighbour slows both. "flwr" sh
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
+
+from fedstill.cloud_server.journal.journal import Journal
+from fedstill.common.run_layout import JOURNAL_FILE, PLAN_FILE
 
 PLAIN = "an interpreter alone"
 PROCESSES = {
@@ -22,8 +28,11 @@ PROCESSES = {
     "flwr, as a ClientApp needs it": "import flwr.app, flwr.clientapp",
     "ClientApp": "import fedstill.edge_client.node.client_app",
     "ClientApp that answers": "import fedstill.edge_client.node.client_app, fedstill.edge_client.node.device",
-    "fedstill --help": "import sys; sys.argv[1:] = ['--help']; from fedstill.cli.main import main; main()",
+    "fedstill --help": "import sys; sys.argv[1:] = ['--help']; from fedstill.cli.start import main; main()",
 }
+STATUS = "import sys; sys.argv[1:] = ['status', '--state', {!r}]; from fedstill.cli.start import main; main()"
+DEVICES = 30
+"""Of the fleet whose status is asked."""
 COUNT = "import atexit, sys; atexit.register(lambda: print('\\n' + str(len(sys.modules)))); "
 
 Times = tuple[float, float]
@@ -33,11 +42,14 @@ Times = tuple[float, float]
 def main(arguments: Sequence[str]) -> None:
     """Measure and print the medians."""
     options = _options(arguments)
-    modules = {name: _run(COUNT + script).splitlines()[-1] for name, script in PROCESSES.items()}
-    times: dict[str, list[Times]] = {name: [] for name in PROCESSES}
-    for _ in range(1 if options.quick else options.rounds):
-        for name, script in PROCESSES.items():
-            times[name].append(_times(script))
+    with TemporaryDirectory() as folder:
+        _write_fleet(Path(folder))
+        processes = {**PROCESSES, f"fedstill status, {DEVICES} devices": STATUS.format(folder)}
+        modules = {name: _run(COUNT + script).splitlines()[-1] for name, script in processes.items()}
+        times: dict[str, list[Times]] = {name: [] for name in processes}
+        for _ in range(1 if options.quick else options.rounds):
+            for name, script in processes.items():
+                times[name].append(_times(script))
     console = Console(soft_wrap=True, highlight=False)
     for name, found in times.items():
         wall, cpu = (median(column) * 1e3 for column in zip(*found, strict=True))
@@ -45,6 +57,17 @@ def main(arguments: Sequence[str]) -> None:
         console.print(
             f"{name:<30} {wall:5.0f} ms, CPU {cpu:5.0f} ms, {modules[name]:>4} modules, ratio {ratio:5.1f}"
         )
+
+
+def _write_fleet(state: Path) -> None:
+    """A coordinator's folder whose devices have been online."""
+    names = [f"device-{number}" for number in range(DEVICES)]
+    plan = {"clients": DEVICES, "devices": names, "journal": "", "pause_scale": 1.0}
+    (state / PLAN_FILE).write_text(json.dumps(plan))
+    journal = Journal(f"sqlite:///{state / JOURNAL_FILE}")
+    for client, name in enumerate(names):
+        journal.see_node(client, str(client), name, "0.1.0", "connected")
+    journal.close()
 
 
 def _times(script: str) -> Times:

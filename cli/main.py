@@ -84,7 +84,7 @@ app.command(name="warmup-study")(warmup_study)
 
 
 def main() -> None:
-    """Entry point. A command that lacks a package says which install brings it."""
+    """Run the command of ``sys.argv``. A command that lacks a package says which install brings it."""
     try:
         app()
     except ModuleNotFoundError as error:

@@ -16,8 +16,8 @@ from fedstill.common.errors import RunError, UserError
 FAILED, MISTAKE = 1, 2
 """Exit codes."""
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 
 @contextmanager

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from rich.cells import cell_len
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 Row = Sequence[str]
 
@@ -18,25 +21,33 @@ Row = Sequence[str]
 def print_rows(console: Console, heads: Row, rows: Sequence[Row]) -> None:
     """Print ``rows`` below ``heads``; into a pipe or a file, always as a table, as wide as it is.
 
+    A table that fits is plain text: rich's takes as long as all else that ``fedstill status`` does.
+
     Args:
         console: where to print.
         heads: names of the columns; the first names the row.
         rows: as many cells each; in a block, empty ones are left out.
     """
-    table = Table(*heads, box=None)
-    for row in rows:
-        table.add_row(*row)
-    width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    if width > console.width and (console.is_terminal or "COLUMNS" in os.environ):
+    widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [_line(row, widths) for row in (heads, *rows)]
+    if max(map(cell_len, lines)) > console.width and (console.is_terminal or "COLUMNS" in os.environ):
         for row in rows:
             console.print(row[0], style="bold", markup=False, highlight=False)
             console.print(_block(heads[1:], row[1:]))
         return
-    whole = Console(file=console.file, width=max(width, console.width), force_terminal=console.is_terminal)
-    whole.print(table)
+    for number, line in enumerate(lines):
+        style = None if number else "bold"
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _line(row: Row, widths: Sequence[int]) -> str:
+    padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+    return f" {'  '.join(padded)}".rstrip()
 
 
 def _block(heads: Row, cells: Row) -> Table:
+    from rich.table import Table
+
     block = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     block.add_column(no_wrap=True)
     block.add_column(overflow="fold")

@@ -1,6 +1,6 @@
 """``python -m fedstill`` is the ``fedstill`` command."""
 
-from fedstill.cli.main import main
+from fedstill.cli.start import main
 
 if __name__ == "__main__":
     main()
