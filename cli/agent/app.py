@@ -86,6 +86,10 @@ def run(
             "without this."
         ),
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Write the lines about clips of --watch into this file, put aside at 10 MB."),
+    ] = None,
     infer: Mode = Infer.AUTO,
     objective: Objective = 300.0,
     upload_hours: Annotated[
@@ -123,7 +127,7 @@ def run(
         str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus, without TLS; empty: none.")
     ] = "",
 ) -> None:
-    """Join the fleet and stay in it until SIGTERM; results of --watch go to stdout as JSON lines."""
+    """Join the fleet and stay in it until SIGTERM; results of --watch are JSON lines, on stdout or in --results."""
     if context.invoked_subcommand is not None:
         return
     require(EDGE)
@@ -157,6 +161,8 @@ def run(
             raise ConfigError(f"--contact-every {contact_every:g}: at most {LONGEST_PAUSE} minutes, a day")
         if ((archive or delete) and watch is None) or (archive and delete):
             raise ConfigError("--archive and --delete: one of them, and only with --watch")
+        if results and watch is None:
+            raise ConfigError("--results: only with --watch, whose clips it is about")
         if learn_from and watch is None:
             raise ConfigError(
                 "--learn-from inbox: only with --watch, the folder whose clips are learned from"
@@ -179,7 +185,7 @@ def run(
             student.closed = lambda: UploadGate(folder, hours).closed
             stack.callback(student.close)
             keeper = ClipKeeper(folder) if learn_from else None
-            tasks += [_watching(student, watch, folder, archive, delete, keeper)]
+            tasks += [_watching(student, watch, folder, archive, delete, results, keeper)]
             listeners.append(lambda _: student.tend())
         settings = AgentSettings(folder, who.link, who.client, who.name, patience, hours, 60 * contact_every)
         if metrics:
@@ -214,25 +220,30 @@ def _watching(
     folder: Path,
     archive: Path | None,
     delete: bool,
+    results: Path | None,
     keeper: ClipKeeper | None,
 ) -> Task:
-    from fedstill.edge_client.inference import watch as watching
+    from fedstill.edge_client.inference.finished_clips import archiving
+    from fedstill.edge_client.inference.finished_clips import delete as remove
+    from fedstill.edge_client.inference.results_file import ResultsFile
+    from fedstill.edge_client.inference.watch import run_watch
     from fedstill.edge_client.inference.watch_log import WatchError
 
     if not watch.is_dir():
         raise WatchError(f"{watch}: is not a folder: make it, or watch another one")
     if archive is not None and archive.resolve().is_relative_to(watch.resolve()):
         raise WatchError(f"{archive}: lies in the watched folder: archive elsewhere")
-    finish = watching.archiving(archive) if archive else watching.delete if delete else None
+    if results is not None and results.resolve().is_relative_to(watch.resolve()):
+        raise WatchError(f"{results}: lies in the watched folder: write the results elsewhere")
+    finish = archiving(archive) if archive else remove if delete else None
+    out = ResultsFile(results) if results else sys.stdout
     if keeper is not None:
         student.classified = keeper.classified
     counts = keeper.answered if keeper is not None else None
 
     def task(stop: threading.Event) -> None:
         student.wait(stop)
-        watching.run_watch(
-            student.classify, watch, folder, sys.stdout, stop, finish=finish, answered_well=counts
-        )
+        run_watch(student.classify, watch, folder, out, stop, finish=finish, answered_well=counts)
 
     return task
 

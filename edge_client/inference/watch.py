@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol
 
 from fedstill.common.errors import DataError
 from fedstill.edge_client.inference.clip_files import clips_among, files_of_clip
 from fedstill.edge_client.inference.cloud_inference import NoAnswer
+from fedstill.edge_client.inference.finished_clips import Finish
 from fedstill.edge_client.inference.left_out import LeftOut, in_no_clip
 from fedstill.edge_client.inference.watch_log import Look, WatchError, WatchLog, digest_of
 
@@ -40,8 +40,16 @@ SCHEMA = 1
 
 Classify = Callable[[Path], dict[str, Any]]
 """A clip's main file -> class, probability, path, rung, bytes, milliseconds, student."""
-Finish = Callable[[tuple[Path, ...]], None]
-"""What becomes of the files of an answered clip."""
+FULL_SECONDS = 10.0
+"""After which a line that could not be written is tried again."""
+
+
+class Lines(Protocol):
+    """Where the lines go: stdout, or a ``ResultsFile``."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
 
 
 class Seen(NamedTuple):
@@ -56,7 +64,7 @@ def run_watch(
     classify: Classify,
     folder: Path,
     state: Path,
-    out: TextIO,
+    out: Lines,
     stop_event: threading.Event,
     poll_seconds: float = POLL_SECONDS,
     finish: Finish | None = None,
@@ -68,10 +76,10 @@ def run_watch(
         classify: called with a clip's main file; what it raises becomes a line with ``error``.
         folder: where clips arrive; its sub-folders are not watched, since they may hold a clip's images.
         state: the agent's folder, for the watch log.
-        out: gets one JSON line per clip, flushed.
+        out: gets one JSON line per clip, flushed. A line that cannot be written is tried again, with its clip.
         stop_event: set it (from a signal handler) to end.
         poll_seconds: between two looks.
-        finish: called with the files of an answered clip, such as ``archiving`` or ``delete``; None leaves them.
+        finish: called with the files of an answered clip, such as ``finished_clips.archiving``; None leaves them.
         answered_well: called after the line of a clip that has a class, before the clip is recorded as answered.
 
     Raises:
@@ -107,7 +115,9 @@ def run_watch(
             line = _line(classify, folder / name)
             look, files, _ = seen[name]
             if _is_unchanged(folder / name, seen[name]):  # else it changed, or disappeared, while it was read
-                _write(out, line)
+                if not _written(out, line):
+                    stop_event.wait(FULL_SECONDS)
+                    break
                 if answered_well is not None and "error" not in line:
                     answered_well()
                 users.subtract(files)
@@ -144,54 +154,6 @@ def _noted(answered: WatchLog, name: str, look: Look, files: tuple[Path, ...]) -
     return bool(digest)
 
 
-def archiving(folder: Path) -> Finish:
-    """Moves answered clips into ``folder``; a name that is taken there gets a number. Raises WatchError."""
-    if not folder.is_dir():
-        raise WatchError(f"{folder}: is no folder: make it, or archive elsewhere")
-
-    numbers: dict[
-        str, int
-    ] = {}  # that were given to each name, so that a name which is used often costs no more
-
-    def archive(files: tuple[Path, ...]) -> None:
-        stem = files[0].stem
-        number = 1
-        while _is_taken(targets := [folder / _numbered(file, stem, number) for file in files]):
-            number = numbers.get(stem, 1) + 1 if number == 1 else number + 1
-            numbers[stem] = number
-        _move_all(files, targets)
-
-    return archive
-
-
-def _is_taken(targets: Sequence[Path]) -> bool:
-    return any(target.exists() for target in targets)
-
-
-def _move_all(files: Sequence[Path], targets: Sequence[Path]) -> None:
-    """All of them, or none: files of one clip stay together."""
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for file, target in zip(files, targets, strict=True):
-            shutil.move(file, target)
-            moved.append((file, target))
-    except OSError:
-        for file, target in moved:
-            shutil.move(target, file)
-        raise
-
-
-def delete(files: tuple[Path, ...]) -> None:
-    """Removes an answered clip."""
-    for file in files:
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
-
-
-def _numbered(file: Path, stem: str, number: int) -> str:
-    """The number comes behind what all files of a clip have in common: a folder has no ending, but may have dots."""
-    return file.name if number == 1 else f"{stem}-{number}{file.name[len(stem) :]}"
-
-
 def _finish(finish: Finish, files: tuple[Path, ...]) -> None:
     if not files:
         return
@@ -201,7 +163,7 @@ def _finish(finish: Finish, files: tuple[Path, ...]) -> None:
         LOG.warning("event=clip_stays clip=%s reason=%s", json.dumps(files[0].name), error.strerror or error)
 
 
-def infer_files(classify: Classify, paths: Iterable[Path], out: TextIO) -> bool:
+def infer_files(classify: Classify, paths: Iterable[Path], out: Lines) -> bool:
     """One JSON line per named clip, in their order; whether all of them were classified."""
     fine = True
     for path in paths:
@@ -228,7 +190,20 @@ def _answer(classify: Classify, path: Path) -> dict[str, Any]:
         return {"clip": path.name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def _write(out: TextIO, line: dict[str, Any]) -> None:
+def _written(out: Lines, line: dict[str, Any]) -> bool:
+    """Whether the line is out. Without it the clip is not answered, so a full disk loses nothing."""
+    try:
+        _write(out, line)
+    except BrokenPipeError:  # nobody reads: that does not pass
+        raise
+    except OSError as error:
+        clip, reason = json.dumps(line["clip"]), json.dumps(error.strerror or str(error))
+        LOG.warning("event=results_not_written clip=%s reason=%s", clip, reason)
+        return False
+    return True
+
+
+def _write(out: Lines, line: dict[str, Any]) -> None:
     out.write(json.dumps(line) + "\n")
     out.flush()
 

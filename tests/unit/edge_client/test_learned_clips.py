@@ -29,7 +29,7 @@ from fedstill.edge_client.inbox import learned_clips
 from fedstill.edge_client.inbox.learned_clips import ClipKeeper, clips_kept, kept, learn
 from fedstill.edge_client.inference import current_student
 from fedstill.edge_client.inference.current_student import CurrentStudent
-from fedstill.edge_client.inference.watch import archiving, delete
+from fedstill.edge_client.inference.finished_clips import archiving, delete
 from fedstill.edge_client.node.agent_data import own_clips, use_clips
 from fedstill.edge_client.node.change_check import find_change
 from fedstill.edge_client.node.change_watch import CHECK_SECONDS, ChangeWatch

@@ -20,7 +20,8 @@ from helpers.watching import POLL, Watching, classify, land, picture
 from fedstill.common.errors import DataError
 from fedstill.edge_client.inference import watch
 from fedstill.edge_client.inference.clip_files import clips_among, read_clip
-from fedstill.edge_client.inference.watch import archiving, delete, infer_files, run_watch
+from fedstill.edge_client.inference.finished_clips import archiving, delete
+from fedstill.edge_client.inference.watch import infer_files, run_watch
 from fedstill.edge_client.inference.watch_log import WatchError, WatchLog, digest_of
 
 

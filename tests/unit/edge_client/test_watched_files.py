@@ -18,10 +18,10 @@ from helpers.watching import Watching, land, picture
 from PIL import Image
 
 from fedstill.common.errors import DataError
-from fedstill.edge_client.inference import left_out, watch
+from fedstill.edge_client.inference import finished_clips, left_out, watch
 from fedstill.edge_client.inference.clip_files import read_clip
+from fedstill.edge_client.inference.finished_clips import archiving
 from fedstill.edge_client.inference.left_out import LEFT_OUT_SECONDS, LeftOut
-from fedstill.edge_client.inference.watch import archiving
 
 
 def phone_sound(codec: str, form: str, rate: int) -> Callable[[Path], Path]:
@@ -168,7 +168,7 @@ def test_files_of_a_clip_stay_together_in_an_archive(tmp_path: Path, monkeypatch
             raise OSError(28, "No space left on device")
         return move(source, target)
 
-    monkeypatch.setattr(watch.shutil, "move", full)
+    monkeypatch.setattr(finished_clips.shutil, "move", full)
     with pytest.raises(OSError, match="No space"):
         finish((write_sound(folder / "z.wav"), picture(folder / "z.jpg")))
     assert {path.name for path in folder.iterdir()} == {"z.wav", "z.jpg"}
@@ -180,13 +180,13 @@ def test_a_name_that_is_used_again_and_again_costs_no_more(
 ) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
-    finish, asked, is_taken = archiving(archive), [0], watch._is_taken
+    finish, asked, is_taken = archiving(archive), [0], finished_clips._is_taken
 
     def counting(targets: list[Path]) -> bool:
         asked[0] += 1
         return is_taken(targets)
 
-    monkeypatch.setattr(watch, "_is_taken", counting)
+    monkeypatch.setattr(finished_clips, "_is_taken", counting)
     for _ in range(40):
         (tmp_path / "cam.mp4").touch()
         finish((tmp_path / "cam.mp4",))

@@ -1,0 +1,58 @@
+"""The lines about watched clips in a file that never grows beyond a size: then it is put aside, with ``.1`` at its end.
+
+Lines are whole: what a full disk lets through of one is taken back, so that it can be written again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MOST_BYTES = 10_000_000
+"""Both files together never take more than twice as much."""
+
+
+class ResultsFile:
+    """A file for lines of JSON.
+
+    Args:
+        path: of the file; its folder is there. Who reads it may move it away.
+        most_bytes: before it is put aside.
+    """
+
+    def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
+        self._path, self._most = path, most_bytes
+        self._end_cut_line()
+
+    def write(self, text: str) -> None:
+        """Append a line, on disk before this returns. Raises OSError; the file is as it was then."""
+        content = text.encode()
+        if self._path.exists() and self._path.stat().st_size + len(content) > self._most:
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
+
+    def flush(self) -> None:
+        """Nothing is left to do."""
+
+    def _end_cut_line(self) -> None:
+        """Remove what a kill has left of a line: its clip gets another one."""
+        if not self._path.exists():
+            self._path.touch()
+        with self._path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - self._most))
+            tail = file.read()
+            if tail and not tail.endswith(b"\n"):
+                file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
