@@ -22,12 +22,12 @@ from fedstill.cli.coordinator import coordinator
 from fedstill.cli.export import export
 from fedstill.cli.import_weights import import_weights
 from fedstill.cli.loadtest import app as loadtest
-from fedstill.cli.missing_package import what_to_install
 from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
 from fedstill.cli.report import report, reproduce
 from fedstill.cli.serve import serve_
 from fedstill.cli.shared.console import MISTAKE, errors
+from fedstill.cli.shared.missing_package import what_to_install
 from fedstill.cli.simulate import experiments, simulate
 from fedstill.cli.status import status
 from fedstill.cli.studies.robustness_study import robustness_study

@@ -25,7 +25,7 @@ from fedstill.cli.agent.parts import (
     identity_of,
     student_of,
 )
-from fedstill.cli.missing_package import EDGE, require
+from fedstill.cli.shared.missing_package import EDGE, require
 from fedstill.cli.shared.options import AllowOutside
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address, as_mistake

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedstill.cli.agent.parts import AgentFolder
-from fedstill.cli.missing_package import EDGE, require
+from fedstill.cli.shared.missing_package import EDGE, require
 
 
 def status(

@@ -21,7 +21,7 @@ from fedstill.cli.agent.parts import (
     identity_of,
     student_of,
 )
-from fedstill.cli.missing_package import EDGE, require
+from fedstill.cli.shared.missing_package import EDGE, require
 from fedstill.cli.shared.service import serve
 
 

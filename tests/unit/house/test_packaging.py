@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from fedstill.cli.missing_package import EDGE, FULL, SERVE, VIDEO, what_to_install
+from fedstill.cli.shared.missing_package import EDGE, FULL, SERVE, VIDEO, what_to_install
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
