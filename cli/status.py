@@ -39,6 +39,7 @@ def status(
     waiting = sum(row["link"] == "never online" for row in devices)
     missing = f"; {waiting} of {len(devices)} devices have never been online" if waiting else ""
     console.print(f"run: {fleet['run']}{missing}", highlight=False, markup=False)
+    console.print(f"disk: {_bytes(fleet['free_bytes'])} free", highlight=False)
     if versions := _versions(devices):
         console.print(versions, highlight=False, markup=False, soft_wrap=True)
     for row in devices:

@@ -7,6 +7,7 @@ with Python's own module: neither torch nor SQLAlchemy is loaded, for this is as
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,9 @@ class Asked(Protocol):
 
 
 def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``run``, ``clients``, and ``devices``: one row per client, those that were never online included.
+    """``run``, ``clients``, ``free_bytes`` of the disk, and ``devices``.
+
+    There is one row per client, those that were never online included.
 
     A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
     ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link`` (``online``, ``late``,
@@ -80,7 +83,12 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
         row["next_attempt"] = visit.next_attempt(plan.get("pause_scale", 1.0)) if visit else None
         row["bad_clips"] = bad.get(client, {})
         devices.append(row)
-    return {"run": _run(state, running), "clients": plan["clients"], "devices": devices}
+    return {
+        "run": _run(state, running),
+        "clients": plan["clients"],
+        "free_bytes": shutil.disk_usage(state).free,
+        "devices": devices,
+    }
 
 
 def plan_of(state: Path) -> dict[str, Any]:

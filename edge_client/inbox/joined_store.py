@@ -6,6 +6,7 @@ clips need not know where they come from.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -33,6 +34,8 @@ from fedstill.edge_client.inbox.learned_clips import LearnedClip, clips_kept, re
 LOG = logging.getLogger(__name__)
 
 INDEX_FILE = "index.csv"
+SPARE_BYTES = 10_000_000
+"""So much of the disk is left to others."""
 MARK = "joined"
 """In the store's description: of which clips it was made."""
 
@@ -49,8 +52,8 @@ def with_learned(own: ClipStore, folder: Path) -> ClipStore:
         return own
     mark = _mark(own, names)
     try:
-        if _is_of(place, mark):
-            return open_store(place)
+        if (found := _found(place, mark)) is not None:
+            return found
         kept = [path for path in names if _fits(read_clip(path), own)]
         if len(kept) < len(names):
             LOG.warning("event=learned_clips_left_out count=%d", len(names) - len(kept))
@@ -66,11 +69,13 @@ def _mark(own: ClipStore, names: Sequence[Path]) -> str:
     return sha256("\n".join([*of_own, *(path.name for path in names)]).encode()).hexdigest()
 
 
-def _is_of(place: Path, mark: str) -> bool:
+def _found(place: Path, mark: str) -> ClipStore | None:
+    """The store that is there, if it is whole and of these clips."""
     try:
-        return bool(json.loads((place / META_FILE).read_text("utf-8"))[MARK] == mark)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        meta = json.loads((place / META_FILE).read_text("utf-8"))
+        return open_store(place) if meta[MARK] == mark else None
+    except (OSError, ValueError, KeyError, TypeError):  # a DataError is a ValueError
+        return None
 
 
 def _fits(clip: LearnedClip | None, own: ClipStore) -> bool:
@@ -81,7 +86,16 @@ def _fits(clip: LearnedClip | None, own: ClipStore) -> bool:
     )
 
 
+def _require_room(own: ClipStore, more: int, folder: Path) -> None:
+    """Raise OSError if the disk is too small: a mapped file that does not fit ends its process instead."""
+    arrays = own.audio, own.frames, own.profiles
+    each = sum(array[:1].nbytes for array in arrays if array is not None)
+    if shutil.disk_usage(folder).free < each * (len(own) + more) + SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _joined(own: ClipStore, kept: Sequence[Path], place: Path, mark: str) -> ClipStore:
+    _require_room(own, len(kept), place.parent)
     draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(0o700)

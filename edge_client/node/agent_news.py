@@ -11,7 +11,11 @@ from fedstill.datasets.files.faults import BadClip
 from fedstill.edge_client.folder import BAD_CLIPS_FILE, CHANGE_FILE, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.node.change_note import announced
+from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE
+from fedstill.edge_client.privacy.privacy_policy import read_policy
+from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, UploadTail
+from fedstill.edge_client.privacy.yearly_budget import spent_in_a_year
 from fedstill.edge_client.students.pointer import version_in_use
 
 LOG = logging.getLogger(__name__)
@@ -34,6 +38,7 @@ class AgentNews:
         self._uploads = UploadTail(folder)
         self._uploads.new()
         self._log_time = self._time_of(LOG_FILE)
+        self._spent_time = self._time_of(LEDGER_FILE)
         self._bad_time, self._said = 0, set[BadClip]()
         self._change_time = 0
         self._connection: float | None = None
@@ -54,6 +59,9 @@ class AgentNews:
             self._log_time = changed
             for one in self._uploads.new():
                 LOG.info('event=sent bytes=%d what="%s"', one.bytes, one.what)
+        if (changed := self._time_of(LEDGER_FILE)) != self._spent_time:
+            self._spent_time = changed
+            self._say_what_is_spent()
         if (student := version_in_use(self._folder / SHELF_FOLDER)) != self._student:
             LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
             self._student = student
@@ -64,6 +72,15 @@ class AgentNews:
         if (changed := self._time_of(BAD_CLIPS_FILE)) != self._bad_time:
             self._bad_time = changed
             self._say_bad_clips()
+
+    def _say_what_is_spent(self) -> None:
+        """Of the yearly budget; ``fedstill privacy`` has the rest."""
+        try:
+            most, spent = read_policy(self._folder).yearly, spent_in_a_year(self._folder)
+        except DeviceError:  # of which the answer to the cloud speaks
+            return
+        if most is not None:
+            LOG.info("event=privacy_spent personalisations=%d of=%d days=365", spent, most)
 
     def _say_bad_clips(self) -> None:
         """Each one once, with its file, which the coordinator is not told."""

@@ -27,6 +27,8 @@ LOG = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
 CHECK_SECONDS = 3600.0
 """At least between two checks: one may decode all clips anew."""
+LEARNING_SECONDS = 6 * CHECK_SECONDS
+"""The same for a device that learns from its watched folder: most checks find new clips, and write all of them anew."""
 ENDING_SECONDS = 0.5
 
 
@@ -63,7 +65,8 @@ class ChangeWatch:
             return
         seen = look_at(self._files())
         if seen != self._seen:
-            self._seen, self._next = seen, self._clock() + CHECK_SECONDS
+            learns = (self._folder / LEARNED_FOLDER).is_dir()
+            self._seen, self._next = seen, self._clock() + (LEARNING_SECONDS if learns else CHECK_SECONDS)
             self._check(self._folder, self._share, stop)
 
     def _files(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a device does, for its owner: read from its folder, whether its agent runs or not. Nothing is changed."""
+"""What a device does, for its owner: read from its folder, whether its agent runs or not."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from helpers.command import CliRunner
 from sqlalchemy import create_engine
 
 from fedstill.cli.main import app
+from fedstill.cloud_server.journal import fleet_state
 from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
@@ -171,6 +173,15 @@ def test_no_cell_is_broken_in_a_narrow_terminal(columns: int, fleet: Fleet) -> N
     for cell in ("unknown", "rendered", "80% (74% to 86%)", "75.0%", "1 jobs", "1.23 kB", "3.46 MB"):
         assert cell in found.output
     assert max(map(len, found.output.splitlines())) <= columns
+
+
+def test_free_space_of_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plan(tmp_path)
+    Journal(f"sqlite:///{tmp_path / 'journal.db'}").close()
+    monkeypatch.setattr(fleet_state.shutil, "disk_usage", lambda _: SimpleNamespace(free=12_300_000_000))
+    assert read_fleet(tmp_path)["free_bytes"] == 12_300_000_000
+    done = CliRunner().invoke(app, ["status", "--state", str(tmp_path)])
+    assert "disk: 12.3 GB free\n" in done.output
 
 
 def test_a_pipe_gets_one_line_per_device(fleet: Fleet) -> None:

@@ -25,14 +25,14 @@ from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.datasets.audiovisual.store import META_FILE, ClipStore
 from fedstill.edge_client.folder import CLIPS_FILE, FORMAT_FILE, JOINED_FOLDER, LEARNED_FOLDER
-from fedstill.edge_client.inbox import learned_clips
+from fedstill.edge_client.inbox import joined_store, learned_clips
 from fedstill.edge_client.inbox.learned_clips import ClipKeeper, clips_kept, kept, learn
 from fedstill.edge_client.inference import current_student
 from fedstill.edge_client.inference.current_student import CurrentStudent
 from fedstill.edge_client.inference.finished_clips import archiving, delete
 from fedstill.edge_client.node.agent_data import own_clips, use_clips
 from fedstill.edge_client.node.change_check import find_change
-from fedstill.edge_client.node.change_watch import CHECK_SECONDS, ChangeWatch
+from fedstill.edge_client.node.change_watch import CHECK_SECONDS, LEARNING_SECONDS, ChangeWatch
 from fedstill.edge_client.node.known_clips import make_known
 from fedstill.protos.messages import CLIPS_CHANGED
 
@@ -222,7 +222,18 @@ def test_a_full_disk_costs_the_clip_and_not_its_answer(
     with monkeypatch.context() as patch:
         patch.setattr("fedstill.edge_client.inbox.joined_store.put_in_place", full)
         assert len(own_clips(device)) == OWN, "the device answers with what it has"
+    with monkeypatch.context() as patch:
+        patch.setattr(joined_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+        assert len(own_clips(device)) == OWN, "it would be killed while it writes"
     assert len(own_clips(device)) == OWN + 1
+
+
+def test_a_damaged_store_is_made_anew(device: Path, tmp_path: Path) -> None:
+    answer(device, pair(tmp_path / "in", "walk"))
+    own_clips(device)
+    for name in ("audio.npy", "index.csv", META_FILE):
+        (device / JOINED_FOLDER / name).write_bytes(b"{}")
+        assert len(own_clips(device)) == OWN + 1
 
 
 def test_nothing_is_written_anew_while_nothing_changes(device: Path, tmp_path: Path) -> None:
@@ -242,14 +253,21 @@ def test_learned_clips_are_new_clips(device: Path, tmp_path: Path) -> None:
     now, checks = [0.0], []
     watch = ChangeWatch(device, 0.25, lambda *given: checks.append(given[:2]), lambda: now[0])
     watch.look(threading.Event())
-    now[0] += CHECK_SECONDS
+    now[0] += LEARNING_SECONDS
     watch.look(threading.Event())
     assert len(checks) == 1
     answer(device, pair(tmp_path / "in", "walk"))
     watch.look(threading.Event())
     assert len(checks) == 2, "the agent notices"
-    assert find_change(device, 0.5, lambda *_: None) == ""  # type: ignore[arg-type,return-value]
-    assert find_change(device, 0.25, lambda *_: None) == CLIPS_CHANGED  # type: ignore[arg-type,return-value]
+    answer(device, pair(tmp_path / "in", "walk", level=0.4))
+    now[0] += CHECK_SECONDS
+    watch.look(threading.Event())
+    assert len(checks) == 2, "but does not write all clips every hour"
+    now[0] += LEARNING_SECONDS
+    watch.look(threading.Event())
+    assert len(checks) == 3
+    assert find_change(device, 0.75, lambda *_: None) == ""  # type: ignore[arg-type,return-value]
+    assert find_change(device, 0.5, lambda *_: None) == CLIPS_CHANGED  # type: ignore[arg-type,return-value]
 
 
 def test_the_owner_is_told(device: Path, tmp_path: Path) -> None:
