@@ -65,6 +65,27 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, on disk before this returns; for one process at a time.
+
+    Raises:
+        OSError: it could not be written; what got through is taken back.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder and be the only process (and thread) in it. The kernel frees the lock of a killed one."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fedstill.common.atomic_files import append
+
 MOST_BYTES = 10_000_000
 """Both files together never take more than twice as much."""
 
@@ -29,19 +31,7 @@ class ResultsFile:
         content = text.encode()
         if self._path.exists() and self._path.stat().st_size + len(content) > self._most:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            size = os.fstat(handle).st_size
-            try:
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(handle, rest) :]
-                os.fsync(handle)
-            except OSError:
-                os.ftruncate(handle, size)
-                raise
-        finally:
-            os.close(handle)
+        append(self._path, content)
 
     def flush(self) -> None:
         """Nothing is left to do."""

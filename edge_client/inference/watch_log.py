@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedstill.common.atomic_files import append
 from fedstill.common.errors import UserError
 from fedstill.edge_client.folder import WATCHED_FILE
+
+LOG = logging.getLogger(__name__)
 
 Look = tuple[tuple[str, int, int], ...]
 """Of each file of a clip: name, size and time of the last change."""
@@ -30,6 +33,7 @@ class WatchLog:
         self._path = state / WATCHED_FILE
         state.mkdir(parents=True, exist_ok=True)
         self._content, self._looks = self._read(), dict[str, Look]()
+        self._waiting = b""
 
     def has(self, clip: str) -> bool:
         """Whether a clip of this name was answered, whatever its content."""
@@ -51,16 +55,19 @@ class WatchLog:
         return bool(self._content.get(clip))
 
     def add(self, clip: str, look: Look, content: str) -> None:
-        """Record a clip as answered, on disk before this returns.
+        """Record a clip as answered, on disk before this returns; if the disk is full, with the next one.
 
         Args:
             content: ``digest_of`` its files; empty if they could not be read: then every content counts as answered.
         """
         self._content[clip], self._looks[clip] = content, look
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([clip, self._content[clip]]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._waiting += (json.dumps([clip, content]) + "\n").encode()
+        try:
+            append(self._path, self._waiting)
+        except OSError as error:  # it is known as long as this process lives
+            LOG.warning("event=clip_not_noted clip=%s reason=%s", json.dumps(clip), error.strerror or error)
+        else:
+            self._waiting = b""
 
     def _read(self) -> dict[str, str]:
         """Content by name; empty for a line of an older fedstill, which kept names alone."""

@@ -14,11 +14,12 @@ from helpers.watching import POLL, classify, land
 
 from fedstill.cli.agent.app import _watching
 from fedstill.cli.main import app
-from fedstill.edge_client.inference import results_file, watch
+from fedstill.common import atomic_files
+from fedstill.edge_client.inference import watch
 from fedstill.edge_client.inference.current_student import CurrentStudent
 from fedstill.edge_client.inference.results_file import ResultsFile
 from fedstill.edge_client.inference.watch import run_watch
-from fedstill.edge_client.inference.watch_log import WatchError
+from fedstill.edge_client.inference.watch_log import WatchError, WatchLog
 from fedstill.edge_client.node.loading import _load_nothing
 
 
@@ -64,7 +65,7 @@ def test_a_full_disk_loses_no_clip_and_tears_no_line(
         return count
 
     monkeypatch.setattr(watch, "FULL_SECONDS", POLL)
-    monkeypatch.setattr(results_file.os, "write", nearly_full)
+    monkeypatch.setattr(atomic_files.os, "write", nearly_full)
     inbox.mkdir()
     arguments = classify, inbox, tmp_path / "state", ResultsFile(path), stop, POLL
     thread = threading.Thread(target=run_watch, args=arguments)
@@ -80,6 +81,30 @@ def test_a_full_disk_loses_no_clip_and_tears_no_line(
         stop.set()
         thread.join(30)
     assert names(path) == ["one.mp4"]
+
+
+def test_what_cannot_be_noted_is_noted_with_the_next_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = os.write
+
+    def torn(handle: int, content: bytes) -> int:
+        if len(content) < 10:
+            raise OSError(28, "No space left on device")
+        return write(handle, content[:-5])
+
+    known = WatchLog(tmp_path)
+    known.add("zero.mp4", (), "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_files.os, "write", torn)
+        known.add("one.mp4", (), "1")
+        known.add("two.mp4", (), "2")
+    assert caplog.messages[0] == 'event=clip_not_noted clip="one.mp4" reason=No space left on device'
+    assert known.has("one.mp4")
+    assert not WatchLog(tmp_path).has("one.mp4")
+    known.add("three.mp4", (), "3")
+    again = WatchLog(tmp_path)
+    assert [again.has(f"{name}.mp4") for name in ("zero", "one", "two", "three")] == [True] * 4
 
 
 def test_results_need_a_watched_folder(tmp_path: Path) -> None:
