@@ -34,6 +34,7 @@ from fedstill.edge_client.node.agent_data import own_clips, use_clips
 from fedstill.edge_client.node.change_check import find_change
 from fedstill.edge_client.node.change_watch import CHECK_SECONDS, LEARNING_SECONDS, ChangeWatch
 from fedstill.edge_client.node.known_clips import make_known
+from fedstill.edge_client.owner.wipe import wipe_folder
 from fedstill.protos.messages import CLIPS_CHANGED
 
 FORMAT = ClipFormat(CLASSES, AudioSpec(seconds=0.5, mel_bins=8), FrameSpec(size=8, count=2))
@@ -268,6 +269,14 @@ def test_learned_clips_are_new_clips(device: Path, tmp_path: Path) -> None:
     assert len(checks) == 3
     assert find_change(device, 0.75, lambda *_: None) == ""  # type: ignore[arg-type,return-value]
     assert find_change(device, 0.5, lambda *_: None) == CLIPS_CHANGED  # type: ignore[arg-type,return-value]
+
+
+def test_nothing_is_left_of_them_on_a_device_that_is_given_away(device: Path, tmp_path: Path) -> None:
+    answer(device, pair(tmp_path / "in", "walk"))
+    own_clips(device)
+    (device / f".{JOINED_FOLDER}.7.draft").mkdir()  # as a kill leaves it
+    assert wipe_folder(device) == []
+    assert not device.exists()
 
 
 def test_the_owner_is_told(device: Path, tmp_path: Path) -> None:

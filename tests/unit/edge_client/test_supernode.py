@@ -88,8 +88,10 @@ def test_a_loss_after_a_long_time_is_no_refusal(hours: float, clock: Clock, tmp_
     tended.reconcile()
     run(tended, clock, PATIENCE / 2, code=1)
     before = tended._child.starts  # type: ignore[attr-defined]
+    assert tended.trouble == "it said nothing"
     run(tended, clock, 60)
     assert tended._child.starts >= before > 1  # type: ignore[attr-defined]
+    assert tended.trouble == "", "all is well again"
 
 
 def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(clock: Clock, tmp_path: Path) -> None:
