@@ -85,7 +85,7 @@ class Running:
     service: FleetService
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 240
         while not condition():
             assert time.monotonic() < limit, f"{what}: {self.newest()}"
             self.service.look()
