@@ -13,7 +13,7 @@ from fedstill.simulation.sources import Positions
 
 DEVICES_FOLDER = "devices"
 """In a run directory."""
-SIMULATED = PrivacyPolicy(accepts="samples", epsilon=None, yearly=None, noise_seed=0)
+SIMULATED = PrivacyPolicy(accepts="samples", epsilon=None, noise_seed=0)
 """A simulated device is repeatable, and answers every arm as if it were the only one; no real device may."""
 
 

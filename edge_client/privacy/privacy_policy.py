@@ -69,6 +69,11 @@ class PrivacyPolicy:
             raise ValueError(f"delta: {self.delta} is no probability between 0 and 1")
 
     @property
+    def most_a_year(self) -> int | None:
+        """Personalisations in any 365 days; None: no limit. A simulated device has none, also in a run of before it."""
+        return self.yearly if self.noise_seed is None else None
+
+    @property
     def _too_few(self) -> str:
         """Why no mean can ever be uploaded, in words; empty if one can."""
         if (

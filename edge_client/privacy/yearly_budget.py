@@ -33,32 +33,32 @@ def spend_one(folder: Path, policy: PrivacyPolicy, job: str) -> None:
     Raises:
         DeviceError: there were as many as the owner allows, or the ledger cannot be used.
     """
-    if policy.yearly is None:
+    if policy.most_a_year is None:
         return
     with _open(folder) as ledger:
         ledger.execute("BEGIN IMMEDIATE")  # nobody else may count between the look and the entry
         if ledger.execute("SELECT 1 FROM personalisations WHERE job = ?", (job,)).fetchone() is None:
             times = _times(ledger)
-            if len(times) >= policy.yearly:
-                raise DeviceError(_in_words(policy.yearly, times))
+            if len(times) >= policy.most_a_year:
+                raise DeviceError(_in_words(policy.most_a_year, times))
             ledger.execute("INSERT INTO personalisations VALUES (?, ?)", (job, time.time()))
         ledger.execute("COMMIT")
 
 
 def require_left(folder: Path, policy: PrivacyPolicy, job: str = "") -> None:
     """Raise DeviceError as ``spend_one`` would; nothing is counted."""
-    if policy.yearly is None or not (folder / LEDGER_FILE).exists():
+    if policy.most_a_year is None or not (folder / LEDGER_FILE).exists():
         return
     with _open(folder) as ledger:
         known = ledger.execute("SELECT 1 FROM personalisations WHERE job = ?", (job,)).fetchone()
         times = _times(ledger)
-    if known is None and len(times) >= policy.yearly:
-        raise DeviceError(_in_words(policy.yearly, times))
+    if known is None and len(times) >= policy.most_a_year:
+        raise DeviceError(_in_words(policy.most_a_year, times))
 
 
 def has_left(folder: Path, policy: PrivacyPolicy) -> bool:
     """Whether another personalisation may tell of the clips. Raises DeviceError if the ledger cannot be used."""
-    return policy.yearly is None or spent_in_a_year(folder) < policy.yearly
+    return policy.most_a_year is None or spent_in_a_year(folder) < policy.most_a_year
 
 
 def spent_in_a_year(folder: Path) -> int:

@@ -97,6 +97,15 @@ def test_a_year_is_365_days_and_a_clock_that_was_ahead_gives_nothing(
         spend_one(device.directory, policy, "now")
 
 
+def test_a_simulated_device_of_before_has_no_limit(device: Device) -> None:
+    """A long simulation goes on after an upgrade: its devices' files do not name the budget."""
+    (device.directory / POLICY_FILE).write_text('{"accepts": "samples", "epsilon": null, "noise_seed": 0}')
+    policy = read_policy(device.directory)
+    for job in range(60):
+        spend_one(device.directory, policy, f"job {job}")
+    assert has_left(device.directory, policy)
+
+
 def test_no_limit_and_a_damaged_ledger(device: Device) -> None:
     spend_one(device.directory, PrivacyPolicy(yearly=None), "one")
     assert not (device.directory / LEDGER_FILE).exists()
