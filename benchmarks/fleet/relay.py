@@ -52,6 +52,8 @@ class Relay:
         self._payload = self._connections = 0
         self._ended = 0
         self._open: set[socket.socket] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._is_cut = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -76,15 +78,35 @@ class Relay:
 
         return asyncio.run_coroutine_threadsafe(look(), self._loop).result()
 
+    def cut(self) -> None:
+        """Reset all connections, and every new one until ``restore``."""
+        self._is_cut = True
+
+        async def reset() -> None:
+            for writer in self._writers:
+                writer.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(reset(), self._loop).result()
+
+    def restore(self) -> None:
+        """After ``cut``."""
+        self._is_cut = False
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_cut:
+            writer.transport.abort()
+            return
         near = writer.get_extra_info("socket")
         self._connections += 1
         self._open.add(near)
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._upstream)
+            both = {writer, far_writer}
+            self._writers |= both
             try:
                 await asyncio.gather(self._forward(reader, far_writer), self._forward(far_reader, writer))
             finally:
+                self._writers -= both
                 far_writer.transport.abort()
         except OSError:
             pass  # nobody listens there yet, or one side has reset it

@@ -52,10 +52,12 @@ class NodeRegistry:
     _asked: set[int] = field(default_factory=set)
     _asked_at: dict[int, float] = field(default_factory=dict)
     _late: set[int] = field(default_factory=set)
+    _before: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> NodeRegistry:
+        self._before = self.journal.online_nodes()
         self._pool, self._again = ThreadPoolExecutor(INTRODUCTIONS), ThreadPoolExecutor(INTRODUCTIONS)
         self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
         self._thread.start()
@@ -151,11 +153,22 @@ class NodeRegistry:
             gone = [client for client, node in self._nodes.items() if node not in online]
             for client in gone:
                 self._note(client, self._nodes.pop(client), "dead")
+            self._forget_earlier(online)
             self._asked &= online  # a node that went away introduces itself again: it may have lost its files
             new = sorted(online - self._asked - set(self._nodes.values()))
             self._asked |= set(new)
         for node in new:
             self._pool.submit(self._meet, node)
+
+    def _forget_earlier(self, online: Collection[int]) -> None:
+        """Devices that went away while no cloud looked, and so are online for the journal for ever."""
+        for client, node in list(self._before.items()):
+            known = self._nodes.get(client) is not None
+            if not known and int(node) not in online:
+                self.journal.lose_node(client)
+                self.metrics.emit("device", client=client, node=node, state="dead")
+            if known or int(node) not in online:
+                self._before.pop(client)
 
     def _meet(self, node: int) -> None:
         try:

@@ -23,6 +23,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.distillation.selection import Selection
+from fedstill.cloud_server.journal.fleet_state import ONLINE
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.tables import (
     BAD_CLIPS,
@@ -235,6 +236,19 @@ class Journal:
                 return
             since = {} if before == state else {"since": now}
             connection.execute(update(NODES).where(NODES.c.client == client).values(**values, **since))
+
+    def online_nodes(self) -> dict[int, str]:
+        """The node of each client that was online when that was last noted."""
+        wanted = select(NODES.c.client, NODES.c.node).where(NODES.c.state.in_(ONLINE))
+        with self._engine.connect() as connection:
+            return {row.client: row.node for row in connection.execute(wanted)}
+
+    def lose_node(self, client: int) -> None:
+        """Record that a client's device is gone; it was last seen when that was last noted."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(NODES).where(NODES.c.client == client).values(state="dead", since=time.time())
+            )
 
     def see_bad_clips(self, client: int, faults: Mapping[str, int]) -> None:
         """Record how many clips of a client's device cannot be used now, by kind of fault."""

@@ -1,0 +1,51 @@
+"""The registry of nodes tells the journal who is there, also after a time in which nobody looked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
+from fedstill.cloud_server.federation.node_registry import NodeRegistry
+from fedstill.cloud_server.journal.event_log import Metrics, read_events
+from fedstill.cloud_server.journal.journal import Journal, open_journal
+
+HALL, KITCHEN = 11, 12
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """Of a cloud that was ended while both devices were online."""
+    found = open_journal(tmp_path)
+    for client, node in enumerate((HALL, KITCHEN)):
+        found.see_node(client, str(node), f"device-{client}", "0.1.0", "connected")
+    yield found
+    found.close()
+
+
+def asked(*_: Any) -> Any:
+    raise DeviceLost("it does not answer")
+
+
+def test_a_device_that_left_while_no_cloud_looked_is_not_online_any_more(
+    journal: Journal, tmp_path: Path
+) -> None:
+    exchange = cast(Exchange, SimpleNamespace(online=lambda: {KITCHEN}, ask=asked))
+    metrics = Metrics(tmp_path)
+    assert journal.online_nodes() == {0: str(HALL), 1: str(KITCHEN)}
+    with NodeRegistry(exchange, 2, journal, metrics, "{}"):
+        limit = time.monotonic() + 10
+        while 0 in journal.online_nodes():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    metrics.close()
+    assert journal.online_nodes() == {1: str(KITCHEN)}, "who is still online for Flower may answer any moment"
+    told = [
+        (event["client"], event["state"]) for event in read_events(tmp_path) if event["event"] == "device"
+    ]
+    assert told == [(0, "dead")]
