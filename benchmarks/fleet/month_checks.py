@@ -113,10 +113,11 @@ class Watch:
     def compare(self) -> list[str]:
         """What status says now and the processes do not; also kept."""
         asked, runs = time.monotonic(), self._fleet.coordinator.pid is not None
-        said = status(self._fleet)
-        if said is None:
-            return []
         self.statuses += 1
+        said = status(self._fleet)
+        if isinstance(said, str):
+            self.disagreements.append(said)
+            return [said]
         found, now = [], time.monotonic()
         steady = asked - self.coordinator_changed > LOOKS and now - self.coordinator_changed > LOOKS
         runs = runs and self._fleet.coordinator.pid is not None
@@ -141,14 +142,14 @@ class Watch:
         return found
 
 
-def status(fleet: Fleet) -> dict[str, Any] | None:
-    """What an operator reads; None before there is a plan."""
-    if not (fleet.state / "plan.json").exists():
-        return None
+def status(fleet: Fleet) -> dict[str, Any] | str:
+    """What an operator reads; or the line with which it failed."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "fedstill", "status", "--state", str(fleet.state), "--json"],
-        env=fleet.environment(), capture_output=True, text=True, check=True,
+        env=fleet.environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
+    if done.returncode:
+        return f"fedstill status failed: {done.stderr.strip()[-300:]}"
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -102,12 +102,17 @@ class Service:
             self._process.wait()
             self.kills += 1
 
+    def ask(self) -> None:
+        """To end for good, once."""
+        if self.wanted and self.pid is not None:
+            os.kill(self.pid, signal.SIGTERM)
+        self.wanted = False
+
     def stop(self, seconds: float = 90.0) -> None:
         """As systemd does, for good; after ``seconds`` it is killed, which counts as an end by itself."""
-        self.wanted = False
-        if self._process is None:
+        self.ask()
+        if self._process is None or self._process.poll() == -signal.SIGKILL:
             return
-        self._process.send_signal(signal.SIGTERM)
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -237,9 +242,7 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         services = [one for device in self.devices for one in [*device.past_agents, device.agent] if one]
         for service in [*services, self.coordinator]:
-            service.wanted = False
-            if service.pid is not None:
-                os.kill(service.pid, signal.SIGTERM)
+            service.ask()
         for service in [*services, self.coordinator]:
             service.stop()
         for path in self.folder.rglob("*.pid"):
@@ -295,7 +298,8 @@ class Fleet:
     def new_card(self, device: Device) -> None:
         """The power fails, and the agent's folder is empty when it is back."""
         self._pull_the_plug(device)
-        shutil.rmtree(device.state)
+        while device.state.exists():  # what was killed may write its last file now
+            shutil.rmtree(device.state, ignore_errors=True)
         self._start(device)
 
     def replace(self, device: Device, number: int) -> None:
