@@ -75,6 +75,7 @@ bench-gpu: $(VENV)/.installed
 # Too long for `make test`; whoever changes what they look at commits their report (CONTRIBUTING.md).
 soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/serving/serving_soak.py
+	$(BIN)/python benchmarks/fleet/month.py --agents 6 --events 40 --minutes 8
 
 fuzz: $(VENV)/.installed-dev
 	FEDSTILL_FUZZ_FACTOR=20 $(BIN)/python -m pytest --timeout 0 tests/contract/test_fuzz_records.py tests/contract/test_fuzz_inference.py

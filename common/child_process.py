@@ -12,8 +12,9 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,6 +23,9 @@ from fedstill.common.atomic_files import replace_text
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
+CLOCK_TICK = 0.01
+"""Seconds: the kernel's time of a process's start is a whole number of them."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MOST_LOG_BYTES = 10_000_000
 """Then a child's log is put aside, with ``.1`` at its end: both together never take more than about twice as much."""
 
@@ -57,7 +61,13 @@ class Child:
             )
         started = psutil.Process(self._process.pid)
         self._family = {started}
-        left = {"pid": started.pid, "started": started.create_time(), "folder": self._folder}
+        left = {
+            "pid": started.pid,
+            "started": started.create_time(),
+            "since_boot": _since_boot(started),
+            "boot": _boot(),
+            "folder": self._folder,
+        }
         replace_text(self._pid_file, json.dumps(left))
         log.info("event=started child=%s pid=%d", self.name, started.pid)
 
@@ -112,12 +122,32 @@ class Child:
         try:
             left = json.loads(self._pid_file.read_bytes())
             orphan = psutil.Process(left["pid"])
-            if orphan.create_time() != left["started"] or left.get("folder", self._folder) != self._folder:
+            if not _is_same(orphan, left) or left.get("folder", self._folder) != self._folder:
                 return  # another process has its number, or this folder is a copy of a living one's
         except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, psutil.NoSuchProcess):
             return
         log.warning("event=orphan child=%s pid=%d action=end", self.name, orphan.pid)
         end(family(orphan))
+
+
+def _is_same(process: psutil.Process, left: Mapping[str, Any]) -> bool:
+    """Whether this process is the one of which a file tells, also if the clock was set since then."""
+    if "since_boot" not in left:  # written by an older version
+        return bool(process.create_time() == left["started"])
+    return left["boot"] == _boot() and abs(_since_boot(process) - left["since_boot"]) < CLOCK_TICK / 2
+
+
+def _since_boot(process: psutil.Process) -> float:
+    """When it was started. The difference, because psutil's times are those of the clock, whenever it is asked."""
+    return process.create_time() - psutil.boot_time()
+
+
+def _boot() -> str:
+    """Another one after each start of the machine, if it says that."""
+    try:
+        return BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def family(head: psutil.Process) -> list[psutil.Process]:

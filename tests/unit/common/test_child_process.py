@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedstill.common import child_process
@@ -50,6 +52,40 @@ def test_a_copied_folder_does_not_end_the_child_of_the_one_it_came_from(tmp_path
     while living.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
     assert living.poll() is not None, "its own orphan is ended"
+    assert other.poll() is None
+    for child in (other, again):
+        child.stop()
+
+
+@pytest.mark.parametrize("what", ["a clock that was set", "an older version"])
+def test_an_orphan_is_known_again_after(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    orphan = Child("sleeper", tmp_path)
+    orphan.start(command, dict(os.environ), tmp_path)
+    if what == "an older version":
+        pid_file = tmp_path / "sleeper.pid"
+        left = json.loads(pid_file.read_text())
+        pid_file.write_text(json.dumps({name: left[name] for name in ("pid", "started", "folder")}))
+    else:
+        real = psutil.boot_time()  # from the clock and the time since then; a device without RTC gets it late
+        monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: real + 86_400)
+    again = Child("sleeper", tmp_path)  # after a kill of its parent
+    again.start(command, dict(os.environ), tmp_path)
+    limit = time.monotonic() + 20
+    while orphan.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert orphan.poll() is not None
+    again.stop()
+
+
+def test_a_process_of_another_boot_with_the_same_number_is_left_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    other = Child("sleeper", tmp_path)
+    other.start(command, dict(os.environ), tmp_path)
+    pid_file = tmp_path / "sleeper.pid"
+    pid_file.write_text(json.dumps({**json.loads(pid_file.read_text()), "boot": "of before"}))
+    again = Child("sleeper", tmp_path)
+    again.start(command, dict(os.environ), tmp_path)
     assert other.poll() is None
     for child in (other, again):
         child.stop()
