@@ -134,12 +134,12 @@ def _is_same(process: psutil.Process, left: Mapping[str, Any]) -> bool:
     """Whether this process is the one of which a file tells, also if the clock was set since then."""
     if "since_boot" not in left:  # written by an older version
         return bool(process.create_time() == left["started"])
-    return left["boot"] == _boot() and abs(_since_boot(process) - left["since_boot"]) < CLOCK_TICK / 2
+    return bool(left["boot"] == _boot() and abs(_since_boot(process) - left["since_boot"]) < CLOCK_TICK / 2)
 
 
 def _since_boot(process: psutil.Process) -> float:
     """When it was started. The difference, because psutil's times are those of the clock, whenever it is asked."""
-    return process.create_time() - psutil.boot_time()
+    return float(process.create_time() - psutil.boot_time())
 
 
 def _boot() -> str:
