@@ -1,7 +1,9 @@
 """One request to one node over a Flower grid: an answer in time, or a reason in one line. It never hangs.
 
 Replies are matched by message id, because an error made by the SuperLink carries the SuperLink's node id.
-Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time.
+Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time. One
+look for replies is for all of them: with a look for each, thirty that wait keep both sides busy, and a reply that is
+not taken in time is lost when its node goes offline (Flower then makes an error of it).
 
 A connection that breaks at the wrong moment loses a request or its reply for ever: Flower's SuperNode says so in its
 own log and goes on, and nobody tells us. But it takes one message at a time, the oldest first. So whoever has waited
@@ -13,6 +15,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -68,6 +71,9 @@ class Exchange:
     timeout: float
     probe: HelloRequest | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: set[str] = field(default_factory=set)
+    _arrived: dict[str, Message] = field(default_factory=dict)
+    _looked: float = 0.0
 
     def ask(
         self, node: int, action: str, request: object, expect: type[Reply], timeout: float | None = None
@@ -107,30 +113,56 @@ class Exchange:
         if not request:
             raise DeviceLost("the message could not be delivered")
         signs = _Signs(self, node)
-        end, pause = time.monotonic() + timeout, POLL_SECONDS
-        while not (reply := self._reply(request)):
-            left = end - time.monotonic()
-            if left <= 0:
-                raise DeviceLost(f"no reply within {timeout:.0f} s")
-            if signs.of_life(left):
-                if reply := self._reply(request):  # it came in between the two looks
-                    break
-                raise DeviceLost("the request or its reply was lost on the way")
-            time.sleep(min(pause, max(0.0, end - time.monotonic())))
-            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
+        try:
+            reply = self._awaited(request, signs, timeout)
+        finally:
+            self._forget([request, *signs.sent])
         if reply.has_error():
             raise (DeviceLost if reply.error.code in LOST else DeviceFailure)(_reason(reply.error.reason))
         return reply.content
+
+    def _awaited(self, request: str, signs: _Signs, timeout: float) -> Message:
+        end, pause = time.monotonic() + timeout, POLL_SECONDS
+        reply = self._reply(request)
+        while reply is None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise DeviceLost(f"no reply within {timeout:.0f} s")
+            if signs.of_life(left, pause):
+                reply = self._reply(request)  # it came in between the two looks
+                if reply is None:
+                    raise DeviceLost("the request or its reply was lost on the way")
+                break
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+            reply = self._reply(request, pause)
+            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
+        return reply
 
     def _send(self, node: int, action: str, content: RecordDict, timeout: float) -> str:
         """The message's id; empty if it was not accepted."""
         with self.lock:
             message = Message(content, node, action, ttl=timeout + GRACE_SECONDS)
-            return next(iter(self.grid.push_messages([message])), "")
+            message_id = next(iter(self.grid.push_messages([message])), "")
+            if message_id:
+                self._waiting.add(message_id)
+            return message_id
 
-    def _reply(self, message_id: str) -> Message | None:
+    def _reply(self, message_id: str, pause: float = 0.0) -> Message | None:
+        """Its reply, if that is there; no new look if anybody has looked within ``pause`` seconds."""
         with self.lock:
-            return next(iter(self.grid.pull_messages([message_id])), None)
+            if message_id not in self._arrived and time.monotonic() - self._looked >= pause:
+                for reply in self.grid.pull_messages(sorted(self._waiting)):
+                    self._arrived[reply.metadata.reply_to_message_id] = reply
+                self._waiting -= self._arrived.keys()
+                self._looked = time.monotonic()
+            return self._arrived.pop(message_id, None)
+
+    def _forget(self, message_ids: Iterable[str]) -> None:
+        """Nobody waits for these any more."""
+        with self.lock:
+            for message_id in message_ids:
+                self._waiting.discard(message_id)
+                self._arrived.pop(message_id, None)
 
 
 class _Signs:
@@ -140,15 +172,20 @@ class _Signs:
         self._exchange, self._node = exchange, node
         self._pause = PROBE_SECONDS
         self._next = time.monotonic() + self._pause
-        self._sent: list[str] = []
+        self.sent: list[str] = []
 
-    def of_life(self, left: float) -> bool:
-        """Look, and send another probe when it is time; ``left`` is how many seconds anybody still waits."""
+    def of_life(self, left: float, pause: float) -> bool:
+        """Look, and send another probe when it is time.
+
+        Args:
+            left: how many seconds anybody still waits.
+            pause: as of ``Exchange._reply``.
+        """
         probe = self._exchange.probe
         if probe is None:
             return False
-        for message_id in self._sent:
-            reply = self._exchange._reply(message_id)
+        for message_id in self.sent:
+            reply = self._exchange._reply(message_id, pause)
             superlinks_words = reply and reply.has_error() and reply.error.code in LOST
             if reply and not superlinks_words:
                 return True
@@ -156,7 +193,7 @@ class _Signs:
             self._pause *= 2
             self._next = time.monotonic() + self._pause
             sent = self._exchange._send(self._node, "query.hello", encode(probe), left)
-            self._sent += [sent] if sent else []
+            self.sent += [sent] if sent else []
         return False
 
 

@@ -74,6 +74,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_line, "AGAIN_SECONDS", 0.01)
 
 
+class Looked(Nodes):
+    """Counts the looks for replies."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.looks += 1
+        return super().pull_messages(list(message_ids))
+
+
 def asking(grid: Nodes, timeout: float = 20.0) -> tuple[int, Exchange]:
     (node,) = grid.get_node_ids()
     return node, Exchange(grid, timeout, probe=ASKED)
@@ -147,3 +157,15 @@ def test_a_line_asks_again_and_gets_its_answer(tmp_path: Path) -> None:
 def test_real_fleets_are_in_order_and_simulations_are_not() -> None:
     assert in_order(HttpGrid.__new__(HttpGrid))
     assert not in_order(Nodes())
+
+
+def test_one_look_for_replies_is_for_all_who_wait() -> None:
+    grid = Looked()
+    node, asked = asking(grid)
+    first, second = (asked._send(node, WORK, encode(ASKED), 20.0) for _ in range(2))
+    assert asked._reply(first) is not None
+    assert asked._reply(second, pause=60.0) is not None
+    assert grid.looks == 1
+    third = asked._send(node, WORK, encode(ASKED), 20.0)
+    assert asked._reply(third, pause=60.0) is None, "it is too early for another look"
+    assert asked._reply(third) is not None
