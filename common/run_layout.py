@@ -16,6 +16,8 @@ JOURNAL_FILE = "journal.db"
 """The journal, if it is a SQLite file (``cloud_server/journal/journal.py``)."""
 STATUS_FILE = "coordinator.json"
 """In a coordinator's folder: what it says of its run."""
+LOOKED_FILE = "looked"
+"""In a coordinator's folder: its time is that of the last look at who is online."""
 PERSONAL_ARM = "fedstill"
 """The arm whose students have no prefix in their names."""
 

@@ -71,7 +71,7 @@ class Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.last = [Seen() for _ in fleet.devices]
-        self.coordinator_changed = time.monotonic()
+        self.coordinator_changed = self.cloud_apart = time.monotonic()
         self.most_memory, self.most_processes = 0, 0
         self.disagreements: list[str] = []
         self.statuses, self.rows = 0, 0
@@ -91,6 +91,8 @@ class Watch:
             if runs != (runs := cloud["coordinator"] and cloud["coordinator"].pid):
                 self.coordinator_changed = now
             whole = all(cloud.values())
+            if not whole:
+                self.cloud_apart = now
             for device, seen in zip(self._fleet.devices, self.last, strict=True):
                 up = device.here and device.agent is not None and device.agent.pid is not None
                 node = up and not device.cut and not device.wrong_clock and device.node() is not None
@@ -130,7 +132,7 @@ class Watch:
             since = asked - HEARTBEAT - LOOKS
             link = row["link"]
             if link == "unknown":
-                right = not steady or not runs
+                right = not steady or not runs or self.cloud_apart >= since
             elif link in ("online", "late"):
                 right = seen.connected >= since
             else:

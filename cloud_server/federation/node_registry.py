@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
@@ -39,6 +41,7 @@ class NodeRegistry:
         clients: how many clients the run has; 0 .. clients - 1.
         names: the registered name of each client's device if nodes are authenticated, else empty. A node's name is
             bound to its key, so no node can take another's place.
+        looked: a file whose time is that of the last look at the nodes, for those who read the journal; None: no file.
     """
 
     exchange: Exchange
@@ -47,6 +50,7 @@ class NodeRegistry:
     metrics: Metrics
     clip_format: str
     names: Sequence[str] = ()
+    looked: Path | None = None
     _nodes: dict[int, int] = field(default_factory=dict)
     _heard: dict[int, Hello] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
@@ -159,6 +163,9 @@ class NodeRegistry:
             self._asked |= set(new)
         for node in new:
             self._pool.submit(self._meet, node)
+        if self.looked is not None:
+            with suppress(OSError):
+                self.looked.touch()
 
     def _forget_earlier(self, online: Collection[int]) -> None:
         """Devices that went away while no cloud looked, and so are online for the journal for ever."""

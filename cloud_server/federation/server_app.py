@@ -30,6 +30,7 @@ from fedstill.cloud_server.journal.event_log import METRICS_FILE, MOST_BYTES, Me
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal, open_journal
 from fedstill.common.cores import usable_cores
+from fedstill.common.run_layout import LOOKED_FILE
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_to_json
 from fedstill.datasets.audiovisual.store import open_store
 
@@ -101,7 +102,8 @@ def _node_registry(plan: RunPlan, exchange: Exchange, journal: Journal, metrics:
     clips = format_to_json(
         ClipFormat(public.class_names, public.audio_spec, public.frame_spec, public.audio.shape[-1])
     )
-    registry = NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices)
+    looked = Path(plan.work) / LOOKED_FILE
+    registry = NodeRegistry(exchange, plan.clients, journal, metrics, clips, plan.devices, looked)
     if in_order(exchange.grid):
         exchange.probe = registry.greeting
     return registry

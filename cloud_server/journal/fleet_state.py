@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,9 +20,12 @@ from urllib.parse import quote
 from fedstill.cloud_server.journal.visit import SERVED, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import in_use
-from fedstill.common.run_layout import JOURNAL_FILE, PLAN_FILE, STATUS_FILE
+from fedstill.common.run_layout import JOURNAL_FILE, LOOKED_FILE, PLAN_FILE, STATUS_FILE
 
 ONLINE = ("connected", "revived", "late")
+LOOKED_SECONDS = 20.0
+"""The nodes are looked at once a second. Without a look for so long, nobody knows who is online: Flower's process has
+died, or is starting."""
 
 NODES = """SELECT n.*, t.up_bytes, t.down_bytes FROM nodes n LEFT JOIN (
     SELECT client, sum(up_bytes) AS up_bytes, sum(down_bytes) AS down_bytes FROM traffic GROUP BY client
@@ -70,13 +74,13 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
         records = {row["client"]: row for row in asked(RECORDS)}
         visits = {row["client"]: Visit(**row) for row in _newer(asked, VISITS)}
         bad = {row["client"]: _from_json(row["faults"]) for row in _newer(asked, BAD_CLIPS)}
-    devices = []
+    devices, looked = [], running and _is_looked_after(state)
     for client in range(plan["clients"]):
         name = plan["devices"][client] if plan["devices"] else ""
         row = nodes.get(client) or _never_seen(client, name)
         row |= _newest(places.get(client), records.get(client))
         visit = visits.get(client)
-        row["link"] = "revoked" if plan["devices"] and not name else _link(row["state"], running)
+        row["link"] = "revoked" if plan["devices"] and not name else _link(row["state"], looked)
         row["tags"] = dict(enumerate(plan.get("tags", ()))).get(client, [])
         row["visit"] = asdict(visit) if visit else None
         row["doing"] = _doing(visit, running)
@@ -216,11 +220,17 @@ def _never_seen(client: int, name: str) -> Row:
     }  # fmt: skip
 
 
-def _link(state: str, running: bool) -> str:
-    if not state:
-        return "never online"
-    if not running:
-        return "unknown"
+def _is_looked_after(state: Path) -> bool:
+    """Whether what the journal says of nodes is what Flower says of them."""
+    try:
+        return abs(time.time() - (state / LOOKED_FILE).stat().st_mtime) < LOOKED_SECONDS
+    except OSError:
+        return False
+
+
+def _link(state: str, looked: bool) -> str:
+    if not looked:
+        return "unknown" if state else "never online"
     if state == "late":
         return "late"
     return "online" if state in ONLINE else "offline"

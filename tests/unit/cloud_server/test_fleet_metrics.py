@@ -22,6 +22,8 @@ from fedstill.common.folder_lock import sole_user
 from fedstill.common.metrics_server import MetricsError, metrics_serving
 from fedstill.common.run_layout import STATUS_FILE
 from fedstill.edge_client.owner.agent_metrics import AgentCollector
+from fedstill.common.run_layout import LOOKED_FILE, STATUS_FILE
+from fedstill.edge_client.node.agent_metrics import AgentCollector
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "prometheus"
 KEY = JobKey("latency_insensitive", "fedstill", 1, 0)
@@ -52,6 +54,7 @@ def made_fleet(folder: Path) -> Path:
     for _ in range(3):
         failing = visits.end(failing, FAILED, "no clips", "")
     journal.close()
+    (folder / LOOKED_FILE).touch()
     return folder
 
 

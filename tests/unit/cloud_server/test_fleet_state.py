@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from sqlalchemy import create_engine
 from fedstill.cli.main import app
 from fedstill.cloud_server.journal import fleet_state
 from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
+from fedstill.cloud_server.journal.fleet_state import LOOKED_SECONDS, clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
 from fedstill.cloud_server.journal.visit import FAILED, NEW, SERVED, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import sole_user
+from fedstill.common.run_layout import LOOKED_FILE
 
 KEY = JobKey("latency_insensitive", "fedstill", 1, 0)
 DEVICES = ["hall", "kitchen", ""]
@@ -94,8 +97,16 @@ def test_a_link_is_known_only_while_a_coordinator_looks_after_it(fleet: Fleet) -
         "unknown",
         "revoked",
     ]
+    looked = fleet.state / LOOKED_FILE
     with sole_user(fleet.state):
+        assert fleet.device(1)["link"] == "unknown", "the coordinator's Flower process has not looked yet"
+        looked.touch()
         assert fleet.device(1)["link"] == "online"
+        for seconds in (LOOKED_SECONDS + 1, -LOOKED_SECONDS - 1):
+            then = time.time() - seconds
+            os.utime(looked, (then, then))
+            assert fleet.device(1)["link"] == "unknown", "it has died since then, or the clock was set"
+        looked.touch()
         for state, link in (("late", "late"), ("dead", "offline"), ("revived", "online")):
             fleet.journal.see_node(1, "42", "kitchen", "0.1.0", state)
             assert fleet.device(1)["link"] == link

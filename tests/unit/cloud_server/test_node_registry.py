@@ -38,9 +38,13 @@ def test_a_device_that_left_while_no_cloud_looked_is_not_online_any_more(
     exchange = cast(Exchange, SimpleNamespace(online=lambda: {KITCHEN}, ask=asked))
     metrics = Metrics(tmp_path)
     assert journal.online_nodes() == {0: str(HALL), 1: str(KITCHEN)}
-    with NodeRegistry(exchange, 2, journal, metrics, "{}"):
+    looked = tmp_path / "looked"
+    with NodeRegistry(exchange, 2, journal, metrics, "{}", looked=looked):
         limit = time.monotonic() + 10
         while 0 in journal.online_nodes():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        while not looked.exists():
             assert time.monotonic() < limit
             time.sleep(0.01)
     metrics.close()
