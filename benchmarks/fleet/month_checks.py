@@ -253,10 +253,7 @@ def ended_by_themselves(fleet: Fleet) -> list[str]:
     """Services that ended although nobody had told them to."""
     found = []
     for service in services(fleet):
-        found += [
-            f"{service.log.parent.name}/{service.log.stem}: code {code}: {line}"
-            for _, code, line in service.ends
-        ]
+        found += [f"{_name(service.log)}: code {code}: {line}" for _, code, line in service.ends]
     return found
 
 
@@ -268,8 +265,13 @@ def tracebacks(fleet: Fleet) -> list[str]:
         for number, line in enumerate(lines):
             if line.startswith("Traceback"):
                 end = next((one for one in lines[number + 1 :] if one and not one.startswith(" ")), "")
-                found.append(f"{log.parent.name}/{log.stem}: {end}")
+                found.append(f"{_name(log)}: {end}")
     return found
+
+
+def _name(log: Path) -> str:
+    """Of the coordinator, or the folder of a device."""
+    return log.stem if log.stem == "coordinator" else log.parent.name
 
 
 def services(fleet: Fleet) -> Iterable[Any]:

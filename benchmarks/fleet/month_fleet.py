@@ -118,7 +118,7 @@ class Service:
         except subprocess.TimeoutExpired:
             end(family(psutil.Process(self._process.pid)))
             code = self._process.wait()
-        if code != 0:
+        if code not in (0, -signal.SIGTERM):  # the signal itself ends one that still starts
             self.ends.append((time.time(), code, f"on SIGTERM: {self.last_line()}"))
         self._process = None
 

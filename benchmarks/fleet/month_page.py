@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,7 +69,7 @@ def page(figures: Figures, checks: list[Check]) -> str:
         "| what must hold | result |",
         "|---|---|",
         *(
-            f"| {check.what} | {'held' if check.holds else f'**missed**, {len(check.misses)} times'} |"
+            f"| {check.what} | {'held' if check.holds else f'**missed**: {len(check.misses)}'} |"
             for check in checks
         ),
         "",
@@ -84,7 +85,7 @@ def page(figures: Figures, checks: list[Check]) -> str:
     lines += [f"| {name} | {number} |" for name, number in sorted(one.done.items())]
     lines += [f"| skipped: {name} | {number} |" for name, number in sorted(one.skipped.items())]
     lines += ["", *_visits(one), *_costs(one)]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(map(_wrapped, lines)).rstrip() + "\n"
 
 
 def _visits(one: Figures) -> list[str]:
@@ -149,6 +150,12 @@ def _machine() -> str:
             name = line.split(":", 1)[1].strip()
             break
     return f"{name}, {os.cpu_count()} cores shared with other work"
+
+
+def _wrapped(line: str) -> str:
+    if line.startswith(("|", "#")):
+        return line
+    return fill(line, 116, subsequent_indent="  " if line.startswith("- ") else "", break_long_words=False)
 
 
 def _plain(line: str) -> str:
