@@ -229,8 +229,10 @@ def _is_looked_after(state: Path) -> bool:
 
 
 def _link(state: str, looked: bool) -> str:
+    if not state:
+        return "never online"
     if not looked:
-        return "unknown" if state else "never online"
+        return "unknown"
     if state == "late":
         return "late"
     return "online" if state in ONLINE else "offline"

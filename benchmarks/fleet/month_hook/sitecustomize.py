@@ -18,7 +18,7 @@ TIMERS = {
     "fedstill.cloud_server.journal.visit": ("FIRST_PAUSE", "LONGEST_PAUSE", "REFUSED_PAUSE", "CHANGE_PAUSE"),
     "fedstill.cloud_server.federation.service": ("HELLO_PAUSE",),
     "fedstill.cloud_server.coordinator.coordinator": ("WARN_SECONDS",),
-    "fedstill.cli.agent": ("WARN_SECONDS",),
+    "fedstill.cli.agent.app": ("WARN_SECONDS",),
     "fedstill.edge_client.node.change_watch": ("LOOK_SECONDS", "CHECK_SECONDS"),
     "fedstill.edge_client.node.upload_gate": ("QUIET_SECONDS", "LONGEST_VISIT"),
 }

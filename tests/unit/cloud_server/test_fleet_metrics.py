@@ -20,10 +20,8 @@ from fedstill.cloud_server.journal.visit import FAILED, NEW, SERVED, Visit
 from fedstill.common.flower_cli import free_port
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.metrics_server import MetricsError, metrics_serving
-from fedstill.common.run_layout import STATUS_FILE
-from fedstill.edge_client.owner.agent_metrics import AgentCollector
 from fedstill.common.run_layout import LOOKED_FILE, STATUS_FILE
-from fedstill.edge_client.node.agent_metrics import AgentCollector
+from fedstill.edge_client.owner.agent_metrics import AgentCollector
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "prometheus"
 KEY = JobKey("latency_insensitive", "fedstill", 1, 0)

@@ -19,7 +19,6 @@ from sqlalchemy import create_engine
 
 from fedstill.cli.main import app
 from fedstill.cloud_server.journal import fleet_state
-from fedstill.cloud_server.journal.fleet_state import clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.fleet_state import LOOKED_SECONDS, clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
@@ -102,6 +101,7 @@ def test_a_link_is_known_only_while_a_coordinator_looks_after_it(fleet: Fleet) -
         assert fleet.device(1)["link"] == "unknown", "the coordinator's Flower process has not looked yet"
         looked.touch()
         assert fleet.device(1)["link"] == "online"
+        assert fleet.device(0)["link"] == "never online"
         for seconds in (LOOKED_SECONDS + 1, -LOOKED_SECONDS - 1):
             then = time.time() - seconds
             os.utime(looked, (then, then))
