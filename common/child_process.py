@@ -23,6 +23,8 @@ from fedstill.common.atomic_files import replace_text
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
+START_TICKS = 19
+"""Where ``/proc/PID/stat`` has it, counted behind the command."""
 CLOCK_TICK = 0.01
 """Seconds: the kernel's time of a process's start is a whole number of them."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -138,8 +140,12 @@ def _is_same(process: psutil.Process, left: Mapping[str, Any]) -> bool:
 
 
 def _since_boot(process: psutil.Process) -> float:
-    """When it was started. The difference, because psutil's times are those of the clock, whenever it is asked."""
-    return float(process.create_time() - psutil.boot_time())
+    """When it was started, in seconds since the machine was; the kernel's own number has no clock in it."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:  # no Linux, or it has just ended, which psutil says in its way
+        return float(process.create_time() - psutil.boot_time())
+    return int(fields[START_TICKS]) / os.sysconf("SC_CLK_TCK")
 
 
 def _boot() -> str:

@@ -77,7 +77,12 @@ def student_of(folder: Path, who: Identity | None, infer: Infer, objective: floa
     from fedstill.edge_client.inference.current_student import CurrentStudent
     from fedstill.edge_client.node.loading import late_loader
     from fedstill.edge_client.privacy.privacy_policy import read_policy
+    from fedstill.edge_client.privacy.prototypes import DeviceError
 
+    try:
+        features = read_policy(folder).features
+    except DeviceError:  # the agent says that; nothing is uploaded, and clips are answered all the same
+        features = False
     reachable = who.inference if who else None
     if infer is Infer.CLOUD and reachable is None:
         raise ConfigError("--inference: needed with --infer cloud")
@@ -88,7 +93,7 @@ def student_of(folder: Path, who: Identity | None, infer: Infer, objective: floa
         mode.value,
         objective,
         reachable,
-        uploads_allowed=read_policy(folder).features,
+        uploads_allowed=features,
     )
 
 

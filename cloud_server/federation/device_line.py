@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange, WireCost
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
+from fedstill.protos.messages import Hello
 
 Reply = TypeVar("Reply")
 
@@ -25,10 +26,9 @@ class DeviceLine:
     patience: float
 
     @property
-    def student(self) -> str:
-        """The version that this client's device uses, as it says; empty if it has none, or is not there."""
-        hello = self.node_registry.present().get(self.client)
-        return hello.student if hello else ""
+    def hello(self) -> Hello | None:
+        """What this client's device says of itself; None if it is not there."""
+        return self.node_registry.present().get(self.client)
 
     def ask(self, action: str, request: object, expect: type[Reply]) -> tuple[Reply, WireCost]:
         """Ask this client's device.

@@ -12,6 +12,8 @@ for a while sends a light request behind the first one: once that is answered an
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import threading
 import time
@@ -25,6 +27,8 @@ from flwr.serverapp import Grid
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.protos.messages import HelloRequest, MissingDependency, WireError
 from fedstill.protos.records import decode, encode, payload_bytes
+
+LOG = logging.getLogger(__name__)
 
 Reply = TypeVar("Reply")
 
@@ -151,11 +155,23 @@ class Exchange:
         """Its reply, if that is there; no new look if anybody has looked within ``pause`` seconds."""
         with self.lock:
             if message_id not in self._arrived and time.monotonic() - self._looked >= pause:
-                for reply in self.grid.pull_messages(sorted(self._waiting)):
+                for reply in self._pulled():
                     self._arrived[reply.metadata.reply_to_message_id] = reply
                 self._waiting -= self._arrived.keys()
                 self._looked = time.monotonic()
             return self._arrived.pop(message_id, None)
+
+    def _pulled(self) -> Iterable[Message]:
+        """The replies that are there.
+
+        One that cannot be read takes all of its look with it: Flower has deleted them. That is no failure of whoever
+        looked; a probe that is answered says that they are lost, and they are asked for again.
+        """
+        try:
+            return self.grid.pull_messages(sorted(self._waiting))
+        except ValueError as error:
+            LOG.warning("event=replies_unreadable reason=%s", json.dumps(str(error)))
+            return ()
 
     def _forget(self, message_ids: Iterable[str]) -> None:
         """Nobody waits for these any more."""

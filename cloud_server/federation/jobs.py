@@ -112,8 +112,8 @@ class PersonalisationJob:
                 self._evaluate_levels(student)
             elif not self.plan.service:  # a service's devices have no labels
                 self._evaluate(student)
-            if self.plan.service and self.progress.failures and self.session.line.student:
-                return self.progress.record  # it was not asked all, and what it has may be better
+            if self.plan.service and self.progress.failures and self._may_have_better():
+                return self.progress.record
             deployed = is_deployed(self.key, self.plan)
             if deployed:
                 self._deploy(student)
@@ -122,6 +122,11 @@ class PersonalisationJob:
             if self.plan.service and self.progress.failures:
                 return self.progress.record  # not finished: the visit is repeated, with the same uploads
             return self.progress.finish()
+
+    def _may_have_better(self) -> bool:
+        """Whether a device that could not be asked all has a student, or is away, so that nobody knows."""
+        hello = self.session.line.hello
+        return hello is None or bool(hello.student)
 
     def failed(self, outer_epoch: int, reason: str) -> None:
         """Report a device that is left out of an outer round."""

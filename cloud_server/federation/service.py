@@ -158,7 +158,8 @@ class FleetService:
         student = str(record.install.get("current", ""))
         if student:
             self._registry.uses(client, student)
-        student = student or line.student
+        if not student and line.hello is not None:
+            student = line.hello.student
         if job.progress.failures:
             return FAILED, job.progress.failures[-1], student
         if not record.install.get("installed"):

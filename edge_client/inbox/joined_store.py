@@ -52,9 +52,11 @@ def with_learned(own: ClipStore, folder: Path) -> ClipStore:
         return own
     mark = _mark(own, names)
     try:
-        if (found := _found(place, mark)) is not None:
-            return found
-        kept = [path for path in names if _fits(read_clip(path), own)]
+        if (whole := _found(place, mark)) is not None:
+            return whole
+        # Read once, at most 100 MB: while they are joined, older ones may make way.
+        found = ((path, read_clip(path)) for path in names)
+        kept = [(path, clip) for path, clip in found if clip is not None and _fits(clip, own)]
         if len(kept) < len(names):
             LOG.warning("event=learned_clips_left_out count=%d", len(names) - len(kept))
         return _joined(own, kept, place, mark)
@@ -78,12 +80,9 @@ def _found(place: Path, mark: str) -> ClipStore | None:
         return None
 
 
-def _fits(clip: LearnedClip | None, own: ClipStore) -> bool:
-    """Whether it is whole, and of the form of the device's own clips."""
-    return clip is not None and (clip.audio.shape, clip.frames.shape) == (
-        own.audio.shape[1:],
-        own.frames.shape[1:],
-    )
+def _fits(clip: LearnedClip, own: ClipStore) -> bool:
+    """Whether it is of the form of the device's own clips."""
+    return (clip.audio.shape, clip.frames.shape) == (own.audio.shape[1:], own.frames.shape[1:])
 
 
 def _require_room(own: ClipStore, more: int, folder: Path) -> None:
@@ -94,7 +93,7 @@ def _require_room(own: ClipStore, more: int, folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _joined(own: ClipStore, kept: Sequence[Path], place: Path, mark: str) -> ClipStore:
+def _joined(own: ClipStore, kept: Sequence[tuple[Path, LearnedClip]], place: Path, mark: str) -> ClipStore:
     _require_room(own, len(kept), place.parent)
     draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -109,14 +108,11 @@ def _joined(own: ClipStore, kept: Sequence[Path], place: Path, mark: str) -> Cli
         if own.profiles is not None:
             profiles = create(draft / PROFILES_FILE, "w+", np.float32, (count, CARD_SIZE))
             profiles[:many] = own.profiles
-        for row, path in enumerate(kept, many):
-            clip = read_clip(path)
-            if clip is None or not _fits(clip, own):
-                raise DataError(f"{path.name}: has just gone")
+        for row, (_, clip) in enumerate(kept, many):
             audio[row], frames[row] = clip.audio, clip.frames
             if profiles is not None:
                 profiles[row] = clip.profile
-        names = [f"{LEARNED_FOLDER}/{path.stem.rpartition('-')[2]}" for path in kept]
+        names = [f"{LEARNED_FOLDER}/{path.stem.rpartition('-')[2]}" for path, _ in kept]
         write_index(draft / INDEX_FILE, [*own.info, *(ClipInfo(name, "private", "", None) for name in names)])
         meta = json.loads((own.directory / META_FILE).read_text("utf-8")) | {MARK: mark}
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

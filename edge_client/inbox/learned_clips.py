@@ -28,7 +28,7 @@ from fedstill.datasets.audiovisual.clip import Clip
 from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_json
 from fedstill.datasets.audiovisual.clip_tensors import ClipTensors
 from fedstill.datasets.audiovisual.specs import spec_values
-from fedstill.edge_client.folder import FORMAT_FILE, LEARNED_FOLDER
+from fedstill.edge_client.folder import FORMAT_FILE, JOINED_FOLDER, LEARNED_FOLDER
 
 LOG = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def learn(folder: Path, wanted: bool) -> Kept | None:
         OSError: the folder cannot be made or removed.
     """
     place = folder / LEARNED_FOLDER
+    for draft in folder.glob(f".{JOINED_FOLDER}.*"):  # of a process that was killed
+        shutil.rmtree(draft, ignore_errors=True)
     if wanted:
         place.mkdir(OWNERS_ONLY, parents=True, exist_ok=True)
         remove_parts(place)
@@ -80,6 +82,8 @@ def learn(folder: Path, wanted: bool) -> Kept | None:
     before = kept(folder)
     if before is not None:
         shutil.rmtree(place)
+    if (folder / JOINED_FOLDER).is_dir():
+        shutil.rmtree(folder / JOINED_FOLDER)
     return before if before and before.clips else None
 
 

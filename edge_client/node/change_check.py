@@ -26,7 +26,7 @@ from fedstill.edge_client.node.known_clips import read_known_clips
 from fedstill.edge_client.node.loading import loader
 from fedstill.edge_client.privacy.privacy_ledger import may_release_again
 from fedstill.edge_client.privacy.privacy_policy import read_policy
-from fedstill.edge_client.privacy.yearly_budget import has_left
+from fedstill.edge_client.privacy.yearly_budget import may_announce
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.protos.messages import CLIPS_CHANGED, DRIFTED
@@ -52,7 +52,7 @@ def find_change(folder: Path, share: float, load: LoadStudent) -> str:
     if known is None or not policy.changes:
         return ""
     note = read_note(folder, mark_of(folder))
-    if note.change or not (may_release_again(folder, policy) and has_left(folder, policy)):
+    if note.change or not (may_release_again(folder, policy) and may_announce(folder, policy)):
         return note.change
     store = own_clips(folder)
     newer, left = known.parts(store)

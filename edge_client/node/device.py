@@ -88,8 +88,9 @@ class Device:
         policy.require(request)
         require_change_allowed(self.directory)
         request, job = policy.strict(request), name_of(self.run, request.job)
-        require_left(self.directory, policy, job)
         known, used = known_from_now(self.directory, job, self.store)
+        told = f"{job} {known.digest}"
+        require_left(self.directory, policy, told)
         query, _ = self.roles(request.job, used)
         profiles = None if self.store.profiles is None else self.store.profiles[query]
 
@@ -102,7 +103,7 @@ class Device:
             rows = summarise(probabilities(request), request, seed=seed_of(request.job))
             if request.card and profiles is not None:
                 rows = replace(rows, card=to_bytes(card_of(profiles, fewest=request.min_size)))
-        spend_one(self.directory, policy, job)
+        spend_one(self.directory, policy, told)
         known.write(self.directory)
         return PrototypeUpload(
             request.job, rows.probabilities, rows.counts, self.store.class_names, rows.confidence, rows.card
@@ -116,6 +117,7 @@ class Device:
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Classify the labelled test clips with this student; the answer is two counts."""
         read_policy(self.directory).require_accuracy()
+        require_change_allowed(self.directory)
         _, test = self.roles(request.job)
         labelled = test[self.store.labels[test] >= 0]
         if len(labelled) == 0:
@@ -131,11 +133,11 @@ class Device:
 
     def install(self, request: InstallRequest) -> InstallResult:
         """Install a student if it agrees with the teacher on the canary clips; otherwise the previous one stays."""
-        require_change_allowed(self.directory)
-        require_same_classes(self.store.class_names, request.student.class_names)
-        clips = canaries_of(request, self.directory / "canaries")
         model_store = self.model_store
         version = model_store.student(request.student).version
+        require_change_allowed(self.directory, version)
+        require_same_classes(self.store.class_names, request.student.class_names)
+        clips = canaries_of(request, self.directory / "canaries")
 
         def agreement(student: StoredModel) -> float:
             runtime = self._runtime(student)

@@ -50,6 +50,11 @@ class KnownClips:
         """Of all; a few clips after drift do not make every further one a change."""
         return len(self.clips) + len(self.left)
 
+    @property
+    def digest(self) -> str:
+        """Of the clips for which the student is: others, another digest."""
+        return sha256(json.dumps(self.clips).encode()).hexdigest()[:DIGITS]
+
     def parts(self, store: ClipStore) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Which clips of the store are newer, and which are left behind, bool (clips,) each."""
         found = clips_of(store)

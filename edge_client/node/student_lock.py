@@ -18,7 +18,10 @@ def is_kept(folder: Path) -> bool:
     return (folder / KEEP_FILE).exists() and bool(version_in_use(folder / SHELF_FOLDER))
 
 
-def require_change_allowed(folder: Path) -> None:
-    """Raise DeviceError if the device keeps its student."""
-    if is_kept(folder):
+def require_change_allowed(folder: Path, version: str = "") -> None:
+    """Raise DeviceError if the device keeps its student.
+
+    version: of the one to be installed, which may be the one in use: a repeated request gets the same answer.
+    """
+    if is_kept(folder) and version != version_in_use(folder / SHELF_FOLDER):
         raise DeviceError("this device's owner keeps its student; nothing is uploaded or installed")

@@ -2,7 +2,8 @@
 
 Means over all clips hide a clip among the others, but every further one of nearly the same clips tells of the
 difference. Without noise no epsilon counts that. What is counted is how often a cloud may ask at all: a personalisation
-is one, however many questions it needs, and however often a broken link has them repeated.
+is one, however many questions about the same clips it needs, and however often a broken link has them repeated. Other
+clips under the same name count again, for the cloud chooses the name.
 
 The table is in the ledger, ``privacy.sqlite``. A time in the future, of a clock that was ahead, counts as spent.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,15 +21,17 @@ from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 
 YEAR = 365 * 86_400.0
+AT_ONCE = 3
+"""Changes in a row that a device may announce before it spreads them."""
 SCHEMA = "CREATE TABLE IF NOT EXISTS personalisations (job TEXT PRIMARY KEY, time REAL NOT NULL)"
 
 
-def spend_one(folder: Path, policy: PrivacyPolicy, job: str) -> None:
+def spend_one(folder: Path, policy: PrivacyPolicy, told: str) -> None:
     """Count a personalisation, on disk before this returns; one that is counted already costs nothing.
 
     Args:
         folder: the device's.
-        job: its name, the same for all of its questions.
+        told: its name and a digest of the clips that it tells of, the same for all of its questions.
 
     Raises:
         DeviceError: there were as many as the owner allows, or the ledger cannot be used.
@@ -37,39 +40,43 @@ def spend_one(folder: Path, policy: PrivacyPolicy, job: str) -> None:
         return
     with _open(folder) as ledger:
         ledger.execute("BEGIN IMMEDIATE")  # nobody else may count between the look and the entry
-        if ledger.execute("SELECT 1 FROM personalisations WHERE job = ?", (job,)).fetchone() is None:
-            times = _times(ledger)
-            if len(times) >= policy.most_a_year:
-                raise DeviceError(_in_words(policy.most_a_year, times))
-            ledger.execute("INSERT INTO personalisations VALUES (?, ?)", (job, time.time()))
+        counted = _counted(ledger)
+        if told not in counted:
+            if len(counted) >= policy.most_a_year:
+                raise DeviceError(_in_words(policy.most_a_year, counted.values()))
+            ledger.execute("INSERT OR REPLACE INTO personalisations VALUES (?, ?)", (told, time.time()))
         ledger.execute("COMMIT")
 
 
-def require_left(folder: Path, policy: PrivacyPolicy, job: str = "") -> None:
+def require_left(folder: Path, policy: PrivacyPolicy, told: str) -> None:
     """Raise DeviceError as ``spend_one`` would; nothing is counted."""
-    if policy.most_a_year is None or not (folder / LEDGER_FILE).exists():
+    if policy.most_a_year is None:
         return
-    with _open(folder) as ledger:
-        known = ledger.execute("SELECT 1 FROM personalisations WHERE job = ?", (job,)).fetchone()
-        times = _times(ledger)
-    if known is None and len(times) >= policy.most_a_year:
-        raise DeviceError(_in_words(policy.most_a_year, times))
+    counted = _read(folder)
+    if told not in counted and len(counted) >= policy.most_a_year:
+        raise DeviceError(_in_words(policy.most_a_year, counted.values()))
 
 
-def has_left(folder: Path, policy: PrivacyPolicy) -> bool:
-    """Whether another personalisation may tell of the clips. Raises DeviceError if the ledger cannot be used."""
-    return policy.most_a_year is None or spent_in_a_year(folder) < policy.most_a_year
+def may_announce(folder: Path, policy: PrivacyPolicy) -> bool:
+    """Whether the device may say that its clips have changed: some of its year is left, and spread over the year.
+
+    ``AT_ONCE`` may follow each other as they come; more come as often as the year has room for.
+    Raises DeviceError if the ledger cannot be used.
+    """
+    if policy.most_a_year is None:
+        return True
+    times = sorted(_read(folder).values())
+    if len(times) >= policy.most_a_year:
+        return False
+    return len(times) < AT_ONCE or time.time() - times[-AT_ONCE] >= AT_ONCE * YEAR / policy.most_a_year
 
 
 def spent_in_a_year(folder: Path) -> int:
     """Personalisations of the last 365 days. Raises DeviceError if the ledger cannot be used."""
-    if not (folder / LEDGER_FILE).exists():
-        return 0
-    with _open(folder) as ledger:
-        return len(_times(ledger))
+    return len(_read(folder))
 
 
-def _in_words(most: int, times: list[float]) -> str:
+def _in_words(most: int, times: Collection[float]) -> str:
     again = time.strftime("%Y-%m-%d", time.localtime(sorted(times)[-most] + YEAR))
     return (
         f"yearly budget: {len(times)} of {most} personalisations in 365 days are spent, the next one is possible on "
@@ -77,9 +84,17 @@ def _in_words(most: int, times: list[float]) -> str:
     )
 
 
-def _times(ledger: sqlite3.Connection) -> list[float]:
-    wanted = "SELECT time FROM personalisations WHERE time > ?"
-    return [found for (found,) in ledger.execute(wanted, (time.time() - YEAR,))]
+def _read(folder: Path) -> dict[str, float]:
+    if not (folder / LEDGER_FILE).exists():
+        return {}
+    with _open(folder) as ledger:
+        return _counted(ledger)
+
+
+def _counted(ledger: sqlite3.Connection) -> dict[str, float]:
+    """What was told in the last year, and when."""
+    wanted = "SELECT job, time FROM personalisations WHERE time > ?"
+    return dict(ledger.execute(wanted, (time.time() - YEAR,)).fetchall())
 
 
 @contextmanager

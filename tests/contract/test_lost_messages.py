@@ -169,3 +169,24 @@ def test_one_look_for_replies_is_for_all_who_wait() -> None:
     third = asked._send(node, WORK, encode(ASKED), 20.0)
     assert asked._reply(third, pause=60.0) is None, "it is too early for another look"
     assert asked._reply(third) is not None
+
+
+class Unreadable(Nodes):
+    """The first look finds a reply that cannot be read; Flower has deleted that one and all others of the look."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        found = list(super().pull_messages(list(message_ids)))
+        self.looks += 1
+        if self.looks == 1 and found:
+            raise ValueError("no object content")
+        return found
+
+
+def test_a_reply_that_cannot_be_read_is_lost_and_no_failure_of_who_looked() -> None:
+    node, found = asking(Unreadable())
+    with pytest.raises(DeviceLost, match="lost on the way"):
+        found.ask(node, WORK, ASKED, Hello)
+    reply, _ = found.ask(node, WORK, ASKED, Hello)
+    assert reply.name == "worked"

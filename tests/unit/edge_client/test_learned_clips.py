@@ -182,10 +182,11 @@ def test_without_the_owner_s_word_nothing_is_kept_and_what_was_is_forgotten(
 ) -> None:
     answer(device, pair(tmp_path / "in", "walk"))
     assert len(own_clips(device)) == OWN + 1
+    cut_short = device / f".{JOINED_FOLDER}.77.draft"  # a process was killed while it joined them
+    cut_short.mkdir()
     assert learn(device, False) is not None, "the agent says so"
-    assert not (device / LEARNED_FOLDER).exists()
+    assert not any((device / name).exists() for name in (LEARNED_FOLDER, JOINED_FOLDER, cut_short.name))
     assert len(own_clips(device)) == OWN
-    assert not (device / JOINED_FOLDER).exists()
     assert (learn(device, False), kept(device)) == (None, None)
 
 
@@ -206,6 +207,21 @@ def test_another_format_and_damaged_files_are_left_out(
     other_format = ClipFormat(CLASSES, AudioSpec(seconds=0.7, mel_bins=8), FrameSpec(size=8, count=2))
     (device / FORMAT_FILE).write_text(format_to_json(other_format))
     assert len(own_clips(device)) == OWN
+
+
+def test_a_clip_that_makes_way_while_others_are_joined_is_joined_too(
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        answer(device, pair(tmp_path / "in", f"n{number}", level=0.05 * (1 + number)))
+    require_room = joined_store._require_room
+
+    def meanwhile(*given: Any) -> None:
+        clips_kept(device)[0].unlink()
+        require_room(*given)
+
+    monkeypatch.setattr(joined_store, "_require_room", meanwhile)
+    assert len(own_clips(device)) == OWN + 3
 
 
 def test_a_full_disk_costs_the_clip_and_not_its_answer(

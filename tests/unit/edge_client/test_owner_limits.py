@@ -7,6 +7,7 @@ import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from helpers.command import CliRunner
 from helpers.recorded_clips import noisy_store
 from test_privacy import clips, dp_request
 
+from fedstill.cli.agent.parts import Infer, student_of
 from fedstill.cli.main import app
 from fedstill.edge_client.folder import ALLOWED_FILE, DATA_FOLDER, KEEP_FILE, SHELF_FOLDER
 from fedstill.edge_client.node.change_note import ChangeNote, announced, mark_of
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.node.known_clips import make_known, read_known_clips
+from fedstill.edge_client.node.student_lock import require_change_allowed
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE
 from fedstill.edge_client.privacy.privacy_policy import (
     POLICY_FILE,
@@ -28,8 +31,9 @@ from fedstill.edge_client.privacy.privacy_policy import (
     write_policy,
 )
 from fedstill.edge_client.privacy.prototypes import DeviceError
-from fedstill.edge_client.privacy.yearly_budget import YEAR, has_left, spend_one, spent_in_a_year
+from fedstill.edge_client.privacy.yearly_budget import YEAR, may_announce, spend_one, spent_in_a_year
 from fedstill.edge_client.students.pointer import POINTER, student_file
+from fedstill.edge_client.students.students import ModelStore
 from fedstill.protos.messages import CLIPS_CHANGED, PrototypeRequest
 
 CLIPS, YEARLY = 20, 3
@@ -65,11 +69,30 @@ def test_so_many_personalisations_a_year_whatever_they_ask(device: Device) -> No
             device.prototypes(asked(YEARLY, kind=kind))
     assert read_known_clips(device.directory) == before, "nothing has become known"
     device.prototypes(asked(0, 1))
-    assert (spent_in_a_year(device.directory), has_left(device.directory, PrivacyPolicy(yearly=3))) == (
-        3,
-        False,
-    )
-    assert has_left(device.directory, PrivacyPolicy(yearly=4))
+    assert spent_in_a_year(device.directory) == YEARLY
+    assert not may_announce(device.directory, PrivacyPolicy(yearly=YEARLY))
+
+
+def test_other_clips_under_the_name_of_before_count_again(device: Device) -> None:
+    """The cloud chooses the name."""
+    device.prototypes(asked(0))
+    noisy_store(device.directory / DATA_FOLDER, "vwxyz", CLIPS + 1)
+    Device(device.directory, None).prototypes(asked(0))  # type: ignore[arg-type]
+    assert spent_in_a_year(device.directory) == 2
+
+
+def test_changes_are_announced_over_the_whole_year(device: Device) -> None:
+    """A device whose clips always change is not silent for ten months after two."""
+    policy, told = PrivacyPolicy(), 0
+    with sqlite3.connect(device.directory / LEDGER_FILE) as ledger:
+        ledger.execute("CREATE TABLE personalisations (job TEXT PRIMARY KEY, time REAL NOT NULL)")
+    for day in range(365):
+        with sqlite3.connect(device.directory / LEDGER_FILE) as ledger:  # a day passes
+            ledger.execute("UPDATE personalisations SET time = time - 86400")
+        if may_announce(device.directory, policy):
+            spend_one(device.directory, policy, f"day {day}")
+            told += day >= 180
+    assert 20 <= told <= 27, "of 52, in the second half of the year"
 
 
 def test_what_was_not_answered_is_not_counted(device: Device) -> None:
@@ -89,7 +112,7 @@ def test_a_year_is_365_days_and_a_clock_that_was_ahead_gives_nothing(
     spend_one(device.directory, policy, "before")
     with sqlite3.connect(device.directory / LEDGER_FILE) as ledger:
         ledger.execute("UPDATE personalisations SET time = ?", (time.time() - age,))
-    assert has_left(device.directory, policy) is not counts
+    assert may_announce(device.directory, policy) is not counts
     if counts:
         with pytest.raises(DeviceError, match=r"the next one is possible on \d{4}-\d\d-\d\d"):
             spend_one(device.directory, policy, "now")
@@ -103,7 +126,7 @@ def test_a_simulated_device_of_before_has_no_limit(device: Device) -> None:
     policy = read_policy(device.directory)
     for job in range(60):
         spend_one(device.directory, policy, f"job {job}")
-    assert has_left(device.directory, policy)
+    assert may_announce(device.directory, policy)
 
 
 def test_no_limit_and_a_damaged_ledger(device: Device) -> None:
@@ -129,7 +152,9 @@ def use_student(device: Device) -> None:
     student_file(shelf, VERSION).touch()
 
 
-def test_a_device_that_keeps_its_student_tells_nothing_and_asks_for_nothing(device: Device) -> None:
+def test_a_device_that_keeps_its_student_tells_nothing_and_asks_for_nothing(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = device.directory
     (folder / KEEP_FILE).touch()
     device.prototypes(asked(0))  # it has none yet
@@ -140,10 +165,21 @@ def test_a_device_that_keeps_its_student_tells_nothing_and_asks_for_nothing(devi
     with pytest.raises(DeviceError, match="keeps its student; nothing is uploaded or installed"):
         device.prototypes(asked(1))
     with pytest.raises(DeviceError, match="keeps its student"):
-        device.install(None)  # type: ignore[arg-type]
+        device.evaluate(None)  # type: ignore[arg-type]
+    monkeypatch.setattr(ModelStore, "student", lambda *_: SimpleNamespace(version="b" * 64))
+    with pytest.raises(DeviceError, match="keeps its student"):
+        device.install(SimpleNamespace(student=None))  # type: ignore[arg-type]
+    require_change_allowed(folder, VERSION)  # the reply to its installation was lost, and it is asked again
     (folder / KEEP_FILE).unlink()
     assert announced(folder) == CLIPS_CHANGED
     device.prototypes(asked(1))
+
+
+def test_a_device_with_a_bad_policy_answers_clips_and_sends_no_features(tmp_path: Path) -> None:
+    (tmp_path / POLICY_FILE).write_text("{")
+    assert not student_of(tmp_path, None, Infer.LOCAL, 300.0).uploads_allowed
+    (tmp_path / POLICY_FILE).write_text("{}")
+    assert student_of(tmp_path, None, Infer.LOCAL, 300.0).uploads_allowed
 
 
 @pytest.mark.parametrize(
