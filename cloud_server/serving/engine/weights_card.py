@@ -92,6 +92,17 @@ def card_path(weights: Path) -> Path:
     return weights.with_suffix(".json")
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether there is a file that is not a card, such as a ``config.json`` of another program. Raises OSError."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(plain, dict) or OURS not in plain
+
+
 def read_card(weights: Path, sha256: str) -> WeightsCard | None:
     """The card beside a weights file; None if there is none, or a JSON file of something else.
 
@@ -104,7 +115,9 @@ def read_card(weights: Path, sha256: str) -> WeightsCard | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({str(error)[:80]}): import the weights again") from None
+        raise DataError(
+            f"{path}: cannot be read ({str(error)[:80]}): remove it and import the weights again"
+        ) from None
     if not isinstance(plain, dict) or OURS not in plain:
         return None
     try:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.trunk import assemble, pictures
-from fedstill.cloud_server.serving.engine.weights_card import WeightsCard, card_path
+from fedstill.cloud_server.serving.engine.weights_card import WeightsCard, card_path, is_foreign
 from fedstill.cloud_server.serving.imports import huggingface_vit
 from fedstill.cloud_server.serving.imports.cards import resized, timm_card, transformers_card
 from fedstill.cloud_server.serving.imports.find_trunk import FoundTrunk, find_trunk, linear_head, split_head
@@ -63,7 +63,8 @@ def import_weights(source: Path, out: Path, options: ImportOptions) -> Imported:
     """Read ``source``, a folder or a weights file, and write ``out`` and the card beside it.
 
     Raises:
-        ImportFault: a source that cannot be read or is not supported.
+        ImportFault: a source that cannot be read or is not supported, or a file of somebody else's at the place of
+            the card.
         TrunkError: weights that do not fit the architecture.
     """
     if out.suffix != SUFFIX:
@@ -71,6 +72,7 @@ def import_weights(source: Path, out: Path, options: ImportOptions) -> Imported:
     files = source_files(source)
     if out.resolve() == files.weights.resolve():
         raise ImportFault(f"--out {out}: is the source itself: name another file")
+    _refuse_to_replace(card_path(out))
     read = read_state(files.weights)
     found = find_trunk(files.weights, read.state)
     inside, candidates = split_head(found)
@@ -92,6 +94,18 @@ def import_weights(source: Path, out: Path, options: ImportOptions) -> Imported:
         raise ImportFault(f"{files.weights}: holds NaN or infinity")
     written = _write(replace(card, origin=_origin(files, read, found)), state, out)
     return Imported(written, net.image_size, (*remarks, *named))
+
+
+def _refuse_to_replace(card: Path) -> None:
+    """Raises ImportFault for a file that is not a card: often it is the configuration of the source."""
+    try:
+        foreign = is_foreign(card)
+    except OSError as error:
+        raise ImportFault(f"{card}: cannot be written ({error.strerror})") from None
+    if foreign:
+        raise ImportFault(
+            f"{card}: is not a card of fedstill import, and would be replaced: give another --out"
+        )
 
 
 def _described(

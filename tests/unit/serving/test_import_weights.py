@@ -312,3 +312,21 @@ def test_a_card_belongs_to_its_file(tuned: nn.Module, tmp_path: Path) -> None:
     card.unlink()
     with pytest.raises(ValueError, match="does not begin with a timm model name"):
         load_trunk(weights)
+
+
+@pytest.mark.parametrize("content", ['{"architecture": "test_vit"}', "[1]", "{", "\xff"])
+def test_a_description_of_somebody_else_s_is_not_replaced(
+    content: str, tuned: nn.Module, tmp_path: Path
+) -> None:
+    """Beside ``tuned.pth`` it is the configuration that is read."""
+    source, out = tmp_path / "tuned.pth", tmp_path / "out" / "tuned.safetensors"
+    torch.save(tuned.state_dict(), source)
+    out.parent.mkdir()
+    out.with_suffix(".json").write_text(content, encoding="latin-1")
+    done = run(source, "--architecture", ARCHITECTURE)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+    assert "is not a card of fedstill import, and would be replaced: give another --out" in done.output
+    assert out.with_suffix(".json").read_text(encoding="latin-1") == content
+    assert not out.exists()
+    out.with_suffix(".json").unlink()
+    assert [run(source, "--architecture", ARCHITECTURE).exit_code for _ in range(2)] == [0, 0]  # its own card
