@@ -20,7 +20,7 @@ def status(
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.edge_client.owner.agent_status import in_words, read_status
 
-    with one_line_errors():
+    with one_line_errors(OSError):
         found = read_status(state)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -37,7 +37,7 @@ def wipe(
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.edge_client.owner.wipe import what_is_kept, wipe_folder
 
-    with one_line_errors():
+    with one_line_errors(OSError):
         kept = what_is_kept(state)
         if not yes:
             typer.confirm(f"Delete {kept.files} files, {kept.bytes / 1e6:.1f} MB, in {state}?", abort=True)

@@ -75,3 +75,19 @@ def test_it_asks_first(agent: Path) -> None:
     assert agent.exists()
     assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 0
     assert not agent.exists()
+
+
+@pytest.mark.parametrize("command", [("status",), ("wipe", "--yes")])
+def test_a_folder_of_another_user_is_one_line(
+    command: tuple[str, ...], agent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated, because nothing is forbidden to root."""
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    done = CliRunner().invoke(app, ["agent", command[0], "--state", str(agent), *command[1:]])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1), done.output
+    assert f"Permission denied: '{agent / 'clips.json'}'" in done.output
+    assert agent.exists()
