@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
@@ -226,6 +225,7 @@ def _watching(
     from fedstill.edge_client.inference.finished_clips import archiving
     from fedstill.edge_client.inference.finished_clips import delete as remove
     from fedstill.edge_client.inference.results_file import ResultsFile
+    from fedstill.edge_client.inference.stdout_lines import StdoutLines
     from fedstill.edge_client.inference.watch import run_watch
     from fedstill.edge_client.inference.watch_log import WatchError
 
@@ -236,7 +236,7 @@ def _watching(
     if results is not None and results.resolve().is_relative_to(watch.resolve()):
         raise WatchError(f"{results}: lies in the watched folder: write the results elsewhere")
     finish = archiving(archive) if archive else remove if delete else None
-    out = ResultsFile(results) if results else sys.stdout
+    out = ResultsFile(results) if results else StdoutLines()
     if keeper is not None:
         student.classified = keeper.classified
     counts = keeper.answered if keeper is not None else None

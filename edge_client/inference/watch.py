@@ -45,7 +45,10 @@ FULL_SECONDS = 10.0
 
 
 class Lines(Protocol):
-    """Where the lines go: stdout, or a ``ResultsFile``."""
+    """Where the lines go: ``StdoutLines``, a ``ResultsFile``, or a stream.
+
+    A line that raises OSError must leave nothing behind: it is written again.
+    """
 
     def write(self, text: str, /) -> object: ...
 
