@@ -9,9 +9,12 @@ import os
 from pathlib import Path
 
 from fedstill.common.atomic_files import append
+from fedstill.edge_client.inference.watch_log import WatchError
 
 MOST_BYTES = 10_000_000
 """Both files together never take more than twice as much."""
+OURS = b'{"clip": "'
+"""How each line begins."""
 
 
 class ResultsFile:
@@ -20,9 +23,14 @@ class ResultsFile:
     Args:
         path: of the file; its folder is there. Who reads it may move it away.
         most_bytes: before it is put aside.
+
+    Raises:
+        WatchError: something else is there, such as a folder or a device.
     """
 
     def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
+        if path.exists() and not path.is_file():
+            raise WatchError(f"{path}: is no file, which results need: name another, or leave --results out")
         self._path, self._most = path, most_bytes
         self._end_cut_line()
 
@@ -37,12 +45,15 @@ class ResultsFile:
         """Nothing is left to do."""
 
     def _end_cut_line(self) -> None:
-        """Remove what a kill has left of a line: its clip gets another one."""
+        """Remove what a kill has left of a line: its clip gets another one. A line of somebody else's is ended."""
         if not self._path.exists():
             self._path.touch()
         with self._path.open("rb+") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - self._most))
             tail = file.read()
-            if tail and not tail.endswith(b"\n"):
-                file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
+            cut = tail[tail.rfind(b"\n") + 1 :]
+            if cut.startswith(OURS) or OURS.startswith(cut):  # also if nothing is cut
+                file.truncate(size - len(cut))
+            else:
+                file.write(b"\n")

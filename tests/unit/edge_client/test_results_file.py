@@ -42,13 +42,32 @@ def test_it_is_put_aside_before_it_is_too_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("torn", "whole"), [('{"clip": "a"}\n{"cl', '{"clip": "a"}\n'), ('{"cl', ""), ("", "")]
+    ("torn", "whole"),
+    [
+        ('{"clip": "a"}\n{"cl', '{"clip": "a"}\n'),
+        ('{"clip": "a"}\n{"clip": "b", "cl', '{"clip": "a"}\n'),
+        ('{"cl', ""),
+        ("", ""),
+        ("to do: milk", "to do: milk\n"),
+        ('{"clip": "a"}\n{"b": 1}', '{"clip": "a"}\n{"b": 1}\n'),
+    ],
 )
-def test_what_a_kill_left_of_a_line_goes(torn: str, whole: str, tmp_path: Path) -> None:
+def test_what_a_kill_left_of_a_line_goes_and_nothing_else(torn: str, whole: str, tmp_path: Path) -> None:
     path = tmp_path / "clips.jsonl"
     path.write_text(torn)
     ResultsFile(path)
     assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    """Nothing can be forced to disk there, so no line would count."""
+    path = tmp_path / "results"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(WatchError, match="results: is no file, which results need"):
+        ResultsFile(path)
+    with pytest.raises(WatchError, match="/dev/null: is no file"):
+        ResultsFile(Path("/dev/null"))
 
 
 def test_a_full_disk_loses_no_clip_and_tears_no_line(
