@@ -38,7 +38,7 @@ def transformers_card(files: SourceFiles, inside: Mapping[str, Tensor]) -> tuple
             layer_norm_eps=epsilon,
             multi_label=huggingface_vit.multi_label(files.config),
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a number that is too large for a float
         if isinstance(error, ImportFault):
             raise
         raise ImportFault(f"{files.weights}: {error}") from None

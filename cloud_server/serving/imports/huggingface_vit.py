@@ -66,18 +66,18 @@ def network(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     kind = config.get("model_type")
     if kind not in KINDS:
         raise ValueError(f"model_type {str(kind)[:40]!r} is not one of {', '.join(KINDS)}")
-    if any("WithTeacher" in str(one) for one in config.get("architectures") or ()):
+    if "WithTeacher" in str(config.get("architectures")):
         raise ValueError("a DeiT with two classifiers is not supported: fine-tune DeiTForImageClassification")
     found = {name: config.get(name, usual) for name, usual in DEFAULTS.items()}
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         if type(found[name]) is not int or found[name] < 1:
             raise ValueError(f"{name} {str(found[name])[:20]!r} is not a whole number above 0")
-    if found["hidden_act"] not in ACTIVATIONS:
+    if str(found["hidden_act"]) not in ACTIVATIONS:
         raise ValueError(
             f"hidden_act {str(found['hidden_act'])[:20]!r} is not one of {', '.join(ACTIVATIONS)}"
         )
     if found["num_channels"] != 3:
-        raise ValueError(f"num_channels {found['num_channels']!r}: pictures here have 3")
+        raise ValueError(f"num_channels {str(found['num_channels'])[:20]!r}: pictures here have 3")
     epsilon = found["layer_norm_eps"]
     if not isinstance(epsilon, float | int) or not 0 < epsilon < 1:
         raise ValueError(f"layer_norm_eps {str(epsilon)[:20]!r} is not between 0 and 1")
@@ -151,8 +151,8 @@ def pictures(config: Mapping[str, Any], processor: Mapping[str, Any] | None, sid
     if not said.get("do_rescale", True) or not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"rescale_factor {factor!r} is not 1/255: values are from 0 to 1 here")
     resample = said["resample"]
-    if resample not in DECODED_AS:
-        raise ValueError(f"resample {resample!r} is not 2 (bilinear) or 3 (bicubic)")
+    if type(resample) is not int or resample not in DECODED_AS:
+        raise ValueError(f"resample {str(resample)[:20]!r} is not 2 (bilinear) or 3 (bicubic)")
     normal = said.get("do_normalize", True)
     made: dict[str, Any] = {
         "mean": _channels(said.get("image_mean", 0.5)) if normal else (0.0,) * 3,
@@ -162,7 +162,7 @@ def pictures(config: Mapping[str, Any], processor: Mapping[str, Any] | None, sid
     size = said["size"]
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else None
     resized = shortest if shortest else _side(size, "size")
-    cropped = _side(said["crop_size"], "crop_size") if said.get("do_center_crop") else resized
+    cropped = _side(said.get("crop_size"), "crop_size") if said.get("do_center_crop") else resized
     if type(resized) is not int or resized < cropped:
         raise ValueError(f"size {str(size)[:60]!r} is smaller than the crop of {cropped}")
     if cropped != side:

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -265,6 +266,9 @@ def test_files_that_are_damaged_too_large_or_of_another_kind(
     [
         ({"model_type": "beit"}, "model_type 'beit' is not one of vit, deit"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of"),
+        ({"hidden_act": ["gelu"]}, "hidden_act \"['gelu']\" is not one of"),
+        ({"architectures": 5, "num_channels": 1}, "pictures here have 3"),
+        ({"intermediate_size": 10**400}, "too large"),
         ({"architectures": ["DeiTForImageClassificationWithTeacher"]}, "two classifiers is not supported"),
         ({"num_channels": 1}, "pictures here have 3"),
         ({"image_size": [32, 64]}, "is not a square"),
@@ -283,6 +287,25 @@ def test_a_configuration_that_is_not_supported_is_one_line(
     torch.save(state, source / "pytorch_model.bin")
     config = json.loads((KEPT / "vit" / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | changes))
+    done = run(source)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+    assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resample": [3]}, "resample '[3]' is not 2 (bilinear) or 3 (bicubic)"),
+        ({"do_center_crop": True}, "crop_size 'None' is not a square"),
+        ({"image_mean": 10**400}, "too large"),
+    ],
+)
+def test_pictures_that_are_not_supported_are_one_line(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "saved"
+    shutil.copytree(KEPT / "vit", source)
+    (source / "preprocessor_config.json").write_text(json.dumps(changes))
     done = run(source)
     assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
     assert said in done.output
