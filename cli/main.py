@@ -9,11 +9,9 @@ from fedstill.common.cores import usable_cores
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle OpenMP threads must not spin beside simulated devices
 os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
 
-import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fedstill.cli import data, elastic, fleet, tasks
 from fedstill.cli.agent.app import agent
@@ -26,8 +24,7 @@ from fedstill.cli.privacy import privacy
 from fedstill.cli.redteam import redteam
 from fedstill.cli.report import report, reproduce
 from fedstill.cli.serve import serve_
-from fedstill.cli.shared.console import MISTAKE, errors
-from fedstill.cli.shared.missing_package import what_to_install
+from fedstill.cli.shared.missing_package import missing_package_in_one_line
 from fedstill.cli.simulate import experiments, simulate
 from fedstill.cli.status import status
 from fedstill.cli.studies.robustness_study import robustness_study
@@ -85,11 +82,5 @@ app.command(name="warmup-study")(warmup_study)
 
 def main() -> None:
     """Run the command of ``sys.argv``. A command that lacks a package says which install brings it."""
-    try:
+    with missing_package_in_one_line():
         app()
-    except ModuleNotFoundError as error:
-        message = what_to_install("".join(sys.argv[1:2]), str(error.name))
-        if message is None:
-            raise
-        errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-        sys.exit(MISTAKE)

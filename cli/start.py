@@ -21,12 +21,14 @@ def main() -> None:
 
 
 def _status_alone() -> None:
+    from fedstill.cli.shared.missing_package import missing_package_in_one_line
     from fedstill.cli.status import status
 
     app = typer.Typer(name="fedstill", add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_no_options)
     app.command()(status)
-    app()
+    with missing_package_in_one_line():
+        app()
 
 
 def _no_options() -> None:

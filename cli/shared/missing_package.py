@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 EDGE = frozenset({"flwr", "onnxruntime", "prometheus_client", "soundfile"})
@@ -48,6 +51,23 @@ def require(packages: frozenset[str]) -> None:
     for package in sorted(packages):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+@contextmanager
+def missing_package_in_one_line() -> Iterator[None]:
+    """For the command of ``sys.argv``: one that lacks a package says which install brings it, and ends with 2."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = what_to_install("".join(sys.argv[1:2]), str(error.name))
+        if message is None:
+            raise
+        from rich.markup import escape
+
+        from fedstill.cli.shared.console import MISTAKE, errors
+
+        errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        sys.exit(MISTAKE)
 
 
 def what_to_install(command: str, module: str) -> str | None:

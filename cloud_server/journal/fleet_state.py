@@ -168,6 +168,9 @@ def _by_sqlalchemy(url: str) -> Iterator[Asked]:
 
     try:
         engine = create_engine(url)
+    except (ImportError, SQLAlchemyError) as error:  # no driver of the database, or no URL of one
+        raise RunError(f"journal: {str(error).splitlines()[0]}") from error
+    try:
         with engine.connect() as connection:
 
             def ask(query: str) -> list[Row]:

@@ -107,6 +107,26 @@ def test_an_agent_says_what_to_install_before_what_else_is_missing() -> None:
     assert "pip install '.[edge]'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("missing", "code", "said"),
+    [
+        ("sqlalchemy", 2, "this command needs sqlalchemy; install fedstill with the extra [full]"),
+        ("psycopg2", 1, "the run failed: journal: import of psycopg2 halted"),
+    ],
+)
+def test_the_state_of_a_fleet_in_postgresql_says_what_reads_it(missing: str, code: int, said: str) -> None:
+    """``status`` starts by itself, without the other commands."""
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys(['{missing}'])); from fedstill.cli.start import main; "
+        "from fedstill.cloud_server.journal import fleet_state; sys.argv[1:] = ['status', '--state', 'x']; "
+        "fleet_state.plan_of = lambda state: fleet_state._by_sqlalchemy('postgresql+psycopg2://x/y').__enter__(); "
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert said in done.stderr
+
+
 def test_a_missing_module_of_ours_is_a_bug() -> None:
     assert what_to_install("serve", "fedstill.nothing") is None
 
