@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -64,7 +65,7 @@ def _decode(kind: Any, value: Any, where: str, complete: bool) -> Any:
         )
     if kind is Any:
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < sys.float_info.max:
         return float(value)
     if isinstance(kind, type) and issubclass(kind, Enum) and value in {item.value for item in kind}:
         return kind(value)

@@ -93,6 +93,16 @@ def test_what_is_wrong_is_named(value: object, text: str) -> None:
     assert str(caught.value) == text
 
 
+@dataclass
+class Crop:
+    pct: float = 1.0
+
+
+def test_a_whole_number_that_no_float_holds_is_named() -> None:
+    with pytest.raises(PlainError, match="pct: needs float"):
+        from_plain(Crop, {"pct": 10**400})
+
+
 def test_a_literal_number_is_no_boolean_and_no_fraction() -> None:
     @dataclass(frozen=True)
     class Frames:
