@@ -20,7 +20,8 @@ ARCHITECTURE = "test_vit"  # timm's own tiny ViT for tests: 160 pixels, 100 patc
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow terminal gets a block for each task
     torch.manual_seed(0)
     state = timm.create_model(ARCHITECTURE).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "test_vit.safetensors")
