@@ -17,7 +17,8 @@ import pytest
 from helpers.command import CliRunner
 from test_privacy import clips, dp_request
 
-from fedstill.cli import main as cli
+from fedstill.cli.main import app
+from fedstill.cli.shared import console
 from fedstill.edge_client.folder import ALLOWED_FILE
 from fedstill.edge_client.privacy.privacy import epsilon_at, sigma_for
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger, noise_source, release_once
@@ -295,21 +296,21 @@ def test_infinite_budgets_are_not_a_typo_away(tmp_path: Path) -> None:
 
 
 def test_the_owner_can_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.errors, "_width", 300)
+    monkeypatch.setattr(console.errors, "_width", 300)
     write_policy(tmp_path, POLICY)
     look = CliRunner()
     assert "spent epsilon 0 of 4 at delta 1e-05, in 0 private" in look.invoke(
-        cli.app, ["privacy", str(tmp_path)]
+        app, ["privacy", str(tmp_path)]
     ).stdout.replace("\n", " ")
     assert not (tmp_path / LEDGER_FILE).exists()
     release(tmp_path, asked(epsilon=1.0))
-    said = look.invoke(cli.app, ["privacy", str(tmp_path)]).stdout.replace("\n", " ")
+    said = look.invoke(app, ["privacy", str(tmp_path)]).stdout.replace("\n", " ")
     assert "accepts dp uploads" in said
     assert "spent epsilon 1 of 4" in said
     assert "in 1 private" in said
     assert "predictable" not in said
     (tmp_path / POLICY_FILE).write_text("{")
     for folder in (tmp_path, tmp_path / "none"):
-        mistaken = look.invoke(cli.app, ["privacy", str(folder)])
+        mistaken = look.invoke(app, ["privacy", str(folder)])
         assert mistaken.exit_code == 2
         assert "\n" not in mistaken.stderr.strip()
