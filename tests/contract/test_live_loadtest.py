@@ -18,6 +18,7 @@ from helpers.target import MadeServer, Served, never
 from PIL import Image
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared import console
 from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
@@ -328,7 +329,7 @@ async def right_or_guess(task: str, picture: np.ndarray, latency_ms: float, util
 def test_a_mistake_is_one_line(
     arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.errors, "_width", 400)
+    monkeypatch.setattr(console.errors, "_width", 400)
     done = invoke(*arguments)
     assert done.exit_code == 2, repr(done.exception)
     lines = done.stderr.strip().splitlines()

@@ -14,6 +14,7 @@ from helpers.command import CliRunner
 from helpers.runs import prepared_run, silent_console, tiny_experiment, write_experiment
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared import console
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.simulation import folders, launcher
 
@@ -49,7 +50,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[CliRunner]:
     """The command inside this process, where starting Python again would prove nothing more."""
-    monkeypatch.setattr(cli.errors, "_width", 300)
+    monkeypatch.setattr(console.errors, "_width", 300)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield CliRunner()
     for number, handler in handlers.items():

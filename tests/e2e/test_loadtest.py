@@ -10,7 +10,7 @@ import pytest
 from helpers.command import CliRunner
 
 from fedstill.cli import main as cli
-from fedstill.cli.shared.console import console
+from fedstill.cli.shared.console import console, errors
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 from fedstill.cloud_server.serving.scheduling.thesis_profile import thesis_profile
 from fedstill.evaluation.serving.results import read_serving_results
@@ -25,7 +25,7 @@ PICTURES = {f"fig3.{number}.png" for number in range(9, 19)}
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The command inside this process, on a wide terminal."""
-    monkeypatch.setattr(cli.errors, "_width", 300)
+    monkeypatch.setattr(errors, "_width", 300)
     monkeypatch.setattr(console, "_width", 200)
     monkeypatch.delenv("FEDSTILL_DATA", raising=False)
     return CliRunner()

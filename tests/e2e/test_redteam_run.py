@@ -10,7 +10,7 @@ from helpers.command import CliRunner
 from helpers.runs import write_experiment
 
 from fedstill.cli import main as cli
-from fedstill.cli.shared.console import console
+from fedstill.cli.shared.console import console, errors
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.journal.event_log import Metrics
@@ -27,7 +27,7 @@ OVERRIDES = [part for change in ENOUGH for part in ("--set", change)]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "RESAMPLES", 20)
     monkeypatch.setattr(inversion, "EPOCHS", 2)
-    monkeypatch.setattr(cli.errors, "_width", 300)
+    monkeypatch.setattr(errors, "_width", 300)
 
 
 @pytest.mark.slow

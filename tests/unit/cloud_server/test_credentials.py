@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared import console
 from fedstill.cloud_server.auth import tokens
 from fedstill.cloud_server.auth.authority import (
     create_authority,
@@ -303,7 +304,7 @@ def test_mistakes_at_the_command_line(
     authority: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(authority.parent)
-    monkeypatch.setattr(cli.errors, "_width", 300)
+    monkeypatch.setattr(console.errors, "_width", 300)
     done = CliRunner().invoke(cli.app, ["certs", *arguments])
     assert done.exit_code == 2, repr(done.exception)
     assert message in done.stderr

@@ -14,6 +14,7 @@ import torch
 from helpers.command import CliRunner
 
 from fedstill.cli import main as cli
+from fedstill.cli.shared import console
 from fedstill.cloud_server.distillation.settings import PrototypeSettings
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import ConfigError
@@ -258,7 +259,7 @@ def test_mistakes_are_one_line(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.errors, "_width", 300)
+    monkeypatch.setattr(console.errors, "_width", 300)
     done = CliRunner().invoke(cli.app, ["redteam", *arguments])
     assert done.exit_code == 2, repr(done.exception)
     said = done.stderr.strip()
