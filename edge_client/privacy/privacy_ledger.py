@@ -52,7 +52,7 @@ class PrivacyLedger:
         Raises:
             DeviceError: it answered another ``question``, or the ledger cannot be read.
         """
-        with self._open() as ledger:
+        with open_ledger(self._path, SCHEMA) as ledger:
             return _remembered(ledger, key, question)
 
     def release(self, key: str, question: str, mu: float, draw: Callable[[], Prototypes]) -> Prototypes:
@@ -61,7 +61,7 @@ class PrivacyLedger:
         Raises:
             DeviceError: it exceeds the budget (``draw`` is not called then), or as ``remembered``.
         """
-        with self._open() as ledger:
+        with open_ledger(self._path, SCHEMA) as ledger:
             ledger.execute("BEGIN IMMEDIATE")  # nobody else may charge between the check and the entry
             known = _remembered(ledger, key, question)
             if known is not None:
@@ -75,7 +75,7 @@ class PrivacyLedger:
 
     def affords_another(self) -> bool:
         """Whether one more upload like the last one is within the budget."""
-        with self._open() as ledger:
+        with open_ledger(self._path, SCHEMA) as ledger:
             mus = _mus(ledger)
         try:
             self._require_budget(mus, mus[-1] if mus else 0.0)
@@ -85,12 +85,12 @@ class PrivacyLedger:
 
     def uploads(self) -> int:
         """How many private uploads were made."""
-        with self._open() as ledger:
+        with open_ledger(self._path, SCHEMA) as ledger:
             return len(_mus(ledger))
 
     def spent(self) -> float:
         """Epsilon at this ledger's delta of everything released so far."""
-        with self._open() as ledger:
+        with open_ledger(self._path, SCHEMA) as ledger:
             return spent(_mus(ledger), self._delta)
 
     def _require_budget(self, mus: list[float], mu: float) -> None:
@@ -103,17 +103,23 @@ class PrivacyLedger:
                 f"upload would make it {after:.3g} (delta {self._delta:g}); nothing is uploaded"
             )
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self._path, timeout=WAIT_SECONDS, isolation_level=None)) as ledger:
-                ledger.execute("PRAGMA synchronous = FULL")
-                ledger.execute(SCHEMA)
-                yield ledger
-        except sqlite3.Error as error:
-            raise DeviceError(
-                f"the privacy ledger {LEDGER_FILE} cannot be used ({error}); nothing is uploaded"
-            ) from error
+
+@contextmanager
+def open_ledger(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
+    """The ledger's file, with the table that ``schema`` makes unless it is there; what is committed is on the disk.
+
+    Raises:
+        DeviceError: it cannot be used, also from within the block.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)) as ledger:
+            ledger.execute("PRAGMA synchronous = FULL")
+            ledger.execute(schema)
+            yield ledger
+    except sqlite3.Error as error:
+        raise DeviceError(
+            f"the privacy ledger {LEDGER_FILE} cannot be used ({error}); nothing is uploaded"
+        ) from error
 
 
 def release_once(

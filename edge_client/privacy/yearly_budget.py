@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
-from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, WAIT_SECONDS
+from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, open_ledger
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 
@@ -38,7 +37,7 @@ def spend_one(folder: Path, policy: PrivacyPolicy, told: str) -> None:
     """
     if policy.most_a_year is None:
         return
-    with _open(folder) as ledger:
+    with open_ledger(folder / LEDGER_FILE, SCHEMA) as ledger:
         ledger.execute("BEGIN IMMEDIATE")  # nobody else may count between the look and the entry
         counted = _counted(ledger)
         if told not in counted:
@@ -87,7 +86,7 @@ def _in_words(most: int, times: Collection[float]) -> str:
 def _read(folder: Path) -> dict[str, float]:
     if not (folder / LEDGER_FILE).exists():
         return {}
-    with _open(folder) as ledger:
+    with open_ledger(folder / LEDGER_FILE, SCHEMA) as ledger:
         return _counted(ledger)
 
 
@@ -95,17 +94,3 @@ def _counted(ledger: sqlite3.Connection) -> dict[str, float]:
     """What was told in the last year, and when."""
     wanted = "SELECT job, time FROM personalisations WHERE time > ?"
     return dict(ledger.execute(wanted, (time.time() - YEAR,)).fetchall())
-
-
-@contextmanager
-def _open(folder: Path) -> Iterator[sqlite3.Connection]:
-    path = folder / LEDGER_FILE
-    try:
-        with closing(sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)) as ledger:
-            ledger.execute("PRAGMA synchronous = FULL")
-            ledger.execute(SCHEMA)
-            yield ledger
-    except sqlite3.Error as error:
-        raise DeviceError(
-            f"the privacy ledger {LEDGER_FILE} cannot be used ({error}); nothing is uploaded"
-        ) from error
