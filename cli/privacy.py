@@ -67,7 +67,7 @@ def privacy(
         highlight=False,
         soft_wrap=True,
     )
-    times = "no limit" if policy.yearly is None else f"{policy.yearly}"
+    times = "no limit" if policy.most_a_year is None else f"{policy.most_a_year}"
     console.print(
         f"told of its clips for {this_year} personalisations in 365 days, of {times}",
         highlight=False,

@@ -76,7 +76,7 @@ class AgentNews:
     def _say_what_is_spent(self) -> None:
         """Of the yearly budget; ``fedstill privacy`` has the rest."""
         try:
-            most, spent = read_policy(self._folder).yearly, spent_in_a_year(self._folder)
+            most, spent = read_policy(self._folder).most_a_year, spent_in_a_year(self._folder)
         except DeviceError:  # of which the answer to the cloud speaks
             return
         if most is not None:

@@ -77,7 +77,7 @@ def _privacy(folder: Path) -> dict[str, Any]:
         return {"trouble": str(error)}
     return {
         "most": policy.in_words,
-        "yearly": policy.yearly,
+        "yearly": policy.most_a_year,
         "this_year": this_year,
         "epsilon": policy.epsilon,
         "spent": spent,
