@@ -17,9 +17,7 @@ def archiving(folder: Path) -> Finish:
     if not folder.is_dir():
         raise WatchError(f"{folder}: is no folder: make it, or archive elsewhere")
 
-    numbers: dict[
-        str, int
-    ] = {}  # that were given to each name, so that a name which is used often costs no more
+    numbers: dict[str, int] = {}  # given to each name, so that a name that is used often costs no more
 
     def archive(files: tuple[Path, ...]) -> None:
         stem = files[0].stem
