@@ -117,7 +117,10 @@ def _service(row: dict[str, Any], now: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    return str(timedelta(seconds=int(seconds)))
+    try:
+        return str(timedelta(seconds=max(0, int(seconds))))  # a clock may have been ahead
+    except (OverflowError, ValueError):
+        return "?"
 
 
 def _expected(choice: dict[str, Any] | None) -> str:

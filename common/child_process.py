@@ -126,8 +126,8 @@ class Child:
             orphan = psutil.Process(left["pid"])
             if not _is_same(orphan, left) or left.get("folder", self._folder) != self._folder:
                 return  # another process has its number, or this folder is a copy of a living one's
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, psutil.NoSuchProcess):
-            return
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, psutil.NoSuchProcess):
+            return  # never written, damaged, or long gone
         log.warning("event=orphan child=%s pid=%d action=end", self.name, orphan.pid)
         end(family(orphan))
 

@@ -235,6 +235,8 @@ def _watching(
         raise WatchError(f"{archive}: lies in the watched folder: archive elsewhere")
     if results is not None and results.resolve().is_relative_to(watch.resolve()):
         raise WatchError(f"{results}: lies in the watched folder: write the results elsewhere")
+    if results is not None and results.resolve().is_relative_to(folder):
+        raise WatchError(f"{results}: lies in the agent's own folder: write the results elsewhere")
     finish = archiving(archive) if archive else remove if delete else None
     out = ResultsFile(results) if results else StdoutLines()
     if keeper is not None:

@@ -100,7 +100,8 @@ def plan_of(state: Path) -> dict[str, Any]:
     path = state / PLAN_FILE
     try:
         plan: dict[str, Any] = json.loads(path.read_text())
-        _ = plan["journal"]
+        if not isinstance(plan["journal"], str) or not isinstance(plan.get("tags", []), list):
+            raise TypeError("journal or tags are of another type")
         if plan["devices"] and len(plan["devices"]) < plan["clients"]:
             raise ValueError(f"{len(plan['devices'])} names for {plan['clients']} clients")
     except (FileNotFoundError, NotADirectoryError):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import re
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -36,7 +38,9 @@ MOST_CLIPS, MOST_BYTES = 256, 100_000_000
 """The oldest ones make way, so that the folder is never larger by more than one clip."""
 SUFFIX = ".npz"
 DIGITS = 16
+NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}-[0-9a-f]+\{SUFFIX}")
 OWNERS_ONLY = 0o700
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,27 @@ def learn(folder: Path, wanted: bool) -> Kept | None:
         remove_parts(place)
         return kept(folder)
     before = kept(folder)
-    if before is not None:
-        shutil.rmtree(place)
-    if (folder / JOINED_FOLDER).is_dir():
+    if place.is_symlink():
+        place.unlink()
+    elif before is not None:
+        _forget(folder)
+    if (folder / JOINED_FOLDER).is_symlink():
+        (folder / JOINED_FOLDER).unlink()
+    elif (folder / JOINED_FOLDER).is_dir():
         shutil.rmtree(folder / JOINED_FOLDER)
     return before if before and before.clips else None
+
+
+def _forget(folder: Path) -> None:
+    """Delete the clips that are kept, and their folder unless somebody else's files are in it."""
+    place = folder / LEARNED_FOLDER
+    remove_parts(place)
+    for path, _, _ in _files(folder):
+        path.unlink(missing_ok=True)
+    if left := sorted(path.name for path in place.iterdir()):
+        LOG.warning("event=learned_folder_stays holds=%s", json.dumps(left[:SHOWN]))
+    else:
+        place.rmdir()
 
 
 def kept(folder: Path) -> Kept | None:
@@ -151,7 +171,11 @@ class ClipKeeper:
         content = io.BytesIO()
         np.savez(content, audio=audio, frames=frames, profile=recorded)
         place = self._folder / LEARNED_FOLDER
-        replace_file(place / f"{_key(wanted)}-{digest}{SUFFIX}", content.getvalue(), PRIVATE)
+        path = place / f"{_key(wanted)}-{digest}{SUFFIX}"
+        replace_file(path, content.getvalue(), PRIVATE)
+        latest = max((changed for other, changed, _ in _files(self._folder) if other != path), default=0)
+        if path.stat().st_mtime_ns <= latest:  # the clock went back: it is the newest all the same
+            os.utime(path, ns=(latest + 1, latest + 1))
         newest_first = sorted(_files(self._folder), key=lambda one: (one[1], one[0]), reverse=True)
         size = 0
         for number, (path, _, bytes_) in enumerate(newest_first):
@@ -170,6 +194,8 @@ def _files(folder: Path) -> list[tuple[Path, int, int]]:
     """Path, time of the last change and size of every clip that is kept."""
     found = []
     for path in (folder / LEARNED_FOLDER).glob(f"[!.]*{SUFFIX}"):
+        if NAME.fullmatch(path.name) is None:  # somebody else's
+            continue
         try:
             stat = path.stat()
         except OSError:  # it has just made way

@@ -5,6 +5,7 @@ Lines are whole: what a full disk lets through of one is taken back, so that it 
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class ResultsFile:
         """Nothing is left to do."""
 
     def _end_cut_line(self) -> None:
-        """Remove what a kill has left of a line: its clip gets another one. A line of somebody else's is ended."""
+        """Remove what a kill has left of a line: its clip gets another one. Other lines are ended."""
         if not self._path.exists():
             self._path.touch()
         with self._path.open("rb+") as file:
@@ -53,7 +54,17 @@ class ResultsFile:
             file.seek(max(0, size - self._most))
             tail = file.read()
             cut = tail[tail.rfind(b"\n") + 1 :]
-            if cut.startswith(OURS) or OURS.startswith(cut):  # also if nothing is cut
+            if not cut:
+                return
+            if (cut.startswith(OURS) or OURS.startswith(cut)) and not _is_json(cut):
                 file.truncate(size - len(cut))
             else:
                 file.write(b"\n")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -68,5 +68,5 @@ def read_link(folder: Path) -> LinkNote | None:
     try:
         found = json.loads((folder / LINK_FILE).read_text("utf-8"))
         return LinkNote(str(found["state"]), str(found["reason"]), float(found["since"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, OverflowError, TypeError, KeyError, RecursionError):
         return None

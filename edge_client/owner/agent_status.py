@@ -125,7 +125,10 @@ def _limits(privacy: dict[str, Any]) -> str:
 
 
 def _at(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):  # a damaged file
+        return "at an unknown time"
 
 
 def _changed(path: Path) -> float | None:

@@ -75,8 +75,7 @@ class PrivacyLedger:
 
     def affords_another(self) -> bool:
         """Whether one more upload like the last one is within the budget."""
-        with open_ledger(self._path, SCHEMA) as ledger:
-            mus = _mus(ledger)
+        mus = self._made()
         try:
             self._require_budget(mus, mus[-1] if mus else 0.0)
         except DeviceError:
@@ -85,13 +84,18 @@ class PrivacyLedger:
 
     def uploads(self) -> int:
         """How many private uploads were made."""
-        with open_ledger(self._path, SCHEMA) as ledger:
-            return len(_mus(ledger))
+        return len(self._made())
 
     def spent(self) -> float:
         """Epsilon at this ledger's delta of everything released so far."""
-        with open_ledger(self._path, SCHEMA) as ledger:
-            return spent(_mus(ledger), self._delta)
+        return spent(self._made(), self._delta)
+
+    def _made(self) -> list[float]:
+        """Of all uploads, without a change of the file: whoever looks neither waits for the agent nor holds it up."""
+        if not self._path.exists():
+            return []
+        with open_ledger(self._path) as ledger:
+            return _mus(ledger) if has_table(ledger, "releases") else []
 
     def _require_budget(self, mus: list[float], mu: float) -> None:
         if self._epsilon is None:
@@ -105,16 +109,17 @@ class PrivacyLedger:
 
 
 @contextmanager
-def open_ledger(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
+def open_ledger(path: Path, schema: str = "") -> Iterator[sqlite3.Connection]:
     """The ledger's file, with the table that ``schema`` makes unless it is there; what is committed is on the disk.
 
-    Raises:
-        DeviceError: it cannot be used, also from within the block.
+    schema: none opens it to read only. Raises DeviceError if it cannot be used, also from within the block.
     """
     try:
-        with closing(sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)) as ledger:
-            ledger.execute("PRAGMA synchronous = FULL")
-            ledger.execute(schema)
+        where = f"{path.absolute().as_uri()}?mode={'rwc' if schema else 'ro'}"
+        with closing(sqlite3.connect(where, timeout=WAIT_SECONDS, isolation_level=None, uri=True)) as ledger:
+            if schema:
+                ledger.execute("PRAGMA synchronous = FULL")
+                ledger.execute(schema)
             yield ledger
     except sqlite3.Error as error:
         raise DeviceError(
@@ -212,6 +217,11 @@ def _remembered(ledger: sqlite3.Connection, key: str, question: str) -> Prototyp
             "this job and round was asked before with other settings, and it is answered once; nothing is uploaded"
         )
     return _from_text(row[1])
+
+
+def has_table(ledger: sqlite3.Connection, name: str) -> bool:
+    """Whether anybody has written into this table yet."""
+    return ledger.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
 
 
 def _mus(ledger: sqlite3.Connection) -> list[float]:

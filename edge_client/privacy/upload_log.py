@@ -67,7 +67,7 @@ def read_log(folder: Path) -> list[Sent]:
             try:
                 one = Sent(**json.loads(line))
                 found.append(Sent(float(one.time), str(one.what), int(one.bytes)))
-            except (ValueError, TypeError, RecursionError):
+            except (ValueError, OverflowError, TypeError, RecursionError):
                 continue
     return found
 

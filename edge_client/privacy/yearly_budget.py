@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, open_ledger
+from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, has_table, open_ledger
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 
@@ -84,10 +84,11 @@ def _in_words(most: int, times: Collection[float]) -> str:
 
 
 def _read(folder: Path) -> dict[str, float]:
-    if not (folder / LEDGER_FILE).exists():
+    path = folder / LEDGER_FILE
+    if not path.exists():
         return {}
-    with open_ledger(folder / LEDGER_FILE, SCHEMA) as ledger:
-        return _counted(ledger)
+    with open_ledger(path) as ledger:
+        return _counted(ledger) if has_table(ledger, "personalisations") else {}
 
 
 def _counted(ledger: sqlite3.Connection) -> dict[str, float]:

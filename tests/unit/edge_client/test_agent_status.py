@@ -170,3 +170,12 @@ def test_the_command(device: Path, tmp_path: Path) -> None:
     assert (wrong.exit_code, "not an agent's folder" in wrong.output) == (2, True)
     with pytest.raises(ConfigError):
         read_status(tmp_path / "absent")
+
+
+def test_times_and_numbers_that_cannot_be_are_no_traceback(device: Path) -> None:
+    (device / LOG_FILE).write_text(
+        '{"time": 1e300, "what": "x", "bytes": 1}\n{"time": 1, "what": "y", "bytes": Infinity}\n'
+    )
+    assert "at an unknown time" in words(device)["sent"]
+    (device / LINK_FILE).write_text(json.dumps({"state": CONNECTED, "reason": "", "since": 10**400}))
+    assert read_link(device) is None

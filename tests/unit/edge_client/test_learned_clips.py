@@ -177,6 +177,31 @@ def test_the_newest_clips_stay_within_number_and_disk(
     assert len(learned(own_clips(device))) == 2
 
 
+def test_a_clock_that_goes_back_makes_no_new_clip_the_oldest(
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned_clips, "MOST_CLIPS", 2)
+    for number in range(2):
+        answer(device, pair(tmp_path / "in", f"n{number}", level=0.05 * (1 + number)))
+    old = clips_kept(device)
+    for path in old:
+        os.utime(path, (2e9, 2e9))
+    for number in (2, 3):
+        answer(device, pair(tmp_path / "in", f"n{number}", level=0.05 * (1 + number)))
+    assert not set(clips_kept(device)) & set(old)
+
+
+def test_other_people_s_files_are_neither_clips_nor_deleted(device: Path, tmp_path: Path) -> None:
+    answer(device, pair(tmp_path / "in", "walk"))
+    for name in ("thesis.docx", "large.npz"):
+        (device / LEARNED_FOLDER / name).write_text("mine")
+    assert kept(device) is not None
+    assert len(clips_kept(device)) == 1
+    learn(device, False)
+    assert {path.name for path in (device / LEARNED_FOLDER).iterdir()} == {"thesis.docx", "large.npz"}
+    assert len(own_clips(device)) == OWN
+
+
 def test_without_the_owner_s_word_nothing_is_kept_and_what_was_is_forgotten(
     device: Path, tmp_path: Path
 ) -> None:

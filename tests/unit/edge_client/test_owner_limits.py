@@ -22,7 +22,7 @@ from fedstill.edge_client.node.change_note import ChangeNote, announced, mark_of
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.node.known_clips import make_known, read_known_clips
 from fedstill.edge_client.node.student_lock import require_change_allowed
-from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE
+from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedstill.edge_client.privacy.privacy_policy import (
     POLICY_FILE,
     PrivacyPolicy,
@@ -127,6 +127,18 @@ def test_a_simulated_device_of_before_has_no_limit(device: Device) -> None:
     for job in range(60):
         spend_one(device.directory, policy, f"job {job}")
     assert may_announce(device.directory, policy)
+
+
+def test_who_looks_neither_changes_the_ledger_nor_waits_for_who_writes(device: Device) -> None:
+    path = device.directory / LEDGER_FILE
+    spend_one(device.directory, PrivacyPolicy(), "one")
+    before = path.read_bytes()
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert spent_in_a_year(device.directory) == 1
+        assert PrivacyLedger(path, 8.0, 1e-5).spent() == 0
+        other.execute("ROLLBACK")
+    assert path.read_bytes() == before
 
 
 def test_no_limit_and_a_damaged_ledger(device: Device) -> None:

@@ -144,3 +144,24 @@ def test_nothing_of_ours_lies_in_the_watched_folder(place: str, tmp_path: Path) 
         _watching(student, *rest, folder, False, None, None)
     with pytest.raises(WatchError, match="lies in the watched folder: write the results elsewhere"):
         _watching(student, *rest, None, False, folder / "clips.jsonl", None)
+
+    with pytest.raises(WatchError, match="lies in the agent's own folder: write the results elsewhere"):
+        _watching(student, *rest, None, False, tmp_path / "state" / "privacy.json", None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            b'{"clip": "a"}\n{"clip": "b"}',
+            b'{"clip": "a"}\n{"clip": "b"}\n',
+        ),  # an editor ends a file like this
+        (b'{"clip": "somebody else"}', b'{"clip": "somebody else"}\n'),
+        (b'{"clip": "a"}\n{"clip": "b", "cl', b'{"clip": "a"}\n'),
+        (b'{"clip": "a"}\n', b'{"clip": "a"}\n'),
+    ],
+)
+def test_a_whole_last_line_stays(before: bytes, after: bytes, tmp_path: Path) -> None:
+    (tmp_path / "clips.jsonl").write_bytes(before)
+    ResultsFile(tmp_path / "clips.jsonl")
+    assert (tmp_path / "clips.jsonl").read_bytes() == after
