@@ -63,11 +63,12 @@ def _class_names(text: str) -> list[str]:
 
     if not text:
         return []
-    if "," in text or not Path(text).is_file():
-        return [name.strip() for name in text.split(",") if name.strip()]
     try:
-        return [
-            name for line in Path(text).read_text(encoding="utf-8").splitlines() if (name := line.strip())
-        ]
+        listed = "," in text or not Path(text).is_file()
+        lines = text.split(",") if listed else Path(text).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes {text}: cannot be read ({error})") from None
+        raise ConfigError(f"--classes {text[:80]}: cannot be read ({error})") from None
+    names = [name for line in lines if (name := line.strip())]
+    if not names:
+        raise ConfigError(f"--classes {text[:80]}: names no class")
+    return names

@@ -15,6 +15,7 @@ from fedstill.common.errors import RunError, UserError
 
 FAILED, MISTAKE = 1, 2
 """Exit codes."""
+SYMLINK_LOOP = "Symlink loop"
 
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)
@@ -32,6 +33,11 @@ def one_line_errors(*failures: type[Exception]) -> Iterator[None]:
     except expected as error:
         say_in_one_line("stopped" if failures else "the run failed", error)
         raise typer.Exit(FAILED) from None
+    except RuntimeError as error:  # of Path.resolve, before Python 3.13
+        if not str(error).startswith(SYMLINK_LOOP):
+            raise
+        say_in_one_line("error", UserError(f"{error}: give the path of a real file or folder"))
+        raise typer.Exit(MISTAKE) from None
 
 
 def typed_command() -> str:

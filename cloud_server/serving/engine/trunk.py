@@ -95,7 +95,12 @@ def assemble(
 ) -> ElasticViT:
     """The network that a card describes, with the weights of ``state``. Raises TrunkError, which names ``source``."""
     head = state.get("head.bias")
-    net = make_net(card, 0 if head is None else len(head))
+    classes = len(head) if head is not None and head.ndim == 1 else 0
+    if card.class_names and len(card.class_names) != classes:
+        raise TrunkError(
+            f"{source}: has a head of {classes} classes, and its description names {len(card.class_names)}"
+        )
+    net = make_net(card, classes, state)
     try:
         elastic = ElasticViT(net, proportional_attention, card.preprocess)
     except ValueError as error:
@@ -110,12 +115,19 @@ def assemble(
     return elastic
 
 
-def make_net(card: WeightsCard, classes: int) -> VisionTransformer:
-    """timm's network for a card, with random weights and frozen. Raises TrunkError if timm makes none."""
+def make_net(card: WeightsCard, classes: int, state: Mapping[str, Tensor]) -> VisionTransformer:
+    """timm's network for a card, with random weights and frozen.
+
+    state: that will be loaded. A description of another size is refused before it fills the memory.
+
+    Raises:
+        TrunkError: timm makes no such network, or it has another size than the weights.
+    """
     if not timm.is_model(card.architecture.partition(".")[0]):
         raise TrunkError(
             f"architecture {card.architecture!r} is not a timm model: use one like vit_tiny_patch16_224"
         )
+    _check_size(card, state)
     try:
         net = timm.create_model(
             card.architecture, pretrained=False, num_classes=classes, **dict(card.model_args)
@@ -130,6 +142,20 @@ def make_net(card: WeightsCard, classes: int) -> VisionTransformer:
             if isinstance(part, nn.LayerNorm):
                 part.eps = card.layer_norm_eps
     return net.eval().requires_grad_(False)
+
+
+def _check_size(card: WeightsCard, state: Mapping[str, Tensor]) -> None:
+    """What the card says, before any memory is taken for it."""
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    patch = state.get("patch_embed.proj.weight")
+    shape = tuple(patch.shape) if patch is not None and patch.ndim == 4 else None
+    real = {"depth": len(blocks)} | ({"embed_dim": shape[0], "patch_size": shape[2]} if shape else {})
+    for name, value in real.items():
+        if card.model_args.get(name, value) != value:
+            raise TrunkError(
+                f"the description says {name} {card.model_args[name]}, and the weights have {value}: "
+                "it is of another model"
+            )
 
 
 def _named_after(weights: Path) -> str:

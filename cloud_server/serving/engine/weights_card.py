@@ -22,6 +22,9 @@ WHOLE_NUMBERS = {
     "img_size": 4096, "patch_size": 256, "embed_dim": 8192, "depth": 256, "num_heads": 256, "reg_tokens": 64
 }  # fmt: skip
 """Arguments of timm's ``VisionTransformer``, and the largest that is taken: a file must not fill the memory."""
+MOST_PATCHES = 2**16
+LONGEST_NAME = 200
+"""Of a class, in characters."""
 SWITCHES = ("qkv_bias", "qk_norm", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
 OTHERS = {"mlp_ratio": 64.0, "init_values": 10.0}
 CHOICES = {"global_pool": ("token", "avg"), "act_layer": ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")}
@@ -61,10 +64,18 @@ class WeightsCard:
         for name, value in self.model_args.items():
             if not _possible(name, value):
                 raise ValueError(f"model_args: {name} = {str(value)[:40]!r} is not supported")
+        side, patch = self.model_args.get("img_size"), self.model_args.get("patch_size")
+        if side and patch and (side // patch) ** 2 > MOST_PATCHES:
+            raise ValueError(f"model_args: img_size {side} is more than {MOST_PATCHES} patches of {patch}")
         if self.layer_norm_eps is not None and not 0 < self.layer_norm_eps < 1:
             raise ValueError(f"layer_norm_eps: {self.layer_norm_eps} is not between 0 and 1")
         if len(self.class_names) == 1 or len(set(self.class_names)) < len(self.class_names):
             raise ValueError("label_names: give at least two, all different")
+        for name in self.class_names:
+            if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+                raise ValueError(
+                    f"label_names: {name[:40]!r} is not a name of 1 to {LONGEST_NAME} printable characters"
+                )
 
     @property
     def text(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.trunk import expected_pictures, make_net, pictures
-from fedstill.cloud_server.serving.engine.weights_card import WeightsCard
+from fedstill.cloud_server.serving.engine.weights_card import OURS, WeightsCard, read_card
 from fedstill.cloud_server.serving.imports import huggingface_vit
 from fedstill.cloud_server.serving.imports.positions import grid_side, resize_positions
 from fedstill.cloud_server.serving.imports.read_state import ImportFault
@@ -19,6 +19,25 @@ from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.preprocess_settings import Preprocess
 
 Weights = dict[str, Tensor]
+
+
+def own_card(files: SourceFiles, sha256: str, architecture: str | None) -> WeightsCard | None:
+    """The card of an earlier import, if it is that of these weights.
+
+    architecture: as given, None if it was not.
+
+    Raises:
+        DataError: a card that is damaged, of a newer fedstill, or of another architecture than was given.
+    """
+    stated = (files.card or {}).get(OURS)
+    if not isinstance(stated, Mapping) or stated.get("sha256") != sha256:
+        return None
+    card = read_card(files.weights, sha256)
+    if card is not None and architecture not in (None, card.architecture):
+        raise ImportFault(
+            f"--architecture {architecture}: the card of {files.weights} says {card.architecture}: drop it"
+        )
+    return card
 
 
 def transformers_card(files: SourceFiles, inside: Mapping[str, Tensor]) -> tuple[WeightsCard, Weights]:
@@ -58,7 +77,7 @@ def timm_card(
         raise ImportFault(f"{files.weights}: nothing says which timm model it is: give --architecture")
     try:
         card = WeightsCard(name, _arguments(config, notes, inside))
-        net = make_net(card, 0)
+        net = make_net(card, 0, inside)
         ElasticViT(net)  # what is not supported is said before what does not fit
         if net.pos_embed is not None and "pos_embed" in inside:
             before = 0 if net.no_embed_class else net.num_prefix_tokens
@@ -76,7 +95,7 @@ def resized(card: WeightsCard, state: Weights, image_size: int | None) -> tuple[
     """For pictures of another size; the same for None. Raises ImportFault."""
     if image_size is None:
         return card, state
-    net = make_net(card, 0)
+    net = make_net(card, 0, state)
     patch = net.patch_embed.patch_size[0]
     if image_size % patch or not patch <= image_size <= 4096:
         raise ImportFault(f"--image-size {image_size}: is not a multiple of {patch}, up to 4096")

@@ -20,11 +20,11 @@ from torch import Tensor
 from fedstill.cloud_server.serving.engine.trunk import assemble, pictures
 from fedstill.cloud_server.serving.engine.weights_card import WeightsCard, card_path, is_foreign
 from fedstill.cloud_server.serving.imports import huggingface_vit
-from fedstill.cloud_server.serving.imports.cards import resized, timm_card, transformers_card
+from fedstill.cloud_server.serving.imports.cards import own_card, resized, timm_card, transformers_card
 from fedstill.cloud_server.serving.imports.find_trunk import FoundTrunk, find_trunk, linear_head, split_head
 from fedstill.cloud_server.serving.imports.read_state import ImportFault, ReadState, read_state
 from fedstill.cloud_server.serving.imports.source_files import SourceFiles, source_files
-from fedstill.common.atomic_files import replace_file, replace_text
+from fedstill.common.atomic_files import replace_file
 from fedstill.common.dataclass_codec import to_plain
 
 SHOWN = 4
@@ -77,11 +77,18 @@ def import_weights(source: Path, out: Path, options: ImportOptions) -> Imported:
     found = find_trunk(files.weights, read.state)
     inside, candidates = split_head(found)
     remarks = [f"taken from the checkpoint's {read.place}"] if read.place else []
-    if found.library == "transformers":
+    own = own_card(files, read.sha256, options.architecture)
+    if own is not None:  # what other programs say beside it was read when it was imported first
+        files = replace(files, config={"label_names": list(own.class_names)}, licence=own.licence)
+        card, state = own, dict(inside)
+    elif found.library == "transformers":
         card, state = transformers_card(files, inside)
     else:
         card, state = timm_card(files, inside, read.notes, options.architecture)
-    width = len(state["patch_embed.proj.bias"]) if "patch_embed.proj.bias" in state else 0
+    if files.card is not None and own is None:
+        remarks.append(f"{card_path(files.weights).name} is the card of another file, and was not read")
+    embedded = state.get("patch_embed.proj.bias")
+    width = len(embedded) if embedded is not None and embedded.ndim == 1 else 0
     head = linear_head(files.weights, candidates, width) if options.head else None
     if head is not None:
         state |= {"head.weight": head[0], "head.bias": head[1]}
@@ -92,7 +99,8 @@ def import_weights(source: Path, out: Path, options: ImportOptions) -> Imported:
     net = assemble(card, {name: value.float() for name, value in state.items()}, str(files.weights))
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise ImportFault(f"{files.weights}: holds NaN or infinity")
-    written = _write(replace(card, origin=_origin(files, read, found)), state, out)
+    origin = own.origin if own is not None else _origin(files, read, found)
+    written = _write(replace(card, origin=origin), state, out)
     return Imported(written, net.image_size, (*remarks, *named))
 
 
@@ -186,9 +194,15 @@ def _write(card: WeightsCard, state: Mapping[str, Tensor], out: Path) -> Weights
     content = safetensors.torch.save(whole, {"format": "pt"})
     written = replace(card, sha256=hashlib.sha256(content).hexdigest())
     try:
+        described = written.text.encode()
+    except UnicodeEncodeError as error:  # before anything is replaced
+        raise ImportFault(
+            f"{out}: its description would hold {error.object[error.start]!r}, which is no text"
+        ) from None
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, content)
-        replace_text(card_path(out), written.text)
+        replace_file(card_path(out), described)
     except OSError as error:
         raise ImportFault(f"{out}: cannot be written ({error.strerror})") from None
     return written

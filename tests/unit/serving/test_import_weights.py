@@ -274,7 +274,7 @@ def test_files_that_are_damaged_too_large_or_of_another_kind(
         ({"image_size": [32, 64]}, "is not a square"),
         ({"hidden_size": 0}, "hidden_size '0' is not a whole number above 0"),
         ({"num_hidden_layers": 10**9}, "depth = '1000000000' is not supported"),
-        ({"num_hidden_layers": 3}, "does not fit"),
+        ({"num_hidden_layers": 3}, "depth 3, and the weights have 2"),
         ({"num_attention_heads": 3}, "timm cannot build it"),
     ],
 )
