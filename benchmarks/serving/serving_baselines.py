@@ -38,7 +38,7 @@ from fedstill.common.provenance import hardware
 from fedstill.evaluation.serving.learnt_state import learn_missing
 from fedstill.evaluation.serving.live_loadtest import Description, LiveSettings, Target, ask, live_load
 from fedstill.evaluation.serving.live_rows import LiveRun, run_row
-from fedstill.evaluation.serving.live_sweep import measured_profile, plain_capacity, rotated
+from fedstill.evaluation.serving.live_sweep import measured, rotated
 from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Response
 from fedstill.evaluation.serving.results import RunRow
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
@@ -161,9 +161,9 @@ def main(arguments: Sequence[str]) -> None:
                 state, setting.tasks, setting.weights, LearnSettings(images, images // 4), shown.update
             )
             ours = ServerOptions(state, setting.arguments, server_cores)
-            rate = options.rate or plain_capacity(measured_profile(ours, OURS))
-            test = LoadTest(("synthetic",), (OURS,), (options.load,), options.seeds, options.seconds, rate)
             pictures = [held_out_images(task, options.pictures) for task in setting.tasks]
+            _, rate = measured(ours, pictures, options.rate)
+            test = LoadTest(("synthetic",), (OURS,), (options.load,), options.seeds, options.seconds, rate)
             contenders = [Contender(OURS), *_others(options.contenders.split(","), options.quick)]
             rows: list[RunRow] = []
             for seed in range(options.seeds):

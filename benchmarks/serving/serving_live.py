@@ -1,8 +1,8 @@
 """Comparison of live policies on this CPU: ViT-Tiny, three real tasks, load from 0.3x to 3x of its capacity.
 
 Servers run on one core and the load generator on another, policies take turns within one run, and all meet the same
-queries (see ``live_sweep.py``). The rate at load 1 is the plain model's capacity by the server's own profile. Heads are
-linear probes on the frozen trunk; images are the tasks' test images.
+queries (see ``live_sweep.py``). The rate at load 1 is what a server that changes nothing answers per second to clients
+that wait for their answers. Heads are linear probes on the frozen trunk; images are the tasks' test images.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str]) -> None:
                 measured_on=f"{hardware()}; server and client on one core each"
                 if server_cores
                 else hardware(),
+                kept=options.kept,
                 command=" ".join(
                     ["python", "benchmarks/serving/serving_live.py", *map(shlex.quote, arguments)]
                 ),
@@ -114,7 +115,7 @@ def _facts(setting: ServedSetting) -> str:
     names = ", ".join(task.name for task in setting.tasks)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, revision {git_revision()}: {setting.weights.stem}, tasks {names}. Load 1 is "
-        f"what the plain model serves per second by the measured profile. {BASELINE} is OTAS as in the thesis."
+        f"what a server answers per second, unchanged, to 16 clients that wait. {BASELINE} is OTAS as in the thesis."
     )
 
 
@@ -129,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--equal", action="store_true", help="every query is worth 1")
     parser.add_argument("--latency-scale", type=float, default=1.0)
     add_setting_options(parser)
+    parser.add_argument(
+        "--kept", type=Path, help="folder of what is done: the same command goes on from there"
+    )
     parser.add_argument("--out", type=Path, help="folder of results.json and plots")
     parser.add_argument(
         "--markdown", type=Path, help="page to write, for instance docs/results/serving_live.md"

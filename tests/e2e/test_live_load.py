@@ -13,11 +13,12 @@ from helpers.headless import Browser
 from fedstill.cli import main as cli
 from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
 from fedstill.common.flower_cli import free_port
+from fedstill.evaluation.serving.closed_loop import plain_rate
 from fedstill.evaluation.serving.learnt_state import learn_missing
-from fedstill.evaluation.serving.live_sweep import plain_capacity
 from fedstill.evaluation.serving.results import read_serving_results
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
 from fedstill.evaluation.serving.served_setting import ServedSetting, tiny_setting
+from fedstill.evaluation.serving.task_images import held_out_images
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_a_live_server_is_measured_by_true_labels(
     with ServedProcess(options, "faithful") as server:
         profile = server.profile()
         assert set(profile.tasks) == {task.name for task in served.tasks}
-        assert plain_capacity(profile) > 0
+        assert plain_rate(server, [held_out_images(task, 5) for task in served.tasks], 0.5) > 1
         loadtest(served, server, tmp_path / "run", "--rate", "10", "--seconds", "3", "--latency-scale", "10")
     results = read_serving_results(tmp_path / "run")
     assert results.policies() == ["faithful"]

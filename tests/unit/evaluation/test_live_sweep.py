@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from helpers.queries import made_profile
 
 from fedstill.cloud_server.serving.scheduling.profile import Schedule
 from fedstill.common.errors import DataError
+from fedstill.evaluation.serving import live_sweep
 from fedstill.evaluation.serving.live_loadtest import LiveSettings
-from fedstill.evaluation.serving.live_sweep import Sweep, best_fixed, merged, plain_capacity, rotated
+from fedstill.evaluation.serving.live_sweep import Sweep, best_fixed, merged, rotated
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
 from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
@@ -22,11 +24,6 @@ def test_every_policy_is_first_in_turn() -> None:
     orders = [rotated(["a", "b", "c"], seed) for seed in range(4)]
     assert [order[0] for order in orders] == ["a", "b", "c", "a"]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
-
-
-def test_capacity_is_that_of_the_plain_model() -> None:
-    assert plain_capacity(made_profile()) == pytest.approx(8 / (0.02 + 8 * 0.02))
-    assert plain_capacity(made_profile(maximum_batch=2)) == pytest.approx(2 / (0.02 + 2 * 0.02))
 
 
 def test_the_best_fixed_policy_is_chosen_by_what_it_earns() -> None:
@@ -52,6 +49,23 @@ def test_results_of_single_servers_become_one_load_test() -> None:
     assert whole.references == together.references
     assert whole.policies() == ["pets", "tome10"]
     assert whole.command == "typed"
+
+
+def test_a_sweep_goes_on_at_its_rate_and_with_its_settings_alone(tmp_path: Path) -> None:
+    sweep = Sweep(
+        replace(TEST, rate=None), LiveSettings(), ServerOptions(Path()), (), "here", "typed", tmp_path
+    )
+    assert live_sweep._begun(sweep) is None
+    (tmp_path / live_sweep.BEGUN).write_text(json.dumps({**live_sweep._settings(sweep), "rate": 21.5}))
+    more = replace(sweep, test=replace(sweep.test, seeds=5, policies=("fedstill",)))
+    assert live_sweep._begun(more) == 21.5
+    for other in (
+        replace(sweep, test=replace(sweep.test, seconds=11)),
+        replace(sweep, test=replace(sweep.test, rate=30.0)),
+        replace(sweep, measured_on="elsewhere"),
+    ):
+        with pytest.raises(DataError, match="holds a sweep with other settings"):
+            live_sweep._begun(other)
 
 
 @pytest.mark.slow
