@@ -1,6 +1,6 @@
-"""The plain model behind LitServe with its dynamic batching; ``serving_baselines.py`` starts it.
+"""The model behind LitServe with its dynamic batching; ``serving_baselines.py`` starts it.
 
-Arguments: state folder, weights, timeout in seconds, port.
+Arguments: state folder, weights, timeout in seconds, port, token schedule, backend.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fedstill.evaluation.serving.plain_model import BATCH, BATCH_SECONDS, PlainM
 class Api(litserve.LitAPI):  # type: ignore[misc] # litserve ships no types
     """JSON in, JSON out; LitServe makes one in every worker by unpickling this one."""
 
-    def __init__(self, state: Path, weights: Path) -> None:
+    def __init__(self, *model: Any) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=BATCH_SECONDS)
-        self._state, self._weights = state, weights
+        self._arguments = model
 
     def setup(self, device: str) -> None:
         """In the worker."""
-        self._model = PlainModel(self._state, self._weights)
+        self._model = PlainModel(*self._arguments)
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A batch is a list."""
@@ -39,7 +39,6 @@ class Api(litserve.LitAPI):  # type: ignore[misc] # litserve ships no types
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(
-        Api(Path(sys.argv[1]), Path(sys.argv[2])), accelerator="cpu", timeout=float(sys.argv[3])
-    )
+    api = Api(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[5], sys.argv[6])
+    server = litserve.LitServer(api, accelerator="cpu", timeout=float(sys.argv[3]))
     server.run(host="127.0.0.1", port=int(sys.argv[4]), generate_client_file=False, log_level="error")

@@ -1,6 +1,6 @@
-"""The plain model behind Ray Serve with its dynamic batching; ``serving_baselines.py`` starts it.
+"""The model behind Ray Serve with its dynamic batching; ``serving_baselines.py`` starts it.
 
-Arguments: state folder, weights, how many queries may wait (-1: any number), port.
+Arguments: state folder, weights, how many queries may wait (-1: any number), port, token schedule, backend.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fedstill.evaluation.serving.plain_model import BATCH, BATCH_SECONDS, PlainM
 class Deployment:
     """JSON in, JSON out."""
 
-    def __init__(self, state: str, weights: str) -> None:
-        self._model = PlainModel(Path(state), Path(weights))
+    def __init__(self, state: str, weights: str, *form: Any) -> None:
+        self._model = PlainModel(Path(state), Path(weights), *form)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)
     async def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -39,4 +39,8 @@ if __name__ == "__main__":
     served: Any = serve.deployment(
         max_ongoing_requests=2 * BATCH, max_queued_requests=int(float(sys.argv[3]))
     )(Deployment)
-    serve.run(served.bind(sys.argv[1], sys.argv[2]), route_prefix="/predict", blocking=True)
+    serve.run(
+        served.bind(sys.argv[1], sys.argv[2], sys.argv[5], sys.argv[6]),
+        route_prefix="/predict",
+        blocking=True,
+    )

@@ -3,7 +3,8 @@
 All serve the same heads on the same trunk with one torch thread on the same core, get the same images at the same times
 from a generator on another core, and are judged by the client's clock and the true labels. The others get batches as
 large as ours, and each is also run with its own setting against overload (LitServe: timeout, Ray Serve: length of the
-queue); the ratio is to the best of their settings. Their queries travel as JSON over HTTP, ours over gRPC.
+queue), and with that also with static token merging and on OpenVINO. Their queries travel as JSON over HTTP, ours over
+gRPC.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -48,28 +50,35 @@ from fedstill.evaluation.serving.served_setting import (
     split_cores,
     tiny_setting,
 )
+from fedstill.evaluation.serving.summary import Mean
 from fedstill.evaluation.serving.target import GrpcTarget
 from fedstill.evaluation.serving.task_images import TaskImages, held_out_images
 from fedstill.evaluation.serving.virtual import LoadTest, draw
+from fedstill.models.vit.schedules import layer_wise_schedule
 
 OURS = "fedstill"
 START_SECONDS = 180.0
 LITSERVE_TIMEOUTS = (30.0, 1.0, 0.3)
 """Seconds, its default first: a query that has waited longer is refused when its turn comes."""
+MERGING = ",".join(("-10", "-15", "-20", layer_wise_schedule(2).name))
 RAY_QUEUES = (-1, 8)
 """Queries that may wait, its default (any number) first; further ones are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server to compare: its kind, and its setting against overload (see the constants)."""
+    """A server to compare: its kind, its setting against overload (see the constants), and its model's form."""
 
     kind: str
     knob: float = 0.0
+    schedule: str = "0"
+    backend: str = "torch"
 
     @property
     def name(self) -> str:
-        return self.kind if self.kind == OURS else f"{self.kind} {self.knob:g}"
+        form = "" if self.schedule == "0" else f" {self.schedule}"
+        form += "" if self.backend == "torch" else f" {self.backend}"
+        return self.kind if self.kind == OURS else f"{self.kind} {self.knob:g}{form}"
 
 
 class HttpTarget:
@@ -119,7 +128,12 @@ class OtherProcess:
         environment = {**serving_environment(os.environ), "OMP_NUM_THREADS": str(len(self._cores or (0,)))}
         script = Path(__file__).resolve().with_name(f"baseline_{self._contender.kind}.py")
         command = [sys.executable, str(script), str(self._state.resolve()), str(self._weights.resolve())]
-        command += [str(self._contender.knob), str(self.port)]
+        command += [
+            str(self._contender.knob),
+            str(self.port),
+            self._contender.schedule,
+            self._contender.backend,
+        ]
         self._child.start(command, environment, Path.cwd())
         if self._cores is not None and self._child.pid is not None:
             psutil.Process(self._child.pid).cpu_affinity(list(self._cores))
@@ -163,8 +177,16 @@ def main(arguments: Sequence[str]) -> None:
             ours = ServerOptions(state, setting.arguments, server_cores)
             pictures = [held_out_images(task, options.pictures) for task in setting.tasks]
             _, rate = measured(ours, pictures, options.rate)
-            test = LoadTest(("synthetic",), (OURS,), (options.load,), options.seeds, options.seconds, rate)
-            contenders = [Contender(OURS), *_others(options.contenders.split(","), options.quick)]
+            test = LoadTest(
+                ("synthetic",),
+                (OURS,),
+                (options.load,),
+                options.seeds,
+                options.seconds,
+                rate,
+                equal=options.equal,
+            )
+            contenders = [Contender(OURS), *_others(options)]
             rows: list[RunRow] = []
             for seed in range(options.seeds):
                 for contender in rotated(contenders, seed):
@@ -234,29 +256,37 @@ def report(console: Console, rows: Sequence[RunRow], rate: float, load: float) -
             name, *(f"{100 * part:.1f} %" for part in shares), f"{fmean(row.mean_batch for row in mine):.1f}"
         )
     console.print(grid)
-    for kind in dict.fromkeys(name.split()[0] for name in names if name != OURS):
-        knobs = [name for name in names if name.split()[0] == kind]
-        for what in ("share", "type1"):
-            means = {
-                name: fmean(getattr(row, what) for row in rows if row.policy == name)
-                for name in (OURS, *knobs)
-            }
-            words = "utility in time" if what == "share" else "right answers in time"
-            best = max(knobs, key=lambda name: means[name])
-            for name in dict.fromkeys((knobs[0], best)):
-                which = "as it comes" if name == knobs[0] else "the best of its settings"
-                ratio = means[OURS] / max(1e-9, means[name])
-                console.print(f"{words}: ratio of {OURS} to {name} ({which}) {ratio:.2f}")
+    ours = {row.seed: row for row in rows if row.policy == OURS}
+    for name in names:
+        pairs = [(ours[row.seed], row) for row in rows if row.policy == name and row.seed in ours]
+        if name == OURS or not pairs:
+            continue
+        said = []
+        for what, words in (("share", "utility in time"), ("type1", "right answers in time")):
+            ratios = [getattr(mine, what) / max(1e-9, getattr(other, what)) for mine, other in pairs]
+            mean, each = Mean.of(ratios), ", ".join(f"{one:.2f}" for one in ratios)
+            said.append(f"{words} {mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}] ({each})")
+        console.print(f"ratio of {OURS} to {name}, paired: {'; '.join(said)}")
 
 
-def _others(kinds: Sequence[str], quick: bool) -> list[Contender]:
+def _others(options: argparse.Namespace) -> list[Contender]:
+    """All settings against overload, and the last of them with every form of the model."""
     knobs: dict[str, tuple[float, ...]] = {"litserve": LITSERVE_TIMEOUTS, "ray": RAY_QUEUES}
-    return [Contender(kind, knob) for kind in kinds for knob in (knobs[kind][:1] if quick else knobs[kind])]
+    kinds = options.contenders.split(",")
+    if options.quick:
+        return [Contender(kind, knobs[kind][0]) for kind in kinds]
+    plain = [Contender(kind, knob) for kind in kinds for knob in knobs[kind]]
+    merging = [name for name in options.merging.split(",") if name]
+    formed = [Contender(kind, knobs[kind][-1], name) for kind in kinds for name in merging]
+    faster = [Contender(kind, knobs[kind][-1], backend="openvino") for kind in kinds if find_spec("openvino")]
+    return [*plain, *formed, *faster]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--contenders", default="litserve,ray", help="others to compare with")
+    parser.add_argument("--merging", default=MERGING, help="token schedules that the others run, too")
+    parser.add_argument("--equal", action="store_true", help="every query is worth 1")
     parser.add_argument("--load", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0)

@@ -1,4 +1,4 @@
-"""The elastic model at its plain schedule with all heads, as other servers serve it in comparisons.
+"""The elastic model at one schedule with all heads, as other servers serve it in comparisons.
 
 Those servers import nothing else of ours.
 """
@@ -14,28 +14,34 @@ from typing import Any
 import torch
 
 from fedstill.cloud_server.serving.engine.engine import Engine
-from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.engine_settings import BackendName, EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.datasets.decoding.image_files import read_image
 from fedstill.models.vit.preprocess import image_tensor
-from fedstill.models.vit.schedules import constant_schedule
+from fedstill.models.vit.schedules import parse_schedule
 
 BATCH, BATCH_SECONDS = 8, 0.01
 """Of dynamic batching: the largest batch, and how long the first query waits for others."""
 
 
 class PlainModel:
-    """A state folder of ``fedstill serve`` and its trunk, warmed up."""
+    """A state folder of ``fedstill serve`` and its trunk, warmed up.
 
-    def __init__(self, state: Path, weights: Path) -> None:
+    schedule: token schedule by name, ``0`` for the plain model. backend: ``torch``, ``openvino`` or ``auto``.
+    """
+
+    def __init__(
+        self, state: Path, weights: Path, schedule: str = "0", backend: BackendName = "torch"
+    ) -> None:
         trunk = load_trunk(weights)
         registry = TaskRegistry(state)
         tasks = registry.load_active(trunk.fingerprint)
         registry.close()
-        self._schedule = constant_schedule(0, trunk.net.layers)
-        self._engine = Engine(trunk.net, tasks, EngineSettings((self._schedule,), (1, 2, 4, BATCH)))
+        self._schedule = parse_schedule(schedule, trunk.net.layers)
+        settings = EngineSettings((self._schedule,), (1, 2, 4, BATCH), backend=backend)
+        self._engine = Engine(trunk.net, tasks, settings)
         self._engine.warm_up()
 
     def answer(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
