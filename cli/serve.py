@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Annotated
 
 import typer
 
+from fedstill.cli.shared.config_file import ConfigFile, configuration
 from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, Backend, BackendChoice, Weights
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 from fedstill.common.paths import VIT_WEIGHTS
 
+LOG = logging.getLogger(__name__)
+
 
 def serve_(
+    context: typer.Context,
+    config: ConfigFile = None,
     state: Annotated[
         Path, typer.Option(help="Folder of the task registry (fedstill tasks --registry).")
     ] = DEFAULT_REGISTRY,
@@ -120,4 +126,5 @@ def serve_(
             # Allocator and oneDNN read these before any of our code runs: restart with them, in the same process.
             os.execve(sys.executable, sys.orig_argv, serving_environment(os.environ))
         if not stop.is_set():  # by a signal while all this was imported
+            LOG.info("event=configuration file=%s %s", config or "none", configuration(context))
             run_serving(plan)
