@@ -73,6 +73,15 @@ def serve_(
     val_images: Annotated[int, typer.Option(help="Per task, to measure with.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="The same as at `tasks add`.")] = 0,
     waiting: Annotated[int, typer.Option(help="Queries that may wait at once.", min=1)] = 1024,
+    lame_duck: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="After SIGTERM or Ctrl-C: not ready, but still answering, until balancers have noticed; a second "
+            "signal ends it.",
+            min=0,
+        ),
+    ] = 5.0,
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds for the last answers, at the end.", min=0)
     ] = 10.0,
@@ -119,6 +128,7 @@ def serve_(
             val_images=val_images,
             seed=seed,
             waiting=waiting,
+            lame_duck_seconds=lame_duck,
             drain_seconds=drain_seconds,
         )
         plan.check()

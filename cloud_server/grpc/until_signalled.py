@@ -1,4 +1,4 @@
-"""Run a server in a process: start, report its address, wait for SIGTERM or SIGINT, drain.
+"""Run a server in a process: start, report its address, wait for SIGTERM or SIGINT, retire, drain.
 
 A server that has work to do after it listens does it meanwhile; what goes wrong there ends the server.
 """
@@ -31,25 +31,34 @@ def run_until_signalled(
     server: Server[Place],
     announce: Callable[[Place], None],
     meanwhile: Callable[[], Awaitable[None]] = _nothing,
+    retire: Callable[[], Awaitable[None]] = _nothing,
 ) -> None:
     """Serve in this process until SIGTERM or SIGINT, then drain.
 
     Args:
         announce: gets what ``start`` returned.
         meanwhile: runs once the server has started; cancelled by a signal.
+        retire: runs between the signal and the drain; cancelled by another signal.
 
     Raises:
         Exception: whatever ``meanwhile`` raised; the server has stopped then.
     """
-    asyncio.run(_run(server, announce, meanwhile))
+    asyncio.run(_run(server, announce, meanwhile, retire))
 
 
 async def _run(
-    server: Server[Place], announce: Callable[[Place], None], meanwhile: Callable[[], Awaitable[None]]
+    server: Server[Place],
+    announce: Callable[[Place], None],
+    meanwhile: Callable[[], Awaitable[None]],
+    retire: Callable[[], Awaitable[None]],
 ) -> None:
-    leave = asyncio.Event()
+    leave, hurry = asyncio.Event(), asyncio.Event()
+
+    def signal_came() -> None:
+        (hurry if leave.is_set() else leave).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave.set)
+        asyncio.get_running_loop().add_signal_handler(number, signal_came)
     announce(await server.start())
     signalled = asyncio.ensure_future(leave.wait())
     working = asyncio.ensure_future(meanwhile())
@@ -58,6 +67,20 @@ async def _run(
         if working.done():
             working.result()
         await signalled
+        working.cancel()
+        await _unless(hurry, retire())
     finally:
         working.cancel()
         await server.stop()
+
+
+async def _unless(hurry: asyncio.Event, work: Awaitable[None]) -> None:
+    """The work, cancelled once the event is set."""
+    working, hurrying = asyncio.ensure_future(work), asyncio.ensure_future(hurry.wait())
+    try:
+        await asyncio.wait((working, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        hurrying.cancel()

@@ -62,6 +62,7 @@ class ServedProcess:
             environment["OMP_NUM_THREADS"] = str(len(options.cores))
         command = [tool("fedstill"), "serve", "--state", str(options.state.resolve()), "--insecure"]
         command += ["--listen", "127.0.0.1:0", "--web", "127.0.0.1:0", "--policy", self._policy]
+        command += ["--lame-duck", "0"]  # nobody else asks it
         self._child.start([*command, *options.arguments], environment, Path.cwd())
         pid = self._child.pid
         if options.cores is not None and pid is not None:

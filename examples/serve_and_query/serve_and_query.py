@@ -74,8 +74,8 @@ def main() -> None:
     add = ["tasks", "add", "beach", "--images", str(images), "--registry", str(registry), *common]
     subprocess.run([*FEDSTILL, *add], check=True)
 
-    serve = ["serve", "--state", str(registry), "--insecure", "--listen", "127.0.0.1:0", *common,
-             "--images", f"beach={images}", "--schedules", "0,-4,-8", "--batches", "1,4"]  # fmt: skip
+    serve = ["serve", "--state", str(registry), "--insecure", "--listen", "127.0.0.1:0", "--lame-duck", "0",
+             *common, "--images", f"beach={images}", "--schedules", "0,-4,-8", "--batches", "1,4"]  # fmt: skip
     with (out / "serve.log").open("wb") as log:
         server = subprocess.Popen([*FEDSTILL, *serve], stdout=log, stderr=log)
     try:

@@ -64,7 +64,7 @@ def made_server(progress: StartProgress) -> ServingServer:
         lambda: server.parts is not None,
         lambda: progress.text if server.parts is None else "",
     )
-    server = ServingServer(progress, app, ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0)))
+    server = ServingServer(progress, app, ListenAddress(*3 * (("127.0.0.1", 0),)))
     return server
 
 
@@ -81,6 +81,16 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
 async def health(channel: Any) -> int:
     asked = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
     return int((await health_pb2_grpc.HealthStub(channel).Check(asked)).status)
+
+
+async def probes(web: httpx.AsyncClient) -> dict[str, int]:
+    """The status of every probe, which HEAD says, too."""
+    found = {}
+    for name in ("livez", "startupz", "readyz", "healthz"):
+        found[name] = (await web.get(f"/{name}")).status_code
+        head = await web.head(f"/{name}")
+        assert (head.status_code, head.content) == (found[name], b"")
+    return found
 
 
 async def first_event(web: httpx.AsyncClient) -> dict[str, Any]:
@@ -107,6 +117,7 @@ def test_it_is_live_then_ready_on_the_same_port(caplog: pytest.LogCaptureFixture
         async with (
             grpc.aio.insecure_channel(target) as channel,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports.web}", timeout=30) as web,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports.rest}", timeout=30) as rest,
         ):
             inference = GRPCInferenceServiceStub(channel)
             while "timing" not in progress.text:
@@ -133,12 +144,18 @@ def test_it_is_live_then_ready_on_the_same_port(caplog: pytest.LogCaptureFixture
             answer = await web.get("/healthz")
             assert (answer.status_code, answer.text.split(" ")[0]) == (503, "starting:")
             assert (await web.get("/metrics")).status_code == 200
+            assert await probes(web) == {"livez": 200, "startupz": 503, "readyz": 503, "healthz": 503}
+            assert (await rest.get("/v2/health/startup")).json() == {"started": False}
+            assert (await rest.head("/v2/health/startup")).status_code == 503
 
             go.set()
             await preparing
             assert (await inference.ServerMetadata(pb.ServerMetadataRequest())).name == "ready"
             assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
             assert (await web.get("/healthz")).text == "ready\n"
+            assert await probes(web) == {"livez": 200, "startupz": 200, "readyz": 200, "healthz": 200}
+            assert (await rest.get("/v2/health/startup")).json() == {"started": True}
+            assert (await rest.head("/v2/health/startup")).status_code == 200
             while (await first_event(web))["starting"]:  # viewers share an event for half a second
                 await asyncio.sleep(0.1)
         await server.stop()

@@ -117,7 +117,7 @@ def serving(
     environment = (serving_environment(shell) if launched else shell) | {"OMP_NUM_THREADS": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*SERVE, *place.options, "--listen", "127.0.0.1:0", *options],
+            [*SERVE, *place.options, "--listen", "127.0.0.1:0", "--lame-duck", "0", *options],
             stdout=output, stderr=output, env=environment,
         )  # fmt: skip
     try:

@@ -68,4 +68,6 @@ def assembled(
 
 def _address(plan: ServePlan, authority: Authority | None) -> ListenAddress:
     tls = authority.tls if authority else None
-    return ListenAddress(plan.listen, plan.web, plan.rest, tls, plan.drain_seconds, 4 * plan.waiting)
+    return ListenAddress(
+        plan.listen, plan.web, plan.rest, tls, plan.lame_duck_seconds, plan.drain_seconds, 4 * plan.waiting
+    )

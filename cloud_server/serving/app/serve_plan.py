@@ -41,6 +41,7 @@ class ServePlan:
     val_images: int
     seed: int
     waiting: int
+    lame_duck_seconds: float
     drain_seconds: float
 
     def check(self) -> None:

@@ -57,7 +57,7 @@ def _serve(plan: ServePlan, made: Assembly) -> None:
         await made.server.prepare(made.make)
         _announce(plan, opened[0], ready=True)
 
-    run_until_signalled(made.server, listening, get_ready)
+    run_until_signalled(made.server, listening, get_ready, made.server.retire)
 
 
 def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:

@@ -100,6 +100,7 @@ class RestFace:
             Route("/openapi.json", self._openapi_file),
             Route("/v2/health/live", self._live),
             Route("/v2/health/ready", self._ready),
+            Route("/v2/health/startup", self._startup),
             Route("/v2", self._server_metadata),
             Route("/v2/", self._server_metadata),
             Route("/v2/models", self._models),
@@ -134,6 +135,10 @@ class RestFace:
         service = self._service()
         ready = service is not None and service.ready
         return _json({"ready": ready}, 200 if ready else 503)
+
+    async def _startup(self, request: Request) -> Response:
+        started = self._service() is not None
+        return _json({"started": started}, 200 if started else 503)
 
     async def _model_ready(self, request: Request) -> Response:
         service, name = self._service(), request.path_params["name"]

@@ -1,4 +1,4 @@
-"""The process side of the serving tier: ports, a watch on the registry, and a drain before the end.
+"""The process side of the serving tier: ports, a watch on the registry, a lame-duck time and a drain before the end.
 
 The ports open first. What is served is made meanwhile, in a thread, because measuring a machine takes minutes.
 """
@@ -46,13 +46,14 @@ GOODBYE_SECONDS = 1.0
 class ListenAddress:
     """Where to serve. listen, rest, web: ``HOST, PORT`` with 0 for a free port; what is None is not served.
 
-    tls: of gRPC and REST.
+    tls: of gRPC and REST. lame_duck_seconds: that requests are answered after readiness has ended.
     """
 
     listen: tuple[str, int]
     web: tuple[str, int] | None = None
     rest: tuple[str, int] | None = None
     tls: ServerTls | None = None
+    lame_duck_seconds: float = 0.0
     drain_seconds: float = 10.0
     concurrent: int = 4096
 
@@ -123,6 +124,20 @@ class ServingServer:
         self._watching = asyncio.create_task(self._watch(parts.tasks))
         self._handlers.ready(parts.service.handlers())
         await self._listener.report(SERVICES, healthy=True)
+
+    async def retire(self) -> None:
+        """Report not ready from now on, and go on answering for the address's lame-duck time: balancers need a while
+        until they send nobody here. A server that is not ready yet has nothing to wait for."""
+        if self._parts is None:
+            return
+        self._parts.service.retire()
+        await self._listener.announce_shutdown()
+        seconds = self._address.lame_duck_seconds
+        if seconds > 0:
+            LOG.info(
+                "event=lame_duck seconds=%g hint='not ready any more; another signal ends this'", seconds
+            )
+            await asyncio.sleep(seconds)
 
     async def stop(self) -> None:
         """Take no new requests, answer the accepted ones (within the address's drain time), then close."""

@@ -41,8 +41,12 @@ class ServingService:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are taken."""
+        """Whether new requests are welcome."""
         return self._queries.ready
+
+    def retire(self) -> None:
+        """Report not ready from now on; requests are still answered."""
+        self._queries.retiring = True
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
         """For a gRPC server."""

@@ -30,11 +30,13 @@ class TaskQueries:
     ) -> None:
         self._dispatcher, self._tasks, self._statistics = dispatcher, tasks, statistics
         self._size = image_size
+        self.retiring = False
+        """Whether the server is about to end, although it still takes requests."""
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are taken."""
-        return not self._dispatcher.draining
+        """Whether new requests are welcome."""
+        return not (self.retiring or self._dispatcher.draining)
 
     def form_of(self, task: str) -> ImageForm:
         """Of a task's images; one that is not served is refused later, by its name."""

@@ -103,6 +103,7 @@ def plan(state: Path, file: Path, pictures: Path) -> ServePlan:
         state=state, warmed=None, listen=("127.0.0.1", 0), web=None, rest=None, policy="fedstill", authority=None,
         operators=frozenset(), weights=str(file), architecture=None, device="cpu", precision="fp32", backend="torch",
         profile=None, schedules="0", batches="1,4", images=(f"cats={pictures}",), val_images=6, seed=0, waiting=64,
+        lame_duck_seconds=0.0,
         drain_seconds=1.0,
     )  # fmt: skip
 
