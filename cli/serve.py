@@ -46,6 +46,22 @@ def serve_(
     authority: Annotated[
         Path | None, typer.Option(help="Folder from fedstill certs init: TLS, and the tokens of its nodes.")
     ] = None,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="PEM, with the chain up to its authority, instead of --authority's own."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its key: PEM, without a passphrase.")
+    ] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask gRPC and REST clients for a certificate, too, of these authorities (PEM).",
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
     operator: Annotated[
         list[str] | None,
@@ -101,6 +117,12 @@ def serve_(
             )
         if insecure and operator:
             raise ConfigError("--operator: --insecure allows everybody everything; drop one of the two")
+        if (tls_certificate is None) != (tls_key is None):
+            raise ConfigError("--tls-certificate and --tls-key: give both")
+        if insecure and (tls_certificate is not None or client_ca is not None):
+            raise ConfigError(
+                "--insecure: there is no TLS then; drop it, or --tls-certificate and --client-ca"
+            )
         if profile is not None and schedules is not None:
             raise ConfigError("--schedules: the profile names them; drop --schedules or --profile")
         if warmed is not None and (profile is not None or schedules is not None or images or operator):
@@ -130,6 +152,9 @@ def serve_(
             waiting=waiting,
             lame_duck_seconds=lame_duck,
             drain_seconds=drain_seconds,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            client_ca=client_ca,
         )
         plan.check()
         if missing_settings(os.environ):

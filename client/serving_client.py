@@ -39,11 +39,16 @@ class ServingError(Exception):
 
 @dataclass(frozen=True)
 class ServingAddress:
-    """Where the server is. authority: the certificate authority, PEM; None for plain text (``--insecure``)."""
+    """Where the server is. authority: the certificate authority, PEM; None for plain text (``--insecure``).
+
+    certificate, key: the client's own, PEM, for a server that asks for one (``--client-ca``).
+    """
 
     target: str
     authority: bytes | None = None
     token: str = field(default="", repr=False)
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,11 @@ class ServingClient:
 
     def __init__(self, address: ServingAddress) -> None:
         self._metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
-        self._channel = (
-            grpc.insecure_channel(address.target)
-            if address.authority is None
-            else grpc.secure_channel(address.target, grpc.ssl_channel_credentials(address.authority))
-        )
+        if address.authority is None:
+            self._channel = grpc.insecure_channel(address.target)
+        else:
+            own = grpc.ssl_channel_credentials(address.authority, address.key, address.certificate)
+            self._channel = grpc.secure_channel(address.target, own)
         self._stub = ServingStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> ServingClient:

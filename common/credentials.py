@@ -155,16 +155,21 @@ def read_certificate(path: Path, now: float, issuer: x509.Certificate | None = N
         CredentialError: missing, damaged, not yet or no longer valid, or of another authority.
     """
     certificate = parse(path, x509.load_pem_x509_certificate)
-    if certificate.not_valid_after_utc.timestamp() <= now:
-        raise CredentialError(f"{path}: expired on {day(certificate.not_valid_after_utc.timestamp())}")
-    if certificate.not_valid_before_utc.timestamp() > now:
-        raise CredentialError(f"{path}: valid only from {certificate.not_valid_before_utc}; check this clock")
+    check_dates(path, certificate, now)
     if issuer is not None:
         try:
             certificate.verify_directly_issued_by(issuer)
         except (InvalidSignature, ValueError, TypeError):
             raise CredentialError(f"{path}: not signed by the {CA_FILE} beside it") from None
     return certificate
+
+
+def check_dates(path: Path, certificate: x509.Certificate, now: float) -> None:
+    """Raises CredentialError for a certificate of that file that is not yet or no longer valid."""
+    if certificate.not_valid_after_utc.timestamp() <= now:
+        raise CredentialError(f"{path}: expired on {day(certificate.not_valid_after_utc.timestamp())}")
+    if certificate.not_valid_before_utc.timestamp() > now:
+        raise CredentialError(f"{path}: valid only from {certificate.not_valid_before_utc}; check this clock")
 
 
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:

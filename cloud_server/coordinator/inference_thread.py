@@ -29,7 +29,7 @@ def inference_serving(heads: Path, listen: str, authority: Authority | None) -> 
         ServerError: the address cannot be used.
     """
     service = InferenceService(HeadStore(heads), Authenticator(authority) if authority else None)
-    server = InferenceServer(service, listen, authority.tls if authority else None)
+    server = InferenceServer(service, listen, authority.tls.files if authority else None)
     opened: Future[int] = Future()
     loop = asyncio.new_event_loop()
     leave = asyncio.Event()

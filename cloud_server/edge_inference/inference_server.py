@@ -6,7 +6,7 @@ import logging
 
 from fedstill.cloud_server.edge_inference.inference_service import SERVICE, InferenceService
 from fedstill.cloud_server.grpc.listen import Listener, listen
-from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.cloud_server.grpc.server_tls import TlsFiles
 
 LOG = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class InferenceServer:
         tls: None serves plain text (``--insecure``).
     """
 
-    def __init__(self, service: InferenceService, address: str, tls: ServerTls | None) -> None:
+    def __init__(self, service: InferenceService, address: str, tls: TlsFiles | None) -> None:
         self.service = service
         self._address = address
         self._tls = tls

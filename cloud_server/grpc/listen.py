@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.cloud_server.grpc.server_tls import TlsFiles
 
 Options = Sequence[tuple[str, int]]
 
@@ -44,7 +44,7 @@ class Listener:
 
 def listen(
     address: str,
-    tls: ServerTls | None,
+    tls: TlsFiles | None,
     handlers: Sequence[grpc.GenericRpcHandler[Any, Any]],
     *,
     largest_request: int,
@@ -77,7 +77,11 @@ def listen(
             port = server.add_insecure_port(address)
         else:
             pair = (tls.key_file.read_bytes(), tls.certificate_file.read_bytes())
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            clients = tls.client_ca_file.read_bytes() if tls.client_ca_file else None
+            credentials = grpc.ssl_server_credentials(
+                [pair], clients, require_client_auth=clients is not None
+            )
+            port = server.add_secure_port(address, credentials)
     except (RuntimeError, OSError) as error:
         raise ServerError(f"{address}: cannot listen here (port taken, or bad TLS files)") from error
     return Listener(server, port, healthy)

@@ -355,6 +355,8 @@ def own_signals() -> Iterator[None]:
     [
         ([], "--authority: needs a folder"),
         (["--insecure", "--authority", "x"], "--authority: needs a folder"),
+        (["--authority", "a", "--tls-key", "k.pem"], "give both"),
+        (["--insecure", "--client-ca", "ca.pem"], "there is no TLS then"),
         (["--insecure", "--operator", "boss"], "--operator"),
         (["--insecure", "--policy", "fastest"], "unknown policy 'fastest'"),
         (["--insecure", "--policy", "infaas"], "a server has one trunk"),

@@ -1,67 +1,128 @@
-"""``fedstill serve`` as operators run it: from a configuration file, and to its end without a lost request."""
+"""``fedstill serve`` as operators run it: from a configuration file, with their own certificates, to an end without a
+lost request."""
 
 from __future__ import annotations
 
+import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from helpers.serve_process import Place, announced, make_place, serving
+from helpers.pki import Identity, made
+from helpers.serve_process import Place, Serve, announced, make_place, serving
 from helpers.serving import png
 
-from fedstill.client.serving_client import ServingClient
+from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
+from fedstill.cloud_server.auth.authority import create_authority, issue_node
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return make_place(tmp_path)
+@dataclass(frozen=True)
+class Operated:
+    """A server of an operator's own authority, which its clients have certificates of, too."""
+
+    server: Serve
+    root: Identity
+    client: Identity
+    token: str
+    web: str
+    rest: str
+    https: httpx.Client
+
+    @property
+    def address(self) -> ServingAddress:
+        return ServingAddress(
+            self.server.target, self.root.pem, self.token, self.client.pem, self.client.key_pem
+        )
+
+    def health(self) -> int:
+        credentials = grpc.ssl_channel_credentials(self.root.pem, self.client.key_pem, self.client.pem)
+        with grpc.secure_channel(self.server.target, credentials) as channel:
+            asked = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
+            return int(health_pb2_grpc.HealthStub(channel).Check(asked, timeout=30).status)
 
 
-def health(target: str) -> int:
-    with grpc.insecure_channel(target) as channel:
-        asked = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
-        return int(health_pb2_grpc.HealthStub(channel).Check(asked, timeout=30).status)
-
-
-def test_a_lame_duck_is_not_ready_answers_and_leaves_at_the_second_signal(place: Place) -> None:
-    file = place.folder / "serve.toml"
-    file.write_text(
-        'insecure = true\nweb = "127.0.0.1:0"\nrest = "127.0.0.1:0"\nlame-duck = 7\n'
-        f'profile = "{place.folder / "profile.json"}"\n'
+@contextmanager
+def operated(place: Place, *typed: str) -> Iterator[Operated]:
+    """All of it by a configuration file, but what is typed."""
+    folder = place.folder
+    authority = create_authority(folder / "authority")
+    issue_node(authority.directory, "shop")
+    token = (authority.directory / "nodes" / "shop" / "token").read_text().strip()
+    root = made("own", authority=True)
+    client = made("client", root)
+    certificate, key = made("server", root).write(folder, "server")
+    (folder / "ca.crt").write_bytes(root.pem)
+    (folder / "serve.toml").write_text(
+        f'authority = "{authority.directory}"\nweb = "127.0.0.1:0"\nrest = "127.0.0.1:0"\nlame-duck = 7\n'
+        f'tls-certificate = "{certificate}"\ntls-key = "{key}"\nclient-ca = "{folder / "ca.crt"}"\n'
+        f'profile = "{folder / "profile.json"}"\n'
     )
-    with serving(place, "--config", str(file), "--lame-duck", "600") as server:
+    trust = ssl.create_default_context(cadata=root.pem.decode())
+    trust.load_cert_chain(*client.write(folder, "client"))
+    with serving(place, "--config", str(folder / "serve.toml"), *typed) as server:
         said = announced(place.state / "serve" / "server.json")
-        web, rest = (f"http://127.0.0.1:{said[name]}" for name in ("web_port", "rest_port"))
-        assert health(server.target) == health_pb2.HealthCheckResponse.SERVING
-        assert httpx.head(f"{web}/readyz").status_code == 200
-        server.process.terminate()
-        end = time.monotonic() + 30
-        while httpx.head(f"{web}/readyz").status_code == 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        assert health(server.target) == health_pb2.HealthCheckResponse.NOT_SERVING
-        for path in ("/v2/health/ready", "/v2/models/cats/ready"):
-            assert httpx.get(rest + path).status_code == 503
-        for path in (
-            f"{rest}/v2/health/live",
-            f"{rest}/v2/health/startup",
-            f"{web}/livez",
-            f"{web}/startupz",
-        ):
-            assert httpx.get(path).status_code == 200
-        with ServingClient(server.address) as client:
-            assert client.make_query("cats", png(), latency_ms=20_000).label
-            assert server.process.poll() is None
-            assert server.end() == 0
-        log = server.log.read_text()
+        web, rest = f"http://127.0.0.1:{said['web_port']}", f"https://127.0.0.1:{said['rest_port']}"
+        with httpx.Client(verify=trust, timeout=30) as https:
+            yield Operated(server, root, client, token, web, rest, https)
+
+
+def test_an_operated_server_from_its_configuration_to_its_end(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    with operated(place, "--lame-duck", "600") as one:
+        only_clients_with_certificate_and_token(one)
+        assert one.health() == health_pb2.HealthCheckResponse.SERVING
+        assert httpx.head(f"{one.web}/readyz").status_code == 200
+        one.server.process.terminate()
+        a_lame_duck_is_not_ready_and_answers(one)
+        assert one.server.end() == 0  # the second signal
+        log = one.server.log.read_text()
     (configured,) = [line for line in log.splitlines() if "event=configuration" in line]
-    assert f"file={file} " in configured
+    assert f"file={tmp_path / 'serve.toml'} " in configured
     assert 'rest="127.0.0.1:0"' in configured  # of the file
     assert "lame-duck=600.0" in configured  # typed
     assert "event=lame_duck seconds=600" in log
     assert "everyone_answered=True" in log
+    assert one.token not in log
+
+
+def only_clients_with_certificate_and_token(one: Operated) -> None:
+    with ServingClient(one.address) as client:
+        assert client.make_query("cats", png(), latency_ms=20_000).label
+    for address, code in (
+        (ServingAddress(one.server.target, one.root.pem, one.token), grpc.StatusCode.UNAVAILABLE),
+        (
+            ServingAddress(one.server.target, one.root.pem, "", one.client.pem, one.client.key_pem),
+            grpc.StatusCode.UNAUTHENTICATED,
+        ),
+    ):
+        with ServingClient(address) as client, pytest.raises(ServingError) as caught:
+            client.make_query("cats", png(), latency_ms=20_000)
+        assert caught.value.code is code
+    assert one.https.get(f"{one.rest}/v2/models").status_code == 401
+    headers = {"authorization": f"Bearer {one.token}"}
+    assert one.https.get(f"{one.rest}/v2/models", headers=headers).status_code == 200
+
+
+def a_lame_duck_is_not_ready_and_answers(one: Operated) -> None:
+    end = time.monotonic() + 30
+    while httpx.head(f"{one.web}/readyz").status_code == 200:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert one.health() == health_pb2.HealthCheckResponse.NOT_SERVING
+    for path in ("/v2/health/ready", "/v2/models/cats/ready"):
+        assert one.https.get(one.rest + path).status_code == 503
+    for path in ("/v2/health/live", "/v2/health/startup"):
+        assert one.https.get(one.rest + path).status_code == 200
+    for path in ("/livez", "/startupz"):
+        assert httpx.get(one.web + path).status_code == 200
+    with ServingClient(one.address) as client:
+        assert client.make_query("cats", png(), latency_ms=20_000).label
+    assert one.server.process.poll() is None

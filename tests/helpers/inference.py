@@ -29,7 +29,7 @@ from fedstill.cloud_server.auth.tokens import issue, verify
 from fedstill.cloud_server.edge_inference.heads import HeadStore, save_heads
 from fedstill.cloud_server.edge_inference.inference_server import InferenceServer
 from fedstill.cloud_server.edge_inference.inference_service import InferenceService
-from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.edge_client.students.runtime_api import FeatureArrays
 from fedstill.models.audiovisual.compression import RATES, CompressionNet
@@ -135,7 +135,7 @@ def made_server(heads: Path, listen: str, certificates: Path | None) -> Inferenc
     """With certificates: TLS and tokens; without: neither."""
     if certificates is None:
         return InferenceServer(InferenceService(HeadStore(heads), None), listen, None)
-    tls = ServerTls(certificates / "ca.crt", certificates / "server.crt", certificates / "server.key")
+    tls = TlsFiles(certificates / "server.crt", certificates / "server.key")
     service = InferenceService(HeadStore(heads), lambda token: verify(SECRET, token, time.time()))
     return InferenceServer(service, listen, tls)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
+from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
@@ -35,7 +36,10 @@ class Assembly:
 
 @contextmanager
 def assembled(
-    plan: ServePlan, authority: Authority | None, prepare: Callable[[OnProgress], ServedModels]
+    plan: ServePlan,
+    authority: Authority | None,
+    tls: TlsFiles | None,
+    prepare: Callable[[OnProgress], ServedModels],
 ) -> Iterator[Assembly]:
     """The server around the models that ``prepare`` makes; leaving closes what it writes and reads."""
     metrics, statistics, progress = ServingMetrics(plan.policy), TaskStatistics(), StartProgress()
@@ -45,7 +49,7 @@ def assembled(
         lambda: server.parts is not None and server.parts.service.ready,
         lambda: progress.text if server.parts is None else "",
     )
-    server = ServingServer(progress, app, _address(plan, authority))
+    server = ServingServer(progress, app, _address(plan, tls))
     with ExitStack() as opened:
         opened.callback(decisions.close)
         preparing = opened.enter_context(ImageWorkers())
@@ -66,8 +70,7 @@ def assembled(
         yield Assembly(server, make)
 
 
-def _address(plan: ServePlan, authority: Authority | None) -> ListenAddress:
-    tls = authority.tls if authority else None
+def _address(plan: ServePlan, tls: TlsFiles | None) -> ListenAddress:
     return ListenAddress(
         plan.listen, plan.web, plan.rest, tls, plan.lame_duck_seconds, plan.drain_seconds, 4 * plan.waiting
     )

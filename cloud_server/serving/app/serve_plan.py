@@ -43,6 +43,9 @@ class ServePlan:
     waiting: int
     lame_duck_seconds: float
     drain_seconds: float
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
 
     def check(self) -> None:
         """The checks that need no model. Raises ConfigError, WarmedModelError."""

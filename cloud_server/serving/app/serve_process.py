@@ -7,9 +7,12 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 
 from fedstill.cloud_server.auth.authority import Authority, read_authority
+from fedstill.cloud_server.auth.own_certificates import check_client_authority, check_server_files
+from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.cloud_server.serving.app.assembly import Assembly, assembled
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
@@ -34,7 +37,8 @@ def run_serving(plan: ServePlan) -> None:
         signal.signal(number, signal.SIG_DFL)  # until the server listens there is nothing to close
     sys.setswitchinterval(SWITCH_SECONDS)
     authority = _authority(plan)
-    with sole_user(plan.folder), assembled(plan, authority, partial(_models, plan)) as made:
+    tls = _tls(plan, authority) if authority is not None else None
+    with sole_user(plan.folder), assembled(plan, authority, tls, partial(_models, plan)) as made:
         try:
             _serve(plan, made)
         finally:
@@ -66,9 +70,24 @@ def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:
 
 def _authority(plan: ServePlan) -> Authority | None:
     authority = read_authority(plan.authority) if plan.authority is not None else None
-    for warning in authority.warnings if authority else ():
-        LOG.warning("event=unwise reason=%r", warning)
+    _warn(authority.warnings if authority else ())
     return authority
+
+
+def _tls(plan: ServePlan, authority: Authority) -> TlsFiles:
+    """The operator's own files, or else the authority's. Raises CredentialError."""
+    files = authority.tls.files
+    if plan.tls_certificate is not None and plan.tls_key is not None:
+        _warn(check_server_files(plan.tls_certificate, plan.tls_key))
+        files = TlsFiles(plan.tls_certificate, plan.tls_key)
+    if plan.client_ca is not None:
+        _warn(check_client_authority(plan.client_ca))
+    return replace(files, client_ca_file=plan.client_ca)
+
+
+def _warn(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        LOG.warning("event=unwise reason=%r", warning)
 
 
 def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
@@ -83,7 +102,8 @@ def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
     }
     replace_text(plan.folder / SERVER_FILE, json.dumps(content))
     LOG.info(
-        "event=%s listen=%s port=%d rest_port=%s web_port=%s policy=%s tls=%s",
+        "event=%s listen=%s port=%d rest_port=%s web_port=%s policy=%s tls=%s client_certificates=%s",
         "serving" if ready else "listening",
         plan.listen[0], ports.grpc, ports.rest, ports.web, plan.policy, plan.authority is not None,
+        plan.client_ca is not None,
     )  # fmt: skip

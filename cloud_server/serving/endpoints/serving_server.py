@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
 from fedstill.cloud_server.grpc.listen import ServerError, listen
-from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.endpoints.grpc_face import INFERENCE_SERVICE
 from fedstill.cloud_server.serving.endpoints.rest_face import RestFace
 from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
@@ -52,7 +53,7 @@ class ListenAddress:
     listen: tuple[str, int]
     web: tuple[str, int] | None = None
     rest: tuple[str, int] | None = None
-    tls: ServerTls | None = None
+    tls: TlsFiles | None = None
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 10.0
     concurrent: int = 4096
@@ -165,7 +166,7 @@ class ServingServer:
         self,
         app: Starlette,
         address: tuple[str, int] | None,
-        tls: ServerTls | None = None,
+        tls: TlsFiles | None = None,
         concurrent: int | None = None,
     ) -> int | None:
         """The port; None if there is no address."""
@@ -226,7 +227,7 @@ class _Web:
     """uvicorn inside our event loop."""
 
     def __init__(
-        self, app: Starlette, listener: socket.socket, tls: ServerTls | None, concurrent: int | None
+        self, app: Starlette, listener: socket.socket, tls: TlsFiles | None, concurrent: int | None
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -241,6 +242,12 @@ class _Web:
             ws="none",
         )
         config.load()  # the TLS files: a mistake in them ends the start
+        if config.ssl is not None and tls is not None and tls.client_ca_file is not None:
+            config.ssl.load_verify_locations(tls.client_ca_file)
+            config.ssl.verify_mode = ssl.CERT_REQUIRED
+            config.ssl.verify_flags |= (
+                ssl.VERIFY_X509_PARTIAL_CHAIN
+            )  # as gRPC: an intermediate authority will do
         self._app, self._server = app, _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 

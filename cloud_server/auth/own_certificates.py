@@ -1,0 +1,74 @@
+"""A server's certificate and key from an operator's own authority, and the authority of its clients' certificates.
+
+Every mistake is one line that names the file: TLS libraries say of most of them no more than that a handshake failed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from fedstill.common.credentials import (
+    CredentialError,
+    check_dates,
+    ends_soon,
+    open_secrets,
+    parse,
+    read_bytes,
+    valid_until,
+)
+
+RENEW = "put a new one in its place and restart the server"
+
+
+def check_server_files(certificate: Path, key: Path, now: float | None = None) -> tuple[str, ...]:
+    """Check a PEM certificate, which others may follow up to its authority, and the PEM key without passphrase.
+
+    Returns warnings. Raises CredentialError: unreadable, damaged, expired, not yet valid, or not of one pair.
+    """
+    now = time.time() if now is None else now
+    chain = _certificates(certificate, now)
+    if b"ENCRYPTED" in read_bytes(key):
+        raise CredentialError(f"{key}: is encrypted; the server needs the key without a passphrase")
+    private = parse(key, lambda content: load_pem_private_key(content, password=None))
+    if not isinstance(private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+        raise CredentialError(f"{key}: neither an RSA nor an elliptic-curve key")
+    if private.public_key() != chain[0].public_key():
+        raise CredentialError(f"{key}: not the key of the first certificate in {certificate}")
+    first = min(map(valid_until, chain))
+    return (*open_secrets(key), *ends_soon(certificate, first, now, RENEW))
+
+
+def check_client_authority(file: Path, now: float | None = None) -> tuple[str, ...]:
+    """Check the PEM certificates of the authorities whose client certificates are accepted.
+
+    Returns warnings. Raises CredentialError: unreadable, damaged, expired, not yet valid, or of no authority.
+    """
+    now = time.time() if now is None else now
+    found = _certificates(file, now)
+    for one in found:
+        if not _signs(one):
+            name = one.subject.rfc4514_string()
+            raise CredentialError(
+                f"{file}: {name!r} is no authority, so no client can have a certificate of it"
+            )
+    return ends_soon(file, min(map(valid_until, found)), now, RENEW)
+
+
+def _certificates(file: Path, now: float) -> list[x509.Certificate]:
+    found = parse(file, x509.load_pem_x509_certificates)
+    for one in found:
+        check_dates(file, one, now)
+    return found
+
+
+def _signs(certificate: x509.Certificate) -> bool:
+    """Whether it may sign others; of an old one that does not say so, true."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return True
