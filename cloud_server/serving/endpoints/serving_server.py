@@ -245,9 +245,8 @@ class _Web:
         if config.ssl is not None and tls is not None and tls.client_ca_file is not None:
             config.ssl.load_verify_locations(tls.client_ca_file)
             config.ssl.verify_mode = ssl.CERT_REQUIRED
-            config.ssl.verify_flags |= (
-                ssl.VERIFY_X509_PARTIAL_CHAIN
-            )  # as gRPC: an intermediate authority will do
+            # As gRPC: an intermediate authority will do.
+            config.ssl.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         self._app, self._server = app, _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
