@@ -67,6 +67,13 @@ def serve_(
         list[str] | None,
         typer.Option(metavar="NODE", help="Node whose token may register and delete tasks; repeatable."),
     ] = None,
+    rate_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE=QUERIES_PER_SECOND[:BURST]",
+            help="How much the token of a node may ask, *: of each other node; an image is a query; repeatable.",
+        ),
+    ] = None,
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -106,6 +113,7 @@ def serve_(
     from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
+    from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
     from fedstill.cloud_server.serving.policies.registry import policy_id
     from fedstill.common.errors import ConfigError
@@ -115,6 +123,9 @@ def serve_(
             raise ConfigError(
                 "--authority: needs a folder of fedstill certs init, or --insecure on a trusted network"
             )
+        rates = parse_rates(rate_limit or ())
+        if insecure and rates:
+            raise ConfigError("--rate-limit: --insecure knows no tokens; drop one of the two")
         if insecure and operator:
             raise ConfigError("--operator: --insecure allows everybody everything; drop one of the two")
         if (tls_certificate is None) != (tls_key is None):
@@ -155,6 +166,7 @@ def serve_(
             tls_certificate=tls_certificate,
             tls_key=tls_key,
             client_ca=client_ca,
+            rates=rates,
         )
         plan.check()
         if missing_settings(os.environ):

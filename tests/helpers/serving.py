@@ -61,6 +61,7 @@ class MadeServer:
     metrics: ServingMetrics
     engine: Engine
     decisions: Path
+    log: DecisionLog
 
     @property
     def target(self) -> str:
@@ -129,7 +130,8 @@ def serving(
         address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0), ("127.0.0.1", 0))
         server = ServingServer(StartProgress(), app, address)
         with _running(server, Parts(service, dispatcher, tasks)) as ports:
-            yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, folder / "decisions.jsonl")
+            file = folder / "decisions.jsonl"
+            yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, file, decisions)
     decisions.close()
     registry.close()
 

@@ -11,6 +11,7 @@ from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
+from fedstill.cloud_server.serving.callers.rate_limits import RateLimits
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, Parts, ServingServer
 from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
@@ -63,7 +64,8 @@ def assembled(
             )
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-            access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators)
+            limits = RateLimits(plan.rates, (metrics.limited, decisions.limited))
+            access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators, limits)
             service = ServingService(dispatcher, tasks, access, statistics, models.image_size, plan.policy)
             return Parts(service, dispatcher, tasks)
 

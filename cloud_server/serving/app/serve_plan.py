@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import torch
 
+from fedstill.cloud_server.serving.callers.rate_limits import Rate
 from fedstill.cloud_server.serving.engine.engine_settings import BackendName, Precision
 from fedstill.cloud_server.serving.engine.openvino_backend import missing_library
 from fedstill.cloud_server.serving.policies.registry import POLICIES
@@ -46,6 +48,7 @@ class ServePlan:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
+    rates: Mapping[str, Rate] = field(default_factory=dict)
 
     def check(self) -> None:
         """The checks that need no model. Raises ConfigError, WarmedModelError."""

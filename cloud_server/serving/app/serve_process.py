@@ -19,6 +19,7 @@ from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.app.serve_warmed import warmed_models
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
+from fedstill.cloud_server.serving.callers.rate_limits import EVERY_OTHER
 from fedstill.cloud_server.serving.endpoints.serving_server import Ports
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.folder_lock import sole_user
@@ -70,7 +71,10 @@ def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:
 
 def _authority(plan: ServePlan) -> Authority | None:
     authority = read_authority(plan.authority) if plan.authority is not None else None
-    _warn(authority.warnings if authority else ())
+    if authority is not None:
+        strangers = sorted(plan.rates.keys() - {EVERY_OTHER} - {node.name for node in authority.nodes})
+        _warn(authority.warnings)
+        _warn(tuple(f"--rate-limit {name}: {plan.authority} has no such node yet" for name in strangers))
     return authority
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
 from fedstill.cloud_server.auth.authenticator import Authorise, token_of
 from fedstill.cloud_server.auth.tokens import TokenError
 from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.callers.rate_limits import RateLimits
 
 LOG = logging.getLogger(__name__)
 
@@ -18,18 +19,19 @@ LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class AccessPolicy:
     """Access policy. authorise: None allows all callers everything (``--insecure``). operators: names of tokens
-    that may change tasks."""
+    that may change tasks. limits: of the queries of each token."""
 
     authorise: Authorise | None
     operators: frozenset[str] = frozenset()
+    limits: RateLimits = field(default_factory=RateLimits)
 
-    def check(self, authorization: Sequence[str], peer: str, operators: bool) -> None:
-        """Raises RequestError for a caller who may not.
+    def check(self, authorization: Sequence[str], peer: str, operators: bool) -> str:
+        """The node of the caller's token; empty if none is needed. Raises RequestError for a caller who may not.
 
         authorization: all values of the call's header. peer: for the log. operators: whether only they may.
         """
         if self.authorise is None:
-            return
+            return ""
         try:
             name = self.authorise(token_of(authorization))
         except TokenError as error:
@@ -38,3 +40,4 @@ class AccessPolicy:
         if operators and name not in self.operators:
             text = f"{name} is not an operator of this server"
             raise RequestError(grpc.StatusCode.PERMISSION_DENIED, "authorization", text)
+        return name

@@ -82,6 +82,7 @@ class _Stream:
 
     async def _answer(self, content: bytes, context: Context) -> Message:
         request: Any = None
+        grpc_methods.begin_call(context)  # every request of a stream is a call of its own
         try:
             grpc_methods.admit(self._access, context, operators=False)
             request = grpc_methods.parsed(pb.ModelInferRequest, content)

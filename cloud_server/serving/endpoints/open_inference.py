@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import Message
 
 from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.callers.call import current
 from fedstill.cloud_server.serving.endpoints import model_descriptions, model_repository
 from fedstill.cloud_server.serving.endpoints.infer_request import parse
 from fedstill.cloud_server.serving.endpoints.infer_response import make_response
@@ -135,6 +136,7 @@ class OpenInference:
         return pb.ModelStatisticsResponse(model_stats=[self._statistics.message(task) for task in wanted])
 
     async def _model_infer(self, request: pb.ModelInferRequest, remaining: float | None) -> Message:
+        current().name(request.id)
         query = parse(request, self._tasks.served, self._queries.form_of, remaining)
         if query.warnings and query.task.name not in self._warned and query.task.name in self._tasks.served:
             self._warned.add(query.task.name)

@@ -24,6 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.callers.call import current
+from fedstill.cloud_server.serving.callers.request_id_header import RequestIdHeader
 from fedstill.cloud_server.serving.endpoints import rest_messages
 from fedstill.cloud_server.serving.endpoints.grpc_methods import RETRY_KEY
 from fedstill.cloud_server.serving.endpoints.open_inference import NO_LOG, NO_SHARED_MEMORY, NO_TRACE
@@ -122,7 +124,10 @@ class RestFace:
                 HTTPException: _show_http_error,
                 Exception: _show_failure,
             },
-            middleware=[Middleware(GZipMiddleware, minimum_size=COMPRESSED_FROM, compresslevel=1)],
+            middleware=[
+                Middleware(RequestIdHeader),
+                Middleware(GZipMiddleware, minimum_size=COMPRESSED_FROM, compresslevel=1),
+            ],
         )
 
     async def _openapi_file(self, request: Request) -> Response:
@@ -218,7 +223,8 @@ class RestFace:
         asked = service.protocol.calls[call]
         if asked.guarded:
             peer = f"{request.client.host}:{request.client.port}" if request.client else "unknown"
-            service.access.check(request.headers.getlist("authorization"), peer, asked.operators)
+            authorization = request.headers.getlist("authorization")
+            current().node = service.access.check(authorization, peer, asked.operators)
         return service
 
     async def _call(self, request: Request, call: str, message: Message) -> Message:

@@ -34,7 +34,7 @@ class ServingService:
         image_size: int,
         policy: str,
     ) -> None:
-        queries = TaskQueries(dispatcher, tasks, statistics, image_size)
+        queries = TaskQueries(dispatcher, tasks, statistics, image_size, access.limits)
         self._queries, self.access = queries, access
         self._own = ServingCalls(queries, tasks, policy, image_size)
         self.protocol = OpenInference(queries, tasks, statistics, policy, image_size)

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import grpc
 
 from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.callers.call import current
+from fedstill.cloud_server.serving.callers.rate_limits import RateLimits
 from fedstill.cloud_server.serving.endpoints.infer_request import Limits
 from fedstill.cloud_server.serving.endpoints.model_names import AskedTask
-from fedstill.cloud_server.serving.endpoints.refusals import CODES, FIELDS, missing
+from fedstill.cloud_server.serving.endpoints.refusals import CODES, FIELDS, bad, missing
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
@@ -23,13 +25,18 @@ from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 
 
 class TaskQueries:
-    """Asks the dispatcher. image_size: side of the engine's images."""
+    """Asks the dispatcher. image_size: side of the engine's images. limits: by default none."""
 
     def __init__(
-        self, dispatcher: Dispatcher, tasks: ServedTasks, statistics: TaskStatistics, image_size: int
+        self,
+        dispatcher: Dispatcher,
+        tasks: ServedTasks,
+        statistics: TaskStatistics,
+        image_size: int,
+        limits: RateLimits | None = None,
     ) -> None:
         self._dispatcher, self._tasks, self._statistics = dispatcher, tasks, statistics
-        self._size = image_size
+        self._size, self._limits = image_size, limits or RateLimits()
         self.retiring = False
         """Whether the server is about to end, although it still takes requests."""
 
@@ -46,6 +53,8 @@ class TaskQueries:
     async def ask(self, task: AskedTask, images: Sequence[Prepare], limits: Limits) -> Response:
         """The answer of all images together. Raises RequestError for a refusal; if the caller is cancelled, so is the
         request."""
+        caller = current()
+        self._take(caller.node, len(images))
         known = self._tasks.served.get(task.name)
         latency_ms, limit = _shortest(limits, known)
         utility = limits.utility if limits.utility is not None else known.utility if known else 0.0
@@ -61,7 +70,7 @@ class TaskQueries:
 
         began = time.monotonic()
         request = self._dispatcher.submit(
-            task.name, images, latency_ms / 1e3, limits.factor * utility, deliver
+            task.name, images, latency_ms / 1e3, limits.factor * utility, deliver, caller
         )
         try:
             outcome = await answer
@@ -82,6 +91,18 @@ class TaskQueries:
             text = f"{task.name} was replaced by one of other classes while the query waited: ask again"
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "", text)
         return outcome
+
+    def _take(self, node: str, queries: int) -> None:
+        """Raises RequestError if the node's token has asked too much."""
+        seconds = self._limits.take(node, queries)
+        rate = self._limits.rate(node)
+        if seconds == 0 or rate is None:
+            return
+        may = f"{node} may ask {rate.per_second:g} queries per second, {rate.burst:g} at once"
+        if math.isinf(seconds):
+            raise bad("inputs", f"{queries} images in one request: {may}")
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        raise RequestError(code, "", f"rate limit: {may}", max(1, math.ceil(1e3 * seconds)))
 
 
 def _shortest(limits: Limits, known: TaskVersion | None) -> tuple[float, str]:

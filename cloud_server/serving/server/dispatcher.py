@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from fedstill.cloud_server.serving.callers.call import Call
 from fedstill.cloud_server.serving.engine.predictions import ImageError, Prediction
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.queries import Batch, Query, Rejection, RejectionReason
@@ -35,6 +36,8 @@ SHORTEST_SECONDS = 1e-9
 """No batch takes no time, whatever the clock's resolution."""
 LEAST_UTILITY = 1e-6
 """A query that is worth nothing is still answered if there is time."""
+
+NOBODY = Call()
 
 Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Prediction | Rejection]]
 """Ready images, the task of each, a schedule's name -> an answer or a refusal per image."""
@@ -100,7 +103,13 @@ class Dispatcher:
         return len(self._items)
 
     def submit(
-        self, task: str, images: Sequence[Prepare], latency_seconds: float, utility: float, deliver: Deliver
+        self,
+        task: str,
+        images: Sequence[Prepare],
+        latency_seconds: float,
+        utility: float,
+        deliver: Deliver,
+        caller: Call = NOBODY,
     ) -> Request:
         """Accept a request, or refuse it.
 
@@ -108,10 +117,14 @@ class Dispatcher:
             images: at least one.
             utility: of each image.
             deliver: called exactly once, from any thread, unless the request is cancelled before; must be quick.
+            caller: for observers.
         """
         with self._changed:
             now = self._clock()
-            request = Request(task, utility, now, now + latency_seconds, deliver, len(images))
+            deadline = now + latency_seconds
+            request = Request(
+                task, utility, now, deadline, deliver, len(images), caller.request_id, caller.node
+            )
             self._open.add(request)
             for observer in self._observers:
                 observer.offered(task, utility, len(images))
@@ -218,10 +231,15 @@ class Dispatcher:
             for (item, _), result in zip(ready, outcomes, strict=True):
                 self._take(item, result, batch, len(ready), now, finished)
             if ran:
+                asked = [item.request for item, _ in ready]
+                tasks = Counter(one.task for one in asked)
                 report = RanBatch(
                     time=time.time() - seconds,
                     schedule=batch.schedule.name,
-                    tasks=dict(Counter(item.request.task for item, _ in ready)),
+                    tasks=dict(tasks),
+                    versions={task: self.versions.get(task, 1) for task in tasks},
+                    nodes=dict(Counter(one.node for one in asked if one.node)),
+                    requests=tuple(dict.fromkeys(one.request_id for one in asked if one.request_id)),
                     predicted_seconds=batch.predicted_seconds,
                     seconds=seconds,
                     waiting_seconds=tuple(now - item.query.arrival for item, _ in ready),

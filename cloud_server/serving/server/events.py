@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
@@ -21,6 +21,9 @@ class RanBatch:
         queued: queries that still wait after the decision.
         evicted: queries that the decision gave up.
         decision_seconds: that the policy took to decide.
+        versions: of the tasks, as they answered.
+        nodes: queries by the node of their caller's token.
+        requests: ids of their requests, in the order of the batch.
     """
 
     time: float
@@ -32,6 +35,9 @@ class RanBatch:
     queued: int
     evicted: int
     decision_seconds: float
+    versions: dict[str, int] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+    requests: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -40,6 +40,7 @@ class Request:
     """An accepted request; the submitter keeps it as a ticket for `cancel` and uses nothing else of it.
 
     Tickets may outlive their requests for long, so a closed request holds no image. rows: how many it had.
+    request_id, node: of its caller, if there is one.
     """
 
     task: str
@@ -48,6 +49,8 @@ class Request:
     deadline: float
     deliver: Deliver
     rows: int
+    request_id: str = ""
+    node: str = ""
     images: list[Future[Any]] = field(default_factory=list)
     unready: int = 0
     """How many of them are still being prepared."""

@@ -50,6 +50,12 @@ class ServingMetrics:
         )
         self._answers = self._counter("answers", "Queries answered.", "task", "late")
         self._dropped = self._counter("drops", "Queries not answered.", "task", "reason")
+        self._limited = self._counter(
+            "limited_queries",
+            "Queries of nodes that have a rate limit, taken or refused by it.",
+            "node",
+            "taken",
+        )
         self._chosen = self._counter("schedule_queries", "Queries run at a token schedule.", "schedule")
         self._chosen_batches = self._counter(
             "schedule_batches", "Batches run at a token schedule.", "schedule"
@@ -93,6 +99,10 @@ class ServingMetrics:
         self._add(
             answered=len(accuracies), utility_earned=earned, answered_late=len(accuracies) if late else 0
         )
+
+    def limited(self, node: str, queries: int, taken: bool) -> None:
+        """A node asked that has a limit; only such nodes are labels."""
+        self._limited.labels(node, str(taken).lower()).inc(queries)
 
     def ran(self, batch: RanBatch) -> None:
         """A batch ended."""

@@ -35,7 +35,7 @@ class Dispatcher:
         self._outcome = outcome
         self.seconds = self.utility = 0.0
 
-    def submit(self, task: str, images: Any, seconds: float, utility: float, deliver: Any) -> None:
+    def submit(self, task: str, images: Any, seconds: float, utility: float, deliver: Any, _: Any) -> None:
         self.seconds, self.utility = seconds, utility
         deliver(self._outcome)
 
