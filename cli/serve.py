@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,11 @@ from fedstill.common.option_values import address
 from fedstill.common.paths import VIT_WEIGHTS
 
 LOG = logging.getLogger(__name__)
+
+
+class LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
 
 
 def serve_(
@@ -105,6 +111,9 @@ def serve_(
             min=0,
         ),
     ] = 5.0,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="json: an object per line, with the request id of its call.")
+    ] = LogFormat.TEXT,
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds for the last answers, at the end.", min=0)
     ] = 10.0,
@@ -113,12 +122,15 @@ def serve_(
     from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
+    from fedstill.cloud_server.serving.callers.call import log_fields
     from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
     from fedstill.cloud_server.serving.policies.registry import policy_id
     from fedstill.common.errors import ConfigError
+    from fedstill.common.json_logs import JsonFormatter
 
-    with serve(ServerError) as stop:
+    formatter = JsonFormatter(log_fields) if log_format is LogFormat.JSON else None
+    with serve(ServerError, formatter=formatter) as stop:
         if insecure == (authority is not None):
             raise ConfigError(
                 "--authority: needs a folder of fedstill certs init, or --insecure on a trusted network"
