@@ -32,6 +32,7 @@ class Operated:
     """A server of an operator's own authority, which its clients have certificates of, too."""
 
     server: Serve
+    file: Path
     root: Identity
     client: Identity
     token: str
@@ -76,10 +77,11 @@ def operated(place: Place, *typed: str) -> Iterator[Operated]:
     trust = ssl.create_default_context(cadata=root.pem.decode())
     trust.load_cert_chain(*client.write(folder, "client"))
     with serving(place, "--config", str(folder / "serve.toml"), *typed) as server:
-        said = announced(place.state / "serve" / "server.json")
+        file = place.state / "serve" / "server.json"
+        said = announced(file)
         web, rest = f"http://127.0.0.1:{said['web_port']}", f"https://127.0.0.1:{said['rest_port']}"
         with httpx.Client(verify=trust, timeout=30) as https:
-            yield Operated(server, root, client, token, guest, web, rest, https)
+            yield Operated(server, file, root, client, token, guest, web, rest, https)
 
 
 def test_an_operated_server_from_its_configuration_to_its_end(tmp_path: Path) -> None:
@@ -147,6 +149,7 @@ def a_lame_duck_is_not_ready_and_answers(one: Operated) -> None:
         assert time.monotonic() < end
         time.sleep(0.02)
     assert one.health() == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert announced(one.file)["ready"] is False
     for path in ("/v2/health/ready", "/v2/models/cats/ready"):
         assert one.https.get(one.rest + path).status_code == 503
     for path in ("/v2/health/live", "/v2/health/startup"):

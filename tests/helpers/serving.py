@@ -99,7 +99,8 @@ def serving(
         ),
     )
     columns = {name: version.parameters for name, version in served.items()}
-    metrics, statistics = ServingMetrics(policy), TaskStatistics()
+    metrics = ServingMetrics(policy)
+    statistics = TaskStatistics(metrics.took)
     decisions = DecisionLog(folder / "decisions.jsonl")
     with ThreadPoolExecutor(1) as preparing:
 

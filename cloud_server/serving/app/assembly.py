@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.grpc.server_tls import TlsFiles
+from fedstill.cloud_server.serving.app.build_info import build_info
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.callers.rate_limits import RateLimits
@@ -43,7 +44,8 @@ def assembled(
     prepare: Callable[[OnProgress], ServedModels],
 ) -> Iterator[Assembly]:
     """The server around the models that ``prepare`` makes; leaving closes what it writes and reads."""
-    metrics, statistics, progress = ServingMetrics(plan.policy), TaskStatistics(), StartProgress()
+    metrics, progress = ServingMetrics(plan.policy, build=build_info()), StartProgress()
+    statistics = TaskStatistics(metrics.took)
     decisions = DecisionLog(plan.folder / DECISIONS_FILE)
     app = make_app(
         metrics,

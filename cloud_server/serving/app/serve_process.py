@@ -62,7 +62,11 @@ def _serve(plan: ServePlan, made: Assembly) -> None:
         await made.server.prepare(made.make)
         _announce(plan, opened[0], ready=True)
 
-    run_until_signalled(made.server, listening, get_ready, made.server.retire)
+    async def retire() -> None:
+        _write(plan, opened[0], ready=False)
+        await made.server.retire()
+
+    run_until_signalled(made.server, listening, get_ready, retire)
 
 
 def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:
@@ -94,8 +98,8 @@ def _warn(warnings: tuple[str, ...]) -> None:
         LOG.warning("event=unwise reason=%r", warning)
 
 
-def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
-    """Report the addresses, in the log and in a file for the process that started the server."""
+def _write(plan: ServePlan, ports: Ports, ready: bool) -> None:
+    """The file for the process that started the server."""
     content = {
         "pid": os.getpid(),
         "port": ports.grpc,
@@ -105,6 +109,11 @@ def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
         "ready": ready,
     }
     replace_text(plan.folder / SERVER_FILE, json.dumps(content))
+
+
+def _announce(plan: ServePlan, ports: Ports, ready: bool) -> None:
+    """Report the addresses, in the log and in the file."""
+    _write(plan, ports, ready)
     LOG.info(
         "event=%s listen=%s port=%d rest_port=%s web_port=%s policy=%s tls=%s client_certificates=%s",
         "serving" if ready else "listening",

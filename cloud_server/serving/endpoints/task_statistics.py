@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -40,14 +41,19 @@ class _Task:
 
 
 class TaskStatistics:
-    """An observer of the dispatcher, for batches; ``TaskQueries`` tells it of requests."""
+    """An observer of the dispatcher, for batches; ``TaskQueries`` tells it of requests.
 
-    def __init__(self) -> None:
+    took: is told of each answered request: its task, and the seconds from its arrival to its answer.
+    """
+
+    def __init__(self, took: Callable[[str, float], None] = lambda *_: None) -> None:
+        self._took = took
         self._lock = Lock()
         self._tasks: dict[str, _Task] = {}
 
     def succeeded(self, task: str, served: Response, seconds: float) -> None:
         """A request was answered. seconds: from arrival to the answer."""
+        self._took(task, seconds)
         with self._lock:
             kept = self._kept(task)
             kept.success.add(seconds)

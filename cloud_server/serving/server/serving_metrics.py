@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 
 from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
@@ -26,13 +26,17 @@ WINDOW_SECONDS = 10.0
 
 
 class ServingMetrics:
-    """An observer of the dispatcher. ``queued`` and ``tasks`` are called when the metrics are read."""
+    """An observer of the dispatcher.
+
+    queued, tasks: called when the metrics are read. build: what the process is, as labels of one metric.
+    """
 
     def __init__(
         self,
         policy: str,
         queued: Callable[[], int] = lambda: 0,
         tasks: Callable[[], tuple[str, ...]] = tuple,
+        build: Mapping[str, str] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self._policy, self._started = policy, time.time()
@@ -60,6 +64,9 @@ class ServingMetrics:
         self._chosen_batches = self._counter(
             "schedule_batches", "Batches run at a token schedule.", "schedule"
         )
+        self._latency = self._histogram(
+            "latency_seconds", "From the arrival of an answered request to its answer.", SECONDS, "task"
+        )
         self._waiting = self._histogram("waiting_seconds", "From arrival to the start of the batch.", SECONDS)
         self._compute = self._histogram("batch_seconds", "Of a batch on the engine.", SECONDS)
         self._size = self._histogram("batch_size", "Queries of a batch.", SIZES)
@@ -67,14 +74,17 @@ class ServingMetrics:
         self._error = self._histogram(
             "latency_model_error", "|predicted / actual - 1| of a batch's time.", ERRORS
         )
+        ProcessCollector(registry=self.registry)
+        info = Info("fedstill_serving_build", "The process: versions and machine.", registry=self.registry)
+        info.info({"policy": policy, **(build or {})})
         gauge = Gauge("fedstill_serving_queued", "Queries that wait.", registry=self.registry)
         gauge.set_function(lambda: self.queued())
 
     def _counter(self, name: str, text: str, *labels: str) -> PrometheusCounter:
         return PrometheusCounter(f"fedstill_serving_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"fedstill_serving_{name}", text, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"fedstill_serving_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def offered(self, task: str, utility: float, queries: int) -> None:
         """A request arrived. Names that are not served share one label: clients must not grow the metrics."""
@@ -99,6 +109,10 @@ class ServingMetrics:
         self._add(
             answered=len(accuracies), utility_earned=earned, answered_late=len(accuracies) if late else 0
         )
+
+    def took(self, task: str, seconds: float) -> None:
+        """A request was answered, so long after it came."""
+        self._latency.labels(self._label(task)).observe(seconds)
 
     def limited(self, node: str, queries: int, taken: bool) -> None:
         """A node asked that has a limit; only such nodes are labels."""
