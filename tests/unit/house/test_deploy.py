@@ -99,7 +99,7 @@ def command_lines(services: dict[str, Any]) -> list[list[str]]:
 
 def test_all_of_them_are_commands_of_ours(services: dict[str, Any]) -> None:
     lines = command_lines(services)
-    assert {line[0] for line in lines} == {"coordinator", "agent", "certs"}
+    assert {line[0] for line in lines} == {"coordinator", "agent", "certs", "serve"}
     for line in lines:
         command: click.Command = typer.main.get_command(app)
         rest = list(line)
