@@ -41,7 +41,7 @@ def read_config(file: Path, command: click.Command, context: click.Context) -> d
             raise ConfigError(f"--config {file}: {key!r} is no option of {command.name}{near}")
         try:
             found[str(option.name)] = _checked(option, value, context)
-        except (ValueError, click.BadParameter) as error:
+        except (ValueError, OverflowError, click.BadParameter) as error:
             text = error.message if isinstance(error, click.BadParameter) else str(error)
             raise ConfigError(f"--config {file}: {key}: {text}") from None
     return found
@@ -60,9 +60,8 @@ def configuration(context: click.Context) -> str:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
-    if (
-        file.exists() and not file.is_file()
-    ):  # a pipe could be read once, and serve reads it again if it restarts
+    if file.exists() and not file.is_file():
+        # A pipe could be read once only; a command that restarts itself reads it again.
         raise ConfigError(f"--config {file}: not a file")
     try:
         with file.open("rb") as opened:
@@ -75,7 +74,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(f"--config {file}: not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"--config {file}: not TOML: lists within lists without end") from None
+    except ValueError as error:  # tomllib's own, and Python's of a number of thousands of digits
         raise ConfigError(f"--config {file}: not TOML: {error}") from None
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -37,10 +38,18 @@ def check_server_files(certificate: Path, key: Path, now: float | None = None) -
     private = parse(key, lambda content: load_pem_private_key(content, password=None))
     if not isinstance(private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
         raise CredentialError(f"{key}: neither an RSA nor an elliptic-curve key")
-    if private.public_key() != chain[0].public_key():
+    if private.public_key() != _public_key(certificate, chain[0]):
         raise CredentialError(f"{key}: not the key of the first certificate in {certificate}")
     first = min(map(valid_until, chain))
-    return (*open_secrets(key), *ends_soon(certificate, first, now, RENEW))
+    return (
+        *open_secrets(key),
+        *ends_soon(certificate, first, now, RENEW),
+        *(
+            f"{certificate}: certificate {number + 1} did not sign the one before it, so clients may not trust it"
+            for number in range(1, len(chain))
+            if not _signed(chain[number - 1], chain[number])
+        ),
+    )
 
 
 def check_client_authority(file: Path, now: float | None = None) -> tuple[str, ...]:
@@ -51,7 +60,7 @@ def check_client_authority(file: Path, now: float | None = None) -> tuple[str, .
     now = time.time() if now is None else now
     found = _certificates(file, now)
     for one in found:
-        if not _signs(one):
+        if not _signs(file, one):
             name = one.subject.rfc4514_string()
             raise CredentialError(
                 f"{file}: {name!r} is no authority, so no client can have a certificate of it"
@@ -66,9 +75,26 @@ def _certificates(file: Path, now: float) -> list[x509.Certificate]:
     return found
 
 
-def _signs(certificate: x509.Certificate) -> bool:
+def _public_key(file: Path, certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise CredentialError(f"{file}: its key is neither an RSA nor an elliptic-curve key") from None
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _signs(file: Path, certificate: x509.Certificate) -> bool:
     """Whether it may sign others; of an old one that does not say so, true."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return True
+    except (ValueError, x509.DuplicateExtension):
+        raise CredentialError(f"{file}: damaged, or not the kind of file it should be") from None

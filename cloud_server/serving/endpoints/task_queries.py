@@ -23,6 +23,9 @@ from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Resp
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 
+LONGEST_RETRY_MS = 86_400_000
+"""A day: a small rate may need years."""
+
 
 class TaskQueries:
     """Asks the dispatcher. image_size: side of the engine's images. limits: by default none."""
@@ -102,7 +105,8 @@ class TaskQueries:
         if math.isinf(seconds):
             raise bad("inputs", f"{queries} images in one request: {may}")
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
-        raise RequestError(code, "", f"rate limit: {may}", max(1, math.ceil(1e3 * seconds)))
+        retry = min(max(1, math.ceil(1e3 * seconds)), LONGEST_RETRY_MS)
+        raise RequestError(code, "", f"rate limit: {may}", retry)
 
 
 def _shortest(limits: Limits, known: TaskVersion | None) -> tuple[float, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import pytest
 import typer
 from helpers.command import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedstill.cli import main as cli
 from fedstill.cli.shared.config_file import ConfigFile, configuration, options_of
@@ -82,6 +85,9 @@ def test_keys_are_options_and_what_is_typed_wins(tmp_path: Path) -> None:
         ("help = true", "'help' is no option of paint"),
         ("wet", "not TOML: "),
         ("wet = true\nwet = false", "not TOML: "),
+        pytest.param(f"hours = 1{400 * '0'}", "hours: int too large to convert to float", id="large"),
+        pytest.param(f"hours = 1{5000 * '0'}", "not TOML: ", id="larger"),
+        pytest.param(f"wall = {5000 * '['}", "not TOML: ", id="deep"),
     ],
 )
 def test_a_mistake_is_one_line_with_exit_code_2(
@@ -108,6 +114,26 @@ def test_what_is_no_text_file_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     refused(tmp_path / "bytes.toml", "not UTF-8 text", monkeypatch)
     (tmp_path / "large.toml").write_bytes(b"#" * (2**20 + 1))
     refused(tmp_path / "large.toml", "more than 1048576 bytes", monkeypatch)
+
+
+PLAIN = st.one_of(
+    st.booleans(),
+    st.integers(-(10**400), 10**400),
+    st.floats().map(repr),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8).map(json.dumps),
+)
+VALUES = PLAIN | st.lists(PLAIN, max_size=3).map(lambda found: f"[{', '.join(map(str, found))}]")
+
+
+@given(key=st.sampled_from(["most-coats", "hours", "wet", "colour", "wall", "house"]), value=VALUES)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "paint.toml"
+    file.write_text(f"{key} = {str(value).lower() if isinstance(value, bool) else value}\n")
+    done = CliRunner().invoke(made, ["paint", "--config", str(file)])
+    assert done.exit_code in (0, 2), done.exception
+    if done.exit_code == 2:
+        assert done.output.startswith("error: --config ")
 
 
 def test_every_option_of_serve_is_a_key() -> None:

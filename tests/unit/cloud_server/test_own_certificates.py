@@ -39,6 +39,9 @@ def test_what_is_unwise_is_a_warning(root: Identity, tmp_path: Path) -> None:
     opened, soon = check_server_files(certificate, key)
     assert "other users may read it" in opened
     assert "expires on" in soon
+    middle = made("middle", root, authority=True)
+    (mixed,) = check_server_files(*made("server", middle).write(tmp_path, "mixed", root, middle))[:1]
+    assert "certificate 2 did not sign the one before it" in mixed
     (soon,) = check_client_authority(made("late", authority=True, days=(-1, 5)).write(tmp_path, "late")[0])
     assert "expires on" in soon
 

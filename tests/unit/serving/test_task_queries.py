@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.callers.call import begin
+from fedstill.cloud_server.serving.callers.rate_limits import Rate, RateLimits
 from fedstill.cloud_server.serving.endpoints.infer_parameters import LEVELS, priority_factor
 from fedstill.cloud_server.serving.endpoints.infer_request import Limits
 from fedstill.cloud_server.serving.endpoints.model_names import AskedTask
@@ -117,3 +119,21 @@ def test_names_of_clients_do_not_fill_the_statistics() -> None:
 def test_a_hint_to_try_again_is_rounded_up() -> None:
     error = refusal(Limits(), Rejection("overload", 0.0101, "busy"))
     assert (error.code, error.retry_milliseconds) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 11)
+
+
+def test_a_retry_hint_is_a_day_at_most() -> None:
+    limits = RateLimits({"shop": Rate(1e-300, 1)}, clock=lambda: 0.0)
+    tasks: Any = SimpleNamespace(served={"cats": CATS})
+    queries = TaskQueries(Dispatcher(ANSWER), tasks, TaskStatistics(), 32, limits)  # type: ignore[arg-type]
+
+    async def ask_twice() -> RequestError:
+        begin("").node = "shop"
+        asked = AskedTask("cats"), [lambda: None], Limits()
+        await queries.ask(*asked)
+        with pytest.raises(RequestError) as caught:
+            await queries.ask(*asked)
+        return caught.value
+
+    refused = asyncio.run(ask_twice())
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.retry_milliseconds == 24 * 3600 * 1000
