@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,11 +17,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.pki import Identity, made
 
+from fedstill.cloud_server.auth.authority import create_authority
 from fedstill.cloud_server.grpc.server_tls import TlsFiles
+from fedstill.cloud_server.serving.app.serve_process import run_serving
 from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, ServingServer
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.web import make_app
+from fedstill.common.credentials import CredentialError
 
 
 async def comes_in_by_grpc(port: int, root: bytes, own: tuple[Path, Path] | None) -> bool:
@@ -92,3 +98,22 @@ def test_who_has_a_certificate_of_the_authority_comes_in(tmp_path: Path, clients
         come_in(TlsFiles(files.certificate_file, files.key_file, tmp_path / "ca.crt"), own.pem, known)
     )
     assert {name for name, inside in found.items() if inside} == {"behind"}
+
+
+def test_a_mistake_in_the_files_ends_the_start_before_a_port_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
+    authority = create_authority(tmp_path / "authority")
+    certificate, _ = made("server").write(tmp_path, "server")
+    _, other = made("other").write(tmp_path, "other")
+    right: dict[str, Any] = {
+        "authority": authority.directory, "rates": {}, "tls_certificate": None, "tls_key": None, "client_ca": None
+    }  # fmt: skip
+    for wrong, said in (
+        ({"tls_certificate": certificate, "tls_key": other}, "not the key of the first certificate"),
+        ({"client_ca": certificate}, "is no authority"),
+    ):
+        with pytest.raises(CredentialError, match=said):
+            run_serving(SimpleNamespace(**right | wrong))  # type: ignore[arg-type]

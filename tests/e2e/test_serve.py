@@ -357,6 +357,8 @@ def own_signals() -> Iterator[None]:
         (["--insecure", "--authority", "x"], "--authority: needs a folder"),
         (["--authority", "a", "--tls-key", "k.pem"], "give both"),
         (["--insecure", "--client-ca", "ca.pem"], "there is no TLS then"),
+        (["--insecure", "--rate-limit", "shop=1"], "--insecure knows no tokens"),
+        (["--authority", "a", "--rate-limit", "shop"], "needs a number of queries per second"),
         (["--insecure", "--operator", "boss"], "--operator"),
         (["--insecure", "--policy", "fastest"], "unknown policy 'fastest'"),
         (["--insecure", "--policy", "infaas"], "a server has one trunk"),
