@@ -6,10 +6,10 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BLOCKTIME=0
 
-# Mounted volumes take over the owner of this folder.
+# Mounted volumes take over the owner of these folders.
 RUN useradd --system --create-home --uid 10001 fedstill \
-    && mkdir /state \
-    && chown fedstill /state
+    && mkdir -p /state /var/lib/fedstill/serve \
+    && chown fedstill /state /var/lib/fedstill/serve
 
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE /build/
 COPY cli /build/cli

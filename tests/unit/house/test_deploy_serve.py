@@ -55,6 +55,19 @@ def test_the_example_is_a_configuration(tmp_path: Path) -> None:
     assert json.loads(command) == shlex.split(started[1])
 
 
+def test_the_container_fits_the_example(tmp_path: Path) -> None:
+    found = options((DEPLOY / "serve.toml").read_text(), tmp_path)
+    composed = yaml.safe_load((DEPLOY / "serve.compose.yaml").read_text())
+    serve = composed["services"]["serve"]
+    assert (serve["cap_drop"], serve["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert found["lame_duck"] + found["drain_seconds"] < int(serve["stop_grace_period"].removesuffix("s"))
+    published = {int(port.rpartition(":")[2]) for port in serve["ports"]}
+    assert published == {int(found[name].rpartition(":")[2]) for name in ("rest", "listen")}
+    mounted = [volume.split(":")[1] for volume in serve["volumes"]]
+    assert mounted == ["/etc/fedstill/serve.toml", "/var/lib/fedstill/serve"]
+    assert f"http://{found['web']}/readyz" in serve["healthcheck"]["test"][-1]
+
+
 def test_the_manifests_fit_each_other_and_the_server(manifests: dict[str, Any], tmp_path: Path) -> None:
     assert manifests.keys() == {"ConfigMap", "Deployment", "Service", "PodDisruptionBudget"}
     config = options(manifests["ConfigMap"]["data"]["serve.toml"], tmp_path)
