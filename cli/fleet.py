@@ -44,6 +44,39 @@ def personalise(
 
 
 @app.command()
+def retrain(
+    state: Annotated[Path, typer.Option(help="The coordinator's folder; it must not run.")],
+    experiment: Annotated[
+        str,
+        typer.Option(help="Shipped experiment or TOML file with other settings; empty: the folder's own."),
+    ] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of --experiment; repeatable."),
+    ] = None,
+) -> None:
+    """Have a new teacher made, of the public clips as they are now, when the coordinator starts again.
+
+    Then every device gets a student of it, once; until then it keeps the one that it has.
+    """
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.common.errors import ConfigError
+    from fedstill.simulation.config import load_experiment
+    from fedstill.simulation.retrain import retrain as have_made
+
+    with one_line_errors():
+        if set_ and not experiment:
+            raise ConfigError("--set: overrides keys of --experiment; give that, too")
+        number = have_made(
+            state.resolve(), load_experiment(experiment, set_ or []) if experiment else None, console
+        )
+    said = "nothing that the teacher is made of has changed"
+    if number is not None:
+        said = f"teacher {number} is made when the coordinator starts, then every device gets a student of it"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def backup(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
     file: Annotated[Path, typer.Argument(help="The tar file to write; an older one is replaced at the end.")],
@@ -135,7 +168,7 @@ def in_words(event: dict[str, Any], names: Sequence[str] = ()) -> str:
             times = f", for the {event['visit'] + 1}. time" if event["visit"] else ""
             return f"{who} is being personalised ({event['cause']}{times})"
         case "visited" if event["outcome"] == "served":
-            return f"{who} uses its new student {event['student'][:12]}"
+            return f"{who} uses its new student {event['student'][:12]}{_number_in_words(event)}"
         case "visited":
             again = datetime.fromtimestamp(event["next_attempt"])
             return f"{who} {event['outcome']}: {event['reason']}; again after {again:%Y-%m-%d %H:%M:%S}"
@@ -143,8 +176,15 @@ def in_words(event: dict[str, Any], names: Sequence[str] = ()) -> str:
             return f"{who} gives no prototypes, so it gets another student: {event['reason']}"
         case "all_served":
             return f"all {event['devices']} devices have their student"
+        case "teacher_ready":
+            return f"teacher {event['number']} is made ({event['digest'][:12]})"
         case "aborted":
             return f"the run failed: {event['reason']}"
         case "finished":
             return "the run is finished"
     return ""
+
+
+def _number_in_words(event: dict[str, Any]) -> str:
+    """Which of the device's students it is, and of which teacher; empty for an event of an older fedstill."""
+    return f" (student {event['visit'] + 1}, teacher {event['teacher']})" if "teacher" in event else ""

@@ -39,6 +39,7 @@ def status(
     waiting = sum(row["link"] == "never online" for row in devices)
     missing = f"; {waiting} of {len(devices)} devices have never been online" if waiting else ""
     console.print(f"run: {fleet['run']}{missing}", highlight=False, markup=False)
+    console.print(f"teacher: {_teacher(fleet['teacher'], devices)}", highlight=False)
     console.print(f"disk: {_bytes(fleet['free_bytes'])} free", highlight=False)
     if versions := _versions(devices):
         console.print(versions, highlight=False, markup=False, soft_wrap=True)
@@ -59,7 +60,7 @@ def _print_table(devices: list[dict[str, Any]]) -> None:
     members = Counter(
         choice["cohort"] for row in devices if (choice := row["choice"]) and choice.get("cohort")
     )
-    heads = "device", "link", "for", "student", "expected", "right", "service", "up", "down"
+    heads = "device", "link", "for", "student", "expected", "right", "in use", "service", "up", "down"
     rows = []
     now = time.time()
     for row in devices:
@@ -67,10 +68,28 @@ def _print_table(devices: list[dict[str, Any]]) -> None:
         since = "" if row["since"] is None else _span(now - row["since"])
         cells = (
             _name(row), row["link"], since, _student(row, members), _expected(row["choice"]), accuracy,
-            _service(row, now), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]),
+            _in_use(row["in_use"]), _service(row, now), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]),
         )  # fmt: skip
         rows.append(cells)
     print_rows(console, heads, rows)
+
+
+def _teacher(teacher: dict[str, Any], devices: list[dict[str, Any]]) -> str:
+    """Its number and digest, and how many devices still have a student of an earlier one."""
+    if teacher["digest"] is None:
+        return f"{teacher['number']}, not made yet"
+    earlier = sum(
+        row["in_use"] is not None and row["in_use"]["teacher"] != teacher["number"] for row in devices
+    )
+    noun = "device has a student" if earlier == 1 else "devices have students"
+    return f"{teacher['number']} ({teacher['digest'][:12]})" + (
+        f"; {earlier} {noun} of an earlier one" if earlier else ""
+    )
+
+
+def _in_use(student: dict[str, Any] | None) -> str:
+    """Which of its students a device has, and of which teacher it is."""
+    return f"student {student['number']}, teacher {student['teacher']}" if student else ""
 
 
 def _versions(devices: list[dict[str, Any]]) -> str:

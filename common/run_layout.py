@@ -18,8 +18,15 @@ STATUS_FILE = "coordinator.json"
 """In a coordinator's folder: what it says of its run."""
 LOOKED_FILE = "looked"
 """In a coordinator's folder: its time is that of the last look at who is online."""
+TEACHERS_FOLDER = "teachers"
+"""In a coordinator's folder: the shared models of every teacher after the first, by number."""
 PERSONAL_ARM = "fedstill"
 """The arm whose students have no prefix in their names."""
+
+
+def teacher_folder(run_dir: Path, number: int) -> Path:
+    """The folder of the shared models of a service's teacher; the first one's are where a study has its own."""
+    return run_dir if number == 1 else run_dir / TEACHERS_FOLDER / str(number)
 
 
 def seed_folder(run_dir: Path, seed: int) -> Path:

@@ -68,7 +68,10 @@ def prepare_deployment(
     )
     if (state / PLAN_FILE).exists():
         if to_plain(load_run(state)) != to_plain(experiment):
-            raise ConfigError(f"{state}: holds another experiment; choose another --state")
+            raise ConfigError(
+                f"{state}: holds another experiment; choose another --state, or have a new teacher made with: "
+                "fedstill fleet retrain"
+            )
         try:
             plan = read_plan(state)
         except (ValueError, TypeError) as error:

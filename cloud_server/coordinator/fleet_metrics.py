@@ -51,7 +51,10 @@ class FleetCollector(Collector):
             yield GaugeMetricFamily("fedstill_fleet_readable", "1 if the fleet's state can be read.", 0)
             return
         yield GaugeMetricFamily("fedstill_fleet_readable", "1 if the fleet's state can be read.", 1)
-        yield from _of_devices(fleet["devices"])
+        yield GaugeMetricFamily(
+            "fedstill_teacher_number", "Of the present teacher, from 1.", fleet["teacher"]["number"]
+        )
+        yield from _of_devices(fleet["devices"], fleet["teacher"]["number"])
         yield GaugeMetricFamily(
             "fedstill_run_failures", "Failures of the run since it last went well.", _failures(self._state)
         )
@@ -80,7 +83,7 @@ class FleetCollector(Collector):
             yield ends
 
 
-def _of_devices(devices: list[dict[str, Any]]) -> Iterator[Metric]:
+def _of_devices(devices: list[dict[str, Any]], teacher: int) -> Iterator[Metric]:
     counts = Counter(row["link"] for row in devices)
     links = GaugeMetricFamily("fedstill_devices", "Devices by link.", labels=["link"])
     for link in LINKS:
@@ -112,7 +115,7 @@ def _of_devices(devices: list[dict[str, Any]]) -> Iterator[Metric]:
         if row["link"] == "revoked":
             continue
         up.add_metric(name, row["link"] == "online")
-        served.add_metric(name, bool(visit and visit["outcome"] == SERVED))
+        served.add_metric(name, bool(visit and (visit["outcome"], visit["teacher"]) == (SERVED, teacher)))
         failed.add_metric(name, visit["attempts"] if visit else 0)
         if row["next_attempt"] is not None:
             again.add_metric(name, row["next_attempt"])

@@ -24,7 +24,7 @@ from fedstill.cloud_server.distillation.settings import (
 )
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.common.run_layout import PLAN_FILE
+from fedstill.common.run_layout import PLAN_FILE, teacher_folder
 from fedstill.datasets.audiovisual.capture.conditions import DeviceCapture
 
 
@@ -52,6 +52,7 @@ class RunPlan:
         lean: clients that get the arms of ``lean_arms`` only, and these for the first seed only.
         service: give every device its student as soon as it is there, and again whenever it needs one, and never end;
             otherwise compare arms, and end.
+        teacher_number: of a service: which of its teachers, from 1, this plan is of; see ``models``.
         every: seconds after which a service gives a device a new student in any case; 0: never.
         pause_scale: of the pauses before a service tries again what failed.
         journal: SQLAlchemy URL of the journal; empty: a SQLite file in ``work``.
@@ -91,6 +92,12 @@ class RunPlan:
     service: bool = False
     pause_scale: float = 1.0
     every: float = 0.0
+    teacher_number: int = 1
+
+    @property
+    def models(self) -> Path:
+        """The folder of the teacher and of all that is made once from it and the public clips."""
+        return teacher_folder(Path(self.work), self.teacher_number)
 
     def wants(self, arm: str, client: int, seed: int) -> bool:
         """Whether this client has a job of this arm for this seed."""

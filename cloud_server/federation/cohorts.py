@@ -190,9 +190,7 @@ class Cohorts:
 
 def open_cohorts(cloud: SeedCloud) -> Cohorts:
     """The cohorts of a seed, as its run directory holds them."""
-    return Cohorts(
-        cohorts_folder(Path(cloud.plan.work), cloud.seed), cloud.plan.cohorts, space_of(cloud.public)
-    )
+    return Cohorts(cohorts_folder(cloud.plan.models, cloud.seed), cloud.plan.cohorts, space_of(cloud.public))
 
 
 def _arrays_of(world: World) -> Arrays:

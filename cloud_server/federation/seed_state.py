@@ -1,6 +1,6 @@
 """The cloud's models and data for one seed: public clips, teacher, public bank and the students shared by all devices.
 
-Everything here is made once and kept in the run directory; a resumed run finds it there.
+Everything here is made once for each teacher and kept in the run directory; a resumed run finds it there.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SeedCloud:
 
     @property
     def directory(self) -> Path:
-        return seed_folder(Path(self.plan.work), self.seed)
+        return seed_folder(self.plan.models, self.seed)
 
     @cached_property
     def public(self) -> ClipStore:
@@ -88,7 +88,7 @@ class SeedCloud:
     @cached_property
     def views(self) -> ClipViews:
         """What students see of the public clips: recorded in many ways, as nothing is known of a device's."""
-        folder = Path(self.plan.work) / VIEWS_FOLDER
+        folder = self.plan.models / VIEWS_FOLDER
         return blind_views(self.public, self.plan.capture.blind, folder, self.plan.seeds[0])
 
     @cached_property
@@ -105,7 +105,7 @@ class SeedCloud:
     @cached_property
     def pretrained(self) -> PretrainedParts:
         """The teacher's pretrained parts; a frozen encoder runs over the public clips once for all seeds."""
-        folder, device = Path(self.plan.work) / PRETRAINED_FOLDER, self.plan.compute.torch_device
+        folder, device = self.plan.models / PRETRAINED_FOLDER, self.plan.compute.torch_device
         return open_parts(self.plan.teacher.pretrained, self.public, folder, device)
 
     @cached_property

@@ -91,10 +91,18 @@ def run_service(plan: RunPlan, exchange: Exchange, metrics: Metrics, stop: threa
     """Give every device its student whenever it needs one, until ``stop`` is set."""
     journal = open_journal(Path(plan.work), plan.journal)
     with _node_registry(plan, exchange, journal, metrics) as node_registry:
-        cloud = SeedCloud(plan, plan.seeds[0], metrics)
-        make_shared(cloud, plan.arms[:1])
+        cloud = cloud_of_service(plan, journal, metrics)
         FleetService(cloud, exchange, node_registry, journal, metrics).run(stop)
     journal.close()
+
+
+def cloud_of_service(plan: RunPlan, journal: Journal, metrics: Metrics) -> SeedCloud:
+    """The shared models of the plan's teacher, made if they are not there; the journal knows it from now on."""
+    cloud = SeedCloud(plan, plan.seeds[0], metrics)
+    make_shared(cloud, plan.arms[:1])
+    if journal.teachers.note(plan.teacher_number, cloud.bank.version):
+        metrics.emit("teacher_ready", number=plan.teacher_number, digest=cloud.bank.version)
+    return cloud
 
 
 def _node_registry(plan: RunPlan, exchange: Exchange, journal: Journal, metrics: Metrics) -> NodeRegistry:

@@ -52,6 +52,9 @@ class FleetService:
         self._plan_file = Path(cloud.plan.work) / PLAN_FILE
         self._plan_time = 0
         self._plan = cloud.plan
+        self._teacher = (
+            cloud.plan.teacher_number
+        )  # its models are the loaded ones, whatever the plan says later
         self._slots, self._cohorts = ComputeSlots(cloud.plan.compute.workers), open_cohorts(cloud)
         self._pool = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="visit")
         self._busy: set[int] = set()
@@ -97,6 +100,7 @@ class FleetService:
                 now,
                 self._plan.pause_scale,
                 self._plan.every,
+                self._teacher,
             )
             if visit is not None:
                 self._busy.add(client)
@@ -117,7 +121,10 @@ class FleetService:
         names = self._plan.devices or [""] * self._plan.clients
         wanted = [client for client, name in enumerate(names) if name or not self._plan.devices]
         whole = bool(wanted) and not self._busy
-        whole = whole and all(one in visits and visits[one].outcome == SERVED for one in wanted)
+        whole = whole and all(
+            one in visits and (visits[one].outcome, visits[one].teacher) == (SERVED, self._teacher)
+            for one in wanted
+        )
         if whole and not self._whole:
             self._metrics.emit("all_served", devices=len(wanted))
         self._whole = whole
@@ -141,7 +148,7 @@ class FleetService:
             again = ended.next_attempt(self._plan.pause_scale)
             self._metrics.emit(
                 "visited", client=visit.client, visit=visit.visit, outcome=outcome, reason=reason, student=student,
-                next_attempt=again,
+                teacher=visit.teacher, next_attempt=again,
             )  # fmt: skip
         except Exception:  # the journal cannot be written; the next look tries again
             log.exception("visit of client %d: nothing can be noted", visit.client)

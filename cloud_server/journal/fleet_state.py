@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from fedstill.cloud_server.journal.visit import SERVED, Visit
+from fedstill.cloud_server.journal.visit import LOST, SERVED, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import in_use
 from fedstill.common.run_layout import JOURNAL_FILE, LOOKED_FILE, PLAN_FILE, STATUS_FILE
@@ -37,6 +37,10 @@ RECORDS = """SELECT j.client, j.record, c.jobs_done FROM jobs j JOIN (
 VISITS = """SELECT v.* FROM visits v JOIN (
     SELECT client, max(visit) AS newest FROM visits GROUP BY client
 ) l ON l.client = v.client AND l.newest = v.visit"""
+INSTALLED = """SELECT v.* FROM visits v JOIN (
+    SELECT client, max(visit) AS newest FROM visits WHERE outcome = 'served' GROUP BY client
+) l ON l.client = v.client AND l.newest = v.visit"""
+TEACHERS = "SELECT number, digest, made FROM teachers"
 BAD_CLIPS = "SELECT client, faults FROM bad_clips"
 
 Row = dict[str, Any]
@@ -49,15 +53,19 @@ class Asked(Protocol):
 
 
 def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``run``, ``clients``, ``free_bytes`` of the disk, and ``devices``.
+    """``run``, ``clients``, ``free_bytes`` of the disk, ``teacher`` and ``devices``.
+
+    The teacher has its ``number``, from 1, and if it is made its ``digest`` and since when (``made``), else None.
 
     There is one row per client, those that were never online included.
 
     A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
     ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link`` (``online``, ``late``,
     ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it); its ``tags``; of the
-    newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``bad_clips``, how many clips the device left out
-    when it was last asked, by kind of fault (``datasets/files/faults.py``).
+    newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``in_use``, the device's student: its ``number``
+    among those that its client was given, from 1, the number of its ``teacher`` and its ``version``, None without one;
+    ``bad_clips``, how many clips the device left out when it was last asked, by kind of fault
+    (``datasets/files/faults.py``).
 
     Args:
         state: the coordinator's folder.
@@ -73,7 +81,10 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
         places = {row["client"]: row for row in asked(PLACES)}
         records = {row["client"]: row for row in asked(RECORDS)}
         visits = {row["client"]: Visit(**row) for row in _newer(asked, VISITS)}
+        installed = {row["client"]: Visit(**row) for row in _newer(asked, INSTALLED)}
+        teachers = {row.pop("number"): row for row in _newer(asked, TEACHERS)}
         bad = {row["client"]: _from_json(row["faults"]) for row in _newer(asked, BAD_CLIPS)}
+    number = plan.get("teacher_number", 1)
     devices, looked = [], running and _is_looked_after(state)
     for client in range(plan["clients"]):
         name = plan["devices"][client] if plan["devices"] else ""
@@ -85,12 +96,14 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
         row["visit"] = asdict(visit) if visit else None
         row["doing"] = _doing(visit, running)
         row["next_attempt"] = visit.next_attempt(plan.get("pause_scale", 1.0)) if visit else None
+        row["in_use"] = _in_use(installed.get(client), visit, name)
         row["bad_clips"] = bad.get(client, {})
         devices.append(row)
     return {
         "run": _run(state, running),
         "clients": plan["clients"],
         "free_bytes": shutil.disk_usage(state).free,
+        "teacher": {"number": number, **teachers.get(number, {"digest": None, "made": None})},
         "devices": devices,
     }
 
@@ -251,6 +264,15 @@ def _doing(visit: Visit | None, running: bool) -> str:
     if visit.outcome:
         return f"{visit.outcome}: {visit.reason}"
     return "being personalised" if running else "interrupted"
+
+
+def _in_use(served: Visit | None, newest: Visit | None, name: str) -> Row | None:
+    """The student that a device was given last, unless it is another device now, or does not have it any more."""
+    if served is None or newest is None or served.device != name:
+        return None
+    if newest.student not in ("", served.student) or (newest.outcome != SERVED and newest.cause == LOST):
+        return None
+    return {"number": served.visit + 1, "teacher": served.teacher, "version": served.student}
 
 
 def _run(state: Path, running: bool) -> str:

@@ -37,6 +37,7 @@ from fedstill.cloud_server.journal.tables import (
     TRAFFIC,
     UPLOADS,
 )
+from fedstill.cloud_server.journal.teachers import Teachers
 from fedstill.cloud_server.journal.visits import Visits
 from fedstill.cloud_server.migrations.upgrade import JOURNAL, NewerSchema, upgrade
 from fedstill.common.errors import RunError
@@ -93,6 +94,11 @@ class Journal:
     def visits(self) -> Visits:
         """When each device was given a student, and who asked for another."""
         return Visits(self._engine)
+
+    @property
+    def teachers(self) -> Teachers:
+        """The service's teachers."""
+        return Teachers(self._engine)
 
     # Jobs and their outer rounds.
 

@@ -61,6 +61,10 @@ VISITS = _table(
     "visits", _number("client", primary_key=True, autoincrement=False),
     _number("visit", primary_key=True, autoincrement=False), _text("cause"), _text("device"), _text("outcome"),
     Column("reason", String(1000)), _text("student"), _number("attempts"), _time("started"), Column("ended", Float),
+    _number("teacher", nullable=False, server_default="1"),
+)  # fmt: skip
+TEACHERS = _table(
+    "teachers", _number("number", primary_key=True, autoincrement=False), _text("digest"), _time("made"),
 )  # fmt: skip
 REQUESTS = _table("requests", _number("row", primary_key=True), _number("client"), _time("asked"))
 BAD_CLIPS = _table(

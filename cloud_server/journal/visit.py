@@ -17,8 +17,9 @@ REFUSED_PAUSE = 24 * 3600.0
 """Seconds before a device that refused its student is asked for a new summary."""
 CHANGE_PAUSE = 24 * 3600.0
 """Seconds after a visit before a change of the device's clips is a cause for another one."""
-NEW, REPLACED, LOST, REQUESTED, AFTER_REFUSAL, REGULAR = (
+NEW, REPLACED, LOST, REQUESTED, AFTER_REFUSAL, REGULAR, TEACHER = (
     "new device", "device replaced", "lost its student", "asked for", "refused before", "time has come",
+    "teacher changed",
 )  # fmt: skip
 
 
@@ -33,6 +34,7 @@ class Visit:
         reason: of another outcome than served; one line.
         student: the version that the device used at the end.
         attempts: how many have failed in a row.
+        teacher: the number of the teacher of which the student is made, from 1.
         started, ended: of the newest attempt, seconds since 1970; ended is None while it lasts.
     """
 
@@ -46,6 +48,7 @@ class Visit:
     attempts: int = 0
     started: float = 0.0
     ended: float | None = None
+    teacher: int = 1
 
     def next_attempt(self, scale: float = 1.0) -> float | None:
         """When it is tried again, seconds since 1970; None unless it went wrong."""
@@ -74,7 +77,13 @@ class Seen:
 
 
 def due(
-    last: Visit | None, seen: Seen, asked: float, now: float, scale: float = 1.0, every: float = 0.0
+    last: Visit | None,
+    seen: Seen,
+    asked: float,
+    now: float,
+    scale: float = 1.0,
+    every: float = 0.0,
+    teacher: int = 1,
 ) -> Visit | None:
     """The visit that this device needs now; None if it has what it should have, or must wait.
 
@@ -83,12 +92,16 @@ def due(
         asked: when an operator last asked for a new student, seconds since 1970; 0 for never.
         scale: of all pauses.
         every: seconds after which a device gets a new student in any case; 0: never.
+        teacher: the number of the present teacher. What a device has said about its clips under another one's student
+            is worth nothing, so a visit that is not finished is not repeated with it.
     """
     if last is None:
-        return Visit(0, 0, NEW, seen.device)
-    another = Visit(last.client, last.visit + 1, "", seen.device)
+        return Visit(0, 0, NEW, seen.device, teacher=teacher)
+    another = Visit(last.client, last.visit + 1, "", seen.device, teacher=teacher)
     if seen.device != last.device:
         return replace(another, cause=REPLACED)
+    if teacher != last.teacher:
+        return replace(another, cause=TEACHER)
     if not last.outcome:
         return last
     if asked > last.started:

@@ -5,6 +5,7 @@ The real cloud and the real ClientApp, over a grid inside this process whose nod
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 import time
@@ -20,15 +21,26 @@ from flwr.app import RecordDict
 from helpers.bad_files import add_bad_clips, write_good_clips
 from helpers.command import CliRunner
 from helpers.live_service import FIRST_NODE, Running, run_of_a_service, service_of
-from helpers.runs import copied_run
+from helpers.runs import copied_run, silent_console
 
 from fedstill.cli.main import app as cli
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
-from fedstill.cloud_server.journal.event_log import read_events
+from fedstill.cloud_server.federation.server_app import cloud_of_service
+from fedstill.cloud_server.journal.event_log import Metrics, read_events
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.journal import Journal, open_journal
-from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REFUSED, REPLACED, REQUESTED, SERVED, Visit
+from fedstill.cloud_server.journal.visit import (
+    FAILED,
+    LOST,
+    NEW,
+    REFUSED,
+    REPLACED,
+    REQUESTED,
+    SERVED,
+    TEACHER,
+    Visit,
+)
 from fedstill.common.export_manifest import DESCRIPTION
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import EXPORT_FOLDER, KEEP_FILE, SHELF_FOLDER
@@ -40,7 +52,12 @@ from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, read_poli
 from fedstill.edge_client.privacy.yearly_budget import spend_one
 from fedstill.edge_client.students.runtime import ExportFolder
 from fedstill.edge_client.students.runtime_api import LoadStudent
+from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.weights.checkpoint import load_checkpoint
+from fedstill.models.weights.packing import pack
 from fedstill.protos.messages import InstallResult
+from fedstill.simulation.launcher import load_run
+from fedstill.simulation.retrain import retrain
 
 pytestmark = pytest.mark.slow
 
@@ -279,6 +296,58 @@ def test_a_service_that_was_ended_goes_on_where_it_was(
         second.serve(1, 0)
         second.look_long()
         assert {client: one.visit for client, one in second.newest().items()} == {0: 0, 1: 0}
+
+
+def test_after_another_teacher_each_device_gets_one_student_of_it_and_keeps_its_own_until_then(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NodeRegistry, "_registered", lambda self, node: self.names[node - FIRST_NODE])
+    with service_of(run_dir, [0, 1]) as first:
+        before = {client: first.serve(client, 0).student for client in (0, 1)}
+        first.journal.visits.ask([1])
+        first.grid.deaf.add((1, INSTALL))
+        first.serve(1, 1, FAILED)
+    experiment = load_run(run_dir)
+    assert (
+        retrain(run_dir, replace(experiment, teacher=replace(experiment.teacher, epochs=2)), silent_console())
+        == 2
+    )
+    for moment in ("ordered", "made"):
+        assert {row["in_use"]["version"] for row in read_fleet(run_dir)["devices"]} == set(before.values()), (
+            moment
+        )
+        if moment == "ordered":
+            make_teacher(run_dir)
+    with service_of(run_dir, [0, 1]) as second:
+        for client, visit in ((0, 1), (1, 2)):
+            found = second.serve(client, visit)
+            assert (found.cause, found.teacher) == (TEACHER, 2)
+            assert found.student != before[client]
+        second.look_long()
+        assert {client: one.visit for client, one in second.newest().items()} == {0: 1, 1: 2}, "once"
+        asked = [job for job, _, client in second.journal.uploaded() if client == 1]
+        assert len(set(asked)) == 3, "what was told under the old teacher's student is not used"
+    fleet = read_fleet(run_dir)
+    assert [row["in_use"]["teacher"] for row in fleet["devices"]] == [2, 2]
+    with open_journal_of(run_dir) as journal:
+        digests = [
+            load_checkpoint(folder / "seed0" / "teacher")[0]
+            for folder in (run_dir, read_plan(run_dir).models)
+        ]
+        assert fleet["teacher"]["digest"] == digest_of(digests[1]) != digest_of(digests[0])
+        assert not journal.teachers.note(2, "another")
+
+
+def make_teacher(run_dir: Path) -> None:
+    """As the coordinator's next start does."""
+    metrics = Metrics(run_dir)
+    with open_journal_of(run_dir) as journal:
+        cloud_of_service(read_plan(run_dir), journal, metrics)
+    metrics.close()
+
+
+def digest_of(net: AudioVisualNet) -> str:
+    return hashlib.sha256(pack(net.state_dict()).tobytes()).hexdigest()[:16]
 
 
 def test_a_device_without_torch_gets_the_graphs_that_it_lacks(

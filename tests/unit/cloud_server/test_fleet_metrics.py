@@ -75,6 +75,7 @@ def test_a_fleet_is_scraped(tmp_path: Path) -> None:
         ("fedstill_received_bytes_total", "kitchen"): 10,
         ("fedstill_sent_bytes_total", "kitchen"): 1000,
         ("fedstill_run_failures", ""): 2,
+        ("fedstill_teacher_number", ""): 1,
     }
     assert {key: found[key] for key in wanted} == wanted
     again = found["fedstill_device_next_attempt_timestamp_seconds", "kitchen"]
@@ -82,6 +83,15 @@ def test_a_fleet_is_scraped(tmp_path: Path) -> None:
     assert found["fedstill_certificate_expiry_timestamp_seconds", "server"] > 1e9
     assert found["fedstill_state_free_bytes", ""] > 0
     assert ("fedstill_device_next_attempt_timestamp_seconds", "hall") not in found
+
+
+def test_a_student_of_an_earlier_teacher_is_not_the_newest_one(tmp_path: Path) -> None:
+    state, port = made_fleet(tmp_path), free_port()
+    plan = json.loads((state / "plan.json").read_text()) | {"teacher_number": 2}
+    (state / "plan.json").write_text(json.dumps(plan))
+    with metrics_serving(f"127.0.0.1:{port}", FleetCollector(state, None)):
+        found = scraped(port)
+    assert (found["fedstill_teacher_number", ""], found["fedstill_device_served", "hall"]) == (2, 0)
 
 
 def test_a_folder_that_cannot_be_read_is_said_so(tmp_path: Path) -> None:

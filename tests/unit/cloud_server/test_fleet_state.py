@@ -22,7 +22,7 @@ from fedstill.cloud_server.journal import fleet_state
 from fedstill.cloud_server.journal.fleet_state import LOOKED_SECONDS, clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
-from fedstill.cloud_server.journal.visit import FAILED, NEW, SERVED, Visit
+from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REQUESTED, SERVED, TEACHER, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.run_layout import LOOKED_FILE
@@ -128,6 +128,44 @@ def test_a_visit_is_told_with_its_reason_and_its_next_attempt(fleet: Fleet) -> N
     assert (row["doing"], row["next_attempt"], row["visit"]["attempts"]) == ("served", None, 0)
 
 
+def test_a_student_is_told_with_its_number_and_its_teacher(fleet: Fleet) -> None:
+    """What was given last stays in use while another one fails, unless it was lost or was another device's."""
+    visits, plan = fleet.journal.visits, fleet.state / "plan.json"
+    shown = ["status", "--state", str(fleet.state)]
+    assert fleet.device(1)["in_use"] is None
+    assert "teacher: 1, not made yet\n" in CliRunner().invoke(app, shown).output
+    assert fleet.journal.teachers.note(1, "ab" * 8)
+    assert not fleet.journal.teachers.note(1, "cd" * 8), "the first note stays"
+    visits.end(visits.begin(Visit(1, 0, NEW, "kitchen")), SERVED, "", "a" * 64)
+    visits.end(visits.begin(Visit(1, 1, REQUESTED, "kitchen")), SERVED, "", "b" * 64)
+    has = {"number": 2, "teacher": 1, "version": "b" * 64}
+    assert fleet.device(1)["in_use"] == has
+    told = CliRunner().invoke(app, shown).output
+    assert "student 2, teacher 1" in told
+    assert f"teacher: 1 ({'ab' * 6})\n" in told
+
+    plan.write_text(json.dumps(plan_of(fleet.state) | {"teacher_number": 2}))
+    fleet.journal.teachers.note(2, "ef" * 8)
+    third = visits.begin(Visit(1, 2, TEACHER, "kitchen", teacher=2))
+    assert fleet.device(1)["in_use"] == has
+    for known in ("b" * 64, ""):
+        third = visits.end(third, FAILED, "no reply", known)
+        assert fleet.device(1)["in_use"] == has
+    assert f"teacher: 2 ({'ef' * 6}); 1 device has a student of an earlier one\n" in (
+        CliRunner().invoke(app, shown).output
+    )
+    assert read_fleet(fleet.state)["teacher"]["digest"] == "ef" * 8
+    visits.end(third, SERVED, "", "c" * 64)
+    assert fleet.device(1)["in_use"] == {"number": 3, "teacher": 2, "version": "c" * 64}
+    assert "student 3, teacher 2" in CliRunner().invoke(app, shown).output
+
+    lost = visits.begin(Visit(1, 3, LOST, "kitchen", teacher=2))
+    assert fleet.device(1)["in_use"] is None
+    visits.end(lost, SERVED, "", "d" * 64)
+    plan.write_text(json.dumps(plan_of(fleet.state) | {"devices": ["hall", "kitchen-2", ""]}))
+    assert fleet.device(1)["in_use"] is None, "another device was not given it"
+
+
 def test_the_command_shows_all_that_and_writes_nothing(fleet: Fleet) -> None:
     fleet.journal.see_node(1, "42", "kitchen", "0.1.0", "connected")
     fleet.journal.visits.end(
@@ -169,7 +207,10 @@ def test_tables_that_a_newer_fedstill_has_are_empty_in_an_older_journal(
         with create_engine(url or f"sqlite:///{tmp_path / 'journal.db'}").begin() as connection:
             connection.exec_driver_sql("DROP TABLE visits")
             connection.exec_driver_sql("DROP TABLE bad_clips")
-        row = read_fleet(tmp_path)["devices"][1]
+            connection.exec_driver_sql("DROP TABLE teachers")
+        fleet = read_fleet(tmp_path)
+        row = fleet["devices"][1]
+        assert fleet["teacher"] == {"number": 1, "digest": None, "made": None}
         assert (row["name"], row["visit"], row["bad_clips"]) == ("kitchen", None, {})
 
 
@@ -311,6 +352,8 @@ def test_events_are_told_in_words(tmp_path: Path) -> None:
         {"event": "visit", "time": 2, "client": 1, "visit": 2, "cause": "asked for"},
         tried | {"time": 3} | failed,
         tried | {"time": 4, "outcome": "served", "student": "ab" * 32},
+        tried | {"time": 4, "outcome": "served", "student": "cd" * 32, "teacher": 2},
+        {"event": "teacher_ready", "time": 4, "number": 2, "digest": "ef" * 8},
         {"event": "refused", "time": 5, "node": "9", "reason": "runs fedstill 0.0.1"},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
@@ -320,6 +363,8 @@ def test_events_are_told_in_words(tmp_path: Path) -> None:
         "client 1 is being personalised (asked for, for the 3. time)",
         "client 1 failed: no reply; again after 1970-01-01 00:01:30",
         "client 1 uses its new student abababababab",
+        "client 1 uses its new student cdcdcdcdcdcd (student 3, teacher 2)",
+        "teacher 2 is made (efefefefefef)",
         "node 9 refused: runs fedstill 0.0.1",
     ]
     assert CliRunner().invoke(app, ["fleet", "events", "--state", str(tmp_path / "no")]).exit_code == 2

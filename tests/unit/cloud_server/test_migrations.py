@@ -41,7 +41,10 @@ from fedstill.protos.messages import PrototypeUpload
 OLD = Path(__file__).parents[2] / "data" / "state_without_revisions"
 BOTH = pytest.mark.parametrize("schema", [JOURNAL, REGISTRY], ids=["journal", "registry"])
 TABLES = {"journal": journal_tables.tables, "registry": registry_module.tables}
-NEW_TABLES: dict[str, set[str]] = {"journal": {"visits", "requests", "bad_clips"}, "registry": set()}
+NEW_TABLES: dict[str, set[str]] = {
+    "journal": {"visits", "requests", "bad_clips", "teachers"},
+    "registry": set(),
+}
 """Since the kept states were written."""
 PLAIN_TEXT = json.dumps(to_plain(PLAIN))
 NEW_COLUMNS: dict[tuple[str, str], tuple[Any, ...]] = {("registry", "task_versions"): (PLAIN_TEXT, "classes")}

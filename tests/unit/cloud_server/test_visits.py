@@ -22,6 +22,7 @@ from fedstill.cloud_server.journal.visit import (
     REPLACED,
     REQUESTED,
     SERVED,
+    TEACHER,
     Seen,
     Visit,
     due,
@@ -90,6 +91,23 @@ def test_a_change_of_the_clips_is_a_cause_after_a_pause(change: str) -> None:
     assert due(failed, changed, 0.0, 1101.0) is None, "a failure waits for its own pause"
 
 
+@pytest.mark.parametrize("outcome", ["", SERVED, FAILED, REFUSED])
+def test_another_teacher_is_a_cause_at_once_whatever_became_of_the_last_visit(outcome: str) -> None:
+    """What a device has told under the old one's student is not used again, so it is another visit."""
+    last = replace(LAST, outcome=outcome, attempts=9)
+    found = due(last, replace(ONLINE, change="drift"), 0.0, 1101.0, teacher=2)
+    assert found is not None
+    assert (found.visit, found.cause, found.teacher, found.outcome) == (5, TEACHER, 2, "")
+    served = replace(found, client=3, outcome=SERVED, student=HAS, started=1101.0, ended=1102.0)
+    assert due(served, ONLINE, 0.0, 1103.0, teacher=2) is None, "once"
+    failed = replace(served, outcome=FAILED, attempts=1)
+    assert due(failed, ONLINE, 0.0, 1103.0, teacher=2) is None, "a failure waits for its own pause"
+    assert due(failed, ONLINE, 0.0, 1200.0, teacher=2) == failed
+    new = due(None, ONLINE, 0.0, 0.0, teacher=2)
+    assert new is not None
+    assert (new.cause, new.teacher) == (NEW, 2)
+
+
 def test_what_failed_is_tried_again_later_and_later() -> None:
     pauses = []
     for attempts in (1, 2, 3, 20, 10_000):
@@ -114,24 +132,26 @@ pasts = st.builds(
     attempts=st.integers(0, 10**6),
     started=st.floats(0, 2e9),
     ended=st.none() | st.floats(0, 2e9),
+    teacher=st.integers(1, 3),
 )
 
 
 @settings(deadline=None)
 @given(past=st.none() | pasts,
        seen=st.sampled_from([ONLINE, Seen("hall", ""), Seen("hall-2", HAS), Seen("hall", HAS, "drift")]),
-       asked=st.floats(0, 2e9), now=st.floats(0, 4e9))  # fmt: skip
+       asked=st.floats(0, 2e9), now=st.floats(0, 4e9), teacher=st.integers(1, 3))  # fmt: skip
 def test_from_any_past_it_has_the_right_student_within_a_day(
-    past: Visit | None, seen: Seen, asked: float, now: float
+    past: Visit | None, seen: Seen, asked: float, now: float, teacher: int
 ) -> None:
     """Whatever was noted before, also with a clock that was wrong then."""
     today = now + REFUSED_PAUSE
     for moment in (now, today):
-        visit = due(past, seen, asked, moment)
+        visit = due(past, seen, asked, moment, teacher=teacher)
         if visit is not None:
             break
     if visit is None:
         assert past is not None
+        assert past.teacher == teacher
         if past.outcome == SERVED:
             assert (past.device, past.student, "") == (seen.device, seen.student, seen.change)
             return
@@ -140,7 +160,10 @@ def test_from_any_past_it_has_the_right_student_within_a_day(
         return
     served = replace(visit, client=3, outcome=SERVED, student=HAS, started=max(moment, asked), ended=moment)
     assert served.visit >= (past.visit if past else 0)
-    assert due(served, Seen(visit.device, HAS), asked, moment) is None, "nobody is served twice for one cause"
+    assert served.teacher == teacher
+    assert due(served, Seen(visit.device, HAS), asked, moment, teacher=teacher) is None, (
+        "nobody is served twice for one cause"
+    )
 
 
 def test_visits_are_kept_and_the_newest_counts(journal: Journal) -> None:
