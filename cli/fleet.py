@@ -169,6 +169,8 @@ def in_words(event: dict[str, Any], names: Sequence[str] = ()) -> str:
             return f"{who} is being personalised ({event['cause']}{times})"
         case "visited" if event["outcome"] == "served":
             return f"{who} uses its new student {event['student'][:12]}{_number_in_words(event)}"
+        case "visited" if event["outcome"] == "kept":
+            return f"{who} keeps its student: {event['reason']}"
         case "visited":
             again = datetime.fromtimestamp(event["next_attempt"])
             return f"{who} {event['outcome']}: {event['reason']}; again after {again:%Y-%m-%d %H:%M:%S}"

@@ -185,7 +185,7 @@ def _wrong(device: Device, visit: dict[str, Any] | None) -> str:
         return "was never served"
     if visit["device"] != device.name:
         return f"the newest student is {visit['device']}'s"
-    if visit["outcome"] != "served":
+    if visit["outcome"] not in ("served", "kept"):
         return (
             f"its visit for {visit['cause']!r} is {visit['outcome'] or 'under way'} {visit['reason']}".strip()
         )
@@ -236,7 +236,7 @@ def uploads_wrong(fleet: Fleet) -> list[str]:
     for one in visits(fleet):
         variant = f"fedstill.visit.{one['visit']}" if one["visit"] else "fedstill"
         name = f"latency_insensitive/{variant}/client{one['client']}/seed0"
-        if one["outcome"] == "served" and (one["client"], name) not in jobs:
+        if one["outcome"] in ("served", "kept") and (one["client"], name) not in jobs:
             found.append(f"{name}: served without an upload")
     for device in fleet.devices:
         sent = sum(SUMMARY in one.what for one in read_log(device.state)) if device.name else 0

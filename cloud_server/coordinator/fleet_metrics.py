@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from fedstill.cloud_server.auth.authority import SERVER_FILE
 from fedstill.cloud_server.journal.fleet_state import read_fleet
-from fedstill.cloud_server.journal.visit import SERVED
+from fedstill.cloud_server.journal.visit import DONE
 from fedstill.common.credentials import CA_FILE, CredentialError, parse, valid_until
 from fedstill.common.errors import RunError, UserError
 from fedstill.common.run_layout import STATUS_FILE
@@ -115,7 +115,7 @@ def _of_devices(devices: list[dict[str, Any]], teacher: int) -> Iterator[Metric]
         if row["link"] == "revoked":
             continue
         up.add_metric(name, row["link"] == "online")
-        served.add_metric(name, bool(visit and (visit["outcome"], visit["teacher"]) == (SERVED, teacher)))
+        served.add_metric(name, bool(visit and visit["outcome"] in DONE and visit["teacher"] == teacher))
         failed.add_metric(name, visit["attempts"] if visit else 0)
         if row["next_attempt"] is not None:
             again.add_metric(name, row["next_attempt"])

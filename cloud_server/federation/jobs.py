@@ -54,6 +54,7 @@ from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
 from fedstill.cloud_server.federation.personal_student import PersonalStudent, PersonalStudents
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
+from fedstill.cloud_server.federation.student_in_use import keep_in_use, open_in_use
 from fedstill.cloud_server.federation.training_state import TrainingState
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
@@ -102,6 +103,7 @@ class PersonalisationJob:
         self.progress = JobProgress(key, cloud, journal)
         self.bias = np.zeros(len(cloud.public.class_names), np.float32)
         self._similar: SimilarClips | None = None
+        self._personal: PersonalStudent | None = None
 
     def run(self) -> JobRecord:
         """Personalise and evaluate; steps at which the device fails are reported and left out."""
@@ -114,6 +116,8 @@ class PersonalisationJob:
                 self._evaluate(student)
             if self.plan.service and self.progress.failures and self._may_have_better():
                 return self.progress.record
+            if self._personal is not None and self._personal.kept:
+                return self._keeps(self._personal)
             deployed = is_deployed(self.key, self.plan)
             if deployed:
                 self._deploy(student)
@@ -122,6 +126,14 @@ class PersonalisationJob:
             if self.plan.service and self.progress.failures:
                 return self.progress.record  # not finished: the visit is repeated, with the same uploads
             return self.progress.finish()
+
+    def _keeps(self, personal: PersonalStudent) -> JobRecord:
+        """The device goes on with the student in use: nothing is sent."""
+        reason = personal.choice.reason
+        self.progress.record.install = {
+            "installed": False, "kept": True, "reason": reason, "current": personal.kept
+        }  # fmt: skip
+        return self.progress.finish()
 
     def _may_have_better(self) -> bool:
         """Whether a device that could not be asked all has a student, or is away, so that nobody knows."""
@@ -158,13 +170,16 @@ class PersonalisationJob:
         cohort = None
         if self.key.arm == PERSONAL_ARM:
             cohort = self._cohorts.of(self.key, summary.card, int(summary.counts.sum()))
-        found = PersonalStudents(self.key, self.cloud, self.plan, summary, ask, cohort=cohort).make()
+        in_use = None if cohort else open_in_use(self.cloud, self.key, self.session.line.hello)
+        found = PersonalStudents(
+            self.key, self.cloud, self.plan, summary, ask, cohort=cohort, in_use=in_use
+        ).make()
         choice = found.choice
-        if doubt := self._doubt(found, summary):
+        if doubt := self._doubt(found, summary):  # nor is it known then what the student in use is worth
             summary = replace(summary, card=NO_CARD)
             found = PersonalStudents(self.key, self.cloud, self.plan, summary, trained=False).make()
             choice = doubted(choice, doubt, found.choice.chosen)
-        self.progress.record.choice, mix = choice, found.mix
+        self.progress.record.choice, mix, self._personal = choice, found.mix, found
         if mix.supported and not found.bias.any():
             mix = replace(mix, supported=False, reason=choice.reason)
         self.progress.record.class_mix = mix
@@ -334,4 +349,6 @@ class PersonalisationJob:
             self.failed(final, str(failure))
             outcome = {"installed": False, "reason": str(failure)}
         self.progress.record.install = outcome
+        if self._personal is not None and self.plan.service and outcome["installed"]:
+            keep_in_use(self.cloud, self.key, self._personal.in_use(str(outcome["current"])))
         self.cloud.metrics.emit("install", **asdict(self.key), **outcome)

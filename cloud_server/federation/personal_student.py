@@ -8,13 +8,13 @@ from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import softmax
 
 from fedstill.cloud_server.distillation.arms import budget_of
 from fedstill.cloud_server.distillation.candidates import (
     GENERIC_CANDIDATE,
     GENERIC_TRAINING,
+    LEAST_GAIN,
     Candidate,
     Choice,
     Estimate,
@@ -23,32 +23,26 @@ from fedstill.cloud_server.distillation.candidates import (
     bias_of,
     candidates_for,
     class_weights,
-    estimated,
-    expected_accuracy,
-    right,
 )
 from fedstill.cloud_server.distillation.class_mix import ClassMix
-from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.generic_student import train_further
 from fedstill.cloud_server.distillation.mixture_fit import best_temperature
-from fedstill.cloud_server.distillation.public_bank import outputs_of
 from fedstill.cloud_server.distillation.randomness import generator, stream
 from fedstill.cloud_server.distillation.run_plan import RunPlan
 from fedstill.cloud_server.distillation.similar_clips import played_prototypes, select_similar
 from fedstill.cloud_server.federation.cohorts import Cohort
 from fedstill.cloud_server.federation.deployment import SimilarClips
+from fedstill.cloud_server.federation.judging import Judging
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
+from fedstill.cloud_server.federation.student_in_use import CHECK_FOLD, StudentInUse
 from fedstill.cloud_server.federation.worlds import MOST_JUDGED, Belief, CardWorlds, World
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.datasets.audiovisual.capture.views import ClipViews, HedgedViews, RenderedViews
-from fedstill.models.audiovisual.confidence import CONFIDENCE_BINS, confidence_bins, mean_confidence
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 
 Positions = npt.NDArray[np.int64]
 
-CHECK_FOLD = 0
-"""The speakers of this fold judge the candidates."""
 AskPrototypes = Callable[[], npt.NDArray[np.float32] | None]
 """Asks the device for prototypes, float32 (k, classes), under the generic student; None if it gives none."""
 
@@ -70,6 +64,8 @@ class PersonalStudent:
         bias: float32 (classes,).
         similar: for whatever is trained or tried afterwards.
         promised: how sure it should be of clips; None if it is the generic one.
+        checked: the one of the same training without the judging speakers; None if it is generic, or a cohort's.
+        kept: the version of the student in use, if it is that one, for no other is estimated better.
     """
 
     net: AudioVisualNet
@@ -78,6 +74,16 @@ class PersonalStudent:
     mix: ClassMix
     choice: Choice
     promised: Promise | None
+    checked: AudioVisualNet | None = None
+    kept: str = ""
+
+    def in_use(self, version: str) -> StudentInUse | None:
+        """What is to be known of it once a device uses it; None if it could not be judged again."""
+        if self.promised is None:
+            return StudentInUse(version, self.choice.chosen, None, None, self.bias)
+        if self.checked is None:
+            return None
+        return StudentInUse(version, self.choice.chosen, self.net, self.checked, self.bias)
 
 
 class PersonalStudents:
@@ -88,6 +94,7 @@ class PersonalStudents:
         ask: called only if a student of similar clips may pay; None: the device cannot be asked.
         trained: False: only students that need no training come into question.
         cohort: whose trainings the device shares; None: it is on its own.
+        in_use: what the device has now, which a new student must be better than; None: nothing to compare with.
     """
 
     def __init__(
@@ -100,25 +107,31 @@ class PersonalStudents:
         *,
         trained: bool = True,
         cohort: Cohort | None = None,
+        in_use: StudentInUse | None = None,
     ) -> None:
         self._key, self._cloud, self._plan, self._summary = key, cloud, plan, summary
         self._ask = None if cohort else ask  # a student of similar clips is for one device alone
-        self._trained, self._cohort = trained, cohort
+        self._trained, self._cohort, self._in_use = trained, cohort, in_use
         clips = int(summary.counts.sum())
         worlds = cohort.told(cloud) if cohort else CardWorlds(cloud, summary.card, clips, self._stream)
         self._belief = Belief(cloud, summary, worlds, self._stream("class_mix"))
         self._checked: dict[Training, npt.NDArray[np.float32]] = {}
+        self._check_nets: dict[Training, AudioVisualNet] = {}
 
     def make(self) -> PersonalStudent:
         """Choose between the candidates, and train the chosen one."""
-        world, mix, cloud = self.world, self.mix, self._cloud
+        mix, cloud = self.mix, self._cloud
         everything = np.arange(len(cloud.bank.labels))
         choice, candidate, bias = self._choose(mix, self._ask is not None)
+        if kept := self._kept(choice, candidate, bias):
+            return kept
         prototypes = self._ask() if self._ask and candidate.training.similar else None
         if prototypes is not None:
             choice = replace(choice, prototypes=len(prototypes))
         elif candidate.training.similar:
             choice, candidate, bias = self._choose(mix, False)
+            if kept := self._kept(choice, candidate, bias):
+                return kept
         positions = self._allowed(candidate.training, everything, prototypes)
         net, promised = cloud.shared(GENERIC), None
         if candidate.training != GENERIC_TRAINING:
@@ -130,28 +143,67 @@ class PersonalStudents:
                 net = self._cohort.student(self.name_of(candidate.training), cloud, train)
             else:
                 net = train()
-            generic = self._confidence(GENERIC_TRAINING, mix)
-            promised = Promise(generic, self._confidence(candidate.training, mix))
-        if isinstance(world.views, RenderedViews):
-            world.views.forget()  # the job now waits for its device, as many others do
-        return PersonalStudent(net, bias, SimilarClips(world.views, positions), mix, choice, promised)
+            generic = self._confidence(GENERIC_TRAINING)
+            promised = Promise(generic, self._confidence(candidate.training))
+        checked = self._check_nets.get(candidate.training)
+        return self._made(net, bias, positions, choice, promised, checked)
 
-    def _confidence(self, training: Training, mix: ClassMix) -> float:
+    def _kept(
+        self, choice: Choice, candidate: Candidate, bias: npt.NDArray[np.float32]
+    ) -> PersonalStudent | None:
+        """The student in use, unless the chosen one is better than it on the same clips, as the device is now.
+
+        None also if both are the generic one with the same bias: it is no new student, and only what goes with it is
+        made for how the device records now.
+        """
+        old = self._in_use
+        if old is None or self.world.cross_fit is None:
+            return None
+        if old.net is None and candidate.training == GENERIC_TRAINING and np.array_equal(old.bias, bias):
+            return None
+        judging, cloud = self._judging, self._cloud
+        logits = judging.logits_of(old.judged(cloud))
+        found = judging.right(logits, old.bias)
+        new = judging.right(self._check_logits(candidate.training), bias)
+        better = judging.worth(candidate.name, new - found)
+        if better.gain > LEAST_GAIN:
+            return None
+        worth = judging.worth(old.name, found - judging.right(self._check_logits(GENERIC_TRAINING)))
+        expected, low, high = judging.expected(worth)
+        choice = replace(
+            choice, chosen=old.name, estimate=expected, low=low, high=high,
+            reason="no student is estimated better than the one in use; the best, "
+            f"{candidate.name}, at {100 * better.gain:+.1f} points",
+        )  # fmt: skip
+        promised = None
+        if old.net is not None:
+            promised = Promise(self._confidence(GENERIC_TRAINING), judging.sureness(logits))
+        everything = np.arange(len(cloud.bank.labels))
+        return self._made(old.network(cloud), old.bias, everything, choice, promised, kept=old.version)
+
+    def _made(
+        self,
+        net: AudioVisualNet,
+        bias: npt.NDArray[np.float32],
+        positions: Positions,
+        choice: Choice,
+        promised: Promise | None,
+        checked: AudioVisualNet | None = None,
+        kept: str = "",
+    ) -> PersonalStudent:
+        views = self.world.views
+        if isinstance(views, RenderedViews):
+            views.forget()  # the job now waits for its device, as many others do
+        similar = SimilarClips(views, positions)
+        return PersonalStudent(net, bias, similar, self.mix, choice, promised, checked, kept)
+
+    def _confidence(self, training: Training) -> float:
         """Mean, of the judging speakers' clips with the device's classes."""
-        return self._sureness(self._check_logits(training, mix), self._cloud.bank.labels[self._held], mix)
+        return self._judging.sureness(self._check_logits(training))
 
-    def _sureness(self, logits: npt.NDArray[np.float32], labels: Positions, mix: ClassMix) -> float:
-        """Mean confidence, with the classes as the device has them."""
-        confident = softmax(logits / self._cloud.class_mixes.temperature, axis=1)
-        bins = np.eye(CONFIDENCE_BINS)[confidence_bins(confident)]
-        return mean_confidence(class_weights(labels, mix.shares) @ bins)
-
-    def _surer_than(self, fit: CrossFit, mix: ClassMix) -> float:
-        """How much surer the generic student is of the device's clips than of public speakers', in accuracy."""
-        if not len(self._summary.confidence):
-            return 0.0
-        surer = mean_confidence(self._summary.confidence) - self._sureness(fit.logits, fit.labels, mix)
-        return surer * (1 - 1 / len(mix.shares))
+    @cached_property
+    def _judging(self) -> Judging:
+        return Judging(self._cloud, self.world, self.mix, self._summary)
 
     @cached_property
     def world(self) -> World:
@@ -206,15 +258,10 @@ class PersonalStudents:
         nothing = np.zeros(len(mix.shares), np.float32)
         if world.cross_fit is None:
             return Choice(reason=mix.reason), GENERIC_CANDIDATE, nothing
-        judged = {one.name: (one, *self._judged(one, mix)) for one in self.offered(prototypes)}
+        judged = {one.name: (one, *self._judged(one)) for one in self.offered(prototypes)}
         estimates = tuple(estimate for _, estimate, _ in judged.values())
         best = best_of(estimates, self._plan.guard.test)
-        gain, error = (best.gain, best.error) if best else (0.0, 0.0)
-        fit = world.cross_fit
-        expected, low, high = expected_accuracy(
-            right(fit.logits, nothing, fit.labels), fit.labels, fit.speakers, mix.shares, gain, error,
-            self._surer_than(fit, mix),
-        )  # fmt: skip
+        expected, low, high = self._judging.expected(best)
         choice = Choice(
             candidates=estimates, estimate=expected, low=low, high=high, capture=world.capture,
             reason="nothing is surely better than the generic student" if estimates else mix.reason,
@@ -225,43 +272,36 @@ class PersonalStudents:
         reason = f"{100 * best.gain:+.1f} points on public clips as the device would record them"
         return replace(choice, chosen=best.name, reason=reason), candidate, bias
 
-    def _judged(self, candidate: Candidate, mix: ClassMix) -> tuple[Estimate, npt.NDArray[np.float32]]:
+    def _judged(self, candidate: Candidate) -> tuple[Estimate, npt.NDArray[np.float32]]:
         """What a candidate gains on speakers that it does not know, and the class bias that it gets."""
-        cloud = self._cloud
-        held, labels = self._held, cloud.bank.labels[self._held]
-        logits = self._check_logits(candidate.training, mix)
+        judging, mix = self._judging, self.mix
+        logits = self._check_logits(candidate.training)
         bias = np.zeros(len(mix.shares), np.float32)
         if candidate.prior:
-            bias = bias_of(mix, cloud.bank.class_prior(), best_temperature(logits, labels))
-        generic = right(self._check_logits(GENERIC_TRAINING, mix), np.zeros_like(bias), labels)
-        gains = right(logits, bias, labels) - generic
-        recordings = np.unique(np.array(cloud.public.recordings)[held], return_inverse=True)[1]
-        return estimated(candidate.name, gains, labels, recordings, mix.shares), bias
+            temperature = best_temperature(logits, judging.labels)
+            bias = bias_of(mix, self._cloud.bank.class_prior(), temperature)
+        gains = judging.right(logits, bias) - judging.right(self._check_logits(GENERIC_TRAINING))
+        return judging.worth(candidate.name, gains), bias
 
-    @cached_property
-    def _held(self) -> Positions:
-        """Clips of the speakers who judge."""
-        found = np.flatnonzero(self._cloud.folds == CHECK_FOLD)
-        return np.sort(np.random.default_rng(self._key.seed).permutation(found)[:MOST_JUDGED])
-
-    def _check_logits(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32]:
+    def _check_logits(self, training: Training) -> npt.NDArray[np.float32]:
         """What the student of this training, without the judging speakers, says of their clips."""
         if training not in self._checked:
-            found = partial(self._found_logits, training, mix)
+            found = partial(self._found_logits, training)
             self._checked[training] = (
                 self._cohort.check_logits(self.name_of(training), found) if self._cohort else found()
             )
         return self._checked[training]
 
-    def _found_logits(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32]:
+    def _found_logits(self, training: Training) -> npt.NDArray[np.float32]:
         cloud = self._cloud
         net = cloud.fold_generic(CHECK_FOLD)
         if training != GENERIC_TRAINING:
             seen = np.flatnonzero(cloud.folds != CHECK_FOLD)
-            allowed = self._allowed(training, seen, self._played_prototypes(training, mix))
+            allowed = self._allowed(training, seen, self._played_prototypes(training))
             net = self._train(cloud.fold_start(CHECK_FOLD), training, allowed, len(seen), "check")
-        outputs = outputs_of(net, self.world.views, self._held, self._plan.compute)
-        return np.asarray(torch.cat([found.joint.cpu() for _, found in outputs]).numpy())
+            if not self._cohort:
+                self._check_nets[training] = net
+        return self._judging.logits_of(net)
 
     def _train(
         self, start: AudioVisualNet, training: Training, positions: Positions, clips: int, purpose: str
@@ -302,13 +342,13 @@ class PersonalStudents:
             return positions
         return np.asarray(positions[np.array(self._classes)[bank.labels[positions]]])
 
-    def _played_prototypes(self, training: Training, mix: ClassMix) -> npt.NDArray[np.float32] | None:
+    def _played_prototypes(self, training: Training) -> npt.NDArray[np.float32] | None:
         """What the judging speakers would upload, with the device's classes and as many clips as it has."""
         if not training.similar:
             return None
         rng = np.random.default_rng(self._stream("prototypes"))
-        weights = class_weights(self._cloud.bank.labels[self._held], mix.shares)
-        logits = self._check_logits(GENERIC_TRAINING, mix) / self._plan.selection.temperature
+        weights = class_weights(self._judging.labels, self.mix.shares)
+        logits = self._check_logits(GENERIC_TRAINING) / self._plan.selection.temperature
         drawn = rng.choice(len(weights), min(int(self._summary.counts.sum()), MOST_JUDGED), p=weights)
         return played_prototypes(
             softmax(logits, axis=1)[drawn], self._plan.prototypes.samples_per_prototype, rng

@@ -202,6 +202,10 @@ class SeedCloud:
         self._save(stem, net)
         return stem.with_name(f"{name}.safetensors")
 
+    def keep(self, stem: Path, net: AudioVisualNet) -> None:
+        """Keep a network at ``stem``, in place of another one."""
+        self._save(stem, net)
+
     def _kept(self, name: str, make: Callable[[], AudioVisualNet]) -> AudioVisualNet:
         """The network ``name`` of this seed: from disk if an earlier run finished it, else made and kept."""
         if name in self._nets:

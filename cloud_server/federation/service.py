@@ -25,7 +25,7 @@ from fedstill.cloud_server.federation.slots import ComputeSlots, Stopped
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
-from fedstill.cloud_server.journal.visit import FAILED, REFUSED, SERVED, Seen, Visit, due
+from fedstill.cloud_server.journal.visit import DONE, FAILED, KEPT, REFUSED, SERVED, Seen, Visit, due
 from fedstill.common.run_layout import PLAN_FILE
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class FleetService:
         wanted = [client for client, name in enumerate(names) if name or not self._plan.devices]
         whole = bool(wanted) and not self._busy
         whole = whole and all(
-            one in visits and (visits[one].outcome, visits[one].teacher) == (SERVED, self._teacher)
+            one in visits and visits[one].outcome in DONE and visits[one].teacher == self._teacher
             for one in wanted
         )
         if whole and not self._whole:
@@ -169,7 +169,8 @@ class FleetService:
             student = line.hello.student
         if job.progress.failures:
             return FAILED, job.progress.failures[-1], student
-        if not record.install.get("installed"):
+        kept = bool(record.install.get("kept"))
+        if not kept and not record.install.get("installed"):
             return REFUSED, str(record.install.get("reason", "")), student
         self._metrics.emit("job", **record.as_event())
-        return SERVED, "", student
+        return (KEPT, str(record.install["reason"]), student) if kept else (SERVED, "", student)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from fedstill.cloud_server.journal.visit import LOST, SERVED, Visit
+from fedstill.cloud_server.journal.visit import KEPT, LOST, SERVED, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import in_use
 from fedstill.common.run_layout import JOURNAL_FILE, LOOKED_FILE, PLAN_FILE, STATUS_FILE
@@ -261,6 +261,8 @@ def _doing(visit: Visit | None, running: bool) -> str:
         return "no student yet"
     if visit.outcome == SERVED:
         return "served"
+    if visit.outcome == KEPT:
+        return "keeps its student"
     if visit.outcome:
         return f"{visit.outcome}: {visit.reason}"
     return "being personalised" if running else "interrupted"

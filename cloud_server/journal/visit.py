@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-SERVED, FAILED, REFUSED = "served", "failed", "refused"
-"""Outcomes of a visit. Failed: the device did not answer usefully. Refused: it tried the student, and keeps what it
-had."""
+SERVED, KEPT, FAILED, REFUSED = "served", "kept", "failed", "refused"
+"""Outcomes of a visit. Kept: no new student is estimated better than the one in use. Failed: the device did not answer
+usefully. Refused: it tried the student, and keeps what it had."""
+DONE = SERVED, KEPT
+"""The device has the newest student that is meant for it."""
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 6 * 3600.0
 """Seconds before a failed visit is repeated; twice as long after each further failure."""
 REFUSED_PAUSE = 24 * 3600.0
@@ -30,7 +32,7 @@ class Visit:
     Attributes:
         visit: its number, from 0 for each client.
         device: the registered name of the device.
-        outcome: one of the three above; empty while it lasts, or if the cloud ended meanwhile.
+        outcome: one of the four above; empty while it lasts, or if the cloud ended meanwhile.
         reason: of another outcome than served; one line.
         student: the version that the device used at the end.
         attempts: how many have failed in a row.

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Engine
 
 from fedstill.cloud_server.journal.tables import REQUESTS, VISITS
-from fedstill.cloud_server.journal.visit import SERVED, Visit
+from fedstill.cloud_server.journal.visit import DONE, Visit
 
 
 class Visits:
@@ -58,7 +58,7 @@ class Visits:
 
     def end(self, visit: Visit, outcome: str, reason: str, student: str) -> Visit:
         """Note how the attempt ended; returns it as it is noted."""
-        attempts = 0 if outcome == SERVED else visit.attempts + 1
+        attempts = 0 if outcome in DONE else visit.attempts + 1
         ended = replace(
             visit,
             outcome=outcome,

@@ -31,9 +31,9 @@ FIRST_NODE = 1000
 ONE_ARM = ("run.arms=['fedstill']", "run.scenarios=['latency_insensitive']", "downlink.minimum_agreement=0")
 
 
-def run_of_a_service(folder: Path) -> Path:
+def run_of_a_service(folder: Path, overrides: Sequence[str] = ()) -> Path:
     """A run whose shared models are there."""
-    run_dir = trained_run(folder, ONE_ARM)
+    run_dir = trained_run(folder, (*ONE_ARM, *overrides))
     metrics = Metrics(run_dir)
     make_shared(SeedCloud(read_plan(run_dir), 0, metrics), ["fedstill"])
     metrics.close()

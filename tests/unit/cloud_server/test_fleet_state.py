@@ -350,6 +350,7 @@ def test_events_are_told_in_words(tmp_path: Path) -> None:
         {"event": "device", "time": 0, "client": 1, "node": "7", "state": "connected"},
         {"event": "teacher_epoch", "time": 1, "epoch": 3, "loss": 0.5},
         {"event": "visit", "time": 2, "client": 1, "visit": 2, "cause": "asked for"},
+        tried | {"time": 3, "outcome": "kept", "reason": "no student is estimated better"},
         tried | {"time": 3} | failed,
         tried | {"time": 4, "outcome": "served", "student": "ab" * 32},
         tried | {"time": 4, "outcome": "served", "student": "cd" * 32, "teacher": 2},
@@ -361,6 +362,7 @@ def test_events_are_told_in_words(tmp_path: Path) -> None:
     assert [line[20:] for line in found.output.splitlines()] == [
         "client 1 connected",
         "client 1 is being personalised (asked for, for the 3. time)",
+        "client 1 keeps its student: no student is estimated better",
         "client 1 failed: no reply; again after 1970-01-01 00:01:30",
         "client 1 uses its new student abababababab",
         "client 1 uses its new student cdcdcdcdcdcd (student 3, teacher 2)",

@@ -13,6 +13,7 @@ from fedstill.cloud_server.journal.visit import (
     AFTER_REFUSAL,
     CHANGE_PAUSE,
     FAILED,
+    KEPT,
     LONGEST_PAUSE,
     LOST,
     NEW,
@@ -33,9 +34,14 @@ LAST = Visit(3, 4, NEW, "hall", SERVED, student=HAS, started=1000.0, ended=1100.
 ONLINE = Seen("hall", HAS)
 
 
-def test_a_served_device_is_left_alone() -> None:
-    assert due(LAST, ONLINE, 0.0, 1e9) is None
-    assert due(LAST, ONLINE, 999.0, 1e9) is None  # asked before it was served
+@pytest.mark.parametrize("outcome", [SERVED, KEPT])
+def test_a_served_device_is_left_alone(outcome: str) -> None:
+    last = replace(LAST, outcome=outcome)
+    assert due(last, ONLINE, 0.0, 1e9) is None
+    assert due(last, ONLINE, 999.0, 1e9) is None  # asked before it was served
+    lost = due(last, Seen("hall", ""), 0.0, 1e9)
+    assert lost is not None
+    assert lost.cause == LOST
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,7 @@ pasts = st.builds(
     visit=st.integers(0, 1000),
     cause=st.sampled_from([NEW, LOST, REQUESTED]),
     device=st.sampled_from(["hall", "hall-2"]),
-    outcome=st.sampled_from(["", SERVED, FAILED, REFUSED]),
+    outcome=st.sampled_from(["", SERVED, KEPT, FAILED, REFUSED]),
     student=st.sampled_from(["", HAS, "cd" * 32]),
     attempts=st.integers(0, 10**6),
     started=st.floats(0, 2e9),
@@ -152,7 +158,7 @@ def test_from_any_past_it_has_the_right_student_within_a_day(
     if visit is None:
         assert past is not None
         assert past.teacher == teacher
-        if past.outcome == SERVED:
+        if past.outcome in (SERVED, KEPT):
             assert (past.device, past.student, "") == (seen.device, seen.student, seen.change)
             return
         # noted with a clock that was ahead by more than a day: as soon as time has come, or the clock is right
@@ -182,6 +188,7 @@ def test_visits_are_kept_and_the_newest_counts(journal: Journal) -> None:
     second = visits.begin(Visit(3, 1, REQUESTED, "hall"))
     assert visits.newest() == {0: other, 3: second}
     assert served.attempts == 0
+    assert visits.end(replace(served, attempts=3), KEPT, "no better one", HAS).attempts == 0
 
 
 def test_a_request_with_a_date_in_the_future_is_one_visit(
