@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -117,10 +115,13 @@ def restore(
 @app.command()
 def events(
     state: Annotated[Path, typer.Option(help="The coordinator's folder.")],
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with what happens from now on.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what happens, and how far trainings are.")
+    ] = False,
 ) -> None:
     """Show what happened in a fleet, one line each: devices that came and went, students made, installed, refused."""
     from fedstill.cli.shared.console import one_line_errors
+    from fedstill.cli.shared.event_words import EventWords
     from fedstill.cloud_server.journal.event_log import METRICS_FILE, EventTail
     from fedstill.common.errors import ConfigError
     from fedstill.common.folder_lock import in_use
@@ -132,13 +133,14 @@ def events(
             follow and ((state / PLAN_FILE).exists() or in_use(state))
         ):
             raise ConfigError(f"{state}: nothing has happened here yet; is it a coordinator's folder?")
-    tail = EventTail(state)
+    tail, words, progress = EventTail(state), EventWords(), False
     while True:
         for event in tail.new():
-            if line := in_words(event, _names(state)):
-                typer.echo(f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}")
+            for line in words.lines(event, _names(state), progress):
+                typer.echo(line)
         if not follow:
             return
+        progress = True  # of what goes on now; what is over has its own lines
         time.sleep(FOLLOW_SECONDS)
 
 
@@ -148,45 +150,3 @@ def _names(state: Path) -> list[str]:
         return list(json.loads((state / PLAN_FILE).read_text())["devices"])
     except (OSError, ValueError, TypeError, KeyError):
         return []
-
-
-def in_words(event: dict[str, Any], names: Sequence[str] = ()) -> str:
-    """One line; empty for what an operator need not know.
-
-    Args:
-        names: of the devices, by client.
-    """
-    kind, client = event["event"], event.get("client")
-    who = names[client] if isinstance(client, int) and client < len(names) else ""
-    who = who or f"client {client}"
-    match kind:
-        case "device":
-            return f"{who} {event['state']}"
-        case "refused":
-            return f"node {event['node']} refused: {event['reason']}"
-        case "visit":
-            times = f", for the {event['visit'] + 1}. time" if event["visit"] else ""
-            return f"{who} is being personalised ({event['cause']}{times})"
-        case "visited" if event["outcome"] == "served":
-            return f"{who} uses its new student {event['student'][:12]}{_number_in_words(event)}"
-        case "visited" if event["outcome"] == "kept":
-            return f"{who} keeps its student: {event['reason']}"
-        case "visited":
-            again = datetime.fromtimestamp(event["next_attempt"])
-            return f"{who} {event['outcome']}: {event['reason']}; again after {again:%Y-%m-%d %H:%M:%S}"
-        case "no_prototypes":
-            return f"{who} gives no prototypes, so it gets another student: {event['reason']}"
-        case "all_served":
-            return f"all {event['devices']} devices have their student"
-        case "teacher_ready":
-            return f"teacher {event['number']} is made ({event['digest'][:12]})"
-        case "aborted":
-            return f"the run failed: {event['reason']}"
-        case "finished":
-            return "the run is finished"
-    return ""
-
-
-def _number_in_words(event: dict[str, Any]) -> str:
-    """Which of the device's students it is, and of which teacher; empty for an event of an older fedstill."""
-    return f" (student {event['visit'] + 1}, teacher {event['teacher']})" if "teacher" in event else ""

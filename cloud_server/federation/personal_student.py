@@ -315,7 +315,16 @@ class PersonalStudents:
             parts = ("cohort", self._cohort.name, self.name_of(training), purpose)
         return train_further(
             start, positions, self._views_for(training), self._cloud.bank, plan, plan.ours,
-            generator(self._key.seed, *parts), np.random.default_rng(stream(self._key.seed, *parts)), clips=clips,
+            generator(self._key.seed, *parts), np.random.default_rng(stream(self._key.seed, *parts)),
+            partial(self._report, Candidate(training).name, purpose), clips=clips,
+        )  # fmt: skip
+
+    def _report(self, candidate: str, purpose: str, epoch: int, loss: float) -> None:
+        key, settings = self._key, self._plan.ours
+        epochs = settings.outer_epochs * settings.inner_epochs
+        self._cloud.metrics.progress(
+            "student_epoch", key.client, seed=key.seed, client=key.client, visit=key.visit, candidate=candidate,
+            purpose=purpose, epoch=epoch, epochs=epochs, loss=loss,
         )  # fmt: skip
 
     def _views_for(self, training: Training) -> ClipViews:

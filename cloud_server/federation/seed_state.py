@@ -26,7 +26,7 @@ from fedstill.cloud_server.distillation.cross_fit import (
     save_cross_fit,
     speaker_folds,
 )
-from fedstill.cloud_server.distillation.generic_student import distil_on, train_further
+from fedstill.cloud_server.distillation.generic_student import Report, distil_on, train_further
 from fedstill.cloud_server.distillation.public_bank import (
     PublicBank,
     batches,
@@ -282,12 +282,34 @@ class SeedCloud:
         purpose = "cross_fit", fold
         generators = self._generator(*purpose, "student"), self._generator(*purpose, "all_distill")
         seen = np.flatnonzero(self.folds != fold)
-        return distil_on(seen, self.public, self.views, self.bank, self.plan, self.teacher.head, generators)
+        return distil_on(
+            seen, self.public, self.views, self.bank, self.plan, self.teacher.head, generators,
+            self._fold_report(fold, self.plan.student.epochs),
+        )  # fmt: skip
+
+    def _fold_report(self, fold: int, epochs: int) -> Report:
+        folds = int(self.folds.max()) + 1
+
+        def report(epoch: int, loss: float) -> None:
+            self.metrics.progress(
+                "fold_epoch",
+                "shared",
+                seed=self.seed,
+                fold=fold,
+                folds=folds,
+                epoch=epoch,
+                epochs=epochs,
+                loss=loss,
+            )
+
+        return report
 
     def _fold_generic(self, fold: int) -> AudioVisualNet:
+        settings = self.plan.distillation
         student = train_further(
             self.fold_start(fold), np.flatnonzero(self.folds != fold), self.views, self.bank, self.plan,
-            self.plan.distillation, self._generator("cross_fit", fold, GENERIC), np.random.default_rng(self.seed),
+            settings, self._generator("cross_fit", fold, GENERIC), np.random.default_rng(self.seed),
+            self._fold_report(fold, settings.outer_epochs * settings.inner_epochs),
         )  # fmt: skip
         self.metrics.emit("cross_fit", seed=self.seed, fold=fold, folds=int(self.folds.max()) + 1)
         return student

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedstill.cloud_server.journal.progress_pace import ProgressPace
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -37,6 +39,7 @@ class Metrics:
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(work / "tensorboard"))
         self._lock = threading.Lock()
+        self._pace = ProgressPace()
 
     def emit(self, event: str, **values: Any) -> None:
         """Append an event; the line is on disk when this returns."""
@@ -54,6 +57,11 @@ class Metrics:
         self.emit(event, epoch=epoch, loss=value, **values)
         with self._lock:
             self._board.add_scalar(f"loss/{curve}", value, epoch)
+
+    def progress(self, event: str, job: object, **values: Any) -> None:
+        """Append an event about a job that goes on, unless one was appended in the last two seconds."""
+        if self._pace.is_time(job):
+            self.emit(event, **values)
 
     def close(self) -> None:
         self._file.close()

@@ -6,6 +6,7 @@ the judging speakers is put in its place: all right, or all wrong.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,19 @@ def says(monkeypatch: pytest.MonkeyPatch, right: bool, seen: list[Judging] | Non
 
     monkeypatch.setattr(StudentInUse, "judged", noted)
     monkeypatch.setattr(Judging, "logits_of", says_so)
+
+
+def test_trainings_are_told_while_they_go_on(served: Path) -> None:
+    """The students of all devices, those that check them, and a device's own; no more often than every two seconds."""
+    events = list(read_events(served))
+    assert {"teacher_epoch", "all_distill_epoch", "fold_epoch"} <= {one["event"] for one in events}
+    told = [one for one in events if one["event"] == "student_epoch"]
+    assert told
+    assert {(one["client"], one["visit"], one["candidate"], one["epochs"]) for one in told} == {
+        (0, 0, "rendered", 1)
+    }
+    times = [one["time"] for one in told]
+    assert all(later - earlier > 1.9 for earlier, later in itertools.pairwise(times))
 
 
 def test_a_student_that_is_not_better_stays_away_and_the_operator_is_told(
