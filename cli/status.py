@@ -60,7 +60,19 @@ def _print_table(devices: list[dict[str, Any]]) -> None:
     members = Counter(
         choice["cohort"] for row in devices if (choice := row["choice"]) and choice.get("cohort")
     )
-    heads = "device", "link", "for", "student", "expected", "right", "in use", "service", "up", "down"
+    heads = (
+        "device",
+        "link",
+        "for",
+        "student",
+        "expected",
+        "right",
+        "in use",
+        "service",
+        "with overhead",
+        "up",
+        "down",
+    )
     rows = []
     now = time.time()
     for row in devices:
@@ -68,10 +80,17 @@ def _print_table(devices: list[dict[str, Any]]) -> None:
         since = "" if row["since"] is None else _span(now - row["since"])
         cells = (
             _name(row), row["link"], since, _student(row, members), _expected(row["choice"]), accuracy,
-            _in_use(row["in_use"]), _service(row, now), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]),
+            _in_use(row["in_use"]), _service(row, now), _wire(row), _bytes(row["up_bytes"]), _bytes(row["down_bytes"]),
         )  # fmt: skip
         rows.append(cells)
     print_rows(console, heads, rows)
+
+
+def _wire(row: dict[str, Any]) -> str:
+    """All bytes up and down that the proxy has counted; empty if it does not know the device."""
+    if row["wire_up_bytes"] is None:
+        return ""
+    return f"{_bytes(row['wire_up_bytes'])} / {_bytes(row['wire_down_bytes'])}"
 
 
 def _teacher(teacher: dict[str, Any], devices: list[dict[str, Any]]) -> str:

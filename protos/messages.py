@@ -29,6 +29,8 @@ OPTIONAL = {"optional": True}
 NEW = {"optional": True, "new": True}
 """Also not sent at its default: the release before, which refuses what it does not know, reads the rest. To a peer that
 says that it is older, the field is left at its default."""
+UNKNOWN = -1.0
+"""Of a share: nobody can tell."""
 PROTOTYPE_KINDS = ("samples", "kmeans", "constrained", "histogram", "dp")
 
 LONGEST_REASON = 500
@@ -375,6 +377,8 @@ class InstallRequest:
         teacher: float32 (n, classes), the teacher's probabilities.
         compressors: of all levels, for edge inference: safetensors, uint8 (bytes,); empty for none.
         minimum_agreement: least share of clips on which student and teacher choose the same class.
+        expected, low, high: the accuracy that the cloud expects of it on the device's clips, and its 90 % interval,
+            from 0 to 1; all are -1 if nobody can tell.
     """
 
     job: Job
@@ -385,8 +389,16 @@ class InstallRequest:
     teacher: npt.NDArray[np.float32]
     compressors: npt.NDArray[np.uint8]
     minimum_agreement: float
+    expected: float = field(default=UNKNOWN, metadata=NEW)
+    low: float = field(default=UNKNOWN, metadata=NEW)
+    high: float = field(default=UNKNOWN, metadata=NEW)
 
     def __post_init__(self) -> None:
+        estimate = self.expected, self.low, self.high
+        if estimate != (UNKNOWN,) * 3 and not 0 <= self.low <= self.expected <= self.high <= 1:
+            raise WireError(
+                "expected: needs low, expected and high in this order from 0 to 1, or none of them"
+            )
         _require_array("compressors", self.compressors, np.uint8, ndim=1)
         _require_array("audio", self.audio, np.float32, ndim=3)
         _require_array("frames", self.frames, np.uint8, ndim=5)

@@ -31,7 +31,7 @@ from rich.console import Console
 
 from fedstill.cloud_server.auth.authority import Authority, create_authority
 from fedstill.cloud_server.coordinator.fleet_proxy import FLEET, ProxySettings
-from fedstill.cloud_server.coordinator.traffic import read_traffic
+from fedstill.cloud_server.journal.traffic import read_traffic
 from fedstill.common.dataclass_codec import to_plain
 
 HEARTBEAT = b"h" * 60

@@ -179,10 +179,14 @@ class _Run:
         clients = max((node.client for node in nodes), default=-1) + 1
         devices = tuple(known[client].name if client in known else "" for client in range(clients))
         tags = tuple(known[client].tags if client in known else () for client in range(clients))
+        keys = tuple(
+            tuple(node.fingerprint for node in nodes if node.client == client) for client in range(clients)
+        )
         plan = read_plan(self.settings.state)
-        if (plan.devices, plan.tags) == (devices, tags) or (self.run_id is not None and not plan.service):
+        same = (plan.devices, plan.tags, plan.keys) == (devices, tags, keys)
+        if same or (self.run_id is not None and not plan.service):
             return False  # a study is finished with the devices that it began with
-        write_plan(replace(plan, clients=clients, devices=devices, tags=tags))
+        write_plan(replace(plan, clients=clients, devices=devices, tags=tags, keys=keys))
         return plan.devices != devices
 
     def _warn(self, warnings: tuple[str, ...]) -> None:

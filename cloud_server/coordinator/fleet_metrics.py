@@ -109,6 +109,12 @@ def _of_devices(devices: list[dict[str, Any]], teacher: int) -> Iterator[Metric]
         "fedstill_received_bytes", "From the device, content only.", labels=["device"]
     )
     sent = CounterMetricFamily("fedstill_sent_bytes", "To the device, content only.", labels=["device"])
+    wire_received = CounterMetricFamily(
+        "fedstill_wire_received_bytes", "From the device through the proxy, with headers.", labels=["device"]
+    )
+    wire_sent = CounterMetricFamily(
+        "fedstill_wire_sent_bytes", "To the device through the proxy, with headers.", labels=["device"]
+    )
     students = InfoMetricFamily("fedstill_device_student", "What the device uses.", labels=["device"])
     for row in devices:
         name, visit, choice = [row["name"] or f"client-{row['client']}"], row["visit"], row["choice"]
@@ -125,9 +131,12 @@ def _of_devices(devices: list[dict[str, Any]], teacher: int) -> Iterator[Metric]
             expected.add_metric(name, choice["estimate"])
         received.add_metric(name, row["up_bytes"] or 0)
         sent.add_metric(name, row["down_bytes"] or 0)
+        if row["wire_up_bytes"] is not None:
+            wire_received.add_metric(name, row["wire_up_bytes"])
+            wire_sent.add_metric(name, row["wire_down_bytes"])
         if visit and visit["student"]:
             students.add_metric(name, {"version": visit["student"][:12]})
-    yield from (up, served, failed, again, seen, expected, received, sent, students)
+    yield from (up, served, failed, again, seen, expected, received, sent, wire_received, wire_sent, students)
 
 
 def _failures(state: Path) -> int:

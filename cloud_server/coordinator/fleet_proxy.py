@@ -35,7 +35,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from fedstill.cloud_server.coordinator.traffic import TrafficCounters, TrafficError
+from fedstill.cloud_server.journal.traffic import TrafficCounters, TrafficError
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.credentials import fingerprint
 from fedstill.common.dataclass_codec import PlainError, from_plain
@@ -160,14 +160,8 @@ class FleetProxy:
     async def _forward(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(receive, self._settings, scope["headers"])
         response = await self._ask(route, scope, body)
-        down = 0
-        await send(
-            {
-                "type": "http.response.start",
-                "status": response.status_code,
-                "headers": _kept(response.headers.raw),
-            }
-        )
+        down, headers = 0, _kept(response.headers.raw)
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         try:
             async for piece in response.aiter_raw():
                 down += len(piece)
@@ -181,7 +175,8 @@ class FleetProxy:
             await response.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         if response.status_code < 400:
-            self._traffic.add(self._peer(scope), route, body.read, down)
+            heads = _head_bytes(scope["headers"], scope["raw_path"]), _head_bytes(headers)
+            self._traffic.add(self._peer(scope), route, body.read, down, *heads)
 
     async def _ask(self, route: str, scope: Scope, body: _Body) -> httpx.Response:
         idle = self._settings.idle_seconds
@@ -317,6 +312,12 @@ def _kept(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         for name in value.split(b",")
     }
     return [(name, value) for name, value in headers if name.lower() not in NOT_FORWARDED | named]
+
+
+def _head_bytes(headers: list[tuple[bytes, bytes]], target: bytes = b"") -> int:
+    """Of a request, or of an answer if there is no target: the first line, the headers and the empty line."""
+    first = len(b"POST  HTTP/1.1\r\n") + len(target) if target else len(b"HTTP/1.1 200 OK\r\n")
+    return first + sum(len(name) + len(value) + len(b": \r\n") for name, value in headers) + len(b"\r\n")
 
 
 async def _answer(send: Send, status: int) -> None:

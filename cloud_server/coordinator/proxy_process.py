@@ -13,6 +13,7 @@ from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import FlowerError, environment
+from fedstill.common.run_layout import TRAFFIC_FILE
 
 LOG = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class ProxyProcess:
     """Started, watched and started again on the same port."""
 
     def __init__(self, state: Path, host: str, port: int, upstream: str, authority: Authority | None) -> None:
-        self._folder = state / "proxy"
+        self._folder = (state / TRAFFIC_FILE).parent
         self._folder.mkdir(exist_ok=True)
         self._ready = self._folder / "ready.json"
         self._settings = ProxySettings(
@@ -34,7 +35,7 @@ class ProxyProcess:
             certificate_file=str(authority.certificate_file) if authority else "",
             key_file=str(authority.key_file) if authority else "",
             ready_file=str(self._ready),
-            traffic_file=str(self._folder / "traffic.json"),
+            traffic_file=str(state / TRAFFIC_FILE),
         )
         self._child = Child("proxy", self._folder)
 

@@ -103,6 +103,13 @@ class Choice:
     prototypes: int = 0
     cohort: str = ""
 
+    @property
+    def interval(self) -> tuple[float, float, float] | None:
+        """(estimate, low, high); None if nobody can tell."""
+        if self.estimate is None or self.low is None or self.high is None:
+            return None
+        return self.estimate, self.low, self.high
+
 
 def candidates_for(
     rendered: bool, mix: ClassMix, *, prototypes: bool = False, trained: bool = True

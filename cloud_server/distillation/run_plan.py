@@ -46,6 +46,7 @@ class RunPlan:
         reply_timeout: seconds to wait for one device's reply, asking again included.
         join_timeout: seconds to wait for a device that is not there yet; the others do not wait for it.
         devices: the registered name of each client's device if nodes are authenticated, else empty.
+        keys: fingerprints of all keys that each client's devices have had, by which the proxy counts their bytes.
         tags: of each client's device, by which an operator names several at once.
         teacher_reference: devices count how many clips the teacher gets right, for the table; it is a large download,
             and devices cannot run one with pretrained encoders.
@@ -85,6 +86,7 @@ class RunPlan:
     join_timeout: float = 120.0
     devices: tuple[str, ...] = ()
     tags: tuple[tuple[str, ...], ...] = ()
+    keys: tuple[tuple[str, ...], ...] = ()
     journal: str = ""
     teacher_reference: bool = True
     lean: tuple[int, ...] = ()

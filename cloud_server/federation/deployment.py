@@ -55,6 +55,7 @@ def deploy(
     session: DeviceSession,
     similar: SimilarClips,
     outer_epoch: int,
+    expected: tuple[float, float, float] | None = None,
 ) -> dict[str, object]:
     """Offer the student's heads to the inference service, then have the device install it.
 
@@ -62,6 +63,7 @@ def deploy(
         student: with its class bias.
         bias: that class bias, which the heads of the compression levels get, too.
         similar: on these, levels are trained and canaries are chosen.
+        expected: as ``DeviceSession.install`` has it.
 
     Returns:
         ``installed`` and the device's reply about it, for the job's record.
@@ -77,6 +79,7 @@ def deploy(
         _canaries(cloud, similar, bias),
         pack_compressors(levels),
         cloud.plan.downlink.minimum_agreement,
+        expected,
     )
     return {name: getattr(result, name) for name in ("installed", "agreement", "reason", "current")}
 

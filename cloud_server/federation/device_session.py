@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ from fedstill.protos.messages import (
     StudentGraphs,
     faults_in,
 )
+from fedstill.protos.releases import is_older
 
 Request = TypeVar("Request", PrototypeRequest, EvaluationRequest, InstallRequest)
 Sent = TypeVar("Sent", PrototypeRequest, EvaluationRequest, InstallRequest, GraphsRequest)
@@ -107,8 +109,17 @@ class DeviceSession:
         canaries: Canaries,
         compressors: npt.NDArray[np.uint8],
         minimum_agreement: float,
+        expected: tuple[float, float, float] | None = None,
     ) -> InstallResult:
-        """Have the device install the student; the canary clips travel only if it does not have them."""
+        """Have the device install the student; the canary clips travel only if it does not have them.
+
+        Args:
+            expected: (accuracy, low, high), which its owner is told; None if nobody can tell. An older device does not
+                know the field, and is not told.
+        """
+        hello = self.line.hello
+        if hello is None or is_older(hello.version, version("fedstill")):
+            expected = None
 
         def ask(count: int) -> InstallResult:
             shipment = self.downlink.shipment(net)
@@ -121,6 +132,7 @@ class DeviceSession:
                 canaries.teacher[:count],
                 compressors,
                 minimum_agreement,
+                *(expected or ()),
             )
             return self._ask("train.install", request, shipment, InstallResult)
 

@@ -344,7 +344,11 @@ class PersonalisationJob:
         """The device installs the student; whether it did is an event and part of the record."""
         final = self.settings.outer_epochs
         try:
-            outcome = deploy(student, self.bias, self.cloud, self.session, self._similar_clips(), final)
+            choice = self.progress.record.choice
+            expected = choice.interval if choice else None
+            outcome = deploy(
+                student, self.bias, self.cloud, self.session, self._similar_clips(), final, expected
+            )
         except DeviceFailure as failure:
             self.failed(final, str(failure))
             outcome = {"installed": False, "reason": str(failure)}

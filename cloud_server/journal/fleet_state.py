@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from fedstill.cloud_server.journal.traffic import wire_bytes
 from fedstill.cloud_server.journal.visit import KEPT, LOST, SERVED, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import in_use
-from fedstill.common.run_layout import JOURNAL_FILE, LOOKED_FILE, PLAN_FILE, STATUS_FILE
+from fedstill.common.run_layout import JOURNAL_FILE, LOOKED_FILE, PLAN_FILE, STATUS_FILE, TRAFFIC_FILE
 
 ONLINE = ("connected", "revived", "late")
 LOOKED_SECONDS = 20.0
@@ -59,13 +60,14 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
 
     There is one row per client, those that were never online included.
 
-    A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``; of the newest job its ``job``,
-    ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link`` (``online``, ``late``,
-    ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it); its ``tags``; of the
-    newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``in_use``, the device's student: its ``number``
-    among those that its client was given, from 1, the number of its ``teacher`` and its ``version``, None without one;
-    ``bad_clips``, how many clips the device left out when it was last asked, by kind of fault
-    (``datasets/files/faults.py``).
+    A row has the node's columns of the journal, ``up_bytes`` and ``down_bytes``, which are contents of messages, and
+    ``wire_up_bytes`` and ``wire_down_bytes``, with all polls and headers, None if the proxy does not know the device;
+    of the newest job its ``job``, ``round``, ``accuracy``, ``class_mix`` and ``choice``, and ``jobs_done``; ``link``
+    (``online``, ``late``, ``offline``, ``never online``, ``revoked``, or ``unknown`` if no coordinator looks after it);
+    its ``tags``; of the newest visit ``visit``, ``doing`` in words and ``next_attempt``; ``in_use``, the device's
+    student: its ``number`` among those that its client was given, from 1, the number of its ``teacher`` and its
+    ``version``, None without one; ``bad_clips``, how many clips the device left out when it was last asked, by kind of
+    fault (``datasets/files/faults.py``).
 
     Args:
         state: the coordinator's folder.
@@ -84,7 +86,7 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
         installed = {row["client"]: Visit(**row) for row in _newer(asked, INSTALLED)}
         teachers = {row.pop("number"): row for row in _newer(asked, TEACHERS)}
         bad = {row["client"]: _from_json(row["faults"]) for row in _newer(asked, BAD_CLIPS)}
-    number = plan.get("teacher_number", 1)
+    number, wire = plan.get("teacher_number", 1), wire_bytes(state / TRAFFIC_FILE)
     devices, looked = [], running and _is_looked_after(state)
     for client in range(plan["clients"]):
         name = plan["devices"][client] if plan["devices"] else ""
@@ -98,6 +100,8 @@ def read_fleet(state: Path, plan: Mapping[str, Any] | None = None) -> dict[str, 
         row["next_attempt"] = visit.next_attempt(plan.get("pause_scale", 1.0)) if visit else None
         row["in_use"] = _in_use(installed.get(client), visit, name)
         row["bad_clips"] = bad.get(client, {})
+        keys = dict(enumerate(plan.get("keys", ()))).get(client, [])
+        row["wire_up_bytes"], row["wire_down_bytes"] = wire(keys)
         devices.append(row)
     return {
         "run": _run(state, running),

@@ -16,6 +16,7 @@ from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, UploadTail
 from fedstill.edge_client.privacy.yearly_budget import spent_in_a_year
+from fedstill.edge_client.students.expected import expected_of
 from fedstill.edge_client.students.pointer import version_in_use
 
 LOG = logging.getLogger(__name__)
@@ -63,7 +64,10 @@ class AgentNews:
             self._spent_time = changed
             self._say_what_is_spent()
         if (student := version_in_use(self._folder / SHELF_FOLDER)) != self._student:
-            LOG.info("event=student_arrived version=%s before=%s", student[:12], self._student[:12] or "none")
+            expected = expected_of(self._folder, student)
+            told = f' expected="{expected.in_words}"' if expected else ""
+            before = self._student[:12] or "none"
+            LOG.info("event=student_arrived version=%s before=%s%s", student[:12], before, told)
             self._student = student
         if (changed := self._time_of(CHANGE_FILE)) != self._change_time:
             self._change_time = changed

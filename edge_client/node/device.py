@@ -35,6 +35,7 @@ from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError, summarise
 from fedstill.edge_client.privacy.yearly_budget import require_left, spend_one
 from fedstill.edge_client.students.canaries import canaries_of
+from fedstill.edge_client.students.expected import Expected, keep_expected
 from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.level_files import keep_compressors
 from fedstill.edge_client.students.level_numpy import received
@@ -43,6 +44,7 @@ from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArra
 from fedstill.edge_client.students.students import ModelStore, NotInStore, StoredModel
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
 from fedstill.protos.messages import (
+    UNKNOWN,
     EvaluationRequest,
     EvaluationResult,
     GraphsRequest,
@@ -148,6 +150,7 @@ class Device:
         known, job = read_known_clips(self.directory), name_of(self.run, request.job)
         if known is None or known.job != job:  # no summary was asked for
             make_known(self.directory, job, self.store)
+        keep_expected(self.directory, self.directory / SHELF_FOLDER, version, _expected(request))
         found = model_store.install(version, agreement, request.minimum_agreement)
         with suppress(OSError):  # also a student that stays ends the wait for one (``Contacts``)
             os.utime(self.directory / SHELF_FOLDER / POINTER)
@@ -256,6 +259,10 @@ class Device:
         name = ".".join(map(str, (job.scenario, job.arm, job.seed, *level.values())))
         file = self.directory / "evaluations" / f"{name}.json"
         replace_text(file, json.dumps(outcome))
+
+
+def _expected(request: InstallRequest) -> Expected | None:
+    return None if request.expected == UNKNOWN else Expected(request.expected, request.low, request.high)
 
 
 def in_fixed_order(clip_ids: Sequence[str]) -> Positions:

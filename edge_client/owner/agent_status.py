@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.privacy.upload_log import read_log
 from fedstill.edge_client.privacy.yearly_budget import spent_in_a_year
+from fedstill.edge_client.students.expected import Expected, expected_of
 from fedstill.edge_client.students.pointer import POINTER, version_in_use
 from fedstill.protos.messages import CLIPS_CHANGED
 
@@ -29,7 +31,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     """Of an agent's folder, as plain values. Times are seconds since 1970.
 
     ``running``; ``link`` (``state``, ``reason``, ``since``; None if no agent runs, or nothing is known); ``student``
-    (``version``, empty without one, ``since``, ``kept``: whether no other one may be installed); ``clips``
+    (``version``, empty without one, ``since``, ``kept``: whether no other one may be installed, ``expected``: the
+    ``accuracy`` that the cloud expects of it, with ``low`` and ``high``, or None); ``clips``
     (``known`` when the student was made, ``bad``, ``learned`` from the watched folder or None, ``change``: what the
     cloud is told); ``sent`` (``answers``, ``bytes``, ``last`` in words, ``at``); ``privacy`` (``most`` in words,
     ``yearly``, ``this_year``, ``epsilon``, ``spent``; ``trouble`` in words, and nothing else then, if the owner's file
@@ -42,14 +45,17 @@ def read_status(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: not an agent's folder: give the --state of fedstill agent")
     running = in_use(folder)
     link = read_link(folder) if running else None
+    version = version_in_use(folder / SHELF_FOLDER)
+    expected = expected_of(folder, version)
     known, learned, sent = read_known_clips(folder), kept(folder), read_log(folder)
     return {
         "running": running,
         "link": {"state": link.state, "reason": link.reason, "since": link.since} if link else None,
         "student": {
-            "version": version_in_use(folder / SHELF_FOLDER),
+            "version": version,
             "since": _changed(folder / SHELF_FOLDER / POINTER),
             "kept": is_kept(folder),
+            "expected": asdict(expected) if expected else None,
         },
         "clips": {
             "known": len(known.clips) if known else None,
@@ -94,7 +100,15 @@ def in_words(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     student = found["student"]
     if student["version"]:
         stays = f"; stays, because the file {KEEP_FILE} is there" if student["kept"] else ""
-        yield "student", f"{student['version'][:12]}, installed or confirmed {_at(student['since'])}{stays}"
+        told = (
+            f"; expected to be right in {Expected(**student['expected']).in_words}"
+            if student["expected"]
+            else ""
+        )
+        yield (
+            "student",
+            f"{student['version'][:12]}, installed or confirmed {_at(student['since'])}{told}{stays}",
+        )
     else:
         yield "student", "none yet"
     yield "clips", _clips(found["clips"])

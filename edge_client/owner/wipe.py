@@ -18,6 +18,7 @@ from fedstill.edge_client.folder import (
     COMPRESSORS_FOLDER,
     DATA_FOLDER,
     DECODING_FILE,
+    EXPECTED_FILE,
     EXPORT_FOLDER,
     FORMAT_FILE,
     JOINED_FOLDER,
@@ -37,7 +38,7 @@ OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, DECODING_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER,
     LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode",
     "warm_start", KNOWN_CLIPS_FILE, CHANGE_FILE, PAUSE_FILE, ALLOWED_FILE,
-    LEARNED_FOLDER, JOINED_FOLDER, KEEP_FILE, LINK_FILE,
+    LEARNED_FOLDER, JOINED_FOLDER, KEEP_FILE, LINK_FILE, EXPECTED_FILE,
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 

@@ -34,8 +34,8 @@ from fedstill.cloud_server.auth.authority import (
 )
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
 from fedstill.cloud_server.coordinator.superlink import SuperLink
-from fedstill.cloud_server.coordinator.traffic import read_traffic
 from fedstill.cloud_server.grpc.server_tls import ServerTls
+from fedstill.cloud_server.journal.traffic import read_traffic
 from fedstill.common.credentials import read_node_bundle, read_node_key
 from fedstill.common.flower_cli import FlowerError, environment, tool
 

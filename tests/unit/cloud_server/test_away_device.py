@@ -28,7 +28,7 @@ def test_the_generic_student_is_for_a_device_without_one(
     job: Any = object.__new__(jobs.PersonalisationJob)
     job.plan, job.key = SimpleNamespace(service=True), SimpleNamespace(sweep="", arm="fedstill")
     job.journal, job.slots = MagicMock(), SimpleNamespace(held=nullcontext)
-    job.cloud = None
+    job.cloud = job._personal = None
     job.session = SimpleNamespace(line=DeviceLine(MagicMock(), registry, 0, 300.0), downlink=MagicMock())
     job.progress = SimpleNamespace(failures=["its device was not online"], record="not finished")
     job._student, job._deploy = lambda: "generic", installed.append

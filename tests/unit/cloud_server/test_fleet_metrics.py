@@ -16,11 +16,12 @@ from fedstill.cloud_server.auth.authority import create_authority
 from fedstill.cloud_server.coordinator.fleet_metrics import FleetCollector
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
+from fedstill.cloud_server.journal.traffic import TrafficCounters
 from fedstill.cloud_server.journal.visit import FAILED, NEW, SERVED, Visit
 from fedstill.common.flower_cli import free_port
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.metrics_server import MetricsError, metrics_serving
-from fedstill.common.run_layout import LOOKED_FILE, STATUS_FILE
+from fedstill.common.run_layout import LOOKED_FILE, STATUS_FILE, TRAFFIC_FILE
 from fedstill.edge_client.owner.agent_metrics import AgentCollector
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "prometheus"
@@ -39,7 +40,7 @@ def scraped(port: int) -> dict[tuple[str, str], float]:
 
 def made_fleet(folder: Path) -> Path:
     """A device that is served, one that fails, one that was revoked."""
-    plan = {"clients": 3, "devices": ["hall", "kitchen", ""], "journal": "", "pause_scale": 1.0}
+    plan = {"clients": 3, "devices": ["hall", "kitchen", ""], "journal": "", "keys": [[], ["SHA256:k"], []]}
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / STATUS_FILE).write_text(json.dumps({"run": "running", "failures": 2, "time": 1.0}))
     journal = Journal(f"sqlite:///{folder / 'journal.db'}")
@@ -52,6 +53,9 @@ def made_fleet(folder: Path) -> Path:
     for _ in range(3):
         failing = visits.end(failing, FAILED, "no clips", "")
     journal.close()
+    counters = TrafficCounters(folder / TRAFFIC_FILE)
+    counters.add("SHA256:k", "pull-messages", 10, 1000, 60, 2000)
+    counters.save()
     (folder / LOOKED_FILE).touch()
     return folder
 
@@ -76,6 +80,8 @@ def test_a_fleet_is_scraped(tmp_path: Path) -> None:
         ("fedstill_sent_bytes_total", "kitchen"): 1000,
         ("fedstill_run_failures", ""): 2,
         ("fedstill_teacher_number", ""): 1,
+        ("fedstill_wire_received_bytes_total", "kitchen"): 70,
+        ("fedstill_wire_sent_bytes_total", "kitchen"): 3000,
     }
     assert {key: found[key] for key in wanted} == wanted
     again = found["fedstill_device_next_attempt_timestamp_seconds", "kitchen"]
@@ -83,6 +89,7 @@ def test_a_fleet_is_scraped(tmp_path: Path) -> None:
     assert found["fedstill_certificate_expiry_timestamp_seconds", "server"] > 1e9
     assert found["fedstill_state_free_bytes", ""] > 0
     assert ("fedstill_device_next_attempt_timestamp_seconds", "hall") not in found
+    assert ("fedstill_wire_sent_bytes_total", "hall") not in found
 
 
 def test_a_student_of_an_earlier_teacher_is_not_the_newest_one(tmp_path: Path) -> None:

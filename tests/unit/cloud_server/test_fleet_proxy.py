@@ -24,12 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedstill.cloud_server.auth.authority import create_authority
-from fedstill.cloud_server.coordinator.fleet_proxy import FLEET, ROUTES, ProxySettings
-from fedstill.cloud_server.coordinator.traffic import (
+from fedstill.cloud_server.coordinator.fleet_proxy import FLEET, ROUTES, ProxySettings, _head_bytes
+from fedstill.cloud_server.journal.traffic import (
     RouteTraffic,
     TrafficCounters,
     TrafficError,
     read_traffic,
+    wire_bytes,
 )
 from fedstill.common.credentials import fingerprint
 
@@ -277,6 +278,37 @@ def node_key() -> tuple[str, str]:
     return base64.b64encode(pem).decode("ascii"), fingerprint(key)
 
 
+def test_the_head_of_a_request_and_of_an_answer_is_what_is_on_the_wire() -> None:
+    headers = [(b"host", b"cloud:9092"), (b"content-length", b"5")]
+    request = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: cloud:9092\r\ncontent-length: 5\r\n\r\n"
+    assert _head_bytes(headers, b"/v1/fleet/push-object") == len(request)
+    assert _head_bytes(headers[1:]) == len(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+
+
+def test_counts_of_an_older_proxy_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.json"
+    older = {"peer": "SHA256:abc", "route": "push-object", "requests": 3, "bytes_up": 30, "bytes_down": 7}
+    path.write_text(json.dumps({"traffic": [older]}))
+    counters = TrafficCounters(path)
+    counters.add("SHA256:abc", "push-object", 10, 1, 200, 100)
+    counters.add("SHA256:def", "pull-object", 1, 2, 3, 4)
+    counters.save()
+    assert (
+        read_traffic(path)
+        == counters.totals()
+        == (
+            RouteTraffic("SHA256:abc", "push-object", 4, 40, 8, 200, 100),
+            RouteTraffic("SHA256:def", "pull-object", 1, 1, 2, 3, 4),
+        )
+    )
+    of = wire_bytes(path)
+    assert of(["SHA256:abc"]) == (240, 108)
+    assert of(["SHA256:def", "SHA256:abc"]) == (244, 114)
+    assert of([]) == of(["SHA256:other"]) == (None, None)
+    path.write_text("damaged")
+    assert wire_bytes(path)(["SHA256:abc"]) == wire_bytes(tmp_path / "no")(["SHA256:abc"]) == (None, None)
+
+
 def test_tls_counts_by_node_and_survives_a_restart(
     tmp_path: Path, behind: Upstream, node_key: tuple[str, str]
 ) -> None:
@@ -300,7 +332,11 @@ def test_tls_counts_by_node_and_survives_a_restart(
             client.post(f"{FLEET}push-object", content=b"u" * 5, headers={"flwr-public-key": node_key[0]})
             behind.status = 200
         assert running.process.returncode == 0
-    assert read_traffic(traffic) == (RouteTraffic(node_key[1], "push-object", 2, 2000, 600),)
+    (found,) = read_traffic(traffic)
+    assert replace(found, head_up=0, head_down=0) == RouteTraffic(node_key[1], "push-object", 2, 2000, 600)
+    assert 2 * len(node_key[0]) < found.head_up < 2 * (len(node_key[0]) + 300), "first line and headers"
+    assert 2 * len("HTTP/1.1 200 OK\r\n\r\n") <= found.head_down < 600
+    assert (found.up, found.down) == (2000 + found.head_up, 600 + found.head_down)
     assert node_key[0] not in running.log_file.read_text()
 
 

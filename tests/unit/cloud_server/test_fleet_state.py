@@ -22,10 +22,11 @@ from fedstill.cloud_server.journal import fleet_state
 from fedstill.cloud_server.journal.fleet_state import LOOKED_SECONDS, clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
+from fedstill.cloud_server.journal.traffic import TrafficCounters
 from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REQUESTED, SERVED, TEACHER, Visit
 from fedstill.common.errors import ConfigError, RunError
 from fedstill.common.folder_lock import sole_user
-from fedstill.common.run_layout import LOOKED_FILE
+from fedstill.common.run_layout import LOOKED_FILE, TRAFFIC_FILE
 
 KEY = JobKey("latency_insensitive", "fedstill", 1, 0)
 DEVICES = ["hall", "kitchen", ""]
@@ -164,6 +165,26 @@ def test_a_student_is_told_with_its_number_and_its_teacher(fleet: Fleet) -> None
     visits.end(lost, SERVED, "", "d" * 64)
     plan.write_text(json.dumps(plan_of(fleet.state) | {"devices": ["hall", "kitchen-2", ""]}))
     assert fleet.device(1)["in_use"] is None, "another device was not given it"
+
+
+def test_bytes_with_overhead_are_those_of_all_keys_that_the_client_has_had(fleet: Fleet) -> None:
+    shown = ["status", "--state", str(fleet.state)]
+    assert [row["wire_up_bytes"] for row in read_fleet(fleet.state)["devices"]] == [None] * 3
+    plan = fleet.state / "plan.json"
+    plan.write_text(json.dumps(plan_of(fleet.state) | {"keys": [["SHA256:a"], ["SHA256:b", "SHA256:c"], []]}))
+    counters = TrafficCounters(fleet.state / TRAFFIC_FILE)
+    counters.add("SHA256:b", "pull-messages", 1_000_000, 2_000_000, 500, 600)
+    counters.add("SHA256:c", "push-object", 1_000_000, 0)
+    counters.add("SHA256:stranger", "push-object", 7, 7)
+    counters.save()
+    row = fleet.device(1)
+    assert (row["wire_up_bytes"], row["wire_down_bytes"]) == (2_000_500, 2_000_600)
+    assert (fleet.device(0)["wire_up_bytes"], row["up_bytes"]) == (None, None)
+    told = CliRunner().invoke(app, shown).output
+    assert "with overhead" in told
+    assert "2 MB / 2 MB" in told
+    (fleet.state / TRAFFIC_FILE).write_text("damaged")
+    assert fleet.device(1)["wire_up_bytes"] is None
 
 
 def test_the_command_shows_all_that_and_writes_nothing(fleet: Fleet) -> None:

@@ -24,6 +24,7 @@ from fedstill.edge_client.owner.agent_status import in_words, read_status
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy
 from fedstill.edge_client.privacy.upload_log import LOG_FILE
 from fedstill.edge_client.privacy.yearly_budget import spend_one
+from fedstill.edge_client.students.expected import Expected, keep_expected
 from fedstill.edge_client.students.pointer import POINTER, student_file
 
 VERSION = "ab" * 32
@@ -68,6 +69,10 @@ def test_a_device_that_has_lived(device: Path) -> None:
     )
     assert found["sent"] == {"answers": 3, "bytes": 30, "last": "answer 2", "at": 1e9 + 2}
     assert told["student"].startswith("abababababab, ")
+    assert found["student"]["expected"] is None
+    keep_expected(device, device / SHELF_FOLDER, VERSION, Expected(0.8, 0.75, 0.86))
+    assert read_status(device)["student"]["expected"] == {"accuracy": 0.8, "low": 0.75, "high": 0.86}
+    assert "; expected to be right in 80 % (75 % to 86 %); stays" in words(device)["student"]
     assert told["student"].endswith("stays, because the file keep-student is there")
     assert told["sent"].endswith(": answer 2")
     assert "1 of 52 personalisations" in told["privacy"]

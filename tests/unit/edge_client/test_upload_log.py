@@ -18,6 +18,7 @@ from fedstill.edge_client.privacy import upload_log
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.upload_log import LOG_FILE, in_words, note, read_log
 from fedstill.edge_client.privacy.yearly_budget import spend_one
+from fedstill.edge_client.students.expected import Expected, keep_expected
 from fedstill.protos.messages import (
     EvaluationResult,
     Hello,
@@ -126,6 +127,7 @@ def test_the_agent_tells_what_happens_once(tmp_path: Path, caplog: pytest.LogCap
     shelf.mkdir()
     (shelf / f"{VERSION}.safetensors").touch()
     (shelf / "current.json").write_text(json.dumps({"current": VERSION, "previous": ""}))
+    keep_expected(tmp_path, shelf, VERSION, Expected(0.8, 0.7449, 0.86))
     spend_one(tmp_path, read_policy(tmp_path), "job")
     for _ in range(3):
         news.look()
@@ -133,7 +135,7 @@ def test_the_agent_tells_what_happens_once(tmp_path: Path, caplog: pytest.LogCap
         "event=accepted by=coordinator",
         'event=sent bytes=508 what="mean class probabilities and a histogram of confidences of 40 clips"',
         "event=privacy_spent personalisations=1 of=52 days=365",
-        f"event=student_arrived version={VERSION[:12]} before=none",
+        f'event=student_arrived version={VERSION[:12]} before=none expected="80 % (74 % to 86 %)"',
     ]
 
 

@@ -1,13 +1,14 @@
 """Bytes moved by each peer over each route: the proxy counts them, and the traffic ledger reads them.
 
-Only bodies count, not headers or TLS records, and only those of requests that the SuperLink accepted. The peer is the
+Bodies count, and apart from them request lines, status lines and headers; TLS, TCP and IP do not. Only requests count
+that the SuperLink accepted. The peer is the
 one named in the node's signed headers, and the SuperLink checks the signature.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,19 @@ class RouteTraffic:
     bytes_up: int
     """From the node to the cloud."""
     bytes_down: int
+    head_up: int = 0
+    """What is before the bodies; older files have none."""
+    head_down: int = 0
+
+    @property
+    def up(self) -> int:
+        """All of them, from the node to the cloud."""
+        return self.bytes_up + self.head_up
+
+    @property
+    def down(self) -> int:
+        """All of them, from the cloud to the node."""
+        return self.bytes_down + self.head_down
 
 
 @dataclass(frozen=True)
@@ -43,32 +57,23 @@ class TrafficCounters:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._requests: Counter[tuple[str, str]] = Counter()
-        self._up: Counter[tuple[str, str]] = Counter()
-        self._down: Counter[tuple[str, str]] = Counter()
+        self._totals = {
+            (entry.peer, entry.route): entry for entry in (read_traffic(path) if path is not None else ())
+        }
         self._changed = False
-        for entry in read_traffic(path) if path is not None else ():
-            key = (entry.peer, entry.route)
-            self._requests[key], self._up[key], self._down[key] = (
-                entry.requests,
-                entry.bytes_up,
-                entry.bytes_down,
-            )
 
-    def add(self, peer: str, route: str, up: int, down: int) -> None:
+    def add(self, peer: str, route: str, up: int, down: int, head_up: int = 0, head_down: int = 0) -> None:
         """One request that was accepted."""
-        key = (peer, route)
-        self._requests[key] += 1
-        self._up[key] += up
-        self._down[key] += down
+        before = self._totals.get((peer, route)) or RouteTraffic(peer, route, 0, 0, 0)
+        self._totals[peer, route] = RouteTraffic(
+            peer, route, before.requests + 1, before.bytes_up + up, before.bytes_down + down,
+            before.head_up + head_up, before.head_down + head_down,
+        )  # fmt: skip
         self._changed = True
 
     def totals(self) -> tuple[RouteTraffic, ...]:
         """By peer and route, sorted."""
-        return tuple(
-            RouteTraffic(*key, self._requests[key], self._up[key], self._down[key])
-            for key in sorted(self._requests)
-        )
+        return tuple(self._totals[key] for key in sorted(self._totals))
 
     def save(self) -> None:
         """Write the file if anything changed; readers see the old or the new one."""
@@ -90,3 +95,20 @@ def read_traffic(path: Path) -> tuple[RouteTraffic, ...]:
         return ()
     except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TrafficError(f"{path}: damaged ({error}); move it away to count from zero") from error
+
+
+def wire_bytes(path: Path) -> Callable[[Sequence[str]], tuple[int, int] | tuple[None, None]]:
+    """All bytes (up, down) of the peers with some keys, by the counts in ``path``; (None, None) if it has none of them,
+    or cannot be read."""
+    try:
+        counts = read_traffic(path)
+    except (TrafficError, OSError):
+        counts = ()
+
+    def of(keys: Sequence[str]) -> tuple[int, int] | tuple[None, None]:
+        entries = [entry for entry in counts if entry.peer in keys]
+        if not entries:
+            return None, None
+        return sum(entry.up for entry in entries), sum(entry.down for entry in entries)
+
+    return of
