@@ -20,6 +20,7 @@ from fedstill.cli.agent.parts import (
     Insecure,
     Mode,
     Objective,
+    counted,
     failures,
     identity_of,
     student_of,
@@ -98,6 +99,14 @@ def run(
             "itself. Empty: always."
         ),
     ] = "",
+    monthly_bytes: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Bytes that it may move in a calendar month, such as 50MB; then it answers clips by itself until the "
+            "next one. Empty: any number.",
+        ),
+    ] = "",
     contact_every: Annotated[
         float,
         typer.Option(
@@ -137,6 +146,7 @@ def run(
     from fedstill.common.grpc_health import health_serving
     from fedstill.common.metrics_server import metrics_serving
     from fedstill.edge_client.inbox.learned_clips import ClipKeeper, learn
+    from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes, read_size
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
     from fedstill.edge_client.node.change_watch import ChangeWatch
@@ -154,6 +164,8 @@ def run(
             address(metrics, "--metrics")
         with as_mistake("--upload-hours"):
             hours = read_hours(upload_hours) if upload_hours else None
+        with as_mistake("--monthly-bytes"):
+            most = read_size(monthly_bytes) if monthly_bytes else 0
         if not new_clips <= 1:  # also if it is no number at all
             raise ConfigError(f"--new-clips {new_clips:g}: a share of the clips is at most 1")
         if not contact_every <= LONGEST_PAUSE:
@@ -174,6 +186,9 @@ def run(
             allow_uploads(folder, allow.value if allow else "")
             use_clips(data, folder, allow_outside=allow_outside)
             learned = learn(folder, bool(learn_from))
+        budget = MonthlyBytes(folder, most, monthly_bytes) if most else None
+        if budget is not None:
+            who = stack.enter_context(counted(who, budget))
         _say_what_leaves(folder)
         _say_what_is_learned(learned, bool(learn_from))
         tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
@@ -181,12 +196,14 @@ def run(
         listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
         if watch is not None:
             student = student_of(folder, who, infer, objective)
-            student.closed = lambda: UploadGate(folder, hours).closed
+            student.closed = lambda: UploadGate(folder, hours, budget=budget).closed
             stack.callback(student.close)
             keeper = ClipKeeper(folder) if learn_from else None
             tasks += [_watching(student, watch, folder, archive, delete, results, keeper)]
             listeners.append(lambda _: student.tend())
-        settings = AgentSettings(folder, who.link, who.client, who.name, patience, hours, 60 * contact_every)
+        settings = AgentSettings(
+            folder, who.link, who.client, who.name, patience, hours, 60 * contact_every, budget
+        )
         if metrics:
             collector = AgentCollector(folder)
             stack.enter_context(metrics_serving(metrics, collector))

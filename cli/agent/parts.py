@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +16,7 @@ from fedstill.common.option_values import address
 if TYPE_CHECKING:
     from fedstill.edge_client.inference.cloud_stream import Address
     from fedstill.edge_client.inference.current_student import CurrentStudent
+    from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
     from fedstill.edge_client.node.supernode import Link
 
 
@@ -69,6 +72,19 @@ def identity_of(
     name = bundle.identity.name
     where = Address(inference, name, bundle.token, bundle.ca_file.read_bytes()) if inference else None
     return Identity(name, bundle.identity.client, Link(coordinator, bundle.ca_file, bundle.key_file), where)
+
+
+@contextmanager
+def counted(who: Identity, budget: MonthlyBytes) -> Iterator[Identity]:
+    """Inside, a device whose bytes to and from its coordinator count."""
+    from fedstill.edge_client.metered.relay import metered
+
+    with ExitStack() as stack:
+        link = replace(who.link, via=stack.enter_context(metered(who.link.address, budget)))
+        inference = who.inference
+        if inference is not None:
+            inference = replace(inference, target=stack.enter_context(metered(inference.target, budget)))
+        yield replace(who, link=link, inference=inference)
 
 
 def student_of(folder: Path, who: Identity | None, infer: Infer, objective: float) -> CurrentStudent:

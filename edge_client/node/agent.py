@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
+from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
 from fedstill.edge_client.node.agent_news import AgentNews
 from fedstill.edge_client.node.link_note import LinkNotes
 from fedstill.edge_client.node.supernode import Link, SuperNode
@@ -39,6 +40,8 @@ class AgentSettings:
         patience: seconds of refusals before the agent gives up.
         hours: in which it may send; None: at any time. Outside them, and while it is paused, there is no node.
         pause: seconds between two contacts with the coordinator while there is nothing to do; 0: it stays connected.
+        budget: of a metered link, whose relay counts into it; None: any number of bytes. Once it is spent, there is no
+            node until the next month.
     """
 
     state: Path
@@ -48,6 +51,7 @@ class AgentSettings:
     patience: float = 180.0
     hours: UploadHours | None = None
     pause: float = 0.0
+    budget: MonthlyBytes | None = None
 
 
 def run_agent(
@@ -69,7 +73,8 @@ def run_agent(
     """
     with sole_user(settings.state):
         node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
-        news, gate = AgentNews(settings.state), UploadGate(settings.state, settings.hours)
+        news = AgentNews(settings.state)
+        gate = UploadGate(settings.state, settings.hours, budget=settings.budget)
         contacts, link = Contacts(settings.state, settings.pause), LinkNotes(settings.state)
         failed: list[BaseException] = []
 

@@ -65,11 +65,16 @@ class NodeRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class Link:
-    """The coordinator's address and this node's proof of identity; ``ca`` and ``key`` are empty without TLS."""
+    """The coordinator's address and this node's proof of identity; ``ca`` and ``key`` are empty without TLS.
+
+    Attributes:
+        via: the address to connect to if that is another one, which leads there; empty: ``address``.
+    """
 
     address: str
     ca: Path | None
     key: Path | None
+    via: str = ""
 
 
 @dataclass
@@ -207,7 +212,7 @@ class SuperNode:
     def _start(self, now: float) -> None:
         config = f"partition-id={self.client} state-dir={json.dumps(str(self.folder))} name={json.dumps(self.name)}"
         command = [
-            tool("flower-supernode"), "--superlink", self.link.address, *self._trust(),
+            tool("flower-supernode"), "--superlink", self.link.via or self.link.address, *self._trust(),
             "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", config,
         ]  # fmt: skip
         log = self._child.log_file

@@ -1,4 +1,4 @@
-"""When a device may send: in the hours that its owner gives, as for a metered link, and not while it is paused.
+"""When a device may send: in the hours and as much in a month as its owner gives, and not while it is paused.
 
 The hours are those of a clock on the wall, looked at again and again. So neither the change to summer time nor a clock
 that is set leaves the gate in the wrong state for longer than until the next look.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.edge_client.folder import KNOWN_CLIPS_FILE, PAUSE_FILE, SHELF_FOLDER
+from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
 from fedstill.edge_client.students.pointer import POINTER, version_in_use
 
 LOG = logging.getLogger(__name__)
@@ -78,12 +79,17 @@ class UploadGate:
         folder: the device's; it is paused while the file ``pause`` is there.
         hours: None: at any time.
         clock: seconds since 1970.
+        budget: of a metered link; None: it may move any number of bytes.
     """
 
     def __init__(
-        self, folder: Path, hours: UploadHours | None = None, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        hours: UploadHours | None = None,
+        clock: Callable[[], float] = time.time,
+        budget: MonthlyBytes | None = None,
     ) -> None:
-        self._folder, self._hours, self._clock = folder, hours, clock
+        self._folder, self._hours, self._clock, self._budget = folder, hours, clock, budget
         self._told = ""
 
     @property
@@ -93,6 +99,8 @@ class UploadGate:
             return f"paused by the file {PAUSE_FILE}"
         if self._hours is not None and not self._hours.hold(self._clock()):
             return f"outside the upload hours {self._hours.text}"
+        if self._budget is not None and self._budget.spent:
+            return self._budget.in_words
         return ""
 
     def look(self) -> bool:

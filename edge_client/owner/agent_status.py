@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -12,6 +13,7 @@ from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import in_use
 from fedstill.edge_client.folder import CLIPS_FILE, KEEP_FILE, SHELF_FOLDER
 from fedstill.edge_client.inbox.learned_clips import MOST_CLIPS, kept
+from fedstill.edge_client.metered.monthly_bytes import month_of, read_months
 from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.node.change_note import announced
 from fedstill.edge_client.node.known_clips import read_known_clips
@@ -34,7 +36,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     (``version``, empty without one, ``since``, ``kept``: whether no other one may be installed, ``expected``: the
     ``accuracy`` that the cloud expects of it, with ``low`` and ``high``, or None); ``clips``
     (``known`` when the student was made, ``bad``, ``learned`` from the watched folder or None, ``change``: what the
-    cloud is told); ``sent`` (``answers``, ``bytes``, ``last`` in words, ``at``); ``privacy`` (``most`` in words,
+    cloud is told); ``sent`` (``answers``, ``bytes``, ``last`` in words, ``at``); ``metered`` (``month``,
+    ``bytes``; None if nothing is counted); ``privacy`` (``most`` in words,
     ``yearly``, ``this_year``, ``epsilon``, ``spent``; ``trouble`` in words, and nothing else then, if the owner's file
     or the ledger cannot be used).
 
@@ -69,8 +72,14 @@ def read_status(folder: Path) -> dict[str, Any]:
             "last": sent[-1].what if sent else "",
             "at": sent[-1].time if sent else None,
         },
+        "metered": _metered(folder),
         "privacy": _privacy(folder),
     }
+
+
+def _metered(folder: Path) -> dict[str, Any] | None:
+    months, month = read_months(folder), month_of(time.time())
+    return {"month": month, "bytes": months.get(month, 0)} if months else None
 
 
 def _privacy(folder: Path) -> dict[str, Any]:
@@ -115,6 +124,8 @@ def in_words(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     sent = found["sent"]
     last = f"; the last one {_at(sent['at'])}: {sent['last']}" if sent["answers"] else ""
     yield "sent", f"{sent['answers']} answers, {sent['bytes']} bytes{last}"
+    if (metered := found["metered"]) is not None:
+        yield "link", f"{metered['bytes'] / 1e6:.3g} MB moved in {metered['month']}"
     yield "privacy", _limits(found["privacy"])
 
 

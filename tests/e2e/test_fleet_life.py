@@ -20,6 +20,7 @@ from fedstill.cloud_server.auth.authority import issue_node, revoke_node, tag_no
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.common.flower_cli import free_port, tool
 from fedstill.edge_client.folder import EXPORT_FOLDER
+from fedstill.edge_client.metered.monthly_bytes import read_months
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -44,7 +45,8 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
         is_served(fleet, 0, 0, "new device")
         assert row(fleet, 1)["link"] == "never online"
 
-        second = fleet.agent(1)  # nobody has waited for it, and it is served all the same
+        # nobody has waited for it, and it is served all the same, also through the relay of a metered link
+        second = fleet.agent(1, "--monthly-bytes", "1GB")
         is_served(fleet, 1, 0, "new device")
         tells_its_bad_clips(fleet, second, bad)
 
@@ -54,6 +56,14 @@ def test_a_service_gives_every_device_its_student_whenever_it_needs_one(
         is_served(fleet, 0, 1, "lost its student")
 
         assert second.terminate() == 0
+        moved = sum(read_months(fleet.agent_state(1)).values())
+        told = row(fleet, 1)
+        assert (
+            moved
+            > told["wire_up_bytes"] + told["wire_down_bytes"]
+            > told["up_bytes"] + told["down_bytes"]
+            > 0
+        )
         revoke_node(fleet.certs, fleet.name(1))
         issue_node(fleet.certs, "device-1b", client=1)
         second = replacement(fleet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedstill.cli.main import app
 from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import sole_user
 from fedstill.edge_client.folder import CLIPS_FILE, KEEP_FILE, LINK_FILE, PAUSE_FILE, SHELF_FOLDER
+from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes, month_of
 from fedstill.edge_client.node import agent, link_note
 from fedstill.edge_client.node.agent import AgentSettings, run_agent
 from fedstill.edge_client.node.link_note import CLOSED, CONNECTED, CONNECTING, RESTING, LinkNotes, read_link
@@ -78,6 +80,14 @@ def test_a_device_that_has_lived(device: Path) -> None:
     assert "1 of 52 personalisations" in told["privacy"]
     (device / POLICY_FILE).write_text("{")
     assert words(device)["privacy"].startswith("privacy.json: cannot be read")
+
+
+def test_the_bytes_of_a_metered_link_are_told(device: Path) -> None:
+    assert read_status(device)["metered"] is None
+    budget = MonthlyBytes(device, 50_000_000)
+    budget.count(12_340_000)
+    budget.save()
+    assert words(device)["link"] == f"12.3 MB moved in {month_of(time.time())}"
 
 
 def test_the_link_is_told_while_an_agent_runs(device: Path) -> None:
