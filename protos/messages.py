@@ -52,10 +52,12 @@ class HelloRequest:
     Attributes:
         version: the cloud's fedstill.
         clip_format: ``datasets/audiovisual/clip_format.py`` as JSON: the classes, and the format of clips.
+        settled: whether the device has the student that is meant for its clips as it has told of them: none is to come.
     """
 
     version: str
     clip_format: str
+    settled: bool = field(default=False, metadata=NEW)
 
 
 @dataclass(frozen=True)

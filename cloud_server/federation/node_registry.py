@@ -21,7 +21,7 @@ from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.journal.journal import Journal
 from fedstill.protos.messages import Hello, HelloRequest
-from fedstill.protos.releases import why_not_together
+from fedstill.protos.releases import is_older, why_not_together
 
 LOG = logging.getLogger(__name__)
 
@@ -106,6 +106,13 @@ class NodeRegistry:
                 if node is not None and now - self._asked_at.get(node, now) >= pause:
                     self._asked_at[node] = now
                     self._again.submit(self._meet_again, client, node)
+
+    def settled(self, client: int) -> None:
+        """Tell a client's device that no student is to come, so that it need not wait; best effort."""
+        with self._changed:
+            node = self._nodes.get(client)
+            if node is not None and not is_older(self._heard[node].version, version("fedstill")):
+                self._again.submit(self._tell_settled, node)
 
     @property
     def greeting(self) -> HelloRequest:
@@ -198,6 +205,12 @@ class NodeRegistry:
         with self._changed:
             if self._nodes.get(client) == node and self._heard[node] is before and hello.partition == client:
                 self._heard[node] = hello
+
+    def _tell_settled(self, node: int) -> None:
+        try:
+            self.exchange.ask(node, "query.hello", replace(self.greeting, settled=True), Hello, AGAIN_TIMEOUT)
+        except DeviceFailure as failure:
+            LOG.info("event=not_told node=%d reason=%s", node, failure)
 
     def _introduced(self, node: int, timeout: float | None = None) -> Hello:
         """A node's introduction. Raises DeviceFailure if it may not take part."""

@@ -145,6 +145,8 @@ class FleetService:
                     return
                 outcome, reason, student = FAILED, f"{type(error).__name__}: {error}", visit.student
             ended = self._journal.visits.end(begun, outcome, reason, student)
+            if outcome == KEPT:
+                self._registry.settled(visit.client)
             again = ended.next_attempt(self._plan.pause_scale)
             self._metrics.emit(
                 "visited", client=visit.client, visit=visit.visit, outcome=outcome, reason=reason, student=student,

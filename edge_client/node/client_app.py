@@ -19,7 +19,7 @@ from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.node.change_note import announced
 from fedstill.edge_client.privacy.upload_log import note
-from fedstill.edge_client.students.pointer import version_in_use
+from fedstill.edge_client.students.pointer import confirm, version_in_use
 from fedstill.protos.messages import (
     EvaluationRequest,
     GraphsRequest,
@@ -46,6 +46,8 @@ def hello(message: Message, context: Context) -> Message:
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / FORMAT_FILE, request.clip_format.encode(), PRIVATE)
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
+    if request.settled:
+        confirm(folder / SHELF_FOLDER)
     student = version_in_use(folder / SHELF_FOLDER)
     ours = version("fedstill")
     change = "" if is_older(request.version, ours) else announced(folder)

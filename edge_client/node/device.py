@@ -8,10 +8,8 @@ and install a student. Labels are used for that count alone; the per-clip outcom
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
@@ -39,7 +37,7 @@ from fedstill.edge_client.students.expected import Expected, keep_expected
 from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.level_files import keep_compressors
 from fedstill.edge_client.students.level_numpy import received
-from fedstill.edge_client.students.pointer import POINTER
+from fedstill.edge_client.students.pointer import confirm
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent, OtherNetwork
 from fedstill.edge_client.students.students import ModelStore, NotInStore, StoredModel
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
@@ -152,8 +150,7 @@ class Device:
             make_known(self.directory, job, self.store)
         keep_expected(self.directory, self.directory / SHELF_FOLDER, version, _expected(request))
         found = model_store.install(version, agreement, request.minimum_agreement)
-        with suppress(OSError):  # also a student that stays ends the wait for one (``Contacts``)
-            os.utime(self.directory / SHELF_FOLDER / POINTER)
+        confirm(self.directory / SHELF_FOLDER)  # also a student that stays
         answer = found.installed, found.agreement, found.reason, found.current
         return InstallResult(request.job, *answer, self._bad_clips())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from fedstill.protos.messages import is_version
@@ -29,6 +31,12 @@ def read_pointer(directory: Path) -> tuple[str, str]:
         log.warning("pointer damaged file=%s: as if nothing were installed", POINTER)
         return "", ""
     return current if is_version(current) else "", previous if is_version(previous) else ""
+
+
+def confirm(directory: Path) -> None:
+    """The student that is in use is the one that is meant for the device: it waits for none (``Contacts``)."""
+    with suppress(OSError):
+        os.utime(directory / POINTER)
 
 
 def version_in_use(directory: Path) -> str:

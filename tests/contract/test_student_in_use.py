@@ -32,6 +32,7 @@ from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.visit import KEPT, REQUESTED, SERVED
 from fedstill.datasets.audiovisual.store import PROFILES_FILE
 from fedstill.edge_client.folder import DATA_FOLDER
+from fedstill.edge_client.node.upload_gate import Contacts
 from fedstill.edge_client.students.expected import expected_of
 from fedstill.models.audiovisual.network import AudioVisualNet
 
@@ -153,6 +154,10 @@ def test_a_student_that_is_not_better_stays_away_and_the_operator_is_told(
     assert running.newest()[0] == kept, "it is not tried again before there is a cause"
     kinds = [(one["event"], one.get("outcome")) for one in read_events(running.run_dir)]
     assert ("all_served", None) in kinds[kinds.index(("visited", KEPT)) :]
+    device = running.run_dir / "devices" / "0"
+    running.until(
+        lambda: not Contacts(device, 3600.0)._is_awaited(), "the device is told that it need not wait"
+    )
     row = read_fleet(running.run_dir)["devices"][0]
     assert row["in_use"] == {"number": 1, "teacher": 1, "version": before.student}
     assert row["choice"]["estimate"] > first["estimate"], "what to expect of it is estimated again"
