@@ -105,10 +105,11 @@ class Choice:
 
     @property
     def interval(self) -> tuple[float, float, float] | None:
-        """(estimate, low, high); None if nobody can tell."""
+        """(estimate, low, high), from 0 to 1; None if nobody can tell."""
         if self.estimate is None or self.low is None or self.high is None:
             return None
-        return self.estimate, self.low, self.high
+        told = 0 <= self.low <= self.estimate <= self.high <= 1  # not if it is no number
+        return (self.estimate, self.low, self.high) if told else None
 
 
 def candidates_for(
