@@ -35,7 +35,7 @@ from fedstill.evaluation.serving.served_setting import (
     split_cores,
     tiny_setting,
 )
-from fedstill.evaluation.serving.summary import BASELINE, OURS, gain
+from fedstill.evaluation.serving.summary import BASELINE, OURS, paired_ratio
 from fedstill.evaluation.serving.task_images import held_out_images
 from fedstill.evaluation.serving.virtual import LoadTest
 
@@ -103,10 +103,11 @@ def ratios(results: ServingResults) -> list[str]:
     lines = []
     for trace, load in results.places():
         for policy in results.policies():
-            found = gain(results, OURS, policy, trace, load) if policy != OURS else None
+            found = paired_ratio(results, OURS, policy, trace, load) if policy != OURS else None
             if found is not None:
                 lines.append(
-                    f"load {load:g}: utility ratio of {OURS} to {policy} {1 + found.percent.value / 100:.3f} ({found})"
+                    f"load {load:g}: utility ratio of {OURS} to {policy} {found.value:.3f} "
+                    f"[{found.low:.3f}, {found.high:.3f}]"
                 )
     return lines
 

@@ -20,6 +20,7 @@ from fedstill.evaluation.serving.summary import (
     PolicyLine,
     bound_room,
     gain,
+    paired_ratio,
     policy_lines,
 )
 
@@ -117,14 +118,16 @@ def _lowest_line(results: ServingResults, trace: str, load: float) -> list[str]:
     """The policy that fedstill may lose most to."""
     others = [name for name in results.policies() if name != OURS]
     ratios = [
-        (1 + found.percent.low / 100, name)
+        (found.low, found.value, name)
         for name in others
-        if (found := gain(results, OURS, name, trace, load))
+        if (found := paired_ratio(results, OURS, name, trace, load))
     ]
-    low, name = min(ratios)
+    if not ratios:
+        return []
+    low, value, name = min(ratios)
     return [
-        f"- Lowest lower end of the paired ratio to another policy: {low:.3f} ({LABELS[name]}); aim at least 0.97: "
-        f"{'met' if low >= 0.97 else 'missed'}."
+        f"- Lowest lower end of the paired ratio of utilities (geometric mean, interval on its logarithm): {low:.3f} "
+        f"({LABELS[name]}, ratio {value:.3f}); aim at least 0.97: {'met' if low >= 0.97 else 'missed'}."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,6 +110,22 @@ def gain(results: ServingResults, policy: str, baseline: str, trace: str, load: 
     ]
     p = paired_t(percents) if len(percents) >= SEEDS_FOR_TEST else None
     return Gain(Mean.of(percents), p)
+
+
+def paired_ratio(results: ServingResults, policy: str, baseline: str, trace: str, load: float) -> Mean | None:
+    """Utility of ``policy`` over that of ``baseline``; None if either was not run, or earned nothing on some load.
+
+    The geometric mean over seeds, with its interval on the logarithm: under overload a ratio of one seed may be ten
+    times that of another, and a ratio is never negative.
+    """
+    ours, theirs = results.rows(policy, trace, load), results.rows(baseline, trace, load)
+    if not ours or not theirs:
+        return None
+    earned = [(mine.utility_earned, other.utility_earned) for mine, other in zip(ours, theirs, strict=True)]
+    if min(map(min, earned)) <= 0:
+        return None
+    logs = Mean.of([math.log(mine / other) for mine, other in earned])
+    return Mean(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high))
 
 
 def bound_room(results: ServingResults, trace: str, load: float) -> Mean | None:

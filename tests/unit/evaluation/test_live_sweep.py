@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.queries import made_profile
 
@@ -15,6 +16,7 @@ from fedstill.evaluation.serving import live_sweep
 from fedstill.evaluation.serving.live_loadtest import LiveSettings
 from fedstill.evaluation.serving.live_sweep import Sweep, best_fixed, merged, rotated
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
+from fedstill.evaluation.serving.summary import paired_ratio
 from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
 TEST = LoadTest(traces=("synthetic",), policies=("pets", "tome10"), seeds=2, seconds=10, rate=40)
@@ -66,6 +68,23 @@ def test_a_sweep_goes_on_at_its_rate_and_with_its_settings_alone(tmp_path: Path)
     ):
         with pytest.raises(DataError, match="holds a sweep with other settings"):
             live_sweep._begun(other)
+
+
+def test_a_ratio_of_utilities_is_above_zero_however_far_seeds_differ() -> None:
+    found = run_virtual(replace(TEST, seeds=3), made_profile(), None, "typed")
+    scale = {("tome10", 0): 4.0, ("tome10", 1): 4.0, ("tome10", 2): 40.0}
+    rows = [replace(row, utility_earned=100.0 / scale.get((row.policy, row.seed), 1.0)) for row in found.runs]
+    made = replace(found, runs=tuple(rows))
+    ratio = paired_ratio(made, "pets", "tome10", "synthetic", 1.0)
+    assert ratio is not None
+    assert ratio.value == pytest.approx((4 * 4 * 40) ** (1 / 3))
+    spread = 4.303 * np.std(np.log([4, 4, 40]), ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert (ratio.low, ratio.high) == pytest.approx(
+        (ratio.value / np.exp(spread), ratio.value * np.exp(spread)), rel=1e-3
+    )
+    assert paired_ratio(made, "pets", "fedstill", "synthetic", 1.0) is None
+    nothing = replace(found, runs=tuple(replace(row, utility_earned=0.0) for row in rows))
+    assert paired_ratio(nothing, "pets", "tome10", "synthetic", 1.0) is None
 
 
 @pytest.mark.slow
