@@ -39,7 +39,7 @@ OTHER_UNITS = {
         "bits",
         "percent",
         "pct",
-        "celcius",
+        "fahrenheit",
         "kelvin",
     ),
 }
