@@ -148,7 +148,7 @@ def test_a_student_that_is_not_better_stays_away_and_the_operator_is_told(
     assert (kept.cause, kept.student, kept.attempts) == (REQUESTED, before.student, 0)
     assert running.asked(0, INSTALL) == asked, "nothing is sent"
     assert kept.reason.startswith(
-        "the best other student (rendered) is not estimated better than the one in use (-"
+        "no student is estimated better than the one in use; the best, rendered, at -"
     )
     running.look_long()
     assert running.newest()[0] == kept, "it is not tried again before there is a cause"
@@ -163,7 +163,7 @@ def test_a_student_that_is_not_better_stays_away_and_the_operator_is_told(
     assert row["choice"]["estimate"] > first["estimate"], "what to expect of it is estimated again"
     told = " ".join(CliRunner().invoke(cli, ["status", "--state", str(running.run_dir)]).output.split())
     assert "keeps its student, 2 times (asked for)" in told
-    assert f"hall: {kept.reason}" in told
+    assert f"device0: {kept.reason}" in told
     events = CliRunner().invoke(cli, ["fleet", "events", "--state", str(running.run_dir)]).output
     assert f"hall keeps its student: {kept.reason}" in events
 

@@ -128,6 +128,7 @@ OPTIONAL_FIELDS = {
     "BadTestClips": ("bad_clips",),
     "InstallResult": ("bad_clips",),
     "BadClips": ("bad_clips",),
+    "InstallRequest": ("expected", "low", "high"),
 }
 """What an earlier release does not send; ``test_recorded_wire.py`` reads such messages."""
 
