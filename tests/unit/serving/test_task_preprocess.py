@@ -114,7 +114,7 @@ def served(settings: ServePlan) -> Iterator[ServingClient]:
     loop, ports, leave = asyncio.new_event_loop(), Future[Any](), asyncio.Event()
 
     async def serve() -> None:
-        with assembled(settings, None, partial(registry_models, settings)) as made:
+        with assembled(settings, None, None, partial(registry_models, settings)) as made:
             opened = await made.server.start()
             await made.server.prepare(made.make)
             ports.set_result(opened)
