@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from fedstill.cloud_server.distillation.arm_names import ARMS, ROBUSTNESS_ARMS
-from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan, write_plan
 from fedstill.cloud_server.journal.journal import open_journal
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import ConfigError
@@ -19,7 +19,7 @@ from fedstill.common.run_layout import EXPERIMENT_FILE, PERSONAL_ARM, PLAN_FILE
 from fedstill.datasets.audiovisual.store import build_store
 from fedstill.models.weights.delta_coding import UpdatePrecision
 from fedstill.simulation.config import Experiment
-from fedstill.simulation.launcher import load_run, make_plan
+from fedstill.simulation.launcher import load_plan, load_run, make_plan
 from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.sources import open_source
 
@@ -72,12 +72,7 @@ def prepare_deployment(
                 f"{state}: holds another experiment; choose another --state, or have a new teacher made with: "
                 "fedstill fleet retrain"
             )
-        try:
-            plan = read_plan(state)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{state / PLAN_FILE}: damaged ({error}): put back a copy of this folder"
-            ) from error
+        plan = load_plan(state)
         if journal not in ("", plan.journal):
             raise ConfigError(f"--journal: {state} has its journal elsewhere; leave the option out")
         open_journal(state, plan.journal).close()

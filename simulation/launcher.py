@@ -102,6 +102,16 @@ def load_run(run_dir: Path) -> Experiment:
         ) from error
 
 
+def load_plan(state: Path) -> RunPlan:
+    """The plan in a coordinator's folder. Raises ConfigError if it is damaged."""
+    try:
+        return read_plan(state)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{state / PLAN_FILE}: damaged ({error}): put back a copy of this folder"
+        ) from error
+
+
 def prepare_run(experiment: Experiment, run_dir: Path, console: Console) -> None:
     """Decode clips into the cloud's folder and one folder per device; the plan is written last."""
     with_weights = with_checked_encoders(experiment)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedstill.cloud_server.distillation.run_plan import RunPlan, read_plan, write_plan
+from fedstill.cloud_server.distillation.run_plan import RunPlan, write_plan
 from fedstill.cloud_server.distillation.teacher import student_spec
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import to_plain
@@ -24,7 +24,7 @@ from fedstill.common.folder_lock import sole_user
 from fedstill.common.run_layout import EXPERIMENT_FILE, PLAN_FILE, teacher_folder
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
 from fedstill.simulation.config import Experiment
-from fedstill.simulation.launcher import load_run, make_plan
+from fedstill.simulation.launcher import load_plan, load_run, make_plan
 from fedstill.simulation.pretrained import with_checked_encoders
 from fedstill.simulation.sources import open_source
 
@@ -72,12 +72,7 @@ def retrain(state: Path, experiment: Experiment | None, console: Console) -> int
 
 
 def _service_in(state: Path) -> RunPlan:
-    try:
-        plan = read_plan(state)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{state / PLAN_FILE}: damaged ({error}): put back a copy of this folder"
-        ) from error
+    plan = load_plan(state)
     if not plan.service:
         raise ConfigError(f"{state}: a study (--arms) is finished with the teachers that it began with")
     return plan
