@@ -22,8 +22,9 @@ LOG = logging.getLogger(__name__)
 
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|kB|MB|GB)", re.ASCII)
-SAVE_BYTES, SAVE_SECONDS = 64 * 1024, 60.0
-"""The count is written after so many further bytes or seconds, so a kill forgets no more."""
+SAVE_BYTES, SAVE_SECONDS, SAVES = 64 * 1024, 60.0, 200
+"""The count is written after so many further bytes, or a part of so many of the month's, or after so many seconds: a
+kill forgets no more, and a disk does not wait for every piece."""
 MOST_MONTHS = 120
 
 
@@ -61,9 +62,10 @@ class MonthlyBytes:
     ) -> None:
         self._file, self._most, self._text = folder / METERED_FILE, most, text or f"{most} B"
         self._clock, self._steady = clock, steady
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._months = read_months(folder)
-        self._unsaved, self._saved_at = 0, steady()
+        self._unsaved, self._saved_at, self._step = 0, steady(), max(SAVE_BYTES, most // SAVES)
+        self._written = b""
 
     @property
     def spent(self) -> bool:
@@ -91,20 +93,21 @@ class MonthlyBytes:
             while len(self._months) > MOST_MONTHS:
                 self._months.pop(next(iter(self._months)))
             self._unsaved += size
-            if self._unsaved >= SAVE_BYTES or self._steady() - self._saved_at >= SAVE_SECONDS:
-                self._save()
+            due = self._unsaved >= self._step or self._steady() - self._saved_at >= SAVE_SECONDS
+            if due:
+                self._unsaved, self._saved_at = 0, self._steady()
+        if due:
+            self.save()
 
     def save(self) -> None:
-        """Write the count, at the end."""
-        with self._lock:
-            if self._unsaved:
-                self._save()
-
-    def _save(self) -> None:
-        self._saved_at = self._steady()
-        with suppress(OSError):  # a full disk: it is written at the next occasion
-            replace_file(self._file, json.dumps(self._months).encode(), PRIVATE)
-            self._unsaved = 0
+        """Write the count; also to be called at the end."""
+        with self._writing:  # what is written last is the newest
+            with self._lock:
+                content = json.dumps(self._months).encode()
+            if content != self._written and self._months:
+                with suppress(OSError):  # a full disk: it is written at the next occasion
+                    replace_file(self._file, content, PRIVATE)
+                    self._written = content
 
 
 def month_of(seconds: float) -> str:

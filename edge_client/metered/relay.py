@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,17 @@ def metered(target: str, budget: MonthlyBytes) -> Iterator[str]:
             budget.save()
 
 
+def reset(end: socket.socket) -> None:
+    """End a connection as a network does that is gone.
+
+    An orderly end within a TLS handshake is to Flower a wrong certificate, after which it tries no more.
+    """
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RD)  # wakes who reads, and tells the other side nothing yet
+    end.close()
+
+
 class _Relay(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
@@ -75,8 +87,9 @@ class _Relay(socketserver.ThreadingTCPServer):
     def cut(self) -> None:
         """End every connection."""
         with self._lock:
-            ends = list(self._open)
-        self.closed(*ends)
+            ends, self._open = self._open, set()
+        for end in ends:
+            reset(end)
 
     def says(self, trouble: str) -> None:
         """A reason why the coordinator cannot be reached, once; or that it can."""
@@ -92,11 +105,13 @@ class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Both directions, until either side ends."""
         if self.server.budget.spent:
+            reset(self.request)
             return
         try:
             upstream = socket.create_connection(self.server.target, CONNECT_SECONDS)
         except OSError as error:
             self.server.says(error.strerror or str(error))
+            reset(self.request)
             return
         self.server.says("")
         upstream.settimeout(None)

@@ -112,10 +112,11 @@ class PrivacyLedger:
 def open_ledger(path: Path, schema: str = "") -> Iterator[sqlite3.Connection]:
     """The ledger's file, with the table that ``schema`` makes unless it is there; what is committed is on the disk.
 
-    schema: none opens it to read only. Raises DeviceError if it cannot be used, also from within the block.
+    schema: none is for who only reads, and makes nothing; what a power cut left half written is rolled back even then.
+    Raises DeviceError if it cannot be used, also from within the block.
     """
     try:
-        where = f"{path.absolute().as_uri()}?mode={'rwc' if schema else 'ro'}"
+        where = f"{path.absolute().as_uri()}?mode={'rwc' if schema else 'rw'}"
         with closing(sqlite3.connect(where, timeout=WAIT_SECONDS, isolation_level=None, uri=True)) as ledger:
             if schema:
                 ledger.execute("PRAGMA synchronous = FULL")

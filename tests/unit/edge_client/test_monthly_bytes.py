@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import socketserver
+import ssl
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from fedstill.cli.main import app
 from fedstill.common.flower_cli import free_port
 from fedstill.edge_client.folder import METERED_FILE
+from fedstill.edge_client.metered import monthly_bytes
 from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes, month_of, read_months, read_size
 from fedstill.edge_client.metered.relay import PIECE, metered
 from fedstill.edge_client.node.upload_gate import UploadGate
@@ -266,6 +268,38 @@ def test_an_unreachable_coordinator_is_told_once(tmp_path: Path, caplog: pytest.
         f"event=unreachable target=127.0.0.1:{port} reason={json.dumps('Connection refused')}"
     ]
     assert budget.moved == 0
+
+
+def test_a_handshake_that_leads_nowhere_is_reset(tmp_path: Path) -> None:
+    """Flower takes an orderly end for a wrong certificate, and gives up; a reset is tried again."""
+    budget = Clock().budget(tmp_path)
+    context = ssl.create_default_context()
+    with metered(f"127.0.0.1:{free_port()}", budget) as relay, pytest.raises(ConnectionResetError):
+        context.wrap_socket(connected(relay), server_hostname="localhost")
+    budget.count(2 * MOST)
+    with (
+        echo() as target,
+        metered(target, budget) as relay,
+        pytest.raises(ConnectionResetError),
+    ):
+        context.wrap_socket(connected(relay), server_hostname="localhost")
+
+
+def test_a_full_disk_is_not_asked_for_every_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = Clock(), []
+
+    def full(*_: object) -> None:
+        asked.append(1)
+        raise OSError(28, "No space left on device")
+
+    budget = clock.budget(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(monthly_bytes, "replace_file", full)
+        for _ in range(64):
+            budget.count(PIECE // 8)
+        assert len(asked) == 8
+    budget.save()
+    assert read_months(tmp_path) == {"2026-11": 8 * PIECE}
 
 
 def test_an_end_waits_for_no_connection(tmp_path: Path) -> None:

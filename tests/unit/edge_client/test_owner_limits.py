@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +81,26 @@ def test_other_clips_under_the_name_of_before_count_again(device: Device) -> Non
     noisy_store(device.directory / DATA_FOLDER, "vwxyz", CLIPS + 1)
     Device(device.directory, None).prototypes(asked(0))  # type: ignore[arg-type]
     assert spent_in_a_year(device.directory) == 2
+
+
+def test_a_ledger_that_lost_power_in_an_upload_can_be_read(device: Device) -> None:
+    """SQLite rolls the half upload back at the next look, which therefore must be allowed to write."""
+    spend_one(device.directory, read_policy(device.directory), "first")
+    path = device.directory / LEDGER_FILE
+    cut_off = """
+import os, sqlite3, sys
+ledger = sqlite3.connect(sys.argv[1], isolation_level=None)
+ledger.execute("PRAGMA cache_size = 1")
+ledger.execute("BEGIN IMMEDIATE")
+for number in range(2000):
+    ledger.execute("INSERT INTO personalisations VALUES (?, 1e12)", (f"half {number}",))
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", cut_off, str(path)], check=True)
+    journal = path.with_name(f"{path.name}-journal")
+    assert journal.stat().st_size > 0
+    assert spent_in_a_year(device.directory) == 1
+    assert not journal.exists()
 
 
 def test_changes_are_announced_over_the_whole_year(device: Device) -> None:
