@@ -50,7 +50,7 @@ from fedstill.evaluation.serving.served_setting import (
     split_cores,
     tiny_setting,
 )
-from fedstill.evaluation.serving.summary import Mean
+from fedstill.evaluation.serving.summary import mean_ratio
 from fedstill.evaluation.serving.target import GrpcTarget
 from fedstill.evaluation.serving.task_images import TaskImages, held_out_images
 from fedstill.evaluation.serving.virtual import LoadTest, draw
@@ -166,6 +166,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         if options.quick:
             options.seeds, options.seconds, options.rate, options.contenders = 1, 2.0, 60.0, "litserve"
+        machine = hardware()  # of which this process keeps one core
         server_cores, client_cores = split_cores()
         if client_cores is not None:
             os.sched_setaffinity(0, client_cores)
@@ -198,7 +199,7 @@ def main(arguments: Sequence[str]) -> None:
     report(console, rows, rate, options.load)
     if options.out is not None:
         content = {
-            "hardware": hardware(),
+            "hardware": machine,
             "rate": rate,
             "load": options.load,
             "runs": [asdict(row) for row in rows],
@@ -263,8 +264,12 @@ def report(console: Console, rows: Sequence[RunRow], rate: float, load: float) -
             continue
         said = []
         for what, words in (("share", "utility in time"), ("type1", "right answers in time")):
-            ratios = [getattr(mine, what) / max(1e-9, getattr(other, what)) for mine, other in pairs]
-            mean, each = Mean.of(ratios), ", ".join(f"{one:.2f}" for one in ratios)
+            amounts = [(getattr(mine, what), getattr(other, what)) for mine, other in pairs]
+            mean = mean_ratio(amounts)
+            if mean is None:
+                said.append(f"{words}: none of {name} on some seed")
+                continue
+            each = ", ".join(f"{first / second:.2f}" for first, second in amounts)
             said.append(f"{words} {mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}] ({each})")
         console.print(f"ratio of {OURS} to {name}, paired: {'; '.join(said)}")
 

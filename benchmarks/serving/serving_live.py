@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
             if options.quick
             else real_setting(options.val_images, options.schedules, options.batches)
         )
+        machine = hardware()  # of which this process keeps one core
         server_cores, client_cores = split_cores()
         if client_cores is not None:
             os.sched_setaffinity(0, client_cores)
@@ -77,9 +78,7 @@ def main(arguments: Sequence[str]) -> None:
                 settings=LiveSettings(latency_scale=options.latency_scale),
                 server=ServerOptions(state, setting.arguments, server_cores),
                 pictures=tuple(held_out_images(task, options.pictures) for task in setting.tasks),
-                measured_on=f"{hardware()}; server and client on one core each"
-                if server_cores
-                else hardware(),
+                measured_on=f"{machine}; server and client on one core each" if server_cores else machine,
                 kept=options.kept,
                 command=" ".join(
                     ["python", "benchmarks/serving/serving_live.py", *map(shlex.quote, arguments)]

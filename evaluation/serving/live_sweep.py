@@ -19,6 +19,7 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import to_plain
 from fedstill.common.errors import DataError
+from fedstill.common.provenance import git_revision
 from fedstill.evaluation.results import RESULTS_FILE
 from fedstill.evaluation.serving.closed_loop import PLAIN, plain_rate
 from fedstill.evaluation.serving.live_loadtest import LiveSettings, run_live
@@ -109,7 +110,13 @@ def _settings(sweep: Sweep) -> dict[str, object]:
     plain = {**to_plain(sweep.test), **to_plain(sweep.settings)}
     same = {name: value for name, value in plain.items() if name not in ("policies", "seeds", "rate")}
     known: dict[str, object] = json.loads(json.dumps({**same, "asked_rate": sweep.test.rate}))
-    return {**known, "server": list(sweep.server.arguments), "machine": sweep.measured_on}
+    return {
+        **known,
+        "server": [str(sweep.server.state), *sweep.server.arguments],
+        "machine": sweep.measured_on,
+        "revision": git_revision(),
+        "pictures": [len(sent.pictures) for sent in sweep.pictures],
+    }
 
 
 def _begun(sweep: Sweep) -> float | None:

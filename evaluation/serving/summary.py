@@ -113,18 +113,24 @@ def gain(results: ServingResults, policy: str, baseline: str, trace: str, load: 
 
 
 def paired_ratio(results: ServingResults, policy: str, baseline: str, trace: str, load: float) -> Mean | None:
-    """Utility of ``policy`` over that of ``baseline``; None if either was not run, or earned nothing on some load.
-
-    The geometric mean over seeds, with its interval on the logarithm: under overload a ratio of one seed may be ten
-    times that of another, and a ratio is never negative.
-    """
+    """Utility of ``policy`` over that of ``baseline``; None if either was not run, see :func:`mean_ratio`."""
     ours, theirs = results.rows(policy, trace, load), results.rows(baseline, trace, load)
-    if not ours or not theirs:
+    return mean_ratio(
+        [(mine.utility_earned, other.utility_earned) for mine, other in zip(ours, theirs, strict=False)]
+    )
+
+
+def mean_ratio(pairs: Sequence[tuple[float, float]]) -> Mean | None:
+    """First over second, paired by seed: the geometric mean, and its interval on the logarithm.
+
+    Under overload a ratio of one seed may be ten times that of another, and a ratio is never negative. It is 0 if
+    first is 0 for any seed; None without pairs, and if second is 0, which leaves nothing to compare with.
+    """
+    if not pairs or min(second for _, second in pairs) <= 0:
         return None
-    earned = [(mine.utility_earned, other.utility_earned) for mine, other in zip(ours, theirs, strict=True)]
-    if min(map(min, earned)) <= 0:
-        return None
-    logs = Mean.of([math.log(mine / other) for mine, other in earned])
+    if min(first for first, _ in pairs) <= 0:
+        return Mean(0.0, 0.0, 0.0)
+    logs = Mean.of([math.log(first / second) for first, second in pairs])
     return Mean(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high))
 
 

@@ -16,7 +16,7 @@ from fedstill.evaluation.serving import live_sweep
 from fedstill.evaluation.serving.live_loadtest import LiveSettings
 from fedstill.evaluation.serving.live_sweep import Sweep, best_fixed, merged, rotated
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
-from fedstill.evaluation.serving.summary import paired_ratio
+from fedstill.evaluation.serving.summary import Mean, paired_ratio
 from fedstill.evaluation.serving.virtual import LoadTest, run_virtual
 
 TEST = LoadTest(traces=("synthetic",), policies=("pets", "tome10"), seeds=2, seconds=10, rate=40)
@@ -83,8 +83,10 @@ def test_a_ratio_of_utilities_is_above_zero_however_far_seeds_differ() -> None:
         (ratio.value / np.exp(spread), ratio.value * np.exp(spread)), rel=1e-3
     )
     assert paired_ratio(made, "pets", "fedstill", "synthetic", 1.0) is None
-    nothing = replace(found, runs=tuple(replace(row, utility_earned=0.0) for row in rows))
-    assert paired_ratio(nothing, "pets", "tome10", "synthetic", 1.0) is None
+    for policy, expected in (("pets", Mean(0.0, 0.0, 0.0)), ("tome10", None)):
+        poor = [replace(row, utility_earned=0.0) if row.policy == policy else row for row in rows]
+        nothing = replace(found, runs=tuple(poor))
+        assert paired_ratio(nothing, "pets", "tome10", "synthetic", 1.0) == expected
 
 
 @pytest.mark.slow
