@@ -32,6 +32,8 @@ SETTINGS = (
     "teacher", "student", "distillation", "selection", "prototypes", "ours", "guard", "capture", "holdout"
 )  # fmt: skip
 """Of a plan: what its shared models are made with, and what devices are asked about them."""
+WORKINGS = "compute", "reply_timeout"
+"""Of a plan: how its cloud works. Other ones hold from the next start on, and make no other teacher."""
 STORE_FILES = "index.csv", "audio.npy", "frames.npy"
 
 
@@ -65,10 +67,10 @@ def retrain(state: Path, experiment: Experiment | None, console: Console) -> int
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        if made is not None:
-            write_plan(replace(made, teacher_number=number))
+        if made != plan:
+            write_plan(made)
         replace_text(state / EXPERIMENT_FILE, json.dumps(to_plain(chosen), indent=1))
-    return None if made is None else number
+    return number if made.teacher_number == number else None
 
 
 def _service_in(state: Path) -> RunPlan:
@@ -78,8 +80,8 @@ def _service_in(state: Path) -> RunPlan:
     return plan
 
 
-def _next_plan(plan: RunPlan, experiment: Experiment, folder: Path, console: Console) -> RunPlan | None:
-    """The plan with other clips or settings; None if they are the same, and then nothing is left in ``folder``."""
+def _next_plan(plan: RunPlan, experiment: Experiment, folder: Path, console: Console) -> RunPlan:
+    """The plan of the next teacher, if clips or settings are others; otherwise nothing is left in ``folder``."""
     with_weights = with_checked_encoders(experiment)
     source = open_source(experiment)
     public = np.flatnonzero([info.split == "public" for info in source.index])
@@ -92,14 +94,15 @@ def _next_plan(plan: RunPlan, experiment: Experiment, folder: Path, console: Con
     wanted = make_plan(with_weights, source, (), Path(plan.work))
     old = open_store(Path(plan.public))
     _require_same_devices(plan, old, wanted, new)
-    changed = {name: getattr(wanted, name) for name in SETTINGS}
-    same_settings = all(getattr(plan, name) == value for name, value in changed.items())
-    if _same_clips(old, new):
-        shutil.rmtree(folder)
-        if same_settings:
-            return None
-        return replace(plan, **changed)
-    return replace(plan, **changed, public=str(new.directory))
+    plan = replace(plan, **{name: getattr(wanted, name) for name in WORKINGS})
+    following = replace(
+        plan, **{name: getattr(wanted, name) for name in SETTINGS}, teacher_number=plan.teacher_number + 1
+    )
+    if not _same_clips(old, new):
+        return replace(following, public=str(new.directory))
+    shutil.rmtree(folder)
+    same_settings = all(getattr(plan, name) == getattr(following, name) for name in SETTINGS)
+    return plan if same_settings else following
 
 
 def _require_same_devices(plan: RunPlan, old: ClipStore, wanted: RunPlan, new: ClipStore) -> None:

@@ -68,6 +68,15 @@ def test_other_settings_are_another_teacher_of_the_same_clips(state: Path, tmp_p
     assert retrain(state, longer, silent_console()) is None
 
 
+def test_how_the_cloud_works_makes_no_other_teacher_and_is_not_lost(state: Path, tmp_path: Path) -> None:
+    slower = tiny_experiment(tmp_path, ["compute.workers=3", "run.reply_timeout=77"])
+    assert retrain(state, slower, silent_console()) is None
+    prepare_deployment(slower, state, silent_console())  # the coordinator's next start
+    plan = read_plan(state)
+    assert (plan.compute.workers, plan.reply_timeout, plan.teacher_number) == (3, 77, 1)
+    assert (plan.devices, plan.service) == (("hall", "kitchen"), True)
+
+
 def test_other_public_clips_are_another_teacher(tmp_path: Path) -> None:
     """The experiment is the same: its manifest has one public clip more, and then another label."""
     state, manifest = tmp_path / "state", write_clip_files(tmp_path / "clips")
