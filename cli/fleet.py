@@ -135,8 +135,9 @@ def events(
             raise ConfigError(f"{state}: nothing has happened here yet; is it a coordinator's folder?")
     tail, words, progress = EventTail(state), EventWords(), False
     while True:
+        names = _names(state)
         for event in tail.new():
-            for line in words.lines(event, _names(state), progress):
+            for line in words.lines(event, names, progress):
                 typer.echo(line)
         if not follow:
             return

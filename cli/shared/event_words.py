@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from fedstill.cloud_server.journal.progress_pace import PROGRESS_SECONDS
+from fedstill.cloud_server.journal.progress_pace import ProgressPace
 
 Event = dict[str, Any]
 
@@ -19,7 +19,7 @@ class EventWords:
     """
 
     def __init__(self) -> None:
-        self._told: dict[object, float] = {}
+        self._pace = ProgressPace()
 
     def lines(self, event: Event, names: Sequence[str], progress: bool) -> Iterator[str]:
         """None or one, with the time.
@@ -29,11 +29,9 @@ class EventWords:
             progress: whether trainings are told while they go on.
         """
         line = in_words(event, names)
-        if not line and progress and (line := progress_in_words(event, names)):
-            job, now = event.get("client"), float(event["time"])
-            if 0 <= now - self._told.get(job, -PROGRESS_SECONDS) < PROGRESS_SECONDS:
-                return
-            self._told[job] = now
+        if not line and progress:
+            told = progress_in_words(event, names)
+            line = told if told and self._pace.is_time(event.get("client"), float(event["time"])) else ""
         if line:
             yield f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}"
 

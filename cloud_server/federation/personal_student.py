@@ -166,7 +166,8 @@ class PersonalStudents:
         found = judging.right(logits, old.bias)
         new = judging.right(self._check_logits(candidate.training), bias)
         better = judging.worth(candidate.name, new - found)
-        if better.gain > LEAST_GAIN:
+        chosen_here = candidate is not GENERIC_CANDIDATE  # as the best of several on these very clips
+        if better.gain > max(LEAST_GAIN, better.error if chosen_here else 0.0):
             return None
         worth = judging.worth(old.name, found - judging.right(self._check_logits(GENERIC_TRAINING)))
         expected, low, high = judging.expected(worth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -16,11 +17,14 @@ class ProgressPace:
         self._told: dict[object, float] = {}
         self._lock = threading.Lock()
 
-    def is_time(self, job: object) -> bool:
-        """Whether ``PROGRESS_SECONDS`` have passed since this was true for the job; at first, it is."""
-        now = time.monotonic()
+    def is_time(self, job: object, now: float | None = None) -> bool:
+        """Whether ``PROGRESS_SECONDS`` have passed since this was true for the job; at first, it is.
+
+        now: seconds by any clock, which may be set back; by default by one that only grows.
+        """
+        now = time.monotonic() if now is None else now
         with self._lock:
-            if now - self._told.get(job, -PROGRESS_SECONDS) < PROGRESS_SECONDS:
+            if 0 <= now - self._told.get(job, -math.inf) < PROGRESS_SECONDS:
                 return False
             self._told[job] = now
         return True
