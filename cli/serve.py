@@ -131,7 +131,11 @@ def serve_(
 
     formatter = JsonFormatter(log_fields) if log_format is LogFormat.JSON else None
     with serve(ServerError, formatter=formatter) as stop:
-        if insecure == (authority is not None):
+        if insecure and authority is not None:
+            raise ConfigError(
+                "--insecure and --authority: one of them; each may stand in the --config file, too"
+            )
+        if not insecure and authority is None:
             raise ConfigError(
                 "--authority: needs a folder of fedstill certs init, or --insecure on a trusted network"
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import grpc
 from google.protobuf.message import Message
 
-from fedstill.cloud_server.auth.authority import Authority, read_authority
+from fedstill.cloud_server.auth.authority import Authority, refreshed
 from fedstill.cloud_server.auth.tokens import TokenError, verify
 
 FRESH_SECONDS = 5.0
@@ -28,7 +28,7 @@ class Authenticator:
 
     def __call__(self, token: str) -> str:
         if time.monotonic() - self._read_at > FRESH_SECONDS:
-            self._authority = read_authority(self._authority.directory)
+            self._authority = refreshed(self._authority)
             self._read_at = time.monotonic()
         return verify(self._authority.secret, token, time.time(), self._authority.revoked_names)
 

@@ -151,22 +151,22 @@ def renew_server(directory: Path, hosts: Sequence[str] = (), addresses: Sequence
     return read_authority(directory)
 
 
-def read_authority(directory: Path, now: float | None = None) -> Authority:
+def read_authority(
+    directory: Path, now: float | None = None, *, server_certificate: bool = True
+) -> Authority:
     """Read and check an authority folder. The authority's own key is not needed and may be kept elsewhere.
+
+    Args:
+        server_certificate: False for a server that has its own from elsewhere: then only the secret and the register
+            have to be good.
 
     Raises:
         CredentialError: something is missing, damaged, expired, or does not belong together.
     """
     now = time.time() if now is None else now
     folder = _existing(directory).resolve()
-    issuer = read_certificate(folder / CA_FILE, now)
-    certificate = read_certificate(folder / SERVER_FILE, now, issuer)
-    if _private_key(folder / SERVER_KEY_FILE).public_key() != certificate.public_key():
-        raise CredentialError(f"{folder / SERVER_KEY_FILE}: does not belong to the {SERVER_FILE} beside it")
-    secret = read_bytes(folder / SECRET_FILE)
-    if len(secret) != SECRET_BYTES:
-        raise CredentialError(f"{folder / SECRET_FILE}: damaged; {SECRET_BYTES} bytes are needed")
-    nodes = list_nodes(folder)
+    ending = _check_certificates(folder, now) if server_certificate else ()
+    secret, nodes = _read_secret(folder), list_nodes(folder)
     private = [folder / SERVER_KEY_FILE, folder / SECRET_FILE, folder / CA_KEY_FILE]
     return Authority(
         directory=folder,
@@ -177,8 +177,7 @@ def read_authority(directory: Path, now: float | None = None) -> Authority:
         nodes=nodes,
         warnings=(
             *open_secrets(*(path for path in private if path.exists())),
-            *ends_soon(folder / SERVER_FILE, valid_until(certificate), now, "fedstill certs server CERTS"),
-            *ends_soon(folder / CA_FILE, valid_until(issuer), now, NEW_AUTHORITY),
+            *ending,
             *(
                 warning
                 for node in nodes
@@ -189,6 +188,31 @@ def read_authority(directory: Path, now: float | None = None) -> Authority:
             ),
         ),
     )
+
+
+def refreshed(authority: Authority) -> Authority:
+    """With secret and register as they are now, which is all that tokens need. Raises CredentialError."""
+    folder = authority.directory
+    return replace(authority, secret=_read_secret(folder), nodes=list_nodes(folder))
+
+
+def _check_certificates(folder: Path, now: float) -> tuple[str, ...]:
+    """Returns warnings. Raises CredentialError."""
+    issuer = read_certificate(folder / CA_FILE, now)
+    certificate = read_certificate(folder / SERVER_FILE, now, issuer)
+    if _private_key(folder / SERVER_KEY_FILE).public_key() != certificate.public_key():
+        raise CredentialError(f"{folder / SERVER_KEY_FILE}: does not belong to the {SERVER_FILE} beside it")
+    return (
+        *ends_soon(folder / SERVER_FILE, valid_until(certificate), now, "fedstill certs server CERTS"),
+        *ends_soon(folder / CA_FILE, valid_until(issuer), now, NEW_AUTHORITY),
+    )
+
+
+def _read_secret(folder: Path) -> bytes:
+    secret = read_bytes(folder / SECRET_FILE)
+    if len(secret) != SECRET_BYTES:
+        raise CredentialError(f"{folder / SECRET_FILE}: damaged; {SECRET_BYTES} bytes are needed")
+    return secret
 
 
 def list_nodes(directory: Path) -> tuple[IssuedNode, ...]:

@@ -32,7 +32,10 @@ def check_server_files(certificate: Path, key: Path, now: float | None = None) -
     Returns warnings. Raises CredentialError: unreadable, damaged, expired, not yet valid, or not of one pair.
     """
     now = time.time() if now is None else now
-    chain = _certificates(certificate, now)
+    chain = parse(certificate, x509.load_pem_x509_certificates)
+    for one in chain:
+        if one is chain[0] or one.issuer != one.subject:  # clients have their root from elsewhere
+            check_dates(certificate, one, now)
     if b"ENCRYPTED" in read_bytes(key):
         raise CredentialError(f"{key}: is encrypted; the server needs the key without a passphrase")
     private = parse(key, lambda content: load_pem_private_key(content, password=None))
@@ -40,10 +43,11 @@ def check_server_files(certificate: Path, key: Path, now: float | None = None) -
         raise CredentialError(f"{key}: neither an RSA nor an elliptic-curve key")
     if private.public_key() != _public_key(certificate, chain[0]):
         raise CredentialError(f"{key}: not the key of the first certificate in {certificate}")
-    first = min(map(valid_until, chain))
+    good, old = _by_date(certificate, chain, now)
     return (
         *open_secrets(key),
-        *ends_soon(certificate, first, now, RENEW),
+        *old,
+        *ends_soon(certificate, min(map(valid_until, good)), now, RENEW),
         *(
             f"{certificate}: certificate {number + 1} did not sign the one before it, so clients may not trust it"
             for number in range(1, len(chain))
@@ -58,21 +62,31 @@ def check_client_authority(file: Path, now: float | None = None) -> tuple[str, .
     Returns warnings. Raises CredentialError: unreadable, damaged, expired, not yet valid, or of no authority.
     """
     now = time.time() if now is None else now
-    found = _certificates(file, now)
+    found = parse(file, x509.load_pem_x509_certificates)
+    good, old = _by_date(file, found, now)
+    if not good:
+        check_dates(file, found[0], now)
     for one in found:
         if not _signs(file, one):
             name = one.subject.rfc4514_string()
             raise CredentialError(
                 f"{file}: {name!r} is no authority, so no client can have a certificate of it"
             )
-    return ends_soon(file, min(map(valid_until, found)), now, RENEW)
+    return (*old, *ends_soon(file, min(map(valid_until, good)), now, RENEW))
 
 
-def _certificates(file: Path, now: float) -> list[x509.Certificate]:
-    found = parse(file, x509.load_pem_x509_certificates)
+def _by_date(
+    file: Path, found: list[x509.Certificate], now: float
+) -> tuple[list[x509.Certificate], tuple[str, ...]]:
+    """Those that are valid now, and a warning for each other one: an authority that was replaced may stay in a file."""
+    good, old = [], []
     for one in found:
-        check_dates(file, one, now)
-    return found
+        try:
+            check_dates(file, one, now)
+            good.append(one)
+        except CredentialError as error:
+            old.append(f"{error} ({one.subject.rfc4514_string()!r}), and is of no use there")
+    return good, tuple(old)
 
 
 def _public_key(file: Path, certificate: x509.Certificate) -> object:

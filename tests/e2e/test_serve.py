@@ -354,7 +354,9 @@ def own_signals() -> Iterator[None]:
     ("options", "said"),
     [
         ([], "--authority: needs a folder"),
-        (["--insecure", "--authority", "x"], "--authority: needs a folder"),
+        (["--insecure", "--authority", "x"], "--insecure and --authority: one of them"),
+        (["--insecure", "--drain-seconds", "inf"], "--drain-seconds inf: needs seconds from 0 to 86400"),
+        (["--insecure", "--lame-duck", "nan"], "--lame-duck nan: needs seconds from 0 to 86400"),
         (["--authority", "a", "--tls-key", "k.pem"], "give both"),
         (["--insecure", "--client-ca", "ca.pem"], "there is no TLS then"),
         (["--insecure", "--rate-limit", "shop=1"], "--insecure knows no tokens"),

@@ -18,6 +18,9 @@ from fedstill.cloud_server.warmup.warmed_models import read_catalogue
 from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import pair, whole_numbers
 
+LONGEST_END = 86_400
+"""Seconds, a day: for each part of a server's end."""
+
 
 @dataclass(frozen=True)
 class ServePlan:
@@ -65,6 +68,9 @@ class ServePlan:
             raise ConfigError(
                 f"--precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}"
             )
+        for name, seconds in (("lame-duck", self.lame_duck_seconds), ("drain-seconds", self.drain_seconds)):
+            if not 0 <= seconds <= LONGEST_END:  # nor if it is no number
+                raise ConfigError(f"--{name} {seconds:g}: needs seconds from 0 to {LONGEST_END}")
         if self.device not in ("auto", "cpu") and not (
             self.device.startswith("cuda") and torch.cuda.is_available()
         ):

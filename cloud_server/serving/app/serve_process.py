@@ -74,11 +74,12 @@ def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:
 
 
 def _authority(plan: ServePlan) -> Authority | None:
-    authority = read_authority(plan.authority) if plan.authority is not None else None
-    if authority is not None:
-        strangers = sorted(plan.rates.keys() - {EVERY_OTHER} - {node.name for node in authority.nodes})
-        _warn(authority.warnings)
-        _warn(tuple(f"--rate-limit {name}: {plan.authority} has no such node yet" for name in strangers))
+    if plan.authority is None:
+        return None
+    authority = read_authority(plan.authority, server_certificate=plan.tls_certificate is None)
+    strangers = sorted(plan.rates.keys() - {EVERY_OTHER} - {node.name for node in authority.nodes})
+    _warn(authority.warnings)
+    _warn(tuple(f"--rate-limit {name}: {plan.authority} has no such node yet" for name in strangers))
     return authority
 
 

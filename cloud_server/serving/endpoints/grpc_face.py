@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from fedstill.cloud_server.auth.authenticator import Context
 from fedstill.cloud_server.grpc.request_error import RequestError
+from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY
 from fedstill.cloud_server.serving.endpoints import grpc_methods
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.infer_parameters import value_of
@@ -40,8 +41,8 @@ def inference_handler(protocol: OpenInference, access: AccessPolicy) -> grpc.Gen
 
 def _refusing(name: str) -> grpc.RpcMethodHandler[Any, Any]:
     async def handle(_: bytes, context: Any) -> bytes:
-        error = refused(name)
-        await context.abort(error.code, line(error))
+        call, error = grpc_methods.begin_call(context), refused(name)
+        await context.abort(error.code, line(error), ((REQUEST_ID_KEY, call.request_id),))
         raise AssertionError("abort has raised already")
 
     return grpc.unary_unary_rpc_method_handler(handle)

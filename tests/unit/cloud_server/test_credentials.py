@@ -27,6 +27,7 @@ from fedstill.cloud_server.auth.authority import (
     issue_node,
     list_nodes,
     read_authority,
+    refreshed,
     renew_server,
     renew_token,
     revoke_node,
@@ -248,6 +249,19 @@ def test_what_ends_is_announced_a_month_ahead(authority: Path) -> None:
     (server, *_) = read_authority(authority, now + (SERVER_DAYS - 20) * DAY).warnings
     assert "server.crt: expires on" in server
     assert "fedstill certs server CERTS" in server
+
+
+def test_tokens_outlive_a_server_certificate_that_nobody_uses(authority: Path) -> None:
+    """A server with a certificate from elsewhere, and every server once it runs, needs secret and register alone."""
+    made = read_authority(authority)
+    late = time.time() + (CA_DAYS + 1) * DAY
+    with pytest.raises(CredentialError, match="expired on"):
+        read_authority(authority, late)
+    assert read_authority(authority, late, server_certificate=False).secret == made.secret
+    (authority / "server.crt").unlink()
+    assert refreshed(made).secret == made.secret
+    revoke_node(authority, "kitchen")
+    assert "kitchen" in refreshed(made).revoked_names
 
 
 @pytest.fixture

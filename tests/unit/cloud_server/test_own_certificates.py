@@ -46,6 +46,16 @@ def test_what_is_unwise_is_a_warning(root: Identity, tmp_path: Path) -> None:
     assert "expires on" in soon
 
 
+def test_an_authority_that_was_replaced_may_stay_in_a_file(root: Identity, tmp_path: Path) -> None:
+    old = made("old", authority=True, days=(-9, -1))
+    file, _ = root.write(tmp_path, "both", old)
+    (warning,) = check_client_authority(file)
+    assert "expired on" in warning
+    assert "'CN=old'" in warning
+    warnings = check_server_files(*made("server", old).write(tmp_path, "chain", old))
+    assert ["expired on" in one for one in warnings] == [True]
+
+
 def test_each_mistake_of_a_pair_is_one_line(root: Identity, tmp_path: Path) -> None:
     certificate, key = made("server", root).write(tmp_path, "server")
     other, _ = made("other", root).write(tmp_path, "other")
