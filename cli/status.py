@@ -96,7 +96,10 @@ def _wire(row: dict[str, Any]) -> str:
 def _teacher(teacher: dict[str, Any], devices: list[dict[str, Any]]) -> str:
     """Its number and digest, and how many devices still have a student of an earlier one."""
     if teacher["digest"] is None:
-        return f"{teacher['number']}, not made yet"
+        made = any(row["in_use"] and row["in_use"]["teacher"] == teacher["number"] for row in devices)
+        return f"{teacher['number']}" + (
+            "" if made else ", not made yet"
+        )  # an older fedstill noted no digest
     earlier = sum(
         row["in_use"] is not None and row["in_use"]["teacher"] != teacher["number"] for row in devices
     )

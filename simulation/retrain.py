@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fedstill.cloud_server.distillation.run_plan import RunPlan, write_plan
 from fedstill.cloud_server.distillation.teacher import student_spec
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import to_plain
-from fedstill.common.errors import ConfigError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.run_layout import EXPERIMENT_FILE, PLAN_FILE, teacher_folder
 from fedstill.datasets.audiovisual.store import ClipStore, build_store, open_store
@@ -61,11 +62,11 @@ def retrain(state: Path, experiment: Experiment | None, console: Console) -> int
             raise ConfigError("run.first_seed: a fleet keeps its seed; choose another --state")
         number = plan.teacher_number + 1
         folder = teacher_folder(state, number)
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off
+        _remove(folder)  # of an attempt that was cut off
         try:
             made = _next_plan(plan, chosen, folder, console)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         if made != plan:
             write_plan(made)
@@ -82,7 +83,7 @@ def _service_in(state: Path) -> RunPlan:
 
 def _next_plan(plan: RunPlan, experiment: Experiment, folder: Path, console: Console) -> RunPlan:
     """The plan of the next teacher, if clips or settings are others; otherwise nothing is left in ``folder``."""
-    with_weights = with_checked_encoders(experiment)
+    with_weights, old = with_checked_encoders(experiment), _present_clips(plan)
     source = open_source(experiment)
     public = np.flatnonzero([info.split == "public" for info in source.index])
     if not len(public):
@@ -92,7 +93,6 @@ def _next_plan(plan: RunPlan, experiment: Experiment, folder: Path, console: Con
             source, public.tolist(), experiment.audio, experiment.frames, folder / "public", keep_sound=True
         )
     wanted = make_plan(with_weights, source, (), Path(plan.work))
-    old = open_store(Path(plan.public))
     _require_same_devices(plan, old, wanted, new)
     plan = replace(plan, **{name: getattr(wanted, name) for name in WORKINGS})
     following = replace(
@@ -100,9 +100,26 @@ def _next_plan(plan: RunPlan, experiment: Experiment, folder: Path, console: Con
     )
     if not _same_clips(old, new):
         return replace(following, public=str(new.directory))
-    shutil.rmtree(folder)
+    _remove(folder)
     same_settings = all(getattr(plan, name) == getattr(following, name) for name in SETTINGS)
     return plan if same_settings else following
+
+
+def _present_clips(plan: RunPlan) -> ClipStore:
+    try:
+        return open_store(Path(plan.public))
+    except DataError as error:
+        raise ConfigError(
+            f"{plan.public}: the clips of the present teacher cannot be read, so nothing can be compared with "
+            f"them ({error}); put back a copy of {plan.work} (fedstill fleet restore)"
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    """The folder of a teacher that is not to be, and then that of all later teachers if it was alone there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _require_same_devices(plan: RunPlan, old: ClipStore, wanted: RunPlan, new: ClipStore) -> None:

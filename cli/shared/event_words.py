@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -22,18 +23,19 @@ class EventWords:
         self._pace = ProgressPace()
 
     def lines(self, event: Event, names: Sequence[str], progress: bool) -> Iterator[str]:
-        """None or one, with the time.
+        """None or one, with the time; none for an event of another form than this fedstill writes.
 
         Args:
             names: of the devices, by client.
             progress: whether trainings are told while they go on.
         """
-        line = in_words(event, names)
-        if not line and progress:
-            told = progress_in_words(event, names)
-            line = told if told and self._pace.is_time(event.get("client"), float(event["time"])) else ""
-        if line:
-            yield f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}"
+        with suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
+            line = in_words(event, names)
+            if not line and progress:
+                told = progress_in_words(event, names)
+                line = told if told and self._pace.is_time(event.get("client"), float(event["time"])) else ""
+            if line:
+                yield f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}"
 
 
 def in_words(event: Event, names: Sequence[str] = ()) -> str:
@@ -92,7 +94,7 @@ def progress_in_words(event: Event, names: Sequence[str] = ()) -> str:
 
 def _who(event: Event, names: Sequence[str]) -> str:
     client = event.get("client")
-    name = names[client] if isinstance(client, int) and client < len(names) else ""
+    name = names[client] if isinstance(client, int) and 0 <= client < len(names) else ""
     return name or f"client {client}"
 
 

@@ -7,6 +7,7 @@ kept beside it, and both are there when the device is served the next time.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.models.weights.checkpoint import CheckpointError, load_checkpoint
 from fedstill.protos.messages import Hello
+
+LOG = logging.getLogger(__name__)
 
 IN_USE_FOLDER = "in_use"
 NOTE_FILE, NET, CHECKED = "note.json", "student", "checked"
@@ -54,16 +57,29 @@ class StudentInUse:
 
 
 def keep_in_use(cloud: SeedCloud, key: JobKey, student: StudentInUse | None) -> None:
-    """Keep the student that a job has given its device, in place of the one before. None: only forget that one."""
+    """Keep the student that a job has given its device, in place of the one before. None: only forget that one.
+
+    A disk that takes no more costs a later comparison, and not the visit.
+    """
     folder = _folder(cloud, key)
-    (folder / NOTE_FILE).unlink(missing_ok=True)  # until all of it is there, nothing is
-    if student is None:
-        return
-    for name, net in ((NET, student.net), (CHECKED, student.checked)):
-        if net is not None:
-            cloud.keep(folder / name, net)
-    note = {"version": student.version, "job": key.text, "name": student.name, "bias": student.bias.tolist()}
-    replace_text(folder / NOTE_FILE, json.dumps(note | {"trained": student.net is not None}))
+    try:
+        (folder / NOTE_FILE).unlink(missing_ok=True)  # until all of it is there, nothing is
+        if student is None:
+            return
+        for name, net in ((NET, student.net), (CHECKED, student.checked)):
+            if net is not None:
+                cloud.keep(folder / name, net)
+        note = {
+            "version": student.version,
+            "job": key.text,
+            "name": student.name,
+            "bias": student.bias.tolist(),
+        }
+        replace_text(folder / NOTE_FILE, json.dumps(note | {"trained": student.net is not None}))
+    except OSError as error:
+        LOG.warning(
+            "event=student_not_kept client=%d reason=%s", key.client, json.dumps(error.strerror or str(error))
+        )
 
 
 def open_in_use(cloud: SeedCloud, key: JobKey, hello: Hello | None) -> StudentInUse | None:
@@ -83,13 +99,16 @@ def open_in_use(cloud: SeedCloud, key: JobKey, hello: Hello | None) -> StudentIn
         if not hello.student or note["version"] != hello.student or note["job"] == key.text:
             return None
         bias = np.array(note["bias"], np.float32)
-        if bias.shape != (len(cloud.public.class_names),):
+        if bias.shape != (len(cloud.public.class_names),) or not np.isfinite(bias).all():
             return None
-        net, checked = (
-            load_checkpoint(folder / name)[0] if note["trained"] else None for name in (NET, CHECKED)
+        nets = (
+            [load_checkpoint(folder / name)[0] for name in (NET, CHECKED)] if note["trained"] is True else []
         )
+        if any(net.spec != cloud.shared(GENERIC).spec for net in nets):
+            return None
+        net, checked = nets or (None, None)
         return StudentInUse(hello.student, str(note["name"]), net, checked, bias)
-    except (OSError, ValueError, TypeError, KeyError, CheckpointError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, CheckpointError):
         return None
 
 

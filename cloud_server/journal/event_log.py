@@ -1,12 +1,13 @@
 """The run's event log: one JSON line per event in ``metrics.jsonl``, losses also as TensorBoard scalars.
 
 The launcher follows the file to draw progress, and reads finished jobs from it; after an interruption the same file
-shows what is already done. A line cut short by a kill is ignored.
+shows what is already done. A line cut short by a kill, and one that is no event, is ignored.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -73,7 +74,7 @@ def read_events(work: Path) -> Iterator[dict[str, Any]]:
     path = work / METRICS_FILE
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         yield from _events(lines)
 
 
@@ -95,17 +96,22 @@ class EventTail:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return list(_events(whole.decode("utf-8").splitlines()))
+        return list(_events(whole.decode("utf-8", "replace").split("\n")))
 
 
 def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Lines that a kill cut short are left out."""
+    """Lines that a kill cut short are left out, and others that are no event."""
     for line in lines:
         try:
-            event: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-        yield event
+        if isinstance(event, dict) and isinstance(event.get("event"), str) and _is_time(event.get("time")):
+            yield event
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _end_cut_line(path: Path) -> None:

@@ -21,11 +21,12 @@ from fedstill.edge_client.folder import METERED_FILE
 LOG = logging.getLogger(__name__)
 
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
-SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|kB|MB|GB)", re.ASCII)
+SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(B|kB|MB|GB)", re.ASCII)
 SAVE_BYTES, SAVE_SECONDS, SAVES = 64 * 1024, 60.0, 200
 """The count is written after so many further bytes, or a part of so many of the month's, or after so many seconds: a
 kill forgets no more, and a disk does not wait for every piece."""
 MOST_MONTHS = 120
+MOST_BYTES = 2**62
 
 
 def read_size(text: str) -> int:
@@ -124,7 +125,7 @@ def read_months(folder: Path) -> dict[str, int]:
     path = folder / METERED_FILE
     try:
         found = json.loads(path.read_bytes())
-        return {str(month): max(0, int(size)) for month, size in found.items()}
+        return {str(month): min(max(0, int(size)), MOST_BYTES) for month, size in found.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -34,7 +34,7 @@ def metered(target: str, budget: MonthlyBytes) -> Iterator[str]:
     Args:
         target: ``HOST:PORT``.
     """
-    with _Relay(address(target, "the coordinator's address"), budget) as relay:
+    with _Relay(target, budget) as relay:
         thread = threading.Thread(
             target=relay.serve_forever, args=(STOP_SECONDS,), name="metered", daemon=True
         )
@@ -63,9 +63,10 @@ class _Relay(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, target: tuple[str, int], budget: MonthlyBytes) -> None:
+    def __init__(self, target: str, budget: MonthlyBytes) -> None:
+        self.target, self.budget = address(target, "the coordinator's address"), budget
         super().__init__((LOOPBACK, 0), _Connection)
-        self.target, self.budget = target, budget
+        self._name = target
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._trouble = ""
@@ -96,7 +97,7 @@ class _Relay(socketserver.ThreadingTCPServer):
         if trouble != self._trouble:
             self._trouble = trouble
             if trouble:
-                LOG.warning("event=unreachable target=%s:%d reason=%s", *self.target, json.dumps(trouble))
+                LOG.warning("event=unreachable target=%s reason=%s", self._name, json.dumps(trouble))
 
 
 class _Connection(socketserver.BaseRequestHandler):

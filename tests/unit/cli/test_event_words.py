@@ -121,3 +121,21 @@ def test_only_who_follows_sees_progress_and_only_of_what_goes_on(
         "the teacher: epoch 2 of 9",
         "the teacher: epoch 4 of 9",
     ]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "visited", "client": 0, "outcome": "failed", "reason": "", "next_attempt": None},
+        {"event": "visit", "client": 0, "cause": "new", "visit": "x", "time": 1},
+        {"event": "device"},
+        {"event": "finished", "time": 1e300},
+        {"event": "visited", "client": 0, "outcome": "served", "student": 5},
+    ],
+)
+def test_an_event_of_another_form_stops_nothing(event: dict[str, Any]) -> None:
+    assert list(EventWords().lines({"time": 1.0} | event, ["hall"], True)) == []
+
+
+def test_a_client_that_nobody_has_is_told_by_its_number() -> None:
+    assert in_words({"event": "device", "client": -1, "state": "online"}, ["hall"]) == "client -1 online"

@@ -28,3 +28,25 @@ def test_a_service_puts_its_log_aside_and_who_follows_it_goes_on(tmp_path: Path)
     sizes = [path.stat().st_size for path in tmp_path.glob(f"{METRICS_FILE}*")]
     assert len(sizes) == 2
     assert max(sizes) <= 2000
+
+
+ODD = (
+    b"""5
+{}
+[{"event": "one", "time": 1}]
+{"event": "one"}
+{"event": 1, "time": 1}
+{"event": "one", "time": "now"}
+{"event": "one", "time": NaN}
+\xff\xfe{"event"
+"""
+    + b"[" * 100_000
+    + b"\n"
+)
+
+
+def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
+    good = b'{"event": "one", "time": 1, "name": "\xff"}\n'
+    (tmp_path / METRICS_FILE).write_bytes(ODD + good)
+    for found in (list(read_events(tmp_path)), EventTail(tmp_path).new()):
+        assert [(event["event"], event["time"]) for event in found] == [("one", 1)]

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 from helpers.command import CliRunner
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, delete
 
 from fedstill.cli.main import app
 from fedstill.cloud_server.journal import fleet_state
 from fedstill.cloud_server.journal.fleet_state import LOOKED_SECONDS, clients_named, plan_of, read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.journal import Journal
+from fedstill.cloud_server.journal.tables import TEACHERS
 from fedstill.cloud_server.journal.traffic import TrafficCounters
 from fedstill.cloud_server.journal.visit import FAILED, LOST, NEW, REQUESTED, SERVED, TEACHER, Visit
 from fedstill.common.errors import ConfigError, RunError
@@ -141,6 +142,10 @@ def test_a_student_is_told_with_its_number_and_its_teacher(fleet: Fleet) -> None
     visits.end(visits.begin(Visit(1, 1, REQUESTED, "kitchen")), SERVED, "", "b" * 64)
     has = {"number": 2, "teacher": 1, "version": "b" * 64}
     assert fleet.device(1)["in_use"] == has
+    with fleet.journal.teachers._engine.begin() as connection:  # an older fedstill noted none
+        connection.execute(delete(TEACHERS))
+    assert "teacher: 1\n" in CliRunner().invoke(app, shown).output
+    fleet.journal.teachers.note(1, "ab" * 8)
     told = CliRunner().invoke(app, shown).output
     assert "student 2, teacher 1" in told
     assert f"teacher: 1 ({'ab' * 6})\n" in told

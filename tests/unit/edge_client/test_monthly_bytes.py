@@ -55,7 +55,8 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "50", "MB", "-1MB", "1 MiB", "50mb", "0MB", "0.2B", "1e9B", "nanMB", "1,5GB"]
+    "text",
+    ["", "50", "MB", "-1MB", "1 MiB", "50mb", "0MB", "0.2B", "1e9B", "nanMB", "1,5GB", f"{'9' * 400}B"],
 )
 def test_what_is_no_size_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="write a size such as 50MB") as caught:
@@ -268,6 +269,22 @@ def test_an_unreachable_coordinator_is_told_once(tmp_path: Path, caplog: pytest.
         f"event=unreachable target=127.0.0.1:{port} reason={json.dumps('Connection refused')}"
     ]
     assert budget.moved == 0
+
+
+def test_an_ipv6_address_is_told_as_it_was_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = f"[::1]:{free_port()}"
+    with metered(target, Clock().budget(tmp_path)) as relay, connected(relay) as connection:
+        assert ended(connection)
+    (told,) = caplog.messages
+    assert f"target={target} " in told
+
+
+def test_a_count_beyond_all_links_is_one_that_is_spent(tmp_path: Path) -> None:
+    (tmp_path / METERED_FILE).write_text(json.dumps({"2026-11": 10**4000}))
+    budget = Clock().budget(tmp_path)
+    assert (budget.spent, len(str(budget.moved))) == (True, 19)
+    budget.count(1)
+    budget.save()
 
 
 def test_a_handshake_that_leads_nowhere_is_reset(tmp_path: Path) -> None:

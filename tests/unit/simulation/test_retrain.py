@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_without_a_change_nothing_happens(state: Path) -> None:
     before = files_of(state)
     assert retrain(state, None, silent_console()) is None
     assert files_of(state) == before
+    assert not (state / "teachers").exists()
     said = CliRunner().invoke(app, ["fleet", "retrain", "--state", str(state)])
     assert said.output == "nothing that the teacher is made of has changed\n"
 
@@ -95,6 +97,16 @@ def test_other_public_clips_are_another_teacher(tmp_path: Path) -> None:
     text = manifest.read_text()
     manifest.write_text(text.replace(",calm,", ",fear,", 1))
     assert retrain(state, None, silent_console()) == 3
+
+
+def test_without_the_present_clips_nothing_is_decoded(state: Path, tmp_path: Path) -> None:
+    shutil.rmtree(state / "public")
+    longer = tiny_experiment(tmp_path, ["teacher.epochs=2"])
+    with pytest.raises(
+        ConfigError, match=r"public: the clips of the present teacher .*fedstill fleet restore\)$"
+    ):
+        retrain(state, longer, silent_console())
+    assert not (state / "teachers").exists()
 
 
 def test_an_attempt_that_was_cut_off_is_made_whole(
