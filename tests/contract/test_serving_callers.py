@@ -16,6 +16,7 @@ from helpers.serving import MadeServer, png, serving
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.auth.tokens import TokenError
 from fedstill.cloud_server.serving.callers.rate_limits import Rate, RateLimits
+from fedstill.cloud_server.serving.endpoints import rest_face
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -134,6 +135,16 @@ def test_health_and_descriptions_are_not_limited(made: MadeServer) -> None:
     for _ in range(5):
         assert httpx.get(made.rest + "/v2/models/cats", headers=bearer("barn")).status_code == 200
         assert httpx.get(made.rest + "/v2/health/ready").status_code == 200
+
+
+def test_a_fault_of_the_server_says_its_request_id(made: MadeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(rest_face, "_shown", broken)
+    answer = httpx.get(made.rest + "/v2", headers=bearer("yard", **{"x-request-id": "mine-5"}))
+    assert (answer.status_code, answer.headers.get_list("x-request-id")) == (500, ["mine-5"])
+    assert "broken" not in answer.text
 
 
 def test_every_answer_says_its_request_id(made: MadeServer) -> None:

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.cloud_server.serving.callers.call import current
+from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY, current
 from fedstill.cloud_server.serving.callers.request_id_header import RequestIdHeader
 from fedstill.cloud_server.serving.endpoints import rest_messages
 from fedstill.cloud_server.serving.endpoints.grpc_methods import RETRY_KEY
@@ -332,4 +332,6 @@ async def _show_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _show_failure(request: Request, error: Exception) -> Response:
-    return _json({"error": "the server failed; see its log"}, 500)
+    answer = _json({"error": "the server failed; see its log"}, 500)
+    answer.headers[REQUEST_ID_KEY] = current().request_id  # it is sent from outside of the middleware
+    return answer

@@ -151,11 +151,13 @@ class ServingServer:
         dispatcher.drain()
         await self._listener.announce_shutdown()
         self._watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._watching
-        idle = await asyncio.to_thread(dispatcher.wait_until_idle, self._address.drain_seconds)
-        await asyncio.to_thread(dispatcher.stop)
-        await self._close()
+        try:
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            idle = await asyncio.to_thread(dispatcher.wait_until_idle, self._address.drain_seconds)
+        finally:
+            await asyncio.to_thread(dispatcher.stop)
+            await self._close()
         LOG.info("event=stopped everyone_answered=%s", idle)
 
     async def _close(self) -> None:
