@@ -105,10 +105,15 @@ def wire_bytes(path: Path) -> Callable[[Sequence[str]], tuple[int, int] | tuple[
     except (TrafficError, OSError):
         counts = ()
 
+    totals: dict[str, tuple[int, int]] = {}
+    for entry in counts:
+        up, down = totals.get(entry.peer, (0, 0))
+        totals[entry.peer] = up + entry.up, down + entry.down
+
     def of(keys: Sequence[str]) -> tuple[int, int] | tuple[None, None]:
-        entries = [entry for entry in counts if entry.peer in keys]
-        if not entries:
+        known = [totals[key] for key in set(keys) & totals.keys()]
+        if not known:
             return None, None
-        return sum(entry.up for entry in entries), sum(entry.down for entry in entries)
+        return sum(up for up, _ in known), sum(down for _, down in known)
 
     return of
