@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedstill.common.dataclass_codec import PlainError, from_plain
 from fedstill.common.errors import UserError
+from fedstill.common.node_token import newest_token, token_expiry
 
 CA_FILE = "ca.crt"
 NODE_KEY_FILE = "node"
@@ -67,6 +68,7 @@ class NodeBundle:
     identity: NodeIdentity
     ca_file: Path
     key_file: Path
+    token_file: Path
     token: str = field(repr=False)
     token_expiry: int
     """Seconds since 1970."""
@@ -74,18 +76,22 @@ class NodeBundle:
     """Warnings that do not keep the node from connecting; to be logged."""
 
 
-def read_node_bundle(directory: Path, now: float | None = None) -> NodeBundle:
+def read_node_bundle(directory: Path, now: float | None = None, kept: Path | None = None) -> NodeBundle:
     """Read and check the bundle that ``fedstill certs issue`` wrote.
 
+    Args:
+        kept: where a token is kept that the cloud has sent since; None: the bundle's own counts.
+
     Raises:
-        CredentialError: a file is missing or damaged, the key is not the one of ``node.json``, the token is
-            another node's, or the token or the authority has expired.
+        CredentialError: a file is missing or damaged, the key is not the one of ``node.json``, or the token is
+            another node's. What has expired, or is not valid yet by this clock, is a warning: the cloud will refuse
+            it, and the device can do without the cloud meanwhile.
     """
     now = time.time() if now is None else now
     folder = directory.resolve()
     if not folder.is_dir():
         raise CredentialError(f"{directory}: no such folder; make one with: fedstill certs issue")
-    authority = read_certificate(folder / CA_FILE, now)
+    authority = parse(folder / CA_FILE, x509.load_pem_x509_certificate)
     try:
         identity = from_plain(NodeIdentity, json.loads(read_bytes(folder / IDENTITY_FILE)), complete=True)
     except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -99,20 +105,20 @@ def read_node_bundle(directory: Path, now: float | None = None) -> NodeBundle:
             f"{folder / NODE_PUBLIC_FILE}: does not belong to the key beside it; {_again()}"
         )
     token, expiry = _read_token(folder / TOKEN_FILE, identity.name)
-    if expiry <= now:
-        raise CredentialError(
-            f"{folder / TOKEN_FILE}: expired on {day(expiry)}; renew with: fedstill certs renew"
-        )
+    if kept is not None:
+        token = newest_token(kept, identity.name, token)
+        expiry = token_expiry(token, identity.name)
     return NodeBundle(
         identity=identity,
         ca_file=folder / CA_FILE,
         key_file=folder / NODE_KEY_FILE,
+        token_file=folder / TOKEN_FILE,
         token=token,
         token_expiry=expiry,
         warnings=(
             *open_secrets(folder / NODE_KEY_FILE, folder / TOKEN_FILE),
-            *ends_soon(folder / TOKEN_FILE, expiry, now, f"fedstill certs renew CERTS {identity.name}"),
-            *ends_soon(folder / CA_FILE, valid_until(authority), now, NEW_AUTHORITY),
+            *_token_ends(folder / TOKEN_FILE, expiry, now, f"fedstill certs renew CERTS {identity.name}"),
+            *_authority_ends(folder / CA_FILE, authority, now),
         ),
     )
 
@@ -223,15 +229,25 @@ def day(seconds: float) -> str:
 
 
 def _read_token(path: Path, name: str) -> tuple[str, int]:
-    """The token and when it expires; only its issuer can check the signature."""
     token = read_bytes(path).decode("ascii", "replace").strip()
-    owner, _, rest = token.partition(".")
-    expiry, _, signature = rest.partition(".")
-    if not signature or not (expiry.isascii() and expiry.isdigit()):
-        raise CredentialError(f"{path}: damaged; {_again()}")
-    if owner != name:
-        raise CredentialError(f"{path}: issued to another node than {name}; {_again()}")
-    return token, int(expiry)
+    try:
+        return token, token_expiry(token, name)
+    except ValueError as error:
+        raise CredentialError(f"{path}: {error}; {_again()}") from None
+
+
+def _token_ends(path: Path, expiry: int, now: float, remedy: str) -> tuple[str, ...]:
+    if expiry > now:
+        return ends_soon(path, expiry, now, remedy)
+    return (f"{path}: expired on {day(expiry)}, so the cloud classifies no clips; renew with: {remedy}",)
+
+
+def _authority_ends(path: Path, authority: x509.Certificate, now: float) -> tuple[str, ...]:
+    try:
+        check_dates(path, authority, now)
+    except CredentialError as error:
+        return (f"{error}; the cloud cannot be reached by it",)
+    return ends_soon(path, valid_until(authority), now, NEW_AUTHORITY)
 
 
 def _again() -> str:

@@ -27,14 +27,16 @@ class DescribeRequest(_message.Message):
     def __init__(self, device: _Optional[str] = ..., student_version: _Optional[str] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("class_names", "feature_width", "rates")
+    __slots__ = ("class_names", "feature_width", "rates", "token")
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     RATES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     class_names: _containers.RepeatedScalarFieldContainer[str]
     feature_width: int
     rates: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, class_names: _Optional[_Iterable[str]] = ..., feature_width: _Optional[int] = ..., rates: _Optional[_Iterable[float]] = ...) -> None: ...
+    token: str
+    def __init__(self, class_names: _Optional[_Iterable[str]] = ..., feature_width: _Optional[int] = ..., rates: _Optional[_Iterable[float]] = ..., token: _Optional[str] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("sequence", "device", "student_version", "rate", "precision", "features", "echo")

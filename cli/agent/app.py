@@ -180,8 +180,8 @@ def run(
             )
         if data is None or state is None:
             raise ConfigError("--data and --state: needed to join a fleet; see fedstill agent --help")
-        who = identity_of(coordinator, inference, credentials, insecure, client)
         folder = state.resolve()
+        who = identity_of(coordinator, inference, credentials, insecure, client, folder)
         with sole_user(folder):  # a second start by mistake changes nothing for the agent that runs
             allow_uploads(folder, allow.value if allow else "")
             use_clips(data, folder, allow_outside=allow_outside)
@@ -191,7 +191,7 @@ def run(
             who = stack.enter_context(counted(who, budget))
         _say_what_leaves(folder)
         _say_what_is_learned(learned, bool(learn_from))
-        tasks: list[Task] = [] if credentials is None else [_warning(credentials)]
+        tasks: list[Task] = [] if credentials is None else [_warning(credentials, folder)]
         tasks += [ChangeWatch(folder, new_clips)]
         listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
         if watch is not None:
@@ -267,14 +267,15 @@ def _watching(
     return task
 
 
-def _warning(credentials: Path) -> Task:
+def _warning(credentials: Path, folder: Path) -> Task:
     """Says once a day what is wrong with the credentials, and what expires soon."""
     from fedstill.common.credentials import CredentialError, read_node_bundle
+    from fedstill.edge_client.folder import TOKEN_FILE
 
     def task(stop: threading.Event) -> None:
         while True:
             try:
-                found = read_node_bundle(credentials).warnings
+                found = read_node_bundle(credentials, kept=folder / TOKEN_FILE).warnings
             except CredentialError as error:  # a renewal may be under way; without one the link will tell
                 found = (str(error),)
             for warning in found:

@@ -42,7 +42,7 @@ def infer_once(
     with serve(*failures()):
         who = None
         if infer is not Infer.LOCAL:
-            who = identity_of("", inference, credentials, insecure, client)
+            who = identity_of("", inference, credentials, insecure, client, state.resolve())
         student = student_of(state.resolve(), who, infer, objective)
         try:
             fine = infer_files(student.classify, clips, sys.stdout)

@@ -50,11 +50,16 @@ class Identity:
 
 
 def identity_of(
-    coordinator: str, inference: str, credentials: Path | None, insecure: bool, client: int
+    coordinator: str, inference: str, credentials: Path | None, insecure: bool, client: int, folder: Path
 ) -> Identity:
-    """From the device's credentials, or its number with ``--insecure``. Raises ConfigError, CredentialError."""
+    """From the device's credentials, or its number with ``--insecure``. Raises ConfigError, CredentialError.
+
+    Args:
+        folder: the agent's, for a token that the cloud sends.
+    """
     from fedstill.common.credentials import read_node_bundle
     from fedstill.common.errors import ConfigError
+    from fedstill.edge_client.folder import TOKEN_FILE
     from fedstill.edge_client.inference.cloud_stream import Address
     from fedstill.edge_client.node.supernode import Link
 
@@ -70,7 +75,10 @@ def identity_of(
         return Identity(name, client, Link(coordinator, None, None), where)
     bundle = read_node_bundle(credentials)
     name = bundle.identity.name
-    where = Address(inference, name, bundle.token, bundle.ca_file.read_bytes()) if inference else None
+    where = None
+    if inference:
+        trusted, kept = bundle.ca_file.read_bytes(), folder / TOKEN_FILE
+        where = Address(inference, name, bundle.token, trusted, bundle.token_file, kept)
     return Identity(name, bundle.identity.client, Link(coordinator, bundle.ca_file, bundle.key_file), where)
 
 

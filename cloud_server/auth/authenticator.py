@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +12,9 @@ from google.protobuf.message import Message
 
 from fedstill.cloud_server.auth.authority import Authority, refreshed
 from fedstill.cloud_server.auth.tokens import TokenError, verify
+from fedstill.common.credentials import CredentialError
+
+LOG = logging.getLogger(__name__)
 
 FRESH_SECONDS = 5.0
 """How long a revoked node's token may still work."""
@@ -28,8 +33,11 @@ class Authenticator:
 
     def __call__(self, token: str) -> str:
         if time.monotonic() - self._read_at > FRESH_SECONDS:
-            self._authority = refreshed(self._authority)
             self._read_at = time.monotonic()
+            try:
+                self._authority = refreshed(self._authority)
+            except CredentialError as error:  # a disk or a backup in between; what was read last still holds
+                LOG.warning("event=register_not_read reason=%s", json.dumps(str(error)))
         return verify(self._authority.secret, token, time.time(), self._authority.revoked_names)
 
 

@@ -314,6 +314,28 @@ def renew_token(directory: Path, name: str, days: int = TOKEN_DAYS) -> IssuedNod
     return node
 
 
+def prolonged_token(directory: Path, name: str, until: float, days: int = TOKEN_DAYS) -> str:
+    """A token for a node that has shown an older one: the newest that it was issued if that is good beyond ``until``,
+    else a new one, which is entered in the register.
+
+    Raises:
+        CredentialError: no such node, it is revoked, or the register cannot be written.
+    """
+    try:
+        with _locked(_existing(directory)):
+            node = _find(directory, name)
+            if node.revoked:
+                raise CredentialError(f"{name}: revoked")
+            if node.token_expiry <= until:
+                node = replace(node, token_expiry=_expiry(days))
+                if (directory / NODES_FOLDER / name / TOKEN_FILE).exists():  # else it was moved to the device
+                    _write_token(directory, node)
+                _update(directory, node)
+            return issue(_read_secret(directory), name, node.token_expiry)
+    except OSError as error:
+        raise CredentialError(f"{directory}: {error.strerror or error}") from error
+
+
 def revoke_node(directory: Path, name: str) -> IssuedNode:
     """Mark a node as revoked, for ever. A running coordinator sees it and acts (key and token are refused).
 

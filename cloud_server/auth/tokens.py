@@ -11,8 +11,9 @@ import hashlib
 import hmac
 from collections.abc import Container
 
+from fedstill.common.node_token import LONGEST_TOKEN
+
 SECRET_BYTES = 32
-LONGEST_TOKEN = 256
 
 
 class TokenError(ValueError):

@@ -32,6 +32,8 @@ PRECISIONS = {pb.FP32: Precision.FP32, pb.FP16: Precision.FP16, pb.INT8: Precisi
 IN_FLIGHT_PER_DEVICE = 32
 LONGEST_NAME = 128
 
+Renewal = Callable[[str, str], str]
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -58,6 +60,7 @@ class InferenceService:
         head_store: the heads.
         authorise: turns a token into a device's name; None accepts everybody (``--insecure``).
         batching: of clips across devices.
+        renewal: a device's name and token -> the token that it should use from now on; empty for the same.
     """
 
     def __init__(
@@ -65,11 +68,12 @@ class InferenceService:
         head_store: HeadStore,
         authorise: Authorise | None,
         batching: Batching = Batching(),  # noqa: B008, it is frozen
+        renewal: Renewal | None = None,
     ) -> None:
         self.counters = Counters()
         self.batcher = MicroBatcher(batching)
         self._head_store = head_store
-        self._authorise = authorise
+        self._authorise, self._renewal = authorise, renewal
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -106,8 +110,16 @@ class InferenceService:
             await context.abort(error.code, f"{error.field}: {error}")
             raise  # abort has raised already
         return pb.DescribeResponse(
-            class_names=heads.class_names, feature_width=heads.feature_width, rates=sorted(heads.by_rate)
+            class_names=heads.class_names,
+            feature_width=heads.feature_width,
+            rates=sorted(heads.by_rate),
+            token=await self._renewed(caller),
         )
+
+    async def _renewed(self, caller: Caller) -> str:
+        if caller.name is None or self._renewal is None:
+            return ""
+        return await asyncio.to_thread(self._renewal, caller.name, caller.token)
 
     async def classify(
         self, requests: AsyncIterator[pb.ClassifyRequest | None], context: Context

@@ -6,16 +6,24 @@ sent, and learns from the answers.
 
 from __future__ import annotations
 
+import json
+import logging
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import grpc
 
+from fedstill.common.credentials import day
+from fedstill.common.node_token import keep_token, newest_token, token_expiry
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
+
+LOG = logging.getLogger(__name__)
 
 OPEN_SECONDS = 5.0
 OPTIONS = (
@@ -42,12 +50,41 @@ class Address:
         device: the name that the token was issued to.
         token: bearer token; empty sends none (``--insecure``).
         authority: PEM of the certificate authority to trust; None connects in plain text (``--insecure``).
+        token_file: the token of the credentials, which may be renewed by hand; None: it stays as it is.
+        kept_token: where one is kept that the cloud sends in its place; None: it is not used.
     """
 
     target: str
     device: str
     token: str = field(default="", repr=False)
     authority: bytes | None = None
+    token_file: Path | None = None
+    kept_token: Path | None = None
+
+    @property
+    def newest_token(self) -> str:
+        """The one to show now."""
+        return newest_token(self.kept_token, self.device, self._given) if self.kept_token else self._given
+
+    @property
+    def _given(self) -> str:
+        """As the credentials have it now, unless they are just being replaced."""
+        if self.token_file is not None:
+            with suppress(OSError, ValueError):
+                token = self.token_file.read_text("ascii").strip()
+                token_expiry(token, self.device)
+                return token
+        return self.token
+
+    def keep(self, sent: str) -> None:
+        """Show this token from the next stream on, if it is this device's and ends later than the present one."""
+        if self.kept_token is None:
+            return
+        try:
+            if keep_token(self.kept_token, self.device, self._given, sent):
+                LOG.info("event=token_renewed until=%s", day(token_expiry(sent, self.device)))
+        except (OSError, ValueError) as error:
+            LOG.warning("event=token_not_kept reason=%s", json.dumps(str(error)))
 
 
 @dataclass(frozen=True)
@@ -161,9 +198,12 @@ class CloudStream:
         """One stream from opening to its end, which is an exception unless we are closing."""
         with self._channel() as channel:
             stub = EdgeInferenceStub(channel)  # type: ignore[no-untyped-call]
-            metadata = [("authorization", f"Bearer {self._address.token}")] if self._address.token else []
+            token = self._address.newest_token
+            metadata = [("authorization", f"Bearer {token}")] if token else []
             request = pb.DescribeRequest(device=self._address.device, student_version=self._version)
             found = stub.Describe(request, timeout=OPEN_SECONDS, metadata=metadata)
+            if found.token:
+                self._address.keep(found.token)
             if tuple(found.class_names) != self._class_names:
                 raise ClosedStream("the cloud means other classes")
             self._listener.described(Description(found.feature_width, tuple(found.rates)))

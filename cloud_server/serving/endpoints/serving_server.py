@@ -28,6 +28,7 @@ from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
 from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
 from fedstill.cloud_server.serving.endpoints.starting import StartingHandlers, StartProgress
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.free_memory import FreeMemory
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 
 LOG = logging.getLogger(__name__)
@@ -189,9 +190,11 @@ class ServingServer:
         return int(listener.getsockname()[1])
 
     async def _watch(self, tasks: ServedTasks) -> None:
+        memory = FreeMemory()
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
+                await asyncio.to_thread(memory.give_back)
                 await asyncio.to_thread(tasks.refresh)
             except SQLAlchemyError as error:  # the database may be back the next time
                 LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])

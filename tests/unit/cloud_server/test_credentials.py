@@ -26,6 +26,7 @@ from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
     list_nodes,
+    prolonged_token,
     read_authority,
     refreshed,
     renew_server,
@@ -35,6 +36,7 @@ from fedstill.cloud_server.auth.authority import (
 )
 from fedstill.cloud_server.auth.certificates import CA_DAYS, SERVER_DAYS
 from fedstill.common.credentials import CredentialError, read_node_bundle
+from fedstill.common.node_token import token_expiry
 
 DAY = 86400.0
 SECRET = bytes(range(32))
@@ -169,10 +171,37 @@ def test_a_renewed_server_certificate_is_still_trusted_by_old_bundles(authority:
 def test_a_renewed_token_replaces_one_that_expires(authority: Path) -> None:
     node = issue_node(authority, "den", days=1)
     later = time.time() + 2 * DAY
-    with pytest.raises(CredentialError, match=r"token: expired on .*fedstill certs renew"):
-        read_node_bundle(authority / "nodes" / "den", later)
+    (warning,) = read_node_bundle(authority / "nodes" / "den", later).warnings
+    assert re.search(r"token: expired on .*; renew with: fedstill certs renew CERTS den$", warning)
     assert renew_token(authority, "den").token_expiry > node.token_expiry
-    assert read_node_bundle(authority / "nodes" / "den", later).identity.name == "den"
+    assert read_node_bundle(authority / "nodes" / "den", later).warnings == ()
+
+
+def test_an_authority_that_ended_and_a_clock_that_is_wrong_are_warnings_to_a_device(authority: Path) -> None:
+    """It answers its clips by itself; the cloud will refuse it for as long."""
+    folder = authority / "nodes" / "hall"
+    for now, reason in ((0.0, "valid only from"), (time.time() + (CA_DAYS + 1) * DAY, "expired on")):
+        told = read_node_bundle(folder, now).warnings
+        assert any("ca.crt" in one and reason in one for one in told)
+
+
+def test_a_token_is_prolonged_once_and_only_where_it_lies_here(authority: Path) -> None:
+    node = issue_node(authority, "den", days=1)
+    folder, until = authority / "nodes" / "den", time.time() + 90 * DAY
+    made = prolonged_token(authority, "den", until)
+    assert token_expiry(made, "den") > until > node.token_expiry
+    assert tokens.verify(read_authority(authority).secret, made, until) == "den"
+    assert (folder / "token").read_text() == made
+    written = (authority / "nodes.json").read_bytes()
+    assert prolonged_token(authority, "den", until) == made, "one that was lost on its way is sent again"
+    assert (authority / "nodes.json").read_bytes() == written
+    (folder / "token").unlink()
+    prolonged_token(authority, "den", until + 400 * DAY, 800)
+    assert not (folder / "token").exists(), "it was moved to the device"
+    revoke_node(authority, "den")
+    for name in ("den", "nobody"):
+        with pytest.raises(CredentialError, match=name):
+            prolonged_token(authority, name, until)
 
 
 def swap(first: str, second: str) -> Callable[[Path], None]:

@@ -1,0 +1,146 @@
+"""A device whose token ends soon gets another from the cloud that it asks, over TLS, and uses it from then on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers.inference import MadeRuntime, made_heads, wait_until
+
+from fedstill.cloud_server.auth import token_renewal
+from fedstill.cloud_server.auth.authority import (
+    create_authority,
+    issue_node,
+    list_nodes,
+    read_authority,
+    renew_token,
+)
+from fedstill.cloud_server.auth.token_renewal import TokenRenewal
+from fedstill.cloud_server.coordinator.inference_thread import inference_serving
+from fedstill.common.credentials import CredentialError, read_node_bundle
+from fedstill.common.node_token import LAST_SECOND, keep_token, newest_token, token_expiry
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
+from fedstill.edge_client.inference.cloud_stream import Address
+
+DAY = 86_400
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Path:
+    """Of ``hall``, whose token ends in 30 days."""
+    create_authority(tmp_path / "certs", [], [])
+    issue_node(tmp_path / "certs", "hall", days=30)
+    return tmp_path / "certs"
+
+
+@pytest.fixture
+def served(certs: Path, tmp_path: Path) -> Iterator[Address]:
+    """The coordinator's inference service, as its device ``hall`` knows it, which has a copy of its credentials."""
+    shutil.copytree(certs / "nodes" / "hall", tmp_path / "hall")
+    bundle = read_node_bundle(tmp_path / "hall")
+    with inference_serving(made_heads(tmp_path / "heads"), "127.0.0.1:0", read_authority(certs)) as port:
+        yield Address(
+            f"127.0.0.1:{port}",
+            "hall",
+            bundle.token,
+            bundle.ca_file.read_bytes(),
+            bundle.token_file,
+            tmp_path / "agent-token.json",
+        )
+
+
+@contextmanager
+def connected(address: Address) -> Iterator[CloudConnection]:
+    runtime = MadeRuntime()
+    connection = CloudConnection(address, runtime.version, runtime.class_names)
+    connection.start()
+    try:
+        wait_until(lambda: connection.estimate.up)
+        yield connection
+    finally:
+        connection.close()
+
+
+def test_a_token_renews_itself(served: Address, certs: Path, tmp_path: Path) -> None:
+    """Credentials may be where an agent cannot write: nothing is written there."""
+    credentials = {path: path.read_bytes() for path in (tmp_path / "hall").iterdir()}
+    before, kept = served.token, served.kept_token
+    assert kept is not None
+    with connected(served):
+        pass
+    renewed = served.newest_token
+    assert token_expiry(renewed, "hall") > time.time() + 360 * DAY > token_expiry(before, "hall")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    (node,) = list_nodes(certs)
+    assert node.token_expiry == token_expiry(renewed, "hall")
+    bundle = read_node_bundle(tmp_path / "hall", kept=kept)
+    assert (bundle.token, bundle.warnings) == (renewed, ())
+    assert {path: path.read_bytes() for path in (tmp_path / "hall").iterdir()} == credentials
+    register = (certs / "nodes.json").read_bytes()
+    with connected(served):
+        assert served.newest_token == renewed
+    assert (certs / "nodes.json").read_bytes() == register, "a token that is good for long stays"
+
+
+def test_credentials_that_are_renewed_by_hand_count(served: Address, certs: Path, tmp_path: Path) -> None:
+    with connected(served):
+        pass
+    sent = served.newest_token
+    renew_token(certs, "hall", days=100)  # ends earlier than what the cloud has sent
+    assert served.newest_token == sent
+    shutil.copy(certs / "nodes" / "hall" / "token", tmp_path / "hall" / "token")
+    by_hand = (tmp_path / "hall" / "token").read_text()
+    assert served.newest_token == by_hand != sent
+    with connected(served):
+        assert served.newest_token == by_hand
+
+
+def test_a_register_that_cannot_be_written_is_told_once_and_costs_nothing(
+    served: Address, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> str:
+        raise CredentialError("certs: No space left on device")
+
+    monkeypatch.setattr(token_renewal, "prolonged_token", full)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            with connected(served):
+                assert served.newest_token == served.token
+    told = [one for one in caplog.messages if "token" in one]
+    assert told == [f"event=token_not_renewed reason={json.dumps('certs: No space left on device')}"]
+    assert not any(served.token in one for one in caplog.messages)
+
+
+def test_only_one_that_ends_soon_is_renewed(certs: Path) -> None:
+    authority, (node,) = read_authority(certs), list_nodes(certs)
+    token = (certs / "nodes" / "hall" / "token").read_text()
+    for days_left, renewed in ((91, False), (89, True)):
+        renewal = TokenRenewal(authority, lambda left=days_left: node.token_expiry - left * DAY)
+        assert bool(renewal("hall", token)) is renewed
+
+
+@pytest.mark.parametrize("sent", ["", "hall", "hall.1", "kitchen.9999999999.x", "hall.soon.x", "hall.²2.x"])
+def test_what_is_no_token_of_this_device_is_not_kept(sent: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"damaged|another node"):
+        keep_token(tmp_path / "kept", "hall", "hall.5.x", sent)
+    assert newest_token(tmp_path / "kept", "hall", "hall.5.x") == "hall.5.x"
+
+
+@pytest.mark.parametrize("content", [b"", b"5", b"{}", b"\xff", b'{"instead_of": 1, "token": "hall.9.x"}'])
+def test_a_damaged_file_is_as_if_there_were_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(content)
+    assert newest_token(tmp_path / "kept", "hall", "hall.5.x") == "hall.5.x"
+    assert keep_token(tmp_path / "kept", "hall", "hall.5.x", "hall.9.x")
+    assert newest_token(tmp_path / "kept", "hall", "hall.5.x") == "hall.9.x"
+    assert not keep_token(tmp_path / "kept", "hall", "hall.5.x", "hall.8.x"), "it ends earlier"
+
+
+def test_no_date_is_too_far(tmp_path: Path) -> None:
+    assert token_expiry(f"hall.{'9' * 200}.x", "hall") == LAST_SECOND
