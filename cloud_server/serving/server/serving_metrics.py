@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client import Counter as PrometheusCounter
@@ -134,7 +134,12 @@ class ServingMetrics:
             self._forget()
 
     def text(self) -> bytes:
-        """For Prometheus."""
+        """For Prometheus. What has not happened to a task is there as 0, else its first time would be no increase."""
+        for task in self.tasks():
+            for reason in get_args(RejectionReason):
+                self._dropped.labels(task, reason)
+            for late in ("false", "true"):
+                self._answers.labels(task, late)
         return generate_latest(self.registry)
 
     def snapshot(self) -> dict[str, Any]:

@@ -10,22 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.fleet_state import made_fleet
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedstill.cloud_server.auth.authority import create_authority
 from fedstill.cloud_server.coordinator.fleet_metrics import FleetCollector
-from fedstill.cloud_server.journal.job_key import JobKey
-from fedstill.cloud_server.journal.journal import Journal
-from fedstill.cloud_server.journal.traffic import TrafficCounters
-from fedstill.cloud_server.journal.visit import FAILED, NEW, SERVED, Visit
 from fedstill.common.flower_cli import free_port
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.metrics_server import MetricsError, metrics_serving
-from fedstill.common.run_layout import LOOKED_FILE, STATUS_FILE, TRAFFIC_FILE
 from fedstill.edge_client.owner.agent_metrics import AgentCollector
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "prometheus"
-KEY = JobKey("latency_insensitive", "fedstill", 1, 0)
 
 
 def scraped(port: int) -> dict[tuple[str, str], float]:
@@ -36,28 +31,6 @@ def scraped(port: int) -> dict[tuple[str, str], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-def made_fleet(folder: Path) -> Path:
-    """A device that is served, one that fails, one that was revoked."""
-    plan = {"clients": 3, "devices": ["hall", "kitchen", ""], "journal": "", "keys": [[], ["SHA256:k"], []]}
-    (folder / "plan.json").write_text(json.dumps(plan))
-    (folder / STATUS_FILE).write_text(json.dumps({"run": "running", "failures": 2, "time": 1.0}))
-    journal = Journal(f"sqlite:///{folder / 'journal.db'}")
-    journal.see_node(0, "41", "hall", "0.1.0", "connected")
-    journal.see_node(1, "42", "kitchen", "0.1.0", "dead")
-    journal.spend(KEY, 2, "query.prototypes", 10, 1000)
-    visits = journal.visits
-    visits.end(visits.begin(Visit(0, 0, NEW, "hall")), SERVED, "", "a" * 64)
-    failing = visits.begin(Visit(1, 0, NEW, "kitchen"))
-    for _ in range(3):
-        failing = visits.end(failing, FAILED, "no clips", "")
-    journal.close()
-    counters = TrafficCounters(folder / TRAFFIC_FILE)
-    counters.add("SHA256:k", "pull-messages", 10, 1000, 60, 2000)
-    counters.save()
-    (folder / LOOKED_FILE).touch()
-    return folder
 
 
 def test_a_fleet_is_scraped(tmp_path: Path) -> None:
