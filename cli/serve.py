@@ -114,6 +114,13 @@ def serve_(
     log_format: Annotated[
         LogFormat, typer.Option(help="json: an object per line, with the request id of its call.")
     ] = LogFormat.TEXT,
+    otlp: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Send OpenTelemetry traces to this collector, by OTLP over gRPC: http://127.0.0.1:4317; needs [otlp].",
+        ),
+    ] = "",
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds for the last answers, at the end.", min=0)
     ] = 10.0,
@@ -183,6 +190,7 @@ def serve_(
             tls_key=tls_key,
             client_ca=client_ca,
             rates=rates,
+            otlp=otlp,
         )
         plan.check()
         if missing_settings(os.environ):

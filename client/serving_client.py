@@ -5,6 +5,7 @@ No torch: images travel as JPEG or PNG bytes, task parameters as numpy arrays.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -217,10 +218,21 @@ class ServingClient:
 
     def _call(self, method: Callable[..., Any], request: Any, timeout: float = CALL_SECONDS) -> Any:
         try:
-            return method(request, timeout=timeout, metadata=self._metadata)
+            return method(request, timeout=timeout, metadata=(*self._metadata, *_trace_context()))
         except grpc.RpcError as error:
             hints = [one.value for one in error.trailing_metadata() or () if one.key == RETRY_KEY]
             raise ServingError(error.code(), error.details() or "", int(hints[0]) if hints else 0) from None
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """Of the caller's span (W3C Trace Context), if the caller uses OpenTelemetry."""
+    if "opentelemetry" not in sys.modules:
+        return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    found: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(found)
+    return tuple(found.items())
 
 
 def _task(task: pb.Task) -> ServedTask:

@@ -30,6 +30,7 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
+from fedstill.cloud_server.serving.server.traces import Traces
 from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -74,7 +75,11 @@ class MadeServer:
 
 @contextmanager
 def serving(
-    folder: Path, policy: str = "fedstill", access: AccessPolicy | None = None, waiting: int = 256
+    folder: Path,
+    policy: str = "fedstill",
+    access: AccessPolicy | None = None,
+    waiting: int = 256,
+    traces: Traces | None = None,
 ) -> Iterator[MadeServer]:
     """Serve ``TASKS`` on loopback while inside; drained at the end."""
     torch.set_num_threads(1)
@@ -126,7 +131,9 @@ def serving(
             partial(make_policy, policy),
         )
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-        service = ServingService(dispatcher, tasks, access or AccessPolicy(None), statistics, SIZE, policy)
+        service = ServingService(
+            dispatcher, tasks, access or AccessPolicy(None), statistics, SIZE, policy, traces
+        )
         app = make_app(metrics, lambda: service.ready)
         address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0), ("127.0.0.1", 0))
         server = ServingServer(StartProgress(), app, address)

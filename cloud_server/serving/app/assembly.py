@@ -23,6 +23,7 @@ from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
+from fedstill.cloud_server.serving.server.traces import Traces
 from fedstill.cloud_server.serving.server.web import make_app
 
 DECISIONS_FILE = "decisions.jsonl"
@@ -55,6 +56,9 @@ def assembled(
     server = ServingServer(progress, app, _address(plan, tls))
     with ExitStack() as opened:
         opened.callback(decisions.close)
+        traces = Traces(plan.otlp) if plan.otlp else None
+        if traces is not None:
+            opened.callback(traces.close)
         preparing = opened.enter_context(ImageWorkers())
 
         def make() -> Parts:
@@ -68,7 +72,9 @@ def assembled(
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
             limits = RateLimits(plan.rates, (metrics.limited, decisions.limited))
             access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators, limits)
-            service = ServingService(dispatcher, tasks, access, statistics, models.image_size, plan.policy)
+            service = ServingService(
+                dispatcher, tasks, access, statistics, models.image_size, plan.policy, traces
+            )
             return Parts(service, dispatcher, tasks)
 
         yield Assembly(server, make)

@@ -51,6 +51,7 @@ class ServePlan:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
+    otlp: str = ""
     rates: Mapping[str, Rate] = field(default_factory=dict)
 
     def check(self) -> None:

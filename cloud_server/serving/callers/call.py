@@ -6,21 +6,25 @@ A call runs in a task of its own, so a context variable holds it: whatever the t
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 REQUEST_ID_KEY = "x-request-id"
+TRACE_KEYS = "traceparent", "tracestate"
 LONGEST_ID = 128
 """Characters; the rest is cut off."""
 
 
 @dataclass(slots=True)
 class Call:
-    """request_id: printable ASCII. node: of the token; empty without one. given: whether the client sent the id."""
+    """request_id: printable ASCII. node: of the token; empty without one. given: whether the client sent the id. trace:
+    the headers of W3C Trace Context that came with it."""
 
     request_id: str = ""
     given: bool = False
     node: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, protocol_id: str) -> None:
         """The protocol's own id, unless the client sent one in the header."""
@@ -32,10 +36,10 @@ class Call:
 _CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
-def begin(header: str) -> Call:
+def begin(header: str, trace: Mapping[str, str] | None = None) -> Call:
     """The call of this task from now on. header: ``x-request-id`` as it came, or nothing; then an id is made."""
     given = printable(header)
-    call = Call(given or secrets.token_hex(8), bool(given))
+    call = Call(given or secrets.token_hex(8), bool(given), trace=trace or {})
     _CURRENT.set(call)
     return call
 

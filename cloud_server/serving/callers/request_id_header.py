@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY, begin
+from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY, TRACE_KEYS, begin
 
 NAME = REQUEST_ID_KEY.encode()
 
@@ -21,7 +21,13 @@ class RequestIdHeader:
             await self._app(scope, receive, send)
             return
         header = next((value for name, value in scope["headers"] if name == NAME), b"")
-        call = begin(header.decode("latin-1"))
+        trace = {
+            key: value.decode("latin-1")
+            for key in TRACE_KEYS
+            for name, value in scope["headers"]
+            if name == key.encode()
+        }
+        call = begin(header.decode("latin-1"), trace)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fedstill.cloud_server.auth.authenticator import Context
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY, Call, begin, current
+from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY, TRACE_KEYS, Call, begin, current
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.refusals import bad, line
 
@@ -40,7 +40,8 @@ def values_of(context: Context, name: str) -> list[str]:
 
 def begin_call(context: Context) -> Call:
     """The call of this task from now on."""
-    return begin(next(iter(values_of(context, REQUEST_ID_KEY)), ""))
+    trace = {key: values[0] for key in TRACE_KEYS if (values := values_of(context, key))}
+    return begin(next(iter(values_of(context, REQUEST_ID_KEY)), ""), trace)
 
 
 def admit(access: AccessPolicy, context: Context, operators: bool) -> None:

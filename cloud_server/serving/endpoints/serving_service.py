@@ -14,6 +14,7 @@ from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.traces import Traces
 
 
 class ServingService:
@@ -23,6 +24,7 @@ class ServingService:
         statistics: observes the dispatcher already.
         image_size: side of the engine's images.
         policy: its name, reported on request.
+        traces: None for none.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class ServingService:
         statistics: TaskStatistics,
         image_size: int,
         policy: str,
+        traces: Traces | None = None,
     ) -> None:
-        queries = TaskQueries(dispatcher, tasks, statistics, image_size, access.limits)
+        queries = TaskQueries(dispatcher, tasks, statistics, image_size, access.limits, traces)
         self._queries, self.access = queries, access
         self._own = ServingCalls(queries, tasks, policy, image_size)
         self.protocol = OpenInference(queries, tasks, statistics, policy, image_size)

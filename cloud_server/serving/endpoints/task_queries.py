@@ -21,6 +21,7 @@ from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.request_images import ImageForm
 from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Response
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.traces import Traces
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 
 LONGEST_RETRY_MS = 86_400_000
@@ -37,9 +38,11 @@ class TaskQueries:
         statistics: TaskStatistics,
         image_size: int,
         limits: RateLimits | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._dispatcher, self._tasks, self._statistics = dispatcher, tasks, statistics
         self._size, self._limits = image_size, limits or RateLimits()
+        self._traces = traces
         self.retiring = False
         """Whether the server is about to end, although it still takes requests."""
 
@@ -71,7 +74,7 @@ class TaskQueries:
         def deliver(outcome: Outcome) -> None:
             loop.call_soon_threadsafe(settle, outcome)
 
-        began = time.monotonic()
+        began, began_ns = time.monotonic(), time.time_ns()
         request = self._dispatcher.submit(
             task.name, images, latency_ms / 1e3, limits.factor * utility, deliver, caller
         )
@@ -79,8 +82,10 @@ class TaskQueries:
             outcome = await answer
         except asyncio.CancelledError:
             self._dispatcher.cancel(request)
+            self._trace(task, images, began_ns, None)
             raise
         seconds = time.monotonic() - began
+        self._trace(task, images, began_ns, outcome)
         if isinstance(outcome, Rejection):
             if known is not None:  # other names are clients' words, without end
                 self._statistics.failed(task.name, seconds)
@@ -94,6 +99,10 @@ class TaskQueries:
             text = f"{task.name} was replaced by one of other classes while the query waited: ask again"
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "", text)
         return outcome
+
+    def _trace(self, task: AskedTask, images: Sequence[Prepare], began: int, outcome: Outcome | None) -> None:
+        if self._traces is not None:
+            self._traces.request(current(), task.name, len(images), began, outcome)
 
     def _take(self, node: str, queries: int) -> None:
         """Raises RequestError if the node's token has asked too much."""
