@@ -29,6 +29,7 @@ from fedstill.evaluation.summary import ArmLine, ScenarioTable
 REPORT_FILE = "report.html"
 PLOTS_FOLDER = "plots"
 LONG = 12  # more devices than this make a second table too long for a console
+SMALLEST_MB = 0.1
 WIDE = 4  # more clients than this make a table too wide for a console or a docs page
 CAPTIONS = {
     "accuracy_by_arm": "Accuracy of every arm with its 95 % interval.",
@@ -61,6 +62,7 @@ def html_report(results: Results, clips: Sequence[ClipRow], drawn: Sequence[Path
         lstrip_blocks=True,
     )
     costs = capture_costs(results, clips)
+    environment.filters["moved"] = moved_text
     environment.filters["accuracy"] = lambda value: _unbroken(accuracy_text(value))
     environment.filters["difference"] = lambda value: _unbroken(difference_text(value))
     return environment.get_template(REPORT_FILE).render(
@@ -133,11 +135,11 @@ def markdown_summary(results: Results, clips: Sequence[ClipRow] = ()) -> str:
         taught = [[name, accuracy_text(value)] for name, value in summary.teacher_accuracy(results, clips)]
         parts.append(_markdown_table(["clips", "accuracy"], taught))
     moved = [
-        [SCENARIOS[one.scenario], ARMS[one.arm], f"{one.up_mb:,.2f}", f"{one.down_mb:,.2f}"]
+        [SCENARIOS[one.scenario], ARMS[one.arm], moved_text(one.up_mb), moved_text(one.down_mb)]
         for one in summary.traffic_totals(results)
     ]
     if moved:
-        heads = ["scenario", "arm", "MB up", "MB down"]
+        heads = ["scenario", "arm", "up", "down"]
         parts += ["## Traffic of one client in a whole run", _markdown_table(heads, moved)]
     if students := summary.student_rows(results):
         heads = [
@@ -269,6 +271,11 @@ def accuracy_text(value: Accuracy | None) -> str:
 def difference_text(value: Comparison | None) -> str:
     """ "+2.4 [-1.0, +5.8], n.s.", or why there is none."""
     return "no paired clips" if value is None else str(value)
+
+
+def moved_text(megabytes: float) -> str:
+    """ "1.33 MB"; "0.55 kB" of what would be 0.00 MB."""
+    return f"{megabytes:,.2f} MB" if megabytes >= SMALLEST_MB else f"{1e3 * megabytes:,.2f} kB"
 
 
 def model_sizes(results: Results) -> list[list[str]]:

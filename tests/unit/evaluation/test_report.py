@@ -241,6 +241,9 @@ def test_traffic_is_per_client_and_whole_run(run):
     one = totals["latency_sensitive", "all_distill_select"]
     assert (one.up_mb, one.down_mb) == (4.5, 267.0)  # 3 rounds of 1.5 MB up and 89 MB down
     assert totals["latency_sensitive", "all_distill_select_cluster"].up_mb == pytest.approx(0.45)
+    assert [report.moved_text(one) for one in (0.0, 0.00055, 0.45, 1267.0)] == [
+        "0.00 kB", "0.55 kB", "0.45 MB", "1,267.00 MB"
+    ]  # fmt: skip
 
 
 def test_text_from_the_run_cannot_inject(run):
