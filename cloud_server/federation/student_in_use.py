@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.cloud_server.distillation.teacher import student_spec
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.common.atomic_files import replace_text
@@ -104,7 +105,8 @@ def open_in_use(cloud: SeedCloud, key: JobKey, hello: Hello | None) -> StudentIn
         nets = (
             [load_checkpoint(folder / name)[0] for name in (NET, CHECKED)] if note["trained"] is True else []
         )
-        if any(net.spec != cloud.shared(GENERIC).spec for net in nets):
+        spec = student_spec(cloud.public, cloud.plan.teacher, cloud.plan.student)
+        if any(net.spec != spec for net in nets):
             return None
         net, checked = nets or (None, None)
         return StudentInUse(hello.student, str(note["name"]), net, checked, bias)

@@ -7,9 +7,7 @@ the judging speakers is put in its place: all right, or all wrong.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,12 @@ from helpers.runs import copied_run
 from fedstill.cli.main import app as cli
 from fedstill.cloud_server.distillation import class_mix
 from fedstill.cloud_server.distillation.candidates import Candidate, Estimate, Training
-from fedstill.cloud_server.distillation.run_plan import read_plan
-from fedstill.cloud_server.federation import jobs, personal_student, student_in_use
+from fedstill.cloud_server.federation import jobs, personal_student
 from fedstill.cloud_server.federation.judging import Judging
 from fedstill.cloud_server.federation.seed_state import SeedCloud
-from fedstill.cloud_server.federation.student_in_use import StudentInUse, keep_in_use, open_in_use
+from fedstill.cloud_server.federation.student_in_use import StudentInUse
 from fedstill.cloud_server.federation.worlds import Belief, World
-from fedstill.cloud_server.journal.event_log import Metrics, read_events
+from fedstill.cloud_server.journal.event_log import read_events
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.visit import KEPT, REQUESTED, SERVED
@@ -38,7 +35,6 @@ from fedstill.edge_client.folder import DATA_FOLDER
 from fedstill.edge_client.node.upload_gate import Contacts
 from fedstill.edge_client.students.expected import expected_of
 from fedstill.models.audiovisual.network import AudioVisualNet
-from fedstill.protos.messages import Hello
 
 pytestmark = pytest.mark.slow
 
@@ -203,60 +199,6 @@ def record_otherwise(run_dir: Path) -> None:
     store = run_dir / "devices" / "0" / DATA_FOLDER
     profiles = np.load(store / PROFILES_FILE)
     np.save(store / PROFILES_FILE, (profiles + 0.3 * np.nanmax(np.abs(profiles))).astype(np.float32))
-
-
-@pytest.fixture
-def cloud(served: Path, tmp_path: Path) -> Iterator[SeedCloud]:
-    run_dir = copied_run(served, tmp_path, "lock")
-    metrics = Metrics(run_dir)
-    yield SeedCloud(read_plan(run_dir), 0, metrics)
-    metrics.close()
-
-
-def note_of(cloud: SeedCloud) -> Path:
-    return cloud.plan.models / "in_use" / "0" / "note.json"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"bias": [10**400] * 6},
-        {"bias": [float("inf")] * 6},
-        {"bias": [0.0]},
-        {"bias": None},
-        {"version": 5},
-        [],
-        None,
-    ],
-)
-def test_a_note_that_is_damaged_is_no_student(cloud: SeedCloud, change: object) -> None:
-    note = json.loads(note_of(cloud).read_text())
-    hello = Hello("device0", "0.1.0", 0, note["version"])
-    assert open_in_use(cloud, key_of(1), hello) is not None
-    note_of(cloud).write_text(json.dumps(note | change if isinstance(change, dict) else change))
-    assert open_in_use(cloud, key_of(1), hello) is None
-
-
-def test_a_student_of_another_network_is_not_compared(cloud: SeedCloud) -> None:
-    hello = Hello("device0", "0.1.0", 0, json.loads(note_of(cloud).read_text())["version"])
-    wider = replace(cloud.shared("all_distill").spec, feature_width=24)
-    cloud.keep(note_of(cloud).parent / "student", AudioVisualNet(wider))
-    assert open_in_use(cloud, key_of(1), hello) is None
-
-
-def test_a_disk_that_takes_no_more_costs_no_visit(
-    cloud: SeedCloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    hello = Hello("device0", "0.1.0", 0, json.loads(note_of(cloud).read_text())["version"])
-    student = open_in_use(cloud, key_of(1), hello)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(student_in_use, "replace_text", full)
-    keep_in_use(cloud, key_of(1), student)
-    assert caplog.messages == ['event=student_not_kept client=0 reason="No space left on device"']
-    assert open_in_use(cloud, key_of(2), hello) is None
 
 
 def test_one_whose_promise_is_not_kept_on_the_clips_of_now_does_not_stay(

@@ -83,16 +83,41 @@ def test_another_student_another_device_and_what_is_not_tested_are_not_compared(
     assert open_in_use(cloud, replace(SECOND, visit=2), HELLO) is None
 
 
-@pytest.mark.parametrize("damage", ["note", "bias", "checked", "student.json"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": [10**400] * 6},
+        {"bias": [float("inf")] * 6},
+        {"bias": [1.0]},
+        {"bias": None},
+        {"version": 5},
+        [],
+        None,
+    ],
+)
+def test_a_damaged_note_is_as_if_there_were_none(change: object, cloud: SeedCloud) -> None:
+    kept(cloud)
+    file = cloud.plan.models / "in_use" / "3" / "note.json"
+    note = json.loads(file.read_text())
+    file.write_text(json.dumps(note | change if isinstance(change, dict) else change))
+    assert open_in_use(cloud, SECOND, HELLO) is None
+
+
+def test_a_student_of_another_network_is_not_compared(cloud: SeedCloud) -> None:
+    given = kept(cloud)
+    assert given.net is not None
+    cloud.keep(
+        cloud.plan.models / "in_use" / "3" / "student",
+        AudioVisualNet(replace(given.net.spec, feature_width=24)),
+    )
+    assert open_in_use(cloud, SECOND, HELLO) is None
+
+
+@pytest.mark.parametrize("damage", ["checked", "student.json"])
 def test_what_is_damaged_or_half_written_is_as_if_it_were_not_there(damage: str, cloud: SeedCloud) -> None:
     kept(cloud)
     folder = cloud.plan.models / "in_use" / "3"
-    note = folder / "note.json"
     match damage:
-        case "note":
-            note.write_text("[]")
-        case "bias":
-            note.write_text(json.dumps(json.loads(note.read_text()) | {"bias": [1.0]}))
         case "checked":
             content = (folder / "checked.safetensors").read_bytes()
             (folder / "checked.safetensors").write_bytes(content[: len(content) // 2])
@@ -101,14 +126,16 @@ def test_what_is_damaged_or_half_written_is_as_if_it_were_not_there(damage: str,
     assert open_in_use(cloud, SECOND, HELLO) is None
 
 
-def test_a_disk_that_is_full_leaves_no_mixture(cloud: SeedCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_leaves_no_mixture_and_costs_no_visit(
+    cloud: SeedCloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     given = kept(cloud)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SeedCloud, "keep", full)
-    with pytest.raises(OSError, match="No space left"):
-        keep_in_use(cloud, SECOND, replace(given, version="cd" * 32))
+    keep_in_use(cloud, SECOND, replace(given, version="cd" * 32))
+    assert caplog.messages == ['event=student_not_kept client=3 reason="No space left on device"']
     for version in (VERSION, "cd" * 32):
         assert open_in_use(cloud, replace(SECOND, visit=2), replace(HELLO, student=version)) is None
