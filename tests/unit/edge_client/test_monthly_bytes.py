@@ -259,12 +259,20 @@ def ended(connection: socket.socket) -> bool:
         return True
 
 
+def is_turned_away(target: str) -> bool:
+    """The end may come while the connection is still being made."""
+    try:
+        with connected(target) as connection:
+            return ended(connection)
+    except ConnectionError:
+        return True
+
+
 def test_an_unreachable_coordinator_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     port, budget = free_port(), Clock().budget(tmp_path)
     with metered(f"127.0.0.1:{port}", budget) as relay:
         for _ in range(3):
-            with connected(relay) as connection:
-                assert ended(connection)
+            assert is_turned_away(relay)
     assert caplog.messages == [
         f"event=unreachable target=127.0.0.1:{port} reason={json.dumps('Connection refused')}"
     ]
@@ -273,8 +281,8 @@ def test_an_unreachable_coordinator_is_told_once(tmp_path: Path, caplog: pytest.
 
 def test_an_ipv6_address_is_told_as_it_was_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     target = f"[::1]:{free_port()}"
-    with metered(target, Clock().budget(tmp_path)) as relay, connected(relay) as connection:
-        assert ended(connection)
+    with metered(target, Clock().budget(tmp_path)) as relay:
+        assert is_turned_away(relay)
     (told,) = caplog.messages
     assert f"target={target} " in told
 
