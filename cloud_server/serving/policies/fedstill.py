@@ -6,6 +6,9 @@ plan is charged for engine time, by its worth to the queries that wait and those
 rejected at once if the price is far above what it can pay, or if queries that earn as much or more leave no room for
 it before its deadline; a client that is refused late has lost the time in which it could have asked elsewhere. Times
 are learned from the measured times of batches.
+
+Several trunks may share the device. A batch is of one trunk; plan, price and admission are of the device, so its time
+goes to the trunk whose queries earn most with it. Times are learned for each trunk by itself.
 """
 
 from __future__ import annotations
@@ -20,18 +23,19 @@ import numpy.typing as npt
 
 from fedstill.cloud_server.serving.policies.exact_plan import grid_plan
 from fedstill.cloud_server.serving.policies.queues import CandidateBatch, Queue, fill
+from fedstill.cloud_server.serving.policies.trunk_times import FIRST_PAUSE, LONGEST_PAUSE, Trunks, TrunkTimes
 from fedstill.cloud_server.serving.scheduling.latency_model import CalibrationSettings, LatencyModel
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.scheduling.queries import Batch, Decision, Query, Rejection
-from fedstill.cloud_server.serving.scheduling.shadow_price import Demand, fluid_optimum, upper_hull
+from fedstill.cloud_server.serving.scheduling.shadow_price import Demand, fluid_optimum
+
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "FedstillPolicy", "FedstillSettings"]
 
 MARGINAL = 0.99
 """At the full price the kind of query that sets the price would be worth exactly nothing; it should still be run."""
 SHORTEST = 1e-6
 """Seconds; whose deadline is nearer has expired."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds without a batch until a query is tried against what is expected; doubled while it comes too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +73,23 @@ class FedstillPolicy(Policy):
     def __init__(self, profile: Profile, settings: FedstillSettings | None = None) -> None:
         super().__init__(profile)
         self.settings = settings or FedstillSettings()
-        self.latency = LatencyModel(profile.useful, self.settings.calibration)
         self.price = 0.0
-        self._schedules = profile.useful
-        self._accuracy = np.array(
-            [schedule.accuracy for schedule in self._schedules]
-        ).T.copy()  # (tasks, schedules)
-        self._largest = min(self.settings.largest_batch, *(s.maximum_batch for s in self._schedules))
-        self._hulls = [upper_hull(self._schedules, task, self._largest) for task in range(len(profile.tasks))]
+        self._trunks = Trunks(profile, self.settings.largest_batch, self.settings.calibration)
         self._queues: dict[tuple[int, int], Queue] = {}
         self._coming: dict[int, tuple[float, Queue]] = {}  # accepted, their images not ready yet
         self._recent: deque[tuple[float, Queue]] = deque()
         self._busy_until = 0.0
-        self._running = False
-        self._last_batch = -math.inf
-        self._pause = FIRST_PAUSE
+        self._running: TrunkTimes | None = None
         self._started = math.inf
         self._objective = 0.0  # mean latency objective of recent queries, seconds
 
+    @property
+    def latency(self) -> LatencyModel:
+        """Times of the first trunk, mostly the only one."""
+        return self._trunks.first.latency
+
     def admit(self, query: Query, now: float) -> Rejection | None:
-        queue = self._queue(query)
+        queue, trunk = self._queue(query), self._trunks.of_task(query.task)
         queue.recent += 1
         self._recent.append((now, queue))
         self._started = min(self._started, now)
@@ -96,17 +97,17 @@ class FedstillPolicy(Policy):
         self._objective = (
             objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
         )
-        alone = not self._running and not self.queued()
-        expected = now + self.latency.seconds(self._schedules[0], 1)
-        if alone and expected > query.deadline and (now >= query.deadline or not self._may_try(now)):
+        alone = self._running is None and not self.queued()
+        trying = self._may_try(trunk, now) and not self._queued_of(trunk)
+        seconds = trunk.expected_seconds() if alone else trunk.upper_seconds()
+        late = max(now, self._busy_until) + seconds > query.deadline
+        if late and not (trying and now < query.deadline):
             return Rejection("too_late", 0.0)
         if not alone:
-            if (
-                max(now, self._busy_until) + self.latency.upper_seconds(self._schedules[0], 1)
-                > query.deadline
-            ):
-                return Rejection("too_late", 0.0)
-            if (self.price and self._asks_too_much(query)) or self._has_no_room(query, queue, now):
+            crowded = (self.price and self._asks_too_much(query)) or (
+                not trying and self._has_no_room(query, queue, now)
+            )
+            if crowded:
                 return Rejection("overload", self._objective)
         self._coming[query.identifier] = (query.deadline, queue)
         queue.coming += 1
@@ -122,27 +123,27 @@ class FedstillPolicy(Policy):
         choice = self._choose(self._form(self.price, now), now, self.price)
         if choice is None:  # nothing pays the price, but an idle engine earns even less
             choice = self._choose(self._form(0.0, now), now, 0.0)
-        if choice is None and (self.queued() == 1 or self._may_try(now)) and (lone := self._form(0.0, now)):
-            while lone[0].size > 1:
-                lone[0].drop_most_urgent()
-            choice = lone[0], self._schedules[0]
+        choice = self._try(choice, now) or choice
         if choice is None:
             return Decision(None, evicted)
         forming, schedule = choice
-        seconds = self.latency.seconds(schedule, forming.size)
-        self._busy_until, self._running = now + seconds, True
+        trunk = self._trunks.of_schedule(schedule)
+        seconds = trunk.latency.seconds(schedule, forming.size)
+        self._busy_until, self._running = now + seconds, trunk
         return Decision(Batch(forming.take(), schedule, seconds), evicted)
 
     def completed(self, batch: Batch, now: float, seconds: float) -> None:
-        self._busy_until, self._running, self._last_batch = now, False, now
-        in_time = all(now <= query.deadline for query in batch.queries)
-        self._pause = FIRST_PAUSE if in_time else min(LONGEST_PAUSE, 2 * self._pause)
+        self._busy_until, self._running = now, None
+        trunk = self._trunks.of_schedule(batch.schedule)
+        trunk.ran(now, all(now <= query.deadline for query in batch.queries))
         if batch.queries:
-            self.latency.observe(batch.schedule, len(batch.queries), seconds)
+            trunk.latency.observe(batch.schedule, len(batch.queries), seconds)
 
     def adopt(self, other: Policy) -> None:
         if isinstance(other, FedstillPolicy):
-            self.latency.adopt(other.latency)
+            before = other._trunks.by_name
+            for name in self._trunks.by_name.keys() & before.keys():
+                self._trunks.by_name[name].latency.adopt(before[name].latency)
 
     def withdraw(self, identifier: int) -> Query | None:
         self._forget_coming(identifier)
@@ -158,7 +159,7 @@ class FedstillPolicy(Policy):
 
     def _asks_too_much(self, query: Query) -> bool:
         """Whether the price of the cheapest way to serve the query is far above what the query can pay."""
-        hull = self._hulls[query.task]
+        hull = self._trunks.hulls[query.task]
         if not hull:  # a task with no right answers
             return True
         return self.price * hull[0].seconds > self.settings.patience * query.utility * hull[0].accuracy
@@ -169,13 +170,17 @@ class FedstillPolicy(Policy):
         count by the price alone: beside them it may wait for a pause between two bursts."""
         expected = self.settings.foresight / self.settings.window * (query.deadline - now)
         start = max(now, self._busy_until)
-        last, before, in_all = query.deadline, queue.seconds, queue.seconds
+        own = self._trunks.pace(queue.task)
+        mine = queue.earning / own
+        last, before, in_all = query.deadline, queue.seconds * own, queue.seconds * own
         for other in self._queues.values():
-            if not queue.earning <= other.earning <= self.settings.patience * queue.earning:
+            pace = self._trunks.pace(other.task)
+            theirs = other.earning / pace
+            if not mine <= theirs <= self.settings.patience * mine:
                 continue
-            more = other.coming + (expected * other.recent if other.earning > queue.earning else 0.0)
-            before += other.seconds * (more + other.due(start, query.deadline))
-            in_all += other.seconds * (more + other.due(start, math.inf))
+            more = other.coming + (expected * other.recent if theirs > mine else 0.0)
+            before += other.seconds * pace * (more + other.due(start, query.deadline))
+            in_all += other.seconds * pace * (more + other.due(start, math.inf))
             if other.waiting:
                 last = max(last, other.waiting[-1][0])
         room = self.settings.room / self.latency.scale
@@ -191,7 +196,7 @@ class FedstillPolicy(Policy):
         key = (query.task, size)
         queue = self._queues.get(key)
         if queue is None:
-            hull = self._hulls[query.task]
+            hull = self._trunks.hulls[query.task]
             seconds, accuracy = (hull[0].seconds, hull[0].accuracy) if hull else (SHORTEST, 0.0)
             earning = query.utility * accuracy / seconds
             queue = self._queues[key] = Queue(query.task, query.utility, seconds, earning)
@@ -201,21 +206,55 @@ class FedstillPolicy(Policy):
         """Queries that even a batch of one at the fastest schedule would answer late."""
         for identifier in [number for number, (deadline, _) in self._coming.items() if deadline <= now]:
             self._forget_coming(identifier)
-        last_chance = now + self._seconds_alone(now)
-        return tuple(query for queue in self._queues.values() for query in queue.drop_before(last_chance))
+        chances = {trunk: now + self._seconds_alone(trunk, now) for trunk in self._trunks.by_name.values()}
+        return tuple(
+            query
+            for queue in self._queues.values()
+            for query in queue.drop_before(chances[self._trunks.of_task(queue.task)])
+        )
 
-    def _may_try(self, now: float) -> bool:
-        """Whether an idle engine may try a query against what is expected: nothing else would teach it otherwise."""
-        return not self._running and now - self._last_batch >= self._pause
+    def _queued_of(self, trunk: TrunkTimes) -> int:
+        return sum(
+            len(queue.waiting) for queue in self._queues.values() if self._trunks.of_task(queue.task) is trunk
+        )
 
-    def _seconds_alone(self, now: float) -> float:
+    def _may_try(self, trunk: TrunkTimes, now: float) -> bool:
+        """Whether an idle trunk may try a query against what is expected: nothing else would teach it otherwise."""
+        return self._running is not trunk and now - trunk.last_batch >= trunk.pause
+
+    def _seconds_alone(self, trunk: TrunkTimes, now: float) -> float:
         """Of a batch of one at the fastest schedule, as deadlines are checked with it. A query that has the engine to
         itself makes nobody else late: what is expected will do, and of a try next to nothing is expected."""
-        if self._may_try(now):
+        if self._may_try(trunk, now):
             return SHORTEST
-        if self.queued() == 1:
-            return self.latency.seconds(self._schedules[0], 1)
-        return self.latency.upper_seconds(self._schedules[0], 1)
+        return trunk.expected_seconds() if self.queued() == 1 else trunk.upper_seconds()
+
+    def _try(
+        self, choice: tuple[CandidateBatch, Schedule] | None, now: float
+    ) -> tuple[CandidateBatch, Schedule] | None:
+        """A batch of one, against the plan. On an idle engine: of what waits alone, or of a trunk that may try. Instead
+        of a planned one: of another trunk whose queries would all be too late by what is expected of it. What is
+        expected may be wrong, and as long as others keep the engine busy it would never be found out."""
+        planned = None if choice is None else self._trunks.of_schedule(choice[1])
+        doubted = [
+            trunk
+            for trunk in self._trunks.by_name.values()
+            if trunk is not planned and self._may_try(trunk, now) and self._queued_of(trunk)
+        ]
+        lone = choice is None and self.queued() == 1
+        if not doubted and not lone:
+            return None
+        for batch in self._form(0.0, now):
+            trunk = self._of_batch(batch)
+            hopeless = choice is None or now + trunk.upper_seconds() > batch.deadline()
+            if lone or (trunk in doubted and hopeless):
+                while batch.size > 1:
+                    batch.drop_most_urgent()
+                return batch, trunk.fastest
+        return None
+
+    def _of_batch(self, batch: CandidateBatch) -> TrunkTimes:
+        return self._trunks.of_task(batch.slices[0].queue.task)
 
     def _current_price(self, now: float) -> float:
         """Utility per second of engine time."""
@@ -228,36 +267,39 @@ class FedstillPolicy(Policy):
             for queue in self._queues.values()
         ]
         capacity = self.settings.capacity * self._objective / self.latency.scale
-        return MARGINAL * fluid_optimum(demand, self._hulls, capacity).price / self.latency.scale
+        return (
+            MARGINAL * fluid_optimum(demand, self._trunks.paced_hulls(), capacity).price / self.latency.scale
+        )
 
     def _form(self, price: float, now: float) -> list[CandidateBatch]:
         """Batches of queries that would choose the same schedule at this price, most valuable first within each."""
-        size = self._largest
-        charge = (
-            price / size * np.array([self.latency.seconds(schedule, size) for schedule in self._schedules])
-        )
+        charge = self._trunks.charges(price)
         groups: dict[int, list[tuple[float, Queue]]] = {}
         for queue in self._queues.values():
             if queue.waiting:
-                net = queue.utility * self._accuracy[queue.task] - charge
+                own = self._trunks.of_task(queue.task).own
+                net = queue.utility * self._trunks.accuracy[queue.task, own] - charge[own]
                 choice = int(net.argmax())
                 if net[choice] >= 0:
-                    groups.setdefault(choice, []).append((queue.utility, queue))
+                    groups.setdefault(own.start + choice, []).append((queue.utility, queue))
         batches: list[CandidateBatch] = []
-        for queues in groups.values():
+        for choice, queues in groups.items():
             queues.sort(key=lambda entry: -entry[0])
-            batches += fill([queue for _, queue in queues], size, self.settings.most_batches)
+            batches += fill(
+                [queue for _, queue in queues], int(self._trunks.largest[choice]), self.settings.most_batches
+            )
         for batch in batches:
             self._trim(batch, now)
         return [batch for batch in batches if batch.size]
 
     def _trim(self, batch: CandidateBatch, now: float) -> None:
         """Leave out the fewest, most urgent queries, so that the rest can be answered in time together."""
-        while batch.size and now + self._upper_seconds(batch.size, now) > batch.deadline():
+        trunk = self._of_batch(batch)
+        while batch.size and now + self._upper_seconds(trunk, batch.size, now) > batch.deadline():
             batch.drop_most_urgent()
 
-    def _upper_seconds(self, size: int, now: float) -> float:
-        return self._seconds_alone(now) if size == 1 else self.latency.upper_seconds(self._schedules[0], size)
+    def _upper_seconds(self, trunk: TrunkTimes, size: int, now: float) -> float:
+        return self._seconds_alone(trunk, now) if size == 1 else trunk.upper_seconds(size)
 
     def _choose(
         self, batches: list[CandidateBatch], now: float, price: float
@@ -265,7 +307,8 @@ class FedstillPolicy(Policy):
         """The first batch of the best plan, and its schedule."""
         if not batches:
             return None
-        lines = np.array([self.latency.line(schedule) for schedule in self._schedules])  # (schedules, 2)
+        lines = self._trunks.lines()
+        margins = np.array([self._of_batch(batch).latency.margin for batch in batches])
         sizes = np.array([batch.size for batch in batches], dtype=np.float64)
         seconds = lines[:, 0] + sizes[:, None] * lines[:, 1]
         values = self._worth(batches) - price * seconds
@@ -277,21 +320,21 @@ class FedstillPolicy(Policy):
         else:
             order = np.argsort(slack, kind="stable")
         plan = grid_plan(
-            seconds[order] * self.latency.margin,
+            (seconds * margins[:, None])[order],
             values[order],
             slack[order],
             float(slack[order[-1]]) / self.settings.grid,
         )
         for place, choice in zip(order.tolist(), plan.choices, strict=True):
             if choice is not None:
-                return batches[place], self._schedules[choice]
+                return batches[place], self._trunks.schedules[choice]
         return None
 
     def _worth(self, batches: Sequence[CandidateBatch]) -> npt.NDArray[np.float64]:
         """Expected utility of each batch at each schedule: float (batches, schedules)."""
-        stakes = np.zeros((len(batches), len(self._accuracy)))
+        stakes = np.zeros((len(batches), len(self._trunks.accuracy)))
         for row, batch in zip(stakes, batches, strict=True):
             for slice_ in batch.slices:
                 row[slice_.queue.task] += (slice_.stop - slice_.start) * slice_.queue.utility
-        worth: npt.NDArray[np.float64] = stakes @ self._accuracy
+        worth: npt.NDArray[np.float64] = stakes @ self._trunks.accuracy
         return worth

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +116,20 @@ class Profile:
             raise DataError(
                 f"profile {self.name!r}: schedule {doubled[0]!r} appears twice, names must differ"
             )
+
+    @property
+    def useful_by_trunk(self) -> Mapping[str, tuple[Schedule, ...]]:
+        """`useful` for each trunk that it describes: here one, without a name (see ``joint_profile.py``)."""
+        return {"": self.useful}
+
+    @property
+    def trunk_of_task(self) -> tuple[str, ...]:
+        """The name of the trunk of each task."""
+        return ("",) * len(self.tasks)
+
+    def origin(self, schedule: str) -> tuple[str, str]:
+        """(trunk, name there) of a schedule."""
+        return "", schedule
 
     @cached_property
     def useful(self) -> tuple[Schedule, ...]:
