@@ -128,8 +128,8 @@ class Device:
 
     def __init__(self) -> None:
         self.policy, self.now, self.number = FedstillPolicy(BOTH), 0.0, 0
-        self.in_time = {task: 0 for task in range(3)}
-        self.asked = {task: 0 for task in range(3)}
+        self.in_time = dict.fromkeys(range(3), 0)
+        self.asked = dict.fromkeys(range(3), 0)
 
     def arrive(self, task: int, objective: float, utility: float = 1.0, at: float | None = None) -> None:
         moment = self.now if at is None else at
@@ -149,7 +149,7 @@ class Device:
         self, seconds: float, rates: dict[int, float], objectives: dict[int, float], worth: dict[int, float]
     ) -> dict[int, float]:
         """Evenly spaced queries of each task also while a batch runs; the shares that are answered in time."""
-        self.in_time, self.asked = {task: 0 for task in range(3)}, {task: 0 for task in range(3)}
+        self.in_time, self.asked = dict.fromkeys(range(3), 0), dict.fromkeys(range(3), 0)
         arrivals = sorted(
             (moment, task)
             for task, rate in rates.items()
@@ -218,7 +218,7 @@ def test_whatever_was_a_flood_of_one_trunk_does_not_lock_out_what_is_worth_more(
     try again, and then a try per second until its times are true."""
     device = after(past)
     rates, objectives, worth = {FLOWERS: 400.0, CARS: 10.0}, {FLOWERS: 0.3, CARS: 0.3}, {CARS: 20.0}
-    device.passes(LONGEST_PAUSE + 30, rates, objectives, worth)
+    device.passes(LONGEST_PAUSE + 45, rates, objectives, worth)
     shares = device.passes(5, rates, objectives, worth)
     assert shares[CARS] > 0.9
     assert shares[FLOWERS] > 0.2
