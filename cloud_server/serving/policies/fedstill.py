@@ -98,7 +98,7 @@ class FedstillPolicy(Policy):
             objective if self._objective == 0 else self._objective + 0.01 * (objective - self._objective)
         )
         alone = self._running is None and not self.queued()
-        trying = self._may_try(trunk, now) and not self._queued_of(trunk)
+        trying = self._may_try(trunk, now) and self._first_deadline(trunk) == math.inf
         seconds = trunk.expected_seconds() if alone else trunk.upper_seconds()
         late = max(now, self._busy_until) + seconds > query.deadline
         if late and not (trying and now < query.deadline):
@@ -213,9 +213,15 @@ class FedstillPolicy(Policy):
             for query in queue.drop_before(chances[self._trunks.of_task(queue.task)])
         )
 
-    def _queued_of(self, trunk: TrunkTimes) -> int:
-        return sum(
-            len(queue.waiting) for queue in self._queues.values() if self._trunks.of_task(queue.task) is trunk
+    def _first_deadline(self, trunk: TrunkTimes) -> float:
+        """Of the queries of a trunk that wait; without any, never."""
+        return min(
+            (
+                queue.waiting[0][0]
+                for queue in self._queues.values()
+                if queue.waiting and self._trunks.of_task(queue.task) is trunk
+            ),
+            default=math.inf,
         )
 
     def _may_try(self, trunk: TrunkTimes, now: float) -> bool:
@@ -233,21 +239,27 @@ class FedstillPolicy(Policy):
         self, choice: tuple[CandidateBatch, Schedule] | None, now: float
     ) -> tuple[CandidateBatch, Schedule] | None:
         """A batch of one, against the plan. On an idle engine: of what waits alone, or of a trunk that may try. Instead
-        of a planned one: of another trunk whose queries would all be too late by what is expected of it. What is
-        expected may be wrong, and as long as others keep the engine busy it would never be found out."""
-        planned = None if choice is None else self._trunks.of_schedule(choice[1])
-        doubted = [
+        of a planned one: of another trunk that may try, if its most urgent query can wait no longer. What is expected
+        of that trunk may be wrong, and as long as others keep the engine busy nobody would find out."""
+        lone = choice is None and self.queued() == 1
+        planned: TrunkTimes | None = None
+        until = math.inf
+        if choice is not None:
+            batch, schedule = choice
+            planned = self._trunks.of_schedule(schedule)
+            until = now + planned.latency.upper_seconds(schedule, batch.size)
+        starving = [
             trunk
             for trunk in self._trunks.by_name.values()
-            if trunk is not planned and self._may_try(trunk, now) and self._queued_of(trunk)
+            if trunk is not planned
+            and self._may_try(trunk, now)
+            and until + trunk.upper_seconds() > self._first_deadline(trunk)
         ]
-        lone = choice is None and self.queued() == 1
-        if not doubted and not lone:
+        if not starving and not lone:
             return None
         for batch in self._form(0.0, now):
             trunk = self._of_batch(batch)
-            hopeless = choice is None or now + trunk.upper_seconds() > batch.deadline()
-            if lone or (trunk in doubted and hopeless):
+            if lone or trunk in starving:
                 while batch.size > 1:
                     batch.drop_most_urgent()
                 return batch, trunk.fastest

@@ -111,7 +111,8 @@ class Trunks:
             self.of_schedule(schedule).latency.seconds(schedule, size)
             for schedule, size in zip(self.schedules, sizes.tolist(), strict=True)
         ]
-        return price / sizes * np.array(seconds)
+        charges: Floats = price / sizes * np.array(seconds)
+        return charges
 
     def lines(self) -> Floats:
         """(fixed, per query) seconds at present: float (schedules, 2)."""

@@ -218,10 +218,19 @@ def test_whatever_was_a_flood_of_one_trunk_does_not_lock_out_what_is_worth_more(
     try again, and then a try per second until its times are true."""
     device = after(past)
     rates, objectives, worth = {FLOWERS: 400.0, CARS: 10.0}, {FLOWERS: 0.3, CARS: 0.3}, {CARS: 20.0}
-    device.passes(LONGEST_PAUSE + 45, rates, objectives, worth)
+    device.passes(LONGEST_PAUSE + 30, rates, objectives, worth)
     shares = device.passes(5, rates, objectives, worth)
     assert shares[CARS] > 0.9
     assert shares[FLOWERS] > 0.2
+
+
+def test_a_trunk_that_is_outbid_is_answered_now_and_then() -> None:
+    """Flowers fill the device and earn twice as much with it: still, no trunk whose queries wait gets nothing."""
+    device = Device()
+    rates, objectives, worth = {FLOWERS: 400.0, CARS: 5.0}, {FLOWERS: 0.3, CARS: 0.4}, {CARS: 0.75}
+    for _ in range(10):
+        device.passes(4, rates, objectives, worth)
+        assert 1 <= device.in_time[CARS] <= 8
 
 
 def test_a_swap_takes_along_what_each_trunk_has_learnt() -> None:
