@@ -12,12 +12,14 @@ from typing import Annotated
 import typer
 
 from fedstill.cli.shared.config_file import ConfigFile, configuration
-from fedstill.cli.shared.options import DEFAULT_REGISTRY, Architecture, Backend, BackendChoice, Weights
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Backend, BackendChoice
 from fedstill.cli.shared.service import serve
 from fedstill.common.option_values import address
 from fedstill.common.paths import VIT_WEIGHTS
 
 LOG = logging.getLogger(__name__)
+
+DEFAULT_WEIGHTS = [VIT_WEIGHTS]
 
 
 class LogFormat(StrEnum):
@@ -80,14 +82,29 @@ def serve_(
             help="How much the token of a node may ask, *: of each other node; an image is a query; repeatable.",
         ),
     ] = None,
-    weights: Weights = VIT_WEIGHTS,
-    architecture: Architecture = None,
+    weights: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE",
+            help="timm ViT weights, safetensors; looked up like dataset paths; repeatable: several share the device.",
+        ),
+    ] = DEFAULT_WEIGHTS,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[WEIGHTS=]NAME",
+            help="timm model name (default: of imported weights, their card's; else from the file's name); repeatable.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     backend: Backend = BackendChoice.AUTO,
     profile: Annotated[
-        Path | None,
-        typer.Option(help="Use this profile (from fedstill tasks profile) instead of measuring one."),
+        list[str] | None,
+        typer.Option(
+            metavar="[WEIGHTS=]FILE",
+            help="Use this profile (from fedstill tasks profile) instead of measuring one; repeatable.",
+        ),
     ] = None,
     schedules: Annotated[
         str | None, typer.Option(help="Token schedules, such as 0,-10,+4 (default: as tasks profile).")
@@ -129,6 +146,7 @@ def serve_(
     from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
     from fedstill.cloud_server.serving.app.serve_process import run_serving
+    from fedstill.cloud_server.serving.app.trunk_options import trunk_options
     from fedstill.cloud_server.serving.callers.call import log_fields
     from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
@@ -157,12 +175,13 @@ def serve_(
             raise ConfigError(
                 "--insecure: there is no TLS then; drop it, or --tls-certificate and --client-ca"
             )
-        if profile is not None and schedules is not None:
+        if profile and schedules is not None:
             raise ConfigError("--schedules: the profile names them; drop --schedules or --profile")
-        if warmed is not None and (profile is not None or schedules is not None or images or operator):
+        if warmed is not None and (profile or schedules is not None or images or operator):
             raise ConfigError(
                 "--warmed: its folder defines what is served; drop --profile, --schedules, --images and --operator"
             )
+        first, *others = trunk_options(weights, architecture or (), profile or ())
         plan = ServePlan(
             state=state,
             warmed=warmed,
@@ -172,12 +191,12 @@ def serve_(
             policy=policy_id(policy),
             authority=authority,
             operators=frozenset(operator or ()),
-            weights=weights,
-            architecture=architecture,
+            weights=first.weights,
+            architecture=first.architecture,
             device=device,
             precision=precision,
             backend=backend.value,
-            profile=profile,
+            profile=first.profile,
             schedules=schedules,
             batches=batches,
             images=tuple(images or ()),
@@ -191,6 +210,7 @@ def serve_(
             client_ca=client_ca,
             rates=rates,
             otlp=otlp,
+            others=tuple(others),
         )
         plan.check()
         if missing_settings(os.environ):

@@ -93,7 +93,8 @@ class ImagePreprocess:
 class ServedTask:
     """One task of a server; ``latency_ms`` and ``utility`` of queries that name none.
 
-    output: ``classes``, ``labels`` (each by itself) or ``embedding``.
+    output: ``classes``, ``labels`` (each by itself) or ``embedding``. trunk, image_size: of the weights that it was
+    trained on; of a server of one trunk before 0.3 unsaid, as in its description.
     """
 
     name: str
@@ -104,11 +105,14 @@ class ServedTask:
     accuracy: float
     preprocess: ImagePreprocess
     output: str = "classes"
+    trunk: str = ""
+    image_size: int = 0
 
 
 @dataclass(frozen=True)
 class ServerDescription:
-    """A server's tasks and settings. preprocess: of a new task that names none."""
+    """A server's tasks and settings. preprocess: of a new task that names none. image_size, trunk, preprocess: of the
+    first trunk, if there are several."""
 
     policy: str
     image_size: int
@@ -245,6 +249,8 @@ def _task(task: pb.Task) -> ServedTask:
         task.accuracy,
         _preprocess(task.preprocess),
         task.output or "classes",
+        task.trunk,
+        task.image_size,
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64still/protos/serving.proto\x12\x13\x66\x65\x64still.serving.v1\"\xb6\x01\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x63lass_names\x18\x03 \x03(\t\x12\x12\n\nlatency_ms\x18\x04 \x01(\x01\x12\x0f\n\x07utility\x18\x05 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x33\n\npreprocess\x18\x07 \x01(\x0b\x32\x1f.fedstill.serving.v1.Preprocess\x12\x0e\n\x06output\x18\x08 \x01(\t\"c\n\nPreprocess\x12\x0c\n\x04mean\x18\x01 \x03(\x01\x12\x0b\n\x03std\x18\x02 \x03(\x01\x12\x15\n\rinterpolation\x18\x03 \x01(\t\x12\x10\n\x08\x63rop_pct\x18\x04 \x01(\x01\x12\x11\n\tcrop_mode\x18\x05 \x01(\t\"\x12\n\x10ListTasksRequest\"\xcc\x01\n\x11ListTasksResponse\x12(\n\x05tasks\x18\x01 \x03(\x0b\x32\x19.fedstill.serving.v1.Task\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x12\n\nimage_size\x18\x03 \x01(\r\x12\r\n\x05trunk\x18\x04 \x01(\t\x12\x12\n\nimage_mean\x18\x05 \x01(\x01\x12\x11\n\timage_std\x18\x06 \x01(\x01\x12\x33\n\npreprocess\x18\x07 \x01(\x0b\x32\x1f.fedstill.serving.v1.Preprocess\"y\n\x10MakeQueryRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x17\n\nlatency_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07utility\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_latency_msB\n\n\x08_utility\"\xb3\x01\n\x11MakeQueryResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12\x10\n\x08schedule\x18\x03 \x01(\t\x12\x12\n\nwaiting_ms\x18\x04 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x0c\n\x04late\x18\x07 \x01(\x08\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x11\n\tembedding\x18\t \x03(\x02\"\xeb\x01\n\x13RegisterTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x02 \x03(\t\x12\x12\n\nparameters\x18\x03 \x01(\x0c\x12\r\n\x05trunk\x18\x04 \x01(\t\x12\x12\n\nlatency_ms\x18\x05 \x01(\x01\x12\x0f\n\x07utility\x18\x06 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x07 \x01(\x01\x12\x38\n\npreprocess\x18\x08 \x01(\x0b\x32\x1f.fedstill.serving.v1.PreprocessH\x00\x88\x01\x01\x12\x0e\n\x06output\x18\t \x01(\tB\r\n\x0b_preprocess\"!\n\x11\x44\x65leteTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteTaskResponse2\xf5\x02\n\x07Serving\x12Z\n\tListTasks\x12%.fedstill.serving.v1.ListTasksRequest\x1a&.fedstill.serving.v1.ListTasksResponse\x12Z\n\tMakeQuery\x12%.fedstill.serving.v1.MakeQueryRequest\x1a&.fedstill.serving.v1.MakeQueryResponse\x12S\n\x0cRegisterTask\x12(.fedstill.serving.v1.RegisterTaskRequest\x1a\x19.fedstill.serving.v1.Task\x12]\n\nDeleteTask\x12&.fedstill.serving.v1.DeleteTaskRequest\x1a\'.fedstill.serving.v1.DeleteTaskResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64still/protos/serving.proto\x12\x13\x66\x65\x64still.serving.v1\"\xd9\x01\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x63lass_names\x18\x03 \x03(\t\x12\x12\n\nlatency_ms\x18\x04 \x01(\x01\x12\x0f\n\x07utility\x18\x05 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x33\n\npreprocess\x18\x07 \x01(\x0b\x32\x1f.fedstill.serving.v1.Preprocess\x12\x0e\n\x06output\x18\x08 \x01(\t\x12\r\n\x05trunk\x18\t \x01(\t\x12\x12\n\nimage_size\x18\n \x01(\r\"c\n\nPreprocess\x12\x0c\n\x04mean\x18\x01 \x03(\x01\x12\x0b\n\x03std\x18\x02 \x03(\x01\x12\x15\n\rinterpolation\x18\x03 \x01(\t\x12\x10\n\x08\x63rop_pct\x18\x04 \x01(\x01\x12\x11\n\tcrop_mode\x18\x05 \x01(\t\"\x12\n\x10ListTasksRequest\"\xcc\x01\n\x11ListTasksResponse\x12(\n\x05tasks\x18\x01 \x03(\x0b\x32\x19.fedstill.serving.v1.Task\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x12\n\nimage_size\x18\x03 \x01(\r\x12\r\n\x05trunk\x18\x04 \x01(\t\x12\x12\n\nimage_mean\x18\x05 \x01(\x01\x12\x11\n\timage_std\x18\x06 \x01(\x01\x12\x33\n\npreprocess\x18\x07 \x01(\x0b\x32\x1f.fedstill.serving.v1.Preprocess\"y\n\x10MakeQueryRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x17\n\nlatency_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07utility\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_latency_msB\n\n\x08_utility\"\xb3\x01\n\x11MakeQueryResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12\x10\n\x08schedule\x18\x03 \x01(\t\x12\x12\n\nwaiting_ms\x18\x04 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x0c\n\x04late\x18\x07 \x01(\x08\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x11\n\tembedding\x18\t \x03(\x02\"\xeb\x01\n\x13RegisterTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x02 \x03(\t\x12\x12\n\nparameters\x18\x03 \x01(\x0c\x12\r\n\x05trunk\x18\x04 \x01(\t\x12\x12\n\nlatency_ms\x18\x05 \x01(\x01\x12\x0f\n\x07utility\x18\x06 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x07 \x01(\x01\x12\x38\n\npreprocess\x18\x08 \x01(\x0b\x32\x1f.fedstill.serving.v1.PreprocessH\x00\x88\x01\x01\x12\x0e\n\x06output\x18\t \x01(\tB\r\n\x0b_preprocess\"!\n\x11\x44\x65leteTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteTaskResponse2\xf5\x02\n\x07Serving\x12Z\n\tListTasks\x12%.fedstill.serving.v1.ListTasksRequest\x1a&.fedstill.serving.v1.ListTasksResponse\x12Z\n\tMakeQuery\x12%.fedstill.serving.v1.MakeQueryRequest\x1a&.fedstill.serving.v1.MakeQueryResponse\x12S\n\x0cRegisterTask\x12(.fedstill.serving.v1.RegisterTaskRequest\x1a\x19.fedstill.serving.v1.Task\x12]\n\nDeleteTask\x12&.fedstill.serving.v1.DeleteTaskRequest\x1a\'.fedstill.serving.v1.DeleteTaskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedstill.protos.serving_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TASK']._serialized_start=55
-  _globals['_TASK']._serialized_end=237
-  _globals['_PREPROCESS']._serialized_start=239
-  _globals['_PREPROCESS']._serialized_end=338
-  _globals['_LISTTASKSREQUEST']._serialized_start=340
-  _globals['_LISTTASKSREQUEST']._serialized_end=358
-  _globals['_LISTTASKSRESPONSE']._serialized_start=361
-  _globals['_LISTTASKSRESPONSE']._serialized_end=565
-  _globals['_MAKEQUERYREQUEST']._serialized_start=567
-  _globals['_MAKEQUERYREQUEST']._serialized_end=688
-  _globals['_MAKEQUERYRESPONSE']._serialized_start=691
-  _globals['_MAKEQUERYRESPONSE']._serialized_end=870
-  _globals['_REGISTERTASKREQUEST']._serialized_start=873
-  _globals['_REGISTERTASKREQUEST']._serialized_end=1108
-  _globals['_DELETETASKREQUEST']._serialized_start=1110
-  _globals['_DELETETASKREQUEST']._serialized_end=1143
-  _globals['_DELETETASKRESPONSE']._serialized_start=1145
-  _globals['_DELETETASKRESPONSE']._serialized_end=1165
-  _globals['_SERVING']._serialized_start=1168
-  _globals['_SERVING']._serialized_end=1541
+  _globals['_TASK']._serialized_end=272
+  _globals['_PREPROCESS']._serialized_start=274
+  _globals['_PREPROCESS']._serialized_end=373
+  _globals['_LISTTASKSREQUEST']._serialized_start=375
+  _globals['_LISTTASKSREQUEST']._serialized_end=393
+  _globals['_LISTTASKSRESPONSE']._serialized_start=396
+  _globals['_LISTTASKSRESPONSE']._serialized_end=600
+  _globals['_MAKEQUERYREQUEST']._serialized_start=602
+  _globals['_MAKEQUERYREQUEST']._serialized_end=723
+  _globals['_MAKEQUERYRESPONSE']._serialized_start=726
+  _globals['_MAKEQUERYRESPONSE']._serialized_end=905
+  _globals['_REGISTERTASKREQUEST']._serialized_start=908
+  _globals['_REGISTERTASKREQUEST']._serialized_end=1143
+  _globals['_DELETETASKREQUEST']._serialized_start=1145
+  _globals['_DELETETASKREQUEST']._serialized_end=1178
+  _globals['_DELETETASKRESPONSE']._serialized_start=1180
+  _globals['_DELETETASKRESPONSE']._serialized_end=1200
+  _globals['_SERVING']._serialized_start=1203
+  _globals['_SERVING']._serialized_end=1576
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("name", "version", "class_names", "latency_ms", "utility", "accuracy", "preprocess", "output")
+    __slots__ = ("name", "version", "class_names", "latency_ms", "utility", "accuracy", "preprocess", "output", "trunk", "image_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,8 @@ class Task(_message.Message):
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     PREPROCESS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
@@ -24,7 +26,9 @@ class Task(_message.Message):
     accuracy: float
     preprocess: Preprocess
     output: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ..., output: _Optional[str] = ...) -> None: ...
+    trunk: str
+    image_size: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., latency_ms: _Optional[float] = ..., utility: _Optional[float] = ..., accuracy: _Optional[float] = ..., preprocess: _Optional[_Union[Preprocess, _Mapping]] = ..., output: _Optional[str] = ..., trunk: _Optional[str] = ..., image_size: _Optional[int] = ...) -> None: ...
 
 class Preprocess(_message.Message):
     __slots__ = ("mean", "std", "interpolation", "crop_pct", "crop_mode")

@@ -26,6 +26,8 @@ KINDS: Mapping[type[click.ParamType[Any]], tuple[tuple[type, ...], str]] = {
     click.types.FloatParamType: ((int, float), "a number"),
 }
 """Of an option's type: the values of TOML that fit, and their name. All others are texts."""
+ONCE_SINGLE = ("weights", "architecture", "profile")
+"""Options that could not be repeated before: files that are there have a text, which is a list of one."""
 
 
 def read_config(file: Path, command: click.Command, context: click.Context) -> dict[str, Any]:
@@ -39,6 +41,8 @@ def read_config(file: Path, command: click.Command, context: click.Context) -> d
         if option is None:
             near = "".join(f"; did you mean {name}?" for name in get_close_matches(key, options, 1))
             raise ConfigError(f"--config {file}: {key!r} is no option of {command.name}{near}")
+        if key in ONCE_SINGLE and option.multiple and isinstance(value, str):
+            value = [value]
         try:
             found[str(option.name)] = _checked(option, value, context)
         except (ValueError, OverflowError, click.BadParameter) as error:

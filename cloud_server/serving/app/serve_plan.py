@@ -9,6 +9,7 @@ from typing import get_args
 
 import torch
 
+from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions
 from fedstill.cloud_server.serving.callers.rate_limits import Rate
 from fedstill.cloud_server.serving.engine.engine_settings import BackendName, Precision
 from fedstill.cloud_server.serving.engine.openvino_backend import missing_library
@@ -18,6 +19,8 @@ from fedstill.cloud_server.warmup.warmed_models import read_catalogue
 from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import pair, whole_numbers
 
+SHARING = "fedstill"
+"""The policy that can share a device among trunks."""
 LONGEST_END = 86_400
 """Seconds, a day: for each part of a server's end."""
 
@@ -53,6 +56,13 @@ class ServePlan:
     client_ca: Path | None = None
     otlp: str = ""
     rates: Mapping[str, Rate] = field(default_factory=dict)
+    others: tuple[TrunkOptions, ...] = ()
+    """Of further trunks, beside that of ``weights``, ``architecture`` and ``profile``."""
+
+    @property
+    def trunks(self) -> tuple[TrunkOptions, ...]:
+        """All of them, the first one first."""
+        return TrunkOptions(self.weights, self.architecture, self.profile), *self.others
 
     def check(self) -> None:
         """The checks that need no model. Raises ConfigError, WarmedModelError."""
@@ -65,6 +75,12 @@ class ServePlan:
                 f"--policy {self.policy}: switches between whole models, and a server has one trunk; "
                 f"compare it with: fedstill loadtest virtual --policies {self.policy}"
             )
+        if self.others and self.policy != SHARING:
+            raise ConfigError(
+                f"--policy {self.policy}: serves one trunk; leave it out, or give one --weights"
+            )
+        if self.others and self.warmed is not None:
+            raise ConfigError("--warmed: its models are of one trunk; give one --weights")
         if self.precision not in get_args(Precision):
             raise ConfigError(
                 f"--precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}"

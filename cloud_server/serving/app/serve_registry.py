@@ -1,217 +1,108 @@
-"""The tasks of a registry on one trunk, ready to serve: trunk, tasks, engine, profile, in this order."""
+"""The tasks of a registry on one trunk or several, ready to serve."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
+from fedstill.cloud_server.serving.app.serve_trunk import ReadyTrunk, ready_trunk
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
-from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
-from fedstill.cloud_server.serving.engine.engine import Engine
-from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
-from fedstill.cloud_server.serving.engine.profiler import time_ratios
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.policies.registry import make_policy
-from fedstill.cloud_server.serving.scheduling.profile import Profile, profile_to_plain, read_profile
+from fedstill.cloud_server.serving.scheduling.joint_profile import join, joint_name
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
-from fedstill.cloud_server.serving.server.live_profile import (
-    ProfileKey,
-    Validation,
-    check_trunk,
-    fit_profile,
-    measure_profile,
-)
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks, warn_of_other_trunks
-from fedstill.cloud_server.serving.tasks.registry import TaskVersion, open_registry
-from fedstill.common.atomic_files import replace_text
+from fedstill.cloud_server.serving.server.live_trunk import LiveTrunk
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, open_registry
 from fedstill.common.errors import ConfigError
-from fedstill.common.option_values import as_mistake, pair, whole_numbers
+from fedstill.common.option_values import pair
 from fedstill.common.paths import data_path
-from fedstill.common.provenance import cpu_model, hardware
-from fedstill.datasets.images.image_tasks import KNOWN_TASKS, find_images
-from fedstill.models.vit.schedules import TokenSchedule, check_distinct, parse_schedule
-from fedstill.models.vit.task_bank import TaskParameters
-
-LOG = logging.getLogger(__name__)
-
-STALE = 1.3
-"""Factor between times of today and those of a kept profile, from which the log warns."""
 
 
 def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     """Open, measure (or find what was measured) and warm up. Raises ConfigError, DataError."""
     registry = open_registry(plan.state)
     tell("reading the weights")
-    trunk = load_trunk(data_path(plan.weights), plan.architecture)
+    trunks = _load(plan)
     generation = registry.generation()
-    tasks = registry.active_on(trunk.fingerprint)
-    parameters = registry.load_active(trunk.fingerprint)
-    others = warn_of_other_trunks(registry.active(), trunk.fingerprint)
-    if not tasks or parameters.keys() != tasks.keys():
-        of_these = f" of these weights ({', '.join(others)}: of others)" if others else ""
-        raise ConfigError(f"{plan.state}: serves no task{of_these}; add one with: fedstill tasks add NAME")
-    given = read_profile(plan.profile) if plan.profile is not None else None
-    if given is not None:
-        check_trunk(given, trunk.fingerprint)
-    settings = _settings(plan, trunk, parameters, given)
-    columns = _columns(plan, tasks, given)
-    file = plan.folder / f"profile-{_key(plan, trunk, settings, columns).digest}.json"
-    kept = read_profile(file) if given is None and file.exists() else None
-    known = given or kept
-    tell("choosing the fastest way to run the network")
-    with as_mistake("--backend"):
-        engine = Engine(trunk.net, parameters, replace(settings, variant=known.engine if known else ""))
-    engine.warm_up(tell)
-    if kept is not None:
-        LOG.info("event=profile_found file=%s", file)
-        tell("comparing the kept profile with times of now")
-        _warn_if_stale(engine, kept)
-    measured = known or _measure(plan, trunk, engine, tasks, tuple(columns), file, tell)
-    # Corrected times go into the file, unless it is the user's own.
-    keep: Callable[[Profile], None] = partial(_write, file) if given is None else lambda _: None
-    schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
+    _check_tasks(plan, registry, trunks)
+    ready = [
+        ready_trunk(plan, name, trunk, options.profile, registry, partial(_tell_of, name, tell))
+        for (name, trunk), options in zip(trunks.items(), plan.trunks, strict=True)
+    ]
+    first, *others = ready
 
     def live_tasks(dispatcher: Dispatcher) -> LiveTasks:
         return LiveTasks(
-            registry, engine, dispatcher, trunk.fingerprint, measured, columns, tasks, generation,
-            partial(make_policy, plan.policy), keep,
+            registry, first.engine, dispatcher, first.trunk.fingerprint, first.measured, first.columns,
+            first.tasks, generation, partial(make_policy, plan.policy), first.keep, first.name,
+            [_live(one) for one in others],
         )  # fmt: skip
 
     return ServedModels(
-        fit_profile(measured, columns, tasks, schedules, engine.maximum_batch),
-        partial(_infer, engine, schedules),
-        engine.net.image_size,
+        join({one.name: one.profile for one in ready}) if others else first.profile,
+        _infer(ready),
+        first.engine.net.image_size,
         live_tasks,
         registry.close,
     )
 
 
-def _settings(
-    plan: ServePlan, trunk: Trunk, parameters: dict[str, TaskParameters], given: Profile | None
-) -> EngineSettings:
-    with as_mistake("--profile, --schedules or --batches"):
-        if given is None:
-            schedules = chosen_schedules(plan.schedules, trunk.net, parameters)
-        else:
-            schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in given.schedules)
-        precision: Any = plan.precision  # checked
-        batches = whole_numbers("--batches", plan.batches)
-        return EngineSettings(
-            check_distinct(schedules, trunk.net.patches), batches, plan.device, precision, plan.backend
-        )
+def _load(plan: ServePlan) -> dict[str, Trunk]:
+    """By name: that of the file; one alone has none. Raises ConfigError for the same weights twice."""
+    trunks: dict[str, Trunk] = {}
+    for options in plan.trunks:
+        trunk = load_trunk(data_path(options.weights), options.architecture)
+        if any(trunk.fingerprint == other.fingerprint for other in trunks.values()):
+            raise ConfigError(f"--weights {options.weights}: the same weights as another file's")
+        name = data_path(options.weights).stem if plan.others else ""
+        trunks[f"{name}-{trunk.fingerprint[:8]}" if name in trunks else name] = trunk
+    return trunks
 
 
-def _columns(plan: ServePlan, tasks: Mapping[str, TaskVersion], given: Profile | None) -> dict[str, str]:
-    """The tasks of the profile, and the version that is measured of each."""
-    if given is not None:
-        return {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
-    places = dict(pair(text) for text in plan.images)
-    strange = sorted(set(places) - set(tasks))
-    if strange:
-        raise ConfigError(f"--images: {strange[0]} is not served (served: {', '.join(tasks)})")
-    known = [name for name in tasks if name in places or name in KNOWN_TASKS]
-    if not known:
-        first = next(iter(tasks))
-        raise ConfigError(
-            f"{first}: no images to measure with; give --images {first}=PATH, or --profile FILE"
-        )
-    return {name: tasks[name].fingerprint for name in known}
+def _check_tasks(plan: ServePlan, registry: TaskRegistry, trunks: dict[str, Trunk]) -> None:
+    """Raises ConfigError for a trunk without tasks, and for images of a task that is not served."""
+    active = registry.active()
+    fingerprints = [trunk.fingerprint for trunk in trunks.values()]
+    others = warn_of_other_trunks(active, fingerprints)
+    for options, fingerprint in zip(plan.trunks, fingerprints, strict=True):
+        if not registry.active_on(fingerprint):
+            of_these = f" of these weights ({', '.join(others)}: of others)" if others else ""
+            of_these = f" of --weights {options.weights}" if plan.others else of_these
+            raise ConfigError(
+                f"{plan.state}: serves no task{of_these}; add one with: fedstill tasks add NAME"
+            )
+    served = [name for name, task in active.items() if task.trunk in fingerprints]
+    strange = sorted({name for name, _ in map(pair, plan.images)} - set(served))
+    if strange and any(options.profile is None for options in plan.trunks):
+        raise ConfigError(f"--images: {strange[0]} is not served (served: {', '.join(served)})")
 
 
-def _key(plan: ServePlan, trunk: Trunk, settings: EngineSettings, columns: Mapping[str, str]) -> ProfileKey:
-    asked = f"{settings.torch_device} {settings.precision} {settings.backend}"
-    return ProfileKey(
-        trunk.fingerprint,
-        tuple(sorted(columns.items())),
-        tuple(schedule.name for schedule in settings.schedules),
-        settings.batch_buckets,
-        (plan.val_images, plan.seed),
-        f"{hardware()} {cpu_model()} {asked} {torch.get_num_threads()} threads, {_libraries(settings)}",
+def _tell_of(name: str, tell: OnProgress, doing: str) -> None:
+    tell(f"{name}: {doing}" if name else doing)
+
+
+def _live(one: ReadyTrunk) -> LiveTrunk:
+    return LiveTrunk(
+        one.engine, one.trunk.fingerprint, one.name, one.measured, one.columns, one.tasks, one.keep
     )
 
 
-def _libraries(settings: EngineSettings) -> str:
-    """Those that the backend asked for may use, with their versions."""
-    names = ("torch", "openvino") if settings.backend == "auto" else (settings.backend,)
-    found = []
-    for name in names:
-        with suppress(PackageNotFoundError):  # a build under another name says no version
-            found.append(f"{name} {version(name)}")
-    return ", ".join(found)
+def _infer(ready: Sequence[ReadyTrunk]) -> Infer:
+    """Runs a batch on the trunk that its schedule is of."""
+    runs: dict[str, Callable[..., list[Prediction | Rejection]]] = {}
+    for one in ready:
+        for name, schedule in one.schedules.items():
+            runs[joint_name(one.name, name)] = partial(one.infer, schedule=schedule)
 
+    def infer(
+        images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: str
+    ) -> list[Prediction | Rejection]:
+        return runs[schedule](images, tasks)
 
-def _measure(
-    plan: ServePlan,
-    trunk: Trunk,
-    engine: Engine,
-    tasks: Mapping[str, TaskVersion],
-    known: Sequence[str],
-    file: Path,
-    tell: OnProgress,
-) -> Profile:
-    """A new profile, kept in the file."""
-    places = dict(pair(text) for text in plan.images)
-    for name in set(tasks) - set(known):
-        LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
-    LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(engine.settings.schedules))
-    tell("reading the validation images")
-    validation: Validation = {
-        name: (loaded.images, loaded.labels)
-        for name in known
-        for images in [find_images(name, places.get(name)).with_classes(tasks[name].class_names)]
-        for loaded in [images.load("val", plan.val_images, plan.seed)]
-    }
-    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {plan.val_images} images per task"
-    with as_mistake("--schedules"):
-        profile = measure_profile(
-            engine,
-            validation,
-            trunk.architecture,
-            source,
-            trunk.fingerprint,
-            tell,
-        )
-    _write(file, profile)
-    LOG.info("event=profile_measured file=%s", file)
-    return profile
-
-
-def _write(file: Path, profile: Profile) -> None:
-    replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
-
-
-def _warn_if_stale(engine: Engine, profile: Profile) -> None:
-    """Its fastest and its slowest schedule are timed again: a busy machine may have measured it, or be busy now."""
-    ends = dict.fromkeys((profile.useful[0], profile.useful[-1]))
-    few = engine.settings.batch_buckets[:2]  # small batches: a start need not wait for large ones
-    ratios = time_ratios(engine, replace(profile, schedules=tuple(ends)), rounds=3, sizes=few, looks=1)
-    worst = max(ratios, key=lambda name: abs(math.log(ratios[name])))
-    if not 1 / STALE < ratios[worst] < STALE:
-        LOG.warning(
-            "event=profile_stale schedule=%s now_over_stored=%.2f "
-            "hint='it is timed again while the server is idle'",
-            worst, ratios[worst],
-        )  # fmt: skip
-
-
-def _infer(
-    engine: Engine,
-    schedules: Mapping[str, TokenSchedule],
-    images: Sequence[torch.Tensor],
-    tasks: Sequence[str],
-    schedule: str,
-) -> list[Prediction | Rejection]:
-    return engine.infer(torch.stack(list(images)), tasks, schedules[schedule])
+    return infer

@@ -17,7 +17,7 @@ from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import read_profile
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.live_profile import fit_profile
-from fedstill.cloud_server.serving.server.served_tasks import FixedTasks
+from fedstill.cloud_server.serving.server.served_tasks import FixedTasks, ServedTrunk
 from fedstill.cloud_server.serving.tasks.registry import DEFAULT_LATENCY_MS, DEFAULT_UTILITY, TaskVersion
 from fedstill.cloud_server.warmup.reduced_nets import task_net
 from fedstill.cloud_server.warmup.warmed_models import WarmedModelError, WarmedModels, read_catalogue
@@ -77,5 +77,8 @@ def warmed_models(plan: ServePlan, folder: Path, tell: OnProgress) -> ServedMode
         ),
         infer,
         plain.image_size,
-        lambda _: FixedTasks(trunk.fingerprint, {name: task}, catalogue.preprocess, plain.width),
+        lambda _: FixedTasks(
+            ServedTrunk(trunk.fingerprint, "", plain.image_size, plain.width, catalogue.preprocess),
+            {name: task},
+        ),
     )

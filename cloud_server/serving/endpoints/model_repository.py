@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import grpc
 
@@ -22,18 +22,18 @@ def index(tasks: ServedTasks, request: pb.RepositoryIndexRequest) -> pb.Reposito
     served = tasks.served
     made = pb.RepositoryIndexResponse()
     for one in tasks.versions():
-        reason = _why_not(one, served, tasks.trunk)
+        reason = _why_not(one, served, tasks.trunks)
         if not (reason and request.ready):
             state = "UNAVAILABLE" if reason else "READY"
             made.models.add(name=one.name, version=str(one.version), state=state, reason=reason)
     return made
 
 
-def _why_not(one: TaskVersion, served: Mapping[str, TaskVersion], trunk: str) -> str:
+def _why_not(one: TaskVersion, served: Mapping[str, TaskVersion], trunks: Container[str]) -> str:
     known = served.get(one.name)
     if known is not None and known.version == one.version:
         return ""
-    if one.trunk != trunk:
+    if one.trunk not in trunks:
         return "trained on another trunk"
     if one.active:
         return "not served yet"

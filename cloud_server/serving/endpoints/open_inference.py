@@ -24,7 +24,8 @@ from fedstill.cloud_server.serving.endpoints.model_names import find_model
 from fedstill.cloud_server.serving.endpoints.refusals import bad
 from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
-from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, trunk_of
+from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.protos import open_inference_pb2 as pb
 
 LOG = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class OpenInference:
 
     Args:
         policy: its name, reported on request.
-        image_size: side of the engine's images.
+        image_size: side of the first trunk's images.
     """
 
     def __init__(
@@ -120,12 +121,17 @@ class OpenInference:
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest, _: float | None) -> Message:
         task = find_model(self._tasks.served, request.name, request.version)
-        return model_descriptions.metadata(task, self._size, self._tasks.width)
+        return model_descriptions.metadata(task, *self._sizes(task))
 
     async def _model_config(self, request: pb.ModelConfigRequest, _: float | None) -> Message:
         task = find_model(self._tasks.served, request.name, request.version)
-        made = model_descriptions.config(task, self._size, self._tasks.width)
+        made = model_descriptions.config(task, *self._sizes(task))
         return pb.ModelConfigResponse(config=made)
+
+    def _sizes(self, task: TaskVersion | None) -> tuple[int, int]:
+        """Of images and embeddings."""
+        trunk = trunk_of(self._tasks, task)
+        return (self._size if task is None else trunk.image_size), trunk.width
 
     async def _model_statistics(self, request: pb.ModelStatisticsRequest, _: float | None) -> Message:
         served = self._tasks.served

@@ -24,7 +24,12 @@ from fedstill.cloud_server.serving.endpoints.refusals import bad
 from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.engine.predictions import ImageError
 from fedstill.cloud_server.serving.server import request_images
-from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.served_tasks import (
+    ServedTasks,
+    ServedTrunk,
+    first_trunk,
+    trunk_of,
+)
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.models.vit.preprocess_settings import Preprocess
@@ -69,15 +74,15 @@ class ServingCalls:
         )
 
     async def _list_tasks(self, request: own.ListTasksRequest, _: float | None) -> own.ListTasksResponse:
-        tasks = self._tasks.served.values()
+        tasks, first = self._tasks.served.values(), first_trunk(self._tasks)
         return own.ListTasksResponse(
-            tasks=[_task(task) for task in tasks],
+            tasks=[_task(task, trunk_of(self._tasks, task)) for task in tasks],
             policy=self._policy,
             image_size=self._size,
-            trunk=self._tasks.trunk,
+            trunk=first.fingerprint,
             image_mean=_common(task.preprocess.mean for task in tasks),
             image_std=_common(task.preprocess.std for task in tasks),
-            preprocess=_message(self._tasks.preprocess),
+            preprocess=_message(first.preprocess),
         )
 
     async def _make_query(
@@ -111,8 +116,11 @@ class ServingCalls:
         )
 
     async def _register_task(self, request: own.RegisterTaskRequest, _: float | None) -> own.Task:
-        if request.trunk != self._tasks.trunk:
-            raise bad("trunk", f"the server's is {self._tasks.trunk}: train the task on that one")
+        trunks = self._tasks.trunks
+        trunk = trunks.get(request.trunk)
+        if trunk is None:
+            known = " or ".join(trunks)
+            raise bad("trunk", f"the server's is {known}: train the task on that one")
         if not 0 <= request.accuracy <= 1:
             raise bad("accuracy", "must lie between 0 and 1")
         if not 0 < request.latency_ms <= LONGEST_LATENCY_MS:
@@ -121,19 +129,20 @@ class ServingCalls:
         task = await asyncio.to_thread(
             self._tasks.register,
             request.name,
-            _parameters(request, self._tasks.preprocess),
+            _parameters(request, trunk.preprocess),
             request.latency_ms,
             request.utility,
             request.accuracy,
+            trunk.fingerprint,
         )
-        return _task(task)
+        return _task(task, trunk)
 
     async def _delete_task(self, request: own.DeleteTaskRequest, _: float | None) -> own.DeleteTaskResponse:
         await asyncio.to_thread(self._tasks.delete, request.name)
         return own.DeleteTaskResponse()
 
 
-def _task(task: TaskVersion) -> own.Task:
+def _task(task: TaskVersion, trunk: ServedTrunk) -> own.Task:
     return own.Task(
         name=task.name,
         version=task.version,
@@ -143,6 +152,8 @@ def _task(task: TaskVersion) -> own.Task:
         accuracy=task.accuracy,
         preprocess=_message(task.preprocess),
         output=task.output,
+        trunk=trunk.fingerprint,
+        image_size=trunk.image_size,
     )
 
 

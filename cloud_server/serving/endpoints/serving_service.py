@@ -22,7 +22,7 @@ class ServingService:
 
     Args:
         statistics: observes the dispatcher already.
-        image_size: side of the engine's images.
+        image_size: side of the first trunk's images.
         policy: its name, reported on request.
         traces: None for none.
     """

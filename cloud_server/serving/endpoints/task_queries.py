@@ -20,7 +20,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.request_images import ImageForm
 from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Response
-from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, first_trunk, trunk_of
 from fedstill.cloud_server.serving.server.traces import Traces
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 
@@ -29,7 +29,7 @@ LONGEST_RETRY_MS = 86_400_000
 
 
 class TaskQueries:
-    """Asks the dispatcher. image_size: side of the engine's images. limits: by default none."""
+    """Asks the dispatcher. image_size: side of the first trunk's images. limits: by default none."""
 
     def __init__(
         self,
@@ -54,7 +54,9 @@ class TaskQueries:
     def form_of(self, task: str) -> ImageForm:
         """Of a task's images; one that is not served is refused later, by its name."""
         known = self._tasks.served.get(task)
-        return ImageForm(self._size, known.preprocess if known else self._tasks.preprocess)
+        if known is None:
+            return ImageForm(self._size, first_trunk(self._tasks).preprocess)
+        return ImageForm(trunk_of(self._tasks, known).image_size, known.preprocess)
 
     async def ask(self, task: AskedTask, images: Sequence[Prepare], limits: Limits) -> Response:
         """The answer of all images together. Raises RequestError for a refusal; if the caller is cancelled, so is the

@@ -24,7 +24,7 @@ class JointProfile(Profile):
     def useful_by_trunk(self) -> Mapping[str, tuple[Schedule, ...]]:
         joint = {schedule.name: schedule for schedule in self.schedules}
         return {
-            trunk: tuple(joint[_joint_name(trunk, schedule.name)] for schedule in part.useful)
+            trunk: tuple(joint[joint_name(trunk, schedule.name)] for schedule in part.useful)
             for trunk, part in self.parts.items()
         }
 
@@ -35,7 +35,7 @@ class JointProfile(Profile):
     @cached_property
     def _origins(self) -> Mapping[str, tuple[str, str]]:
         return {
-            _joint_name(trunk, schedule.name): (trunk, schedule.name)
+            joint_name(trunk, schedule.name): (trunk, schedule.name)
             for trunk, part in self.parts.items()
             for schedule in part.schedules
         }
@@ -43,9 +43,9 @@ class JointProfile(Profile):
     def origin(self, schedule: str) -> tuple[str, str]:
         return self._origins[schedule]
 
-    def with_part(self, trunk: str, part: Profile) -> JointProfile:
-        """The same with another profile of one trunk. Raises DataError if two trunks then have a task of one name."""
-        return join({**self.parts, trunk: part})
+    def with_parts(self, parts: Mapping[str, Profile]) -> JointProfile:
+        """The same with other profiles of some trunks. Raises DataError if two trunks then have a task of one name."""
+        return join({**self.parts, **parts})
 
 
 def join(parts: Mapping[str, Profile]) -> JointProfile:
@@ -61,7 +61,7 @@ def join(parts: Mapping[str, Profile]) -> JointProfile:
         schedules += [
             replace(
                 schedule,
-                name=_joint_name(trunk, schedule.name),
+                name=joint_name(trunk, schedule.name),
                 accuracy=(*before * (0.0,), *schedule.accuracy, *after * (0.0,)),
             )
             for schedule in part.schedules
@@ -76,5 +76,6 @@ def join(parts: Mapping[str, Profile]) -> JointProfile:
     )
 
 
-def _joint_name(trunk: str, schedule: str) -> str:
-    return f"{trunk}:{schedule}"
+def joint_name(trunk: str, schedule: str) -> str:
+    """Of a schedule among those of all trunks; a trunk without a name is alone."""
+    return f"{trunk}:{schedule}" if trunk else schedule

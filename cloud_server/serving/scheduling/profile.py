@@ -131,6 +131,11 @@ class Profile:
         """(trunk, name there) of a schedule."""
         return "", schedule
 
+    def with_parts(self, parts: Mapping[str, Profile]) -> Profile:
+        """The same with other profiles of some of its trunks, by name."""
+        (mine,) = parts.values()
+        return mine
+
     @cached_property
     def useful(self) -> tuple[Schedule, ...]:
         """The schedules that no other dominates, fastest first: a planner needs no others."""

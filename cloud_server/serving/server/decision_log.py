@@ -36,10 +36,15 @@ class DecisionLog:
         """Not a decision."""
 
     def ran(self, batch: RanBatch) -> None:
-        """Append the line of a batch. What concerns callers is left out if there is nothing to say."""
+        """Append the line of a batch. Its trunk and what concerns callers are left out if there is nothing to say."""
         with self._lock:
             refused, self._refused = self._refused, Counter()
-        callers = {"nodes": batch.nodes, "rate_limited": dict(refused), "requests": batch.requests}
+        more = {
+            "trunk": batch.trunk,
+            "nodes": batch.nodes,
+            "rate_limited": dict(refused),
+            "requests": batch.requests,
+        }
         line = json.dumps(
             {
                 "time": round(batch.time, 4),
@@ -53,7 +58,7 @@ class DecisionLog:
                 "queue": batch.queued,
                 "evicted": batch.evicted,
                 "decision_ms": round(1e3 * batch.decision_seconds, 3),
-                **{name: value for name, value in callers.items() if value},
+                **{name: value for name, value in more.items() if value},
             }
         )
         self._file.emit(logging.makeLogRecord({"msg": line}))

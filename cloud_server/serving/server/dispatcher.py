@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ LEAST_UTILITY = 1e-6
 NOBODY = Call()
 
 Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Prediction | Rejection]]
-"""Ready images, the task of each, a schedule's name -> an answer or a refusal per image."""
+"""Ready images, the task of each, a schedule's name in the policy's profile -> an answer or a refusal per image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Dispatcher:
         self._items: dict[int, _Item] = {}  # of queries that wait: for their images, or in the policy
         self._outbox: list[tuple[Deliver, Outcome]] = []
         self._swaps: list[tuple[Callable[[], Policy], Future[None]]] = []
-        self._idle_work: Callable[[], None] | None = None
+        self._idle_work: deque[Callable[[], None]] = deque()
         self._following = 0
         self._draining = self._stopping = False
         self._thread: threading.Thread | None = None
@@ -168,9 +168,9 @@ class Dispatcher:
     def when_idle(self, work: Callable[[], None]) -> None:
         """Call ``work`` in the engine's thread when nothing has come for `QUIET_SECONDS`, again and again.
 
-        Whoever comes meanwhile waits for it, so it must be short.
+        Several works take turns. Whoever comes meanwhile waits for it, so it must be short.
         """
-        self._idle_work = work
+        self._idle_work.append(work)
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -233,9 +233,10 @@ class Dispatcher:
             if ran:
                 asked = [item.request for item, _ in ready]
                 tasks = Counter(one.task for one in asked)
+                trunk, schedule = self._policy.profile.origin(batch.schedule.name)
                 report = RanBatch(
                     time=time.time() - seconds,
-                    schedule=batch.schedule.name,
+                    schedule=schedule,
                     tasks=dict(tasks),
                     versions={task: self.versions.get(task, 1) for task in tasks},
                     nodes=dict(Counter(one.node for one in asked if one.node)),
@@ -246,6 +247,7 @@ class Dispatcher:
                     queued=queued,
                     evicted=len(decision.evicted),
                     decision_seconds=decided,
+                    trunk=trunk,
                 )
                 for observer in self._observers:
                     observer.ran(report)
@@ -269,9 +271,10 @@ class Dispatcher:
                 if not self._news and not self._stopping:
                     self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
                 quiet = not (self._news or self._open or self._draining)
-            if quiet and self._idle_work is not None:
+            if quiet and self._idle_work:
+                self._idle_work.rotate(-1)
                 try:
-                    self._idle_work()
+                    self._idle_work[-1]()
                 except Exception:  # nobody waits for it
                     LOG.exception("event=idle_work_failed")
 
@@ -386,7 +389,7 @@ class Dispatcher:
             self._reject(request, result if known else replace(result, reason="failed"))
             return
         request.predictions[item.row] = result
-        request.schedules[item.row] = batch.schedule.name
+        request.schedules[item.row] = self._policy.profile.origin(batch.schedule.name)[1]
         request.versions[item.row] = self.versions.get(request.task, 1)
         request.accuracies[item.row] = batch.schedule.accuracy[item.query.task]
         request.waiting_seconds = max(request.waiting_seconds, now - request.arrival)

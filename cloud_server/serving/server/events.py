@@ -14,7 +14,7 @@ class RanBatch:
 
     Attributes:
         time: seconds since 1970, at the decision.
-        schedule: name.
+        schedule: name, of its trunk.
         tasks: queries by task.
         predicted_seconds, seconds: of the batch, as predicted by the policy and as measured.
         waiting_seconds: of each query, from arrival to the decision.
@@ -24,6 +24,7 @@ class RanBatch:
         versions: of the tasks, as they answered.
         nodes: queries by the node of their caller's token.
         requests: ids of their requests, in the order of the batch.
+        trunk: that ran it, by name; empty if there is only one.
     """
 
     time: float
@@ -38,6 +39,7 @@ class RanBatch:
     versions: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     requests: tuple[str, ...] = ()
+    trunk: str = ""
 
     @property
     def size(self) -> int:

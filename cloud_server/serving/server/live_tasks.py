@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 
 import grpc
-import torch
 
 from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.engine.engine import Engine
-from fedstill.cloud_server.serving.engine.idle_timing import IdleTiming
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
-from fedstill.cloud_server.serving.server.live_profile import fit_profile, with_times
+from fedstill.cloud_server.serving.server.live_trunk import LiveTrunk
+from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk
 from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
 from fedstill.common.errors import DataError
-from fedstill.models.vit.preprocess_settings import Preprocess
-from fedstill.models.vit.task_bank import TaskBank, TaskParameters
+from fedstill.models.vit.task_bank import TaskParameters
 
 LOG = logging.getLogger(__name__)
 
@@ -36,10 +34,11 @@ class LiveTasks:
     Args:
         trunk: SHA-256 of the engine's weights.
         profile, measured: as measured, and the fingerprints of the task versions that its columns belong to.
-        served: what engine and dispatcher serve already.
+        served: what engine and dispatcher serve already of this trunk.
         generation: of the registry, read before ``served`` was.
-        make_policy: for the present profile.
+        make_policy: for the present profile; with several trunks it is the joint one, by their names.
         keep: stores a profile whose times were corrected.
+        name, others: of several trunks that share the device, the name of this one, and the others.
     """
 
     def __init__(
@@ -54,26 +53,26 @@ class LiveTasks:
         generation: int,
         make_policy: Callable[[Profile], Policy],
         keep: Callable[[Profile], None] = lambda _: None,
+        name: str = "",
+        others: Sequence[LiveTrunk] = (),
     ) -> None:
-        self.trunk = trunk
-        self._registry, self._engine, self._dispatcher = registry, engine, dispatcher
-        self._profile, self._measured, self._make_policy = profile, measured, make_policy
+        self._registry, self._dispatcher, self._make_policy = registry, dispatcher, make_policy
         self._keep = keep
-        self._served, self._generation = dict(served), generation
+        first = LiveTrunk(
+            engine, trunk, name, profile, measured, served, lambda corrected: self._keep(corrected)
+        )
+        self._trunks = {one.fingerprint: one for one in (first, *others)}
+        self._generation = generation
         self._changing = threading.Lock()
-        self._schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
-        self._noisy = torch.empty(0)
-        self._timing = IdleTiming(self._time, dispatcher.policy.profile)
-        dispatcher.when_idle(self._timing.step)
-        dispatcher.versions = _numbers(served)
+        self._note_served()
+        dispatcher.versions = _numbers(self._served)
+        for one in self._trunks.values():
+            dispatcher.when_idle(one.timing.step)
 
     @property
-    def preprocess(self) -> Preprocess:
-        return self._engine.net.preprocess
-
-    @property
-    def width(self) -> int:
-        return self._engine.net.width
+    def trunks(self) -> Mapping[str, ServedTrunk]:
+        """By fingerprint, in the order in which they were given."""
+        return {fingerprint: one.shape for fingerprint, one in self._trunks.items()}
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:
@@ -87,8 +86,9 @@ class LiveTasks:
             generation = self._registry.generation()
             if generation == self._generation:
                 return self._correct_times()
-            warn_of_other_trunks(self._registry.active(), self.trunk)
-            if self._registry.active_on(self.trunk) == self._served:
+            active = self._registry.active()
+            warn_of_other_trunks(active, tuple(self._trunks))
+            if self._servable(active) == self._served:
                 self._generation = generation
                 return False
             try:
@@ -100,18 +100,30 @@ class LiveTasks:
             return True
 
     def register(
-        self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
+        self,
+        name: str,
+        parameters: TaskParameters,
+        latency_ms: float,
+        utility: float,
+        accuracy: float,
+        trunk: str = "",
     ) -> TaskVersion:
         """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
+        mine = self._trunks[trunk or next(iter(self._trunks))]
         try:  # a task that the engine would refuse must not enter the registry
-            TaskBank({name: parameters}, self._engine.net.layers, self._engine.net.width)
+            mine.check(name, parameters)
         except ValueError as error:
             raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "parameters", error) from None
         with self._changing:
             before = self._registry.active().get(name)
             try:
                 version = self._registry.register(
-                    name, parameters, self.trunk, latency_ms=latency_ms, utility=utility, accuracy=accuracy
+                    name,
+                    parameters,
+                    mine.fingerprint,
+                    latency_ms=latency_ms,
+                    utility=utility,
+                    accuracy=accuracy,
                 )
             except RegistryError as error:
                 raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "name", error) from None
@@ -135,7 +147,7 @@ class LiveTasks:
                 wanted = self._registry.get(name, version or (before.version if before else newest))
             except RegistryError as error:
                 raise _refused(grpc.StatusCode.NOT_FOUND, "name", error) from None
-            if wanted.trunk != self.trunk:
+            if wanted.trunk not in self._trunks:
                 text = f"{name} version {wanted.version} was trained on another trunk ({wanted.trunk[:12]})"
                 raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, "name", text)
             if self._served.get(name) != wanted:
@@ -145,9 +157,9 @@ class LiveTasks:
             return self._served[name]
 
     def delete(self, name: str) -> None:
-        """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
+        """Stop serving a task. Raises RequestError for one that is not served, or the last one of its trunk."""
         with self._changing:
-            before = self._registry.active_on(self.trunk).get(name)
+            before = self._servable(self._registry.active()).get(name)
             if before is None:
                 known = ", ".join(self._served)
                 raise RequestError(
@@ -167,70 +179,61 @@ class LiveTasks:
                 self._registry.activate(name, before.version)
             raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
 
-    def _time(self, schedule: str, size: int) -> None:
-        """A batch of nobody's images, in the engine's thread."""
-        names = self._engine.bank.names[:1] * size
-        self._engine.infer(self._noise(size), names, self._schedules[schedule])
-
-    def _noise(self, size: int) -> torch.Tensor:
-        if len(self._noisy) < size:
-            side = self._engine.net.image_size
-            self._noisy = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0))
-        return self._noisy[:size]
-
     def _correct_times(self) -> bool:
-        found = self._timing.take_correction()
-        if found is None:
-            return False
-        before, self._profile = self._profile, with_times(self._profile, found)
-        try:
-            self._swap()
-        except (DataError, ValueError, CancelledError) as error:
-            self._profile = before
-            LOG.error("event=correction_refused reason=%r", str(error))
-            return False
-        changed = [
-            f"{one.name}:{was.seconds(1):.4f}->{one.seconds(1):.4f}"
-            for one, was in zip(self._profile.schedules, before.schedules, strict=True)
-            if one != was
-        ]
-        LOG.warning("event=profile_corrected seconds_of_one=%s", ",".join(changed))
-        try:
-            self._keep(self._profile)
-        except OSError as error:  # a full disk: the next start finds it out again
-            LOG.error("event=profile_not_kept reason=%r", str(error))
-        return True
+        corrected = False
+        for trunk in self._trunks.values():
+            try:
+                corrected = trunk.correct(lambda trunk=trunk: self._swap([trunk])) or corrected  # type: ignore[misc]
+            except (DataError, ValueError, CancelledError) as error:
+                LOG.error("event=correction_refused reason=%r", str(error))
+        return corrected
 
-    def _swap(self) -> None:
+    def _servable(self, active: Mapping[str, TaskVersion]) -> dict[str, TaskVersion]:
+        """Those of the served trunks."""
+        return {name: task for name, task in active.items() if task.trunk in self._trunks}
+
+    def _changed(self) -> list[LiveTrunk]:
+        """The trunks of which the registry says something else than what is served."""
+        trunks = self._trunks.values()
+        return [one for one in trunks if self._registry.active_on(one.fingerprint) != one.served]
+
+    def _swap(self, trunks: Sequence[LiveTrunk] | None = None) -> None:
+        """Serve what the registry says of these trunks, by default of all, and at once: a task may have moved from one
+        to another."""
         generation = self._registry.generation()
-        tasks = self._registry.active_on(self.trunk)
-        parameters = self._registry.load_active(self.trunk)
-        if parameters.keys() != tasks.keys():
-            raise RegistryError("the registry was changed meanwhile: trying again")
-        profile = fit_profile(
-            self._profile, self._measured, tasks, self._schedules, self._engine.maximum_batch
-        )
+        changes = [
+            (one, one.prepare(self._registry)) for one in (self._changed() if trunks is None else trunks)
+        ]
 
         def change() -> Policy:
-            policy = self._make_policy(profile)
-            self._engine.swap(parameters)
-            self._timing.restart(profile)
-            self._dispatcher.versions = _numbers(tasks)
+            new = {trunk.name: made.profile for trunk, made in changes}
+            policy = self._make_policy(self._dispatcher.policy.profile.with_parts(new))
+            for trunk, made in changes:
+                trunk.apply(made)
+                trunk.served = made.tasks
+            self._note_served()
+            self._dispatcher.versions = _numbers(self._served)
             return policy
 
-        self._dispatcher.swap(change).result()
-        self._served, self._generation = tasks, generation
-        LOG.info("event=tasks_swapped tasks=%s generation=%d", ",".join(tasks), generation)
+        if changes:
+            self._dispatcher.swap(change).result()
+        if trunks is None:
+            self._generation = generation
+        LOG.info("event=tasks_swapped tasks=%s generation=%d", ",".join(self._served), generation)
+
+    def _note_served(self) -> None:
+        tasks = [task for trunk in self._trunks.values() for task in trunk.served.values()]
+        self._served = {task.name: task for task in sorted(tasks, key=lambda task: task.name)}
 
 
-def warn_of_other_trunks(active: Mapping[str, TaskVersion], trunk: str) -> list[str]:
-    """The active tasks that a server of this trunk leaves out, each named in the log."""
-    others = [task for task in active.values() if task.trunk != trunk]
+def warn_of_other_trunks(active: Mapping[str, TaskVersion], served: Collection[str]) -> list[str]:
+    """The active tasks that a server of these trunks leaves out, each named in the log."""
+    others = [task for task in active.values() if task.trunk not in served]
     for task in others:
         LOG.warning(
-            "event=task_left_out task=%s version=%d trunk=%s served_trunk=%s hint='start another server with "
-            "its --weights and --state, or add the task again'",
-            task.name, task.version, task.trunk[:12], trunk[:12],
+            "event=task_left_out task=%s version=%d trunk=%s served_trunk=%s hint='start the server with --weights of "
+            "this trunk, too, or add the task again'",
+            task.name, task.version, task.trunk[:12], ",".join(one[:12] for one in served),
         )  # fmt: skip
     return [task.name for task in others]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 import grpc
@@ -13,20 +14,28 @@ from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
 
 
+@dataclass(frozen=True, slots=True)
+class ServedTrunk:
+    """What clients have to know of a trunk.
+
+    fingerprint: SHA-256 of the weights that tasks are trained on. name: for people; empty for the only one of a server.
+    image_size: side of its images. width: of an embedding. preprocess: of the images of a new task that says nothing
+    else.
+    """
+
+    fingerprint: str
+    name: str
+    image_size: int
+    width: int
+    preprocess: Preprocess
+
+
 class ServedTasks(Protocol):
     """Safe to call from any thread but the engine's. Implemented by ``LiveTasks`` and ``FixedTasks``."""
 
     @property
-    def trunk(self) -> str:
-        """SHA-256 of the weights that tasks are trained on."""
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """Of the images of a new task that says nothing else."""
-
-    @property
-    def width(self) -> int:
-        """Length of an embedding."""
+    def trunks(self) -> Mapping[str, ServedTrunk]:
+        """By fingerprint; the first is that of whatever names no trunk and no task."""
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:
@@ -36,9 +45,18 @@ class ServedTasks(Protocol):
         """Serve the tasks that are registered now; returns whether anything changed."""
 
     def register(
-        self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
+        self,
+        name: str,
+        parameters: TaskParameters,
+        latency_ms: float,
+        utility: float,
+        accuracy: float,
+        trunk: str = "",
     ) -> TaskVersion:
-        """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
+        """Serve a task or a new version of it. Raises RequestError; then everything is as it was.
+
+        trunk: fingerprint of a served one; empty for the first.
+        """
 
     def versions(self) -> tuple[TaskVersion, ...]:
         """All registered versions, by name and number."""
@@ -50,22 +68,36 @@ class ServedTasks(Protocol):
         """
 
     def delete(self, name: str) -> None:
-        """Stop serving a task. Raises RequestError for one that is not served, or the last one."""
+        """Stop serving a task. Raises RequestError for one that is not served, or the last one of its trunk."""
+
+
+def first_trunk(tasks: ServedTasks) -> ServedTrunk:
+    """The one that is meant by whoever names none."""
+    return next(iter(tasks.trunks.values()))
+
+
+def trunk_of(tasks: ServedTasks, task: TaskVersion | None) -> ServedTrunk:
+    """The trunk of a served task; of no task, the first."""
+    return first_trunk(tasks) if task is None else tasks.trunks.get(task.trunk) or first_trunk(tasks)
 
 
 class FixedTasks:
     """Tasks that only another start of the server changes: those of warmed models, which are trunk and head in one."""
 
-    def __init__(
-        self, trunk: str, served: Mapping[str, TaskVersion], preprocess: Preprocess, width: int
-    ) -> None:
-        self.trunk, self.served, self.preprocess, self.width = trunk, dict(served), preprocess, width
+    def __init__(self, trunk: ServedTrunk, served: Mapping[str, TaskVersion]) -> None:
+        self.trunks, self.served = {trunk.fingerprint: trunk}, dict(served)
 
     def refresh(self) -> bool:
         return False
 
     def register(
-        self, name: str, parameters: TaskParameters, latency_ms: float, utility: float, accuracy: float
+        self,
+        name: str,
+        parameters: TaskParameters,
+        latency_ms: float,
+        utility: float,
+        accuracy: float,
+        trunk: str = "",
     ) -> TaskVersion:
         _refuse()
 

@@ -58,10 +58,10 @@ def test_a_joint_profile_says_whose_everything_is() -> None:
         ("tiny", "0"), ("tiny", "-20"), ("small", "0"), ("small", "-20"),
     ]  # fmt: skip
     assert BOTH.schedules[2].accuracy == (0.0, 0.0, 0.90)
-    again = BOTH.with_part("tiny", replace(TINY, tasks=("flowers", "fish")))
+    again = BOTH.with_parts({"tiny": replace(TINY, tasks=("flowers", "fish"))})
     assert (again.tasks, list(again.parts)) == (("flowers", "fish", "cars"), ["tiny", "small"])
     with pytest.raises(DataError, match="'cars' is of two trunks at once"):
-        BOTH.with_part("tiny", replace(TINY, tasks=("flowers", "cars")))
+        BOTH.with_parts({"tiny": replace(TINY, tasks=("flowers", "cars"))})
 
 
 def run(policy: FedstillPolicy, profile: Profile, rate: float, kinds: tuple[QueryKind, ...]) -> Outcome:
@@ -235,7 +235,7 @@ def test_a_trunk_that_is_outbid_is_answered_now_and_then() -> None:
 
 def test_a_swap_takes_along_what_each_trunk_has_learnt() -> None:
     device = after([(CARS, 0.2, 1, 0.0, 1.5)] * 30)
-    policy = FedstillPolicy(BOTH.with_part("tiny", replace(TINY, tasks=("flowers", "fish"))))
+    policy = FedstillPolicy(BOTH.with_parts({"tiny": replace(TINY, tasks=("flowers", "fish"))}))
     policy.adopt(device.policy)
     (batch,) = (
         policy.dispatch(100.0).batch for _ in [policy.arrive(made_query(0, 100.0, 9.0, task=CARS), 100.0)]

@@ -1,0 +1,215 @@
+"""One trunk of a registry, ready to serve: its engine and its profile, in this order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedstill.cloud_server.serving.app.serve_plan import ServePlan
+from fedstill.cloud_server.serving.app.served_models import OnProgress
+from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.engine.profiler import time_ratios
+from fedstill.cloud_server.serving.engine.trunk import Trunk
+from fedstill.cloud_server.serving.scheduling.profile import Profile, profile_to_plain, read_profile
+from fedstill.cloud_server.serving.scheduling.queries import Rejection
+from fedstill.cloud_server.serving.server.live_profile import (
+    ProfileKey,
+    Validation,
+    check_trunk,
+    fit_profile,
+    measure_profile,
+)
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, TaskVersion
+from fedstill.common.atomic_files import replace_text
+from fedstill.common.errors import ConfigError
+from fedstill.common.option_values import as_mistake, pair, whole_numbers
+from fedstill.common.provenance import cpu_model, hardware
+from fedstill.datasets.images.image_tasks import KNOWN_TASKS, find_images
+from fedstill.models.vit.schedules import TokenSchedule, check_distinct, parse_schedule
+from fedstill.models.vit.task_bank import TaskParameters
+
+LOG = logging.getLogger(__name__)
+
+STALE = 1.3
+"""Factor between times of today and those of a kept profile, from which the log warns."""
+
+
+@dataclass(frozen=True)
+class ReadyTrunk:
+    """Measured and warm.
+
+    name: among several; else empty. tasks: that it serves. measured: the profile, with `columns`: what each of its
+    columns belongs to. keep: stores a corrected one.
+    """
+
+    name: str
+    trunk: Trunk
+    engine: Engine
+    tasks: Mapping[str, TaskVersion]
+    measured: Profile
+    columns: Mapping[str, str]
+    keep: Callable[[Profile], None]
+
+    @property
+    def schedules(self) -> dict[str, TokenSchedule]:
+        return {schedule.name: schedule for schedule in self.engine.settings.schedules}
+
+    @property
+    def profile(self) -> Profile:
+        """For the planner: of exactly these tasks."""
+        maximum = self.engine.maximum_batch
+        return fit_profile(self.measured, self.columns, self.tasks, self.schedules, maximum)
+
+    def infer(
+        self, images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: TokenSchedule
+    ) -> list[Prediction | Rejection]:
+        """Answer a batch."""
+        return self.engine.infer(torch.stack(list(images)), tasks, schedule)
+
+
+def ready_trunk(
+    plan: ServePlan, name: str, trunk: Trunk, profile: Path | None, registry: TaskRegistry, tell: OnProgress
+) -> ReadyTrunk:
+    """Measure (or find what was measured) and warm up. profile: the user's own. Raises ConfigError, DataError."""
+    tasks = registry.active_on(trunk.fingerprint)
+    parameters = registry.load_active(trunk.fingerprint)
+    if parameters.keys() != tasks.keys():
+        raise ConfigError(f"{plan.state}: was changed meanwhile: start again")
+    given = read_profile(profile) if profile is not None else None
+    if given is not None:
+        check_trunk(given, trunk.fingerprint)
+    settings = _settings(plan, trunk, parameters, given)
+    columns = _columns(plan, tasks, given)
+    file = plan.folder / f"profile-{_key(plan, trunk, settings, columns).digest}.json"
+    kept = read_profile(file) if given is None and file.exists() else None
+    known = given or kept
+    tell("choosing the fastest way to run the network")
+    with as_mistake("--backend"):
+        engine = Engine(trunk.net, parameters, replace(settings, variant=known.engine if known else ""))
+    engine.warm_up(tell)
+    if kept is not None:
+        LOG.info("event=profile_found file=%s", file)
+        tell("comparing the kept profile with times of now")
+        _warn_if_stale(engine, kept)
+    measured = known or _measure(plan, trunk, engine, tasks, tuple(columns), file, tell)
+    # Corrected times go into the file, unless it is the user's own.
+    keep: Callable[[Profile], None] = partial(_write, file) if given is None else lambda _: None
+    return ReadyTrunk(name, trunk, engine, tasks, measured, columns, keep)
+
+
+def _settings(
+    plan: ServePlan, trunk: Trunk, parameters: dict[str, TaskParameters], given: Profile | None
+) -> EngineSettings:
+    with as_mistake("--profile, --schedules or --batches"):
+        if given is None:
+            schedules = chosen_schedules(plan.schedules, trunk.net, parameters)
+        else:
+            schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in given.schedules)
+        precision: Any = plan.precision  # checked
+        batches = whole_numbers("--batches", plan.batches)
+        return EngineSettings(
+            check_distinct(schedules, trunk.net.patches), batches, plan.device, precision, plan.backend
+        )
+
+
+def _columns(plan: ServePlan, tasks: Mapping[str, TaskVersion], given: Profile | None) -> dict[str, str]:
+    """The tasks of the profile, and the version that is measured of each."""
+    if given is not None:
+        return {name: tasks[name].fingerprint for name in given.tasks if name in tasks}
+    places = dict(pair(text) for text in plan.images)
+    known = [name for name in tasks if name in places or name in KNOWN_TASKS]
+    if not known:
+        first = next(iter(tasks))
+        raise ConfigError(
+            f"{first}: no images to measure with; give --images {first}=PATH, or --profile FILE"
+        )
+    return {name: tasks[name].fingerprint for name in known}
+
+
+def _key(plan: ServePlan, trunk: Trunk, settings: EngineSettings, columns: Mapping[str, str]) -> ProfileKey:
+    asked = f"{settings.torch_device} {settings.precision} {settings.backend}"
+    return ProfileKey(
+        trunk.fingerprint,
+        tuple(sorted(columns.items())),
+        tuple(schedule.name for schedule in settings.schedules),
+        settings.batch_buckets,
+        (plan.val_images, plan.seed),
+        f"{hardware()} {cpu_model()} {asked} {torch.get_num_threads()} threads, {_libraries(settings)}",
+    )
+
+
+def _libraries(settings: EngineSettings) -> str:
+    """Those that the backend asked for may use, with their versions."""
+    names = ("torch", "openvino") if settings.backend == "auto" else (settings.backend,)
+    found = []
+    for name in names:
+        with suppress(PackageNotFoundError):  # a build under another name says no version
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
+
+
+def _measure(
+    plan: ServePlan,
+    trunk: Trunk,
+    engine: Engine,
+    tasks: Mapping[str, TaskVersion],
+    known: Sequence[str],
+    file: Path,
+    tell: OnProgress,
+) -> Profile:
+    """A new profile, kept in the file."""
+    places = dict(pair(text) for text in plan.images)
+    for name in set(tasks) - set(known):
+        LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
+    LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(engine.settings.schedules))
+    tell("reading the validation images")
+    validation: Validation = {
+        name: (loaded.images, loaded.labels)
+        for name in known
+        for images in [find_images(name, places.get(name)).with_classes(tasks[name].class_names)]
+        for loaded in [images.load("val", plan.val_images, plan.seed)]
+    }
+    source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {plan.val_images} images per task"
+    with as_mistake("--schedules"):
+        profile = measure_profile(
+            engine,
+            validation,
+            trunk.architecture,
+            source,
+            trunk.fingerprint,
+            tell,
+        )
+    _write(file, profile)
+    LOG.info("event=profile_measured file=%s", file)
+    return profile
+
+
+def _write(file: Path, profile: Profile) -> None:
+    replace_text(file, json.dumps(profile_to_plain(profile), indent=1))
+
+
+def _warn_if_stale(engine: Engine, profile: Profile) -> None:
+    """Its fastest and its slowest schedule are timed again: a busy machine may have measured it, or be busy now."""
+    ends = dict.fromkeys((profile.useful[0], profile.useful[-1]))
+    few = engine.settings.batch_buckets[:2]  # small batches: a start need not wait for large ones
+    ratios = time_ratios(engine, replace(profile, schedules=tuple(ends)), rounds=3, sizes=few, looks=1)
+    worst = max(ratios, key=lambda name: abs(math.log(ratios[name])))
+    if not 1 / STALE < ratios[worst] < STALE:
+        LOG.warning(
+            "event=profile_stale schedule=%s now_over_stored=%.2f "
+            "hint='it is timed again while the server is idle'",
+            worst, ratios[worst],
+        )  # fmt: skip

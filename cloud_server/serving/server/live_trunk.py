@@ -1,0 +1,119 @@
+"""One trunk of a running server: its engine with its tasks, and its profile, whose times are taken again while idle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fedstill.cloud_server.serving.engine.engine import Engine
+from fedstill.cloud_server.serving.engine.idle_timing import IdleTiming
+from fedstill.cloud_server.serving.scheduling.profile import Profile
+from fedstill.cloud_server.serving.server.live_profile import fit_profile, with_times
+from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk
+from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
+from fedstill.models.vit.task_bank import TaskBank, TaskParameters
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other tasks for a trunk, read and checked. profile: for exactly these tasks."""
+
+    tasks: dict[str, TaskVersion]
+    parameters: dict[str, TaskParameters]
+    profile: Profile
+
+
+class LiveTrunk:
+    """What belongs to one trunk alone; ``LiveTasks`` says when it changes.
+
+    Args:
+        fingerprint: SHA-256 of the engine's weights. name: for people, unique in a server; empty for the only trunk.
+        profile, measured: as measured, and the fingerprints of the task versions that its columns belong to.
+        served: what the engine serves already.
+        keep: stores a profile whose times were corrected.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        fingerprint: str,
+        name: str,
+        profile: Profile,
+        measured: Mapping[str, str],
+        served: Mapping[str, TaskVersion],
+        keep: Callable[[Profile], None] = lambda _: None,
+    ) -> None:
+        self.engine, self.fingerprint, self.name = engine, fingerprint, name
+        self.served = dict(served)
+        self._profile, self._measured, self._keep = profile, measured, keep
+        self._schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
+        self._noisy = torch.empty(0)
+        self.timing = IdleTiming(self._time, self._fitted(served))
+
+    @property
+    def shape(self) -> ServedTrunk:
+        """As clients see it."""
+        net = self.engine.net
+        return ServedTrunk(self.fingerprint, self.name, net.image_size, net.width, net.preprocess)
+
+    def check(self, name: str, parameters: TaskParameters) -> None:
+        """Raises ValueError for a task that the engine would refuse."""
+        TaskBank({name: parameters}, self.engine.net.layers, self.engine.net.width)
+
+    def prepare(self, registry: TaskRegistry) -> Change:
+        """What the registry says now. Raises DataError, or ValueError for a task made for another trunk."""
+        tasks = registry.active_on(self.fingerprint)
+        parameters = registry.load_active(self.fingerprint)
+        if parameters.keys() != tasks.keys():
+            raise RegistryError("the registry was changed meanwhile: trying again")
+        for name, one in parameters.items():
+            self.check(name, one)
+        return Change(tasks, parameters, self._fitted(tasks))
+
+    def apply(self, change: Change) -> None:
+        """In the engine's thread, between two batches."""
+        self.engine.swap(change.parameters)
+        self.timing.restart(change.profile)
+
+    def correct(self, swap: Callable[[], None]) -> bool:
+        """Plan with the times that were found while idle, if some were; ``swap`` puts them into use. Whatever it raises
+        is raised, and then all is as before."""
+        found = self.timing.take_correction()
+        if found is None:
+            return False
+        before, self._profile = self._profile, with_times(self._profile, found)
+        try:
+            swap()
+        except BaseException:
+            self._profile = before
+            raise
+        changed = [
+            f"{one.name}:{was.seconds(1):.4f}->{one.seconds(1):.4f}"
+            for one, was in zip(self._profile.schedules, before.schedules, strict=True)
+            if one != was
+        ]
+        LOG.warning("event=profile_corrected seconds_of_one=%s", ",".join(changed))
+        try:
+            self._keep(self._profile)
+        except OSError as error:  # a full disk: the next start finds it out again
+            LOG.error("event=profile_not_kept reason=%r", str(error))
+        return True
+
+    def _fitted(self, tasks: Mapping[str, TaskVersion]) -> Profile:
+        return fit_profile(self._profile, self._measured, tasks, self._schedules, self.engine.maximum_batch)
+
+    def _time(self, schedule: str, size: int) -> None:
+        """A batch of nobody's images, in the engine's thread."""
+        names = self.engine.bank.names[:1] * size
+        self.engine.infer(self._noise(size), names, self._schedules[schedule])
+
+    def _noise(self, size: int) -> torch.Tensor:
+        if len(self._noisy) < size:
+            side = self.engine.net.image_size
+            self._noisy = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0))
+        return self._noisy[:size]
