@@ -22,6 +22,7 @@ from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
+from fedstill.cloud_server.serving.server.served_tasks import tasks_by_trunk
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.traces import Traces
 from fedstill.cloud_server.serving.server.web import make_app
@@ -70,6 +71,7 @@ def assembled(
             )
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
+            metrics.trunks = lambda: tasks_by_trunk(tasks)
             limits = RateLimits(plan.rates, (metrics.limited, decisions.limited))
             access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators, limits)
             service = ServingService(

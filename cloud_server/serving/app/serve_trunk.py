@@ -43,6 +43,7 @@ from fedstill.models.vit.task_bank import TaskParameters
 
 LOG = logging.getLogger(__name__)
 
+MOVED = Rejection("moved", message="its task moved to another trunk while the query waited: ask again")
 STALE = 1.3
 """Factor between times of today and those of a kept profile, from which the log warns."""
 
@@ -76,8 +77,15 @@ class ReadyTrunk:
     def infer(
         self, images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: TokenSchedule
     ) -> list[Prediction | Rejection]:
-        """Answer a batch."""
-        return self.engine.infer(torch.stack(list(images)), tasks, schedule)
+        """Answer a batch. An image may have been prepared for another trunk, which its task was on when it came."""
+        side = self.engine.net.image_size
+        fits = [image.shape[-1] == side for image in images]
+        rows = [row for row, fit in enumerate(fits) if fit]
+        if not rows:
+            return [MOVED] * len(fits)
+        chosen = torch.stack([images[row] for row in rows])
+        answers = iter(self.engine.infer(chosen, [tasks[row] for row in rows], schedule))
+        return [next(answers) if fit else MOVED for fit in fits]
 
 
 def ready_trunk(

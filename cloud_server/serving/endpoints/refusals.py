@@ -14,6 +14,7 @@ CODES: dict[RejectionReason, grpc.StatusCode] = {
     "full": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unknown_task": grpc.StatusCode.NOT_FOUND,
     "bad_image": grpc.StatusCode.INVALID_ARGUMENT,
+    "moved": grpc.StatusCode.UNAVAILABLE,
     "draining": grpc.StatusCode.UNAVAILABLE,
     "cancelled": grpc.StatusCode.CANCELLED,
     "failed": grpc.StatusCode.INTERNAL,

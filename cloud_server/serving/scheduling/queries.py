@@ -19,6 +19,7 @@ RejectionReason = Literal[
     "unknown_task",
     "no_prompts",  # of the engine only: the task lacks the prompts of the schedule
     "bad_image",
+    "moved",  # to a trunk with images of another size, while it waited
     "draining",
     "cancelled",  # its client left
     "failed",  # the server's own fault

@@ -385,7 +385,7 @@ class Dispatcher:
             self._reject(request, Rejection("failed", message="the engine failed; see the server's log"))
             return
         if isinstance(result, Rejection):
-            known = result.reason in ("unknown_task", "bad_image")
+            known = result.reason in ("unknown_task", "bad_image", "moved")
             self._reject(request, result if known else replace(result, reason="failed"))
             return
         request.predictions[item.row] = result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any, get_args
 
@@ -28,7 +28,8 @@ WINDOW_SECONDS = 10.0
 class ServingMetrics:
     """An observer of the dispatcher.
 
-    queued, tasks: called when the metrics are read. build: what the process is, as labels of one metric.
+    queued, tasks, trunks (names to the tasks of each; empty with one alone): called when the metrics are read. build:
+    what the process is, as labels of one metric.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ServingMetrics:
         self.registry = CollectorRegistry()
         self._policy, self._started = policy, time.time()
         self.queued, self.tasks = queued, tasks
+        self.trunks: Callable[[], Mapping[str, Sequence[str]]] = dict
         self._lock = Lock()
         self._totals: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
@@ -63,6 +65,12 @@ class ServingMetrics:
         self._chosen = self._counter("schedule_queries", "Queries run at a token schedule.", "schedule")
         self._chosen_batches = self._counter(
             "schedule_batches", "Batches run at a token schedule.", "schedule"
+        )
+        self._trunk_queries = self._counter(
+            "trunk_queries", "Queries run, of a server with several trunks.", "trunk"
+        )
+        self._trunk_seconds = self._counter(
+            "trunk_batch_seconds", "Time on the engine, of a server with several trunks.", "trunk"
         )
         self._latency = self._histogram(
             "latency_seconds", "From the arrival of an answered request to its answer.", SECONDS, "task"
@@ -122,6 +130,9 @@ class ServingMetrics:
         """A batch ended."""
         self._chosen.labels(batch.schedule).inc(batch.size)
         self._chosen_batches.labels(batch.schedule).inc()
+        if batch.trunk:
+            self._trunk_queries.labels(batch.trunk).inc(batch.size)
+            self._trunk_seconds.labels(batch.trunk).inc(batch.seconds)
         for seconds in batch.waiting_seconds:
             self._waiting.observe(seconds)
         self._compute.observe(batch.seconds)
@@ -145,9 +156,10 @@ class ServingMetrics:
     def snapshot(self) -> dict[str, Any]:
         """For a dashboard: totals since the start, and the figures of the last ``WINDOW_SECONDS``.
 
-        Keys: time, started (seconds since 1970), policy, tasks, queued, totals, drops (by reason), schedules (queries
-        by schedule), recent. ``totals``: queries, utility_offered, utility_earned, answered, answered_late, dropped.
-        ``recent``: the same as rates per second, and of the batches ``schedules`` (queries by schedule),
+        Keys: time, started (seconds since 1970), policy, tasks, trunks (tasks by trunk; empty with one alone), queued,
+        totals, drops (by reason), schedules (queries by schedule), recent. ``totals``: queries, utility_offered,
+        utility_earned, answered, answered_late, dropped. ``recent``: the same as rates per second, and of the batches
+        ``schedules`` (queries by schedule), ``trunks`` (seconds on the engine by trunk, likewise),
         batch_size, waiting_ms and batch_ms (p50, p95; null without batches), model_error (mean, null likewise).
         """
         with self._lock:
@@ -159,8 +171,11 @@ class ServingMetrics:
             batches = [batch for _, batch in self._batches]
             totals, drops, schedules = dict(self._totals), dict(self._drops), dict(self._schedules)
         recent: Counter[str] = Counter()
+        trunks: Counter[str] = Counter()
         for batch in batches:
             recent[batch.schedule] += batch.size
+            if batch.trunk:
+                trunks[batch.trunk] += batch.seconds  # type: ignore[assignment]  # a Counter of floats
         waiting = sorted(seconds for batch in batches for seconds in batch.waiting_seconds)
         compute = sorted(batch.seconds for batch in batches)
         errors = [abs(batch.predicted_seconds / batch.seconds - 1) for batch in batches]
@@ -169,6 +184,7 @@ class ServingMetrics:
             "started": self._started,
             "policy": self._policy,
             "tasks": list(self.tasks()),
+            "trunks": {name: list(tasks) for name, tasks in self.trunks().items()},
             "queued": self.queued(),
             "totals": {name: totals.get(name, 0) for name in TOTALS},
             "drops": drops,
@@ -176,6 +192,7 @@ class ServingMetrics:
             "recent": {
                 **{name: sums.get(name, 0) / window for name in TOTALS},
                 "schedules": dict(recent),
+                "trunks": dict(trunks),
                 "batch_size": _mean([batch.size for batch in batches]),
                 "waiting_ms": _percentiles(waiting),
                 "batch_ms": _percentiles(compute),

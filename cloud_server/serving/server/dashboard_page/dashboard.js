@@ -6,7 +6,7 @@ const HEIGHT = 190, LEFT = 40, BOTTOM = 18, TOP = 8;
 const GAP_SECONDS = 3; // a longer silence breaks the curves
 const REASONS = {
   too_late: "too late on arrival", evicted: "too late while waiting", overload: "overload", full: "queue full",
-  unknown_task: "unknown task", bad_image: "bad image", draining: "draining", cancelled: "client left", failed: "failed",
+  unknown_task: "unknown task", bad_image: "bad image", moved: "task moved", draining: "draining", cancelled: "client left", failed: "failed",
 };
 const points = [];
 const schedules = new Set();
@@ -231,8 +231,17 @@ function tiles(snapshot) {
   text("late-sub", `${share(totals.answered_late, totals.answered)} since the start`);
   text("wait", recent.waiting_ms ? number(recent.waiting_ms.p95) : "–");
   text("wait-sub", recent.batch_ms ? `then ${number(recent.batch_ms.p50)} ms in a batch` : "");
-  const tasks = snapshot.tasks.length ? snapshot.tasks.join(", ") : "no tasks";
+  const tasks = byTrunk(snapshot) || (snapshot.tasks.length ? snapshot.tasks.join(", ") : "no tasks");
   text("about", `policy ${snapshot.policy} · ${tasks} · up ${ago(snapshot.time - snapshot.started)}`);
+}
+
+function byTrunk({ trunks = {}, recent }) {
+  const seconds = recent.trunks || {}, whole = Object.values(seconds).reduce((sum, one) => sum + one, 0);
+  const entries = Object.entries(trunks).map(([trunk, tasks]) => {
+    const used = whole ? `, ${share(seconds[trunk] || 0, whole)} of engine time` : "";
+    return `${trunk}: ${tasks.join(", ")}${used}`;
+  });
+  return entries.join(" · ");
 }
 
 function state(name, words) {

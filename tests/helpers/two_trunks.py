@@ -1,0 +1,71 @@
+"""Two trunks and the tasks of each in one registry, for servers that share a device among trunks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
+from fedstill.models.vit.preprocess_settings import Preprocess
+from fedstill.models.vit.task_bank import TaskParameters
+
+LATENCY_MS = 20_000
+
+
+def random_weights(folder: Path, architecture: str, seed: int = 0) -> Path:
+    """A file with random weights of an architecture of timm."""
+    torch.manual_seed(seed)
+    file = folder / f"{architecture}.safetensors"
+    state = timm.create_model(architecture).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    return file
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights, loaded."""
+
+    file: Path
+    trunk: Trunk
+
+    @property
+    def name(self) -> str:
+        """As a server calls it."""
+        return self.file.stem
+
+    def head(self, classes: int, seed: int, preprocess: Preprocess | None = None) -> TaskParameters:
+        """Random; loud, so that classes differ."""
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(classes, self.trunk.net.width, generator=generator)
+        names = tuple(f"class{number}" for number in range(classes))
+        used = preprocess or self.trunk.net.preprocess
+        return TaskParameters(names, weight, torch.zeros(classes), {}, used)
+
+    def register(self, state: Path, name: str, classes: int, seed: int) -> TaskParameters:
+        """A task in the registry, active."""
+        made = self.head(classes, seed)
+        registry = TaskRegistry(state)
+        registry.register(name, made, self.trunk.fingerprint, accuracy=0.9, latency_ms=LATENCY_MS)
+        registry.close()
+        return made
+
+    def profile(self, tasks: tuple[str, ...], seconds: float) -> str:
+        """A profile by hand, in a file; for --profile."""
+        schedules = tuple(
+            Schedule(name, delta, 0.002, share * seconds, (0.9 + delta / 200,) * len(tasks), 4)
+            for name, delta, share in (("0", 0, 1.0), ("-4", -4, 0.7))
+        )
+        file = self.file.with_suffix(".profile")
+        file.write_text(json.dumps(profile_to_plain(Profile("made", "by hand", tasks, schedules))))
+        return f"{self.file}={file}"
+
+
+def opened(file: Path) -> Weights:
+    return Weights(file, load_trunk(file))
