@@ -20,7 +20,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Batch
 from fedstill.cloud_server.serving.scheduling.virtual_time import Outcome, VirtualEngine, as_queries, simulate
 from fedstill.common.errors import DataError
 from fedstill.datasets.loads.arrivals import poisson
-from fedstill.datasets.loads.query_mix import QueryKind, draw_load
+from fedstill.datasets.loads.query_mix import Load, QueryKind, draw_load
 
 TINY = Profile(
     "tiny",
@@ -121,6 +121,44 @@ def test_time_goes_to_the_trunk_that_earns_most_with_it(cars: float) -> None:
     assert earned > 0.93 * window_reference(load, BOTH)
     shares = [float(in_time[load.task == task].mean()) for task in (FLOWERS, CARS)]
     assert shares[1] > 0.6 if cars > 5 else shares[0] > shares[1]
+
+
+def expected(profile: Profile, load: Load) -> float:
+    """Utility of the answers in time, times the accuracy of their schedules."""
+    outcome = simulate(FedstillPolicy(profile), load, as_queries(load), profile, np.random.default_rng(1))
+    accuracy = np.array([one.accuracy for one in profile.everything])[outcome.schedule, load.task]
+    return float((load.utility * accuracy)[outcome.kind <= 2].sum())
+
+
+def faster(profile: Profile) -> Profile:
+    """Twice as fast: as with another core, if threads cost nothing."""
+    schedules = tuple(
+        replace(one, fixed_seconds=one.fixed_seconds / 2, per_query_seconds=one.per_query_seconds / 2)
+        for one in profile.schedules
+    )
+    return replace(profile, schedules=schedules)
+
+
+@pytest.mark.parametrize(("tiny", "small"), [(150, 50), (240, 20), (60, 80)])
+def test_one_shared_device_is_worth_two_of_half_its_speed(tiny: float, small: float) -> None:
+    """What a trunk does not need, the other one uses; with an even load nothing is lost."""
+    kinds = [QueryKind("flowers", 0.6, 1.0), QueryKind("birds", 0.6, 0.5), QueryKind("cars", 0.6, 1.0)]
+    rng = np.random.default_rng(3)
+    alone = [
+        draw_load(poisson(rate, 20, rng), profile.tasks, rng, of)
+        for rate, profile, of in ((tiny, TINY, kinds[:2]), (small, SMALL, kinds[2:]))
+    ]
+    order = np.argsort(np.concatenate([load.arrival for load in alone]), kind="stable")
+    tasks = np.concatenate([alone[0].task, alone[1].task + len(TINY.tasks)])[order]
+    arrival, deadline, utility, draw = (
+        np.concatenate([getattr(load, name) for load in alone])[order]
+        for name in ("arrival", "deadline", "utility", "draw")
+    )
+    together = expected(
+        join({"tiny": faster(TINY), "small": faster(SMALL)}), Load(arrival, deadline, tasks, utility, draw)
+    )
+    apart = expected(TINY, alone[0]) + expected(SMALL, alone[1])
+    assert together > (0.98 if (tiny, small) == (150, 50) else 1.05) * apart
 
 
 class Device:
