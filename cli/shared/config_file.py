@@ -27,11 +27,11 @@ KINDS: Mapping[type[click.ParamType[Any]], tuple[tuple[type, ...], str]] = {
 }
 """Of an option's type: the values of TOML that fit, and their name. All others are texts."""
 ONCE_SINGLE = ("weights", "architecture", "profile")
-"""Options that could not be repeated before: files that are there have a text, which is a list of one."""
+"""Options that could not be repeated before: files that are there have one text, not a list."""
 
 
 def read_config(file: Path, command: click.Command, context: click.Context) -> dict[str, Any]:
-    """The file's values by the names of the command's parameters, as click's ``default_map`` takes them.
+    """The file's values by the names of the command's parameters.
 
     Raises ConfigError for a file that cannot be read, an unknown key, and a value that the option does not take.
     """
@@ -41,10 +41,9 @@ def read_config(file: Path, command: click.Command, context: click.Context) -> d
         if option is None:
             near = "".join(f"; did you mean {name}?" for name in get_close_matches(key, options, 1))
             raise ConfigError(f"--config {file}: {key!r} is no option of {command.name}{near}")
-        if key in ONCE_SINGLE and option.multiple and isinstance(value, str):
-            value = [value]
         try:
-            found[str(option.name)] = _checked(option, value, context)
+            _checked(option, _listed(key, option, value), context)
+            found[str(option.name)] = value
         except (ValueError, OverflowError, click.BadParameter) as error:
             text = error.message if isinstance(error, click.BadParameter) else str(error)
             raise ConfigError(f"--config {file}: {key}: {text}") from None
@@ -84,8 +83,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {file}: not TOML: {error}") from None
 
 
-def _checked(option: click.Option, value: Any, context: click.Context) -> Any:
-    """The value. Raises ValueError or click.BadParameter for one that the option does not take."""
+def _checked(option: click.Option, value: Any, context: click.Context) -> None:
+    """Raises ValueError or click.BadParameter for one that the option does not take."""
     found = (one for kind, one in KINDS.items() if isinstance(option.type, kind))
     types, text = next(found, ((str,), "text in quotes"))
     if option.multiple:
@@ -97,7 +96,11 @@ def _checked(option: click.Option, value: Any, context: click.Context) -> Any:
     if any(isinstance(one, str) and "\0" in one for one in values):
         raise ValueError("text holds a NUL")
     option.type_cast_value(context, value)
-    return value
+
+
+def _listed(key: str, option: click.Option, value: Any) -> Any:
+    """The value as the option takes it."""
+    return [value] if option.multiple and key in ONCE_SINGLE and isinstance(value, str) else value
 
 
 def _is(value: object, types: tuple[type, ...]) -> bool:
@@ -114,7 +117,9 @@ def _take(context: typer.Context, file: Path | None) -> Path | None:
     """Before any other option is read."""
     if file is not None:
         with one_line_errors():
-            found = read_config(file, context.command, context)
+            read = read_config(file, context.command, context)
+        named = {str(one.name): (key, one) for key, one in options_of(context.command).items()}
+        found = {name: _listed(*named[name], value) for name, value in read.items()}
         context.default_map = {**(context.default_map or {}), **found}
     return file
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 import pytest
 import typer
+from helpers.command import CliRunner
 
-from fedstill.cli.serve import serve_
-from fedstill.cli.shared.config_file import read_config
+from fedstill.cli.shared.config_file import ConfigFile, read_config
 from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions, trunk_options
 from fedstill.common.errors import ConfigError
 
@@ -54,11 +55,15 @@ def test_what_is_ambiguous_is_asked(
 )
 def test_a_file_of_before_has_one(text: str, weights: list[str], tmp_path: Path) -> None:
     app = typer.Typer()
-    app.command("serve")(serve_)
-    command = typer.main.get_command(app)
+
+    @app.command()
+    def show(weights: Annotated[list[str], typer.Option()], config: ConfigFile = None) -> None:
+        typer.echo(repr(weights))
+
     file = tmp_path / "serve.toml"
     file.write_text(text)
-    assert read_config(file, command, click.Context(command)) == {"weights": weights}
+    assert CliRunner().invoke(app, ["--config", str(file)]).output.strip() == repr(weights)
     file.write_text("weights = 1")
+    command = typer.main.get_command(app)
     with pytest.raises(ConfigError, match="weights: needs a list of texts in quotes, not 1"):
         read_config(file, command, click.Context(command))
