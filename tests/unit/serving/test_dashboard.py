@@ -137,3 +137,22 @@ def test_a_browser_shows_numbers_that_move_and_lives_through_a_restart(quick: No
             browser.until(lambda: browser.text("state") == "live")
             browser.until(lambda: browser.evaluate("document.body.dataset.restarts") == "1")
             assert "policy faithful" in browser.text("about")
+
+
+@pytest.mark.slow
+def test_the_page_names_trunks_and_their_share_of_the_engine(quick: None, tmp_path: Path) -> None:
+    made = MadeSnapshots(tasks=["cats", "cars"])
+    tiny, small = "vit_tiny_patch16_224_augreg_in21k_ft_in1k.fp16", "vit_small"
+
+    def snapshot() -> dict[str, Any]:
+        shown = made()
+        recent = {**shown["recent"], "trunks": {tiny: 3.0, small: 1.0}}
+        return {**shown, "trunks": {tiny: ["cats"], small: ["cars"]}, "recent": recent}
+
+    with Browser(tmp_path) as browser, served(snapshot) as port:
+        browser.show(390, 844)
+        browser.open(f"http://127.0.0.1:{port}/")
+        browser.until(lambda: browser.text("state") == "live")
+        assert f"{tiny}: cats, 75.0 % of engine time · {small}: cars, 25.0 %" in browser.text("about")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+        assert not browser.errors
