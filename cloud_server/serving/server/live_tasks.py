@@ -70,6 +70,11 @@ class LiveTasks:
             dispatcher.when_idle(one.timing.step)
 
     @property
+    def trunk(self) -> str:
+        """SHA-256 of the first trunk's weights."""
+        return next(iter(self._trunks))
+
+    @property
     def trunks(self) -> Mapping[str, ServedTrunk]:
         """By fingerprint, in the order in which they were given."""
         return {fingerprint: one.shape for fingerprint, one in self._trunks.items()}
@@ -109,7 +114,7 @@ class LiveTasks:
         trunk: str = "",
     ) -> TaskVersion:
         """Serve a task or a new version of it. Raises RequestError; then everything is as it was."""
-        mine = self._trunks[trunk or next(iter(self._trunks))]
+        mine = self._trunks[trunk or self.trunk]
         try:  # a task that the engine would refuse must not enter the registry
             mine.check(name, parameters)
         except ValueError as error:
