@@ -62,6 +62,8 @@ class LiveTasks:
             engine, trunk, name, profile, measured, served, lambda corrected: self._keep(corrected)
         )
         self._trunks = {one.fingerprint: one for one in (first, *others)}
+        self.trunks: Mapping[str, ServedTrunk] = {key: one.shape for key, one in self._trunks.items()}
+        """By fingerprint, in the order in which they were given."""
         self._generation = generation
         self._changing = threading.Lock()
         self._note_served()
@@ -73,11 +75,6 @@ class LiveTasks:
     def trunk(self) -> str:
         """SHA-256 of the first trunk's weights."""
         return next(iter(self._trunks))
-
-    @property
-    def trunks(self) -> Mapping[str, ServedTrunk]:
-        """By fingerprint, in the order in which they were given."""
-        return {fingerprint: one.shape for fingerprint, one in self._trunks.items()}
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:

@@ -54,12 +54,9 @@ class LiveTrunk:
         self._schedules = {schedule.name: schedule for schedule in engine.settings.schedules}
         self._noisy = torch.empty(0)
         self.timing = IdleTiming(self._time, self._fitted(served))
-
-    @property
-    def shape(self) -> ServedTrunk:
+        net = engine.net
+        self.shape = ServedTrunk(fingerprint, name, net.image_size, net.width, net.preprocess)
         """As clients see it."""
-        net = self.engine.net
-        return ServedTrunk(self.fingerprint, self.name, net.image_size, net.width, net.preprocess)
 
     def check(self, name: str, parameters: TaskParameters) -> None:
         """Raises ValueError for a task that the engine would refuse."""

@@ -543,6 +543,28 @@ def test_a_policy_notices_that_the_load_is_gone() -> None:
         dispatcher.stop()
 
 
+def test_idle_works_take_turns_and_one_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedstill.cloud_server.serving.server.dispatcher.QUIET_SECONDS", 0.001)
+    turns: list[str] = []
+    enough = threading.Event()
+
+    def work(name: str) -> None:
+        turns.append(name)
+        if len(turns) >= 6:
+            enough.set()
+        if name == "first":
+            raise OSError("a device that is away")
+
+    with ThreadPoolExecutor(1) as preparing:
+        dispatcher = Dispatcher(Choosy(room=0), lambda *_: [], preparing)
+        dispatcher.when_idle(partial(work, "first"))
+        dispatcher.when_idle(partial(work, "second"))
+        dispatcher.start()
+        assert enough.wait(30)
+        dispatcher.stop()
+    assert turns[:6] == ["first", "second"] * 3
+
+
 def test_the_first_query_after_an_overload_is_welcome() -> None:
     world = World(waiting=1000)
     outcomes = []
