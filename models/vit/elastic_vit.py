@@ -16,8 +16,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedstill.models.vit.coarse_patches import embed_coarsely
 from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
-from fedstill.models.vit.schedules import PromptMode, TokenSchedule, constant_schedule
+from fedstill.models.vit.schedules import (
+    PromptMode,
+    TokenSchedule,
+    check_distinct,
+    constant_schedule,
+    first_patches,
+)
 from fedstill.models.vit.token_merging import bipartite_match, merge, size_bias
 
 
@@ -60,7 +67,7 @@ class ElasticViT(nn.Module):
 
     @property
     def patches(self) -> int:
-        """Tokens of an image, all of which may merge."""
+        """Tokens of an image at the weights' own patch size, all of which may merge."""
         return int(self.trunk.patch_embed.num_patches)
 
     @property
@@ -94,20 +101,27 @@ class ElasticViT(nn.Module):
             (batch, width).
 
         Raises:
-            ValueError: images of another size, a schedule for another number of layers, or prompts that do not
-                fit it.
+            ValueError: images of another size, a schedule for another number of layers or with more patches than
+                the weights have, or prompts that do not fit it.
         """
         schedule = schedule or constant_schedule(0, self.layers)
         self._check_call(images, schedule, prompts)
-        tokens = self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images)))
+        tokens = self._embed(images, schedule.grid)
+        patches = first_patches(schedule, self.patches)
         front = self.protected  # tokens before the patches: protected ones, then prompts
         size: Tensor | None = None  # patches that each patch token stands for; None while that is 1
         for layer, block in enumerate(cast(list[Block], self.trunk.blocks)):
             if prompts is not None:
                 tokens = _add_prompts(tokens, prompts[:, layer], self.protected, front, schedule.prompt_mode)
-                front = tokens.shape[1] - (self.patches if size is None else size.shape[1])
+                front = tokens.shape[1] - (patches if size is None else size.shape[1])
             tokens, size = self._block(block, tokens, front, size, schedule.merges[layer])
         return self._pool(tokens, front, size)
+
+    def _embed(self, images: Tensor, grid: int) -> Tensor:
+        if grid:
+            return embed_coarsely(self.trunk, images, grid)
+        tokens: Tensor = self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images)))
+        return tokens
 
     def _block(
         self, block: Block, tokens: Tensor, front: int, size: Tensor | None, wanted: int
@@ -143,6 +157,8 @@ class ElasticViT(nn.Module):
             raise ValueError(f"images: shape {tuple(images.shape)}, not (batch, 3, {self.image_size}, ...)")
         if len(schedule.merges) != self.layers:
             raise ValueError(f"schedule: {len(schedule.merges)} layers, the network has {self.layers}")
+        if schedule.grid:
+            check_distinct((schedule,), self.patches)
         if prompts is None and schedule.prompts:
             raise ValueError(f"prompts: the schedule adds {schedule.prompts}, none were given")
         wanted = (len(images), self.layers, schedule.prompts, self.width)

@@ -2,8 +2,9 @@
 
 Thesis chapter 3 speaks of one number gamma per batch (here ``token_delta``): positive adds that many prompts,
 negative merges that many tokens in every layer, and Section 3.4.2 replaces the constant by one number per layer.
-A schedule gives both, per layer, and the merges that remain once a layer runs out of tokens. Two names for the same
-forward pass are refused, because a planner would measure and choose between them in vain.
+A schedule gives both, per layer, and may begin with fewer, larger patches. It knows the merges that remain once a
+layer runs out of tokens. Two names for the same forward pass are refused, because a planner would measure and choose
+between them in vain.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class TokenSchedule:
         merges: tokens to merge away, per layer, between attention and MLP.
         prompts: prompt tokens that every layer gets before its attention.
         prompt_mode: what happens to the prompts of the layer before.
+        grid: patches per side of the image, fewer and larger ones than the weights' own; 0 for those.
 
     Raises:
         ValueError: a negative count.
@@ -42,19 +44,24 @@ class TokenSchedule:
     merges: tuple[int, ...]
     prompts: int = 0
     prompt_mode: PromptMode = "replace"
+    grid: int = 0
 
     def __post_init__(self) -> None:
-        if self.prompts < 0 or min(self.merges, default=0) < 0:
-            raise ValueError(f"schedule: counts must not be negative, got {self.merges} and {self.prompts}")
+        if min(self.prompts, self.grid, *self.merges) < 0:
+            counts = f"{self.merges}, {self.prompts} and {self.grid}"
+            raise ValueError(f"schedule: counts must not be negative, got {counts}")
         if self.prompt_mode not in ("replace", "accumulate"):
             raise ValueError(f"prompt_mode: {self.prompt_mode!r} is neither replace nor accumulate")
 
     @property
     def name(self) -> str:
-        """Short and unique: ``0``, ``-20`` (constant), ``+4``, ``+4a`` (accumulated), ``m22x4-20x4-0x4``."""
+        """Short and unique: ``0``, ``-20`` (constant), ``+4``, ``+4a`` (accumulated), ``m22x4-20x4-0x4``,
+        ``g10-5`` (10 x 10 patches)."""
         parts = []
         if self.prompts:
             parts.append(f"+{self.prompts}{'a' if self.prompt_mode == 'accumulate' else ''}")
+        if self.grid:
+            parts.append(f"g{self.grid}")
         if any(self.merges):
             parts.append(
                 f"-{self.merges[0]}" if len(set(self.merges)) == 1 else f"m{_run_lengths(self.merges)}"
@@ -95,13 +102,19 @@ def decreasing_schedule(mean: int, layers: int) -> TokenSchedule:
     return TokenSchedule(tuple(2 * mean * (layers - 1 - at) // (layers - 1) for at in range(layers)))
 
 
+def first_patches(schedule: TokenSchedule, tokens: int) -> int:
+    """Patches in the first layer, of weights that have ``tokens``."""
+    return schedule.grid**2 or tokens
+
+
 def effective_merges(schedule: TokenSchedule, tokens: int) -> tuple[int, ...]:
     """Merges that really happen per layer.
 
-    tokens: mergeable ones at the start (patches; class token, register tokens and prompts never merge).
-    A layer can merge at most every second token, floor(tokens / 2) (ToMe, arXiv 2210.09461, Section 3).
+    tokens: the weights' patches; of a schedule with a grid, only those of the grid can merge (class token, register
+    tokens and prompts never do). A layer can merge at most every second token, floor(tokens / 2) (ToMe, arXiv
+    2210.09461, Section 3).
     """
-    done = []
+    done, tokens = [], first_patches(schedule, tokens)
     for wanted in schedule.merges:
         done.append(min(wanted, tokens // 2))
         tokens -= done[-1]
@@ -111,10 +124,11 @@ def effective_merges(schedule: TokenSchedule, tokens: int) -> tuple[int, ...]:
 def token_counts(schedule: TokenSchedule, tokens: int, protected: int = 1) -> tuple[int, ...]:
     """The number of tokens in each layer's attention, and last in the final norm (layers + 1 values).
 
-    tokens: patches. protected: class and register tokens.
+    tokens: the weights' patches. protected: class and register tokens.
     """
     counts, prompts = [], 0
-    for merged in effective_merges(schedule, tokens):
+    effective, tokens = effective_merges(schedule, tokens), first_patches(schedule, tokens)
+    for merged in effective:
         prompts = prompts + schedule.prompts if schedule.prompt_mode == "accumulate" else schedule.prompts
         counts.append(protected + prompts + tokens)
         tokens -= merged
@@ -126,7 +140,8 @@ def forward_macs(
 ) -> int:
     """Multiply-accumulates for one image in patch embedding, linears and attention: the FLOP-ideal of a schedule.
 
-    width, hidden: of the residual stream and the MLP. patch_inputs: values of one patch, 3 x 16 x 16.
+    tokens: the weights' patches, whose embedding costs as much as that of fewer, larger ones. width, hidden: of the
+    residual stream and the MLP. patch_inputs: values of one patch, 3 x 16 x 16.
     """
     counts = token_counts(schedule, tokens, protected)
     merged = effective_merges(schedule, tokens)
@@ -137,11 +152,15 @@ def forward_macs(
 
 
 def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[TokenSchedule, ...]:
-    """The schedules as a tuple. Raises ValueError naming two that give the same forward pass."""
-    seen: dict[tuple[tuple[int, ...], int, str], TokenSchedule] = {}
+    """The schedules as a tuple. Raises ValueError naming two that give the same forward pass, or one with too many
+    patches."""
+    seen: dict[tuple[int, tuple[int, ...], int, str], TokenSchedule] = {}
     for schedule in schedules:
+        first = first_patches(schedule, tokens)
+        if first > tokens:
+            raise ValueError(f"schedules: {schedule.name} has {first} patches: the weights have {tokens}")
         mode = schedule.prompt_mode if schedule.prompts else ""
-        key = (effective_merges(schedule, tokens), schedule.prompts, mode)
+        key = (first, effective_merges(schedule, tokens), schedule.prompts, mode)
         if key in seen:
             raise ValueError(
                 f"schedules: {schedule.name} and {seen[key].name} are the same on {tokens} patches: keep one"
@@ -161,14 +180,17 @@ def default_schedules(layers: int, tokens: int) -> tuple[TokenSchedule, ...]:
 
 def parse_schedule(text: str, layers: int) -> TokenSchedule:
     """A schedule from its ``name``, for ``layers`` layers; 4 is +4. Raises ValueError showing the forms."""
-    rest, prompts, mode = text, 0, "replace"
+    rest, prompts, mode, grid = text, 0, "replace", 0
     try:
         if rest.startswith("+") or (rest.isdigit() and int(rest)):
             rest = f"+{rest.removeprefix('+')}"
-            cut = next((at for at, letter in enumerate(rest) if letter in "-m"), len(rest))
+            cut = next((at for at, letter in enumerate(rest) if letter in "-mg"), len(rest))
             head, rest = rest[1:cut], rest[cut:] or "0"
             mode = "accumulate" if head.endswith("a") else "replace"
             prompts = int(head.removesuffix("a"))
+        if rest.startswith("g"):
+            cut = next((at for at, letter in enumerate(rest) if letter in "-m"), len(rest))
+            grid, rest = int(rest[1:cut]), rest[cut:] or "0"
         if rest.startswith("m"):
             runs = [part.split("x") for part in rest[1:].split("-")]
             merges = [int(run[0]) for run in runs for _ in range(int(run[1]))]
@@ -176,10 +198,13 @@ def parse_schedule(text: str, layers: int) -> TokenSchedule:
             merges = [-int(rest)] * layers
         if len(merges) != layers:
             raise ValueError(f"{len(merges)} layers")
-        return TokenSchedule(tuple(merges), prompts, "accumulate" if mode == "accumulate" else "replace")
+        return TokenSchedule(
+            tuple(merges), prompts, "accumulate" if mode == "accumulate" else "replace", grid
+        )
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"schedule: {text!r} is not a schedule of {layers} layers: write 0, -20, +4, +4a or m22x4-20x4-0x4"
+            f"schedule: {text!r} is not a schedule of {layers} layers: write 0, -20, +4, +4a, m22x4-20x4-0x4, "
+            "g10 or g10-5"
         ) from error
 
 

@@ -22,7 +22,7 @@ from fedstill.cloud_server.serving.scheduling.latency_model import SMALLEST_SLOP
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.preprocess import image_batch
-from fedstill.models.vit.schedules import TokenSchedule, effective_merges, token_counts
+from fedstill.models.vit.schedules import TokenSchedule, effective_merges, first_patches, token_counts
 
 Images = Sequence[npt.NDArray[np.uint8]]
 
@@ -48,19 +48,23 @@ class AffineTime:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleProfile:
-    """One schedule as measured: accuracy is a share of right answers per task, in the order of the tasks."""
+    """One schedule as measured: accuracy is a share of right answers per task, in the order of the tasks.
+
+    patches: of the weights, see ``token_delta``.
+    """
 
     schedule: TokenSchedule
     time: AffineTime
     accuracy: tuple[float, ...]
     maximum_batch: int
+    patches: int
 
     @property
     def planned(self) -> Schedule:
         """The part that a planner needs."""
         return Schedule(
             name=self.schedule.name,
-            token_delta=token_delta(self.schedule),
+            token_delta=token_delta(self.schedule, self.patches),
             fixed_seconds=self.time.fixed_seconds,
             per_query_seconds=self.time.per_query_seconds,
             accuracy=self.accuracy,
@@ -92,7 +96,7 @@ def profile_engine(
         raise ValueError(f"no schedule of the engine suits all of the tasks {', '.join(tasks)}")
     times = measure_times(engine, schedules, rounds, progress=progress)
     profiles = []
-    plainest = min(schedules, key=lambda schedule: abs(token_delta(schedule)))
+    plainest = min(schedules, key=lambda schedule: abs(token_delta(schedule, engine.net.patches)))
     galleries = {
         task: predicted(engine, plainest, task, images)
         for task, (images, _) in validation.items()
@@ -112,7 +116,7 @@ def profile_engine(
         if memory_limit is not None:
             per_image = activation_bytes(engine.net, schedule, engine.dtype.itemsize)
             batch = max(1, min(batch, memory_limit // per_image))
-        profiles.append(ScheduleProfile(schedule, times[schedule], tuple(shares), batch))
+        profiles.append(ScheduleProfile(schedule, times[schedule], tuple(shares), batch, engine.net.patches))
     return tuple(profiles)
 
 
@@ -150,22 +154,23 @@ def measure_times(
         for schedule in again:
             typical = [float(np.quantile(seconds[schedule, size], QUANTILE)) for size in sizes]
             times[schedule] = fit_affine(sizes, typical)
-        again = doubtful(times, sizes[-1])
+        again = doubtful(times, sizes[-1], engine.net.patches)
         if not again:
             break
     return times
 
 
-def doubtful(times: Mapping[TokenSchedule, AffineTime], size: int) -> list[TokenSchedule]:
+def doubtful(times: Mapping[TokenSchedule, AffineTime], size: int, patches: int) -> list[TokenSchedule]:
     """The schedules that are off their own line, or out of order with one that has more tokens or fewer.
 
     Args:
         size: of the batches by which they are put in order.
+        patches: of the weights.
     """
     found = {schedule for schedule, time in times.items() if time.worst_error > MISFIT}
     for fewer, time in times.items():
         for more, other in times.items():
-            ordered = token_delta(fewer) < token_delta(more)
+            ordered = token_delta(fewer, patches) < token_delta(more, patches)
             if ordered and time.seconds(size) > SLOWER * other.seconds(size):
                 found |= {fewer, more}
     return [schedule for schedule in times if schedule in found]
@@ -286,9 +291,15 @@ def time_ratios(
     return ratios
 
 
-def token_delta(schedule: TokenSchedule) -> int:
-    """The thesis' gamma; of a layer-wise schedule, its mean over the layers, rounded."""
-    return schedule.prompts - round(sum(schedule.merges) / len(schedule.merges))
+def token_delta(schedule: TokenSchedule, patches: int) -> int:
+    """The thesis' gamma; of a layer-wise schedule, its mean over the layers, rounded.
+
+    A grid takes its tokens away before the first layer: it counts as the constant merging that takes as many away in
+    the mean over the layers. patches: of the weights.
+    """
+    layers = len(schedule.merges)
+    never = patches - first_patches(schedule, patches)
+    return schedule.prompts - round(sum(schedule.merges) / layers + 2 * never / (layers + 1))
 
 
 def _seeded() -> torch.Generator:

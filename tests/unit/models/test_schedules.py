@@ -14,6 +14,7 @@ from fedstill.models.vit.schedules import (
     decreasing_schedule,
     default_schedules,
     effective_merges,
+    first_patches,
     forward_macs,
     layer_wise_schedule,
     parse_schedule,
@@ -22,7 +23,13 @@ from fedstill.models.vit.schedules import (
 
 VIT_BASE = {"tokens": 196, "width": 768, "hidden": 3072}
 merges = st.lists(st.integers(0, 60), min_size=1, max_size=12).map(tuple)
-schedules = st.builds(TokenSchedule, merges, st.integers(0, 9), st.sampled_from(["replace", "accumulate"]))
+schedules = st.builds(
+    TokenSchedule,
+    merges,
+    st.integers(0, 9),
+    st.sampled_from(["replace", "accumulate"]),
+    st.integers(0, 14),
+)
 
 
 @pytest.mark.parametrize(("scheme", "removed"), [(1, 195), (2, 170), (3, 169), (4, 168)])
@@ -45,6 +52,24 @@ def test_the_same_forward_pass_under_two_names_is_refused() -> None:
     assert len(kept) == len(THESIS_TOKEN_DELTAS)
     both = [TokenSchedule((0,), 2), TokenSchedule((0,), 2, "accumulate")]
     assert len(check_distinct(both, 196)) == 2
+
+
+def test_a_grid_begins_with_fewer_patches() -> None:
+    assert token_counts(parse_schedule("g10-5", 3), 196) == (101, 96, 91, 86)
+    assert effective_merges(TokenSchedule((9, 9), grid=3), 196) == (4, 2)
+    with pytest.raises(ValueError, match="g14 and 0 are the same on 196 patches: keep one"):
+        check_distinct([parse_schedule(name, 3) for name in ("0", "g14")], 196)
+    with pytest.raises(ValueError, match="g15 has 225 patches: the weights have 196"):
+        check_distinct([parse_schedule("g15", 3)], 196)
+
+
+def test_the_embedding_of_larger_patches_costs_as_much_and_the_rest_falls() -> None:
+    """A quarter of the tokens is a quarter of the linears."""
+    plain, coarse = (
+        forward_macs(parse_schedule(name, 12), 196, 768, 3072, protected=0) for name in ("0", "g7")
+    )
+    embedding = 196 * 768 * 768
+    assert 1 / 5 < (coarse - embedding) / (plain - embedding) < 1 / 4
 
 
 def test_prompts_replaced_or_accumulated() -> None:
@@ -77,6 +102,7 @@ def test_a_decreasing_schedule_is_the_recorded_one() -> None:
 def test_a_name_gives_the_schedule_back(schedule: TokenSchedule) -> None:
     again = parse_schedule(schedule.name, len(schedule.merges))
     assert (again.merges, again.prompts) == (schedule.merges, schedule.prompts)
+    assert again.grid == schedule.grid
     assert again.prompt_mode == schedule.prompt_mode or not schedule.prompts
 
 
@@ -100,14 +126,14 @@ def test_counts_fall_by_the_effective_merges_and_never_below_one_patch(
     schedule: TokenSchedule, tokens: int
 ) -> None:
     done = effective_merges(schedule, tokens)
-    left = tokens - sum(done)
+    left = first_patches(schedule, tokens) - sum(done)
     assert left >= 1
     assert all(0 <= have <= want for have, want in zip(done, schedule.merges, strict=True))
     times = len(done) if schedule.prompt_mode == "accumulate" else 1
     assert token_counts(schedule, tokens, protected=1)[-1] == 1 + times * schedule.prompts + left
 
 
-@pytest.mark.parametrize("text", ["", "x", "+", "m3x2", "+-", "4.5", "+4b", "m1-2"])
+@pytest.mark.parametrize("text", ["", "x", "+", "m3x2", "+-", "4.5", "+4b", "m1-2", "g", "g4g4"])
 def test_a_mistyped_schedule_is_shown_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match="write 0, -20, "):
         parse_schedule(text, 12)

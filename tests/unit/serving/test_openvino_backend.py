@@ -26,7 +26,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.datasets.images.image_tasks import find_images
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.preprocess import image_batch
-from fedstill.models.vit.schedules import TokenSchedule, constant_schedule
+from fedstill.models.vit.schedules import TokenSchedule, constant_schedule, parse_schedule
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="OpenVINO is not installed: pip install '.[openvino]'"
@@ -38,6 +38,7 @@ SCHEDULES = (
     constant_schedule(-100, LAYERS),  # runs out of tokens
     constant_schedule(2, LAYERS),
     TokenSchedule((3, 2, 0, 0), 2, "accumulate"),
+    TokenSchedule((2, 0, 1, 0), 2, grid=3),
 )
 TASKS = {"three": task(3, 1), "five": task(5, 2), "bare": task(4, 3, prompts=())}
 WEIGHTS = "weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.fp16.safetensors"
@@ -54,7 +55,7 @@ def engines() -> tuple[Engine, Engine]:
     told: list[str] = []
     made[0].warm_up(told.append)
     assert told[1:] == [
-        f"warming up schedule {one.name}, {place} of 5" for place, one in enumerate(SCHEDULES[1:], 2)
+        f"warming up schedule {one.name}, {place} of 6" for place, one in enumerate(SCHEDULES[1:], 2)
     ]
     return made[0], made[1]
 
@@ -86,10 +87,12 @@ def test_every_schedule_gives_the_logits_of_torch(
 )
 def test_every_kind_of_trunk_is_converted(options: dict) -> None:
     net = ElasticViT(tiny_trunk(**options), proportional_attention="reg_tokens" not in options)
-    backend = OpenVinoBackend(net, "fp32", schedules=1, maximum_batch=1)
-    with torch.inference_mode():
-        wanted = net.features(images(2), SCHEDULES[1])
-    torch.testing.assert_close(backend.features(images(2), SCHEDULES[1], None), wanted, rtol=1e-4, atol=1e-4)
+    backend = OpenVinoBackend(net, "fp32", schedules=2, maximum_batch=1)
+    for schedule in (SCHEDULES[1], TokenSchedule((1,) * LAYERS, grid=3)):
+        with torch.inference_mode():
+            wanted = net.features(images(2), schedule)
+        found = backend.features(images(2), schedule, None)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @needs_openvino
@@ -112,8 +115,8 @@ def test_bad_rows_and_swaps_are_as_with_torch(engines: tuple[Engine, Engine]) ->
 def test_real_weights_give_the_features_of_torch(data_dir: Path) -> None:
     net = load_trunk(data_dir / WEIGHTS).net
     pictures = load_file(data_dir / "golden" / "token_merging_vit_tiny.safetensors")["images"][:4]
-    backend = OpenVinoBackend(net, "fp32", schedules=3, maximum_batch=1)
-    for schedule in (constant_schedule(delta, 12) for delta in (0, -10, -20)):
+    backend = OpenVinoBackend(net, "fp32", schedules=4, maximum_batch=1)
+    for schedule in (parse_schedule(name, 12) for name in ("0", "-10", "-20", "g9-3")):
         with torch.inference_mode():
             wanted = net.features(pictures, schedule)
         found = backend.features(pictures, schedule, None)

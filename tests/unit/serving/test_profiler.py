@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.vit import LAYERS, task, tiny_trunk
+from helpers.vit import LAYERS, PATCHES, task, tiny_trunk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +54,9 @@ def pictures(count: int, seed: int):
 
 
 def made(name: str, fixed: float, slope: float, *accuracy: float, batch: int = 32) -> ScheduleProfile:
-    return ScheduleProfile(parse_schedule(name, LAYERS), AffineTime(fixed, slope, 0.0), accuracy, batch)
+    return ScheduleProfile(
+        parse_schedule(name, LAYERS), AffineTime(fixed, slope, 0.0), accuracy, batch, PATCHES
+    )
 
 
 @given(st.floats(0, 0.1), st.floats(1e-4, 0.1))
@@ -123,7 +125,7 @@ class Clocked:
         self, seconds: Callable[[TokenSchedule, int], float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.settings = EngineSettings(SCHEDULES[:3], (1, 4, 16))
-        self.bank, self.net = SimpleNamespace(names=("a",)), SimpleNamespace(image_size=8)
+        self.bank, self.net = SimpleNamespace(names=("a",)), SimpleNamespace(image_size=8, patches=PATCHES)
         self.maximum_batch, self._seconds, self._now = 16, seconds, 0.0
         monkeypatch.setattr(profiler, "perf_counter", lambda: self._now)
 
@@ -132,7 +134,7 @@ class Clocked:
 
 
 def quiet(schedule: TokenSchedule, size: int) -> float:
-    return 0.01 + (0.01 + 0.001 * token_delta(schedule)) * size
+    return 0.01 + (0.01 + 0.001 * token_delta(schedule, PATCHES)) * size
 
 
 def test_times_of_a_busy_machine_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +169,15 @@ def test_a_kept_profile_is_compared_with_today(monkeypatch: pytest.MonkeyPatch) 
     ratios = time_ratios(Clocked(quiet, monkeypatch), profile, rounds=2)
     for name, delta in (("-3", -3), ("0", 0)):
         schedule = constant_schedule(delta, LAYERS)
-        assert token_delta(schedule) == delta
+        assert token_delta(schedule, PATCHES) == delta
         wanted = np.mean([quiet(schedule, size) / (0.02 + 0.02 * size) for size in (1, 16)])
         assert ratios[name] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_larger_patches_count_as_the_merging_that_takes_as_many_tokens_away() -> None:
+    """In the mean over 12 layers, -15 has 6.5 x 15 = 97 tokens less, and a grid of 10 x 10 has 96 less."""
+    for name, delta in (("0", 0), ("g14", 0), ("g10", -15), ("g8", -20), ("g10-3", -18), ("+4g10", -11)):
+        assert token_delta(parse_schedule(name, 12), 196) == delta
 
 
 def test_accuracy_is_of_the_right_task_and_images(engine: Engine) -> None:
