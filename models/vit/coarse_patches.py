@@ -36,9 +36,9 @@ def embed_coarsely(trunk: VisionTransformer, images: Tensor, grid: int) -> Tenso
     kernel = coarse_kernel(proj.weight, pixels)
     patches = F.conv2d(images[:, :, inside, inside], kernel, proj.bias, stride=pixels)
     patches = trunk.patch_embed.norm(patches.flatten(2).transpose(1, 2))
-    front = [
-        token.expand(len(images), -1, -1) for token in (trunk.cls_token, trunk.reg_token) if token is not None
-    ]
+    rows = patches.shape[0]  # len() would be a constant of a traced graph
+    prefix = [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]
+    front = [token.expand(rows, -1, -1) for token in prefix]
     if trunk.pos_embed is None:
         tokens = torch.cat((*front, patches), dim=1)
     elif trunk.no_embed_class:  # positions are the patches' alone
