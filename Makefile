@@ -58,6 +58,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/serving/elastic_vit.py
 	$(BIN)/python benchmarks/serving/elastic_vit.py --environments
 	$(BIN)/python benchmarks/serving/engine_backends.py
+	$(BIN)/python benchmarks/serving/reductions.py --quick
 	$(BIN)/python benchmarks/serving/proportional_attention.py
 	$(BIN)/python benchmarks/students/capture_card.py
 	$(BIN)/python benchmarks/students/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from reductions_page import BUDGETS, FAMILIES, page
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -35,6 +34,7 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.common.paths import data_path
 from fedstill.common.provenance import cpu_model, git_revision
 from fedstill.datasets.images.image_tasks import ImageTask, find_images
+from fedstill.evaluation.elastic.reductions_page import BUDGETS, FAMILIES, TASKS, page
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.preprocess import image_batch
 from fedstill.models.vit.schedules import (
@@ -48,7 +48,6 @@ from fedstill.models.vit.schedules import (
 ROOT = Path(__file__).parents[2]
 FOLDER, PAGE = ROOT / "docs/results/reductions", ROOT / "docs/results/reductions.md"
 WEIGHTS = "weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.fp16.safetensors"
-TASKS = ("cifar10", "tinyimagenet100", "mnist")
 LEARN = LearnSettings(train_images=800, val_images=200)
 SCREENED, COMPARED, FINALISTS = 30, 120, 3
 """Validation images per task of the first look and of the second, and how many schedules reach that."""
@@ -125,8 +124,8 @@ def candidates(net: ElasticViT, macs: int, grids: Sequence[int] = GRIDS) -> dict
         elif cost(net, plain) > 0.9 * macs:
             coarse.append(plain)
     return {
-        "layer-wise merging": list(dict.fromkeys(merging)),
-        "larger patches": list(dict.fromkeys(coarse)),
+        FAMILIES[1]: list(dict.fromkeys(merging)),
+        FAMILIES[2]: list(dict.fromkeys(coarse)),
     }
 
 
@@ -145,7 +144,9 @@ def choose(
     for count in sorted({min(SCREENED, len(images)), len(images)}):
         scores = {}
         for schedule in left:
-            features = torch.cat([net.features(part, schedule) for part in images[:count].split(BATCH)])
+            features = torch.cat(
+                [net.features(part, schedule) for part in torch.split(images[:count], BATCH)]
+            )
             found = (features @ weight.T + bias).log_softmax(dim=1)
             scores[schedule] = float(F.kl_div(found, wanted[:count], log_target=True, reduction="batchmean"))
             tried.append((schedule.name, count, scores[schedule]))
@@ -163,11 +164,14 @@ def _search(kept_heads: Path | None, console: Console) -> None:
         images = image_batch(task.load("val", COMPARED, LEARN.seed).images, net.image_size, net.preprocess)
         for budget in BUDGETS:
             macs = cost(net, constant_schedule(int(budget), net.layers))
+            nearest = []
             for family, schedules in candidates(net, macs).items():
                 key = f"{name} {budget} {family}"
                 console.print(key)
                 best, tried[key] = choose(net, head, images, schedules, console)
-                chosen[key] = best.name
+                divergence = next(one[2] for one in reversed(tried[key]) if one[0] == best.name)
+                nearest.append((divergence, best.name))
+                chosen[key] = min(nearest)[1]  # larger patches are used if they are better
     plain = {"chosen": chosen, "tried": tried, "revision": git_revision(), "cpu": cpu_model()}
     replace_text(FOLDER / "chosen.json", json.dumps(plain, indent=1) + "\n")
 
@@ -207,7 +211,9 @@ def _compare(kept_heads: Path | None, console: Console) -> None:
             if f"{name} {key}" not in kept["right"]:
                 backend = _backend(net)
                 parsed = parse_schedule(schedule, net.layers)
-                features = torch.cat([backend.features(part, parsed, None) for part in images.split(64)])
+                features = torch.cat(
+                    [backend.features(part, parsed, None) for part in torch.split(images, 64)]
+                )
                 best = (features @ weight.T + bias).argmax(dim=1).numpy()
                 digits = "".join("01"[int(right)] for right in np.equal(best, loaded.labels))
                 kept["right"][f"{name} {key}"] = digits
@@ -233,7 +239,7 @@ def _head(net: ElasticViT, task: ImageTask, kept: Path | None) -> Head:
 
 def _time_all(net: ElasticViT, chosen: dict[str, str], console: Console) -> dict[str, float]:
     """By "task budget family", the time over that of the constant schedule of that budget."""
-    ratios = {}
+    ratios: dict[str, float] = {}
     for budget in BUDGETS:
         keys = [f"{name} {budget} {family}" for name in TASKS for family in FAMILIES[1:]]
         names = dict.fromkeys((budget, *(chosen[key] for key in keys)))
@@ -255,7 +261,7 @@ def time_ratios(
         backend.warm_up(schedule, (BATCH,))
     seconds = np.empty((rounds, len(schedules)))
     for turn in range(rounds):
-        for place in np.roll(np.arange(len(schedules)), turn):
+        for place in np.roll(np.arange(len(schedules)), turn).tolist():
             started = time.perf_counter()
             backend.features(images, schedules[place], None)
             seconds[turn, place] = time.perf_counter() - started
@@ -282,7 +288,7 @@ def _quick(console: Console) -> None:
         best, _ = choose(net, head, images, schedules[:2], console)
         backend = TorchBackend(net, torch.device("cpu"), torch.float32)
         ratio = time_ratios(backend, net, [constant_schedule(-20, net.layers), best], 2)[1]
-        console.print(f"{family}: {best.name}, time {ratio:.2f} of that of -20")
+        console.print(f"{family}: {best.name}, ratio of its time to that of -20: {ratio:.2f}")
 
 
 if __name__ == "__main__":

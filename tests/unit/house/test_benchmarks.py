@@ -41,6 +41,7 @@ def benchmark(name: str) -> dict[str, Any]:
         pytest.param("many_agents", marks=pytest.mark.slow),
         pytest.param("prepare_speed", marks=pytest.mark.slow),
         "proportional_attention",
+        pytest.param("reductions", marks=pytest.mark.slow),
         "selection",
         "serving_decision",
     ],
