@@ -101,6 +101,17 @@ def test_dominated_schedules_are_left_out() -> None:
     assert useful((fast, made("-1", 0.001, 0.01, 0.7, 0.8))) == (fast, made("-1", 0.001, 0.01, 0.7, 0.8))
 
 
+def test_larger_patches_are_measured_stored_and_named_like_any_schedule() -> None:
+    schedules = tuple(parse_schedule(name, LAYERS) for name in ("0", "g3", "g2-1"))
+    settings = EngineSettings(schedules, (1, 2), device="cpu", precision="fp32", backend="torch")
+    engine = Engine(ElasticViT(tiny_trunk()), {"a": task(3, 1)}, settings)
+    profiles = profile_engine(engine, {"a": (pictures(4, 1), np.zeros(4, np.int64))}, rounds=1)
+    plain = json.loads(json.dumps(profile_to_plain(make_profile("made", "a test", ["a"], profiles))))
+    again = [parse_schedule(entry["name"], LAYERS) for entry in plain["schedules"]]
+    assert again == list(schedules)
+    assert [entry["token_delta"] for entry in plain["schedules"]] == [0, -3, -6]
+
+
 def test_a_profile_of_what_all_tasks_can_run(engine: Engine) -> None:
     rng = np.random.default_rng(0)
     sets = {name: (pictures(6, 1), rng.integers(0, 3, 6)) for name in ("a", "b")}
