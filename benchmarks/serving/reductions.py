@@ -9,6 +9,7 @@ families are searched alike; larger patches have one more choice, their number. 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -49,8 +50,9 @@ ROOT = Path(__file__).parents[2]
 FOLDER, PAGE = ROOT / "docs/results/reductions", ROOT / "docs/results/reductions.md"
 WEIGHTS = "weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.fp16.safetensors"
 LEARN = LearnSettings(train_images=800, val_images=200)
-SCREENED, COMPARED, FINALISTS = 30, 120, 3
-"""Validation images per task of the first look and of the second, and how many schedules reach that."""
+SCREENED, COMPARED, FINALISTS, DECIDED = 30, 120, 3, 400
+"""Validation images per task of the first look and of the second, how many schedules reach that, and images of the last
+look, at the best of each family."""
 GRIDS = (8, 9, 10, 11, 12)
 POWERS, FLOORS, COARSE_FLOORS = (0.7, 1.0), (4, 8, 16, 24), (8, 24)
 BATCH, ROUNDS = 8, 15
@@ -131,11 +133,11 @@ def candidates(net: ElasticViT, macs: int, grids: Sequence[int] = GRIDS) -> dict
 
 def choose(
     net: ElasticViT, head: Head, images: Tensor, schedules: Sequence[TokenSchedule], console: Console
-) -> tuple[TokenSchedule, list[tuple[str, int, float]]]:
-    """The schedule whose answers are nearest to those without reduction, and all (name, images, divergence).
+) -> list[tuple[str, int, float]]:
+    """(Name, images, divergence) of each; those that diverge least are tried on more images than the others.
 
-    Divergence: mean Kullback-Leibler divergence of the head's probabilities. It needs no labels, and tells schedules
-    apart on far fewer images than accuracy does.
+    Divergence: mean Kullback-Leibler divergence of the head's probabilities from those without reduction. It needs no
+    labels, and tells schedules of one family apart on far fewer images than accuracy does.
     """
     weight, bias = head
     wanted = (net.features(images) @ weight.T + bias).log_softmax(dim=1)
@@ -152,28 +154,47 @@ def choose(
             tried.append((schedule.name, count, scores[schedule]))
             console.print(f"{count} images, {schedule.name}: {scores[schedule]:.3f}")
         left = sorted(left, key=lambda schedule: scores[schedule])[:FINALISTS]
-    return left[0], tried
+    return tried
 
 
 def _search(kept_heads: Path | None, console: Console) -> None:
+    """Keeps what it has tried in chosen.json, and goes on from there if it is run again.
+
+    Within a family the nearest answers win. Between the families the right ones do, by the cross-entropy of the labels:
+    larger patches change the probabilities more, and the answers less.
+    """
+    file = FOLDER / "chosen.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"tried": {}}
+    kept |= {"chosen": {}, "losses": kept.get("losses", {}), "revision": git_revision(), "cpu": cpu_model()}
     net = load_trunk(data_path(WEIGHTS)).net
-    chosen, tried = {}, {}
     for name in TASKS:
         task = find_images(name, None)
-        head = _head(net, task, kept_heads)
-        images = image_batch(task.load("val", COMPARED, LEARN.seed).images, net.image_size, net.preprocess)
+        weight, bias = head = _head(net, task, kept_heads)
+        val = task.load("val", DECIDED, LEARN.seed)
+        labels = torch.as_tensor(val.labels)
+        decisive = image_batch(val.images, net.image_size, net.preprocess)
+        few = image_batch(task.load("val", COMPARED, LEARN.seed).images, net.image_size, net.preprocess)
         for budget in BUDGETS:
-            macs = cost(net, constant_schedule(int(budget), net.layers))
-            nearest = []
-            for family, schedules in candidates(net, macs).items():
+            losses = {}
+            for family, schedules in candidates(
+                net, cost(net, constant_schedule(int(budget), net.layers))
+            ).items():
                 key = f"{name} {budget} {family}"
-                console.print(key)
-                best, tried[key] = choose(net, head, images, schedules, console)
-                divergence = next(one[2] for one in reversed(tried[key]) if one[0] == best.name)
-                nearest.append((divergence, best.name))
-                chosen[key] = min(nearest)[1]  # larger patches are used if they are better
-    plain = {"chosen": chosen, "tried": tried, "revision": git_revision(), "cpu": cpu_model()}
-    replace_text(FOLDER / "chosen.json", json.dumps(plain, indent=1) + "\n")
+                if key not in kept["tried"]:
+                    kept["tried"][key] = choose(net, head, few, schedules, console)
+                best = min(kept["tried"][key], key=lambda one: (-one[1], one[2]))[0]
+                if key not in kept["losses"]:
+                    features = _features(net, decisive, best)
+                    kept["losses"][key] = best, float(F.cross_entropy(features @ weight.T + bias, labels))
+                    console.print(f"{key}: {best}, cross-entropy {kept['losses'][key][1]:.3f}")
+                losses[best] = kept["losses"][key][1]
+                kept["chosen"][key] = min(losses, key=lambda one: losses[one])
+            replace_text(file, json.dumps(kept, indent=1) + "\n")
+
+
+def _features(net: ElasticViT, images: Tensor, schedule: str) -> Tensor:
+    backend, parsed = _backend(net), parse_schedule(schedule, net.layers)
+    return torch.cat([backend.features(part, parsed, None) for part in torch.split(images, 40)])
 
 
 def _compare(kept_heads: Path | None, console: Console) -> None:
@@ -181,16 +202,16 @@ def _compare(kept_heads: Path | None, console: Console) -> None:
     chosen_file, answers_file = FOLDER / "chosen.json", FOLDER / "answers.json"
     if not chosen_file.exists():
         sys.exit(f"{chosen_file}: nothing is chosen yet: run with --split val and commit it")
-    settings = subprocess.run(
-        ["git", "log", "-1", "--format=%h", "--", str(chosen_file)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    ).stdout.strip()
-    if not settings:
+    commit, changed = (
+        subprocess.run(
+            ("git", *words, str(chosen_file)), capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        for words in (("log", "-1", "--format=%h", "--"), ("status", "--porcelain", "--"))
+    )
+    if not commit.stdout or changed.stdout:
         sys.exit(f"{chosen_file}: commit it before the test images are looked at")
-    chosen = json.loads(chosen_file.read_text(encoding="utf-8"))["chosen"]
+    content = chosen_file.read_bytes()
+    chosen, settings = json.loads(content)["chosen"], hashlib.sha256(content).hexdigest()
     kept = json.loads(answers_file.read_text(encoding="utf-8")) if answers_file.exists() else {}
     if kept.get("settings") != settings:
         kept = {"settings": settings, "right": {}}
@@ -208,22 +229,22 @@ def _compare(kept_heads: Path | None, console: Console) -> None:
         loaded = task.load("test")
         images = image_batch(loaded.images, net.image_size, net.preprocess)
         for key, schedule in plan.items():
-            if f"{name} {key}" not in kept["right"]:
-                backend = _backend(net)
-                parsed = parse_schedule(schedule, net.layers)
-                features = torch.cat(
-                    [backend.features(part, parsed, None) for part in torch.split(images, 64)]
-                )
-                best = (features @ weight.T + bias).argmax(dim=1).numpy()
+            if f"{name} {key}" in kept["right"]:
+                continue
+            same = [other for other in plan if plan[other] == schedule and f"{name} {other}" in kept["right"]]
+            if same:
+                digits = kept["right"][f"{name} {same[0]}"]
+            else:
+                best = (_features(net, images, schedule) @ weight.T + bias).argmax(dim=1).numpy()
                 digits = "".join("01"[int(right)] for right in np.equal(best, loaded.labels))
-                kept["right"][f"{name} {key}"] = digits
-                console.print(f"{name} {key} ({schedule}): {100 * digits.count('1') / len(digits):.1f} %")
-                replace_text(answers_file, json.dumps(kept, indent=1) + "\n")
+            kept["right"][f"{name} {key}"] = digits
+            console.print(f"{name} {key} ({schedule}): {100 * digits.count('1') / len(digits):.1f} %")
+            replace_text(answers_file, json.dumps(kept, indent=1) + "\n")
     if "ratios" not in kept:
         kept["ratios"] = _time_all(net, chosen, console)
         kept |= {"cpu": cpu_model(), "torch": torch.__version__, "backend": type(_backend(net)).__name__}
         replace_text(answers_file, json.dumps(kept, indent=1) + "\n")
-    replace_text(PAGE, page(kept, chosen))
+    replace_text(PAGE, page(kept, chosen, commit.stdout.strip()))
 
 
 def _head(net: ElasticViT, task: ImageTask, kept: Path | None) -> Head:
@@ -285,7 +306,7 @@ def _quick(console: Console) -> None:
     for family, schedules in candidates(net, macs, (9, 10)).items():
         if not all(0.9 * macs <= cost(net, schedule) <= macs for schedule in schedules):
             sys.exit(f"{family}: a schedule has another cost than was asked for")
-        best, _ = choose(net, head, images, schedules[:2], console)
+        best = parse_schedule(choose(net, head, images, schedules[:2], console)[-1][0], net.layers)
         backend = TorchBackend(net, torch.device("cpu"), torch.float32)
         ratio = time_ratios(backend, net, [constant_schedule(-20, net.layers), best], 2)[1]
         console.print(f"{family}: {best.name}, ratio of its time to that of -20: {ratio:.2f}")

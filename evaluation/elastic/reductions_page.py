@@ -16,14 +16,14 @@ LOSS, SHARE, LEVEL, SLOWER = 6.0, 0.5, 0.01, 1.03
 """From which loss, in points, how much of it is to be recovered; how small p, and how long it may take."""
 
 
-def page(kept: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
-    """Markdown. kept: the content of answers.json; chosen: schedule names by "task budget family"."""
+def page(kept: Mapping[str, Any], chosen: Mapping[str, str], commit: str) -> str:
+    """Markdown. kept: the content of answers.json; chosen: schedule names by "task budget family", as of ``commit``."""
     right: Mapping[str, str] = kept["right"]
     parts = [
         "# Reductions that lose less",
         f"`python benchmarks/serving/reductions.py --split test`: ViT-Tiny, {kept['backend']} in fp32, one thread, "
         f"{kept['cpu']}, torch {kept['torch']}. Heads: linear probes from 800 training images. Schedules: chosen "
-        f"with `--split val` on 120 validation images per task, committed as {kept['settings']} before any test image "
+        f"with `--split val` on 400 validation images per task at most, committed as {commit} before any test image "
         "was looked at. Times: batches of 8 that take turns, median of the ratios within a round; the machine was "
         "shared with other work. One network, one seed, nothing trained for a schedule.",
         "Each schedule costs at most as many multiply-accumulates as the constant one in its row. **merging**: the "

@@ -9,7 +9,7 @@ def digits(right: int) -> str:
     return "1" * right + "0" * (100 - right)
 
 
-def answers(merging: int, layer_wise: int, ours: int, ratio: float = 1.0) -> tuple[dict, dict]:
+def answers(merging: int, layer_wise: int, ours: int, ratio: float = 1.0) -> tuple[dict, dict, str]:
     """100 images per task, of which 90 are right without reduction."""
     right, chosen = {f"{task} 0": digits(90) for task in TASKS}, {}
     for task in TASKS:
@@ -20,8 +20,8 @@ def answers(merging: int, layer_wise: int, ours: int, ratio: float = 1.0) -> tup
     ratios = {
         f"{task} {budget} {family}": ratio for task in TASKS for budget in BUDGETS for family in FAMILIES
     }
-    kept = {"right": right, "ratios": ratios, "settings": "abc1234", "cpu": "a", "torch": "2", "backend": "b"}
-    return kept, chosen
+    kept = {"right": right, "ratios": ratios, "cpu": "a", "torch": "2", "backend": "b"}
+    return kept, chosen, "abc1234"
 
 
 def test_a_loss_of_which_most_is_recovered_meets_the_aim() -> None:
