@@ -215,7 +215,7 @@ def profile(
     schedules: Annotated[
         str | None,
         typer.Option(
-            help="Token schedules, such as 0,-10,+4,m22x4-20x8 (default: the thesis' and decreasing)."
+            help="Token schedules, such as 0,-10,+4,g10-5,m22x4-20x8 (default: the thesis' and decreasing)."
         ),
     ] = None,
     val_images: Annotated[int, typer.Option(help="Images per task.", min=1)] = 200,
