@@ -142,7 +142,9 @@ def test_packed_linears_compute_the_same(dtype: torch.dtype) -> None:
     packed = pack_linears(ElasticViT(tiny_trunk()).to(dtype))
     batch, tolerance = images(2).to(dtype), 1e-5 if dtype == torch.float32 else 0.2
     with torch.inference_mode():
-        torch.testing.assert_close(packed(batch, PLAIN), plain(batch, PLAIN), rtol=tolerance, atol=tolerance)
+        for schedule in (PLAIN, TokenSchedule((0,) * LAYERS, grid=2)):
+            found, wanted = packed(batch, schedule), plain(batch, schedule)
+            torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     assert type(packed.trunk.blocks[0].mlp.fc1) is not torch.nn.Linear
 
 
