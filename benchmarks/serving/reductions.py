@@ -70,6 +70,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--heads", type=Path, help="safetensors that keeps the heads from one call to the next"
     )
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing, write the page of what there is"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console = Console(soft_wrap=True, highlight=False)
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         elif options.split == "val":
             _search(options.heads, console)
         else:
-            _compare(options.heads, console)
+            _compare(options.heads, options.page, console)
 
 
 def layer_wise(net: ElasticViT, macs: int, power: float, floor: int, grid: int = 0) -> TokenSchedule:
@@ -197,7 +200,7 @@ def _features(net: ElasticViT, images: Tensor, schedule: str) -> Tensor:
     return torch.cat([backend.features(part, parsed, None) for part in torch.split(images, 40)])
 
 
-def _compare(kept_heads: Path | None, console: Console) -> None:
+def _compare(kept_heads: Path | None, page_only: bool, console: Console) -> None:
     """Keeps what each schedule answered in answers.json, and goes on from there if it is run again."""
     chosen_file, answers_file = FOLDER / "chosen.json", FOLDER / "answers.json"
     if not chosen_file.exists():
@@ -216,7 +219,8 @@ def _compare(kept_heads: Path | None, console: Console) -> None:
     if kept.get("settings") != settings:
         kept = {"settings": settings, "right": {}}
     net = load_trunk(data_path(WEIGHTS)).net
-    for name in TASKS:
+    kept |= {"cpu": cpu_model(), "torch": torch.__version__, "backend": type(_backend(net)).__name__}
+    for name in () if page_only else TASKS:
         plan = {"0": "0"} | {
             f"{budget} {family}": budget if family == FAMILIES[0] else chosen[f"{name} {budget} {family}"]
             for budget in BUDGETS
@@ -240,9 +244,8 @@ def _compare(kept_heads: Path | None, console: Console) -> None:
             kept["right"][f"{name} {key}"] = digits
             console.print(f"{name} {key} ({schedule}): {100 * digits.count('1') / len(digits):.1f} %")
             replace_text(answers_file, json.dumps(kept, indent=1) + "\n")
-    if "ratios" not in kept:
+    if "ratios" not in kept and not page_only:
         kept["ratios"] = _time_all(net, chosen, console)
-        kept |= {"cpu": cpu_model(), "torch": torch.__version__, "backend": type(_backend(net)).__name__}
         replace_text(answers_file, json.dumps(kept, indent=1) + "\n")
     replace_text(PAGE, page(kept, chosen, commit.stdout.strip()))
 

@@ -44,9 +44,15 @@ def page(kept: Mapping[str, Any], chosen: Mapping[str, str], commit: str) -> str
     return "\n\n".join(parts) + "\n"
 
 
+def measured(right: Mapping[str, str]) -> tuple[str, ...]:
+    """The tasks of which every schedule was run."""
+    keys = ("0", *(f"{budget} {family}" for budget in BUDGETS for family in FAMILIES))
+    return tuple(task for task in TASKS if all(f"{task} {key}" in right for key in keys))
+
+
 def _accuracy_table(right: Mapping[str, str]) -> str:
     lines = [f"| task (images) | cost of | none | {' | '.join(FAMILIES)} |", "|---|---|---|---|---|---|"]
-    for task in TASKS:
+    for task in measured(right):
         for budget in BUDGETS:
             cells = [f"{_percent(right[f'{task} {budget} {family}']):.1f}" for family in FAMILIES]
             plain = right[f"{task} 0"]
@@ -61,15 +67,16 @@ def _recovery_table(kept: Mapping[str, Any]) -> str:
         "| task | cost of | merging loses | recovered | p | layer-wise merging loses | recovered | p | time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for task in TASKS:
+    for task in measured(kept["right"]):
         for budget in BUDGETS:
             cells = []
             for family in FAMILIES[:2]:
                 loss, gain, p = _against(kept["right"], task, budget, family)
                 share = f" ({100 * gain / loss:.0f} %)" if loss > 0 else ""
                 cells += [f"{loss:.1f}", f"{gain:+.1f}{share}", f"{p:.2g}"]
-            ratio = kept["ratios"][f"{task} {budget} {FAMILIES[2]}"]
-            lines.append(f"| {task} | {budget} | {' | '.join(cells)} | {ratio:.2f} |")
+            ratio = kept.get("ratios", {}).get(f"{task} {budget} {FAMILIES[2]}")
+            said = "not measured" if ratio is None else f"{ratio:.2f}"
+            lines.append(f"| {task} | {budget} | {' | '.join(cells)} | {said} |")
     return "\n".join(lines)
 
 
@@ -78,19 +85,22 @@ def _verdicts(kept: Mapping[str, Any]) -> str:
     found = []
     for family in FAMILIES[:2]:
         missed = []
-        for task in TASKS:
+        for task in measured(kept["right"]):
             for budget in BUDGETS:
                 loss, gain, p = _against(kept["right"], task, budget, family)
-                ratio = kept["ratios"][f"{task} {budget} {FAMILIES[2]}"]
+                ratio = kept.get("ratios", {}).get(f"{task} {budget} {FAMILIES[2]}", 1.0)
                 if loss >= LOSS and (gain < SHARE * loss or p >= LEVEL):
                     missed.append(f"{task} at {budget} ({100 * gain / loss:.0f} % recovered, p = {p:.2g})")
                 if loss < LOSS and gain < 0:
                     missed.append(f"{task} at {budget} ({gain:+.1f} points, p = {p:.2g})")
                 if ratio > SLOWER:
                     missed.append(f"{task} at {budget} (time {ratio:.2f})")
-        total = len(TASKS) * len(BUDGETS)
+        total = len(measured(kept["right"])) * len(BUDGETS)
         said = f"missed: {'; '.join(missed)}" if missed else f"met in all {total} rows"
         found.append(f"- against {family}: {said}.")
+    lacking = [task for task in TASKS if task not in measured(kept["right"])]
+    lacking += [] if "ratios" in kept else ["times"]
+    found += [f"- not measured: {', '.join(lacking)}."] if lacking else []
     return (
         f"The aim: half of the loss recovered wherever merging loses {LOSS:g} points or more, with p < {LEVEL:g}, "
         f"elsewhere not below it, in the same time (at most {SLOWER:.2f}).\n\n" + "\n".join(found)

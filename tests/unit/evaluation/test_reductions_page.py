@@ -42,3 +42,12 @@ def test_every_missed_row_is_named() -> None:
 def test_a_gain_that_may_be_chance_is_missed() -> None:
     text = page(*answers(merging=84, layer_wise=84, ours=90))
     assert "tinyimagenet100 at -20 (100 % recovered, p = 0.031)" in text
+
+
+def test_what_was_not_measured_is_said() -> None:
+    kept, chosen, commit = answers(merging=60, layer_wise=85, ours=86)
+    del kept["right"]["mnist -20 merging"], kept["ratios"]
+    text = page(kept, chosen, commit)
+    assert text.count("met in all 6 rows") == 2
+    assert "not measured: mnist, times." in text
+    assert "| not measured |" in text
