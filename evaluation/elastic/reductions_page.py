@@ -29,7 +29,7 @@ def page(kept: Mapping[str, Any], chosen: Mapping[str, str], commit: str) -> str
         "Each schedule costs at most as many multiply-accumulates as the constant one in its row. **merging**: the "
         "same number in every layer (ToMe). **layer-wise merging**: ToMe with numbers per layer, searched. **with "
         "larger patches**: the same search, and the number of patches is searched, too.",
-        "**These tasks are small pictures** (28 to 64 pixels), enlarged to 224: larger patches lose no pixel of them. "
+        "**These tasks are small pictures** (28 to 64 pixels), enlarged to 224: larger patches lose little of them. "
         "Pictures with finer detail will lose more; `fedstill tasks profile --schedules` measures yours.",
         "## Accuracy",
         _accuracy_table(right),
@@ -44,21 +44,22 @@ def page(kept: Mapping[str, Any], chosen: Mapping[str, str], commit: str) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def measured(right: Mapping[str, str]) -> tuple[str, ...]:
-    """The tasks of which every schedule was run."""
-    keys = ("0", *(f"{budget} {family}" for budget in BUDGETS for family in FAMILIES))
-    return tuple(task for task in TASKS if all(f"{task} {key}" in right for key in keys))
+def measured(right: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The (task, budget) of which every schedule was run."""
+    rows = [(task, budget) for task in TASKS for budget in BUDGETS]
+    return tuple(
+        (task, budget)
+        for task, budget in rows
+        if all(f"{task} {key}" in right for key in ("0", *(f"{budget} {family}" for family in FAMILIES)))
+    )
 
 
 def _accuracy_table(right: Mapping[str, str]) -> str:
     lines = [f"| task (images) | cost of | none | {' | '.join(FAMILIES)} |", "|---|---|---|---|---|---|"]
-    for task in measured(right):
-        for budget in BUDGETS:
-            cells = [f"{_percent(right[f'{task} {budget} {family}']):.1f}" for family in FAMILIES]
-            plain = right[f"{task} 0"]
-            lines.append(
-                f"| {task} ({len(plain)}) | {budget} | {_percent(plain):.1f} | {' | '.join(cells)} |"
-            )
+    for task, budget in measured(right):
+        cells = [f"{_percent(right[f'{task} {budget} {family}']):.1f}" for family in FAMILIES]
+        plain = right[f"{task} 0"]
+        lines.append(f"| {task} ({len(plain)}) | {budget} | {_percent(plain):.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -67,16 +68,15 @@ def _recovery_table(kept: Mapping[str, Any]) -> str:
         "| task | cost of | merging loses | recovered | p | layer-wise merging loses | recovered | p | time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for task in measured(kept["right"]):
-        for budget in BUDGETS:
-            cells = []
-            for family in FAMILIES[:2]:
-                loss, gain, p = _against(kept["right"], task, budget, family)
-                share = f" ({100 * gain / loss:.0f} %)" if loss > 0 else ""
-                cells += [f"{loss:.1f}", f"{gain:+.1f}{share}", f"{p:.2g}"]
-            ratio = kept.get("ratios", {}).get(f"{task} {budget} {FAMILIES[2]}")
-            said = "not measured" if ratio is None else f"{ratio:.2f}"
-            lines.append(f"| {task} | {budget} | {' | '.join(cells)} | {said} |")
+    for task, budget in measured(kept["right"]):
+        cells = []
+        for family in FAMILIES[:2]:
+            loss, gain, p = _against(kept["right"], task, budget, family)
+            share = f" ({100 * gain / loss:.0f} %)" if loss > 0 else ""
+            cells += [f"{loss:.1f}", f"{gain:+.1f}{share}", f"{p:.2g}"]
+        ratio = kept.get("ratios", {}).get(f"{task} {budget} {FAMILIES[2]}")
+        said = "not measured" if ratio is None else f"{ratio:.2f}"
+        lines.append(f"| {task} | {budget} | {' | '.join(cells)} | {said} |")
     return "\n".join(lines)
 
 
@@ -85,20 +85,20 @@ def _verdicts(kept: Mapping[str, Any]) -> str:
     found = []
     for family in FAMILIES[:2]:
         missed = []
-        for task in measured(kept["right"]):
-            for budget in BUDGETS:
-                loss, gain, p = _against(kept["right"], task, budget, family)
-                ratio = kept.get("ratios", {}).get(f"{task} {budget} {FAMILIES[2]}", 1.0)
-                if loss >= LOSS and (gain < SHARE * loss or p >= LEVEL):
-                    missed.append(f"{task} at {budget} ({100 * gain / loss:.0f} % recovered, p = {p:.2g})")
-                if loss < LOSS and gain < 0:
-                    missed.append(f"{task} at {budget} ({gain:+.1f} points, p = {p:.2g})")
-                if ratio > SLOWER:
-                    missed.append(f"{task} at {budget} (time {ratio:.2f})")
-        total = len(measured(kept["right"])) * len(BUDGETS)
+        for task, budget in measured(kept["right"]):
+            loss, gain, p = _against(kept["right"], task, budget, family)
+            ratio = kept.get("ratios", {}).get(f"{task} {budget} {FAMILIES[2]}", 1.0)
+            if loss >= LOSS and (gain < SHARE * loss or p >= LEVEL):
+                missed.append(f"{task} at {budget} ({100 * gain / loss:.0f} % recovered, p = {p:.2g})")
+            if loss < LOSS and gain < 0:
+                missed.append(f"{task} at {budget} ({gain:+.1f} points, p = {p:.2g})")
+            if ratio > SLOWER:
+                missed.append(f"{task} at {budget} (time {ratio:.2f})")
+        total = len(measured(kept["right"]))
         said = f"missed: {'; '.join(missed)}" if missed else f"met in all {total} rows"
         found.append(f"- against {family}: {said}.")
-    lacking = [task for task in TASKS if task not in measured(kept["right"])]
+    rows = [(task, budget) for task in TASKS for budget in BUDGETS]
+    lacking = [" at ".join(row) for row in rows if row not in measured(kept["right"])]
     lacking += [] if "ratios" in kept else ["times"]
     found += [f"- not measured: {', '.join(lacking)}."] if lacking else []
     return (

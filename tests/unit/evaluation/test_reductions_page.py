@@ -48,6 +48,6 @@ def test_what_was_not_measured_is_said() -> None:
     kept, chosen, commit = answers(merging=60, layer_wise=85, ours=86)
     del kept["right"]["mnist -20 merging"], kept["ratios"]
     text = page(kept, chosen, commit)
-    assert text.count("met in all 6 rows") == 2
-    assert "not measured: mnist, times." in text
+    assert text.count("met in all 8 rows") == 2
+    assert "not measured: mnist at -20, times." in text
     assert "| not measured |" in text
