@@ -166,8 +166,10 @@ def _span(seconds: float) -> str:
 
 def _expected(choice: dict[str, Any] | None) -> str:
     """The accuracy that public clips as the device would record them let expect, with its 90 % interval."""
-    if choice is None or choice["estimate"] is None:
+    if choice is None or choice.get("estimate") is None:
         return ""
+    if choice.get("low") is None or choice.get("high") is None:
+        return f"{choice['estimate']:.0%}"
     return f"{choice['estimate']:.0%} ({choice['low']:.0%} to {choice['high']:.0%})"
 
 

@@ -94,7 +94,7 @@ class ServedTask:
     """One task of a server; ``latency_ms`` and ``utility`` of queries that name none.
 
     output: ``classes``, ``labels`` (each by itself) or ``embedding``. trunk, image_size: of the weights that it was
-    trained on; of a server of one trunk before 0.3 unsaid, as in its description.
+    trained on; a server of an older fedstill leaves them unsaid: then those of its description.
     """
 
     name: str

@@ -7,12 +7,18 @@ the token that it replaces. When credentials are renewed by hand, that digest is
 from __future__ import annotations
 
 import json
+import re
+import time
 from hashlib import sha256
 from pathlib import Path
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
 
 LONGEST_TOKEN = 256
+SAID = re.compile(r"[A-Za-z0-9_.~+/=-]+")
+"""What a header can carry (RFC 6750)."""
+LONGEST_SECONDS = 20 * 366 * 86_400
+"""Beyond now; nobody issues tokens for longer."""
 LAST_SECOND = 253_402_300_799
 """Of the year 9999, beyond which there are no dates."""
 
@@ -25,7 +31,7 @@ def token_expiry(token: str, name: str) -> int:
     """
     owner, _, rest = token.partition(".")
     expiry, _, signature = rest.partition(".")
-    if not signature or len(token) > LONGEST_TOKEN or not (token.isascii() and expiry.isdigit()):
+    if not signature or len(token) > LONGEST_TOKEN or not (SAID.fullmatch(token) and expiry.isdigit()):
         raise ValueError("damaged")
     if owner != name:
         raise ValueError(f"issued to another node than {name}")
@@ -55,9 +61,11 @@ def keep_token(kept: Path, name: str, given: str, sent: str) -> bool:
     """Keep a token that was sent, if it ends later than the present one; returns whether it does.
 
     Raises:
-        ValueError: it is damaged, or another device's.
+        ValueError: it is damaged, another device's, or good for decades.
         OSError: it could not be written; what was kept before still is.
     """
+    if token_expiry(sent, name) > time.time() + LONGEST_SECONDS:
+        raise ValueError("ends in some decades")
     present = newest_token(kept, name, given)
     if token_expiry(sent, name) <= token_expiry(present, name):
         return False

@@ -21,6 +21,4 @@ def data_path(text: str) -> Path:
     for place in places:
         if (place / Path(text).expanduser()).exists():
             return (place / Path(text).expanduser()).resolve()
-    raise ConfigError(
-        f"{text}: not found here nor under {places[1]} (set FEDSTILL_DATA, or give the path with --set)"
-    )
+    raise ConfigError(f"{text}: not found here nor under {places[1]} (set FEDSTILL_DATA, or give its path)")

@@ -35,7 +35,7 @@ class EventWords:
                 told = progress_in_words(event, names)
                 line = told if told and self._pace.is_time(event.get("client"), float(event["time"])) else ""
             if line:
-                yield f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {line}"
+                yield f"{datetime.fromtimestamp(event['time']):%Y-%m-%d %H:%M:%S} {_printable(line)}"
 
 
 def in_words(event: Event, names: Sequence[str] = ()) -> str:
@@ -92,9 +92,14 @@ def progress_in_words(event: Event, names: Sequence[str] = ()) -> str:
     return f"{what}: epoch {event['epoch']} of {event['epochs']}"
 
 
+def _printable(line: str) -> str:
+    """What devices say is in it, so that it must stay one line and do nothing to a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in line)
+
+
 def _who(event: Event, names: Sequence[str]) -> str:
     client = event.get("client")
-    name = names[client] if isinstance(client, int) and 0 <= client < len(names) else ""
+    name = names[client] if type(client) is int and 0 <= client < len(names) else ""
     return name or f"client {client}"
 
 

@@ -77,6 +77,8 @@ class IssuedNode:
     revoked: bool = False
     tags: tuple[str, ...] = ()
     """By which an operator names several at once."""
+    token_days: int = 0
+    """For how long it was issued; 0: before that was noted."""
 
 
 @dataclass(frozen=True)
@@ -256,8 +258,9 @@ def issue_node(
         key = ec.generate_private_key(ec.SECP384R1())
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
         node = IssuedNode(
-            name, client, fingerprint(key.public_key()), f"{public} {name}", _expiry(days), tags=_unique(tags)
-        )
+            name, client, fingerprint(key.public_key()), f"{public} {name}", _expiry(days),
+            tags=_unique(tags), token_days=days,
+        )  # fmt: skip
         folder = directory / NODES_FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted issue: not in the register
         folder.mkdir(parents=True, mode=0o700)
@@ -307,31 +310,35 @@ def renew_token(directory: Path, name: str, days: int = TOKEN_DAYS) -> IssuedNod
         node = _find(directory, name)
         if node.revoked:
             raise CredentialError(f"{name}: revoked; issue a node of another name")
-        node = replace(node, token_expiry=_expiry(days))
+        node = replace(node, token_expiry=_expiry(days), token_days=days)
         (directory / NODES_FOLDER / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_token(directory, node)
         _update(directory, node)
     return node
 
 
-def prolonged_token(directory: Path, name: str, until: float, days: int = TOKEN_DAYS) -> str:
-    """A token for a node that has shown an older one: the newest that it was issued if that is good beyond ``until``,
-    else a new one, which is entered in the register.
+def prolonged_token(directory: Path, name: str, seconds: float) -> str:
+    """A token for a node that has shown an older one: the newest that it was issued, if that is good for so many
+    seconds; else a new one for as many days, which is entered in the register. Empty for a node whose tokens were
+    issued for no longer than ``seconds``: their end is meant.
 
     Raises:
-        CredentialError: no such node, it is revoked, or the register cannot be written.
+        CredentialError: no such node, it is revoked, or the register cannot be written, or not now.
     """
     try:
-        with _locked(_existing(directory)):
-            node = _find(directory, name)
-            if node.revoked:
-                raise CredentialError(f"{name}: revoked")
-            if node.token_expiry <= until:
-                node = replace(node, token_expiry=_expiry(days))
+        node = _find(directory, name)
+        if node.revoked:
+            raise CredentialError(f"{name}: revoked")
+        if node.token_days * 86_400 <= seconds:
+            return ""
+        if node.token_expiry <= time.time() + seconds:
+            with _locked(_existing(directory), wait=False):
+                node = _find(directory, name)
+                node = replace(node, token_expiry=_expiry(node.token_days))
                 if (directory / NODES_FOLDER / name / TOKEN_FILE).exists():  # else it was moved to the device
                     _write_token(directory, node)
                 _update(directory, node)
-            return issue(_read_secret(directory), name, node.token_expiry)
+        return issue(_read_secret(directory), name, node.token_expiry)
     except OSError as error:
         raise CredentialError(f"{directory}: {error.strerror or error}") from error
 
@@ -369,13 +376,18 @@ def _existing(directory: Path) -> Path:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Two commands at once must not issue one client number twice; a folder that cannot be locked is one line."""
+def _locked(directory: Path, wait: bool = True) -> Iterator[None]:
+    """Two commands at once must not issue one client number twice; a folder that cannot be locked is one line.
+
+    wait: for another one that holds it.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / LOCK_FILE).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
+    except BlockingIOError:
+        raise CredentialError(f"{directory}: another process holds its lock") from None
     except OSError as error:
         raise CredentialError(f"{error.filename or directory}: {error.strerror}") from error
 

@@ -29,18 +29,20 @@ class TokenRenewal:
         self._directory, self._clock = authority.directory, clock
         self._trouble = ""
 
-    def __call__(self, name: str, token: str) -> str:
-        """A token in place of this one, which was checked; empty if it is good for long, or there can be none."""
-        until = self._clock() + RENEW_SECONDS
-        if token_expiry(token, name) > until:
-            return ""
+    def due(self, name: str, token: str) -> bool:
+        """Whether a token, which was checked, ends soon."""
+        return token_expiry(token, name) <= self._clock() + RENEW_SECONDS
+
+    def __call__(self, name: str) -> str:
+        """A token for a node whose own is due; empty if there can be none, or is to be none. Reads and writes files."""
         try:
-            made = prolonged_token(self._directory, name, until)
+            made = prolonged_token(self._directory, name, RENEW_SECONDS)
         except CredentialError as error:
             self._says(str(error))
             return ""
         self._says("")
-        LOG.info("event=token_renewed node=%s", name)
+        if made:
+            LOG.info("event=token_renewed node=%s", name)
         return made
 
     def _says(self, trouble: str) -> None:

@@ -11,12 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from fedstill.cloud_server.auth.authenticator import Authorise, Context, bearer_token
+from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.auth.tokens import TokenError
 from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadStore, UnknownVersion
 from fedstill.cloud_server.edge_inference.micro_batching import Batching, MicroBatcher, QueueFull
@@ -31,8 +33,7 @@ SERVICE = "fedstill.edge_inference.v1.EdgeInference"
 PRECISIONS = {pb.FP32: Precision.FP32, pb.FP16: Precision.FP16, pb.INT8: Precision.INT8}
 IN_FLIGHT_PER_DEVICE = 32
 LONGEST_NAME = 128
-
-Renewal = Callable[[str, str], str]
+RENEWAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class InferenceService:
         head_store: the heads.
         authorise: turns a token into a device's name; None accepts everybody (``--insecure``).
         batching: of clips across devices.
-        renewal: a device's name and token -> the token that it should use from now on; empty for the same.
+        renewal: of tokens that end soon; None: they are not renewed.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class InferenceService:
         head_store: HeadStore,
         authorise: Authorise | None,
         batching: Batching = Batching(),  # noqa: B008, it is frozen
-        renewal: Renewal | None = None,
+        renewal: TokenRenewal | None = None,
     ) -> None:
         self.counters = Counters()
         self.batcher = MicroBatcher(batching)
         self._head_store = head_store
         self._authorise, self._renewal = authorise, renewal
+        self._renewing = ThreadPoolExecutor(1, "renewal")  # a disk that hangs keeps no clip waiting
+        self._renewal_runs = False
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -117,9 +120,22 @@ class InferenceService:
         )
 
     async def _renewed(self, caller: Caller) -> str:
-        if caller.name is None or self._renewal is None:
+        """Empty also while another one is made: there is time, the device comes again."""
+        renewal = self._renewal
+        if caller.name is None or renewal is None or self._renewal_runs:
             return ""
-        return await asyncio.to_thread(self._renewal, caller.name, caller.token)
+        if not renewal.due(caller.name, caller.token):
+            return ""
+        self._renewal_runs = True
+        made = asyncio.get_running_loop().run_in_executor(self._renewing, renewal, caller.name)
+        made.add_done_callback(self._renewal_ended)
+        ready, _ = await asyncio.wait([made], timeout=RENEWAL_SECONDS)
+        return made.result() if ready and made.exception() is None else ""
+
+    def _renewal_ended(self, made: asyncio.Future[str]) -> None:
+        self._renewal_runs = False
+        if not made.cancelled() and (error := made.exception()) is not None:
+            LOG.error("event=renewal_failed reason=%r", error)
 
     async def classify(
         self, requests: AsyncIterator[pb.ClassifyRequest | None], context: Context

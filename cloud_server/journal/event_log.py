@@ -7,7 +7,6 @@ shows what is already done. A line cut short by a kill, and one that is no event
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 import time
@@ -20,6 +19,8 @@ from fedstill.cloud_server.journal.progress_pace import ProgressPace
 METRICS_FILE = "metrics.jsonl"
 
 
+LAST_SECOND = 253_402_300_799
+"""Of the year 9999, beyond which there are no dates."""
 MOST_BYTES = 10_000_000
 """Of the event log of a service, which never ends; then the file is put aside, with ``.1`` at its end."""
 
@@ -111,7 +112,7 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LAST_SECOND
 
 
 def _end_cut_line(path: Path) -> None:

@@ -26,6 +26,7 @@ from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 LOG = logging.getLogger(__name__)
 
 OPEN_SECONDS = 5.0
+TOKEN_REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new TCP connection
     ("grpc.keepalive_time_ms", 10_000),
@@ -64,10 +65,11 @@ class Address:
     @property
     def newest_token(self) -> str:
         """The one to show now."""
-        return newest_token(self.kept_token, self.device, self._given) if self.kept_token else self._given
+        given = self.given_token
+        return newest_token(self.kept_token, self.device, given) if self.kept_token else given
 
     @property
-    def _given(self) -> str:
+    def given_token(self) -> str:
         """As the credentials have it now, unless they are just being replaced."""
         if self.token_file is not None:
             with suppress(OSError, ValueError):
@@ -81,10 +83,16 @@ class Address:
         if self.kept_token is None:
             return
         try:
-            if keep_token(self.kept_token, self.device, self._given, sent):
+            if keep_token(self.kept_token, self.device, self.given_token, sent):
                 LOG.info("event=token_renewed until=%s", day(token_expiry(sent, self.device)))
         except (OSError, ValueError) as error:
             LOG.warning("event=token_not_kept reason=%s", json.dumps(str(error)))
+
+    def forget_kept(self) -> None:
+        """The cloud takes the token of the credentials, and not the one that was kept."""
+        if self.kept_token is not None:
+            with suppress(OSError):
+                self.kept_token.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,7 @@ class CloudStream:
         self._outgoing: queue.SimpleQueue[pb.ClassifyRequest | None] | None = None
         self._call: grpc.Call | None = None
         self._closing = threading.Event()
+        self._doubts_kept = False
         self._thread = threading.Thread(target=self._run, name="cloud-connection", daemon=True)
 
     @property
@@ -190,6 +199,8 @@ class CloudStream:
             try:
                 self._session()
             except (grpc.RpcError, ClosedStream) as error:
+                if isinstance(error, grpc.Call) and error.code() in TOKEN_REFUSED:
+                    self._doubts_kept = not self._doubts_kept  # one that was sent may be none of this cloud's
                 if not self._closing.is_set():
                     self._listener.failed(_end_of(error))
             self._closing.wait(self._listener.pause())
@@ -198,10 +209,13 @@ class CloudStream:
         """One stream from opening to its end, which is an exception unless we are closing."""
         with self._channel() as channel:
             stub = EdgeInferenceStub(channel)  # type: ignore[no-untyped-call]
-            token = self._address.newest_token
+            token = self._address.given_token if self._doubts_kept else self._address.newest_token
             metadata = [("authorization", f"Bearer {token}")] if token else []
             request = pb.DescribeRequest(device=self._address.device, student_version=self._version)
             found = stub.Describe(request, timeout=OPEN_SECONDS, metadata=metadata)
+            if self._doubts_kept:
+                self._address.forget_kept()
+                self._doubts_kept = False
             if found.token:
                 self._address.keep(found.token)
             if tuple(found.class_names) != self._class_names:

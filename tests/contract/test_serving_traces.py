@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otl
 from opentelemetry.sdk.trace import TracerProvider
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
-from fedstill.cloud_server.serving.server.traces import Traces
+from fedstill.cloud_server.serving.callers.call import Call
+from fedstill.cloud_server.serving.server.traces import CLOSE_SECONDS, Traces
 from fedstill.common.errors import ConfigError
 from fedstill.common.flower_cli import free_port
 
@@ -150,7 +152,44 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else(tmp_path: Path) -
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "localhost", "ftp://x"])
+def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        traces = Traces(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for number in range(1500):
+            traces.request(Call(str(number)), "cats", 1, time.time_ns(), None)
+        began = time.monotonic()
+        traces.close()
+        assert time.monotonic() - began < CLOSE_SECONDS + 5
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1:4317",
+        "localhost",
+        "ftp://x:1",
+        "http://",
+        "http://127.0.0.1",
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "http:// :4317",
+        "http://127.0.0.1:4317/v1/traces",
+        "http://user:word@127.0.0.1:4317",
+    ],
+)
 def test_another_kind_of_address_is_one_line(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match=r"--otlp: .* is no http"):
+    with pytest.raises(ConfigError, match=r"--otlp: .*http://HOST:PORT") as refused:
         Traces(endpoint)
+    assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "foo")]
+)
+def test_a_variable_that_cannot_be_used_is_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"OpenTelemetry's variables"):
+        Traces("http://127.0.0.1:4317")

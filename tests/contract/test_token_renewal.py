@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.inference import MadeRuntime, made_heads, wait_until
 
-from fedstill.cloud_server.auth import token_renewal
+from fedstill.cloud_server.auth import authority, token_renewal
 from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
@@ -34,9 +35,12 @@ DAY = 86_400
 
 @pytest.fixture
 def certs(tmp_path: Path) -> Path:
-    """Of ``hall``, whose token ends in 30 days."""
+    """Of ``hall``, whose token was issued for a year and ends in 30 days."""
     create_authority(tmp_path / "certs", [], [])
-    issue_node(tmp_path / "certs", "hall", days=30)
+    issue_node(tmp_path / "certs", "hall")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authority, "_expiry", lambda days: int(time.time()) + 30 * DAY)
+        renew_token(tmp_path / "certs", "hall")
     return tmp_path / "certs"
 
 
@@ -119,16 +123,47 @@ def test_a_register_that_cannot_be_written_is_told_once_and_costs_nothing(
 
 
 def test_only_one_that_ends_soon_is_renewed(certs: Path) -> None:
-    authority, (node,) = read_authority(certs), list_nodes(certs)
+    (node,) = list_nodes(certs)
     token = (certs / "nodes" / "hall" / "token").read_text()
-    for days_left, renewed in ((91, False), (89, True)):
-        renewal = TokenRenewal(authority, lambda left=days_left: node.token_expiry - left * DAY)
-        assert bool(renewal("hall", token)) is renewed
+    for days_left, due in ((91, False), (89, True)):
+        renewal = TokenRenewal(read_authority(certs), lambda left=days_left: node.token_expiry - left * DAY)
+        assert renewal.due("hall", token) is due
 
 
-@pytest.mark.parametrize("sent", ["", "hall", "hall.1", "kitchen.9999999999.x", "hall.soon.x", "hall.²2.x"])
+def test_a_kept_token_that_the_cloud_refuses_gives_way_to_that_of_the_credentials(served: Address) -> None:
+    """It may have come from another cloud, or a broken one; otherwise the device would be locked out for ever."""
+    assert served.kept_token is not None
+    end = int(time.time()) + 500 * DAY
+    assert keep_token(served.kept_token, "hall", served.token, f"hall.{end}.nonsense")
+    assert served.newest_token != served.token
+    with connected(served):
+        pass
+    assert served.newest_token.partition(".")[2].partition(".")[0] != str(end)
+
+
+def test_the_lock_of_the_register_holds_up_no_device(served: Address, certs: Path) -> None:
+    with (certs / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with connected(served):
+            assert served.newest_token == served.token
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        "hall",
+        "hall.1",
+        "kitchen.9999999999.x",
+        "hall.soon.x",
+        "hall.²2.x",
+        "hall.9.a\nb",
+        "hall.9.\x7f",
+        "hall.99999999999.x",
+    ],
+)
 def test_what_is_no_token_of_this_device_is_not_kept(sent: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"damaged|another node"):
+    with pytest.raises(ValueError, match=r"damaged|another node|decades"):
         keep_token(tmp_path / "kept", "hall", "hall.5.x", sent)
     assert newest_token(tmp_path / "kept", "hall", "hall.5.x") == "hall.5.x"
 

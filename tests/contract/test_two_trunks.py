@@ -34,6 +34,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.request_images import ImageForm, encoded
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.errors import ConfigError
+from fedstill.models.vit.preprocess_settings import PLAIN
 from fedstill.models.vit.schedules import constant_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.protos import open_inference_pb2 as pb
@@ -247,13 +248,36 @@ def test_a_task_comes_moves_to_the_other_trunk_and_goes(place: Place, server: Se
         with pytest.raises(ServingError, match="no task is left"):
             client.delete_task("cars")
         assert len(client.make_query("cars", png(), latency_ms=LATENCY_MS).logits) == 4
+        registry = TaskRegistry(place.state)  # as `fedstill tasks remove` beside the server
+        registry.remove("cars")
+        registry.close()
+        first.register(place.state, "trees", 7, 5)
+
+        def trees() -> int:
+            try:
+                return len(client.make_query("trees", png(), latency_ms=LATENCY_MS).logits)
+            except ServingError:
+                return 0
+
+        wait_for(lambda: trees() == 7)
+        assert len(client.make_query("cars", png(), latency_ms=LATENCY_MS).logits) == 4, (
+            "weights keep their last task"
+        )
+        client.delete_task("trees")
+        second.register(place.state, "cars", 4, 2)
 
 
-def test_a_trunk_without_tasks_ends_the_start(place: Place, tmp_path: Path) -> None:
+def test_a_trunk_without_tasks_is_left_out(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its tasks may have been removed while a server ran, and the others have to be served again after a restart."""
     other = random_weights(tmp_path, "test_vit2")
     plan = place.plan(others=(TrunkOptions(str(other), None, None),))
-    with pytest.raises(ConfigError, match=f"serves no task of --weights {other}; add one with"):
-        registry_models(plan, lambda _: None)
+    models = registry_models(plan, lambda _: None)
+    image = encoded(png(), ImageForm(models.image_size, PLAIN))()
+    assert len(models.infer([image], ["cats"], "0")) == 1
+    models.close()
+    assert any(f"event=weights_left_out weights={other}" in one for one in caplog.messages)
     copy = tmp_path / "test_vit_copy.safetensors"
     copy.write_bytes(place.first.file.read_bytes())
     with pytest.raises(ConfigError, match="the same weights as another file's"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -23,6 +24,8 @@ from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import pair
 from fedstill.common.paths import data_path
 
+LOG = logging.getLogger(__name__)
+
 
 def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     """Open, measure (or find what was measured) and warm up. Raises ConfigError, DataError."""
@@ -30,10 +33,16 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     tell("reading the weights")
     trunks = _load(plan)
     generation = registry.generation()
-    _check_tasks(plan, registry, trunks)
+    useful = _with_tasks(plan, registry, trunks)
+    given = zip(trunks.items(), plan.trunks, strict=True)
+    named = [
+        (name if len(useful) > 1 else "", trunk, options.profile)
+        for (name, trunk), options in given
+        if name in useful
+    ]
     ready = [
-        ready_trunk(plan, name, trunk, options.profile, registry, partial(_tell_of, name, tell))
-        for (name, trunk), options in zip(trunks.items(), plan.trunks, strict=True)
+        ready_trunk(plan, name, trunk, profile, registry, partial(_tell_of, name, tell))
+        for name, trunk, profile in named
     ]
     first, *others = ready
 
@@ -65,22 +74,28 @@ def _load(plan: ServePlan) -> dict[str, Trunk]:
     return trunks
 
 
-def _check_tasks(plan: ServePlan, registry: TaskRegistry, trunks: dict[str, Trunk]) -> None:
-    """Raises ConfigError for a trunk without tasks, and for images of a task that is not served."""
+def _with_tasks(plan: ServePlan, registry: TaskRegistry, trunks: dict[str, Trunk]) -> list[str]:
+    """Names of the trunks that have tasks; others are left out, with a warning. Raises ConfigError if none has, and
+    for images of a task that is not served."""
     active = registry.active()
     fingerprints = [trunk.fingerprint for trunk in trunks.values()]
     others = warn_of_other_trunks(active, fingerprints)
-    for options, fingerprint in zip(plan.trunks, fingerprints, strict=True):
-        if not registry.active_on(fingerprint):
-            of_these = f" of these weights ({', '.join(others)}: of others)" if others else ""
-            of_these = f" of --weights {options.weights}" if plan.others else of_these
-            raise ConfigError(
-                f"{plan.state}: serves no task{of_these}; add one with: fedstill tasks add NAME"
-            )
+    useful = [name for name, trunk in trunks.items() if registry.active_on(trunk.fingerprint)]
+    if not useful:
+        of_these = f" of these weights ({', '.join(others)}: of others)" if others else ""
+        raise ConfigError(f"{plan.state}: serves no task{of_these}; add one with: fedstill tasks add NAME")
+    for (name, _), options in zip(trunks.items(), plan.trunks, strict=True):
+        if name not in useful:
+            LOG.warning(
+                "event=weights_left_out weights=%s hint='they have no task; add one with fedstill tasks add NAME "
+                "--weights %s, and start again'",
+                options.weights, options.weights,
+            )  # fmt: skip
     served = [name for name, task in active.items() if task.trunk in fingerprints]
     strange = sorted({name for name, _ in map(pair, plan.images)} - set(served))
     if strange and any(options.profile is None for options in plan.trunks):
         raise ConfigError(f"--images: {strange[0]} is not served (served: {', '.join(served)})")
+    return useful
 
 
 def _tell_of(name: str, tell: OnProgress, doing: str) -> None:

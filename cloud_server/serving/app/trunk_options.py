@@ -25,6 +25,8 @@ def trunk_options(
 
     Raises ConfigError for weights that are named twice, and for a value of which it is not clear whose it is.
     """
+    if not weights or not all(weights):
+        raise ConfigError("--weights: names no file")
     twice = [one for place, one in enumerate(weights) if one in weights[:place]]
     if twice:
         raise ConfigError(f"--weights {twice[0]}: given twice")
@@ -48,6 +50,8 @@ def _by_weights(option: str, values: Sequence[str], weights: Sequence[str]) -> d
             raise ConfigError(
                 f"{option} {value}: of which --weights? write {option} {weights[0]}={value}, or another's"
             )
+        if not own:
+            raise ConfigError(f"{option} {value}: says nothing after the =")
         if owner in found:
             raise ConfigError(f"{option}: given twice for {owner}")
         found[owner] = own

@@ -157,10 +157,12 @@ class Profile:
         return (*self.schedules, *(variant.schedule for variant in self.variants))
 
     def with_token_delta(self, token_delta: int) -> Schedule:
-        """The schedule that adds (or removes) that many tokens per layer. Raises DataError if there is none."""
-        for schedule in self.schedules:
-            if schedule.token_delta == token_delta:
-                return schedule
+        """The schedule that adds (or removes) that many tokens per layer: the one that is called so, if it is there,
+        else the first that comes to as many. Raises DataError if there is none."""
+        same = [schedule for schedule in self.schedules if schedule.token_delta == token_delta]
+        constant = f"{token_delta:+d}" if token_delta else "0"
+        if same:
+            return next((schedule for schedule in same if schedule.name == constant), same[0])
         known = ", ".join(str(schedule.token_delta) for schedule in self.schedules)
         raise DataError(
             f"profile {self.name!r} has no schedule with token delta {token_delta} (it has {known})"

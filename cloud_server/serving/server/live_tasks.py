@@ -88,9 +88,9 @@ class LiveTasks:
             generation = self._registry.generation()
             if generation == self._generation:
                 return self._correct_times()
-            active = self._registry.active()
-            warn_of_other_trunks(active, tuple(self._trunks))
-            if self._servable(active) == self._served:
+            warn_of_other_trunks(self._registry.active(), tuple(self._trunks))
+            self._warn_of_kept()
+            if not self._changed():
                 self._generation = generation
                 return False
             try:
@@ -174,6 +174,8 @@ class LiveTasks:
         """Serve what the registry says now; if that cannot be, it says of this task what it said before."""
         try:
             self._swap()
+            if self._served.get(name) != self._registry.active().get(name):
+                raise DataError(f"no task is left to serve by the weights of {name}")
         except (DataError, ValueError, CancelledError) as error:
             if before is None:
                 self._registry.remove(name)
@@ -194,18 +196,43 @@ class LiveTasks:
         """Those of the served trunks."""
         return {name: task for name, task in active.items() if task.trunk in self._trunks}
 
-    def _changed(self) -> list[LiveTrunk]:
-        """The trunks of which the registry says something else than what is served."""
-        trunks = self._trunks.values()
-        return [one for one in trunks if self._registry.active_on(one.fingerprint) != one.served]
+    def _wanted(self) -> dict[str, dict[str, TaskVersion]]:
+        """What each trunk is to serve: what the registry says. But one of several that would be left without a task
+        keeps what it has, and no other trunk gets a task of one of these names."""
+        active, kept, names = self._registry.active(), set[str](), set[str]()
+        while True:
+            wanted = {
+                trunk: {n: task for n, task in active.items() if task.trunk == trunk and n not in names}
+                for trunk in self._trunks
+            }
+            empty = {trunk for trunk, tasks in wanted.items() if not tasks} - kept
+            if not empty or len(self._trunks) == 1:
+                return wanted | {trunk: self._trunks[trunk].served for trunk in kept}
+            kept |= empty
+            names = {name for trunk in kept for name in self._trunks[trunk].served}
+
+    def _warn_of_kept(self) -> None:
+        active = self._registry.active()
+        for trunk, tasks in self._wanted().items():
+            if gone := [name for name, task in tasks.items() if active.get(name) != task]:
+                LOG.error(
+                    "event=last_tasks_kept trunk=%s tasks=%s hint='weights keep their last tasks while a server runs'",
+                    self._trunks[trunk].name, ",".join(gone),
+                )  # fmt: skip
+
+    def _changed(self) -> dict[str, dict[str, TaskVersion]]:
+        """By trunk, what is to be served and is not what is served."""
+        return {
+            trunk: tasks for trunk, tasks in self._wanted().items() if tasks != self._trunks[trunk].served
+        }
 
     def _swap(self, trunks: Sequence[LiveTrunk] | None = None) -> None:
         """Serve what the registry says of these trunks, by default of all, and at once: a task may have moved from one
         to another."""
         generation = self._registry.generation()
-        changes = [
-            (one, one.prepare(self._registry)) for one in (self._changed() if trunks is None else trunks)
-        ]
+        wanted = self._wanted()
+        asked = [self._trunks[one] for one in self._changed()] if trunks is None else trunks
+        changes = [(one, one.prepare(self._registry, wanted[one.fingerprint])) for one in asked]
 
         def change() -> Policy:
             new = {trunk.name: made.profile for trunk, made in changes}

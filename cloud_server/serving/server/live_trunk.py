@@ -13,7 +13,7 @@ from fedstill.cloud_server.serving.engine.idle_timing import IdleTiming
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.live_profile import fit_profile, with_times
 from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk
-from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
+from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, TaskVersion
 from fedstill.models.vit.task_bank import TaskBank, TaskParameters
 
 LOG = logging.getLogger(__name__)
@@ -62,15 +62,12 @@ class LiveTrunk:
         """Raises ValueError for a task that the engine would refuse."""
         TaskBank({name: parameters}, self.engine.net.layers, self.engine.net.width)
 
-    def prepare(self, registry: TaskRegistry) -> Change:
-        """What the registry says now. Raises DataError, or ValueError for a task made for another trunk."""
-        tasks = registry.active_on(self.fingerprint)
-        parameters = registry.load_active(self.fingerprint)
-        if parameters.keys() != tasks.keys():
-            raise RegistryError("the registry was changed meanwhile: trying again")
+    def prepare(self, registry: TaskRegistry, tasks: Mapping[str, TaskVersion]) -> Change:
+        """These tasks of the registry. Raises DataError, or ValueError for a task made for another trunk."""
+        parameters = {name: registry.load(version) for name, version in tasks.items()}
         for name, one in parameters.items():
             self.check(name, one)
-        return Change(tasks, parameters, self._fitted(tasks))
+        return Change(dict(tasks), parameters, self._fitted(tasks))
 
     def apply(self, change: Change) -> None:
         """In the engine's thread, between two batches."""

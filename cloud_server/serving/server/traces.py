@@ -6,17 +6,21 @@ and the batch. OpenTelemetry is imported only if traces are on.
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
 from fedstill.cloud_server.serving.callers.call import Call
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.requests import Outcome
 from fedstill.common.errors import ConfigError
 
-CLOSE_MS = 5000
+CLOSE_SECONDS = 5.0
 """For what has not been sent at the end."""
+HOST = re.compile(r"[A-Za-z0-9._:-]+")
 
 
 class Traces:
@@ -29,12 +33,12 @@ class Traces:
         endpoint: ``https://HOST:PORT``, or ``http://`` for a collector without TLS.
 
     Raises:
-        ConfigError: the packages are missing, or it is another kind of address.
+        ConfigError: the packages are missing, one of OpenTelemetry's variables cannot be used, or it is another kind of
+            address.
     """
 
     def __init__(self, endpoint: str) -> None:
-        if not endpoint.startswith(("http://", "https://")):
-            raise ConfigError(f"--otlp: {endpoint!r} is no http://HOST:PORT or https://HOST:PORT")
+        secure = _check(endpoint)
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -47,10 +51,13 @@ class Traces:
                 f"--otlp: needs {error.name}; in the repository pip install '.[otlp]', "
                 "from a wheel pip install 'FILE.whl[otlp]'"
             ) from None
-        resource = Resource.create({"service.name": "fedstill-serve", "service.version": version("fedstill")})
-        self._provider = TracerProvider(resource=resource)
-        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        about = {"service.name": "fedstill-serve", "service.version": version("fedstill")}
+        try:
+            self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
+            exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not secure)
+            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        except Exception as error:  # whatever a variable's value makes of it
+            raise ConfigError(f"--otlp, with OpenTelemetry's variables (OTEL_...): {error}") from None
         self._tracer = self._provider.get_tracer("fedstill.serving")
         self._api, self._propagator = trace, TraceContextTextMapPropagator()
 
@@ -95,6 +102,22 @@ class Traces:
         span.end(ended)
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.force_flush(CLOSE_MS)
-        self._provider.shutdown()
+        """Send what is left, as far as that takes no longer than ``CLOSE_SECONDS``: OpenTelemetry itself would wait for
+        every batch that a collector does not take."""
+        closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+
+def _check(endpoint: str) -> bool:
+    """Whether it is with TLS. Raises ConfigError."""
+    try:
+        parts = urlsplit(endpoint)
+        port = parts.port
+    except ValueError:
+        port = None
+    if not port or parts.scheme not in ("http", "https") or not HOST.fullmatch(parts.hostname or ""):
+        raise ConfigError(f"--otlp: {endpoint!r} is no http://HOST:PORT or https://HOST:PORT")
+    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ConfigError("--otlp: needs http://HOST:PORT or https://HOST:PORT, and nothing else in it")
+    return parts.scheme == "https"

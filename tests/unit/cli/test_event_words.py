@@ -137,5 +137,16 @@ def test_an_event_of_another_form_stops_nothing(event: dict[str, Any]) -> None:
     assert list(EventWords().lines({"time": 1.0} | event, ["hall"], True)) == []
 
 
+def test_what_a_device_says_stays_one_line() -> None:
+    event = {
+        "event": "refused",
+        "node": "4\ud800",
+        "reason": "x\n2026-01-01 00:00:00 hall online\x1b[2J",
+        "time": 0,
+    }
+    (line,) = EventWords().lines(event, [], False)
+    assert line.endswith("node 4? refused: x?2026-01-01 00:00:00 hall online?[2J")
+
+
 def test_a_client_that_nobody_has_is_told_by_its_number() -> None:
     assert in_words({"event": "device", "client": -1, "state": "online"}, ["hall"]) == "client -1 online"

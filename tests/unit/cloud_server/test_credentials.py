@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
@@ -186,22 +187,48 @@ def test_an_authority_that_ended_and_a_clock_that_is_wrong_are_warnings_to_a_dev
 
 
 def test_a_token_is_prolonged_once_and_only_where_it_lies_here(authority: Path) -> None:
-    node = issue_node(authority, "den", days=1)
-    folder, until = authority / "nodes" / "den", time.time() + 90 * DAY
-    made = prolonged_token(authority, "den", until)
-    assert token_expiry(made, "den") > until > node.token_expiry
+    node = issue_node(authority, "den", days=100)
+    folder, window = authority / "nodes" / "den", 99.5 * DAY
+    until = time.time() + window
+    time.sleep(1.1)  # its end is in whole seconds
+    assert prolonged_token(authority, "den", window) == (folder / "token").read_text(), "still good"
+    window = 100 * DAY - 1
+    made = prolonged_token(authority, "den", window)
+    assert token_expiry(made, "den") > node.token_expiry
     assert tokens.verify(read_authority(authority).secret, made, until) == "den"
     assert (folder / "token").read_text() == made
     written = (authority / "nodes.json").read_bytes()
-    assert prolonged_token(authority, "den", until) == made, "one that was lost on its way is sent again"
+    assert prolonged_token(authority, "den", 90 * DAY) == made, "one that was lost on its way is sent again"
     assert (authority / "nodes.json").read_bytes() == written
     (folder / "token").unlink()
-    prolonged_token(authority, "den", until + 400 * DAY, 800)
+    time.sleep(1.1)
+    assert token_expiry(prolonged_token(authority, "den", window), "den") > token_expiry(made, "den")
     assert not (folder / "token").exists(), "it was moved to the device"
     revoke_node(authority, "den")
     for name in ("den", "nobody"):
         with pytest.raises(CredentialError, match=name):
-            prolonged_token(authority, name, until)
+            prolonged_token(authority, name, window)
+
+
+def test_a_token_that_was_meant_to_end_is_not_prolonged(authority: Path) -> None:
+    issue_node(authority, "guest", days=10)
+    assert prolonged_token(authority, "guest", 90 * DAY) == ""
+    rows = json.loads((authority / "nodes.json").read_text())
+    for row in rows["nodes"]:
+        del row["token_days"]  # as an older fedstill wrote it
+    (authority / "nodes.json").write_text(json.dumps(rows))
+    assert prolonged_token(authority, "hall", 90 * DAY) == ""
+    renew_token(authority, "hall", 400)
+    assert prolonged_token(authority, "hall", 90 * DAY)
+
+
+def test_a_register_that_another_process_holds_is_not_waited_for(authority: Path) -> None:
+    issue_node(authority, "den", days=100)
+    with (authority / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        time.sleep(1.1)
+        with pytest.raises(CredentialError, match="lock"):
+            prolonged_token(authority, "den", 100 * DAY - 1)
 
 
 def swap(first: str, second: str) -> Callable[[Path], None]:

@@ -38,6 +38,10 @@ ODD = (
 {"event": 1, "time": 1}
 {"event": "one", "time": "now"}
 {"event": "one", "time": NaN}
+{"event": "one", "time": true}
+{"event": "one", "time": 1"""
+    + 400 * b"0"
+    + b"""}
 \xff\xfe{"event"
 """
     + b"[" * 100_000
