@@ -17,7 +17,14 @@ Addresses = Annotated[
     list[str] | None, typer.Option("--ip", help="Address by which devices reach the server; repeatable.")
 ]
 Name = Annotated[str, typer.Argument(help="Name of the node: lower-case letters, digits, hyphens.")]
-Days = Annotated[int, typer.Option(help="How long the token for edge inference is valid.", min=1, max=3650)]
+Days = Annotated[
+    int,
+    typer.Option(
+        help="How long the token for edge inference is valid; it renews itself if that is more than 90 days.",
+        min=1,
+        max=3650,
+    ),
+]
 
 
 @certs.command()
