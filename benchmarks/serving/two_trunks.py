@@ -168,10 +168,10 @@ def _measure(options: argparse.Namespace) -> None:
     planned = tuple(
         Schedule(
             one.name,
-            token_delta(one),
+            token_delta(one, trunk.net.patches),
             times[one].fixed_seconds,
             times[one].per_query_seconds,
-            (ACCURACIES[task] + 0.005 * token_delta(one),),
+            (ACCURACIES[task] + 0.005 * token_delta(one, trunk.net.patches),),
             batches[-1],
         )
         for one in schedules
