@@ -307,9 +307,7 @@ def renew_token(directory: Path, name: str, days: int = TOKEN_DAYS) -> IssuedNod
         CredentialError: no such node, or it is revoked.
     """
     with _locked(_existing(directory)):
-        node = _find(directory, name)
-        if node.revoked:
-            raise CredentialError(f"{name}: revoked; issue a node of another name")
+        node = _in_force(directory, name)
         node = replace(node, token_expiry=_expiry(days), token_days=days)
         (directory / NODES_FOLDER / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_token(directory, node)
@@ -326,14 +324,12 @@ def prolonged_token(directory: Path, name: str, seconds: float) -> str:
         CredentialError: no such node, it is revoked, or the register cannot be written, or not now.
     """
     try:
-        node = _find(directory, name)
-        if node.revoked:
-            raise CredentialError(f"{name}: revoked")
+        node = _in_force(directory, name)
         if node.token_days * 86_400 <= seconds:
             return ""
         if node.token_expiry <= time.time() + seconds:
             with _locked(_existing(directory), wait=False):
-                node = _find(directory, name)
+                node = _in_force(directory, name)  # it may have been revoked in between
                 node = replace(node, token_expiry=_expiry(node.token_days))
                 if (directory / NODES_FOLDER / name / TOKEN_FILE).exists():  # else it was moved to the device
                     _write_token(directory, node)
@@ -341,6 +337,14 @@ def prolonged_token(directory: Path, name: str, seconds: float) -> str:
         return issue(_read_secret(directory), name, node.token_expiry)
     except OSError as error:
         raise CredentialError(f"{directory}: {error.strerror or error}") from error
+
+
+def _in_force(directory: Path, name: str) -> IssuedNode:
+    """Raises CredentialError: no such node, or it is revoked."""
+    node = _find(directory, name)
+    if node.revoked:
+        raise CredentialError(f"{name}: revoked; issue a node of another name")
+    return node
 
 
 def revoke_node(directory: Path, name: str) -> IssuedNode:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from fedstill.cloud_server.journal.progress_pace import ProgressPace
 METRICS_FILE = "metrics.jsonl"
 
 
-LAST_SECOND = 253_402_300_799
-"""Of the year 9999, beyond which there are no dates."""
 MOST_BYTES = 10_000_000
 """Of the event log of a service, which never ends; then the file is put aside, with ``.1`` at its end."""
 
@@ -112,7 +111,13 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LAST_SECOND
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        datetime.fromtimestamp(value)
+    except (ValueError, OverflowError, OSError):
+        return False
+    return True
 
 
 def _end_cut_line(path: Path) -> None:

@@ -43,9 +43,10 @@ class FreeMemory:
 
     def give_back(self) -> None:
         """Trim, if the process has grown and the last trim is long enough ago."""
-        now, resident = self._clock(), self._resident()
+        now = self._clock()
         if now - self._trimmed_at < PAUSE_SECONDS:
             return
+        resident = self._resident()
         if resident - self._floor < max(LEAST_BYTES, LEAST_SHARE * self._floor):
             return
         self._trim()
