@@ -18,7 +18,9 @@ from fedstill.models.vit.schedules import TokenSchedule, parse_schedule
 def test_shrinking_is_the_antialiased_resize_of_torch(after: int, more: int) -> None:
     row = torch.randn(1, 1, 1, after + more, generator=torch.Generator().manual_seed(0))
     # In 64 bits: in 32 the library itself is off by up to 1.2e-5.
-    wanted = F.interpolate(row.double(), size=(1, after), mode="bilinear", antialias=True, align_corners=False)
+    wanted = F.interpolate(
+        row.double(), size=(1, after), mode="bilinear", antialias=True, align_corners=False
+    )
     torch.testing.assert_close(shrinking(after + more, after) @ row[0, 0, 0], wanted[0, 0, 0].float())
 
 
