@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import sys
 import time
@@ -25,6 +26,7 @@ import psutil
 
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import environment, free_port, tool
+from fedstill.common.reachability import why_unreachable
 from fedstill.edge_client.node.clientapp_process import NAME as COMMAND
 from fedstill.edge_client.node.clientapp_process import install_command
 from fedstill.edge_client.node.warm_start import command as warm_start
@@ -34,6 +36,10 @@ LOG = logging.getLogger(__name__)
 LAST_WORDS = (b"Giving up reconnection", b"handshake error detected")
 ENDING_SECONDS = 5.0
 STUCK = -1
+ACCEPTED = b"SuperNode ID: "
+"""In Flower's words, the SuperLink has let this node in."""
+STARTING_SECONDS = 180.0
+"""A process that has not been let in for so long is started again. Slow devices take a minute to import Flower."""
 BEGUN = b"Receiving: "
 DONE = (b"Sent successfully", b"Failed to send message", b"Ignoring message", b"Ignoring reply message")
 """In Flower's words, a message in hand, and no longer in hand."""
@@ -51,8 +57,13 @@ REASON_LINES = 3
 LOOK_BACK = 12
 """How many last lines of the log are searched for the reason."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
+LONGEST_AWAY_PAUSE = 60.0
+"""Between two looks for a coordinator that cannot be reached. A look costs some kilobytes and no process; pauses differ
+by up to a half, so that a fleet does not come back in one moment."""
 SETTLED_SECONDS = 20.0
-"""A SuperNode that lived this long was accepted: the next failure has another cause."""
+"""After a SuperNode was accepted for this long, the next failure has another cause."""
+
+PROBE_SECONDS = 3.0
 
 WARM_SECONDS, LONGEST_WARM_SECONDS = 60.0, 3600.0
 """Between two looks whether the warm process still runs, twice as long after each of its ends. Without it messages take
@@ -91,6 +102,7 @@ class SuperNode:
     name: str
     patience: float = 180.0
     _started: float = 0.0
+    _accepted: float = 0.0
     _pause: float = FIRST_PAUSE
     _again: float = 0.0
     _good: float = 0.0
@@ -103,6 +115,7 @@ class SuperNode:
     _look: float = 0.0
     _rest: float = WARM_SECONDS
     _trouble: str = ""
+    _away: bool = False
     _child: Child = field(init=False)
     _warm: Child = field(init=False)
 
@@ -112,10 +125,11 @@ class SuperNode:
         self._good = time.monotonic()
 
     def reconcile(self) -> None:
-        """Call about once a second.
+        """Call about once a second; takes up to ``PROBE_SECONDS`` while the coordinator cannot be reached.
 
         Raises:
-            NodeRefused: it ended again and again for ``patience`` seconds, however long it had run before.
+            NodeRefused: it ended again and again for ``patience`` seconds, however long it had run before. A
+                coordinator that cannot be reached refuses nobody.
         """
         now = time.monotonic()
         if self._child.pid is not None:
@@ -123,19 +137,19 @@ class SuperNode:
             if code is None and (self._gave_up() or self._is_stuck(now)):
                 code = STUCK
             if code is None:
-                if now - self._started > SETTLED_SECONDS:
+                if self._accepted and now - self._accepted > SETTLED_SECONDS:
                     self._pause, self._good, self._trouble = FIRST_PAUSE, now, ""
                 if now >= self._look:
                     self._keep_warm(now)
                 return
             self._ended(code, now)
-        if now >= self._again:
+        if now >= self._again and not self._is_away(now):
             self._start(now)
 
     @property
     def settled(self) -> bool:
-        """Whether it runs, and has run for so long that the coordinator must have accepted it."""
-        return self._child.pid is not None and time.monotonic() - self._started > SETTLED_SECONDS
+        """Whether it runs, and the coordinator has accepted it."""
+        return self._child.pid is not None and self._accepted > 0
 
     @property
     def trouble(self) -> str:
@@ -173,12 +187,16 @@ class SuperNode:
             self._heard = self._heard or begun >= 0
             if begun != done:  # both are -1 if it speaks of other things
                 self._in_hand = begun > done
+            if ACCEPTED in said:
+                self._accepted = time.monotonic()
         if any(words in said for words in LAST_WORDS):
             self._ending = time.monotonic()
         return self._ending > self._started and time.monotonic() - self._ending > ENDING_SECONDS
 
     def _is_stuck(self, now: float) -> bool:
-        """Whether it waits for a reply that nobody makes."""
+        """Whether it waits for a reply that nobody makes, or to be let in."""
+        if not self._accepted:
+            return now - self._started > STARTING_SECONDS
         if not self._in_hand or now - self._spoke < SILENT_SECONDS:
             return False
         if self._has_clientapp():
@@ -217,7 +235,7 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        self._in_hand, self._heard, self._alone = False, False, 0.0
+        self._in_hand, self._heard, self._alone, self._accepted = False, False, 0.0, 0.0
         self._rest = WARM_SECONDS
         self._start_warm()
         self._look = now + self._rest
@@ -261,13 +279,33 @@ class SuperNode:
         self._trouble = reason
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
-        if now - self._good > self.patience:
+        if not self._is_away(now) and now - self._good > self.patience:
             raise NodeRefused(
                 f"the coordinator at {self.link.address} does not accept this node, tried for "
                 f"{now - self._good:.0f} s: {reason}"
             )
-        self._again = now + self._pause
-        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        self._rest_until(now, LONGEST_PAUSE)
+
+    def _is_away(self, now: float) -> bool:
+        """After trouble, whether nobody answers at the coordinator's address: then no process needs to try."""
+        if not self._trouble:
+            return False
+        reason = why_unreachable(self.link.via or self.link.address, self.link.ca is not None, PROBE_SECONDS)
+        if not reason:
+            if self._away:
+                self._away, self._good = False, now
+            return False
+        if reason != self._trouble:
+            LOG.warning(
+                "event=coordinator_unreachable address=%s reason=%s", self.link.address, json.dumps(reason)
+            )
+        self._trouble, self._away = reason, True
+        self._rest_until(now, LONGEST_AWAY_PAUSE)
+        return True
+
+    def _rest_until(self, now: float, longest: float) -> None:
+        self._again = now + self._pause * random.uniform(0.5, 1.0)
+        self._pause = min(longest, 2 * self._pause)
 
 
 def exit_reason(log_file: Path) -> str:

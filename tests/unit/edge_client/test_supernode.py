@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from fedstill.edge_client.node import supernode
 from fedstill.edge_client.node.supernode import (
+    LONGEST_AWAY_PAUSE,
     LONGEST_PAUSE,
     SETTLED_SECONDS,
     SILENT_SECONDS,
+    STARTING_SECONDS,
     SURE_SECONDS,
     WARM_SECONDS,
     Link,
@@ -34,8 +37,13 @@ class Clock:
         return self.now
 
 
+LET_IN = "INFO :      SuperNode ID: 7\n"
+
+
 class FakeChild:
-    """Runs until somebody sets ``code``."""
+    """Runs until somebody sets ``code``, and is let in if ``welcome``."""
+
+    welcome = True
 
     def __init__(self, name: str, folder: Path) -> None:
         self.log_file, self.pid, self.code = folder / f"{name}.log", None, None
@@ -43,6 +51,9 @@ class FakeChild:
 
     def start(self, *arguments: object) -> None:
         self.pid, self.code, self.starts = 1, None, self.starts + 1  # type: ignore[assignment]
+        if self.welcome and self.log_file.stem == "supernode":
+            with self.log_file.open("a") as log:
+                log.write(LET_IN)
 
     def poll(self) -> int | None:
         return self.code
@@ -62,6 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(supernode, "install_command", lambda folder: None)
     monkeypatch.setattr(supernode, "tool", lambda name: name)
     monkeypatch.setattr(supernode, "environment", lambda home: {"PATH": ""})
+    monkeypatch.setattr(supernode, "why_unreachable", lambda *_: "")
     return clock
 
 
@@ -88,16 +100,89 @@ def test_a_loss_after_a_long_time_is_no_refusal(hours: float, clock: Clock, tmp_
     tended.reconcile()
     run(tended, clock, PATIENCE / 2, code=1)
     before = tended._child.starts  # type: ignore[attr-defined]
-    assert tended.trouble == "it said nothing"
+    assert tended.trouble
     run(tended, clock, 60)
     assert tended._child.starts >= before > 1  # type: ignore[attr-defined]
     assert tended.trouble == "", "all is well again"
 
 
-def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(clock: Clock, tmp_path: Path) -> None:
+def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeChild, "welcome", False)
     tended = node(tmp_path)
     with pytest.raises(NodeRefused, match=r"1[89][0-9] s: it said nothing"):
         run(tended, clock, 10 * PATIENCE, code=1)
+
+
+class Line:
+    """Whether the coordinator can be reached; counts who asks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.away, self.looks = False, 0
+        monkeypatch.setattr(supernode, "why_unreachable", self.look)
+
+    def look(self, *_: object) -> str:
+        self.looks += 1
+        return "Connection refused" if self.away else ""
+
+
+def test_a_coordinator_that_is_away_for_days_costs_a_look_a_minute_and_ends_nothing(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    line, tended = Line(monkeypatch), node(tmp_path)
+    run(tended, clock, 60)
+    assert tended.settled
+    line.away = True
+    tended._child.code = 1  # type: ignore[attr-defined]
+    run(tended, clock, 86_400)
+    assert starts_of(tended) == 1
+    assert not tended.settled
+    assert tended.trouble == "Connection refused"
+    assert 86_400 / LONGEST_AWAY_PAUSE <= line.looks <= 2.5 * 86_400 / LONGEST_AWAY_PAUSE
+    assert caplog.text.count("event=coordinator_unreachable") == 1
+    line.away = False
+    run(tended, clock, LONGEST_AWAY_PAUSE + SETTLED_SECONDS + 5)
+    assert starts_of(tended) == 2
+    assert (tended.settled, tended.trouble) == (True, "")
+
+
+def test_time_away_is_no_refusal(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes back and refuses has the whole patience of a device, from then on."""
+    monkeypatch.setattr(FakeChild, "welcome", False)
+    line, tended = Line(monkeypatch), node(tmp_path)
+    line.away = True
+    run(tended, clock, 10 * PATIENCE, code=1)
+    line.away = False
+    run(tended, clock, PATIENCE - 20, code=1)
+    with pytest.raises(NodeRefused):
+        run(tended, clock, 2 * PATIENCE, code=1)
+
+
+def test_a_process_that_was_not_let_in_is_not_settled_however_long_it_lives(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow device it may take a minute to import Flower."""
+    monkeypatch.setattr(FakeChild, "welcome", False)
+    tended = node(tmp_path)
+    run(tended, clock, STARTING_SECONDS - 5)
+    assert starts_of(tended) == 1
+    assert not tended.settled
+    says(tended, LET_IN)
+    run(tended, clock, 2)
+    assert tended.settled
+    run(tended, clock, 20 * STARTING_SECONDS)
+    assert starts_of(tended) == 1
+
+
+def test_a_process_that_is_never_let_in_is_started_again(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeChild, "welcome", False)
+    tended = node(tmp_path)
+    run(tended, clock, STARTING_SECONDS - 5)
+    with pytest.raises(NodeRefused):
+        run(tended, clock, 10 * STARTING_SECONDS)
 
 
 def test_the_warm_process_begins_and_ends_with_the_node_and_is_started_again(
@@ -254,8 +339,11 @@ INFO:     Finished server process [23584]
 """
 
 
-def test_a_revoked_device_is_told_so_in_words(clock: Clock, tmp_path: Path) -> None:
+def test_a_revoked_device_is_told_so_in_words(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text is that of Flower 1.41 for a key that the SuperLink does not know any more."""
+    monkeypatch.setattr(FakeChild, "welcome", False)
     log = tmp_path / "supernode.log"
     log.write_text(REFUSED.format(why="[code: 2004] Failed to activate SuperNode."))
     with pytest.raises(NodeRefused) as refused:
@@ -271,14 +359,14 @@ def test_a_revoked_device_is_told_so_in_words(clock: Clock, tmp_path: Path) -> N
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 120)), max_size=6))
 def test_it_recovers_from_any_past(past: list[tuple[int, int]]) -> None:
     """Whatever runs and troubles came before: once it ran well, it gets its whole patience again."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         clock = Clock()
         for name, fake in {
             "time": clock, "Child": FakeChild, "install_command": lambda folder: None, "tool": str,
-            "environment": lambda home: {"PATH": ""},
+            "environment": lambda home: {"PATH": ""}, "why_unreachable": lambda *_: "",
         }.items():  # fmt: skip
             patch.setattr(supernode, name, fake)
-        tended = node(Path("/nowhere"))
+        tended = node(Path(folder))
         for well, trouble in past:
             run(tended, clock, LONGEST_PAUSE + SETTLED_SECONDS + 5 + well)
             run(tended, clock, trouble, code=1)
