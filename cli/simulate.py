@@ -32,6 +32,13 @@ def simulate(
     ] = None,
     allow_outside: AllowOutside = False,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-TIME).")] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Divide the speakers into so many parts, each in turn on the devices, and add up the results.",
+            min=2,
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue an interrupted run directory.")] = None,
     engine: Annotated[
         Runtime, typer.Option(help="flower: real runtime; inprocess: for debugging.")
@@ -40,29 +47,39 @@ def simulate(
     """Personalise students for simulated devices, and compare the results with the alternatives."""
     from fedstill.common.errors import ConfigError
     from fedstill.simulation.config import load_experiment
+    from fedstill.simulation.folded_run import is_folded, load_folds, simulate_folds, with_folds
     from fedstill.simulation.launcher import load_run, require_new, simulate
 
     with one_line_errors():
         if resume is not None:
-            if set_ or seeds or out or allow_outside:
+            if set_ or seeds or out or allow_outside or folds:
                 raise ConfigError(
-                    "--resume continues a run with its own settings: drop --seeds, --set, --out and --allow-outside"
+                    "--resume continues a run with its own settings: drop --seeds, --set, --folds, --out and "
+                    "--allow-outside"
                 )
             run_dir = resume.resolve()
-            plan = load_run(run_dir)
+            folded = is_folded(run_dir)
+            plan = load_folds(run_dir) if folded else load_run(run_dir)
         else:
             overrides = [*(set_ or []), *([f"run.seeds={seeds}"] if seeds else [])]
             overrides += ["dataset.allow_outside=true"] if allow_outside else []
             plan = load_experiment(experiment, overrides)
+            folded = folds is not None
+            plan = with_folds(plan, folds) if folds is not None else plan
             run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
             require_new(run_dir)
+            if is_folded(run_dir):
+                raise ConfigError(
+                    f"{run_dir}: holds the folds of a run already; choose another --out, or --resume it"
+                )
         # Also for a shell that started us with interrupts ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            results = simulate(plan, run_dir, engine.value, console)
+            run = simulate_folds if folded else simulate
+            results = run(plan, run_dir, engine.value, console)
         except KeyboardInterrupt:
-            begun = (run_dir / "plan.json").exists()
+            begun = (run_dir / "plan.json").exists() or is_folded(run_dir)
             hint = (
                 f"continue with: fedstill simulate --resume {run_dir}" if begun else "nothing was trained yet"
             )

@@ -52,6 +52,13 @@ class DatasetSettings:
     public_per_class: int = 200  # synthetic
     private_per_class: int = 40  # synthetic
     difficulty: float = 1.0  # synthetic
+    folds: int = 1  # parts into which all speakers are divided, sorted by name; 1: the split of the data
+    fold: int = 0  # the part that is on devices; simulate --folds runs all
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "folds")
+        if not 0 <= self.fold < self.folds:
+            raise ValueError(f"fold: {self.fold} is not one of 0 to {self.folds - 1}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ Positions = npt.NDArray[np.int64]
 def open_source(experiment: Experiment) -> ClipSource:
     """The experiment's dataset, or its fold of it. Raises ConfigError or DataError in one line."""
     source = _open_dataset(experiment)
-    if experiment.partition.kind != "robustness":
-        return source
-    settings = experiment.robustness
-    return FoldSource(source, settings.fold, settings.folds, settings.per_recording)
+    own, dataset = experiment.robustness, experiment.dataset
+    if experiment.partition.kind == "robustness":
+        return FoldSource(source, own.fold, own.folds, own.per_recording)
+    return source if dataset.folds == 1 else FoldSource(source, dataset.fold, dataset.folds)
 
 
 def _open_dataset(experiment: Experiment) -> ClipSource:

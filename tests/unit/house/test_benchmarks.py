@@ -14,6 +14,8 @@ from tests.helpers.runs import prepared_run
 from fedstill.cloud_server.distillation.run_plan import read_plan
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.journal.event_log import Metrics
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
+from fedstill.evaluation.serving.virtual import LoadTest
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -98,6 +100,25 @@ def test_a_quick_comparison_of_live_servers_ends_well(name: str, capsys: pytest.
     finally:
         os.sched_setaffinity(0, cores)
     assert "ratio of fedstill to" in capsys.readouterr().out
+
+
+def test_a_schedule_that_loses_less_earns_more_in_virtual_time() -> None:
+    module = benchmark("reductions_utility")
+    schedules = tuple(
+        Schedule(name, delta, 0.002, seconds, (accuracy,), 16)
+        for name, delta, seconds, accuracy in (
+            ("0", 0, 0.010, 0.9),
+            ("-20", -20, 0.005, 0.5),
+            ("g10", 0, 0.005, 0.8),
+        )
+    )
+    test = LoadTest(("synthetic",), ("fedstill",), (2.0,), seeds=1, seconds=20.0, rate=90.0)
+    pairs = module["virtual"](Profile("made", "by hand", ("cats",), schedules), test)
+    assert set(pairs) == {("virtual", "mixed"), ("virtual", "equal")}
+    assert all(
+        larger.utility_earned > usual.utility_earned for rows in pairs.values() for larger, usual in rows
+    )
+    assert len(module["table"](pairs)) == 4
 
 
 @pytest.mark.slow
