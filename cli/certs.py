@@ -101,32 +101,90 @@ def tag_command(
 
 @certs.command()
 def renew(directory: Folder, name: Name, days: Days = 365) -> None:
-    """Make a new inference token for a node, before the old one expires."""
+    """Make a new inference token for a node, before the old one expires, with the authority of now beside it."""
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth.authority import NODES_FOLDER, renew_token
-    from fedstill.common.credentials import TOKEN_FILE, day
+    from fedstill.common.credentials import CA_FILE, TOKEN_FILE, day
 
     with one_line_errors():
         node = renew_token(directory, name, days)
+    folder = directory / NODES_FOLDER / name
     console.print(
-        f"valid until {day(node.token_expiry)}; copy {directory / NODES_FOLDER / name / TOKEN_FILE} to the device",
+        f"valid until {day(node.token_expiry)}; copy {folder / TOKEN_FILE} and {folder / CA_FILE} to the device",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 
 
+@certs.command("roll-over")
+def roll_over(
+    directory: Folder,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Have the new authority sign the server's certificate.")
+    ] = False,
+    without_them: Annotated[
+        bool, typer.Option("--without-them", help="With --finish: cut off nodes that do not trust it yet.")
+    ] = False,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Have devices trust the new authority alone.")
+    ] = False,
+) -> None:
+    """Replace the authority over weeks: begin, then --finish, then --drop-old; devices follow by themselves.
+
+    Again without an option: says where it stands.
+    """
+    from fedstill.cli.shared.console import console, one_line_errors
+    from fedstill.cloud_server.auth import roll_over as steps
+    from fedstill.common.credentials import ROLL_OVER
+    from fedstill.common.errors import ConfigError
+
+    with one_line_errors():
+        if finish and drop_old:
+            raise ConfigError("--finish and --drop-old: one after the other, with weeks between them")
+        if without_them and not finish:
+            raise ConfigError("--without-them: only with --finish")
+        if finish:
+            now = steps.finish(directory, without_them=without_them)
+        else:
+            now = steps.drop_old(directory) if drop_old else steps.begin(directory)
+    which = "old" if not now.roots.finished else "new"
+    trusted = "both authorities are" if now.roots.begun else "the new authority alone is"
+    lines = [
+        f"{trusted} to be trusted; the {which} one signs for the server",
+        f"{len(now.nodes) - len(now.without)} of {len(now.nodes)} nodes trust the new one",
+    ]
+    if now.without:
+        lines.append(f"without it: {steps.names_of(now.without)}")
+    if now.roots.begun:
+        step = "--drop-old" if now.roots.finished else "--finish"
+        when = "once the coordinator was started again: " if now.roots.finished else ""
+        lines.append(f"next: {when}{ROLL_OVER} {directory} {step}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @certs.command("list")
 def list_command(directory: Folder) -> None:
-    """List every node that was issued."""
+    """List every node that was issued, and after a roll-over which authority it trusts."""
     from fedstill.cli.shared.console import console, one_line_errors
-    from fedstill.cloud_server.auth.authority import list_nodes
-    from fedstill.common.credentials import day
+    from fedstill.cloud_server.auth.register import list_nodes
+    from fedstill.cloud_server.auth.roll_over import read_roll_over
+    from fedstill.common.credentials import CredentialError, day
 
     with one_line_errors():
         nodes = list_nodes(directory)
+    try:
+        rolled = read_roll_over(directory)
+    except CredentialError:  # a server's certificate from elsewhere: there is nothing to roll over
+        rolled = None
+    without = {node.name for node in rolled.without} if rolled else set()
     for node in nodes:
         state = "revoked" if node.revoked else f"until {day(node.token_expiry)}"
+        trusts = ""
+        if rolled and rolled.roots.succeeded and not node.revoked:
+            trusts = "old authority" if node.name in without else "new authority"
+        row = f"{node.name:<24} client {node.client:<4} {state:<17} {node.fingerprint} {trusts:<13}"
         console.print(
-            f"{node.name:<24} client {node.client:<4} {state:<17} {node.fingerprint} {' '.join(node.tags)}".rstrip(),
+            f"{row if trusts else row.rstrip()} {' '.join(node.tags)}".rstrip(),
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fedstill.common.dataclass_codec import PlainError, from_plain
 from fedstill.common.errors import UserError
 from fedstill.common.node_token import newest_token, token_expiry
+from fedstill.common.trusted_roots import newest_roots_file
 
 CA_FILE = "ca.crt"
 NODE_KEY_FILE = "node"
@@ -40,7 +41,7 @@ NODE_PUBLIC_FILE = "node.pub"
 TOKEN_FILE = "token"
 IDENTITY_FILE = "node.json"
 NOTICE_DAYS = 30
-NEW_AUTHORITY = "fedstill certs init CERTS --force, and copy every bundle again"
+ROLL_OVER = "fedstill certs roll-over"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 Parsed = TypeVar("Parsed")
@@ -76,11 +77,14 @@ class NodeBundle:
     """Warnings that do not keep the node from connecting; to be logged."""
 
 
-def read_node_bundle(directory: Path, now: float | None = None, kept: Path | None = None) -> NodeBundle:
+def read_node_bundle(
+    directory: Path, now: float | None = None, kept: Path | None = None, kept_roots: Path | None = None
+) -> NodeBundle:
     """Read and check the bundle that ``fedstill certs issue`` wrote.
 
     Args:
         kept: where a token is kept that the cloud has sent since; None: the bundle's own counts.
+        kept_roots: the same of the authority's roots.
 
     Raises:
         CredentialError: a file is missing or damaged, the key is not the one of ``node.json``, or the token is
@@ -91,7 +95,8 @@ def read_node_bundle(directory: Path, now: float | None = None, kept: Path | Non
     folder = directory.resolve()
     if not folder.is_dir():
         raise CredentialError(f"{directory}: no such folder; make one with: fedstill certs issue")
-    authority = parse(folder / CA_FILE, x509.load_pem_x509_certificate)
+    parse(folder / CA_FILE, x509.load_pem_x509_certificates)
+    ca_file = newest_roots_file(kept_roots, folder / CA_FILE) if kept_roots else folder / CA_FILE
     try:
         identity = from_plain(NodeIdentity, json.loads(read_bytes(folder / IDENTITY_FILE)), complete=True)
     except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -118,7 +123,7 @@ def read_node_bundle(directory: Path, now: float | None = None, kept: Path | Non
         warnings=(
             *open_secrets(folder / NODE_KEY_FILE, folder / TOKEN_FILE),
             *_token_ends(folder / TOKEN_FILE, expiry, now, f"fedstill certs renew CERTS {identity.name}"),
-            *_authority_ends(folder / CA_FILE, authority, now),
+            *_authority_ends(ca_file, now),
         ),
     )
 
@@ -128,9 +133,11 @@ def valid_until(certificate: x509.Certificate) -> float:
     return certificate.not_valid_after_utc.timestamp()
 
 
-def ends_soon(what: Path | str, expiry: float, now: float, remedy: str) -> tuple[str, ...]:
-    """A warning, if something expires within ``NOTICE_DAYS``; ``remedy`` is the command that helps."""
-    if expiry - now > NOTICE_DAYS * 86_400:
+def ends_soon(
+    what: Path | str, expiry: float, now: float, remedy: str, notice_days: int = NOTICE_DAYS
+) -> tuple[str, ...]:
+    """A warning, if something expires within so many days; ``remedy`` is the command that helps."""
+    if expiry - now > notice_days * 86_400:
         return ()
     return (f"{what}: expires on {day(expiry)}; before that: {remedy}",)
 
@@ -152,22 +159,6 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     """``SHA256:...`` of a public key, as OpenSSH writes it (RFC 4253 blob, unpadded base64)."""
     blob = base64.b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
-
-
-def read_certificate(path: Path, now: float, issuer: x509.Certificate | None = None) -> x509.Certificate:
-    """A certificate in PEM that is valid now and, if ``issuer`` is given, signed by it.
-
-    Raises:
-        CredentialError: missing, damaged, not yet or no longer valid, or of another authority.
-    """
-    certificate = parse(path, x509.load_pem_x509_certificate)
-    check_dates(path, certificate, now)
-    if issuer is not None:
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError):
-            raise CredentialError(f"{path}: not signed by the {CA_FILE} beside it") from None
-    return certificate
 
 
 def check_dates(path: Path, certificate: x509.Certificate, now: float) -> None:
@@ -242,12 +233,17 @@ def _token_ends(path: Path, expiry: int, now: float, remedy: str) -> tuple[str, 
     return (f"{path}: expired on {day(expiry)}, so the cloud classifies no clips; renew with: {remedy}",)
 
 
-def _authority_ends(path: Path, authority: x509.Certificate, now: float) -> tuple[str, ...]:
+def _authority_ends(path: Path, now: float) -> tuple[str, ...]:
+    """Of several roots the one that lasts longest counts."""
+    roots = sorted(parse(path, x509.load_pem_x509_certificates), key=valid_until)
+    for root in reversed(roots):
+        if root.not_valid_before_utc.timestamp() <= now < valid_until(root):
+            return ends_soon(path, valid_until(root), now, f"{ROLL_OVER} CERTS, where the coordinator is")
     try:
-        check_dates(path, authority, now)
+        check_dates(path, roots[-1], now)
     except CredentialError as error:
-        return (f"{error}; the cloud cannot be reached by it",)
-    return ends_soon(path, valid_until(authority), now, NEW_AUTHORITY)
+        return (f"{error}; the cloud cannot be reached by it; a new one is made by: {ROLL_OVER} CERTS",)
+    return ()
 
 
 def _again() -> str:

@@ -24,29 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fedstill/protos/edge_inference.proto\x12\x1a\x66\x65\x64still.edge_inference.v1\":\n\x0f\x44\x65scribeRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0fstudent_version\x18\x02 \x01(\t\"\\\n\x10\x44\x65scribeResponse\x12\x13\n\x0b\x63lass_names\x18\x01 \x03(\t\x12\x15\n\rfeature_width\x18\x02 \x01(\r\x12\r\n\x05rates\x18\x03 \x03(\x01\x12\r\n\x05token\x18\x04 \x01(\t\"\xb4\x01\n\x0f\x43lassifyRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fstudent_version\x18\x03 \x01(\t\x12\x0c\n\x04rate\x18\x04 \x01(\x01\x12\x38\n\tprecision\x18\x05 \x01(\x0e\x32%.fedstill.edge_inference.v1.Precision\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x01(\x0c\x12\x0c\n\x04\x65\x63ho\x18\x07 \x01(\x08\"\xcb\x01\n\x10\x43lassifyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x34\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\".fedstill.edge_inference.v1.AnswerH\x00\x12\x32\n\x05\x65rror\x18\x03 \x01(\x0b\x32!.fedstill.edge_inference.v1.ErrorH\x00\x12\x30\n\x04\x65\x63ho\x18\x04 \x01(\x0b\x32 .fedstill.edge_inference.v1.EchoH\x00\x42\t\n\x07outcome\"\xa9\x01\n\x06\x41nswer\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04rate\x18\x03 \x01(\x01\x12\x38\n\tprecision\x18\x04 \x01(\x0e\x32%.fedstill.edge_inference.v1.Precision\x12\x15\n\rfeature_bytes\x18\x05 \x01(\r\x12\x1b\n\x13server_milliseconds\x18\x06 \x01(\x02\"\x06\n\x04\x45\x63ho\"Q\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1a\n\x12retry_milliseconds\x18\x04 \x01(\r*D\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\x08\n\x04\x46P16\x10\x02\x12\x08\n\x04INT8\x10\x03\x32\xe1\x01\n\rEdgeInference\x12\x65\n\x08\x44\x65scribe\x12+.fedstill.edge_inference.v1.DescribeRequest\x1a,.fedstill.edge_inference.v1.DescribeResponse\x12i\n\x08\x43lassify\x12+.fedstill.edge_inference.v1.ClassifyRequest\x1a,.fedstill.edge_inference.v1.ClassifyResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fedstill/protos/edge_inference.proto\x12\x1a\x66\x65\x64still.edge_inference.v1\"K\n\x0f\x44\x65scribeRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0fstudent_version\x18\x02 \x01(\t\x12\x0f\n\x07trusted\x18\x03 \x03(\t\"k\n\x10\x44\x65scribeResponse\x12\x13\n\x0b\x63lass_names\x18\x01 \x03(\t\x12\x15\n\rfeature_width\x18\x02 \x01(\r\x12\r\n\x05rates\x18\x03 \x03(\x01\x12\r\n\x05token\x18\x04 \x01(\t\x12\r\n\x05roots\x18\x05 \x01(\x0c\"\xb4\x01\n\x0f\x43lassifyRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fstudent_version\x18\x03 \x01(\t\x12\x0c\n\x04rate\x18\x04 \x01(\x01\x12\x38\n\tprecision\x18\x05 \x01(\x0e\x32%.fedstill.edge_inference.v1.Precision\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x01(\x0c\x12\x0c\n\x04\x65\x63ho\x18\x07 \x01(\x08\"\xcb\x01\n\x10\x43lassifyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x34\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\".fedstill.edge_inference.v1.AnswerH\x00\x12\x32\n\x05\x65rror\x18\x03 \x01(\x0b\x32!.fedstill.edge_inference.v1.ErrorH\x00\x12\x30\n\x04\x65\x63ho\x18\x04 \x01(\x0b\x32 .fedstill.edge_inference.v1.EchoH\x00\x42\t\n\x07outcome\"\xa9\x01\n\x06\x41nswer\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04rate\x18\x03 \x01(\x01\x12\x38\n\tprecision\x18\x04 \x01(\x0e\x32%.fedstill.edge_inference.v1.Precision\x12\x15\n\rfeature_bytes\x18\x05 \x01(\r\x12\x1b\n\x13server_milliseconds\x18\x06 \x01(\x02\"\x06\n\x04\x45\x63ho\"Q\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1a\n\x12retry_milliseconds\x18\x04 \x01(\r*D\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\x08\n\x04\x46P16\x10\x02\x12\x08\n\x04INT8\x10\x03\x32\xe1\x01\n\rEdgeInference\x12\x65\n\x08\x44\x65scribe\x12+.fedstill.edge_inference.v1.DescribeRequest\x1a,.fedstill.edge_inference.v1.DescribeResponse\x12i\n\x08\x43lassify\x12+.fedstill.edge_inference.v1.ClassifyRequest\x1a,.fedstill.edge_inference.v1.ClassifyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedstill.protos.edge_inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRECISION']._serialized_start=874
-  _globals['_PRECISION']._serialized_end=942
+  _globals['_PRECISION']._serialized_start=906
+  _globals['_PRECISION']._serialized_end=974
   _globals['_DESCRIBEREQUEST']._serialized_start=68
-  _globals['_DESCRIBEREQUEST']._serialized_end=126
-  _globals['_DESCRIBERESPONSE']._serialized_start=128
-  _globals['_DESCRIBERESPONSE']._serialized_end=220
-  _globals['_CLASSIFYREQUEST']._serialized_start=223
-  _globals['_CLASSIFYREQUEST']._serialized_end=403
-  _globals['_CLASSIFYRESPONSE']._serialized_start=406
-  _globals['_CLASSIFYRESPONSE']._serialized_end=609
-  _globals['_ANSWER']._serialized_start=612
-  _globals['_ANSWER']._serialized_end=781
-  _globals['_ECHO']._serialized_start=783
-  _globals['_ECHO']._serialized_end=789
-  _globals['_ERROR']._serialized_start=791
-  _globals['_ERROR']._serialized_end=872
-  _globals['_EDGEINFERENCE']._serialized_start=945
-  _globals['_EDGEINFERENCE']._serialized_end=1170
+  _globals['_DESCRIBEREQUEST']._serialized_end=143
+  _globals['_DESCRIBERESPONSE']._serialized_start=145
+  _globals['_DESCRIBERESPONSE']._serialized_end=252
+  _globals['_CLASSIFYREQUEST']._serialized_start=255
+  _globals['_CLASSIFYREQUEST']._serialized_end=435
+  _globals['_CLASSIFYRESPONSE']._serialized_start=438
+  _globals['_CLASSIFYRESPONSE']._serialized_end=641
+  _globals['_ANSWER']._serialized_start=644
+  _globals['_ANSWER']._serialized_end=813
+  _globals['_ECHO']._serialized_start=815
+  _globals['_ECHO']._serialized_end=821
+  _globals['_ERROR']._serialized_start=823
+  _globals['_ERROR']._serialized_end=904
+  _globals['_EDGEINFERENCE']._serialized_start=977
+  _globals['_EDGEINFERENCE']._serialized_end=1202
 # @@protoc_insertion_point(module_scope)

@@ -19,24 +19,28 @@ FP16: Precision
 INT8: Precision
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("device", "student_version")
+    __slots__ = ("device", "student_version", "trusted")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STUDENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_FIELD_NUMBER: _ClassVar[int]
     device: str
     student_version: str
-    def __init__(self, device: _Optional[str] = ..., student_version: _Optional[str] = ...) -> None: ...
+    trusted: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, device: _Optional[str] = ..., student_version: _Optional[str] = ..., trusted: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("class_names", "feature_width", "rates", "token")
+    __slots__ = ("class_names", "feature_width", "rates", "token", "roots")
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     RATES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
     class_names: _containers.RepeatedScalarFieldContainer[str]
     feature_width: int
     rates: _containers.RepeatedScalarFieldContainer[float]
     token: str
-    def __init__(self, class_names: _Optional[_Iterable[str]] = ..., feature_width: _Optional[int] = ..., rates: _Optional[_Iterable[float]] = ..., token: _Optional[str] = ...) -> None: ...
+    roots: bytes
+    def __init__(self, class_names: _Optional[_Iterable[str]] = ..., feature_width: _Optional[int] = ..., rates: _Optional[_Iterable[float]] = ..., token: _Optional[str] = ..., roots: _Optional[bytes] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("sequence", "device", "student_version", "rate", "precision", "features", "echo")

@@ -270,12 +270,13 @@ def _watching(
 def _warning(credentials: Path, folder: Path) -> Task:
     """Says once a day what is wrong with the credentials, and what expires soon."""
     from fedstill.common.credentials import CredentialError, read_node_bundle
-    from fedstill.edge_client.folder import TOKEN_FILE
+    from fedstill.edge_client.folder import ROOTS_FILE, TOKEN_FILE
 
     def task(stop: threading.Event) -> None:
         while True:
             try:
-                found = read_node_bundle(credentials, kept=folder / TOKEN_FILE).warnings
+                kept, roots = folder / TOKEN_FILE, folder / ROOTS_FILE
+                found = read_node_bundle(credentials, kept=kept, kept_roots=roots).warnings
             except CredentialError as error:  # a renewal may be under way; without one the link will tell
                 found = (str(error),)
             for warning in found:

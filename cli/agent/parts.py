@@ -55,11 +55,11 @@ def identity_of(
     """From the device's credentials, or its number with ``--insecure``. Raises ConfigError, CredentialError.
 
     Args:
-        folder: the agent's, for a token that the cloud sends.
+        folder: the agent's, for a token and roots that the cloud sends.
     """
     from fedstill.common.credentials import read_node_bundle
     from fedstill.common.errors import ConfigError
-    from fedstill.edge_client.folder import TOKEN_FILE
+    from fedstill.edge_client.folder import ROOTS_FILE, TOKEN_FILE
     from fedstill.edge_client.inference.cloud_stream import Address
     from fedstill.edge_client.node.supernode import Link
 
@@ -77,9 +77,13 @@ def identity_of(
     name = bundle.identity.name
     where = None
     if inference:
-        trusted, kept = bundle.ca_file.read_bytes(), folder / TOKEN_FILE
-        where = Address(inference, name, bundle.token, trusted, bundle.token_file, kept)
-    return Identity(name, bundle.identity.client, Link(coordinator, bundle.ca_file, bundle.key_file), where)
+        where = Address(
+            inference, name, bundle.token, bundle.ca_file.read_bytes(),
+            token_file=bundle.token_file, kept_token=folder / TOKEN_FILE,
+            ca_file=bundle.ca_file, kept_roots=folder / ROOTS_FILE,
+        )  # fmt: skip
+    link = Link(coordinator, bundle.ca_file, bundle.key_file, kept_ca=folder / ROOTS_FILE)
+    return Identity(name, bundle.identity.client, link, where)
 
 
 @contextmanager

@@ -9,81 +9,73 @@ Flower unregistered can never come back.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from fedstill.cloud_server.auth.authority_files import (
+    CA_KEY_FILE,
+    NEXT_KEY_FILE,
+    SERVER_FILE,
+    SERVER_KEY_FILE,
+    VOUCHES_FILE,
+    certificates_pem,
+    key_of,
+    key_pem,
+    private_key,
+    read_roots,
+    read_server,
+    trusted_roots,
+)
 from fedstill.cloud_server.auth.certificates import make_root, make_server, server_names
+from fedstill.cloud_server.auth.register import (
+    REGISTER_FILE,
+    IssuedNode,
+    existing,
+    find,
+    in_force,
+    list_nodes,
+    locked,
+    update,
+    write_register,
+)
 from fedstill.cloud_server.auth.tokens import SECRET_BYTES, issue
 from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.common.atomic_files import PRIVATE, PUBLIC, replace_file
 from fedstill.common.credentials import (
     CA_FILE,
     IDENTITY_FILE,
-    NEW_AUTHORITY,
     NODE_KEY_FILE,
     NODE_PUBLIC_FILE,
+    ROLL_OVER,
     TOKEN_FILE,
     CredentialError,
     NodeIdentity,
+    check_dates,
     check_name,
     ends_soon,
     fingerprint,
     open_secrets,
-    parse,
     read_bytes,
-    read_certificate,
     valid_until,
 )
-from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
+from fedstill.common.dataclass_codec import to_plain
+from fedstill.common.trusted_roots import root_fingerprint
 
-CA_KEY_FILE = "ca.key"
-SERVER_FILE = "server.crt"
-SERVER_KEY_FILE = "server.key"
 SECRET_FILE = "inference.secret"
-REGISTER_FILE = "nodes.json"
-LOCK_FILE = "lock"
 NODES_FOLDER = "nodes"
 
 TOKEN_DAYS = 365
-
-
-@dataclass(frozen=True)
-class IssuedNode:
-    """One row of the register."""
-
-    name: str
-    client: int
-    fingerprint: str
-    public_key: str
-    """In OpenSSH format, as ``flwr supernode register`` takes it."""
-    token_expiry: int
-    revoked: bool = False
-    tags: tuple[str, ...] = ()
-    """By which an operator names several at once."""
-    token_days: int = 0
-    """For how long it was issued; 0: before that was noted."""
-
-
-@dataclass(frozen=True)
-class _Register:
-    nodes: tuple[IssuedNode, ...] = ()
+AUTHORITY_NOTICE_DAYS = 365
+"""Before the end of the root that issues: a roll-over waits for devices that are away."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +113,20 @@ def create_authority(
         CredentialError: the folder already holds an authority, or a name is invalid.
     """
     names = server_names(hosts, addresses)
-    with _locked(directory):
+    with locked(directory):
         if (directory / CA_FILE).exists() and not force:
             raise CredentialError(
                 f"{directory}: holds an authority already; --force replaces it, and every node needs new credentials"
             )
         shutil.rmtree(directory / NODES_FOLDER, ignore_errors=True)  # these trust the old authority
-        (directory / REGISTER_FILE).unlink(missing_ok=True)
+        for file in (REGISTER_FILE, NEXT_KEY_FILE, VOUCHES_FILE):
+            (directory / file).unlink(missing_ok=True)
         key, certificate = make_root()
-        replace_file(directory / CA_KEY_FILE, _pem(key), PRIVATE)
-        replace_file(directory / CA_FILE, certificate.public_bytes(Encoding.PEM), PUBLIC)
+        replace_file(directory / CA_KEY_FILE, key_pem(key), PRIVATE)
+        replace_file(directory / CA_FILE, certificates_pem(certificate), PUBLIC)
         replace_file(directory / SECRET_FILE, secrets.token_bytes(SECRET_BYTES), PRIVATE)
         _write_server(directory, key, certificate, names)
-        _write_register(directory, ())
+        write_register(directory, ())
     return read_authority(directory)
 
 
@@ -144,12 +137,10 @@ def renew_server(directory: Path, hosts: Sequence[str] = (), addresses: Sequence
         CredentialError: there is no authority, its key is elsewhere, or a name is invalid.
     """
     names = server_names(hosts, addresses)
-    with _locked(_existing(directory)):
-        certificate = read_certificate(directory / CA_FILE, time.time())
-        key = _private_key(directory / CA_KEY_FILE)
-        if key.public_key() != certificate.public_key():
-            raise CredentialError(f"{directory / CA_KEY_FILE}: does not belong to the {CA_FILE} beside it")
-        _write_server(directory, key, certificate, names)
+    with locked(existing(directory)):
+        issuer = _issuing(directory)
+        check_dates(directory / CA_FILE, issuer, time.time())
+        _write_server(directory, key_of(directory, issuer), issuer, names)
     return read_authority(directory)
 
 
@@ -166,7 +157,7 @@ def read_authority(
         CredentialError: something is missing, damaged, expired, or does not belong together.
     """
     now = time.time() if now is None else now
-    folder = _existing(directory).resolve()
+    folder = existing(directory).resolve()
     ending = _check_certificates(folder, now) if server_certificate else ()
     secret, nodes = _read_secret(folder), list_nodes(folder)
     private = [folder / SERVER_KEY_FILE, folder / SECRET_FILE, folder / CA_KEY_FILE]
@@ -198,15 +189,26 @@ def refreshed(authority: Authority) -> Authority:
     return replace(authority, secret=_read_secret(folder), nodes=list_nodes(folder))
 
 
+def _issuing(folder: Path) -> x509.Certificate:
+    """The root that issues; if the server's certificate, which would tell, is damaged, the one that all trust."""
+    try:
+        return read_roots(folder).issuing
+    except CredentialError:
+        return trusted_roots(folder)[0]
+
+
 def _check_certificates(folder: Path, now: float) -> tuple[str, ...]:
     """Returns warnings. Raises CredentialError."""
-    issuer = read_certificate(folder / CA_FILE, now)
-    certificate = read_certificate(folder / SERVER_FILE, now, issuer)
-    if _private_key(folder / SERVER_KEY_FILE).public_key() != certificate.public_key():
+    roots = read_roots(folder)
+    check_dates(folder / CA_FILE, roots.issuing, now)
+    certificate = read_server(folder)
+    check_dates(folder / SERVER_FILE, certificate, now)
+    if private_key(folder / SERVER_KEY_FILE).public_key() != certificate.public_key():
         raise CredentialError(f"{folder / SERVER_KEY_FILE}: does not belong to the {SERVER_FILE} beside it")
+    next_step = f"{ROLL_OVER} CERTS" if roots.finished else f"{ROLL_OVER} CERTS --finish"
     return (
         *ends_soon(folder / SERVER_FILE, valid_until(certificate), now, "fedstill certs server CERTS"),
-        *ends_soon(folder / CA_FILE, valid_until(issuer), now, NEW_AUTHORITY),
+        *ends_soon(folder / CA_FILE, valid_until(roots.issuing), now, next_step, AUTHORITY_NOTICE_DAYS),
     )
 
 
@@ -215,19 +217,6 @@ def _read_secret(folder: Path) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise CredentialError(f"{folder / SECRET_FILE}: damaged; {SECRET_BYTES} bytes are needed")
     return secret
-
-
-def list_nodes(directory: Path) -> tuple[IssuedNode, ...]:
-    """Every node that was ever issued, in order; cheap enough to be called every few seconds.
-
-    Raises:
-        CredentialError: there is no register, or it is damaged.
-    """
-    path = _existing(directory) / REGISTER_FILE
-    try:
-        return from_plain(_Register, json.loads(read_bytes(path))).nodes
-    except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CredentialError(f"{path}: {error}") from error
 
 
 def issue_node(
@@ -246,7 +235,7 @@ def issue_node(
     """
     check_name(name)
     _check_tags(tags)
-    with _locked(_existing(directory)):
+    with locked(existing(directory)):
         nodes = list_nodes(directory)
         if any(node.name == name for node in nodes):
             raise CredentialError(f"{name}: issued already, and a name is never given twice; choose another")
@@ -260,6 +249,7 @@ def issue_node(
         node = IssuedNode(
             name, client, fingerprint(key.public_key()), f"{public} {name}", _expiry(days),
             tags=_unique(tags), token_days=days,
+            roots=tuple(map(root_fingerprint, trusted_roots(directory))),
         )  # fmt: skip
         folder = directory / NODES_FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted issue: not in the register
@@ -274,7 +264,7 @@ def issue_node(
         replace_file(folder / IDENTITY_FILE, json.dumps(to_plain(identity), indent=2).encode("ascii"), PUBLIC)
         replace_file(folder / CA_FILE, read_bytes(directory / CA_FILE), PUBLIC)
         _write_token(directory, node)
-        _write_register(directory, (*nodes, node))  # last: a node in the register is complete
+        write_register(directory, (*nodes, node))  # last: a node in the register is complete
     return node
 
 
@@ -285,9 +275,9 @@ def tag_node(directory: Path, name: str, tags: Sequence[str]) -> IssuedNode:
         CredentialError: no such node, or a tag is invalid.
     """
     _check_tags(tags)
-    with _locked(_existing(directory)):
-        node = replace(_find(directory, name), tags=_unique(tags))
-        _update(directory, node)
+    with locked(existing(directory)):
+        node = replace(find(directory, name), tags=_unique(tags))
+        update(directory, node)
     return node
 
 
@@ -301,17 +291,19 @@ def _unique(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def renew_token(directory: Path, name: str, days: int = TOKEN_DAYS) -> IssuedNode:
-    """A new token for a node whose old one expires; it must be copied to the node again.
+    """A new token for a node whose old one expires, and the roots of now; they must be copied to the node again.
 
     Raises:
         CredentialError: no such node, or it is revoked.
     """
-    with _locked(_existing(directory)):
-        node = _in_force(directory, name)
+    with locked(existing(directory)):
+        node = in_force(directory, name)
         node = replace(node, token_expiry=_expiry(days), token_days=days)
-        (directory / NODES_FOLDER / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = directory / NODES_FOLDER / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(folder / CA_FILE, read_bytes(directory / CA_FILE), PUBLIC)
         _write_token(directory, node)
-        _update(directory, node)
+        update(directory, node)
     return node
 
 
@@ -324,27 +316,19 @@ def prolonged_token(directory: Path, name: str, seconds: float) -> str:
         CredentialError: no such node, it is revoked, or the register cannot be written, or not now.
     """
     try:
-        node = _in_force(directory, name)
+        node = in_force(directory, name)
         if node.token_days * 86_400 <= seconds:
             return ""
         if node.token_expiry <= time.time() + seconds:
-            with _locked(_existing(directory), wait=False):
-                node = _in_force(directory, name)  # it may have been revoked in between
+            with locked(existing(directory), wait=False):
+                node = in_force(directory, name)  # it may have been revoked in between
                 node = replace(node, token_expiry=_expiry(node.token_days))
                 if (directory / NODES_FOLDER / name / TOKEN_FILE).exists():  # else it was moved to the device
                     _write_token(directory, node)
-                _update(directory, node)
+                update(directory, node)
         return issue(_read_secret(directory), name, node.token_expiry)
     except OSError as error:
         raise CredentialError(f"{directory}: {error.strerror or error}") from error
-
-
-def _in_force(directory: Path, name: str) -> IssuedNode:
-    """Raises CredentialError: no such node, or it is revoked."""
-    node = _find(directory, name)
-    if node.revoked:
-        raise CredentialError(f"{name}: revoked; issue a node of another name")
-    return node
 
 
 def revoke_node(directory: Path, name: str) -> IssuedNode:
@@ -353,47 +337,10 @@ def revoke_node(directory: Path, name: str) -> IssuedNode:
     Raises:
         CredentialError: no such node.
     """
-    with _locked(_existing(directory)):
-        node = replace(_find(directory, name), revoked=True)
-        _update(directory, node)
+    with locked(existing(directory)):
+        node = replace(find(directory, name), revoked=True)
+        update(directory, node)
     return node
-
-
-def _find(directory: Path, name: str) -> IssuedNode:
-    nodes = {node.name: node for node in list_nodes(directory)}
-    if name not in nodes:
-        raise CredentialError(f"{name}: no such node; issued are: {', '.join(nodes) or 'none yet'}")
-    return nodes[name]
-
-
-def _update(directory: Path, changed: IssuedNode) -> None:
-    nodes = (changed if node.name == changed.name else node for node in list_nodes(directory))
-    _write_register(directory, tuple(nodes))
-
-
-def _existing(directory: Path) -> Path:
-    if not (directory / CA_FILE).is_file():
-        raise CredentialError(
-            f"{directory}: no authority here; make one with: fedstill certs init {directory}"
-        )
-    return directory
-
-
-@contextmanager
-def _locked(directory: Path, wait: bool = True) -> Iterator[None]:
-    """Two commands at once must not issue one client number twice; a folder that cannot be locked is one line.
-
-    wait: for another one that holds it.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / LOCK_FILE).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise CredentialError(f"{directory}: another process holds its lock") from None
-    except OSError as error:
-        raise CredentialError(f"{error.filename or directory}: {error.strerror}") from error
 
 
 def _write_server(
@@ -402,9 +349,10 @@ def _write_server(
     issuer: x509.Certificate,
     names: x509.SubjectAlternativeName,
 ) -> None:
-    key, certificate = make_server(issuer_key, issuer, names)
-    replace_file(directory / SERVER_KEY_FILE, _pem(key), PRIVATE)
-    replace_file(directory / SERVER_FILE, certificate.public_bytes(Encoding.PEM), PUBLIC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = make_server(issuer_key, issuer, names, key.public_key())
+    replace_file(directory / SERVER_KEY_FILE, key_pem(key), PRIVATE)
+    replace_file(directory / SERVER_FILE, certificates_pem(certificate), PUBLIC)
 
 
 def _expiry(days: int) -> int:
@@ -414,19 +362,3 @@ def _expiry(days: int) -> int:
 def _write_token(directory: Path, node: IssuedNode) -> None:
     token = issue(read_bytes(directory / SECRET_FILE), node.name, node.token_expiry)
     replace_file(directory / NODES_FOLDER / node.name / TOKEN_FILE, token.encode("ascii"), PRIVATE)
-
-
-def _write_register(directory: Path, nodes: tuple[IssuedNode, ...]) -> None:
-    content = json.dumps(to_plain(_Register(nodes)), indent=2)
-    replace_file(directory / REGISTER_FILE, content.encode("ascii"), PUBLIC)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = parse(path, lambda content: load_pem_private_key(content, password=None))
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CredentialError(f"{path}: not an elliptic-curve key")
-    return key

@@ -66,24 +66,54 @@ def make_root() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     return key, certificate
 
 
+def make_vouch(
+    old_key: ec.EllipticCurvePrivateKey, old: x509.Certificate, new: x509.Certificate
+) -> x509.Certificate:
+    """The new root's name and key, signed with the old root's key (RFC 9810, "NewWithOld").
+
+    It names a successor, no more: TLS builds no path through it, because roots here have path length 0.
+    """
+    key = ec_public_key(new)
+    return (
+        _certificate(new.subject, old.subject, key, CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(_authority_identifier(old), critical=False)
+        .sign(old_key, hashes.SHA256())
+    )
+
+
 def make_server(
-    issuer_key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate, names: x509.SubjectAlternativeName
-) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """A P-256 key and its certificate for a server of these names, valid for ``SERVER_DAYS`` days."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    issuer_key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate,
+    names: x509.SubjectAlternativeName,
+    key: ec.EllipticCurvePublicKey,
+) -> x509.Certificate:
+    """A certificate for a server of these names and this key, valid for ``SERVER_DAYS`` days."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedstill coordinator")])
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    certificate = (
-        _certificate(subject, issuer.subject, key.public_key(), SERVER_DAYS)
+    return (
+        _certificate(subject, issuer.subject, key, SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(authority, critical=False)
+        .add_extension(_authority_identifier(issuer), critical=False)
         .add_extension(names, critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
-    return key, certificate
+
+
+def ec_public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    """Of a certificate made here. Raises CredentialError: it is of another kind."""
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CredentialError(f"{certificate.subject.rfc4514_string()}: has no elliptic-curve key")
+    return key
+
+
+def _authority_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
 def _certificate(

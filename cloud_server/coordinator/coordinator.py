@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedstill.cloud_server.auth.authority import Authority, list_nodes, read_authority
+from fedstill.cloud_server.auth.authority import Authority, read_authority
+from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import Certificate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from fedstill.cloud_server.auth.authority import SERVER_FILE
+from fedstill.cloud_server.auth.authority_files import read_roots, read_server
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.visit import DONE
-from fedstill.common.credentials import CA_FILE, CredentialError, parse, valid_until
+from fedstill.common.credentials import CredentialError, valid_until
 from fedstill.common.errors import RunError, UserError
 from fedstill.common.run_layout import STATUS_FILE
 
@@ -71,16 +71,18 @@ class FleetCollector(Collector):
             "When a certificate expires.",
             labels=["certificate"],
         )
-        for name, file in (("authority", CA_FILE), ("server", SERVER_FILE)):
+        for name, read in (("authority", _issuing_root), ("server", read_server)):
             if self._authority is not None:
                 try:
-                    ends.add_metric(
-                        [name], valid_until(parse(self._authority / file, load_pem_x509_certificate))
-                    )
+                    ends.add_metric([name], valid_until(read(self._authority)))
                 except CredentialError:
                     continue  # being replaced at this moment, or damaged, of which the log speaks
         if ends.samples:
             yield ends
+
+
+def _issuing_root(folder: Path) -> Certificate:
+    return read_roots(folder).issuing
 
 
 def _of_devices(devices: list[dict[str, Any]], teacher: int) -> Iterator[Metric]:

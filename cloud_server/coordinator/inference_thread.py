@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
+from fedstill.cloud_server.auth.roots_update import RootsUpdate
 from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.edge_inference.heads import HeadStore
 from fedstill.cloud_server.edge_inference.inference_server import InferenceServer
@@ -33,6 +34,7 @@ def inference_serving(heads: Path, listen: str, authority: Authority | None) -> 
         HeadStore(heads),
         Authenticator(authority) if authority else None,
         renewal=TokenRenewal(authority) if authority else None,
+        roots=RootsUpdate(authority) if authority else None,
     )
     server = InferenceServer(service, listen, authority.tls.files if authority else None)
     opened: Future[int] = Future()

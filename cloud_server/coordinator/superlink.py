@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fedstill.cloud_server.auth.authority import IssuedNode
+from fedstill.cloud_server.auth.register import IssuedNode
 from fedstill.cloud_server.coordinator.superlink_control import (
     FleetNode,
     RunState,

@@ -30,7 +30,7 @@ from flwr.proto.control_pb2 import (
 )
 from google.protobuf.message import DecodeError, Message
 
-from fedstill.cloud_server.auth.authority import IssuedNode
+from fedstill.cloud_server.auth.register import IssuedNode
 from fedstill.common.flower_cli import FlowerError
 
 ANSWER_SECONDS = 30.0

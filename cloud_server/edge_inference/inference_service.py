@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from fedstill.cloud_server.auth.authenticator import Authorise, Context, bearer_token
+from fedstill.cloud_server.auth.roots_update import RootsUpdate
 from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.auth.tokens import TokenError
 from fedstill.cloud_server.edge_inference.heads import HeadError, Heads, HeadStore, UnknownVersion
@@ -34,6 +36,10 @@ PRECISIONS = {pb.FP32: Precision.FP32, pb.FP16: Precision.FP16, pb.INT8: Precisi
 IN_FLIGHT_PER_DEVICE = 32
 LONGEST_NAME = 128
 RENEWAL_SECONDS = 1.0
+STREAM_SECONDS = 86_400.0
+"""After which a stream ends and is opened again: what devices are told then, a standing one would never learn."""
+MOST_ROOTS = 16
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class InferenceService:
         authorise: turns a token into a device's name; None accepts everybody (``--insecure``).
         batching: of clips across devices.
         renewal: of tokens that end soon; None: they are not renewed.
+        roots: that devices are to trust; None: those that they have.
     """
 
     def __init__(
@@ -70,11 +77,12 @@ class InferenceService:
         authorise: Authorise | None,
         batching: Batching = Batching(),  # noqa: B008, it is frozen
         renewal: TokenRenewal | None = None,
+        roots: RootsUpdate | None = None,
     ) -> None:
         self.counters = Counters()
         self.batcher = MicroBatcher(batching)
         self._head_store = head_store
-        self._authorise, self._renewal = authorise, renewal
+        self._authorise, self._renewal, self._roots = authorise, renewal, roots
         self._renewing = ThreadPoolExecutor(1, "renewal")  # a disk that hangs keeps no clip waiting
         self._renewal_runs = False
         self._readers: set[asyncio.Task[None]] = set()
@@ -107,6 +115,7 @@ class InferenceService:
             if request is None:
                 raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "message", "not a DescribeRequest")
             self._check_name(request.device, caller)
+            trusted = _trusted(request)
             heads = await self._heads(request.student_version)
         except RequestError as error:
             self.counters.refused += 1
@@ -117,7 +126,16 @@ class InferenceService:
             feature_width=heads.feature_width,
             rates=sorted(heads.by_rate),
             token=await self._renewed(caller),
+            roots=self._roots_for(caller, trusted),
         )
+
+    def _roots_for(self, caller: Caller, trusted: tuple[str, ...]) -> bytes:
+        """Empty if they are as they should be."""
+        if caller.name is None or self._roots is None:
+            return b""
+        if self._roots.news(caller.name, trusted):
+            self._renewing.submit(self._roots.note, caller.name, trusted)
+        return self._roots.bundle_for(trusted)
 
     async def _renewed(self, caller: Caller) -> str:
         """Empty also while another one is made: there is time, the device comes again."""
@@ -146,6 +164,7 @@ class InferenceService:
         room = asyncio.Semaphore(IN_FLIGHT_PER_DEVICE)
         reader = asyncio.create_task(self._read(requests, caller, answers, room))
         self._readers.add(reader)
+        end = asyncio.get_running_loop().call_later(STREAM_SECONDS, reader.cancel)
         if self._draining:
             reader.cancel()
         try:
@@ -153,6 +172,7 @@ class InferenceService:
                 yield await answer
                 room.release()
         finally:
+            end.cancel()
             reader.cancel()
             self._readers.discard(reader)
 
@@ -259,6 +279,13 @@ class InferenceService:
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "device", text)
         if caller.name is not None and claimed != caller.name:
             raise RequestError(grpc.StatusCode.PERMISSION_DENIED, "device", "the token is another device's")
+
+
+def _trusted(request: pb.DescribeRequest) -> tuple[str, ...]:
+    if len(request.trusted) > MOST_ROOTS or not all(map(FINGERPRINT.fullmatch, request.trusted)):
+        text = f"needs at most {MOST_ROOTS} digests of 64 hexadecimal digits"
+        raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "trusted", text)
+    return tuple(request.trusted)
 
 
 def _features_of(request: pb.ClassifyRequest, heads: Heads) -> FeatureVectors:

@@ -20,6 +20,13 @@ import grpc
 
 from fedstill.common.credentials import day
 from fedstill.common.node_token import keep_token, newest_token, token_expiry
+from fedstill.common.trusted_roots import (
+    UNKNOWN_AUTHORITY,
+    accepted_roots,
+    fingerprints,
+    keep_roots,
+    newest_roots,
+)
 from fedstill.protos import edge_inference_pb2 as pb
 from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 
@@ -33,6 +40,8 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 64 * 1024),
 )
+UNTRUSTED = "unable to get local issuer certificate"
+"""In the words of gRPC's TLS."""
 REFUSALS = {
     grpc.StatusCode.UNAUTHENTICATED: "the cloud refuses this device's token",
     grpc.StatusCode.PERMISSION_DENIED: "the cloud refuses this device's name",
@@ -53,6 +62,8 @@ class Address:
         authority: PEM of the certificate authority to trust; None connects in plain text (``--insecure``).
         token_file: the token of the credentials, which may be renewed by hand; None: it stays as it is.
         kept_token: where one is kept that the cloud sends in its place; None: it is not used.
+        ca_file: the authority of the credentials, which may be replaced by hand; None: it stays as it is.
+        kept_roots: where roots are kept that the cloud sends in its place; None: it is not used.
     """
 
     target: str
@@ -61,6 +72,8 @@ class Address:
     authority: bytes | None = None
     token_file: Path | None = None
     kept_token: Path | None = None
+    ca_file: Path | None = None
+    kept_roots: Path | None = None
 
     @property
     def newest_token(self) -> str:
@@ -93,6 +106,26 @@ class Address:
         if self.kept_token is not None:
             with suppress(OSError):
                 self.kept_token.unlink(missing_ok=True)
+
+    @property
+    def roots(self) -> bytes | None:
+        """PEM of what to trust now; None without TLS."""
+        given = self._given_roots
+        return newest_roots(self.kept_roots, given) if given and self.kept_roots else given
+
+    @property
+    def _given_roots(self) -> bytes | None:
+        if self.ca_file is not None:
+            with suppress(OSError, ValueError):
+                content = self.ca_file.read_bytes()
+                fingerprints(content)
+                return content
+        return self.authority
+
+    def keep_roots(self, accepted: bytes) -> None:
+        """Trust these from the next stream on. Raises OSError: they could not be kept."""
+        if self.kept_roots is not None:
+            keep_roots(self.kept_roots, self._given_roots or b"", accepted)
 
 
 @dataclass(frozen=True)
@@ -161,6 +194,7 @@ class CloudStream:
         self._call: grpc.Call | None = None
         self._closing = threading.Event()
         self._doubts_kept = False
+        self._refused_roots = ""
         self._thread = threading.Thread(target=self._run, name="cloud-connection", daemon=True)
 
     @property
@@ -207,17 +241,24 @@ class CloudStream:
 
     def _session(self) -> None:
         """One stream from opening to its end, which is an exception unless we are closing."""
-        with self._channel() as channel:
+        roots = self._address.roots
+        with self._channel(roots) as channel:
             stub = EdgeInferenceStub(channel)  # type: ignore[no-untyped-call]
             token = self._address.given_token if self._doubts_kept else self._address.newest_token
             metadata = [("authorization", f"Bearer {token}")] if token else []
-            request = pb.DescribeRequest(device=self._address.device, student_version=self._version)
+            request = pb.DescribeRequest(
+                device=self._address.device,
+                student_version=self._version,
+                trusted=self._trusted(roots),
+            )
             found = stub.Describe(request, timeout=OPEN_SECONDS, metadata=metadata)
             if self._doubts_kept:
                 self._address.forget_kept()
                 self._doubts_kept = False
             if found.token:
                 self._address.keep(found.token)
+            if found.roots and roots and self._follows(roots, found.roots, request, metadata):
+                return  # a new connection, by which the cloud learns it
             if tuple(found.class_names) != self._class_names:
                 raise ClosedStream("the cloud means other classes")
             self._listener.described(Description(found.feature_width, tuple(found.rates)))
@@ -239,10 +280,39 @@ class CloudStream:
                 self._listener.abandoned()
                 call.cancel()
 
-    def _channel(self) -> grpc.Channel:
-        if self._address.authority is None:
+    def _trusted(self, roots: bytes | None) -> tuple[str, ...]:
+        """For the cloud, which may send others; none if there is no place to keep them."""
+        if roots is not None and self._address.kept_roots is not None:
+            with suppress(ValueError):
+                return fingerprints(roots)
+        return ()
+
+    def _follows(
+        self, roots: bytes, sent: bytes, request: pb.DescribeRequest, metadata: list[tuple[str, str]]
+    ) -> bool:
+        """Whether other roots are trusted now: acceptable ones, by which this very cloud can be reached."""
+        try:
+            accepted = accepted_roots(roots, sent)
+            with self._channel(accepted) as trial:
+                stub = EdgeInferenceStub(trial)  # type: ignore[no-untyped-call]
+                stub.Describe(request, timeout=OPEN_SECONDS, metadata=metadata)
+            self._address.keep_roots(accepted)
+        except (ValueError, OSError, grpc.RpcError) as error:
+            reason = (
+                "the cloud shows no certificate of theirs" if isinstance(error, grpc.RpcError) else str(error)
+            )
+            if reason != self._refused_roots:
+                LOG.warning("event=roots_refused reason=%s", json.dumps(reason))
+            self._refused_roots = reason
+            return False
+        self._refused_roots = ""
+        LOG.info("event=roots_renewed roots=%d", len(fingerprints(accepted)))
+        return True
+
+    def _channel(self, roots: bytes | None) -> grpc.Channel:
+        if roots is None:
             return grpc.insecure_channel(self._address.target, OPTIONS)
-        credentials = grpc.ssl_channel_credentials(self._address.authority)
+        credentials = grpc.ssl_channel_credentials(roots)
         return grpc.secure_channel(self._address.target, credentials, OPTIONS)
 
 
@@ -252,6 +322,8 @@ def _end_of(error: grpc.RpcError | ClosedStream) -> StreamEnd:
     code = error.code() if isinstance(error, grpc.Call) else None
     if code is None:
         return StreamEnd("failed")
+    if UNTRUSTED in (error.details() or ""):
+        return StreamEnd(UNKNOWN_AUTHORITY, refused=True)
     reason = REFUSALS.get(code, code.name.lower())
     return StreamEnd(reason, refused=code in REFUSALS, cancelled=code is grpc.StatusCode.CANCELLED)
 

@@ -27,6 +27,7 @@ import psutil
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import environment, free_port, tool
 from fedstill.common.reachability import why_unreachable
+from fedstill.common.trusted_roots import UNKNOWN_AUTHORITY, newest_roots_file
 from fedstill.edge_client.node.clientapp_process import NAME as COMMAND
 from fedstill.edge_client.node.clientapp_process import install_command
 from fedstill.edge_client.node.warm_start import command as warm_start
@@ -52,6 +53,10 @@ REVOKED = (
     "this device was revoked, or its credentials are not this coordinator's: ask its operator for new ones (fedstill "
     "certs issue) and start the agent with them; or it has just been online, which passes within a minute"
 )
+NOT_TRUSTED = re.compile(
+    r"unable to get (local )?issuer certificate|self-signed certificate in certificate chain"
+)
+"""In OpenSSL's words: the server's certificate is of none of the roots that were given."""
 REASON_LINES = 3
 """Flower explains an exit code in the two lines below it."""
 LOOK_BACK = 12
@@ -80,12 +85,19 @@ class Link:
 
     Attributes:
         via: the address to connect to if that is another one, which leads there; empty: ``address``.
+        kept_ca: where roots are kept that the cloud sends in place of ``ca``; None: it is not used.
     """
 
     address: str
     ca: Path | None
     key: Path | None
     via: str = ""
+    kept_ca: Path | None = None
+
+    @property
+    def trusted(self) -> Path | None:
+        """The file of the roots to trust now."""
+        return newest_roots_file(self.kept_ca, self.ca) if self.kept_ca and self.ca else self.ca
 
 
 @dataclass
@@ -267,10 +279,11 @@ class SuperNode:
         return {**variables, "PATH": f"{home / 'bin'}{os.pathsep}{variables['PATH']}"}
 
     def _trust(self) -> list[str]:
-        if self.link.ca is None:
+        trusted = self.link.trusted
+        if trusted is None:
             return ["--insecure"]
         key = ["--auth-supernode-private-key", str(self.link.key)] if self.link.key else []
-        return ["--root-certificates", str(self.link.ca), *key]
+        return ["--root-certificates", str(trusted), *key]
 
     def _ended(self, code: int, now: float) -> None:
         reason = exit_reason(self._child.log_file)
@@ -314,6 +327,8 @@ def exit_reason(log_file: Path) -> str:
     said = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines if line.strip()]
     if any(NOT_LET_IN in line for line in said):
         return REVOKED
+    if any(NOT_TRUSTED.search(line) for line in said):
+        return UNKNOWN_AUTHORITY
     for number, line in enumerate(said):
         if "Exit Code" in line:
             return " ".join(said[number : number + REASON_LINES])

@@ -28,6 +28,7 @@ from fedstill.edge_client.folder import (
     LINK_FILE,
     METERED_FILE,
     PAUSE_FILE,
+    ROOTS_FILE,
     SHELF_FOLDER,
     TOKEN_FILE,
     WATCHED_FILE,
@@ -40,7 +41,7 @@ OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, DECODING_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER,
     LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode",
     "warm_start", KNOWN_CLIPS_FILE, CHANGE_FILE, PAUSE_FILE, ALLOWED_FILE,
-    LEARNED_FOLDER, JOINED_FOLDER, KEEP_FILE, LINK_FILE, EXPECTED_FILE, METERED_FILE, TOKEN_FILE,
+    LEARNED_FOLDER, JOINED_FOLDER, KEEP_FILE, LINK_FILE, EXPECTED_FILE, METERED_FILE, TOKEN_FILE, ROOTS_FILE,
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""
 

@@ -19,10 +19,10 @@ from fedstill.cloud_server.auth import authority, token_renewal
 from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
-    list_nodes,
     read_authority,
     renew_token,
 )
+from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.coordinator.inference_thread import inference_serving
 from fedstill.common.credentials import CredentialError, read_node_bundle

@@ -28,10 +28,10 @@ from helpers.quick import quick_environment
 from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
-    list_nodes,
     read_authority,
     revoke_node,
 )
+from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
 from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.grpc.server_tls import ServerTls

@@ -26,7 +26,6 @@ from fedstill.cloud_server.auth import tokens
 from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
-    list_nodes,
     prolonged_token,
     read_authority,
     refreshed,
@@ -36,6 +35,7 @@ from fedstill.cloud_server.auth.authority import (
     tag_node,
 )
 from fedstill.cloud_server.auth.certificates import CA_DAYS, SERVER_DAYS
+from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.common.credentials import CredentialError, read_node_bundle
 from fedstill.common.node_token import token_expiry
 

@@ -1,0 +1,196 @@
+"""An authority is replaced while devices come and go: real TLS on loopback, from the first step to the last."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers.inference import MadeRuntime, made_heads, wait_until
+
+from fedstill.cloud_server.auth import roots_update
+from fedstill.cloud_server.auth.authority import create_authority, issue_node, read_authority
+from fedstill.cloud_server.auth.register import list_nodes
+from fedstill.cloud_server.auth.roll_over import begin, drop_old, finish, read_roll_over
+from fedstill.cloud_server.coordinator.inference_thread import inference_serving
+from fedstill.cloud_server.edge_inference import inference_service
+from fedstill.common.credentials import CredentialError, read_node_bundle
+from fedstill.common.trusted_roots import UNKNOWN_AUTHORITY, fingerprints
+from fedstill.edge_client.inference.cloud_connection import CloudConnection
+from fedstill.edge_client.inference.cloud_stream import Address
+
+
+@dataclass
+class Fleet:
+    """An authority, heads, and devices with copies of their credentials."""
+
+    folder: Path
+
+    @property
+    def certs(self) -> Path:
+        return self.folder / "certs"
+
+    @contextmanager
+    def serving(self) -> Iterator[int]:
+        """A coordinator's inference service, with the certificate of now."""
+        with inference_serving(self.folder / "heads", "127.0.0.1:0", read_authority(self.certs)) as port:
+            yield port
+
+    def address(self, name: str, port: int) -> Address:
+        bundle = read_node_bundle(self.folder / name)
+        return Address(
+            f"127.0.0.1:{port}",
+            name,
+            bundle.token,
+            bundle.ca_file.read_bytes(),
+            ca_file=bundle.ca_file,
+            kept_roots=self.folder / f"{name}-roots.pem",
+        )
+
+    def trusts(self, name: str) -> int:
+        """How many roots a device trusts."""
+        roots = self.address(name, 1).roots
+        assert roots is not None
+        return len(fingerprints(roots))
+
+    @property
+    def lacking(self) -> set[str]:
+        return {node.name for node in read_roll_over(self.certs).without}
+
+    def issue(self, name: str) -> None:
+        issue_node(self.certs, name)
+        self.copy(name)
+
+    def copy(self, name: str) -> None:
+        """By hand, from the coordinator's machine to the device."""
+        shutil.copytree(self.certs / "nodes" / name, self.folder / name, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    monkeypatch.setattr(roots_update, "FRESH_SECONDS", 0.0)
+    made_heads(tmp_path / "heads")
+    create_authority(tmp_path / "certs", [], [])
+    made = Fleet(tmp_path)
+    for name in ("hall", "attic"):
+        made.issue(name)
+    return made
+
+
+@contextmanager
+def connecting(address: Address) -> Iterator[CloudConnection]:
+    runtime = MadeRuntime()
+    connection = CloudConnection(address, runtime.version, runtime.class_names)
+    connection.start()
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def connect(address: Address) -> None:
+    """And leave again."""
+    with connecting(address) as connection:
+        assert connection.wait(10), connection.hindrance()
+
+
+def test_devices_follow_from_the_first_step_to_the_last(fleet: Fleet) -> None:
+    token = read_node_bundle(fleet.folder / "hall").token
+    given = (fleet.folder / "hall" / "ca.crt").read_bytes()
+    with fleet.serving() as port:
+        begin(fleet.certs)  # while it runs
+        assert fleet.lacking == {"hall", "attic"}
+        connect(fleet.address("hall", port))
+        assert fleet.trusts("hall") == 2
+        wait_until(lambda: fleet.lacking == {"attic"})
+    with pytest.raises(CredentialError, match=r"1 of 2 nodes .* yet: attic; wait for them"):
+        finish(fleet.certs)
+    with fleet.serving() as port:
+        connect(fleet.address("attic", port))
+        wait_until(lambda: not fleet.lacking)
+    fleet.issue("new")
+    finish(fleet.certs)
+    with fleet.serving() as port:
+        for name in ("hall", "attic", "new"):
+            connect(fleet.address(name, port))
+        drop_old(fleet.certs)
+        connect(fleet.address("hall", port))
+        assert fleet.trusts("hall") == 1
+        wait_until(lambda: [len(node.roots) for node in list_nodes(fleet.certs)] == [1, 2, 2])
+    assert read_node_bundle(fleet.folder / "hall").token == token
+    assert (fleet.folder / "hall" / "ca.crt").read_bytes() == given, "nothing is written there"
+
+
+def test_a_device_that_was_away_is_told_what_to_do(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    begin(fleet.certs)
+    finish(fleet.certs, without_them=True)
+    with fleet.serving() as port, caplog.at_level(logging.WARNING):
+        with connecting(fleet.address("attic", port)) as connection:
+            assert not connection.wait(10)
+        told = [one for one in caplog.messages if "cloud_lost" in one]
+        assert [one.partition("reason=")[2] for one in told] == [UNKNOWN_AUTHORITY]
+        fleet.copy("attic")  # the step has put the new roots there
+        connect(fleet.address("attic", port))
+        assert fleet.trusts("attic") == 2
+
+
+def test_roots_that_the_server_does_not_show_yet_are_not_taken(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator who drops the old one before the coordinator was started again cuts nobody off."""
+    with fleet.serving() as port:
+        begin(fleet.certs)
+        connect(fleet.address("hall", port))
+        finish(fleet.certs, without_them=True)
+        drop_old(fleet.certs)
+        with caplog.at_level(logging.WARNING):
+            connect(fleet.address("hall", port))
+    assert fleet.trusts("hall") == 2
+    assert 'event=roots_refused reason="the cloud shows no certificate of theirs"' in caplog.messages
+
+
+def test_roots_of_a_stranger_cost_nothing(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """Who has the server's key, and not the authority's, can put nothing in its place."""
+    create_authority(fleet.folder / "other", [], [])
+    with fleet.serving() as port:
+        real = (fleet.certs / "ca.crt").read_bytes()
+        (fleet.certs / "ca.crt").write_bytes(real + (fleet.folder / "other" / "ca.crt").read_bytes())
+        with caplog.at_level(logging.WARNING):
+            connect(fleet.address("hall", port))
+    assert fleet.trusts("hall") == 1
+    assert not (fleet.folder / "hall-roots.pem").exists()
+    told = [one for one in caplog.messages if "roots" in one]
+    assert told == ['event=roots_refused reason="has a root for which none that is trusted here vouches"']
+
+
+def test_a_standing_stream_ends_after_a_day_and_learns_then(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_service, "STREAM_SECONDS", 1.0)
+    with fleet.serving() as port, connecting(fleet.address("hall", port)) as connection:
+        assert connection.wait(10)
+        begin(fleet.certs)
+        wait_until(lambda: fleet.lacking == {"attic"})
+    assert fleet.trusts("hall") == 2
+
+
+def test_a_cloud_that_cannot_write_says_so_once_and_refuses_nobody(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    begin(fleet.certs)
+    monkeypatch.setattr(roots_update, "write_register", full)
+    with fleet.serving() as port, caplog.at_level(logging.WARNING):
+        for name in ("hall", "hall", "attic"):
+            connect(fleet.address(name, port))
+    assert fleet.trusts("hall") == fleet.trusts("attic") == 2
+    assert fleet.lacking == {"hall", "attic"}
+    told = [one for one in caplog.messages if "roots_not_noted" in one]
+    assert len(told) == 1
+    assert "No space left" in told[0]
