@@ -89,6 +89,8 @@ class Authority:
     secret: bytes = field(repr=False)
     """Signs the inference tokens (``cloud_server/auth/tokens.py``)."""
     nodes: tuple[IssuedNode, ...]
+    certificate: bytes
+    """Of the server, as it was read; empty if it has its own from elsewhere."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -168,6 +170,7 @@ def read_authority(
         key_file=folder / SERVER_KEY_FILE,
         secret=secret,
         nodes=nodes,
+        certificate=read_bytes(folder / SERVER_FILE) if server_certificate else b"",
         warnings=(
             *open_secrets(*(path for path in private if path.exists())),
             *ending,

@@ -81,10 +81,10 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
             _proxy(settings, authority, link.url) as proxy,
             _inference(settings, authority),
         ):
-            run = _Run(settings, link)
+            run = _Run(settings, link, authority)
             unanswered = 0
             while not stop.wait(TEND_SECONDS):
-                _keep_alive(link, run)
+                _keep_alive(link, run, proxy)
                 proxy.reconcile()
                 try:
                     run.reconcile()
@@ -107,6 +107,8 @@ class _Run:
 
     settings: CoordinatorSettings
     link: SuperLink
+    authority: Authority | None = None
+    """As it was at the start."""
     run_id: int | None = None
     finished: bool = False
     failures: int = 0
@@ -171,7 +173,8 @@ class _Run:
         if self.settings.authority is None:
             return False
         try:
-            self._warn(read_authority(self.settings.authority).warnings)
+            now = read_authority(self.settings.authority)
+            self._warn((*now.warnings, *_not_shown_yet(self.authority, now)))
         except CredentialError as error:  # a certificate has expired, or is being replaced at this moment
             self._warn((str(error),))
         nodes = list_nodes(self.settings.authority)  # a revocation counts whatever else is wrong
@@ -210,7 +213,14 @@ class _Run:
         replace_text(self.settings.state / STATUS_FILE, json.dumps(status))
 
 
-def _keep_alive(link: SuperLink, run: _Run) -> None:
+def _not_shown_yet(started_with: Authority | None, now: Authority) -> tuple[str, ...]:
+    """A warning, if the server's certificate was replaced since."""
+    if started_with is None or started_with.certificate == now.certificate:
+        return ()
+    return (f"{now.certificate_file}: was replaced; start the coordinator again, which loses nothing, to show it",)
+
+
+def _keep_alive(link: SuperLink, run: _Run, proxy: ProxyProcess) -> None:
     code = link.poll()
     if code is None:
         return
@@ -218,6 +228,7 @@ def _keep_alive(link: SuperLink, run: _Run) -> None:
     run.lost()
     link.restart()
     link.wait_until_healthy()
+    proxy.follow()
 
 
 @contextmanager

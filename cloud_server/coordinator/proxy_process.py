@@ -38,12 +38,14 @@ class ProxyProcess:
             traffic_file=str(state / TRAFFIC_FILE),
         )
         self._child = Child("proxy", self._folder)
+        self._trusted = b""
 
     def open(self) -> None:
         """Start it and wait until it listens. Raises FlowerError if it does not."""
         self._ready.unlink(missing_ok=True)
         path = self._folder / "settings.json"
         path.write_text(json.dumps(asdict(self._settings)))
+        self._trusted = self._authority()
         command = [sys.executable, "-m", "fedstill.cloud_server.coordinator.fleet_proxy", str(path)]
         self._child.start(command, environment(self._folder), self._folder)
         end = time.monotonic() + START_SECONDS
@@ -62,6 +64,16 @@ class ProxyProcess:
         if code is not None:
             LOG.error("event=proxy_ended code=%d action=restart", code)
             self.open()
+
+    def follow(self) -> None:
+        """After the SuperLink was started again, which may show a certificate of an authority that was rolled over."""
+        if self._authority() != self._trusted:
+            LOG.info("event=proxy_restarted reason=authority_changed")
+            self.close()
+            self.open()
+
+    def _authority(self) -> bytes:
+        return Path(self._settings.ca_file).read_bytes() if self._settings.ca_file else b""
 
     def close(self) -> None:
         """End it."""

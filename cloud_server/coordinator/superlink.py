@@ -41,7 +41,10 @@ class SuperLink:
         self.port = port or free_port()
         self._child = Child("superlink", self.folder)
         self._environment = environment(self.home)
-        self._control = SuperLinkControl(self.url, None if tls is None else tls.ca_file)
+        self._control = self._connect()
+
+    def _connect(self) -> SuperLinkControl:
+        return SuperLinkControl(self.url, None if self._tls is None else self._tls.ca_file)
 
     @property
     def url(self) -> str:
@@ -114,6 +117,8 @@ class SuperLink:
         about 60 s, and a new one is to be submitted.
         """
         self._child.stop()
+        self._control.close()  # which trusts the authority of before, and it may have been rolled over
+        self._control = self._connect()
         self.start()
 
     def stop(self) -> None:
