@@ -217,7 +217,9 @@ def _not_shown_yet(started_with: Authority | None, now: Authority) -> tuple[str,
     """A warning, if the server's certificate was replaced since."""
     if started_with is None or started_with.certificate == now.certificate:
         return ()
-    return (f"{now.certificate_file}: was replaced; start the coordinator again, which loses nothing, to show it",)
+    return (
+        f"{now.certificate_file}: was replaced; start the coordinator again, which loses nothing, to show it",
+    )
 
 
 def _keep_alive(link: SuperLink, run: _Run, proxy: ProxyProcess) -> None:

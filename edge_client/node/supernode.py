@@ -99,6 +99,13 @@ class Link:
         """The file of the roots to trust now."""
         return newest_roots_file(self.kept_ca, self.ca) if self.kept_ca and self.ca else self.ca
 
+    @property
+    def roots(self) -> bytes:
+        """What that file has; empty without TLS, and while it cannot be read."""
+        with suppress(OSError):
+            return self.trusted.read_bytes() if self.trusted else b""
+        return b""
+
 
 @dataclass
 class SuperNode:
@@ -128,6 +135,7 @@ class SuperNode:
     _rest: float = WARM_SECONDS
     _trouble: str = ""
     _away: bool = False
+    _roots: bytes = b""
     _child: Child = field(init=False)
     _warm: Child = field(init=False)
 
@@ -153,6 +161,10 @@ class SuperNode:
                     self._pause, self._good, self._trouble = FIRST_PAUSE, now, ""
                 if now >= self._look:
                     self._keep_warm(now)
+                    if self._roots != self.link.roots and not self._in_hand:
+                        LOG.info("event=supernode_restarted reason=roots_renewed")
+                        self.stop()
+                        self._start(now)
                 return
             self._ended(code, now)
         if now >= self._again and not self._is_away(now):
@@ -251,6 +263,7 @@ class SuperNode:
         self._rest = WARM_SECONDS
         self._start_warm()
         self._look = now + self._rest
+        self._roots = self.link.roots
         self._child.start(command, self._variables(), self.folder)
         self._started = now
 

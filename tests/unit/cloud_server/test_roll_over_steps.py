@@ -151,7 +151,9 @@ def test_python_and_the_supernode_trust_what_was_kept(certs: Path, tmp_path: Pat
 
 
 def test_it_waits_for_nodes_and_names_them(certs: Path) -> None:
-    with pytest.raises(CredentialError, match="no roll-over is under way; begin with: fedstill certs roll-over"):
+    with pytest.raises(
+        CredentialError, match="no roll-over is under way; begin with: fedstill certs roll-over"
+    ):
         finish(certs)
     with pytest.raises(CredentialError, match="no roll-over is finished"):
         drop_old(certs)
@@ -159,7 +161,9 @@ def test_it_waits_for_nodes_and_names_them(certs: Path) -> None:
     issue_node(certs, "new")  # with both roots
     issue_node(certs, "gone")
     assert names(certs) == ["kitchen", "hall"]
-    with pytest.raises(CredentialError, match="2 of 4 nodes have not taken .* yet: kitchen, hall; ") as refused:
+    with pytest.raises(
+        CredentialError, match="2 of 4 nodes have not taken .* yet: kitchen, hall; "
+    ) as refused:
         finish(certs)
     assert "\n" not in str(refused.value)
     with pytest.raises(CredentialError, match="no roll-over is finished"):
@@ -229,7 +233,9 @@ def test_the_end_of_an_authority_is_announced_a_year_ahead(certs: Path) -> None:
     (warning,) = told(CA_DAYS - 364)
     assert warning.endswith("fedstill certs roll-over CERTS --finish")
     late = now + (CA_DAYS - 20) * DAY
-    assert any("fedstill certs roll-over" in one for one in read_node_bundle(certs / "nodes" / "hall", late).warnings)
+    assert any(
+        "fedstill certs roll-over" in one for one in read_node_bundle(certs / "nodes" / "hall", late).warnings
+    )
 
 
 def test_a_device_is_warned_of_the_root_that_lasts_longest(certs: Path, tmp_path: Path) -> None:
@@ -266,7 +272,10 @@ def test_the_command_says_where_it_stands(certs: Path, monkeypatch: pytest.Monke
         "next: fedstill certs roll-over certs --finish",
     ]
     took(certs, "hall")
-    assert [("new" in line, "old" in line) for line in run("list certs")[1:]] == [(False, True), (True, False)]
+    assert [("new" in line, "old" in line) for line in run("list certs")[1:]] == [
+        (False, True),
+        (True, False),
+    ]
     code, line = run("roll-over certs --finish")
     assert code == "2"
     assert "1 of 2 nodes have not taken the new authority yet: kitchen" in line

@@ -69,7 +69,7 @@ def test_no_bytes_put_a_stranger_in_the_place_of_a_root(sent: bytes) -> None:
     try:
         assert fingerprints(accepted_roots(pem(0), sent)) == (root_fingerprint(root(0)),)
     except ValueError as error:
-        assert "\n" not in str(error) or "PEM" in str(error)
+        assert "\n" not in str(error)
 
 
 @given(data=st.data())

@@ -12,6 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedstill.cloud_server.auth.authority_files import certificates_pem
+from fedstill.cloud_server.auth.certificates import make_root
+from fedstill.common.trusted_roots import keep_roots
 from fedstill.edge_client.node import supernode
 from fedstill.edge_client.node.supernode import (
     LONGEST_AWAY_PAUSE,
@@ -353,6 +356,28 @@ def test_a_revoked_device_is_told_so_in_words(
     assert "\n" not in str(refused.value)
     log.write_text(REFUSED.format(why="[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"))
     assert "CERTIFICATE_VERIFY_FAILED" in exit_reason(log), "that has another cause"
+
+
+def test_roots_that_the_cloud_has_sent_are_used_within_a_minute_or_two(clock: Clock, tmp_path: Path) -> None:
+    """So that it goes on without a word when the server shows a certificate of theirs; never while a message is
+    being answered."""
+    given_file, kept = tmp_path / "ca.crt", tmp_path / "kept.pem"
+    root = certificates_pem(make_root()[1])
+    given_file.write_bytes(root)
+    tended = SuperNode(tmp_path, Link("127.0.0.1:1", given_file, None, kept_ca=kept), 0, "hall", PATIENCE)
+    run(tended, clock, 300)
+    assert tended._child.starts == 1
+    keep_roots(kept, root, root + certificates_pem(make_root()[1]))
+    tended._in_hand = True
+    run(tended, clock, 90)
+    assert tended._child.starts == 1
+    tended._in_hand = False
+    run(tended, clock, 90)
+    assert tended._child.starts == 2
+    assert tended._trust()[1] == str(kept)
+    kept.unlink()
+    run(tended, clock, 90)
+    assert (tended._child.starts, tended._trust()[1]) == (3, str(given_file))
 
 
 @settings(max_examples=20, deadline=None)
