@@ -1,4 +1,4 @@
-"""The three steps of a roll-over: what each leaves, also when it is killed at any moment, and what an operator reads."""
+"""The three steps of a roll-over: what each leaves, also when it is killed, and what an operator reads."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_it_waits_for_nodes_and_names_them(certs: Path) -> None:
     issue_node(certs, "gone")
     assert names(certs) == ["kitchen", "hall"]
     with pytest.raises(
-        CredentialError, match="2 of 4 nodes have not taken .* yet: kitchen, hall; "
+        CredentialError, match=r"2 of 4 nodes have not taken .* yet: kitchen, hall; "
     ) as refused:
         finish(certs)
     assert "\n" not in str(refused.value)

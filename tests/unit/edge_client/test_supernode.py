@@ -368,7 +368,7 @@ def test_roots_that_the_cloud_has_sent_are_used_within_a_minute_or_two(clock: Cl
     run(tended, clock, 300)
     assert tended._child.starts == 1
     keep_roots(kept, root, root + certificates_pem(make_root()[1]))
-    tended._in_hand = True
+    tended._in_hand, tended._spoke = True, clock.now
     run(tended, clock, 90)
     assert tended._child.starts == 1
     tended._in_hand = False
