@@ -291,6 +291,9 @@ def test_the_command_says_where_it_stands(certs: Path, monkeypatch: pytest.Monke
         assert (code, line[:6]) == ("2", "error:")
 
 
+STEPS: dict[str, Callable[[Path], object]] = {"begin": begin, "finish": finish, "drop_old": drop_old}
+
+
 class Killed(BaseException):
     """A process ends here, without a word."""
 
@@ -310,6 +313,35 @@ def killed_after(writes: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
         patch.setattr(roll_over, "replace_file", write)
         yield
+
+
+@pytest.mark.parametrize(
+    ("step", "writes"),
+    [
+        *(("begin", n) for n in range(5)),
+        *(("finish", n) for n in range(2)),
+        *(("drop_old", n) for n in range(5)),
+    ],
+)
+def test_a_step_that_was_killed_is_done_by_the_same_command(certs: Path, step: str, writes: int) -> None:
+    """After each of the files that it writes."""
+    for name, do in STEPS.items():
+        if name == "finish":
+            for node in ("kitchen", "hall"):
+                took(certs, node)
+        if name == step:
+            with killed_after(writes):
+                do(certs)
+            read_authority(certs)
+            renew_server(certs)
+        do(certs)
+    (root,) = read_roots(certs).trusted
+    renew_server(certs)
+    assert read_roots(certs).issuing == root
+    assert not (certs / "next-ca.key").exists()
+    assert {(certs / "nodes" / name / "ca.crt").read_bytes() for name in ("kitchen", "hall")} == {
+        (certs / "ca.crt").read_bytes()
+    }
 
 
 @dataclass
@@ -338,7 +370,6 @@ class World:
         update.note(device, fingerprints(self.devices[device]))
 
 
-STEPS: dict[str, Callable[[Path], object]] = {"begin": begin, "finish": finish, "drop_old": drop_old}
 actions = st.one_of(
     st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 8)),
     st.tuples(st.sampled_from(["visit", "visit", "restart", "issue"]), st.integers(0, 2)),
