@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from helpers.inference import MadeRuntime, made_heads, wait_until
 
+from fedstill.cli.agent.parts import identity_of
 from fedstill.cloud_server.auth import roots_update
 from fedstill.cloud_server.auth.authority import create_authority, issue_node, read_authority
 from fedstill.cloud_server.auth.register import list_nodes
@@ -22,6 +24,8 @@ from fedstill.common.credentials import CredentialError, read_node_bundle
 from fedstill.common.trusted_roots import UNKNOWN_AUTHORITY, fingerprints
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_stream import Address
+from fedstill.protos import edge_inference_pb2 as pb
+from fedstill.protos.edge_inference_pb2_grpc import EdgeInferenceStub
 
 
 @dataclass
@@ -41,15 +45,13 @@ class Fleet:
             yield port
 
     def address(self, name: str, port: int) -> Address:
-        bundle = read_node_bundle(self.folder / name)
-        return Address(
-            f"127.0.0.1:{port}",
-            name,
-            bundle.token,
-            bundle.ca_file.read_bytes(),
-            ca_file=bundle.ca_file,
-            kept_roots=self.folder / f"{name}-roots.pem",
-        )
+        """As ``fedstill agent`` makes it."""
+        credentials, state = self.folder / name, self.folder / f"{name}-state"
+        state.mkdir(exist_ok=True)
+        who = identity_of("127.0.0.1:1", f"127.0.0.1:{port}", credentials, False, -1, state)
+        assert who.inference is not None
+        assert who.link.roots == who.inference.roots, "the SuperNode's, too"
+        return who.inference
 
     def trusts(self, name: str) -> int:
         """How many roots a device trusts."""
@@ -162,7 +164,7 @@ def test_roots_of_a_stranger_cost_nothing(fleet: Fleet, caplog: pytest.LogCaptur
         with caplog.at_level(logging.WARNING):
             connect(fleet.address("hall", port))
     assert fleet.trusts("hall") == 1
-    assert not (fleet.folder / "hall-roots.pem").exists()
+    assert not (fleet.folder / "hall-state" / "authorities.pem").exists()
     told = [one for one in caplog.messages if "roots" in one]
     assert told == ['event=roots_refused reason="has a root for which none that is trusted here vouches"']
 
@@ -194,3 +196,34 @@ def test_a_cloud_that_cannot_write_says_so_once_and_refuses_nobody(
     told = [one for one in caplog.messages if "roots_not_noted" in one]
     assert len(told) == 1
     assert "No space left" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "code"),
+    [
+        ([], None),  # of an older release
+        (["0" * 64], None),
+        (["no digest"], grpc.StatusCode.INVALID_ARGUMENT),
+        (["0" * 64] * 17, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_what_a_device_says_that_it_trusts_is_checked(
+    fleet: Fleet, trusted: list[str], code: grpc.StatusCode | None
+) -> None:
+    begin(fleet.certs)
+    with fleet.serving() as port:
+        address = fleet.address("hall", port)
+        credentials = grpc.ssl_channel_credentials(address.authority)
+        with grpc.secure_channel(address.target, credentials) as channel:
+            ask = EdgeInferenceStub(channel).Describe  # type: ignore[no-untyped-call]
+            request = pb.DescribeRequest(
+                device="hall", student_version=MadeRuntime().version, trusted=trusted
+            )
+            metadata = [("authorization", f"Bearer {address.token}")]
+            if code is None:
+                assert bool(ask(request, metadata=metadata, timeout=10).roots) == bool(trusted)
+            else:
+                with pytest.raises(grpc.RpcError) as refused:
+                    ask(request, metadata=metadata, timeout=10)
+                assert (refused.value.code(), refused.value.details()[:8]) == (code, "trusted:")
+        assert fleet.lacking == {"hall", "attic"}

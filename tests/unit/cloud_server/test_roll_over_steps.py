@@ -38,6 +38,8 @@ from fedstill.cloud_server.auth.certificates import CA_DAYS
 from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.auth.roll_over import begin, drop_old, finish, read_roll_over
 from fedstill.cloud_server.auth.roots_update import RootsUpdate
+from fedstill.cloud_server.coordinator.coordinator import _not_shown_yet
+from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.common.credentials import CredentialError, read_node_bundle
 from fedstill.common.trusted_roots import (
     UNKNOWN_AUTHORITY,
@@ -252,6 +254,31 @@ def test_a_device_is_warned_of_the_root_that_lasts_longest(certs: Path, tmp_path
     keep_roots(tmp_path / "kept", given, (certs / "ca.crt").read_bytes())
     told = read_node_bundle(bundle, later, kept_roots=tmp_path / "kept").warnings
     assert not [one for one in told if "ca.crt" in one or "kept" in one]
+
+
+def test_the_coordinator_says_that_it_shows_an_older_certificate(certs: Path) -> None:
+    started_with = read_authority(certs)
+    begin(certs)
+    assert _not_shown_yet(started_with, read_authority(certs)) == ()
+    finish(certs, without_them=True)
+    (warning,) = _not_shown_yet(started_with, read_authority(certs))
+    assert re.search(r"server\.crt: was replaced; start the coordinator again", warning)
+
+
+def test_a_proxy_follows_a_superlink_that_was_started_again(
+    certs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read ``ca.crt`` at its start, and the SuperLink may show a certificate of a newer root by then."""
+    done: list[str] = []
+    monkeypatch.setattr(ProxyProcess, "open", lambda proxy: done.append("open"))
+    monkeypatch.setattr(ProxyProcess, "close", lambda proxy: done.append("close"))
+    proxy = ProxyProcess(tmp_path, "127.0.0.1", 0, "https://127.0.0.1:1", read_authority(certs))
+    proxy._trusted = (certs / "ca.crt").read_bytes()
+    proxy.follow()
+    assert done == []
+    begin(certs)
+    proxy.follow()
+    assert done == ["close", "open"]
 
 
 def test_the_command_says_where_it_stands(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
