@@ -130,7 +130,7 @@ def roll_over(
 ) -> None:
     """Replace the authority over weeks: begin, then --finish, then --drop-old; devices follow by themselves.
 
-    Again without an option: says where it stands.
+    Without an option it begins, or says how far one is that is under way.
     """
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth import roll_over as steps

@@ -7,24 +7,19 @@ import re
 import shutil
 import socket
 import ssl
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.roll_over import took, without
 from typer.testing import CliRunner
 
 from fedstill.cli import main as cli
 from fedstill.cli.shared import console
-from fedstill.cloud_server.auth import roll_over
 from fedstill.cloud_server.auth.authority import (
     create_authority,
     issue_node,
@@ -37,7 +32,6 @@ from fedstill.cloud_server.auth.authority_files import VOUCHES_FILE, read_roots
 from fedstill.cloud_server.auth.certificates import CA_DAYS
 from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.auth.roll_over import begin, drop_old, finish, read_roll_over
-from fedstill.cloud_server.auth.roots_update import RootsUpdate
 from fedstill.cloud_server.coordinator.coordinator import _not_shown_yet
 from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.common.credentials import CredentialError, read_node_bundle
@@ -47,7 +41,6 @@ from fedstill.common.trusted_roots import (
     fingerprints,
     keep_roots,
     newest_roots_file,
-    root_fingerprint,
 )
 from fedstill.edge_client.node.supernode import Link, SuperNode, exit_reason
 
@@ -60,15 +53,6 @@ def certs(tmp_path: Path) -> Path:
     for name in ("kitchen", "hall"):
         issue_node(tmp_path / "certs", name)
     return tmp_path / "certs"
-
-
-def took(certs: Path, name: str) -> None:
-    """A device says that it trusts what it is to trust."""
-    RootsUpdate(read_authority(certs)).note(name, fingerprints((certs / "ca.crt").read_bytes()))
-
-
-def names(certs: Path) -> list[str]:
-    return [node.name for node in read_roll_over(certs).without]
 
 
 @contextmanager
@@ -162,7 +146,7 @@ def test_it_waits_for_nodes_and_names_them(certs: Path) -> None:
     begin(certs)
     issue_node(certs, "new")  # with both roots
     issue_node(certs, "gone")
-    assert names(certs) == ["kitchen", "hall"]
+    assert without(certs) == ["kitchen", "hall"]
     with pytest.raises(
         CredentialError, match=r"2 of 4 nodes have not taken .* yet: kitchen, hall; "
     ) as refused:
@@ -181,7 +165,7 @@ def test_a_renewed_token_comes_with_the_roots_of_now(certs: Path) -> None:
     begin(certs)
     renew_token(certs, "hall")
     assert (certs / "nodes" / "hall" / "ca.crt").read_bytes() == (certs / "ca.crt").read_bytes()
-    assert "hall" in names(certs), "nobody knows yet whether it was copied"
+    assert "hall" in without(certs), "nobody knows yet whether it was copied"
 
 
 def test_the_old_key_is_needed_to_begin_and_the_new_one_to_finish(certs: Path, tmp_path: Path) -> None:
@@ -209,11 +193,11 @@ def test_a_register_of_before_opens_and_counts_as_without(certs: Path) -> None:
     for row in rows["nodes"]:
         del row["roots"]
     (certs / "nodes.json").write_text(json.dumps(rows))
-    assert names(certs) == [], "there is no roll-over"
+    assert without(certs) == [], "there is no roll-over"
     begin(certs)
-    assert names(certs) == ["kitchen", "hall"]
+    assert without(certs) == ["kitchen", "hall"]
     took(certs, "hall")
-    assert names(certs) == ["kitchen"]
+    assert without(certs) == ["kitchen"]
 
 
 def test_the_end_of_an_authority_is_announced_a_year_ahead(certs: Path) -> None:
@@ -316,130 +300,6 @@ def test_the_command_says_where_it_stands(certs: Path, monkeypatch: pytest.Monke
     for mistake in ("--finish --drop-old", "--without-them"):
         code, line = run(f"roll-over certs {mistake}")
         assert (code, line[:6]) == ("2", "error:")
-
-
-STEPS: dict[str, Callable[[Path], object]] = {"begin": begin, "finish": finish, "drop_old": drop_old}
-
-
-class Killed(BaseException):
-    """A process ends here, without a word."""
-
-
-@contextmanager
-def killed_after(writes: int) -> Iterator[None]:
-    """Inside, only so many files are written."""
-    left = [writes]
-    real = roll_over.replace_file
-
-    def write(*arguments: Any) -> None:
-        if left[0] == 0:
-            raise Killed
-        left[0] -= 1
-        real(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-        patch.setattr(roll_over, "replace_file", write)
-        yield
-
-
-@pytest.mark.parametrize(
-    ("step", "writes"),
-    [
-        *(("begin", n) for n in range(5)),
-        *(("finish", n) for n in range(2)),
-        *(("drop_old", n) for n in range(5)),
-    ],
-)
-def test_a_step_that_was_killed_is_done_by_the_same_command(certs: Path, step: str, writes: int) -> None:
-    """After each of the files that it writes."""
-    for name, do in STEPS.items():
-        if name == "finish":
-            for node in ("kitchen", "hall"):
-                took(certs, node)
-        if name == step:
-            with killed_after(writes):
-                do(certs)
-            read_authority(certs)
-            renew_server(certs)
-        do(certs)
-    (root,) = read_roots(certs).trusted
-    renew_server(certs)
-    assert read_roots(certs).issuing == root
-    assert not (certs / "next-ca.key").exists()
-    assert {(certs / "nodes" / name / "ca.crt").read_bytes() for name in ("kitchen", "hall")} == {
-        (certs / "ca.crt").read_bytes()
-    }
-
-
-@dataclass
-class World:
-    """An authority, a coordinator that shows the certificate of its start, and what devices trust."""
-
-    certs: Path
-    shown: str = ""
-    devices: dict[str, bytes] = field(default_factory=dict)
-
-    def issuing(self) -> str:
-        return root_fingerprint(read_roots(self.certs).issuing)
-
-    def reaches(self, device: str) -> bool:
-        return self.shown in fingerprints(self.devices[device])
-
-    def visit(self, device: str) -> None:
-        if not self.reaches(device):
-            return
-        update = RootsUpdate(read_authority(self.certs))
-        sent = update.bundle_for(fingerprints(self.devices[device]))
-        if sent:
-            accepted = accepted_roots(self.devices[device], sent)
-            if self.shown in fingerprints(accepted):
-                self.devices[device] = accepted
-        update.note(device, fingerprints(self.devices[device]))
-
-
-actions = st.one_of(
-    st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 8)),
-    st.tuples(st.sampled_from(["visit", "visit", "restart", "issue"]), st.integers(0, 2)),
-)
-
-
-@settings(max_examples=8, deadline=None)
-@given(st.lists(actions, max_size=14))
-def test_whatever_happens_in_between_no_device_is_cut_off(past: list[tuple[str, int]]) -> None:
-    """Steps in any order, each killed after any of its writes, while devices come, go and are away."""
-    with tempfile.TemporaryDirectory() as folder:
-        certs = Path(folder) / "certs"
-        create_authority(certs)
-        world = World(certs)
-        world.shown = world.issuing()
-        for name in ("d0", "d1", "d2"):
-            issue_node(certs, name)
-            world.devices[name] = (certs / "ca.crt").read_bytes()
-        for what, number in past:
-            if what in STEPS:
-                with suppress(CredentialError), killed_after(number):
-                    STEPS[what](certs)
-            elif what == "restart":
-                world.shown = world.issuing()
-            elif what == "visit":
-                world.visit(f"d{number}")
-            elif f"new{number}" not in world.devices:
-                issue_node(certs, f"new{number}")
-                world.devices[f"new{number}"] = (certs / "ca.crt").read_bytes()
-            read_authority(certs)  # whole
-            assert all(world.reaches(name) for name in ("d0", "d1", "d2"))
-        world.shown = world.issuing()
-        assert all(map(world.reaches, world.devices)), "new ones, too, once the coordinator was started again"
-        begin(certs)
-        for name in world.devices:
-            world.visit(name)
-        assert finish(certs).without == ()
-        world.shown = world.issuing()
-        drop_old(certs)
-        for name in world.devices:
-            world.visit(name)
-        assert {fingerprints(roots) for roots in world.devices.values()} == {(world.shown,)}
-        assert not list(certs.glob(".*.part"))
 
 
 def test_a_device_that_missed_a_whole_roll_over_but_knew_of_it_goes_on(certs: Path) -> None:
