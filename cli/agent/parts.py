@@ -16,7 +16,7 @@ from fedstill.common.option_values import address
 if TYPE_CHECKING:
     from fedstill.edge_client.inference.cloud_stream import Address
     from fedstill.edge_client.inference.current_student import CurrentStudent
-    from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
+    from fedstill.edge_client.link.monthly_bytes import MonthlyBytes
     from fedstill.edge_client.node.supernode import Link
 
 
@@ -89,7 +89,7 @@ def identity_of(
 @contextmanager
 def counted(who: Identity, budget: MonthlyBytes) -> Iterator[Identity]:
     """Inside, a device whose bytes to and from its coordinator count."""
-    from fedstill.edge_client.metered.relay import metered
+    from fedstill.edge_client.link.relay import metered
 
     with ExitStack() as stack:
         link = replace(who.link, via=stack.enter_context(metered(who.link.address, budget)))

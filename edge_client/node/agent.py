@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.common.folder_lock import LOCK_FILE, sole_user
-from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
+from fedstill.edge_client.link.link_note import LinkNotes
+from fedstill.edge_client.link.monthly_bytes import MonthlyBytes
 from fedstill.edge_client.node.agent_news import AgentNews
-from fedstill.edge_client.node.link_note import LinkNotes
 from fedstill.edge_client.node.supernode import Link, SuperNode
 from fedstill.edge_client.node.upload_gate import Contacts, UploadGate, UploadHours
 from fedstill.edge_client.privacy.prototypes import DeviceError

@@ -26,8 +26,8 @@ import psutil
 
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import environment, free_port, tool
-from fedstill.common.reachability import why_unreachable
 from fedstill.common.trusted_roots import UNKNOWN_AUTHORITY, newest_roots_file
+from fedstill.edge_client.link.reachability import why_unreachable
 from fedstill.edge_client.node.clientapp_process import NAME as COMMAND
 from fedstill.edge_client.node.clientapp_process import install_command
 from fedstill.edge_client.node.warm_start import command as warm_start

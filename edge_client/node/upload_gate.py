@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.edge_client.folder import KNOWN_CLIPS_FILE, PAUSE_FILE, SHELF_FOLDER
-from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
+from fedstill.edge_client.link.monthly_bytes import MonthlyBytes
 from fedstill.edge_client.students.pointer import POINTER, version_in_use
 
 LOG = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import in_use
 from fedstill.edge_client.folder import CLIPS_FILE, KEEP_FILE, SHELF_FOLDER
 from fedstill.edge_client.inbox.learned_clips import MOST_CLIPS, kept
-from fedstill.edge_client.metered.monthly_bytes import month_of, read_months
+from fedstill.edge_client.link.link_note import CLOSED, CONNECTING, read_link
+from fedstill.edge_client.link.monthly_bytes import month_of, read_months
 from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.node.change_note import announced
 from fedstill.edge_client.node.known_clips import read_known_clips
-from fedstill.edge_client.node.link_note import CLOSED, CONNECTING, read_link
 from fedstill.edge_client.node.student_lock import is_kept
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedstill.edge_client.privacy.privacy_policy import read_policy

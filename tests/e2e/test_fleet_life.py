@@ -20,7 +20,7 @@ from fedstill.cloud_server.auth.authority import issue_node, revoke_node, tag_no
 from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.common.flower_cli import free_port, tool
 from fedstill.edge_client.folder import EXPORT_FOLDER
-from fedstill.edge_client.metered.monthly_bytes import read_months
+from fedstill.edge_client.link.monthly_bytes import read_months
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -17,10 +17,11 @@ from fedstill.cli.main import app
 from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import sole_user
 from fedstill.edge_client.folder import CLIPS_FILE, KEEP_FILE, LINK_FILE, PAUSE_FILE, SHELF_FOLDER
-from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes, month_of
-from fedstill.edge_client.node import agent, link_note
+from fedstill.edge_client.link import link_note
+from fedstill.edge_client.link.link_note import CLOSED, CONNECTED, CONNECTING, RESTING, LinkNotes, read_link
+from fedstill.edge_client.link.monthly_bytes import MonthlyBytes, month_of
+from fedstill.edge_client.node import agent
 from fedstill.edge_client.node.agent import AgentSettings, run_agent
-from fedstill.edge_client.node.link_note import CLOSED, CONNECTED, CONNECTING, RESTING, LinkNotes, read_link
 from fedstill.edge_client.node.supernode import Link
 from fedstill.edge_client.owner.agent_status import in_words, read_status
 from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE, PrivacyPolicy

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from fedstill.cli.main import app
 from fedstill.common.flower_cli import free_port
 from fedstill.edge_client.folder import METERED_FILE
-from fedstill.edge_client.metered import monthly_bytes
-from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes, month_of, read_months, read_size
-from fedstill.edge_client.metered.relay import PIECE, metered
+from fedstill.edge_client.link import monthly_bytes
+from fedstill.edge_client.link.monthly_bytes import MonthlyBytes, month_of, read_months, read_size
+from fedstill.edge_client.link.relay import PIECE, metered
 from fedstill.edge_client.node.upload_gate import UploadGate
 
 MOST = 1_000_000
@@ -171,7 +171,7 @@ def test_a_full_disk_keeps_the_count_in_memory(tmp_path: Path, monkeypatch: pyte
 
     budget = Clock().budget(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("fedstill.edge_client.metered.monthly_bytes.replace_file", full)
+        patch.setattr("fedstill.edge_client.link.monthly_bytes.replace_file", full)
         budget.count(MOST)
     assert budget.spent
     budget.save()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from fedstill.common.option_values import address
-from fedstill.edge_client.metered.monthly_bytes import MonthlyBytes
+from fedstill.edge_client.link.monthly_bytes import MonthlyBytes
 
 LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pytest
 
 from fedstill.cloud_server.auth.authority import create_authority
 from fedstill.common.flower_cli import free_port
-from fedstill.common.reachability import why_unreachable
+from fedstill.edge_client.link.reachability import why_unreachable
 
 CLOSED = "the connection is closed at once"
 

@@ -1,1 +1,0 @@
-"""What a metered link costs in a month: the count of it, and the relay that counts."""
