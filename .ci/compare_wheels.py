@@ -14,7 +14,7 @@ NEEDED = (
     "fedstill/__init__.py",
     "fedstill/py.typed",
     "fedstill/cloud_server/serving/endpoints/openapi.json",
-    "fedstill/cloud_server/serving/server/dashboard_page/index.html",
+    "fedstill/cloud_server/serving/monitoring/dashboard_page/index.html",
     "fedstill/evaluation/federated/templates/report.html",
     "fedstill/protos/serving.proto",
     "fedstill/simulation/experiments/modes/clean.toml",

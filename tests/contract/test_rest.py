@@ -394,7 +394,7 @@ def test_a_client_that_leaves_takes_its_query_along(tmp_path: Path) -> None:
         assert made.dispatcher.queued() == 0  # the second one never ran
         go.set()
         assert made.dispatcher.wait_until_idle(30)
-        assert made.metrics.snapshot()["drops"] == {"cancelled": 2}
+        assert made.monitor.snapshot()["totals"]["reasons"] == {"cancelled": 2}
 
 
 def images_alive() -> int:

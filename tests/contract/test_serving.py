@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.infer_requests import logits, normalised, parameter, request
+from helpers.page_keys import assert_documented
 from helpers.serving import SIZE, TASKS, TRUNK, MadeServer, png, serving
 from helpers.vit import LAYERS, WIDTH, task
 from hypothesis import HealthCheck, given, settings
@@ -423,19 +425,38 @@ def check_metrics(made: MadeServer, stub: GRPCInferenceServiceStub) -> None:
     assert grown("fedstill_serving_waiting_seconds_count") == 5
     assert fetched("/healthz") == "ready\n"
 
-    snapshot = made.metrics.snapshot()
-    assert snapshot["policy"] == "fedstill"
-    assert snapshot["tasks"] == list(TASKS)
-    totals = snapshot["totals"]
-    assert totals["queries"] == totals["answered"] + totals["dropped"]
-    assert sum(snapshot["schedules"].values()) >= 5
-    assert snapshot["recent"]["waiting_ms"]["p95"] >= 0
-    json.dumps(snapshot)
+    check_page(made)
 
     lines = [json.loads(line) for line in made.decisions.read_text().splitlines()]
     assert lines[-1]["tasks"] == {"dogs": lines[-1]["batch"]}
     assert lines[-1]["actual_ms"] > 0
     assert {"schedule", "predicted_ms", "queue", "evicted", "waiting_ms"} <= set(lines[-1])
+
+
+def check_page(made: MadeServer) -> None:
+    """What the page gets over the wire has the answers of a moment ago, and the documented keys."""
+    web = f"http://127.0.0.1:{made.ports.web}"
+    end = time.monotonic() + 20
+    while not (shown := event(f"{web}/events"))["tasks"][1]["latency_ms"] and time.monotonic() < end:
+        pass
+    assert_documented(shown)
+    assert (shown["policy"], shown["state"], shown["starting"]) == ("fedstill", "ready", None)
+    dogs = shown["tasks"][1]
+    assert (dogs["name"], dogs["version"]) == ("dogs", 1)
+    assert 0 < dogs["latency_ms"]["p50"] <= dogs["latency_ms"]["p99"]
+    totals = shown["totals"]
+    assert totals["queries"] == totals["answered"] + totals["dropped"]
+    assert totals["reasons"] == {"too_late": 2}
+    assert shown["batches"]
+    assert shown["capacity"]["most"] >= shown["capacity"]["accurate"] > 0
+    with urllib.request.urlopen(f"{web}/history?span=5m&task=dogs") as answer:
+        assert max(json.load(answer)["columns"]["answered"]) > 0
+
+
+def event(address: str) -> dict[str, Any]:
+    """The first one of a stream."""
+    with urllib.request.urlopen(address, timeout=10) as stream:
+        return next(json.loads(line[6:]) for line in stream if line.startswith(b"data: "))
 
 
 numbers = st.one_of(st.integers(-(2**31), 2**31), st.floats(), st.text(max_size=8), st.booleans())

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, Parts, ServingServer
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
+from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.common.errors import ConfigError
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos import serving_pb2 as own
@@ -101,6 +101,23 @@ async def first_event(web: httpx.AsyncClient) -> dict[str, Any]:
     raise AssertionError("no event")
 
 
+def test_steps_of_one_kind_are_one_step_and_say_how_far_it_is() -> None:
+    progress = StartProgress()
+    progress.tell("reading the weights")
+    for place in range(1, 31):
+        progress.tell(f"warming up schedule -{place}, {place} of 30")
+    progress.tell("timing 9 schedules, round 3 of 8")
+    found = progress.plain
+    assert (found["doing"], found["done"], found["of"]) == ("timing 9 schedules, round 3 of 8", 2, 8)
+    said = [step["doing"] for step in found["steps"]]
+    assert said == ["opening", "reading the weights", "warming up schedule -30, 30 of 30"]
+    assert sum(step["seconds"] for step in found["steps"]) <= found["seconds"] + 0.2
+    for place in range(100):
+        progress.tell(f"{place} is another step")
+    assert len(progress.plain["steps"]) < 20
+    assert progress.plain["of"] is None
+
+
 def test_it_is_live_then_ready_on_the_same_port(caplog: pytest.LogCaptureFixture) -> None:
     go, progress = threading.Event(), StartProgress()
 
@@ -139,7 +156,8 @@ def test_it_is_live_then_ready_on_the_same_port(caplog: pytest.LogCaptureFixture
             other = channel.unary_unary("/other.Service/Nothing")
             assert (await refusal(other(b"")))[0] is grpc.StatusCode.UNIMPLEMENTED
             shown = await first_event(web)
-            assert shown["starting"].startswith("timing")
+            assert shown["starting"]["doing"].startswith("timing")
+            assert shown["state"] == "starting"
             assert not shown["ready"]
             answer = await web.get("/healthz")
             assert (answer.status_code, answer.text.split(" ")[0]) == (503, "starting:")

@@ -22,8 +22,8 @@ from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.app.serve_process import run_serving
 from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, ServingServer
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
+from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.common.credentials import CredentialError
 
 

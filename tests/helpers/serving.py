@@ -23,6 +23,8 @@ from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.monitoring.monitor import Monitor
+from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
@@ -31,7 +33,6 @@ from fedstill.cloud_server.serving.server.live_profile import fit_profile
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.traces import Traces
-from fedstill.cloud_server.serving.server.web import make_app
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import constant_schedule
@@ -63,6 +64,7 @@ class MadeServer:
     engine: Engine
     decisions: Path
     log: DecisionLog
+    monitor: Monitor
 
     @property
     def target(self) -> str:
@@ -104,8 +106,8 @@ def serving(
         ),
     )
     columns = {name: version.parameters for name, version in served.items()}
-    metrics = ServingMetrics(policy)
-    statistics = TaskStatistics(metrics.took)
+    metrics, monitor = ServingMetrics(policy), Monitor(policy)
+    statistics = TaskStatistics((metrics.took, monitor.recorder.took))
     decisions = DecisionLog(folder / "decisions.jsonl")
     with ThreadPoolExecutor(1) as preparing:
 
@@ -116,7 +118,7 @@ def serving(
             make_policy(policy, fit_profile(measured, columns, served, schedules, 16)),
             infer,
             preparing,
-            (metrics, decisions, statistics),
+            (metrics, decisions, statistics, monitor.recorder),
             waiting,
         )
         tasks = LiveTasks(
@@ -131,15 +133,16 @@ def serving(
             partial(make_policy, policy),
         )
         metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
+        monitor.serve(dispatcher, tasks)
         service = ServingService(
             dispatcher, tasks, access or AccessPolicy(None), statistics, SIZE, policy, traces
         )
-        app = make_app(metrics, lambda: service.ready)
+        app = make_app(metrics, lambda: service.ready, monitor=monitor)
         address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0), ("127.0.0.1", 0))
         server = ServingServer(StartProgress(), app, address)
         with _running(server, Parts(service, dispatcher, tasks)) as ports:
             file = folder / "decisions.jsonl"
-            yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, file, decisions)
+            yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, file, decisions, monitor)
     decisions.close()
     registry.close()
 

@@ -18,14 +18,14 @@ from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress
 from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
+from fedstill.cloud_server.serving.monitoring.monitor import Monitor
+from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
-from fedstill.cloud_server.serving.server.served_tasks import tasks_by_trunk
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.traces import Traces
-from fedstill.cloud_server.serving.server.web import make_app
 
 DECISIONS_FILE = "decisions.jsonl"
 
@@ -46,14 +46,18 @@ def assembled(
     prepare: Callable[[OnProgress], ServedModels],
 ) -> Iterator[Assembly]:
     """The server around the models that ``prepare`` makes; leaving closes what it writes and reads."""
-    metrics, progress = ServingMetrics(plan.policy, build=build_info()), StartProgress()
-    statistics = TaskStatistics(metrics.took)
-    decisions = DecisionLog(plan.folder / DECISIONS_FILE)
-    app = make_app(
-        metrics,
-        lambda: server.parts is not None and server.parts.service.ready,
-        lambda: progress.text if server.parts is None else "",
+    build, progress = build_info(), StartProgress()
+    metrics = ServingMetrics(plan.policy, build=build)
+
+    def ready() -> bool:
+        return server.parts is not None and server.parts.service.ready
+
+    monitor = Monitor(
+        plan.policy, ready, lambda: progress.plain if server.parts is None else {}, version=build["version"]
     )
+    statistics = TaskStatistics((metrics.took, monitor.recorder.took))
+    decisions = DecisionLog(plan.folder / DECISIONS_FILE)
+    app = make_app(metrics, ready, lambda: progress.text if server.parts is None else "", monitor)
     server = ServingServer(progress, app, _address(plan, tls))
     with ExitStack() as opened:
         opened.callback(decisions.close)
@@ -67,12 +71,16 @@ def assembled(
             opened.callback(models.close)
             policy = make_policy(plan.policy, models.profile)
             dispatcher = Dispatcher(
-                policy, models.infer, preparing, (metrics, decisions, statistics), plan.waiting
+                policy,
+                models.infer,
+                preparing,
+                (metrics, decisions, statistics, monitor.recorder),
+                plan.waiting,
             )
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-            metrics.trunks = lambda: tasks_by_trunk(tasks)
-            limits = RateLimits(plan.rates, (metrics.limited, decisions.limited))
+            monitor.serve(dispatcher, tasks)
+            limits = RateLimits(plan.rates, (metrics.limited, decisions.limited, monitor.recorder.limited))
             access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators, limits)
             service = ServingService(
                 dispatcher, tasks, access, statistics, models.image_size, plan.policy, traces

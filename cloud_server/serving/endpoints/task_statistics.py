@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -43,17 +43,18 @@ class _Task:
 class TaskStatistics:
     """An observer of the dispatcher, for batches; ``TaskQueries`` tells it of requests.
 
-    took: is told of each answered request: its task, and the seconds from its arrival to its answer.
+    took: are told of each answered request: its task, and the seconds from its arrival to its answer.
     """
 
-    def __init__(self, took: Callable[[str, float], None] = lambda *_: None) -> None:
+    def __init__(self, took: Sequence[Callable[[str, float], None]] = ()) -> None:
         self._took = took
         self._lock = Lock()
         self._tasks: dict[str, _Task] = {}
 
     def succeeded(self, task: str, served: Response, seconds: float) -> None:
         """A request was answered. seconds: from arrival to the answer."""
-        self._took(task, seconds)
+        for tell in self._took:
+            tell(task, seconds)
         with self._lock:
             kept = self._kept(task)
             kept.success.add(seconds)

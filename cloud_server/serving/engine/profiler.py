@@ -102,7 +102,8 @@ def profile_engine(
         for task, (images, _) in validation.items()
         if engine.bank.tasks[task].output == "embedding"
     }
-    for schedule in schedules:
+    count = len(schedules) * len(validation)
+    for place, schedule in enumerate(schedules):
         shares = []
         for task, (images, labels) in validation.items():
             if task in galleries:
@@ -111,7 +112,9 @@ def profile_engine(
                 right = measure_right(engine, schedule, task, images, labels)
             shares.append(float(right.mean()))
             if progress is not None:
-                progress(f"measured schedule {schedule.name} on {task}: {100 * shares[-1]:.1f} % right")
+                done = place * len(validation) + len(shares)
+                right_share = f"{100 * shares[-1]:.1f} % right"
+                progress(f"measured schedule {schedule.name} on {task}: {right_share}, {done} of {count}")
         batch = engine.maximum_batch
         if memory_limit is not None:
             per_image = activation_bytes(engine.net, schedule, engine.dtype.itemsize)

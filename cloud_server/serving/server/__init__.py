@@ -1,1 +1,1 @@
-"""The core of the serving process: dispatcher, live tasks, dashboard, metrics."""
+"""The core of the serving process: dispatcher, live tasks, metrics."""

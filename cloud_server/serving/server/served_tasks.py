@@ -81,14 +81,6 @@ def trunk_of(tasks: ServedTasks, task: TaskVersion | None) -> ServedTrunk:
     return first_trunk(tasks) if task is None else tasks.trunks.get(task.trunk) or first_trunk(tasks)
 
 
-def tasks_by_trunk(tasks: ServedTasks) -> dict[str, list[str]]:
-    """Names of tasks by the name of their trunk; nothing if there is one trunk, which has no name."""
-    names: dict[str, list[str]] = {one.name: [] for one in tasks.trunks.values() if one.name}
-    for task in tasks.served.values() if names else ():
-        names[trunk_of(tasks, task).name].append(task.name)
-    return names
-
-
 class FixedTasks:
     """Tasks that only another start of the server changes: those of warmed models, which are trunk and head in one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -17,8 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from fedstill.cli.main import app
 from fedstill.cli.shared.config_file import read_config
 from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
+from fedstill.cloud_server.serving.monitoring.alarms import RULES
+from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
-from fedstill.cloud_server.serving.server.web import make_app
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 SERVE: click.Command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
@@ -125,3 +127,27 @@ def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
         assert set(names) <= known, expression
         assert expression.count("(") == expression.count(")"), expression
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_the_page_has_the_alarms_of_the_rules() -> None:
+    """All but those that the process itself cannot know: that it is down, and that it restarts."""
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "serve_alerts.yaml").read_text())["groups"][0]["rules"]
+    known = {rule["alert"]: rule for rule in rules}
+    assert {rule.name for rule in RULES} == known.keys() - {"FedstillServeDown", "FedstillServeRestarts"}
+    seconds = {"s": 1, "m": 60, "h": 3600}
+    for rule in RULES:
+        theirs = known[rule.name]
+        hold = theirs.get("for", "0s")
+        assert rule.hold_seconds == int(hold[:-1]) * seconds[hold[-1]], rule.name
+        assert rule.severity == theirs["labels"]["severity"], rule.name
+        code = inspect.getsource(rule.check)
+        for number in re.findall(r"> (0\.\d+)", theirs["expr"]):
+            assert f"> {number} * " in code, rule.name
+        if rule.name in (
+            "FedstillServeFails",
+            "FedstillServeDrops",
+            "FedstillServeLate",
+            "FedstillServeLatencyModel",
+        ):
+            for window in re.findall(r"\[(\d+)m\]", theirs["expr"]):
+                assert f", {60 * int(window)})" in code, rule.name
