@@ -206,9 +206,8 @@ def test_a_browser_shows_a_start_what_was_before_and_lives_through_a_restart(
                 "document.getElementById('controls').dispatchEvent(new Event('change'))"
             )
             browser.until(lambda: "objective 400 ms" in browser.text("chart-latency"))
-            browser.evaluate(
-                "document.querySelector('#chart-load svg').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}))"
-            )
+            left = "new KeyboardEvent('keydown', {key: 'ArrowLeft'})"
+            browser.evaluate(f"document.querySelector('#chart-load svg').dispatchEvent({left})")
             assert "arriving" in browser.evaluate("document.querySelector('#chart-load .tip').textContent")
             assert browser.evaluate(UNNAMED) == []
         browser.until(lambda: browser.text("state").startswith("no connection"))
