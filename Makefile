@@ -65,6 +65,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/serving/serving_decision.py
 	$(BIN)/python benchmarks/serving/serving_switching.py
 	$(BIN)/python benchmarks/serving/serving_overhead.py
+	$(BIN)/python benchmarks/serving/page_load.py
 	$(BIN)/python benchmarks/serving/serving_soak.py
 	$(BIN)/python benchmarks/serving/serving_live.py --out runs/serving_live/results --markdown docs/results/serving_live.md
 	$(BIN)/python benchmarks/serving/serving_baselines.py --out runs/serving_live/baselines.json

@@ -26,6 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.monitoring.recorder import Recorder
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
@@ -95,8 +96,8 @@ class Saturated:
         self._passes: list[tuple[float, float]] = []
         self._preparing = ThreadPoolExecutor(2)
         self._room = threading.Semaphore(waiting)
-        metrics = ServingMetrics("benchmark", tasks=lambda: TASKS)
-        self._dispatcher = Dispatcher(policy, self._infer, self._preparing, (metrics,), 2 * waiting)
+        observers = (ServingMetrics("benchmark", tasks=lambda: TASKS), Recorder(lambda: TASKS))
+        self._dispatcher = Dispatcher(policy, self._infer, self._preparing, observers, 2 * waiting)
 
     def run(self, seconds: float) -> tuple[float, float, int, int]:
         """Wall seconds from the end of the first forward pass to the end of the last one, seconds in the passes

@@ -449,6 +449,9 @@ def check_page(made: MadeServer) -> None:
     assert totals["reasons"] == {"too_late": 2}
     assert shown["batches"]
     assert shown["capacity"]["most"] >= shown["capacity"]["accurate"] > 0
+    with made.dispatcher._changed:  # whoever looks takes no lock of the dispatcher's
+        while event(f"{web}/events")["time"] == shown["time"]:  # one event for half a second
+            pass
     with urllib.request.urlopen(f"{web}/history?span=5m&task=dogs") as answer:
         assert max(json.load(answer)["columns"]["answered"]) > 0
 

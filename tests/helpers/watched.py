@@ -85,6 +85,12 @@ class Watched:
 
     def second(self, rate: float) -> None:
         """One second with so many queries, and its tick."""
+        self.live_without_tick(rate)
+        self.clock.now += 1.0
+        self.monitor.tick()
+
+    def live_without_tick(self, rate: float) -> None:
+        """So many queries in no time."""
         names = [(trunk, task) for trunk, tasks in self.trunks.items() for task in tasks]
         schedule, capacity = next(
             (pair for pair in (("0", 95.0), ("-10", 150.0), ("-20", 230.0)) if pair[1] >= rate),
@@ -109,5 +115,3 @@ class Watched:
                 self.recorder.ran(
                     RanBatch(0.0, schedule, {task: 8}, expected, took, waited, 0, 0, 1e-4, trunk=trunk)
                 )
-        self.clock.now += 1.0
-        self.monitor.tick()

@@ -55,7 +55,9 @@ def assembled(
     monitor = Monitor(
         plan.policy, ready, lambda: progress.plain if server.parts is None else {}, version=build["version"]
     )
-    statistics = TaskStatistics((metrics.took, monitor.recorder.took))
+    # Without a page nobody asks what was a second ago.
+    watching = (monitor.recorder,) if plan.web is not None else ()
+    statistics = TaskStatistics((metrics.took, *(one.took for one in watching)))
     decisions = DecisionLog(plan.folder / DECISIONS_FILE)
     app = make_app(metrics, ready, lambda: progress.text if server.parts is None else "", monitor)
     server = ServingServer(progress, app, _address(plan, tls))
@@ -74,13 +76,14 @@ def assembled(
                 policy,
                 models.infer,
                 preparing,
-                (metrics, decisions, statistics, monitor.recorder),
+                (metrics, decisions, statistics, *watching),
                 plan.waiting,
             )
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
             monitor.serve(dispatcher, tasks)
-            limits = RateLimits(plan.rates, (metrics.limited, decisions.limited, monitor.recorder.limited))
+            told = (metrics.limited, decisions.limited, *(one.limited for one in watching))
+            limits = RateLimits(plan.rates, told)
             access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators, limits)
             service = ServingService(
                 dispatcher, tasks, access, statistics, models.image_size, plan.policy, traces

@@ -75,8 +75,8 @@ def _server(figure: str) -> Key:
 def _fails(facts: Facts) -> dict[str, str]:
     counts = {task: round(facts.total(("task", task, "failed"), 600)) for task in facts.tasks}
     return {
-        task: f"{count} queries of {task} ended in a failure of the server in the last ten minutes. Its log has the "
-        "traceback."
+        task: f"{count} {'query' if count == 1 else 'queries'} of {task} ended in a failure of the server in the last "
+        "ten minutes. Its log has the traceback."
         for task, count in counts.items()
         if count
     }

@@ -51,7 +51,6 @@ class Recorder:
         self._open_lock, self._open = Lock(), Tally()
         self._batches: deque[tuple[float, float]] = deque(maxlen=MOST_BATCHES)
         self._limited: dict[str, tuple[float, float]] = {}
-        self._idle_since: float | None = None
         self._refused: tuple[float, float, int] | None = None
         self._read_lock, self._history = Lock(), History()
         self._recent: deque[tuple[float, Tally]] = deque()

@@ -196,7 +196,7 @@ def test_a_browser_shows_a_start_what_was_before_and_lives_through_a_restart(
             )
             assert browser.text("share").endswith("%")
             assert "too late while waiting" in browser.text("reasons")
-            assert "1 queries of cats ended in a failure" in browser.text("alarms")
+            assert "1 query of cats ended in a failure" in browser.text("alarms")
             assert EVIL in browser.text("tasks")
             assert "vit_tiny_patch16_224_augreg" in browser.text("trunks")
             assert browser.evaluate("document.images.length") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -101,6 +102,15 @@ def test_answers_stay_small_whatever_is_served_and_however_long() -> None:
     few.live(310, 12)
     assert size(few.monitor.snapshot()) < 3_500
     assert size(few.monitor.history("5m", after=few.monitor.history("5m")["next"] - 1)) < 600  # each second
+
+
+def test_events_do_not_wait_for_readers() -> None:
+    watched = Watched()
+    with watched.recorder._read_lock:  # somebody makes JSON of a day
+        events = threading.Thread(target=watched.live_without_tick, args=(10,), daemon=True)
+        events.start()
+        events.join(10)
+        assert not events.is_alive()
 
 
 def test_capacity_follows_mix_and_pace() -> None:

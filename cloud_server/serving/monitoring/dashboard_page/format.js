@@ -22,7 +22,8 @@ export function percent(share) {
   if (missing(share)) return NONE;
   const value = 100 * share;
   if (value === 0 || value === 100) return `${value} %`;
-  return `${value.toFixed(value >= 10 && value < 99 ? 0 : 1)} %`;
+  if (value > 99 && value < 100) return `${Math.min(99.9, value).toFixed(1)} %`; // not quite all
+  return `${value.toFixed(value >= 10 ? 0 : 1)} %`;
 }
 
 export function ratio(part, whole) { return whole > 0 ? percent(part / whole) : NONE; }

@@ -11,6 +11,7 @@ export class Past {
   }
 
   clear() {
+    this.started = null; // of the process whose rows these are
     this.next = 0;
     this.ends = [];
     this.seconds = [];
@@ -28,6 +29,10 @@ export class Past {
   }
 
   add(rows) {
+    const other = this.started !== null && rows.started !== this.started;
+    if (other) this.clear(); // the server has restarted: the next time all its rows are asked for
+    this.started = rows.started;
+    if (other) return;
     const before = this.ends.length, more = rows.ends.length;
     this.next = rows.next;
     this.ends = this.ends.concat(rows.ends);

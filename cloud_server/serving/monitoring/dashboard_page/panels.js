@@ -96,32 +96,39 @@ function bias(value) {
   return `${percent(off)} too ${value > 1 ? "long" : "short"} on average`;
 }
 
-// columns: [title, numeric, value of a row].
+// columns: [title, numeric, value of a row]. Cells stay while the shape does, so that text can be selected and read aloud.
 function table(id, columns, rows, empty) {
-  const place = document.getElementById(id), head = document.createElement("tr");
-  head.append(...columns.map(([title, numeric]) => {
-    const cell = element("th", numeric ? "number" : "", title);
-    cell.scope = "col";
-    return cell;
-  }));
-  place.tHead.replaceChildren(head);
-  const lines = rows.map((row) => {
-    const line = document.createElement("tr");
-    line.append(...columns.map(([title, numeric, value], at) => {
-      const cell = element(at ? "td" : "th", numeric ? "number" : "", value(row));
-      if (!at) cell.scope = "row";
-      cell.dataset.title = title;
-      return cell;
-    }));
-    return line;
-  });
-  if (!rows.length) {
-    const cell = element("td", "soft", empty), line = document.createElement("tr");
-    cell.colSpan = columns.length;
-    line.append(cell);
-    lines.push(line);
+  const place = document.getElementById(id), body = place.tBodies[0], shape = `${rows.length} ${columns.map(([title]) => title)}`;
+  if (place.dataset.shape !== shape) {
+    place.dataset.shape = shape;
+    place.tHead.replaceChildren(line(columns.map(([title, numeric]) => cell("th", "col", numeric, title))));
+    body.replaceChildren(...rows.map(() => line(columns.map(([title, numeric], at) => {
+      const made = at ? cell("td", "", numeric, "") : cell("th", "row", numeric, "");
+      made.dataset.title = title;
+      return made;
+    }))));
+    if (!rows.length) {
+      const words = element("td", "soft", empty);
+      words.colSpan = columns.length;
+      body.append(line([words]));
+    }
   }
-  place.tBodies[0].replaceChildren(...lines);
+  rows.forEach((row, at) => columns.forEach(([, , value], column) => {
+    const words = value(row), there = body.rows[at].cells[column];
+    if (there.textContent !== words) there.textContent = words;
+  }));
+}
+
+function line(cells) {
+  const made = document.createElement("tr");
+  made.append(...cells);
+  return made;
+}
+
+function cell(tag, scope, numeric, words) {
+  const made = element(tag, numeric ? "number" : "", words);
+  if (scope) made.scope = scope;
+  return made;
 }
 
 export function tasks(snapshot) {

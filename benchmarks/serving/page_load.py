@@ -1,0 +1,212 @@
+"""What the page of a server costs: bytes for a browser, and processor time for the server.
+
+A real dispatcher, policy, recorder and web app in this process; the engine is a sleep, as if a GPU computed. Viewers
+are another process that reads ``/events`` and asks ``/history`` for new rows, as the page does. Blocks without and with
+viewers take turns; the engine's thread (it decides, and runs the observers) is measured by its own processor time.
+
+    python benchmarks/serving/page_load.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+from rich.console import Console
+
+from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.monitoring.monitor import Monitor
+from fedstill.cloud_server.serving.monitoring.web import make_app
+from fedstill.cloud_server.serving.policies.registry import make_policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.requests import Response
+from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
+from fedstill.common.provenance import cpu_model
+
+TASKS = ("cats", "dogs", "cars")
+SECONDS_PER_IMAGE = 0.002
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--viewers", type=int, default=10)
+    arguments.add_argument("--load", type=float, default=200.0, help="queries per second")
+    arguments.add_argument("--seconds", type=float, default=5.0, help="of a block")
+    arguments.add_argument("--pairs", type=int, default=6)
+    arguments.add_argument("--view", default="", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.view:
+        view(options.view, options.viewers)
+        return
+    with Served() as served:
+        served.ask(options.load, 2.0)
+        alone, watched = [], []
+        for _ in range(options.pairs):
+            alone.append(served.ask(options.load, options.seconds))
+            with Viewers(served.address, options.viewers) as viewers:
+                watched.append(served.ask(options.load, options.seconds))
+        received = viewers.received
+    console = Console(highlight=False, width=110)
+    console.print(
+        f"{cpu_model()}; {options.load:g} queries/s of {len(TASKS)} tasks, {options.pairs} pairs of blocks"
+    )
+    console.print(
+        f"a browser receives {received['event']:.0f} bytes a second as events and {received['row']:.0f} as new rows; "
+        f"{received['first']:.0f} once for five minutes"
+    )
+    for name, blocks in (("no viewer", alone), (f"{options.viewers} viewers", watched)):
+        console.print(
+            f"{name:<11} engine's thread {1e6 * median(one.engine for one in blocks):6.1f} us of processor time per "
+            f"query, process {1e3 * median(one.process for one in blocks):6.1f} ms per second"
+        )
+
+
+class Served:
+    """A dispatcher with a page, in this process."""
+
+    def __init__(self) -> None:
+        lines = (("0", 0, SECONDS_PER_IMAGE, 0.93), ("-20", -20, SECONDS_PER_IMAGE / 2, 0.85))
+        schedules = tuple(Schedule(a, b, 0.0, c, (d,) * len(TASKS), 32) for a, b, c, d in lines)
+        self._seconds = {one.name: one.per_query_seconds for one in schedules}
+        metrics, self._monitor = ServingMetrics("fedstill", tasks=lambda: TASKS), Monitor("fedstill")
+        self._preparing = ThreadPoolExecutor(2)
+        policy = make_policy("fedstill", Profile("made", "by hand", TASKS, schedules))
+        self.dispatcher = Dispatcher(
+            policy, self._infer, self._preparing, (metrics, self._monitor.recorder), 1024
+        )
+        self._app = make_app(metrics, lambda: True, monitor=self._monitor)
+        trunk = SimpleNamespace(name="", fingerprint="0" * 64, image_size=224)
+        tasks = {
+            name: SimpleNamespace(
+                name=name, version=1, trunk=trunk.fingerprint, latency_ms=500.0, utility=1.0, created=""
+            )
+            for name in TASKS
+        }
+        served: Any = SimpleNamespace(served=tasks, trunks={trunk.fingerprint: trunk})
+        self._monitor.serve(self.dispatcher, served)
+        self._engine_time = 0.0
+
+    def __enter__(self) -> Served:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._web = uvicorn.Server(uvicorn.Config(self._app, log_level="warning", ws="none"))
+        self._thread = threading.Thread(target=self._web.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+        self.dispatcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dispatcher.stop()
+        self._preparing.shutdown()
+        self._app.state.closing = self._web.should_exit = True
+        self._thread.join()
+
+    def ask(self, load: float, seconds: float) -> SimpleNamespace:
+        """Processor seconds of the engine's thread per query, and of the process per second."""
+        began, engine, process = time.perf_counter(), self._engine_time, time.process_time()
+        asked = 0
+        while (passed := time.perf_counter() - began) < seconds:
+            while asked < passed * load:
+                task = TASKS[asked % len(TASKS)]
+                came = time.perf_counter()
+                self.dispatcher.submit(
+                    task,
+                    [_image],
+                    0.5,
+                    1.0,
+                    lambda outcome, task=task, came=came: self._answered(task, came, outcome),
+                )
+                asked += 1
+            time.sleep(0.004)
+        passed = time.perf_counter() - began
+        return SimpleNamespace(
+            engine=(self._engine_time - engine) / asked, process=(time.process_time() - process) / passed
+        )
+
+    def _answered(self, task: str, came: float, outcome: object) -> None:
+        if isinstance(outcome, Response):
+            self._monitor.recorder.took(task, time.perf_counter() - came)
+
+    def _infer(self, images: Sequence[Any], tasks: Sequence[str], schedule: str) -> list[Prediction]:
+        self._engine_time = time.thread_time()
+        time.sleep(self._seconds[schedule] * len(images))
+        return [Prediction(np.zeros(2, dtype=np.float32), ("a", "b"))] * len(images)
+
+
+def _image() -> object:
+    return None
+
+
+class Viewers:
+    """Browsers, in a process of their own."""
+
+    def __init__(self, address: str, count: int) -> None:
+        self._command = [sys.executable, __file__, "--view", address, "--viewers", str(count)]
+        self.received: dict[str, float] = {}
+
+    def __enter__(self) -> Viewers:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # all of them are connected
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        said, _nothing = self._process.communicate("end\n", timeout=60)
+        self.received = json.loads(said)
+
+
+def view(address: str, count: int) -> None:
+    """Watch until a line comes; then print the mean bytes of an event, of an answer with new rows, of a first one."""
+    sizes: dict[str, list[int]] = {"event": [], "row": [], "first": []}
+    connected, end = threading.Barrier(count + 1), threading.Event()
+
+    def watch() -> None:
+        asked = 0
+        with httpx.Client(base_url=address, timeout=30) as client, client.stream("GET", "/events") as stream:
+            connected.wait()
+            for line in stream.iter_lines():
+                if end.is_set():
+                    return
+                if not line.startswith("data: "):
+                    continue
+                rows = httpx.get(f"{address}/history", params={"after": asked})
+                sizes["row" if asked else "first"].append(len(rows.content))
+                sizes["event"].append(len(line))
+                asked = rows.json()["next"]
+
+    threads = [threading.Thread(target=watch) for _ in range(count)]
+    for one in threads:
+        one.start()
+    connected.wait()
+    tell("connected")
+    sys.stdin.readline()
+    end.set()
+    for one in threads:
+        one.join()
+    tell(json.dumps({name: sum(some) / max(1, len(some)) for name, some in sizes.items()}))
+
+
+def tell(line: str) -> None:
+    """To the process that started this one."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
