@@ -2,7 +2,8 @@
 
 A real dispatcher, policy, recorder and web app in this process; the engine is a sleep, as if a GPU computed. Viewers
 are another process that reads ``/events`` and asks ``/history`` for new rows, as the page does. Blocks without and with
-viewers take turns; the engine's thread (it decides, and runs the observers) is measured by its own processor time.
+viewers take turns. So many queries wait at any time that all batches are full; the engine's thread (it decides, and
+runs the observers) is measured by its own processor time.
 
     python benchmarks/serving/page_load.py
 """
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -38,13 +40,13 @@ from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.common.provenance import cpu_model
 
 TASKS = ("cats", "dogs", "cars")
-SECONDS_PER_IMAGE = 0.002
+SECONDS_PER_IMAGE, BATCH = 0.002, 32
+LATENCY_SECONDS = 5.0
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--viewers", type=int, default=10)
-    arguments.add_argument("--load", type=float, default=200.0, help="queries per second")
     arguments.add_argument("--seconds", type=float, default=5.0, help="of a block")
     arguments.add_argument("--pairs", type=int, default=6)
     arguments.add_argument("--view", default="", help=argparse.SUPPRESS)
@@ -53,16 +55,16 @@ def main() -> None:
         view(options.view, options.viewers)
         return
     with Served() as served:
-        served.ask(options.load, 2.0)
+        served.ask(2.0)
         alone, watched = [], []
         for _ in range(options.pairs):
-            alone.append(served.ask(options.load, options.seconds))
+            alone.append(served.ask(options.seconds))
             with Viewers(served.address, options.viewers) as viewers:
-                watched.append(served.ask(options.load, options.seconds))
+                watched.append(served.ask(options.seconds))
         received = viewers.received
-    console = Console(highlight=False, width=110)
+    console = Console(highlight=False, width=140)
     console.print(
-        f"{cpu_model()}; {options.load:g} queries/s of {len(TASKS)} tasks, {options.pairs} pairs of blocks"
+        f"{cpu_model()}; {len(TASKS)} tasks, {options.pairs} pairs of blocks of {options.seconds:g} s"
     )
     console.print(
         f"a browser receives {received['event']:.0f} bytes a second as events and {received['row']:.0f} as new rows; "
@@ -71,7 +73,8 @@ def main() -> None:
     for name, blocks in (("no viewer", alone), (f"{options.viewers} viewers", watched)):
         console.print(
             f"{name:<11} engine's thread {1e6 * median(one.engine for one in blocks):6.1f} us of processor time per "
-            f"query, process {1e3 * median(one.process for one in blocks):6.1f} ms per second"
+            f"query (batches of {median(one.batch for one in blocks):.1f}), "
+            f"process {1e3 * median(one.process for one in blocks):6.1f} ms per second"
         )
 
 
@@ -79,9 +82,7 @@ class Served:
     """A dispatcher with a page, in this process."""
 
     def __init__(self) -> None:
-        lines = (("0", 0, SECONDS_PER_IMAGE, 0.93), ("-20", -20, SECONDS_PER_IMAGE / 2, 0.85))
-        schedules = tuple(Schedule(a, b, 0.0, c, (d,) * len(TASKS), 32) for a, b, c, d in lines)
-        self._seconds = {one.name: one.per_query_seconds for one in schedules}
+        schedules = (Schedule("0", 0, 0.0, SECONDS_PER_IMAGE, (0.9,) * len(TASKS), BATCH),)
         metrics, self._monitor = ServingMetrics("fedstill", tasks=lambda: TASKS), Monitor("fedstill")
         self._preparing = ThreadPoolExecutor(2)
         policy = make_policy("fedstill", Profile("made", "by hand", TASKS, schedules))
@@ -98,7 +99,9 @@ class Served:
         }
         served: Any = SimpleNamespace(served=tasks, trunks={trunk.fingerprint: trunk})
         self._monitor.serve(self.dispatcher, served)
-        self._engine_time = 0.0
+        self._engine_time, self._batches = 0.0, 0
+        self._room = threading.Semaphore(3 * BATCH)
+        self._asked = 0
 
     def __enter__(self) -> Served:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -115,35 +118,32 @@ class Served:
         self._app.state.closing = self._web.should_exit = True
         self._thread.join()
 
-    def ask(self, load: float, seconds: float) -> SimpleNamespace:
-        """Processor seconds of the engine's thread per query, and of the process per second."""
-        began, engine, process = time.perf_counter(), self._engine_time, time.process_time()
-        asked = 0
-        while (passed := time.perf_counter() - began) < seconds:
-            while asked < passed * load:
-                task = TASKS[asked % len(TASKS)]
-                came = time.perf_counter()
-                self.dispatcher.submit(
-                    task,
-                    [_image],
-                    0.5,
-                    1.0,
-                    lambda outcome, task=task, came=came: self._answered(task, came, outcome),
-                )
-                asked += 1
-            time.sleep(0.004)
-        passed = time.perf_counter() - began
+    def ask(self, seconds: float) -> SimpleNamespace:
+        """Processor seconds of the engine's thread per query, and of the process per second; queries per batch."""
+        began, process = time.perf_counter(), time.process_time()
+        engine, batches, asked = self._engine_time, self._batches, self._asked
+        while time.perf_counter() - began < seconds:
+            if self._room.acquire(timeout=0.1):
+                task = TASKS[self._asked % len(TASKS)]
+                self._asked += 1
+                tell = partial(self._answered, task, time.perf_counter())
+                self.dispatcher.submit(task, [_image], LATENCY_SECONDS, 1.0, tell)
+        passed, queries = time.perf_counter() - began, self._asked - asked
         return SimpleNamespace(
-            engine=(self._engine_time - engine) / asked, process=(time.process_time() - process) / passed
+            engine=(self._engine_time - engine) / queries,
+            process=(time.process_time() - process) / passed,
+            batch=queries / (self._batches - batches),
         )
 
     def _answered(self, task: str, came: float, outcome: object) -> None:
+        self._room.release()
         if isinstance(outcome, Response):
             self._monitor.recorder.took(task, time.perf_counter() - came)
 
     def _infer(self, images: Sequence[Any], tasks: Sequence[str], schedule: str) -> list[Prediction]:
         self._engine_time = time.thread_time()
-        time.sleep(self._seconds[schedule] * len(images))
+        self._batches += 1
+        time.sleep(SECONDS_PER_IMAGE * len(images))
         return [Prediction(np.zeros(2, dtype=np.float32), ("a", "b"))] * len(images)
 
 
