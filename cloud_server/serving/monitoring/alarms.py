@@ -88,7 +88,8 @@ def _drops(facts: Facts) -> dict[str, str]:
         return {}
     share = min(100.0, 100 * refused / max(asked, 1.0))
     return {
-        "": f"{share:.0f} % of the queries of the last five minutes were refused: more load than the server can serve."
+        "": f"{share:.0f} % of the queries of the last five minutes were refused: more load than the server can serve, "
+        "or deadlines that are too near."
     }
 
 

@@ -142,7 +142,9 @@ export function stacked(figure, axis, layers, format, empty) {
 
 // points: [predicted, measured].
 export function against(figure, points, format, empty) {
-  const area = new Area(figure), top = ceiling(Math.max(0, ...points.flat()));
+  // One batch that met a pause of the machine would press all others into a corner: it is drawn at the edge.
+  const area = new Area(figure), ordered = points.flat().sort((a, b) => a - b);
+  const top = ceiling(1.05 * (ordered[Math.floor(0.98 * (ordered.length - 1))] || 0)), within = (value) => Math.min(value / top, 1);
   if (!points.length) {
     area.empty(empty);
     area.legend([]);
@@ -155,7 +157,7 @@ export function against(figure, points, format, empty) {
   }
   svg("line", { x1: area.x(0), y1: area.y(0), x2: area.x(1), y2: area.y(1), class: "limit" }, area.drawing);
   for (const [predicted, measured] of points) {
-    svg("circle", { cx: area.x(predicted / top), cy: area.y(measured / top), r: 3, class: "dot" }, area.drawing);
+    svg("circle", { cx: area.x(within(predicted)), cy: area.y(within(measured)), r: 3, class: "dot" }, area.drawing);
   }
   area.legend([["as predicted; above it a batch took longer", "var(--ink)", "limit"]]);
   describe(area, `${points.length} batches; above the line they took longer than predicted`);
