@@ -168,7 +168,7 @@ def test_a_browser_shows_a_start_what_was_before_and_lives_through_a_restart(
 ) -> None:
     watched = Watched({"vit_tiny_patch16_224_augreg": ["cats", EVIL], "vit_small": ["cars"]})
     watched.starting = {"doing": "timing 9 schedules, round 3 of 8", "seconds": 41.0, "done": 2, "of": 8,
-                        "steps": [{"doing": "reading the weights", "seconds": 1.2}]}  # fmt: skip
+                        "steps": [{"doing": f"{EVIL}: reading the weights", "seconds": 1.2}]}  # fmt: skip
     for _ in range(2):
         watched.live(50, 260)
         watched.live(50, 60)
@@ -185,7 +185,8 @@ def test_a_browser_shows_a_start_what_was_before_and_lives_through_a_restart(
             browser.until(lambda: browser.text("state") == "starting")
             assert browser.text("start-doing") == "timing 9 schedules, round 3 of 8"
             assert browser.evaluate("document.getElementById('start-part').value") == 2
-            assert "reading the weights (1 s)" in browser.text("start-steps")
+            assert f"{EVIL}: reading the weights (1 s)" in browser.text("start-steps")
+            assert browser.evaluate("document.images.length") == 0
             watched.starting = {}
             browser.until(
                 lambda: browser.text("state") == "ready" and curve("load") > 150
