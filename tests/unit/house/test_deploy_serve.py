@@ -109,6 +109,34 @@ def test_probes_ask_paths_that_exist_and_each_its_own(manifests: dict[str, Any])
     assert all(serve[f"{name}Probe"]["httpGet"]["port"] == "web" for name in asked)
 
 
+def test_the_runtime_of_kserve_fits_the_server() -> None:
+    """KServe's own models read the file by ``tests/kserve_manifests.py``."""
+    runtime, service = yaml.safe_load_all((DEPLOY / "kserve" / "fedstill.yaml").read_text())
+    (serve,) = runtime["spec"]["containers"]
+    assert (serve["name"], serve["image"]) == ("kserve-container", "fedstill-serve")
+    command, *words = serve["args"]
+    assert command == "serve"
+    found = SERVE.make_context("serve", list(words)).params
+    assert found["insecure"]
+    assert (
+        found["lame_duck"] + found["drain_seconds"]
+        < service["spec"]["predictor"]["terminationGracePeriodSeconds"]
+    )
+    places = {one["mountPath"] for one in serve["volumeMounts"]} | {"/mnt/models"}
+    given = [found["state"], *found["weights"], *found["profile"]]
+    assert all(any(Path(one).is_relative_to(place) for place in places) for one in given), given
+    assert {port["containerPort"] for port in serve["ports"]} == {int(found["rest"].rpartition(":")[2])}
+    paths = {serve[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert paths == {"/startupz", "/readyz", "/livez"}
+    web = {serve[f"{name}Probe"]["httpGet"]["port"] for name in ("startup", "readiness", "liveness")}
+    assert web == {int(found["web"].rpartition(":")[2])}
+    assert runtime["spec"]["annotations"]["prometheus.kserve.io/port"] == found["web"].rpartition(":")[2]
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+
+
 def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
     families = text_string_to_metric_families(ServingMetrics("fedstill").text().decode())
     text = ServingMetrics("fedstill").text().decode()
