@@ -24,6 +24,8 @@ def tool(name: str) -> str:
 
 def environment(home: Path) -> dict[str, str]:
     """The environment of a Flower process whose configuration and extracted apps live in ``home``."""
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    direct = ",".join(filter(None, (direct, "127.0.0.1,localhost")))
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower calls its tools
@@ -35,8 +37,9 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
+        "FLWR_LOG_LEVEL": "INFO",  # we read what it says
+        "NO_PROXY": direct,
+        "no_proxy": direct,
     }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import ssl
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
+LOOPBACK = ("127.0.0.1", "localhost")
 CLOSED_SECONDS = 0.5
 """Whoever takes a connection without TLS only to close it, does so within this time."""
 
 
 def why_unreachable(address: str, tls: bool, seconds: float) -> str:
-    """Why nobody answers there, in one line; empty if somebody does, whoever it is.
+    """Why nobody answers there, in one line; empty if somebody does, whoever it is, or if a proxy leads there.
 
     No certificate is checked, and nothing is sent but a TLS greeting: whether who answers is to be trusted, is for the
     connection itself to find out.
@@ -22,6 +24,8 @@ def why_unreachable(address: str, tls: bool, seconds: float) -> str:
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if _has_proxy(host, "https" if tls else "http"):
+        return ""
     try:
         with socket.create_connection((host, int(port)), seconds) as plain:
             return _greeted(plain, host) if tls else _kept_open(plain)
@@ -29,6 +33,13 @@ def why_unreachable(address: str, tls: bool, seconds: float) -> str:
         return "no answer"
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _has_proxy(host: str, scheme: str) -> bool:
+    """By ``https_proxy`` and the like, which Flower's client follows."""
+    found = getproxies_environment()
+    led = bool({scheme, "all"} & found.keys())
+    return led and host not in LOOPBACK and not proxy_bypass_environment(host, found)
 
 
 def _greeted(plain: socket.socket, host: str) -> str:

@@ -42,6 +42,15 @@ def test_nobody_is_there(tls: bool) -> None:
     assert why_unreachable("no-such-host.invalid:9092", tls, 2.0)
 
 
+@pytest.mark.parametrize(("name", "tls"), [("https_proxy", True), ("http_proxy", False), ("ALL_PROXY", True)])
+def test_the_way_through_a_proxy_is_not_judged(name: str, tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:3128")
+    assert why_unreachable("no-such-host.invalid:9092", tls, 2.0) == ""
+    assert why_unreachable(f"127.0.0.1:{free_port()}", tls, 2.0) == "Connection refused"
+    monkeypatch.setenv("no_proxy", "example.org,no-such-host.invalid")
+    assert why_unreachable("no-such-host.invalid:9092", tls, 2.0)
+
+
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_relay_without_a_server_behind_it(tls: bool) -> None:
     def close(connection: socket.socket) -> None:
