@@ -193,8 +193,12 @@ def test_index_description_metrics_and_page_say_whose_a_task_is(place: Place, se
     with httpx.stream("GET", f"{web}/events") as events:
         line = next(one for one in events.iter_lines() if one.startswith("data:"))
     shown = json.loads(line.removeprefix("data:"))
-    assert shown["trunks"] == {place.first.name: ["cats", "dogs"], place.second.name: ["cars"]}
-    assert shown["recent"]["trunks"].keys() == shown["trunks"].keys()
+    tasks = {one["name"]: one["trunk"] for one in shown["tasks"]}
+    assert tasks == {"cats": place.first.name, "dogs": place.first.name, "cars": place.second.name}
+    assert {one["name"]: one["tasks"] for one in shown["trunks"]} == {
+        place.first.name: 2,
+        place.second.name: 1,
+    }
 
 
 def test_a_task_comes_moves_to_the_other_trunk_and_goes(place: Place, server: Server) -> None:
