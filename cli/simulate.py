@@ -47,8 +47,8 @@ def simulate(
     """Personalise students for simulated devices, and compare the results with the alternatives."""
     from fedstill.common.errors import ConfigError
     from fedstill.simulation.config import load_experiment
-    from fedstill.simulation.folded_run import is_folded, load_folds, simulate_folds, with_folds
-    from fedstill.simulation.launcher import load_run, require_new, simulate
+    from fedstill.simulation.folded_run import load_folds, simulate_folds, with_folds
+    from fedstill.simulation.launcher import is_folded, load_run, require_new, simulate
 
     with one_line_errors():
         if resume is not None:
@@ -68,10 +68,6 @@ def simulate(
             plan = with_folds(plan, folds) if folds is not None else plan
             run_dir = (out or Path("runs") / f"{plan.name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
             require_new(run_dir)
-            if is_folded(run_dir):
-                raise ConfigError(
-                    f"{run_dir}: holds the folds of a run already; choose another --out, or --resume it"
-                )
         # Also for a shell that started us with interrupts ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

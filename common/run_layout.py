@@ -31,6 +31,11 @@ def teacher_folder(run_dir: Path, number: int) -> Path:
     return run_dir if number == 1 else run_dir / TEACHERS_FOLDER / str(number)
 
 
+def fold_folder(run_dir: Path, fold: int) -> Path:
+    """Of one fold of a run over folds; a run of its own."""
+    return run_dir / f"fold{fold}"
+
+
 def seed_folder(run_dir: Path, seed: int) -> Path:
     """The folder of one seed: teacher, shared students, ``students/``."""
     return run_dir / f"seed{seed}"

@@ -58,7 +58,9 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         at_least(1, self, "folds")
         if not 0 <= self.fold < self.folds:
-            raise ValueError(f"fold: {self.fold} is not one of 0 to {self.folds - 1}")
+            raise ValueError(
+                f"fold: {self.fold} is not one of 0 to {self.folds - 1}: set dataset.folds, too, or run all by --folds"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,10 @@ class Experiment:
                 )
         if self.partition.kind == "robustness":
             self.robustness.require_conditions()
+            if self.dataset.folds > 1:
+                raise ValueError(
+                    "dataset: folds is for other partitions; set robustness.folds and robustness.fold"
+                )
         strange = set(self.run.arms) & set(ROBUSTNESS_ARMS)
         if strange and self.partition.kind != "robustness":
             raise ValueError(f'run: arm {min(strange)!r} needs partition.kind = "robustness"')

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from fedstill.common.errors import ConfigError
-from fedstill.common.run_layout import EXPERIMENT_FILE
+from fedstill.common.run_layout import fold_folder
 from fedstill.evaluation.results import (
     CLIPS_FILE,
     RESULTS_FILE,
@@ -41,7 +41,7 @@ def simulate_folds(experiment: Experiment, run_dir: Path, engine: Engine, consol
     Raises:
         ConfigError, DataError, RunError, FolderInUse: as ``simulate``; finished folds stay.
     """
-    folders = [_folder(run_dir, fold) for fold in range(experiment.dataset.folds)]
+    folders = [fold_folder(run_dir, fold) for fold in range(experiment.dataset.folds)]
     for fold, folder in enumerate(folders):
         one = replace(experiment, dataset=replace(experiment.dataset, fold=fold))
         say = f"fold {fold + 1} of {len(folders)}"
@@ -65,18 +65,15 @@ def simulate_folds(experiment: Experiment, run_dir: Path, engine: Engine, consol
     return results
 
 
-def is_folded(run_dir: Path) -> bool:
-    """Whether a folder holds the folds of a run, finished or not."""
-    return (_folder(run_dir, 0) / EXPERIMENT_FILE).exists()
-
-
 def load_folds(run_dir: Path) -> Experiment:
     """The experiment of an interrupted run. Raises ConfigError if it cannot be read."""
-    return load_run(_folder(run_dir, 0))
+    return load_run(fold_folder(run_dir, 0))
 
 
 def with_folds(experiment: Experiment, folds: int) -> Experiment:
-    """The experiment over so many folds. Raises ConfigError for one that rotates its speakers in its own way."""
+    """The experiment over so many folds. Raises ConfigError for one fold, and where speakers are rotated otherwise."""
+    if folds < 2:
+        raise ConfigError(f"--folds {folds}: choose 2 or more")
     if experiment.partition.kind == "robustness":
         raise ConfigError(
             f"--folds: {experiment.name} has folds of its own; type: fedstill robustness-study {experiment.name}"
@@ -116,7 +113,3 @@ def _starts(parts: Sequence[Results]) -> list[int]:
 def _moved(row: Any, start: int) -> Any:
     """A row of a device under its number among all; what belongs to no device stays as it is."""
     return row if row.client is None else replace(row, client=row.client + start)
-
-
-def _folder(run_dir: Path, fold: int) -> Path:
-    return run_dir / f"fold{fold}"

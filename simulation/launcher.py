@@ -26,7 +26,7 @@ from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import sole_user
 from fedstill.common.provenance import git_revision, hardware
-from fedstill.common.run_layout import EXPERIMENT_FILE, PLAN_FILE
+from fedstill.common.run_layout import EXPERIMENT_FILE, PLAN_FILE, fold_folder
 from fedstill.datasets.audiovisual.clip import ClipSource
 from fedstill.datasets.audiovisual.store import ClipStore, open_store
 from fedstill.evaluation.results import ClientClasses, PretrainedRow, Results, write_clips, write_results
@@ -83,9 +83,14 @@ def require_packages() -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+def is_folded(run_dir: Path) -> bool:
+    """Whether a folder holds the folds of a run, finished or not."""
+    return (fold_folder(run_dir, 0) / EXPERIMENT_FILE).exists()
+
+
 def require_new(run_dir: Path) -> None:
     """Raises ConfigError where the folder holds a run already."""
-    if (run_dir / PLAN_FILE).exists():
+    if (run_dir / PLAN_FILE).exists() or is_folded(run_dir):
         raise ConfigError(f"{run_dir}: holds a run already; choose another --out, or --resume it")
 
 

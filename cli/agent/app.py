@@ -126,7 +126,13 @@ def run(
     ] = 0.25,
     insecure: Insecure = False,
     client: Client = -1,
-    patience: Annotated[float, typer.Option(help="Seconds of refusals before it gives up.", min=1)] = 180.0,
+    patience: Annotated[
+        float,
+        typer.Option(
+            help="Seconds of refusals before it gives up; with --watch it answers on, and tries less often.",
+            min=1,
+        ),
+    ] = 180.0,
     health: Annotated[
         str,
         typer.Option(metavar="HOST:PORT", help="Serve gRPC health on loopback: is it in the fleet?"),
@@ -146,6 +152,7 @@ def run(
     from fedstill.common.grpc_health import health_serving
     from fedstill.common.metrics_server import metrics_serving
     from fedstill.edge_client.inbox.learned_clips import ClipKeeper, learn
+    from fedstill.edge_client.inference.credentials_visits import CredentialsVisits
     from fedstill.edge_client.link.monthly_bytes import MonthlyBytes, read_size
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
@@ -193,6 +200,12 @@ def run(
         _say_what_is_learned(learned, bool(learn_from))
         tasks: list[Task] = [] if credentials is None else [_warning(credentials, folder)]
         tasks += [ChangeWatch(folder, new_clips)]
+        if who.inference is not None:
+            tasks += [
+                CredentialsVisits(
+                    folder, who.inference, lambda: UploadGate(folder, hours, budget=budget).closed
+                )
+            ]
         listeners = [stack.enter_context(health_serving(health, "agent"))] if health else []
         if watch is not None:
             student = student_of(folder, who, infer, objective)
@@ -202,8 +215,9 @@ def run(
             tasks += [_watching(student, watch, folder, archive, delete, results, keeper)]
             listeners.append(lambda _: student.tend())
         settings = AgentSettings(
-            folder, who.link, who.client, who.name, patience, hours, 60 * contact_every, budget
-        )
+            folder, who.link, who.client, who.name, patience, hours, 60 * contact_every, budget,
+            stays=watch is not None,
+        )  # fmt: skip
         if metrics:
             collector = AgentCollector(folder)
             stack.enter_context(metrics_serving(metrics, collector))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 LOOPBACK = ("127.0.0.1", "localhost")
 CLOSED_SECONDS = 0.5
@@ -31,6 +31,8 @@ def why_unreachable(address: str, tls: bool, seconds: float) -> str:
             return _greeted(plain, host) if tls else _kept_open(plain)
     except TimeoutError:
         return "no answer"
+    except UnicodeError:  # of a name with two dots in a row, or a part above 63 letters
+        return "no name of a host"
     except OSError as error:
         return error.strerror or str(error)
 
@@ -39,7 +41,7 @@ def _has_proxy(host: str, scheme: str) -> bool:
     """By ``https_proxy`` and the like, which Flower's client follows."""
     found = getproxies_environment()
     led = bool({scheme, "all"} & found.keys())
-    return led and host not in LOOPBACK and not proxy_bypass_environment(host, found)
+    return led and host not in LOOPBACK and not proxy_bypass(host)
 
 
 def _greeted(plain: socket.socket, host: str) -> str:

@@ -40,6 +40,7 @@ class AgentSettings:
         patience: seconds of refusals before the agent gives up.
         hours: in which it may send; None: at any time. Outside them, and while it is paused, there is no node.
         pause: seconds between two contacts with the coordinator while there is nothing to do; 0: it stays connected.
+        stays: it does not give up then, but tries less often, for the sake of its tasks.
         budget: of a metered link, whose relay counts into it; None: any number of bytes. Once it is spent, there is no
             node until the next month.
     """
@@ -52,6 +53,7 @@ class AgentSettings:
     hours: UploadHours | None = None
     pause: float = 0.0
     budget: MonthlyBytes | None = None
+    stays: bool = False
 
 
 def run_agent(
@@ -72,7 +74,9 @@ def run_agent(
         Exception: raised by a task; the node is ended first.
     """
     with sole_user(settings.state):
-        node = SuperNode(settings.state, settings.link, settings.client, settings.name, settings.patience)
+        node = SuperNode(
+            settings.state, settings.link, settings.client, settings.name, settings.patience, settings.stays
+        )
         news = AgentNews(settings.state)
         gate = UploadGate(settings.state, settings.hours, budget=settings.budget)
         contacts, link = Contacts(settings.state, settings.pause), LinkNotes(settings.state)

@@ -37,6 +37,10 @@ LOG = logging.getLogger(__name__)
 LAST_WORDS = (b"Giving up reconnection", b"handshake error detected")
 ENDING_SECONDS = 5.0
 STUCK = -1
+TRYING, BACK = b"Connection attempt failed, retrying", b"Connection successful after"
+"""In Flower's words, of a connection that was lost after it had stood."""
+LOST_SECONDS = 10.0
+LOST = "the connection to the coordinator is lost; it is tried again"
 ACCEPTED = b"SuperNode ID: "
 """In Flower's words, the SuperLink has let this node in."""
 STARTING_SECONDS = 180.0
@@ -65,6 +69,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
 LONGEST_AWAY_PAUSE = 60.0
 """Between two looks for a coordinator that cannot be reached. A look costs some kilobytes and no process; pauses differ
 by up to a half, so that a fleet does not come back in one moment."""
+LONGEST_REFUSED_PAUSE = 900.0
+"""Between two attempts of a node that was refused for good, and stays for the sake of the agent's other work."""
 SETTLED_SECONDS = 20.0
 """After a SuperNode was accepted for this long, the next failure has another cause."""
 
@@ -113,6 +119,7 @@ class SuperNode:
 
     Attributes:
         patience: seconds since the last good moment until ``reconcile`` gives up.
+        stays: it does not give up then, but tries less often: the agent answers clips, which a refusal must not end.
     """
 
     folder: Path
@@ -120,8 +127,10 @@ class SuperNode:
     client: int
     name: str
     patience: float = 180.0
+    stays: bool = False
     _started: float = 0.0
     _accepted: float = 0.0
+    _lost: float = 0.0
     _pause: float = FIRST_PAUSE
     _again: float = 0.0
     _good: float = 0.0
@@ -158,7 +167,11 @@ class SuperNode:
                 code = STUCK
             if code is None:
                 if self._accepted and now - self._accepted > SETTLED_SECONDS:
-                    self._pause, self._good, self._trouble = FIRST_PAUSE, now, ""
+                    self._pause, self._good, self._trouble = (
+                        FIRST_PAUSE,
+                        now,
+                        LOST if self._is_lost(now) else "",
+                    )
                 if now >= self._look:
                     self._keep_warm(now)
                     if self._roots != self.link.roots and not self._in_hand:
@@ -172,8 +185,12 @@ class SuperNode:
 
     @property
     def settled(self) -> bool:
-        """Whether it runs, and the coordinator has accepted it."""
-        return self._child.pid is not None and self._accepted > 0
+        """Whether it runs, the coordinator has accepted it, and the connection was not lost since."""
+        return self._child.pid is not None and self._accepted > 0 and not self._is_lost(time.monotonic())
+
+    def _is_lost(self, now: float) -> bool:
+        """A single attempt that fails is none."""
+        return self._lost > 0 and now - self._lost > LOST_SECONDS
 
     @property
     def trouble(self) -> str:
@@ -211,6 +228,9 @@ class SuperNode:
             self._heard = self._heard or begun >= 0
             if begun != done:  # both are -1 if it speaks of other things
                 self._in_hand = begun > done
+            tried, back = said.rfind(TRYING), max(map(said.rfind, (BACK, ACCEPTED, BEGUN, DONE[0])))
+            if tried != back:  # both are -1 if it speaks of other things
+                self._lost = 0.0 if back > tried else self._lost or time.monotonic()
             if ACCEPTED in said:
                 self._accepted = time.monotonic()
         if any(words in said for words in LAST_WORDS):
@@ -259,7 +279,7 @@ class SuperNode:
         ]  # fmt: skip
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
-        self._in_hand, self._heard, self._alone, self._accepted = False, False, 0.0, 0.0
+        self._in_hand, self._heard, self._alone, self._accepted, self._lost = False, False, 0.0, 0.0, 0.0
         self._rest = WARM_SECONDS
         self._start_warm()
         self._look = now + self._rest
@@ -305,17 +325,18 @@ class SuperNode:
         self._trouble = reason
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
-        if not self._is_away(now) and now - self._good > self.patience:
+        if self._is_away(now):
+            return
+        is_final = now - self._good > self.patience
+        if is_final and not self.stays:
             raise NodeRefused(
                 f"the coordinator at {self.link.address} does not accept this node, tried for "
                 f"{now - self._good:.0f} s: {reason}"
             )
-        self._rest_until(now, LONGEST_PAUSE)
+        self._rest_until(now, LONGEST_REFUSED_PAUSE if is_final else LONGEST_PAUSE)
 
     def _is_away(self, now: float) -> bool:
-        """After trouble, whether nobody answers at the coordinator's address: then no process needs to try."""
-        if not self._trouble:
-            return False
+        """Whether nobody answers at the coordinator's address: then no process needs to try."""
         reason = why_unreachable(self.link.via or self.link.address, self.link.ca is not None, PROBE_SECONDS)
         if not reason:
             if self._away:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.coordinator.inference_thread import inference_serving
 from fedstill.common.credentials import CredentialError, read_node_bundle
+from fedstill.common.flower_cli import free_port
 from fedstill.common.node_token import LAST_SECOND, keep_token, newest_token, token_expiry
+from fedstill.edge_client.inference import credentials_visits
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_stream import Address
 
@@ -91,6 +94,56 @@ def test_a_token_renews_itself(served: Address, certs: Path, tmp_path: Path) -> 
     with connected(served):
         assert served.newest_token == renewed
     assert (certs / "nodes.json").read_bytes() == register, "a token that is good for long stays"
+
+
+class Shelf:
+    """Of a device that has been served, once it has."""
+
+    student: MadeRuntime | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def current(self) -> MadeRuntime | None:
+        return self.student
+
+
+def test_a_device_without_clips_asks_for_it_by_itself(
+    served: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while it may send nothing, nor before it has a student; and it ends when it is told to."""
+    monkeypatch.setattr(credentials_visits, "ModelStore", Shelf)
+    monkeypatch.setattr(credentials_visits, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(Shelf, "student", None)
+    closed, stop = ["paused"], threading.Event()
+    task = credentials_visits.CredentialsVisits(tmp_path, served, lambda: closed[-1])
+    thread = threading.Thread(target=task, args=(stop,))
+    thread.start()
+    time.sleep(0.1)
+    closed.append("")
+    time.sleep(0.1)
+    assert served.newest_token == served.token
+    monkeypatch.setattr(Shelf, "student", MadeRuntime())
+    wait_until(lambda: served.newest_token != served.token)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_visit_to_a_cloud_that_is_away_ends_when_the_agent_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials_visits, "ModelStore", Shelf)
+    monkeypatch.setattr(Shelf, "student", MadeRuntime())
+    stop = threading.Event()
+    task = credentials_visits.CredentialsVisits(tmp_path, Address(f"127.0.0.1:{free_port()}", "hall"), str)
+    thread = threading.Thread(target=task, args=(stop,))
+    thread.start()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    stop.set()
+    thread.join(20)
+    assert time.monotonic() - begun < 5
 
 
 def test_credentials_that_are_renewed_by_hand_count(served: Address, certs: Path, tmp_path: Path) -> None:

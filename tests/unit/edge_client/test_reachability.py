@@ -40,6 +40,8 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 def test_nobody_is_there(tls: bool) -> None:
     assert why_unreachable(f"127.0.0.1:{free_port()}", tls, 2.0) == "Connection refused"
     assert why_unreachable("no-such-host.invalid:9092", tls, 2.0)
+    for mistyped in ("cloud..example.org", ".example.org", f"{'a' * 64}.org"):
+        assert why_unreachable(f"{mistyped}:9092", tls, 2.0) == "no name of a host"
 
 
 @pytest.mark.parametrize(("name", "tls"), [("https_proxy", True), ("http_proxy", False), ("ALL_PROXY", True)])

@@ -19,6 +19,8 @@ from fedstill.edge_client.node import supernode
 from fedstill.edge_client.node.supernode import (
     LONGEST_AWAY_PAUSE,
     LONGEST_PAUSE,
+    LONGEST_REFUSED_PAUSE,
+    LOST,
     SETTLED_SECONDS,
     SILENT_SECONDS,
     STARTING_SECONDS,
@@ -118,6 +120,18 @@ def test_a_lasting_refusal_is_final_and_says_how_long_it_was_tried(
         run(tended, clock, 10 * PATIENCE, code=1)
 
 
+def test_an_agent_that_answers_clips_outlasts_a_refusal_and_tries_less_often(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeChild, "welcome", False)
+    tended = SuperNode(tmp_path, Link("127.0.0.1:1", None, None), 0, "hall", PATIENCE, stays=True)
+    run(tended, clock, 86_400, code=1)
+    assert 86_400 / LONGEST_REFUSED_PAUSE < starts_of(tended) < 3 * 86_400 / LONGEST_REFUSED_PAUSE
+    monkeypatch.setattr(FakeChild, "welcome", True)
+    run(tended, clock, LONGEST_REFUSED_PAUSE + SETTLED_SECONDS + 5)
+    assert (tended.settled, tended.trouble) == (True, "")
+
+
 class Line:
     """Whether the coordinator can be reached; counts who asks."""
 
@@ -148,6 +162,31 @@ def test_a_coordinator_that_is_away_for_days_costs_a_look_a_minute_and_ends_noth
     run(tended, clock, LONGEST_AWAY_PAUSE + SETTLED_SECONDS + 5)
     assert starts_of(tended) == 2
     assert (tended.settled, tended.trouble) == (True, "")
+
+
+def test_a_wrong_address_is_told_before_anything_is_started(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    line, tended = Line(monkeypatch), node(tmp_path)
+    line.away = True
+    run(tended, clock, 1)
+    assert starts_of(tended) == 0
+    assert 'event=coordinator_unreachable address=127.0.0.1:1 reason="Connection refused"' in caplog.text
+
+
+def test_a_connection_that_is_lost_is_not_in_the_fleet_until_it_is_back(clock: Clock, tmp_path: Path) -> None:
+    tended = node(tmp_path)
+    run(tended, clock, 60)
+    says(tended, TRYING)
+    run(tended, clock, 2)
+    assert tended.settled, "a single attempt says nothing"
+    for _ in range(30):
+        run(tended, clock, 20)
+        assert (tended.settled, tended.trouble) == (False, LOST)
+        says(tended, TRYING)
+    says(tended, "INFO :      Connection successful after 601.20 seconds and 31 tries.\n")
+    run(tended, clock, 2)
+    assert (tended.settled, tended.trouble, starts_of(tended)) == (True, "", 1)
 
 
 def test_time_away_is_no_refusal(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supernode, "install_command", lambda folder: None)
     monkeypatch.setattr(supernode, "tool", lambda name: name)
     monkeypatch.setattr(supernode, "environment", lambda home: {"PATH": ""})
+    monkeypatch.setattr(supernode, "why_unreachable", lambda *_: "")
 
 
 @pytest.mark.usefixtures("no_processes")

@@ -12,9 +12,11 @@ from helpers.results import made_run
 from helpers.runs import write_experiment
 
 from fedstill.cli.main import app
+from fedstill.common.errors import UserError
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.evaluation.results import Results, check_agreement, read_clips, read_results
 from fedstill.simulation import folded_run
+from fedstill.simulation.run_experiment import run_experiment
 
 QUICK = (
     "--set", "run.arms=['all_distill', 'fedstill']", "--set", "run.scenarios=['latency_insensitive']",
@@ -72,7 +74,9 @@ def test_an_interrupted_run_goes_on_and_tests_every_speaker_once(
         assert public == tested[2 - 2 * fold] | tested[3 - 2 * fold]
     code, said = fedstill("simulate", write_experiment(tmp_path), "--folds", FOLDS, "--out", run, *QUICK)
     assert code == 2
-    assert "holds the folds of a run already" in said
+    assert "holds a run already" in said
+    with pytest.raises(UserError, match="holds a run already"):
+        run_experiment("quickstart", run)
 
 
 def test_devices_of_all_folds_have_numbers_of_their_own() -> None:
@@ -101,6 +105,7 @@ def test_devices_of_all_folds_have_numbers_of_their_own() -> None:
         (("quickstart", "--folds", 999), "no fold 0 of 999: choose 1 to 22 folds"),
         (("robustness_synthetic", "--folds", 2), "has folds of its own"),
         (("quickstart", "--set", "dataset.fold=1"), "fold: 1 is not one of 0 to 0"),
+        (("robustness_synthetic", "--set", "dataset.folds=2"), "set robustness.folds and robustness.fold"),
         (("--resume", "nowhere", "--folds", 2), "drop --seeds, --set, --folds"),
     ],
 )
