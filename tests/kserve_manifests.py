@@ -24,11 +24,11 @@ PLAIN = {"str": str, "int": int, "bool": bool, "float": float, "object": object}
 
 def faults(asked: Any, kind: str, place: str) -> list[str]:
     """What ``asked`` has that the model ``kind`` has not."""
-    if found := re.fullmatch(r"(?:L|l)ist\[(.+)\]", kind):
+    if found := re.fullmatch(r"(?:list|List)\[(.+)\]", kind):
         if not isinstance(asked, list):
             return [f"{place}: {asked!r} is no list"]
         return [line for n, one in enumerate(asked) for line in faults(one, found[1], f"{place}[{n}]")]
-    if found := re.fullmatch(r"(?:D|d)ict[(\[]str, (.+)[)\]]", kind):
+    if found := re.fullmatch(r"(?:dict|Dict)[(\[]str, (.+)[)\]]", kind):
         return [line for key, one in asked.items() for line in faults(one, found[1], f"{place}.{key}")]
     if kind in PLAIN:
         return [] if isinstance(asked, PLAIN[kind]) else [f"{place}: {asked!r} is no {kind}"]
