@@ -82,9 +82,10 @@ def test_the_page_of_a_server_moves_under_load_and_comes_back_after_a_restart(
         browser.show(1200, 900)
         with ServedProcess(options, "fedstill") as server:
             browser.open(f"http://127.0.0.1:{server.web_port}/")
-            browser.until(lambda: browser.text("state") == "live")
-            assert browser.text("load") == "0"
-            assert "policy fedstill · left, right" in browser.text("about")
+            browser.until(lambda: browser.text("state") == "ready")
+            assert browser.text("load").startswith("0")
+            assert "policy fedstill" in browser.text("about")
+            assert all(task in browser.text("tasks") for task in ("left", "right"))
             seconds = ("--rate", "20", "--seconds", "6", "--latency-scale", "10")
             load = threading.Thread(target=loadtest, args=(served, server, tmp_path / "run", *seconds))
             load.start()
@@ -97,10 +98,10 @@ def test_the_page_of_a_server_moves_under_load_and_comes_back_after_a_restart(
             load.join(60)
             assert not load.is_alive()
             queries = read_serving_results(tmp_path / "run").runs[0].queries
-            browser.until(lambda: browser.text("load-sub") == f"{queries} since the start")
+            browser.until(lambda: browser.text("load-sub").startswith(f"{queries} since the start"))
         browser.until(lambda: browser.text("state").startswith("no connection"))
         with ServedProcess(options, "pets"):
-            browser.until(lambda: browser.text("state") == "live", 60)
+            browser.until(lambda: browser.text("state") == "ready", 60)
             browser.until(lambda: browser.evaluate("document.body.dataset.restarts") == "1")
             assert "policy pets" in browser.text("about")
-            assert browser.text("load-sub") == "0 since the start"
+            assert browser.text("load-sub").startswith("0 since the start")
