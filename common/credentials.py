@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -33,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fedstill.common.dataclass_codec import PlainError, from_plain
 from fedstill.common.errors import UserError
 from fedstill.common.node_token import newest_token, token_expiry
-from fedstill.common.trusted_roots import newest_roots_file
+from fedstill.common.trusted_roots import UNREADABLE, newest_roots_file
 
 CA_FILE = "ca.crt"
 NODE_KEY_FILE = "node"
@@ -187,7 +186,7 @@ def parse(path: Path, reader: Callable[[bytes], Parsed]) -> Parsed:
         return reader(read_bytes(path))
     except CredentialError:
         raise
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise CredentialError(f"{path}: damaged, or not the kind of file it should be") from error
 
 

@@ -11,7 +11,7 @@ line has a digest of the ``ca.crt`` that it replaces: when that is renewed by ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,6 +26,11 @@ LARGEST_BUNDLE = 32 * 1024
 """Bytes; forty certificates of ours."""
 MOST_ROOTS = 4
 HEADER = b"Instead of "
+UNREADABLE = (
+    ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType, x509.ExtensionNotFound, x509.DuplicateExtension,
+)  # fmt: skip
+"""What cryptography raises for a damaged or unknown certificate, key or signature: not all are ValueErrors."""
 UNKNOWN_AUTHORITY = (
     "the cloud's certificate is of an authority that this device does not trust; if that was rolled over while the "
     "device was away, its operator says: fedstill certs renew CERTS NAME, and copies ca.crt and token to this device"
@@ -41,14 +46,22 @@ def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether ``issuer``'s name and key are those that signed; dates and path lengths are not looked at."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 
 
+def roots_among(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """Those that signed themselves, each once; intermediates and vouches are none."""
+    return tuple(dict.fromkeys(one for one in certificates if signed_by(one, one)))
+
+
 def fingerprints(pem: bytes) -> tuple[str, ...]:
-    """Of the certificates of a PEM file. Raises ValueError: there are none, or it is damaged."""
-    return tuple(map(root_fingerprint, x509.load_pem_x509_certificates(pem)))
+    """Of the roots of a PEM file, each once. Raises ValueError: it has no certificate, or is damaged."""
+    try:
+        return tuple(map(root_fingerprint, roots_among(x509.load_pem_x509_certificates(pem))))
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from error
 
 
 def accepted_roots(present: bytes, sent: bytes) -> bytes:
@@ -64,13 +77,15 @@ def accepted_roots(present: bytes, sent: bytes) -> bytes:
     if len(sent) > LARGEST_BUNDLE:
         raise ValueError(f"larger than {LARGEST_BUNDLE} bytes")
     try:
-        trusted = x509.load_pem_x509_certificates(present)
+        trusted = roots_among(x509.load_pem_x509_certificates(present))
         found = x509.load_pem_x509_certificates(sent)
-        roots = [one for one in found if signed_by(one, one)]
+        roots = roots_among(found)
         _check_roots(roots)
         vouches = [one for one in found if one not in roots]
         _check_change(trusted, roots, vouches)
-    except (UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension, TypeError) as error:
+    except ValueError:
+        raise
+    except UNREADABLE as error:
         raise ValueError("damaged, or of another kind") from error
     return b"".join(one.public_bytes(Encoding.PEM) for one in roots)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -22,6 +22,7 @@ from fedstill.common.credentials import (
     read_bytes,
     valid_until,
 )
+from fedstill.common.trusted_roots import UNREADABLE, signed_by
 
 RENEW = "put a new one in its place and restart the server"
 
@@ -51,7 +52,7 @@ def check_server_files(certificate: Path, key: Path, now: float | None = None) -
         *(
             f"{certificate}: certificate {number + 1} did not sign the one before it, so clients may not trust it"
             for number in range(1, len(chain))
-            if not _signed(chain[number - 1], chain[number])
+            if not signed_by(chain[number - 1], chain[number])
         ),
     )
 
@@ -96,19 +97,11 @@ def _public_key(file: Path, certificate: x509.Certificate) -> object:
         raise CredentialError(f"{file}: its key is neither an RSA nor an elliptic-curve key") from None
 
 
-def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
-        return False
-    return True
-
-
 def _signs(file: Path, certificate: x509.Certificate) -> bool:
     """Whether it may sign others; of an old one that does not say so, true."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return True
-    except (ValueError, x509.DuplicateExtension):
+    except UNREADABLE:
         raise CredentialError(f"{file}: damaged, or not the kind of file it should be") from None

@@ -230,14 +230,23 @@ class CloudStream:
 
     def _run(self) -> None:
         while not self._closing.is_set():
+            pause = OPEN_SECONDS
             try:
-                self._session()
-            except (grpc.RpcError, ClosedStream) as error:
-                if isinstance(error, grpc.Call) and error.code() in TOKEN_REFUSED:
-                    self._doubts_kept = not self._doubts_kept  # one that was sent may be none of this cloud's
-                if not self._closing.is_set():
-                    self._listener.failed(_end_of(error))
-            self._closing.wait(self._listener.pause())
+                self._attempt()
+                pause = self._listener.pause()
+            except Exception as error:  # of the listener's
+                LOG.error("event=cloud_connection_failed reason=%s", json.dumps(repr(error)))
+            self._closing.wait(pause)
+
+    def _attempt(self) -> None:
+        """One session, whose end the listener learns. Nothing that a cloud sends may end the thread for good."""
+        try:
+            self._session()
+        except Exception as error:
+            if isinstance(error, grpc.Call) and error.code() in TOKEN_REFUSED:
+                self._doubts_kept = not self._doubts_kept  # one that was sent may be none of this cloud's
+            if not self._closing.is_set():
+                self._listener.failed(_end_of(error))
 
     def _session(self) -> None:
         """One stream from opening to its end, which is an exception unless we are closing."""
@@ -293,6 +302,8 @@ class CloudStream:
         """Whether other roots are trusted now: acceptable ones, by which this very cloud can be reached."""
         try:
             accepted = accepted_roots(roots, sent)
+            if set(fingerprints(accepted)) == set(fingerprints(roots)):
+                return False  # nothing that a new connection would change
             with self._channel(accepted) as trial:
                 stub = EdgeInferenceStub(trial)  # type: ignore[no-untyped-call]
                 stub.Describe(request, timeout=OPEN_SECONDS, metadata=metadata)
@@ -316,9 +327,11 @@ class CloudStream:
         return grpc.secure_channel(self._address.target, credentials, OPTIONS)
 
 
-def _end_of(error: grpc.RpcError | ClosedStream) -> StreamEnd:
+def _end_of(error: Exception) -> StreamEnd:
     if isinstance(error, ClosedStream):
         return StreamEnd(str(error))
+    if not isinstance(error, grpc.RpcError):
+        return StreamEnd(f"failed unexpectedly: {error!r}")
     code = error.code() if isinstance(error, grpc.Call) else None
     if code is None:
         return StreamEnd("failed")

@@ -22,6 +22,7 @@ from fedstill.cloud_server.coordinator.inference_thread import inference_serving
 from fedstill.cloud_server.edge_inference import inference_service
 from fedstill.common.credentials import CredentialError, read_node_bundle
 from fedstill.common.trusted_roots import UNKNOWN_AUTHORITY, fingerprints
+from fedstill.edge_client.inference import cloud_stream
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.protos import edge_inference_pb2 as pb
@@ -167,6 +168,42 @@ def test_roots_of_a_stranger_cost_nothing(fleet: Fleet, caplog: pytest.LogCaptur
     assert not (fleet.folder / "hall-state" / "authorities.pem").exists()
     told = [one for one in caplog.messages if "roots" in one]
     assert told == ['event=roots_refused reason="has a root for which none that is trusted here vouches"']
+
+
+def test_nothing_that_a_cloud_sends_ends_a_device_s_connection_for_good(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it is: the device backs off, and comes back once the cloud is another."""
+
+    def surprise(*_: object) -> bytes:
+        raise AssertionError("nobody has thought of this")
+
+    with monkeypatch.context() as patch, fleet.serving() as port, caplog.at_level(logging.WARNING):
+        patch.setattr(cloud_stream, "accepted_roots", surprise)
+        begin(fleet.certs)
+        with connecting(fleet.address("hall", port)) as connection:
+            wait_until(lambda: any("cloud_lost" in one for one in caplog.messages))
+            patch.undo()
+            assert connection.wait(10), connection.hindrance()
+    (told,) = [one for one in caplog.messages if "cloud_lost" in one]
+    assert "failed unexpectedly: AssertionError('nobody has thought of this')" in told
+    assert fleet.trusts("hall") == 2
+
+
+def test_an_intermediate_beside_the_root_changes_nothing(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of whichever side's ca.crt: there is no new connection without end."""
+    shutil.copytree(fleet.certs, fleet.folder / "other")
+    begin(fleet.folder / "other")
+    beside = (fleet.folder / "other" / "new-with-old.crt").read_bytes()
+    given = (fleet.certs / "ca.crt").read_bytes()
+    for where in (fleet.certs, fleet.folder / "attic"):
+        (where / "ca.crt").write_bytes(given + beside)
+    with fleet.serving() as port, caplog.at_level(logging.INFO):
+        for name in ("hall", "attic"):
+            connect(fleet.address(name, port))
+    assert not [one for one in caplog.messages if "event=roots" in one]
 
 
 def test_a_standing_stream_ends_after_a_day_and_learns_then(

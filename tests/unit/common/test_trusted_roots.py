@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedstill.cloud_server.auth.authority_files import certificates_pem
 from fedstill.cloud_server.auth.certificates import make_root, make_server, make_vouch, server_names
 from fedstill.common import trusted_roots
+from fedstill.common.credentials import CredentialError, parse
 from fedstill.common.trusted_roots import (
     LARGEST_BUNDLE,
     MOST_ROOTS,
@@ -110,6 +115,51 @@ def server_certificate() -> bytes:
 def test_what_is_not_acceptable_is_refused_in_words(sent: Callable[[], bytes], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         accepted_roots(pem(0), sent())
+
+
+def of_another_version() -> bytes:
+    """A root that says that it is of X.509's version 4, which there is not."""
+    written = root(0).public_bytes(Encoding.DER)
+    where = written.index(b"\xa0\x03\x02\x01\x02") + 4
+    content = base64.encodebytes(written[:where] + b"\x03" + written[where + 1 :])
+    return b"-----BEGIN CERTIFICATE-----\n" + content + b"-----END CERTIFICATE-----\n"
+
+
+def with_a_name_of_an_unknown_kind() -> bytes:
+    """An own root whose alternative name is an X.400 address."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([]), datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.UnrecognizedExtension(x509.OID_SUBJECT_ALTERNATIVE_NAME, b"\x30\x04\xa3\x02\x30\x00"),
+            critical=False,
+        )
+    )
+    return certificates_pem(built.sign(key, SHA256()))
+
+
+@pytest.mark.parametrize("made_badly", [of_another_version, with_a_name_of_an_unknown_kind])
+def test_every_kind_of_damage_is_one_kind_of_error(made_badly: Callable[[], bytes], tmp_path: Path) -> None:
+    """cryptography has errors that are no ValueErrors: they would end a thread, or be a traceback of a command."""
+    for sent in (made_badly(), pem(0) + made_badly()):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            accepted_roots(pem(0), sent)
+    (tmp_path / "ca.crt").write_bytes(of_another_version())
+    with pytest.raises(ValueError, match="version"):
+        fingerprints(of_another_version())
+    with pytest.raises(CredentialError, match=r"ca\.crt: damaged"):
+        parse(tmp_path / "ca.crt", x509.load_pem_x509_certificates)
+
+
+def test_only_what_signed_itself_is_a_root_and_counts_once() -> None:
+    beside = pem(0) + certificates_pem(vouch(1, 0)) + server_certificate()
+    assert fingerprints(beside + pem(0)) == fingerprints(pem(0))
+    assert accepted_roots(beside, pem(0)) == pem(0), "an intermediate beside it need not stay"
+    assert accepted_roots(pem(0), pem(0, 0)) == pem(0)
+    with pytest.raises(ValueError, match="vouches"):
+        accepted_roots(certificates_pem(vouch(1, 0)), pem(0))
 
 
 def test_kept_roots_count_until_the_credentials_change(tmp_path: Path) -> None:
