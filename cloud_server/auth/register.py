@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
 
 REGISTER_FILE = "nodes.json"
 LOCK_FILE = "lock"
+THREAD_SECONDS = 5.0
+_THREADS = threading.Lock()
+"""Threads of one process (token renewals, notes of roots) wait for each other, whatever they do about others."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,10 @@ def existing(directory: Path) -> Path:
 def locked(directory: Path, wait: bool = True) -> Iterator[None]:
     """Two commands at once must not issue one client number twice; a folder that cannot be locked is one line.
 
-    wait: for another one that holds it.
+    wait: for another process that holds it.
     """
+    if not _THREADS.acquire(timeout=-1 if wait else THREAD_SECONDS):
+        raise CredentialError(f"{directory}: another thread holds its lock")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / LOCK_FILE).open("a") as lock:
@@ -97,6 +103,8 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
         raise CredentialError(f"{directory}: another process holds its lock") from None
     except OSError as error:
         raise CredentialError(f"{error.filename or directory}: {error.strerror}") from error
+    finally:
+        _THREADS.release()
 
 
 def write_register(directory: Path, nodes: tuple[IssuedNode, ...]) -> None:

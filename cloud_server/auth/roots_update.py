@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.auth.authority_files import VOUCHES_FILE
-from fedstill.cloud_server.auth.register import in_force, list_nodes, locked, write_register
+from fedstill.cloud_server.auth.register import IssuedNode, list_nodes, locked, write_register
 from fedstill.common.credentials import CA_FILE, CredentialError, parse
 from fedstill.common.trusted_roots import fingerprints
 
@@ -64,26 +64,37 @@ class RootsUpdate:
         """Whether a device says something that was not noted yet."""
         return bool(trusted) and self._noted.get(name) != trusted
 
-    def note(self, name: str, trusted: tuple[str, ...]) -> None:
-        """Enter it in the register. Reads and writes files; waits for no other process."""
+    def note(self, said: Mapping[str, tuple[str, ...]]) -> bool:
+        """Enter it in the register, all at once, if it can be written now. Reads and writes files.
+
+        Args:
+            said: by each of some devices, newest.
+        """
         try:
-            if in_force(self._directory, name).roots != trusted:
+            if any(_changes(node, said) for node in list_nodes(self._directory)):
                 with locked(self._directory, wait=False):
                     nodes = list_nodes(self._directory)
-                    changed = (replace(one, roots=trusted) if one.name == name else one for one in nodes)
-                    write_register(self._directory, tuple(changed))
+                    changed = [node for node in nodes if _changes(node, said)]
+                    rows = (replace(one, roots=said[one.name]) if one in changed else one for one in nodes)
+                    write_register(self._directory, tuple(rows))
                 self._trouble = ""
-                LOG.info("event=roots_noted node=%s roots=%d", name, len(trusted))
+                for node in changed:
+                    LOG.info("event=roots_noted node=%s roots=%d", node.name, len(said[node.name]))
         except (CredentialError, OSError) as error:
             self._says(str(error))
-            return
-        self._noted[name] = trusted
+            return False
+        self._noted.update(said)
+        return True
 
     def _says(self, trouble: str) -> None:
         """Once."""
         if trouble != self._trouble:
             LOG.warning("event=roots_not_noted reason=%s", json.dumps(trouble))
         self._trouble = trouble
+
+
+def _changes(node: IssuedNode, said: Mapping[str, tuple[str, ...]]) -> bool:
+    return not node.revoked and node.roots != said.get(node.name, node.roots)
 
 
 def _content(path: Path) -> bytes:

@@ -58,4 +58,5 @@ class InferenceServer:
         await self._listener.server.stop(grace_seconds)
         await self.service.batcher.stop()
         self._listener = None
+        self.service.close()
         LOG.info("event=inference_stopped answered=%d", self.service.counters.answered)

@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from fedstill.cloud_server.auth.authenticator import Authorise, Context, bearer_token
+from fedstill.cloud_server.auth.roots_notes import RootsNotes
 from fedstill.cloud_server.auth.roots_update import RootsUpdate
 from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.auth.tokens import TokenError
@@ -85,6 +86,7 @@ class InferenceService:
         self._authorise, self._renewal, self._roots = authorise, renewal, roots
         self._renewing = ThreadPoolExecutor(1, "renewal")  # a disk that hangs keeps no clip waiting
         self._renewal_runs = False
+        self._notes = RootsNotes(roots.note) if roots else None
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -107,6 +109,12 @@ class InferenceService:
         self._draining = True
         for reader in self._readers:
             reader.cancel()
+
+    def close(self) -> None:
+        """After the last answer. What waits for a disk is not waited for."""
+        self._renewing.shutdown(wait=False, cancel_futures=True)
+        if self._notes is not None:
+            self._notes.close()
 
     async def describe(self, request: pb.DescribeRequest | None, context: Context) -> pb.DescribeResponse:
         """The unary call; refusals are gRPC status codes."""
@@ -131,10 +139,10 @@ class InferenceService:
 
     def _roots_for(self, caller: Caller, trusted: tuple[str, ...]) -> bytes:
         """Empty if they are as they should be."""
-        if caller.name is None or self._roots is None:
+        if caller.name is None or self._roots is None or self._notes is None:
             return b""
         if self._roots.news(caller.name, trusted):
-            self._renewing.submit(self._roots.note, caller.name, trusted)
+            self._notes.put(caller.name, trusted)
         return self._roots.bundle_for(trusted)
 
     async def _renewed(self, caller: Caller) -> str:

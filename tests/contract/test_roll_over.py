@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from helpers.inference import MadeRuntime, made_heads, wait_until
 
 from fedstill.cli.agent.parts import identity_of
-from fedstill.cloud_server.auth import roots_update
+from fedstill.cloud_server.auth import roots_update, token_renewal
 from fedstill.cloud_server.auth.authority import create_authority, issue_node, read_authority
 from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.auth.roll_over import begin, drop_old, finish, read_roll_over
+from fedstill.cloud_server.auth.roots_notes import NOTES_AT_ONCE
+from fedstill.cloud_server.auth.token_renewal import TokenRenewal
 from fedstill.cloud_server.coordinator.inference_thread import inference_serving
 from fedstill.cloud_server.edge_inference import inference_service
 from fedstill.common.credentials import CredentialError, read_node_bundle
@@ -233,6 +237,39 @@ def test_a_cloud_that_cannot_write_says_so_once_and_refuses_nobody(
     told = [one for one in caplog.messages if "roots_not_noted" in one]
     assert len(told) == 1
     assert "No space left" in told[0]
+
+
+def test_a_device_that_says_ever_other_things_keeps_nobody_waiting(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither other devices' notes, nor tokens that are renewed, nor the end."""
+    written: list[int] = []
+    real = roots_update.write_register
+
+    def counting(*arguments: Any) -> None:
+        written.append(1)
+        time.sleep(0.1)
+        real(*arguments)
+
+    monkeypatch.setattr(roots_update, "write_register", counting)
+    monkeypatch.setattr(TokenRenewal, "due", lambda renewal, name, token: name == "attic")
+    monkeypatch.setattr(token_renewal, "prolonged_token", lambda *_: "another")
+    with fleet.serving() as port:
+        address = fleet.address("hall", port)
+        with grpc.secure_channel(address.target, grpc.ssl_channel_credentials(address.authority)) as channel:
+            ask = EdgeInferenceStub(channel).Describe  # type: ignore[no-untyped-call]
+            request = pb.DescribeRequest(device="hall", student_version=MadeRuntime().version)
+            for number in range(100):
+                request.trusted[:] = [f"{number:064x}"]
+                ask(request, metadata=[("authorization", f"Bearer {address.token}")], timeout=10)
+            attic = fleet.address("attic", port)
+            request.device, request.trusted[:] = "attic", ["a" * 64]
+            found = ask(request, metadata=[("authorization", f"Bearer {attic.token}")], timeout=10)
+            assert found.token == "another"
+        wait_until(lambda: list_nodes(fleet.certs)[1].roots == ("a" * 64,))
+        began = time.monotonic()
+    assert time.monotonic() - began < 8, "its end"
+    assert len(written) <= NOTES_AT_ONCE + 1
 
 
 @pytest.mark.parametrize(

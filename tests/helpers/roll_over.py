@@ -12,7 +12,7 @@ from fedstill.common.trusted_roots import fingerprints
 
 def took(certs: Path, name: str) -> None:
     """A device says that it trusts what it is to trust."""
-    RootsUpdate(read_authority(certs)).note(name, fingerprints((certs / "ca.crt").read_bytes()))
+    RootsUpdate(read_authority(certs)).note({name: fingerprints((certs / "ca.crt").read_bytes())})
 
 
 def without(certs: Path) -> list[str]:

@@ -107,7 +107,7 @@ class World:
             accepted = accepted_roots(self.devices[device], sent)
             if self.shown in fingerprints(accepted):
                 self.devices[device] = accepted
-        update.note(device, fingerprints(self.devices[device]))
+        update.note({device: fingerprints(self.devices[device])})
 
 
 actions = st.one_of(
