@@ -134,6 +134,7 @@ def roll_over(
     """
     from fedstill.cli.shared.console import console, one_line_errors
     from fedstill.cloud_server.auth import roll_over as steps
+    from fedstill.cloud_server.auth.lost_nodes import REMEDY
     from fedstill.common.credentials import ROLL_OVER
     from fedstill.common.errors import ConfigError
 
@@ -154,6 +155,9 @@ def roll_over(
     ]
     if now.without:
         lines.append(f"without it: {steps.names_of(now.without)}")
+    if now.lost:
+        names = steps.names_of(now.lost)
+        lines.append(f"trust an authority that is not here, and follow no more: {names}; on each {REMEDY}")
     if now.roots.begun:
         step = "--drop-old" if now.roots.finished else "--finish"
         when = "once the coordinator was started again: " if now.roots.finished else ""
@@ -177,12 +181,15 @@ def list_command(directory: Folder) -> None:
     except CredentialError:  # a server's certificate from elsewhere: there is nothing to roll over
         rolled = None
     without = {node.name for node in rolled.without} if rolled else set()
+    lost = {node.name for node in rolled.lost} if rolled else set()
     for node in nodes:
         state = "revoked" if node.revoked else f"until {day(node.token_expiry)}"
         trusts = ""
         if rolled and rolled.roots.succeeded and not node.revoked:
             trusts = "old authority" if node.name in without else "new authority"
-        row = f"{node.name:<24} client {node.client:<4} {state:<17} {node.fingerprint} {trusts:<13}"
+        if node.name in lost:
+            trusts = "lost authority"
+        row = f"{node.name:<24} client {node.client:<4} {state:<17} {node.fingerprint} {trusts:<14}"
         console.print(
             f"{row if trusts else row.rstrip()} {' '.join(node.tags)}".rstrip(),
             highlight=False, markup=False, soft_wrap=True,

@@ -104,14 +104,15 @@ def _check_change(
     vouches: Sequence[x509.Certificate],
 ) -> None:
     for root in roots:
-        if root not in trusted and not any(_vouches(old, root, vouches) for old in trusted):
+        if root not in trusted and not any(vouched(old, root, vouches) for old in trusted):
             raise ValueError("has a root for which none that is trusted here vouches")
     for old in trusted:
-        if old not in roots and not any(_vouches(old, root, vouches) for root in roots):
+        if old not in roots and not any(vouched(old, root, vouches) for root in roots):
             raise ValueError("lacks a root that is trusted here and has vouched for no other")
 
 
-def _vouches(old: x509.Certificate, new: x509.Certificate, vouches: Sequence[x509.Certificate]) -> bool:
+def vouched(old: x509.Certificate, new: x509.Certificate, vouches: Iterable[x509.Certificate]) -> bool:
+    """Whether one of these is ``new``'s name and key, signed by ``old``. Raises one of ``UNREADABLE``."""
     return any(
         one.public_key() == new.public_key() and one.subject == new.subject and signed_by(one, old)
         for one in vouches

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from fedstill.cloud_server.auth.authority_files import (
     CA_KEY_FILE,
+    FORMER_FILE,
     NEXT_KEY_FILE,
     SERVER_FILE,
     SERVER_KEY_FILE,
@@ -33,9 +34,11 @@ from fedstill.cloud_server.auth.authority_files import (
     private_key,
     read_roots,
     read_server,
+    strangers,
     trusted_roots,
 )
 from fedstill.cloud_server.auth.certificates import make_root, make_server, server_names
+from fedstill.cloud_server.auth.lost_nodes import lost_node_warnings
 from fedstill.cloud_server.auth.register import (
     REGISTER_FILE,
     IssuedNode,
@@ -121,7 +124,7 @@ def create_authority(
                 f"{directory}: holds an authority already; --force replaces it, and every node needs new credentials"
             )
         shutil.rmtree(directory / NODES_FOLDER, ignore_errors=True)  # these trust the old authority
-        for file in (REGISTER_FILE, NEXT_KEY_FILE, VOUCHES_FILE):
+        for file in (REGISTER_FILE, NEXT_KEY_FILE, VOUCHES_FILE, FORMER_FILE):
             (directory / file).unlink(missing_ok=True)
         key, certificate = make_root()
         replace_file(directory / CA_KEY_FILE, key_pem(key), PRIVATE)
@@ -162,7 +165,8 @@ def read_authority(
     folder = existing(directory).resolve()
     ending = _check_certificates(folder, now) if server_certificate else ()
     secret, nodes = _read_secret(folder), list_nodes(folder)
-    private = [folder / SERVER_KEY_FILE, folder / SECRET_FILE, folder / CA_KEY_FILE]
+    private = [folder / name for name in (SERVER_KEY_FILE, SECRET_FILE, CA_KEY_FILE, NEXT_KEY_FILE)]
+    lost = lost_node_warnings(folder, nodes) if server_certificate else ()
     return Authority(
         directory=folder,
         ca_file=folder / CA_FILE,
@@ -174,6 +178,7 @@ def read_authority(
         warnings=(
             *open_secrets(*(path for path in private if path.exists())),
             *ending,
+            *lost,
             *(
                 warning
                 for node in nodes
@@ -208,8 +213,9 @@ def _check_certificates(folder: Path, now: float) -> tuple[str, ...]:
     check_dates(folder / SERVER_FILE, certificate, now)
     if private_key(folder / SERVER_KEY_FILE).public_key() != certificate.public_key():
         raise CredentialError(f"{folder / SERVER_KEY_FILE}: does not belong to the {SERVER_FILE} beside it")
-    next_step = f"{ROLL_OVER} CERTS" if roots.finished else f"{ROLL_OVER} CERTS --finish"
+    next_step = f"{ROLL_OVER} CERTS --finish" if roots.begun and not roots.finished else f"{ROLL_OVER} CERTS"
     return (
+        *strangers(folder, roots),
         *ends_soon(folder / SERVER_FILE, valid_until(certificate), now, "fedstill certs server CERTS"),
         *ends_soon(folder / CA_FILE, valid_until(roots.issuing), now, next_step, AUTHORITY_NOTICE_DAYS),
     )

@@ -18,14 +18,16 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fedstill.common.credentials import CA_FILE, CredentialError, parse
-from fedstill.common.trusted_roots import root_fingerprint, signed_by
+from fedstill.common.credentials import CA_FILE, CredentialError, day, parse
+from fedstill.common.trusted_roots import UNREADABLE, root_fingerprint, roots_among, signed_by, vouched
 
 CA_KEY_FILE = "ca.key"
 NEXT_KEY_FILE = "next-ca.key"
 """Of the new root, until the old one is dropped."""
 VOUCHES_FILE = "new-with-old.crt"
 """For each new root its key signed with the old root's key, by which devices know that it is a successor."""
+FORMER_FILE = "former-ca.crt"
+"""Roots that were dropped: a device that still trusts one of them only has not come yet."""
 SERVER_FILE = "server.crt"
 SERVER_KEY_FILE = "server.key"
 
@@ -35,14 +37,16 @@ class Roots:
     """The roots that devices are to trust.
 
     Attributes:
-        trusted: of ``ca.crt``, the newest last.
+        trusted: of ``ca.crt``, each once, the newest last; without the strange ones.
         issuing: the one that signed ``server.crt``.
         succeeded: whether the newest one came by a roll-over, under way or done.
+        strange: of ``ca.crt``, too, but neither issuing, nor a successor of one that is, nor its predecessor.
     """
 
     trusted: tuple[x509.Certificate, ...]
     issuing: x509.Certificate
     succeeded: bool
+    strange: tuple[x509.Certificate, ...] = ()
 
     @property
     def newest(self) -> x509.Certificate:
@@ -69,18 +73,45 @@ def read_roots(folder: Path) -> Roots:
     Raises:
         CredentialError: a file is missing or damaged, or no root of ``ca.crt`` signed ``server.crt``.
     """
-    trusted = trusted_roots(folder)
+    present = trusted_roots(folder)
     server = read_server(folder)
-    issuing = next((root for root in reversed(trusted) if signed_by(server, root)), None)
+    others = parse(folder / CA_FILE, x509.load_pem_x509_certificates)  # an intermediate may have signed it
+    issuing = next((one for one in reversed((*others, *present)) if signed_by(server, one)), None)
     if issuing is None:
         raise CredentialError(f"{folder / SERVER_FILE}: not signed by the {CA_FILE} beside it")
-    newest = trusted[-1].public_key()
-    return Roots(trusted, issuing, any(one.public_key() == newest for one in read_vouches(folder)))
+    vouches = read_vouches(folder)
+    start = issuing if issuing in present else present[-1]
+    try:
+        trusted = tuple(
+            one
+            for one in present
+            if one == start or vouched(start, one, vouches) or vouched(one, start, vouches)
+        )
+        succeeded = any(one.public_key() == trusted[-1].public_key() for one in vouches)
+    except UNREADABLE as error:
+        raise CredentialError(f"{folder / CA_FILE}: has a key of an unknown kind") from error
+    return Roots(trusted, issuing, succeeded, tuple(one for one in present if one not in trusted))
+
+
+def strangers(folder: Path, roots: Roots) -> tuple[str, ...]:
+    """One line for each root of ``ca.crt`` that is none of this authority's."""
+    return tuple(
+        f"{folder / CA_FILE}: the root {root_fingerprint(one)[:16]}... ({one.subject.rfc4514_string()}) came by no "
+        "roll-over, and devices take no other roots while it is there; remove it from the file"
+        for one in roots.strange
+    )
 
 
 def trusted_roots(folder: Path) -> tuple[x509.Certificate, ...]:
-    """Of ``ca.crt``. Raises CredentialError: it is missing or damaged."""
-    return tuple(parse(folder / CA_FILE, x509.load_pem_x509_certificates))
+    """Of ``ca.crt``, each once; if it has intermediates alone, these. Raises CredentialError: missing or damaged."""
+    found = parse(folder / CA_FILE, x509.load_pem_x509_certificates)
+    return roots_among(found) or tuple(found)
+
+
+def read_former(folder: Path) -> tuple[x509.Certificate, ...]:
+    """The roots that were dropped. Raises CredentialError: the file is damaged."""
+    path = folder / FORMER_FILE
+    return tuple(parse(path, x509.load_pem_x509_certificates)) if path.exists() else ()
 
 
 def read_server(folder: Path) -> x509.Certificate:
@@ -100,14 +131,27 @@ def key_of(folder: Path, root: x509.Certificate) -> ec.EllipticCurvePrivateKey:
     Raises:
         CredentialError: it is elsewhere, or damaged.
     """
-    paths = [path for path in (folder / CA_KEY_FILE, folder / NEXT_KEY_FILE) if path.exists()]
-    if not paths:
-        raise CredentialError(f"{folder / CA_KEY_FILE}: missing")
-    for path in paths:
-        key = private_key(path)
-        if key.public_key() == root.public_key():
+    key = find_key(folder, root)
+    if key is not None:
+        return key
+    made = day(root.not_valid_before_utc.timestamp())
+    whose = f"the key of the root of {made} (SHA-256 {root_fingerprint(root)[:16]}...)"
+    if not (folder / CA_KEY_FILE).exists():
+        raise CredentialError(f"{folder / CA_KEY_FILE}: missing; put {whose} there")
+    present = private_key(folder / CA_KEY_FILE).public_key()
+    if any(present == one.public_key() for one in trusted_roots(folder)):  # during a roll-over
+        raise CredentialError(f"{folder / NEXT_KEY_FILE}: missing, or another's; put {whose} there")
+    raise CredentialError(
+        f"{folder / CA_KEY_FILE}: does not belong to the {CA_FILE} beside it; put {whose} in its place"
+    )
+
+
+def find_key(folder: Path, root: x509.Certificate) -> ec.EllipticCurvePrivateKey | None:
+    """The key of a root, from whichever file has it. Raises CredentialError: a file is damaged."""
+    for path in (folder / CA_KEY_FILE, folder / NEXT_KEY_FILE):
+        if path.exists() and (key := private_key(path)).public_key() == root.public_key():
             return key
-    raise CredentialError(f"{' and '.join(map(str, paths))}: does not belong to the {CA_FILE} beside it")
+    return None
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -113,8 +113,7 @@ class _Run:
     finished: bool = False
     failures: int = 0
     _looked: float = 0.0
-    _warned: tuple[str, ...] = ()
-    _warned_at: float = 0.0
+    _warned_at: dict[str, float] = field(default_factory=dict)
     _tail: EventTail = field(init=False)
 
     def __post_init__(self) -> None:
@@ -194,10 +193,12 @@ class _Run:
         return plan.devices != devices
 
     def _warn(self, warnings: tuple[str, ...]) -> None:
-        """Each once a day: keys that others may read, and what expires soon."""
-        if warnings != self._warned or time.time() - self._warned_at > WARN_SECONDS:
-            self._warned, self._warned_at = warnings, time.time()
-            for warning in warnings:
+        """Each once a day: keys that others may read, what expires soon, devices that follow no more."""
+        now = time.time()
+        self._warned_at = {text: at for text, at in self._warned_at.items() if now - at <= WARN_SECONDS}
+        for warning in warnings:
+            if warning not in self._warned_at:
+                self._warned_at[warning] = now
                 LOG.warning("event=credentials reason=%s", json.dumps(warning))
 
     def _failed(self, reason: str) -> None:

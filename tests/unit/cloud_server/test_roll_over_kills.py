@@ -60,7 +60,7 @@ def killed_after(writes: int) -> Iterator[None]:
     [
         *(("begin", n) for n in range(5)),
         *(("finish", n) for n in range(2)),
-        *(("drop_old", n) for n in range(5)),
+        *(("drop_old", n) for n in range(6)),
     ],
 )
 def test_a_step_that_was_killed_is_done_by_the_same_command(certs: Path, step: str, writes: int) -> None:
