@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import socketserver
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,32 @@ def a_tampered_student_on_a_device_is_sent_again(fleet: Fleet, agent: Service) -
 
 def test_nothing_is_left_running(fleet: Fleet) -> None:
     """SIGTERM ends the agent, its SuperNode and its ClientApp; killed, the next start ends what is left."""
+    with somebody_at(fleet.port):
+        ends_all_that_it_started(fleet)
+
+
+@contextmanager
+def somebody_at(port: int) -> Iterator[None]:
+    """Who answers there, though no coordinator: an agent that finds nobody starts no SuperNode."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(4096)
+                self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", port), Answer) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ends_all_that_it_started(fleet: Fleet) -> None:
     agent = fleet.agent(0)
     fleet.wait_for(lambda: agent.children("flower-supernode"), "a SuperNode")
     agent.kill()
