@@ -167,11 +167,8 @@ class SuperNode:
                 code = STUCK
             if code is None:
                 if self._accepted and now - self._accepted > SETTLED_SECONDS:
-                    self._pause, self._good, self._trouble = (
-                        FIRST_PAUSE,
-                        now,
-                        LOST if self._is_lost(now) else "",
-                    )
+                    self._pause, self._good = FIRST_PAUSE, now
+                    self._trouble = LOST if self._is_lost(now) else ""
                 if now >= self._look:
                     self._keep_warm(now)
                     if self._roots != self.link.roots and not self._in_hand:
@@ -325,10 +322,10 @@ class SuperNode:
         self._trouble = reason
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
-        if self._is_away(now):
-            return
         is_final = now - self._good > self.patience
         if is_final and not self.stays:
+            if self._is_away(now):
+                return
             raise NodeRefused(
                 f"the coordinator at {self.link.address} does not accept this node, tried for "
                 f"{now - self._good:.0f} s: {reason}"
