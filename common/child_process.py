@@ -88,8 +88,12 @@ class Child:
         return status
 
     def stop(self) -> None:
-        """End it and everything below it: SIGTERM, and after ``STOP_SECONDS`` SIGKILL."""
+        """End it and everything below it: SIGTERM, and after ``STOP_SECONDS`` SIGKILL.
+
+        Before the first start, end a process that an earlier parent may have left.
+        """
         if self._process is None:
+            self._end_orphan()
             return
         self.poll()
         end(self._family)

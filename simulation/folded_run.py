@@ -17,9 +17,8 @@ from rich.console import Console
 from fedstill.common.errors import ConfigError
 from fedstill.common.run_layout import fold_folder
 from fedstill.evaluation.results import (
-    CLIPS_FILE,
-    RESULTS_FILE,
     Results,
+    ResultsError,
     read_clips,
     read_results,
     write_clips,
@@ -45,7 +44,7 @@ def simulate_folds(experiment: Experiment, run_dir: Path, engine: Engine, consol
     for fold, folder in enumerate(folders):
         one = replace(experiment, dataset=replace(experiment.dataset, fold=fold))
         say = f"fold {fold + 1} of {len(folders)}"
-        if (folder / RESULTS_FILE).exists() and (folder / CLIPS_FILE).exists():
+        if _is_finished(folder):
             console.print(f"{say}: finished", highlight=False)
             continue
         console.print(f"{say}: {folder}", highlight=False, soft_wrap=True)
@@ -56,6 +55,8 @@ def simulate_folds(experiment: Experiment, run_dir: Path, engine: Engine, consol
         for folder, start in zip(folders, _starts(parts), strict=True)
         for row in read_clips(folder)
     ]
+    if len({(part.dataset, part.class_names) for part in parts}) > 1:
+        raise ConfigError(f"{run_dir}: its folds are of different data; start anew, with another --out")
     results = merged(parts)
     write_clips(run_dir, clips)
     write_results(run_dir, results)
@@ -63,6 +64,15 @@ def simulate_folds(experiment: Experiment, run_dir: Path, engine: Engine, consol
 
     write_report(run_dir)
     return results
+
+
+def _is_finished(folder: Path) -> bool:
+    """What is damaged is gathered again from the fold's journal and devices."""
+    try:
+        read_results(folder), read_clips(folder)
+    except ResultsError:
+        return False
+    return True
 
 
 def load_folds(run_dir: Path) -> Experiment:

@@ -87,6 +87,8 @@ class RootsNotes:
             if not self._written(notes):
                 with self._changed:
                     self._waiting = notes | self._waiting
+                    for name in notes:  # what was not written costs nothing
+                        self._used_until[name] -= NOTE_SECONDS
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
 
     def _written(self, notes: dict[str, Trusted]) -> bool:

@@ -54,7 +54,7 @@ class CredentialsVisits:
         connection.start()
         try:
             end = time.monotonic() + ANSWER_SECONDS
-            while time.monotonic() < end and not stop.wait(STEP_SECONDS):
+            while time.monotonic() < end and not stop.wait(STEP_SECONDS) and not self._closed():
                 if connection.wait(STEP_SECONDS):
                     return DAY_SECONDS
         finally:

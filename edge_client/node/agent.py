@@ -77,6 +77,7 @@ def run_agent(
         node = SuperNode(
             settings.state, settings.link, settings.client, settings.name, settings.patience, settings.stays
         )
+        node.stop()  # one that a killed agent has left would send while this one may not
         news = AgentNews(settings.state)
         gate = UploadGate(settings.state, settings.hours, budget=settings.budget)
         contacts, link = Contacts(settings.state, settings.pause), LinkNotes(settings.state)

@@ -171,7 +171,8 @@ class SuperNode:
                     self._trouble = LOST if self._is_lost(now) else ""
                 if now >= self._look:
                     self._keep_warm(now)
-                    if self._roots != self.link.roots and not self._in_hand:
+                    roots = self.link.roots  # none while they cannot be read: a running node needs none
+                    if roots and self._roots != roots and not self._in_hand:
                         LOG.info("event=supernode_restarted reason=roots_renewed")
                         self.stop()
                         self._start(now)
@@ -322,6 +323,10 @@ class SuperNode:
         self._trouble = reason
         LOG.warning("event=supernode_ended code=%d reason=%s", code, json.dumps(reason))
         self.stop()
+        if (
+            self._lost and not self._accepted
+        ):  # who answers there leads to no coordinator, which refuses nobody
+            self._good = now
         is_final = now - self._good > self.patience
         if is_final and not self.stays:
             if self._is_away(now):

@@ -132,6 +132,33 @@ def test_an_agent_that_answers_clips_outlasts_a_refusal_and_tries_less_often(
     assert (tended.settled, tended.trouble) == (True, "")
 
 
+def test_who_answers_without_a_coordinator_behind_it_refuses_nobody(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a TLS front does whose backend is down: Flower tries, and is never let in."""
+    monkeypatch.setattr(FakeChild, "welcome", False)
+    tended = node(tmp_path)
+    for _ in range(100):
+        run(tended, clock, 20)
+        says(tended, TRYING)
+    monkeypatch.setattr(FakeChild, "welcome", True)
+    run(tended, clock, 2 * STARTING_SECONDS)
+    assert tended.settled
+
+
+def test_roots_that_cannot_be_read_for_a_while_end_no_node(clock: Clock, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.write_text("roots")
+    tended = SuperNode(tmp_path, Link("127.0.0.1:1", ca, None), 0, "hall", PATIENCE)
+    run(tended, clock, 60)
+    ca.unlink()
+    run(tended, clock, 10 * PATIENCE)
+    assert (starts_of(tended), tended.settled) == (1, True)
+    ca.write_text("other roots")
+    run(tended, clock, 2 * WARM_SECONDS)
+    assert starts_of(tended) == 2
+
+
 class Line:
     """Whether the coordinator can be reached; counts who asks."""
 
