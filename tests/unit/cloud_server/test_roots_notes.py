@@ -48,6 +48,17 @@ def test_of_one_device_the_newest_waits_and_others_are_not_behind_it() -> None:
     assert register.written == [{"flood": ("first",)}, {"flood": ("9999",), "hall": ("new",)}]
 
 
+def test_a_register_that_is_held_for_a_while_uses_up_no_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roots_notes, "RETRY_SECONDS", 0.01)
+    register = Register()
+    register.free.set()
+    register.fails = 3 * NOTES_AT_ONCE
+    notes = RootsNotes(register)
+    notes.put("hall", ("new",))
+    register.wait_for(3 * NOTES_AT_ONCE + 1)
+    notes.close()
+
+
 def test_a_device_has_some_notes_at_once_and_then_one_a_minute() -> None:
     now = [0.0]
     notes = RootsNotes(lambda said: True, lambda: now[0])

@@ -78,6 +78,14 @@ def test_an_orphan_is_known_again_after(what: str, tmp_path: Path, monkeypatch: 
     again.stop()
 
 
+def test_who_starts_nothing_ends_what_is_left_of_before(tmp_path: Path) -> None:
+    """An agent that may send nothing starts no node, and must not leave that of a killed one running."""
+    orphan = Child("sleeper", tmp_path)
+    orphan.start([sys.executable, "-c", "import time; time.sleep(60)"], dict(os.environ), tmp_path)
+    Child("sleeper", tmp_path).stop()
+    assert orphan.poll() is not None
+
+
 def test_a_process_of_another_boot_with_the_same_number_is_left_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     other = Child("sleeper", tmp_path)

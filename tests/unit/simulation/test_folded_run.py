@@ -72,6 +72,10 @@ def test_an_interrupted_run_goes_on_and_tests_every_speaker_once(
     for fold in range(FOLDS):
         public = speakers(run / f"fold{fold}" / "public")
         assert public == tested[2 - 2 * fold] | tested[3 - 2 * fold]
+    (run / "fold0" / "results.json").write_text("{")
+    code, said = fedstill("simulate", "--resume", run, "--engine", "inprocess")
+    assert code == 0, said
+    assert read_results(run).rows == results.rows, "a damaged fold is gathered again"
     code, said = fedstill("simulate", write_experiment(tmp_path), "--folds", FOLDS, "--out", run, *QUICK)
     assert code == 2
     assert "holds a run already" in said
