@@ -153,10 +153,10 @@ def somebody_at(port: int) -> Iterator[None]:
 
 
 def ends_all_that_it_started(fleet: Fleet) -> None:
-    agent = fleet.agent(0)
-    fleet.wait_for(lambda: agent.children("flower-supernode"), "a SuperNode")
+    agent, noted = fleet.agent(0), fleet.agent_state(0) / "supernode.pid"
+    fleet.wait_for(lambda: noted.exists() and agent.children("flower-supernode"), "a SuperNode")
     agent.kill()
-    left = json.loads((fleet.agent_state(0) / "supernode.pid").read_text())["pid"]
+    left = json.loads(noted.read_text())["pid"]
     assert psutil.pid_exists(left)
     agent.start()
     fleet.wait_for(lambda: not psutil.pid_exists(left) or is_zombie(left), "the end of the orphan")
