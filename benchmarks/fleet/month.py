@@ -46,8 +46,8 @@ from month_page import Check, Figures, page
 
 DAY = 86_400.0
 STATUSES = 20
-AGENT_PAUSE = 1.5
-"""Seconds between two agents that start at the beginning."""
+AGENT_PAUSE = 8.0
+"""Seconds between two agents that start at the beginning: on their own devices they would not share two cores."""
 OPENING_SECONDS, SETTLING_SECONDS = 780.0, 720.0
 """Until the first devices are served, and until all is well after the last event, at most."""
 CONTACT_DAYS = 1.5

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import time
 from collections.abc import Callable
@@ -28,6 +29,9 @@ LOG = logging.getLogger(__name__)
 DAY = 24 * 60
 QUIET_SECONDS = 30.0
 """Without a message, after the last one."""
+SPREAD = 0.2
+"""A pause is longer or shorter by up to this part: devices that began together, as after a power cut or when their
+coordinator came back, would for ever meet it all at once."""
 LONGEST_VISIT = 6 * 3600.0
 """Seconds from a summary of the device's clips until its student is not waited for any longer."""
 WINDOW = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?-([0-9]{1,2})(?::([0-9]{2}))?", re.ASCII)
@@ -119,15 +123,23 @@ class Contacts:
 
     Args:
         folder: the device's.
-        pause: seconds between two contacts; 0: it stays connected.
+        pause: seconds between two contacts, on average; 0: it stays connected.
         clock: seconds that only grow.
+        rng: of the lengths of pauses; None: another one on each device.
 
     Attributes:
         resting: whether this is a pause, which begins only after a contact that was well.
     """
 
-    def __init__(self, folder: Path, pause: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pause: float,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
         self._folder, self._pause, self._clock = folder, pause, clock
+        self._rng = rng or random.Random()
         self._until = 0.0
         self.resting = False
 
@@ -140,8 +152,9 @@ class Contacts:
         if self.resting:
             self.resting = self._clock() < self._until
         elif self._pause and idle >= QUIET_SECONDS and not self._is_awaited():
-            self.resting, self._until = True, self._clock() + self._pause
-            LOG.info("event=contact_over next_in_minutes=%g", round(self._pause / 60, 1))
+            pause = self._pause * self._rng.uniform(1 - SPREAD, 1 + SPREAD)
+            self.resting, self._until = True, self._clock() + pause
+            LOG.info("event=contact_over next_in_minutes=%g", round(pause / 60, 1))
         return not self.resting
 
     def _is_awaited(self) -> bool:

@@ -13,7 +13,7 @@ from fedstill.edge_client.folder import KNOWN_CLIPS_FILE, SHELF_FOLDER
 from fedstill.edge_client.node import agent
 from fedstill.edge_client.node.agent import AgentSettings, run_agent
 from fedstill.edge_client.node.supernode import Link
-from fedstill.edge_client.node.upload_gate import LONGEST_VISIT, QUIET_SECONDS, Contacts
+from fedstill.edge_client.node.upload_gate import LONGEST_VISIT, QUIET_SECONDS, SPREAD, Contacts
 from fedstill.edge_client.students.pointer import POINTER, student_file
 
 VERSION = "a" * 64
@@ -43,13 +43,28 @@ def test_it_pauses_when_all_is_quiet_and_comes_back(device: Path) -> None:
     contacts = Contacts(device, PAUSE, lambda: now[0])
     assert contacts.look(QUIET_SECONDS - 1)
     assert not contacts.look(QUIET_SECONDS)
-    for moment in (501.0, 500 + PAUSE - 1):
+    for moment in (501.0, 500 + PAUSE * (1 - SPREAD) - 1):
         now[0] = moment
         assert (contacts.look(0.0), contacts.resting) == (False, True)
-    now[0] = 500 + PAUSE
+    now[0] = 500 + PAUSE * (1 + SPREAD)
     assert (contacts.look(0.0), contacts.resting) == (True, False)
     assert contacts.look(0.0), "it stays until the coordinator has spoken to it"
     assert not contacts.look(QUIET_SECONDS)
+
+
+def test_devices_that_began_together_do_not_come_back_together(device: Path) -> None:
+    """After a power cut, say, thirty devices would meet one coordinator in the same second for ever."""
+    now = [0.0]
+    fleet = [Contacts(device, PAUSE, lambda: now[0]) for _ in range(30)]
+    assert not any(one.look(QUIET_SECONDS) for one in fleet)
+    back: dict[int, float] = {}
+    while len(back) < len(fleet) and now[0] < 2 * PAUSE:
+        now[0] += PAUSE / 100
+        for number, one in enumerate(fleet):
+            if number not in back and one.look(0.0):
+                back[number] = now[0]
+    assert max(back.values()) - min(back.values()) > SPREAD * PAUSE
+    assert abs(sum(back.values()) / len(back) - PAUSE) < SPREAD * PAUSE / 2, "the owner's pause, on average"
 
 
 def test_without_a_pause_it_stays(device: Path) -> None:
