@@ -22,7 +22,7 @@ import sys
 from argparse import ArgumentParser
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from fedstill.cloud_server.distillation.candidates import GENERIC_TRAINING, clas
 from fedstill.cloud_server.distillation.compute import use_threads
 from fedstill.cloud_server.distillation.settings import CohortSettings
 from fedstill.cloud_server.federation.cohorts import Cohort, Cohorts
-from fedstill.cloud_server.federation.personal_student import PersonalStudents
+from fedstill.cloud_server.federation.personal_student import PersonalStudents, generic_after_all
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.journal.event_log import Metrics
 from fedstill.cloud_server.journal.job_key import JobKey
@@ -134,8 +134,7 @@ class Simulation:
             promised = found.promised.personal - found.promised.generic
             left = (1 - before) / max(1 - found.promised.generic, 1e-12)
             if not keeps_promise(promised, after - before, left):
-                upload = replace(upload, card=np.empty(0, np.uint8))
-                found = PersonalStudents(key, self.cloud, plan, upload, trained=False).make()
+                found = generic_after_all(self.cloud, found.choice, "not as sure as promised")
                 logits, chosen = self.fleet.answers(found.net, store), f"{found.choice.chosen}, doubted"
         return self._right(device, store, logits + found.bias), chosen
 

@@ -112,20 +112,17 @@ class Choice:
         return (self.estimate, self.low, self.high) if told else None
 
 
-def candidates_for(
-    rendered: bool, mix: ClassMix, *, prototypes: bool = False, trained: bool = True
-) -> tuple[Candidate, ...]:
+def candidates_for(rendered: bool, mix: ClassMix, *, prototypes: bool = False) -> tuple[Candidate, ...]:
     """All but the generic one that make sense for a device.
 
     Args:
         rendered: whether the device records otherwise than the public clips.
         prototypes: whether it can be asked for some. They pay only where its classes are others.
-        trained: False: only what needs no training.
     """
     trainings = [GENERIC_TRAINING]
-    if rendered and trained:
+    if rendered:
         trainings.append(Training(rendered=True))
-    if mix.supported and not all(mix.present) and trained:
+    if mix.supported and not all(mix.present):
         trainings += [Training(one.rendered, selected=True) for one in trainings]
         if prototypes:
             trainings.append(Training(rendered, similar=True))
@@ -184,10 +181,12 @@ def best_of(estimates: Sequence[Estimate], tested: bool = True) -> Estimate | No
     return max(sure, key=lambda one: one.gain, default=None)
 
 
-def doubted(choice: Choice, reason: str, instead: str) -> Choice:
-    """The candidate ``instead``, after all. What to expect of it, nobody can tell: the clips rendered for the device
-    are not like its own."""
-    return replace(choice, chosen=instead, reason=reason, estimate=None, low=None, high=None, cohort="")
+def doubted(choice: Choice, reason: str) -> Choice:
+    """The generic student, after all. What to expect of it, nobody can tell: the clips rendered for the device are not
+    like its own."""
+    return replace(
+        choice, chosen=GENERIC_CANDIDATE.name, reason=reason, estimate=None, low=None, high=None, cohort=""
+    )
 
 
 def keeps_promise(promised: float, found: float, left: float = 1.0) -> bool:

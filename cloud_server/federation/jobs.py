@@ -25,7 +25,7 @@ from fedstill.cloud_server.distillation.arms import (
     select_rule,
     with_variant,
 )
-from fedstill.cloud_server.distillation.candidates import Choice, doubted, keeps_promise
+from fedstill.cloud_server.distillation.candidates import Choice, keeps_promise
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.compute import trained
 from fedstill.cloud_server.distillation.distiller import make_distiller
@@ -51,7 +51,11 @@ from fedstill.cloud_server.federation.device_session import NO_COMPRESSOR, Devic
 from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.exchange import DeviceLost
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
-from fedstill.cloud_server.federation.personal_student import PersonalStudent, PersonalStudents
+from fedstill.cloud_server.federation.personal_student import (
+    PersonalStudent,
+    PersonalStudents,
+    generic_after_all,
+)
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.slots import ComputeSlots
 from fedstill.cloud_server.federation.student_in_use import keep_in_use, open_in_use
@@ -72,7 +76,6 @@ from fedstill.protos.messages import PrototypeUpload
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
 """The precisions of Table 5.3's report; fp16 exists for inference."""
-NO_CARD = np.empty(0, np.uint8)
 SUMMARY, PROMISE, PROTOTYPES = 0, 1, 2
 """The outer round that an upload of a personal student's job belongs to."""
 
@@ -174,14 +177,11 @@ class PersonalisationJob:
         found = PersonalStudents(
             self.key, self.cloud, self.plan, summary, ask, cohort=cohort, in_use=in_use
         ).make()
-        choice = found.choice
         if doubt := self._doubt(found, summary):  # nor is it known then what the student in use is worth
-            summary = replace(summary, card=NO_CARD)
-            found = PersonalStudents(self.key, self.cloud, self.plan, summary, trained=False).make()
-            choice = doubted(choice, doubt, found.choice.chosen)
-        self.progress.record.choice, mix, self._personal = choice, found.mix, found
+            found = generic_after_all(self.cloud, found.choice, doubt)
+        self.progress.record.choice, mix, self._personal = found.choice, found.mix, found
         if mix.supported and not found.bias.any():
-            mix = replace(mix, supported=False, reason=choice.reason)
+            mix = replace(mix, supported=False, reason=found.choice.reason)
         self.progress.record.class_mix = mix
         self.bias, self._similar = found.bias, found.similar
         return with_class_bias(found.net, found.bias) if found.bias.any() else found.net

@@ -23,8 +23,9 @@ from fedstill.cloud_server.distillation.candidates import (
     bias_of,
     candidates_for,
     class_weights,
+    doubted,
 )
-from fedstill.cloud_server.distillation.class_mix import ClassMix
+from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.generic_student import train_further
 from fedstill.cloud_server.distillation.mixture_fit import best_temperature
 from fedstill.cloud_server.distillation.randomness import generator, stream
@@ -37,7 +38,7 @@ from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.student_in_use import CHECK_FOLD, StudentInUse
 from fedstill.cloud_server.federation.worlds import MOST_JUDGED, Belief, CardWorlds, World
 from fedstill.cloud_server.journal.job_key import JobKey
-from fedstill.datasets.audiovisual.capture.views import ClipViews, HedgedViews, RenderedViews
+from fedstill.datasets.audiovisual.capture.views import ClipViews, HedgedViews, PlainViews, RenderedViews
 from fedstill.models.audiovisual.network import AudioVisualNet
 from fedstill.protos.messages import PrototypeUpload
 
@@ -86,13 +87,26 @@ class PersonalStudent:
         return StudentInUse(version, self.choice.chosen, self.net, self.checked, self.bias)
 
 
+def generic_after_all(cloud: SeedCloud, choice: Choice, doubt: str) -> PersonalStudent:
+    """Instead of a student that breaks its promise. Neither how the device records nor its class mix is known then: a
+    microphone that nobody understands may look like other classes."""
+    prior = cloud.bank.class_prior()
+    return PersonalStudent(
+        cloud.shared(GENERIC),
+        np.zeros(len(prior), np.float32),
+        SimilarClips(PlainViews(cloud.public), np.arange(len(cloud.bank.labels))),
+        unknown_mix(prior, doubt),
+        doubted(choice, doubt),
+        promised=None,
+    )
+
+
 class PersonalStudents:
     """Makes the student of one job.
 
     Args:
         summary: the device's, of kind ``histogram``, or ``dp`` with a private card; that shows no class mix.
         ask: called only if a student of similar clips may pay; None: the device cannot be asked.
-        trained: False: only students that need no training come into question.
         cohort: whose trainings the device shares; None: it is on its own.
         in_use: what the device has now, which a new student must be better than; None: nothing to compare with.
     """
@@ -105,13 +119,12 @@ class PersonalStudents:
         summary: PrototypeUpload,
         ask: AskPrototypes | None = None,
         *,
-        trained: bool = True,
         cohort: Cohort | None = None,
         in_use: StudentInUse | None = None,
     ) -> None:
         self._key, self._cloud, self._plan, self._summary = key, cloud, plan, summary
         self._ask = None if cohort else ask  # a student of similar clips is for one device alone
-        self._trained, self._cohort, self._in_use = trained, cohort, in_use
+        self._cohort, self._in_use = cohort, in_use
         clips = int(summary.counts.sum())
         worlds = cohort.told(cloud) if cohort else CardWorlds(cloud, summary.card, clips, self._stream)
         self._belief = Belief(cloud, summary, worlds, self._stream("class_mix"))
@@ -230,9 +243,7 @@ class PersonalStudents:
         Args:
             prototypes: whether the device can be asked for some.
         """
-        found = candidates_for(
-            bool(self.world.capture), self.mix, prototypes=prototypes, trained=self._trained
-        )
+        found = candidates_for(bool(self.world.capture), self.mix, prototypes=prototypes)
         if not self._cohort:
             return found
         return tuple(

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.runs import copied_run, prepared_run
 
 from fedstill.cloud_server.distillation import class_mix
 from fedstill.cloud_server.distillation.candidates import Candidate, Estimate, Training
+from fedstill.cloud_server.distillation.class_mix import ClassMix, ClassMixes
 from fedstill.cloud_server.federation import jobs, personal_student
 from fedstill.cloud_server.journal.event_log import METRICS_FILE, read_events
 from fedstill.cloud_server.journal.journal import open_journal
@@ -38,15 +40,13 @@ def chosen() -> Iterator[None]:
         assert tested
         return next(iter(estimates), None)
 
-    def only_rendered(
-        rendered: bool, mix: object, *, prototypes: bool, trained: bool
-    ) -> tuple[Candidate, ...]:
-        return (Candidate(Training(rendered=True)),) if trained else ()
+    def one(rendered: bool, mix: object, *, prototypes: bool) -> tuple[Candidate, ...]:
+        return (Candidate(Training(rendered=rendered), prior=not rendered),)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(class_mix, "CLIPS_PER_NUMBER", 1)
         patch.setattr(personal_student, "best_of", the_first)
-        patch.setattr(personal_student, "candidates_for", only_rendered)
+        patch.setattr(personal_student, "candidates_for", one)
         yield
 
 
@@ -105,6 +105,24 @@ def test_a_doubted_student_is_replaced_by_the_generic_one(jobs_left: Path) -> No
         assert choice["reason"].startswith("not as much surer of the device's clips")
         assert [choice["estimate"], choice["low"], choice["high"]] == [None] * 3
     assert rounds_asked(jobs_left) == [jobs.SUMMARY] * 2 + [jobs.PROMISE] * 2
+    assert right(jobs_left, "fedstill") == right(jobs_left, GENERIC_ARM)
+
+
+def test_a_doubted_device_gets_no_class_bias_either(jobs_left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A microphone that nobody understands may look like other classes: on a device of the study, the bias that was
+    installed instead cost 30 points."""
+
+    def other_classes(self: ClassMixes, summary: PrototypeUpload, rng: np.random.Generator) -> ClassMix:
+        classes = summary.probabilities.shape[1]
+        shares = (0.9, *[0.1 / (classes - 1)] * (classes - 1))
+        return ClassMix(True, "other classes", shares, (True,) * classes, (9.0, *[0.0] * (classes - 1)))
+
+    monkeypatch.setattr(ClassMixes, "judge", other_classes)
+    run(jobs_left, kept=False)
+    for job in jobs_of(jobs_left):
+        assert job["choice"]["chosen"] == "generic"
+        assert job["class_mix"]["supported"] is False
+        assert not any(job["class_mix"]["class_bias"])
     assert right(jobs_left, "fedstill") == right(jobs_left, GENERIC_ARM)
 
 

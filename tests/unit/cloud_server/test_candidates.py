@@ -152,10 +152,3 @@ def test_what_is_expected_follows_the_confidence_on_the_device() -> None:
     assert expected(0.0, -0.2) == pytest.approx(0.6, abs=0.01)
     assert expected(0.1, 0.1) == pytest.approx(0.95, abs=0.01), "half of the errors are mended"
     assert expected(0.1, 0.3) == 1.0
-
-
-def test_without_training_only_the_bias_comes_into_question() -> None:
-    assert [one.name for one in candidates_for(True, HALF, prototypes=True, trained=False)] == [
-        "generic+prior"
-    ]
-    assert candidates_for(True, NONE, trained=False) == ()
