@@ -1,7 +1,8 @@
 """Flower's SuperNode as a child of the agent: started, watched, and started again with growing pauses.
 
 The SuperNode holds the connection to the coordinator and starts our ClientApp for every message. The process from which
-a ClientApp starts warm begins and ends with it, so that both are of the same installation. After a node was killed,
+a ClientApp starts warm begins when the SuperNode was let in, since it costs as much as that one's own start, and ends
+with it, so that both are of the same installation. After a node was killed,
 Flower takes its key for online and refuses it for up to a minute. So only a lasting refusal is final.
 
 A SuperNode can wait for ever: if a ClientApp dies after it has said that it begins and before it has fetched its
@@ -142,6 +143,7 @@ class SuperNode:
     _alone: float = 0.0
     _look: float = 0.0
     _rest: float = WARM_SECONDS
+    _warmed: bool = False
     _trouble: str = ""
     _away: bool = False
     _roots: bytes = b""
@@ -169,6 +171,9 @@ class SuperNode:
                 if self._accepted and now - self._accepted > SETTLED_SECONDS:
                     self._pause, self._good = FIRST_PAUSE, now
                     self._trouble = LOST if self._is_lost(now) else ""
+                if self._accepted and not self._warmed:
+                    self._warmed = True
+                    self._prepare(warm=True)
                 if now >= self._look:
                     self._keep_warm(now)
                     roots = self.link.roots  # none while they cannot be read: a running node needs none
@@ -278,30 +283,34 @@ class SuperNode:
         log = self._child.log_file
         self._read = log.stat().st_size if log.exists() else 0  # lines of an earlier process do not count
         self._in_hand, self._heard, self._alone, self._accepted, self._lost = False, False, 0.0, 0.0, 0.0
-        self._rest = WARM_SECONDS
-        self._start_warm()
+        self._rest, self._warmed = WARM_SECONDS, False
         self._look = now + self._rest
+        self._prepare(warm=False)
         self._roots = self.link.roots
         self._child.start(command, self._variables(), self.folder)
         self._started = now
 
-    def _start_warm(self) -> None:
-        """The command, and on Linux its warm process: elsewhere one that has imported much may not be forked."""
+    def _prepare(self, warm: bool) -> None:
+        """The command by which Flower starts our ClientApp, and on Linux its warm process: elsewhere one that has
+        imported much may not be forked."""
         programs = self.folder / "flower" / "bin"
         try:
             install_command(programs)
-            if sys.platform == "linux":
+            if warm and sys.platform == "linux":
                 self._warm.start(warm_start(os.getpid()), self._variables(), programs)
         except OSError as error:  # a full disk: messages start cold
             LOG.warning("event=no_warm_start reason=%s", json.dumps(error.strerror or str(error)))
 
     def _keep_warm(self, now: float) -> None:
+        if not self._warmed:
+            self._look = now + self._rest
+            return
         code = self._warm.poll()
         if code is not None:
             LOG.warning("event=warm_start_ended code=%d reason=%s", code, json.dumps(self._warm.log_tail()))
             self._rest = min(LONGEST_WARM_SECONDS, 2 * self._rest)
         if code is not None or self._warm.pid is None:
-            self._start_warm()
+            self._prepare(warm=True)
         self._look = now + self._rest
 
     def _variables(self) -> dict[str, str]:

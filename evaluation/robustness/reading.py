@@ -145,10 +145,14 @@ def _devices_of(
     choices = {(row.client, row.seed): row for row in results.choices if row.arm == PERSONAL_ARM}
     up_bytes: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     largest: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    last: dict[tuple[int, int, str], int] = defaultdict(int)
+    for one in results.traffic:
+        last[one.client, one.seed, one.arm] = max(last[one.client, one.seed, one.arm], one.round)
     for one in results.traffic:
         up_bytes[one.client, one.seed][one.arm] += one.up_bytes
-        known = largest[one.client, one.seed]
-        known[one.arm] = max(known.get(one.arm, 0), one.up_bytes)
+        if one.round < last[one.client, one.seed, one.arm]:  # in the last one the student is tested
+            known = largest[one.client, one.seed]
+            known[one.arm] = max(known.get(one.arm, 0), one.up_bytes)
     for row in clips:
         if row.client not in cells:
             raise ResultsError(f"{folder}: client {row.client} is not in {DEVICES_FILE}: run it again")

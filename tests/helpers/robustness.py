@@ -93,7 +93,7 @@ def write_fold(
                 total = len(bits[arm])
                 if arm not in REFERENCES:
                     rows.append(AccuracyRow(SCENARIO, arm, client, seed, bits[arm].count("1"), total))
-                    traffic.append(TrafficRow(SCENARIO, arm, client, seed, 3, 300, 1000))
+                    traffic.append(TrafficRow(SCENARIO, arm, client, seed, 3, 700, 1000))
                 if arm == "fedstill":
                     traffic.append(TrafficRow(SCENARIO, arm, client, seed, 0, 400, 1000))
             ids = tuple(f"{owner}-{sound}-{copy}" for owner, sound in owners for copy in range(copies))

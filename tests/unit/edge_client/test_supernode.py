@@ -273,6 +273,19 @@ def test_the_warm_process_begins_and_ends_with_the_node_and_is_started_again(
     assert warm.pid is None
 
 
+def test_no_warm_process_is_started_for_a_node_that_is_not_let_in(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeChild, "welcome", False)
+    tended = node(tmp_path)
+    run(tended, clock, WARM_SECONDS + 5)
+    assert (starts_of(tended), tended._warm.pid) == (1, None)
+    with tended._child.log_file.open("a") as log:
+        log.write(LET_IN)
+    run(tended, clock, 2)
+    assert (starts_of(tended), tended._warm.pid) == (1, 1)
+
+
 BEGUN = "INFO :      Receiving: query.hello message (ID: 1)\nINFO :      Received successfully\n"
 TRYING = "WARNING :   Connection attempt failed, retrying in 9.71 seconds\n"
 
