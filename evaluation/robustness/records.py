@@ -62,8 +62,8 @@ class DeviceRun:
         test: number of its list of recordings.
         right: by arm, the clips right of each recording, as ``digits``.
         up_bytes: by arm, what the device uploaded, as far as it is known.
-        largest_bytes: by arm, what the largest of its answers took before its student was tested, which only a device with
-            labels can; none of an arm that asks for nothing.
+        largest_bytes: by arm, what the largest of its answers took before its student was tested, which needs
+            labels; none of an arm that asks for nothing.
     """
 
     fold: int
