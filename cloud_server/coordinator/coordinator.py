@@ -162,6 +162,8 @@ class _Run:
         if plan.clients == 0:
             self._write_status("waiting for the first node; issue one with: fedstill certs issue")
             return
+        for run_id in self.link.stop_unfinished():
+            LOG.info("event=run_stopped run=%d reason=left_by_an_earlier_coordinator", run_id)
         self._tail = EventTail(self.settings.state, from_end=True)
         self.run_id = self.link.submit(self.settings.app, {"run-dir": str(self.settings.state)})
         LOG.info("event=run_submitted run=%d clients=%d", self.run_id, plan.clients)

@@ -165,13 +165,19 @@ class SuperLink:
         """
         return self._control.status(run_id)
 
-    def stop_run(self, run_id: int) -> None:
-        """Stop a run; its ServerApp ends within about 30 s.
+    def stop_unfinished(self) -> tuple[int, ...]:
+        """Stop every run that has not ended; which these were.
+
+        Flower starts a run that waited when the SuperLink went down as soon as there is one again, so those that
+        earlier coordinators submitted would all work at once. A ServerApp that works ends within about 30 s.
 
         Raises:
-            FlowerError: no such run, or it has finished.
+            FlowerError: the SuperLink does not answer, or one of them has ended meanwhile.
         """
-        self._control.stop_run(run_id)
+        runs = self._control.unfinished()
+        for run_id in runs:
+            self._control.stop_run(run_id)
+        return runs
 
 
 def _toml(value: str | int | float | bool) -> str:

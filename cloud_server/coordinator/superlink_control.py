@@ -37,6 +37,9 @@ ANSWER_SECONDS = 30.0
 HEALTH_SECONDS = 5.0
 PROTOBUF = "application/protobuf"
 UNREGISTERED = "unregistered"
+FINISHED = "finished"
+MOST_RUNS = 200
+"""In one answer: what is unfinished is among the newest, since whoever submits a run stops the others before."""
 Answer = TypeVar("Answer", bound=Message)
 
 
@@ -65,7 +68,7 @@ class RunState:
     @property
     def finished(self) -> bool:
         """Whether the run has ended."""
-        return self.status.startswith("finished")
+        return self.status.startswith(FINISHED)
 
 
 class SuperLinkControl:
@@ -110,6 +113,12 @@ class SuperLinkControl:
             raise FlowerError(f"SuperLink knows no run {run_id}")
         state = answer.run_dict[run_id].status
         return RunState(f"{state.status}:{state.sub_status}".rstrip(":"), state.details)
+
+    def unfinished(self) -> tuple[int, ...]:
+        """The runs that have not ended, of the newest ones."""
+        answer = self._ask("list-runs", ListRunsRequest(limit=MOST_RUNS), ListRunsResponse)
+        states = {run_id: run.status.status for run_id, run in answer.run_dict.items()}
+        return tuple(run_id for run_id, status in states.items() if status != FINISHED)
 
     def stop_run(self, run_id: int) -> None:
         """Stop a run."""

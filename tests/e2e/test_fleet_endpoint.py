@@ -290,14 +290,23 @@ def test_killed_superlink_comes_back_and_its_node_too(fleet: Fleet) -> None:
     assert json.loads(out.read_text()) == [{"bytes": 0, "name": "kitchen"}]
 
 
-def test_a_run_can_be_stopped_and_wrong_questions_are_one_line(fleet: Fleet) -> None:
-    run_id = fleet.link.submit(fleet.folder / "probe", {"nodes": 9, "out": str(fleet.folder / "never.json")})
-    wait_until(lambda: fleet.link.status(run_id).status == "running", "it runs")
-    fleet.link.stop_run(run_id)
-    assert fleet.link.status(run_id).status == "finished:stopped"
+def test_runs_that_were_left_are_stopped_and_wrong_questions_are_one_line(fleet: Fleet) -> None:
+    """A run that waits when the SuperLink is killed would begin with the next one, beside the new run."""
+    never = {"nodes": 9, "out": str(fleet.folder / "never.json")}
+    first = fleet.link.submit(fleet.folder / "probe", never)
+    wait_until(lambda: fleet.link.status(first).status == "running", "it runs")
+    second = fleet.link.submit(fleet.folder / "probe", never)
+    assert fleet.link.pid is not None
+    psutil.Process(fleet.link.pid).kill()
+    wait_until(lambda: fleet.link.poll() is not None, "the kill is noticed")
+    fleet.link.restart()
+    fleet.link.wait_until_healthy()
+    assert second in fleet.link.stop_unfinished()  # Flower may have missed the first one's heartbeat already
+    assert fleet.link.stop_unfinished() == ()
+    assert fleet.link.status(first).finished
+    assert fleet.link.status(second).status == "finished:stopped"
     for ask in (
         lambda: fleet.link.status(1),
-        lambda: fleet.link.stop_run(run_id),
         lambda: fleet.link.submit(fleet.folder / "probe", {"unheard": 1}),
         lambda: fleet.link.submit(fleet.folder / "nothing"),
     ):

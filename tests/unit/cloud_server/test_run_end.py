@@ -1,10 +1,17 @@
-"""A run that ends while Flower is asked about it has finished; only one that ended without its last event failed."""
+"""A run that ends while Flower is asked about it has finished; only one that ended without its last event failed.
+
+And there is one at a time: those that an earlier coordinator has left are stopped before the next is submitted.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
+from fedstill.cloud_server.coordinator import coordinator
 from fedstill.cloud_server.coordinator.coordinator import CoordinatorSettings, _Run
 from fedstill.cloud_server.coordinator.superlink_control import RunState, SuperLinkControl
 from fedstill.cloud_server.journal.event_log import Metrics
@@ -24,6 +31,21 @@ class _Link:
         return RunState("finished:completed", "")
 
 
+class _Left:
+    """A SuperLink with runs that an earlier coordinator submitted and Flower has not begun."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def stop_unfinished(self) -> tuple[int, ...]:
+        self.asked.append("stop")
+        return (3, 4)
+
+    def submit(self, _app: Path, _config: object) -> int:
+        self.asked.append("submit")
+        return 5
+
+
 def _after_a_look(state: Path, event: str) -> _Run:
     settings = CoordinatorSettings(state=state, app=state, host="127.0.0.1", port=1, authority=None)
     run = _Run(settings, cast("SuperLinkControl", _Link(state, event)), run_id=7)
@@ -41,3 +63,17 @@ def test_a_run_without_a_last_event_has_failed(tmp_path: Path) -> None:
     run = _after_a_look(tmp_path, "")
     assert not run.finished
     assert run.failures == 1
+
+
+def test_what_an_earlier_coordinator_left_is_stopped_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of them once woke up together, and all asked the same devices."""
+    monkeypatch.setattr(coordinator, "read_plan", lambda state: SimpleNamespace(clients=1))
+    settings = CoordinatorSettings(state=tmp_path, app=tmp_path, host="127.0.0.1", port=1, authority=None)
+    link = _Left()
+    run = _Run(settings, cast("SuperLinkControl", link))
+    with caplog.at_level("INFO"):
+        run.reconcile()
+    assert (link.asked, run.run_id) == (["stop", "submit"], 5)
+    assert [line.split()[1] for line in caplog.messages if "run_stopped" in line] == ["run=3", "run=4"]
