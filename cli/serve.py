@@ -14,7 +14,7 @@ import typer
 from fedstill.cli.shared.config_file import ConfigFile, configuration
 from fedstill.cli.shared.options import DEFAULT_REGISTRY, Backend, BackendChoice
 from fedstill.cli.shared.service import serve
-from fedstill.common.option_values import address
+from fedstill.common.option_values import address, as_mistake
 from fedstill.common.paths import VIT_WEIGHTS
 
 LOG = logging.getLogger(__name__)
@@ -96,6 +96,14 @@ def serve_(
             help="timm model name (default: of imported weights, their card's; else from the file's name); repeatable.",
         ),
     ] = None,
+    memory_budget: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of all loaded trunks together, such as 4GB: the others are loaded when they are asked for. "
+            "Empty: all stay in memory.",
+        ),
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     backend: Backend = BackendChoice.AUTO,
@@ -151,6 +159,7 @@ def serve_(
     from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
     from fedstill.cloud_server.serving.policies.registry import policy_id
+    from fedstill.common.byte_sizes import read_size
     from fedstill.common.errors import ConfigError
     from fedstill.common.json_logs import JsonFormatter
 
@@ -181,6 +190,8 @@ def serve_(
             raise ConfigError(
                 "--warmed: its folder defines what is served; drop --profile, --schedules, --images and --operator"
             )
+        with as_mistake("--memory-budget"):
+            budget = read_size(memory_budget) if memory_budget else None
         first, *others = trunk_options(weights, architecture or (), profile or ())
         plan = ServePlan(
             state=state,
@@ -211,6 +222,7 @@ def serve_(
             rates=rates,
             otlp=otlp,
             others=tuple(others),
+            memory_budget=budget,
         )
         plan.check()
         if missing_settings(os.environ):

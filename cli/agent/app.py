@@ -147,13 +147,14 @@ def run(
     require(EDGE)
     from contextlib import ExitStack
 
+    from fedstill.common.byte_sizes import read_size
     from fedstill.common.errors import ConfigError
     from fedstill.common.folder_lock import sole_user
     from fedstill.common.grpc_health import health_serving
     from fedstill.common.metrics_server import metrics_serving
     from fedstill.edge_client.inbox.learned_clips import ClipKeeper, learn
     from fedstill.edge_client.inference.credentials_visits import CredentialsVisits
-    from fedstill.edge_client.link.monthly_bytes import MonthlyBytes, read_size
+    from fedstill.edge_client.link.monthly_bytes import MonthlyBytes
     from fedstill.edge_client.node.agent import AgentSettings, run_agent
     from fedstill.edge_client.node.agent_data import use_clips
     from fedstill.edge_client.node.change_watch import ChangeWatch

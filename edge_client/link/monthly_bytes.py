@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,26 +19,11 @@ from fedstill.edge_client.folder import METERED_FILE
 
 LOG = logging.getLogger(__name__)
 
-UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
-SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(B|kB|MB|GB)", re.ASCII)
 SAVE_BYTES, SAVE_SECONDS, SAVES = 64 * 1024, 60.0, 200
 """The count is written after so many further bytes, or a part of so many of the month's, or after so many seconds: a
 kill forgets no more, and a disk does not wait for every piece."""
 MOST_MONTHS = 120
 MOST_BYTES = 2**62
-
-
-def read_size(text: str) -> int:
-    """Bytes, from ``50MB`` or ``1.5 GB``; a kB is 1000 bytes, as in contracts.
-
-    Raises:
-        ValueError: it means something else, or nothing; one line.
-    """
-    found = SIZE.fullmatch(text.strip())
-    size = round(float(found[1]) * UNITS[found[2]]) if found else 0
-    if size < 1:
-        raise ValueError(f"{text!r} is no number of bytes: write a size such as 50MB or 1.5GB")
-    return size
 
 
 class MonthlyBytes:

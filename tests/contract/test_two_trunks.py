@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.serving import png
-from helpers.two_trunks import LATENCY_MS, Weights, opened, random_weights
+from helpers.two_trunks import LATENCY_MS, Server, Weights, opened, random_weights, served, wait_for
 from helpers.vit import task
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
-from fedstill.cloud_server.serving.app.assembly import assembled
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.app.serve_trunk import ready_trunk
@@ -94,54 +89,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(state, first, second, tasks)
 
 
-@dataclass(frozen=True)
-class Server:
-    ports: Any
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.ports.grpc}"
-
-
-@contextmanager
-def served(plan: ServePlan) -> Iterator[Server]:
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    loop, ports, leave = asyncio.new_event_loop(), Future[Any](), asyncio.Event()
-
-    async def serve() -> None:
-        try:
-            with assembled(plan, None, None, partial(registry_models, plan)) as made:
-                opened_ports = await made.server.start()
-                await made.server.prepare(made.make)
-                ports.set_result(opened_ports)
-                await leave.wait()
-                await made.server.stop()
-        except BaseException as error:
-            if not ports.done():
-                ports.set_exception(error)
-            raise
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    try:
-        yield Server(ports.result(120))
-    finally:
-        loop.call_soon_threadsafe(leave.set)
-        thread.join()
-        loop.close()
-
-
 @pytest.fixture(scope="module")
 def server(place: Place) -> Iterator[Server]:
     with served(place.plan()) as made:
         yield made
-
-
-def wait_for(condition: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_every_task_is_answered_by_its_own_trunk(place: Place, server: Server) -> None:

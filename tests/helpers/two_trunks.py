@@ -1,15 +1,26 @@
-"""Two trunks and the tasks of each in one registry, for servers that share a device among trunks."""
+"""Two trunks, the tasks of each in one registry, and a server in this process that serves both."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save_file
 
+from fedstill.cloud_server.serving.app.assembly import assembled
+from fedstill.cloud_server.serving.app.serve_plan import ServePlan
+from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
@@ -69,3 +80,51 @@ class Weights:
 
 def opened(file: Path) -> Weights:
     return Weights(file, load_trunk(file))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running one."""
+
+    ports: Any
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.ports.grpc}"
+
+
+@contextmanager
+def served(plan: ServePlan) -> Iterator[Server]:
+    """A whole server in this process, on loopback."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    loop, ports, leave = asyncio.new_event_loop(), Future[Any](), asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            with assembled(plan, None, None, partial(registry_models, plan)) as made:
+                opened_ports = await made.server.start()
+                await made.server.prepare(made.make)
+                ports.set_result(opened_ports)
+                await leave.wait()
+                await made.server.stop()
+        except BaseException as error:
+            if not ports.done():
+                ports.set_exception(error)
+            raise
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        yield Server(ports.result(120))
+    finally:
+        loop.call_soon_threadsafe(leave.set)
+        thread.join()
+        loop.close()
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    """Until it is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

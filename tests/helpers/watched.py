@@ -13,6 +13,7 @@ from fedstill.cloud_server.serving.monitoring.recorder import Recorder
 from fedstill.cloud_server.serving.scheduling.joint_profile import join
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.server.events import RanBatch
+from fedstill.cloud_server.serving.server.served_tasks import TrunkState
 
 OBJECTIVE_MS = 400.0
 
@@ -70,6 +71,7 @@ class Watched:
                 )
                 for task, name in of.items()
             },
+            states={f"{name or 'one':0<64}": TrunkState() for name in self.trunks},
             trunks={
                 f"{name or 'one':0<64}": SimpleNamespace(name=name, fingerprint=f"{name or 'one':0<64}", image_size=224)
                 for name in self.trunks

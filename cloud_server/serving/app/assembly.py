@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -19,11 +20,15 @@ from fedstill.cloud_server.serving.endpoints.serving_service import ServingServi
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.monitoring.monitor import Monitor
+from fedstill.cloud_server.serving.monitoring.trunk_metrics import TrunkMetrics
 from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.policies.registry import make_policy
+from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.events import Observer
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
+from fedstill.cloud_server.serving.server.loading_dispatcher import LoadingDispatcher
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.traces import Traces
 
@@ -72,13 +77,8 @@ def assembled(
             models = prepare(progress.tell)
             opened.callback(models.close)
             policy = make_policy(plan.policy, models.profile)
-            dispatcher = Dispatcher(
-                policy,
-                models.infer,
-                preparing,
-                (metrics, decisions, statistics, *watching),
-                plan.waiting,
-            )
+            observers = (metrics, decisions, statistics, *watching)
+            dispatcher = _dispatcher(plan, models, policy, preparing, observers, metrics)
             tasks = models.tasks(dispatcher)
             metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
             monitor.serve(dispatcher, tasks)
@@ -91,6 +91,25 @@ def assembled(
             return Parts(service, dispatcher, tasks)
 
         yield Assembly(server, make)
+
+
+def _dispatcher(
+    plan: ServePlan,
+    models: ServedModels,
+    policy: Policy,
+    preparing: Executor,
+    observers: Sequence[Observer],
+    metrics: ServingMetrics,
+) -> Dispatcher:
+    loading = models.loading
+    if loading is None:
+        return Dispatcher(policy, models.infer, preparing, observers, plan.waiting)
+    dispatcher = LoadingDispatcher(
+        policy, models.infer, preparing, observers, plan.waiting, loading.residency, loading.trunks
+    )
+    names = tuple(loading.trunks)
+    dispatcher.load_observers = (TrunkMetrics(metrics.registry, names, dispatcher.state, loading.residency.budget),)
+    return dispatcher
 
 
 def _address(plan: ServePlan, tls: TlsFiles | None) -> ListenAddress:

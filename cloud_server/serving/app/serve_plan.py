@@ -59,6 +59,9 @@ class ServePlan:
     others: tuple[TrunkOptions, ...] = ()
     """Of further trunks, beside that of ``weights``, ``architecture`` and ``profile``."""
 
+    memory_budget: int | None = None
+    """Bytes, of all loaded trunks together; by default all stay in memory."""
+
     @property
     def trunks(self) -> tuple[TrunkOptions, ...]:
         """All of them, the first one first."""
@@ -81,6 +84,8 @@ class ServePlan:
             )
         if self.others and self.warmed is not None:
             raise ConfigError("--warmed: its models are of one trunk; give one --weights")
+        if self.memory_budget is not None and self.warmed is not None:
+            raise ConfigError("--memory-budget: the models of --warmed stay in memory; drop one of the two")
         if self.precision not in get_args(Precision):
             raise ConfigError(
                 f"--precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}"

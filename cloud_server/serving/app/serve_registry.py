@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
+from fedstill.cloud_server.serving.app.serve_budget import AskedTrunk, trunks_within
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.serve_trunk import ReadyTrunk, ready_trunk
+from fedstill.cloud_server.serving.app.serve_trunk import ReadyTrunk, known_trunk, ready_trunk
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
@@ -19,10 +21,13 @@ from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks, warn_of_other_trunks
 from fedstill.cloud_server.serving.server.live_trunk import LiveTrunk
+from fedstill.cloud_server.serving.server.loading_dispatcher import LoadingDispatcher
+from fedstill.cloud_server.serving.server.served_tasks import TrunkState
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, open_registry
 from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import pair
 from fedstill.common.paths import data_path
+from fedstill.models.vit.without_weights import without_weights
 
 LOG = logging.getLogger(__name__)
 
@@ -36,14 +41,26 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     useful = _with_tasks(plan, registry, trunks)
     given = zip(trunks.items(), plan.trunks, strict=True)
     named = [
-        (name if len(useful) > 1 else "", trunk, options.profile)
+        (name if len(useful) > 1 else "", trunk, options)
         for (name, trunk), options in given
         if name in useful
     ]
-    ready = [
-        ready_trunk(plan, name, trunk, profile, registry, partial(_tell_of, name, tell))
-        for name, trunk, profile in named
-    ]
+    loading = None
+    if plan.memory_budget is None:
+        ready = [
+            ready_trunk(plan, name, trunk, options.profile, registry, partial(_tell_of, name, tell))
+            for name, trunk, options in named
+        ]
+    else:
+        asked = [
+            AskedTrunk(
+                known_trunk(plan, name, trunk, options.profile, registry),
+                options,
+                partial(_tell_of, name, tell),
+            )
+            for name, trunk, options in named
+        ]
+        ready, loading = trunks_within(plan, plan.memory_budget, asked)
     first, *others = ready
 
     def live_tasks(dispatcher: Dispatcher) -> LiveTasks:
@@ -51,6 +68,7 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
             registry, first.engine, dispatcher, first.trunk.fingerprint, first.measured, first.columns,
             first.tasks, generation, partial(make_policy, plan.policy), first.keep, first.name,
             [_live(one) for one in others],
+            dispatcher.state if isinstance(dispatcher, LoadingDispatcher) else lambda _: TrunkState(),
         )  # fmt: skip
 
     return ServedModels(
@@ -59,6 +77,7 @@ def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
         first.engine.net.image_size,
         live_tasks,
         registry.close,
+        loading,
     )
 
 
@@ -67,6 +86,8 @@ def _load(plan: ServePlan) -> dict[str, Trunk]:
     trunks: dict[str, Trunk] = {}
     for options in plan.trunks:
         trunk = load_trunk(data_path(options.weights), options.architecture)
+        if plan.memory_budget is not None:
+            trunk = replace(trunk, net=without_weights(trunk.net))
         if any(trunk.fingerprint == other.fingerprint for other in trunks.values()):
             raise ConfigError(f"--weights {options.weights}: the same weights as another file's")
         name = data_path(options.weights).stem if plan.others else ""

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from fedstill.cloud_server.serving.server.live_profile import (
     fit_profile,
     measure_profile,
 )
+from fedstill.cloud_server.serving.server.loadable_engine import NotLoaded, ServingEngine
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, TaskVersion
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import ConfigError
@@ -49,16 +49,48 @@ STALE = 1.3
 
 
 @dataclass(frozen=True)
-class ReadyTrunk:
-    """Measured and warm.
+class KnownTrunk:
+    """What is known of a trunk before its engine is made.
 
-    name: among several; else empty. tasks: that it serves. measured: the profile, with `columns`: what each of its
-    columns belongs to. keep: stores a corrected one.
+    name: among several; else empty. tasks, parameters: that it serves. settings: with the variant of an engine that was
+    measured. engine: machine, libraries and what is asked of the engine, one line. columns: what each column of its
+    profile belongs to. profile: measured before, or the user's own; None if it has to be measured. own: the user's.
+    file: of a measured profile.
     """
 
     name: str
     trunk: Trunk
-    engine: Engine
+    tasks: Mapping[str, TaskVersion]
+    parameters: dict[str, TaskParameters]
+    settings: EngineSettings
+    engine: str
+    columns: Mapping[str, str]
+    profile: Profile | None
+    own: bool
+    file: Path
+
+    def keep(self, profile: Profile) -> None:
+        """Corrected times go into the file, unless it is the user's own."""
+        if not self.own:
+            _write(self.file, profile)
+
+    def ready(self, engine: ServingEngine, measured: Profile) -> ReadyTrunk:
+        """With an engine and a profile it is complete."""
+        trunk = replace(self.trunk, net=engine.net)
+        return ReadyTrunk(self.name, trunk, engine, self.tasks, measured, self.columns, self.keep)
+
+
+@dataclass(frozen=True)
+class ReadyTrunk:
+    """Measured; warm, or known well enough to be loaded when it is asked for.
+
+    name: among several; else empty. trunk: without its weights. tasks: that it serves. measured: the profile, with
+    `columns`: what each of its columns belongs to. keep: stores a corrected one.
+    """
+
+    name: str
+    trunk: Trunk
+    engine: ServingEngine
     tasks: Mapping[str, TaskVersion]
     measured: Profile
     columns: Mapping[str, str]
@@ -77,21 +109,25 @@ class ReadyTrunk:
     def infer(
         self, images: Sequence[torch.Tensor], tasks: Sequence[str], schedule: TokenSchedule
     ) -> list[Prediction | Rejection]:
-        """Answer a batch. An image may have been prepared for another trunk, which its task was on when it came."""
+        """Answer a batch. An image may have been prepared for another trunk, which its task was on when it came; and
+        the trunk that its task is on now may be out of memory."""
         side = self.engine.net.image_size
         fits = [image.shape[-1] == side for image in images]
         rows = [row for row, fit in enumerate(fits) if fit]
         if not rows:
             return [MOVED] * len(fits)
         chosen = torch.stack([images[row] for row in rows])
-        answers = iter(self.engine.infer(chosen, [tasks[row] for row in rows], schedule))
+        try:
+            answers = iter(self.engine.infer(chosen, [tasks[row] for row in rows], schedule))
+        except NotLoaded:
+            return [MOVED] * len(fits)
         return [next(answers) if fit else MOVED for fit in fits]
 
 
-def ready_trunk(
-    plan: ServePlan, name: str, trunk: Trunk, profile: Path | None, registry: TaskRegistry, tell: OnProgress
-) -> ReadyTrunk:
-    """Measure (or find what was measured) and warm up. profile: the user's own. Raises ConfigError, DataError."""
+def known_trunk(
+    plan: ServePlan, name: str, trunk: Trunk, profile: Path | None, registry: TaskRegistry
+) -> KnownTrunk:
+    """What is known of it without an engine. profile: the user's own. Raises ConfigError, DataError."""
     tasks = registry.active_on(trunk.fingerprint)
     parameters = registry.load_active(trunk.fingerprint)
     if parameters.keys() != tasks.keys():
@@ -101,21 +137,42 @@ def ready_trunk(
         check_trunk(given, trunk.fingerprint)
     settings = _settings(plan, trunk, parameters, given)
     columns = _columns(plan, tasks, given)
-    file = plan.folder / f"profile-{_key(plan, trunk, settings, columns).digest}.json"
-    kept = read_profile(file) if given is None and file.exists() else None
-    known = given or kept
+    engine = _engine_text(settings)
+    file = plan.folder / f"profile-{_key(plan, trunk, settings, columns, engine).digest}.json"
+    known = given or (read_profile(file) if file.exists() else None)
+    settings = replace(settings, variant=known.engine if known else "")
+    own = given is not None
+    return KnownTrunk(name, trunk, tasks, parameters, settings, engine, columns, known, own, file)
+
+
+def ready_trunk(
+    plan: ServePlan, name: str, trunk: Trunk, profile: Path | None, registry: TaskRegistry, tell: OnProgress
+) -> ReadyTrunk:
+    """Measure (or find what was measured) and warm up. profile: the user's own. Raises ConfigError, DataError."""
+    known = known_trunk(plan, name, trunk, profile, registry)
+    engine = chosen_engine(trunk, known.parameters, known.settings, tell)
+    engine.warm_up(tell)
+    return known.ready(engine, profile_of(plan, known, engine, tell))
+
+
+def chosen_engine(
+    trunk: Trunk, parameters: dict[str, TaskParameters], settings: EngineSettings, tell: OnProgress
+) -> Engine:
+    """Not warm yet. Raises ConfigError for a backend that is not possible here."""
     tell("choosing the fastest way to run the network")
     with as_mistake("--backend"):
-        engine = Engine(trunk.net, parameters, replace(settings, variant=known.engine if known else ""))
-    engine.warm_up(tell)
-    if kept is not None:
-        LOG.info("event=profile_found file=%s", file)
+        return Engine(trunk.net, parameters, settings)
+
+
+def profile_of(plan: ServePlan, known: KnownTrunk, engine: Engine, tell: OnProgress) -> Profile:
+    """The known profile, compared with times of now, or a new one."""
+    if known.profile is None:
+        return _measure(plan, known.trunk, engine, known.tasks, tuple(known.columns), known.file, tell)
+    if not known.own:
+        LOG.info("event=profile_found file=%s", known.file)
         tell("comparing the kept profile with times of now")
-        _warn_if_stale(engine, kept)
-    measured = known or _measure(plan, trunk, engine, tasks, tuple(columns), file, tell)
-    # Corrected times go into the file, unless it is the user's own.
-    keep: Callable[[Profile], None] = partial(_write, file) if given is None else lambda _: None
-    return ReadyTrunk(name, trunk, engine, tasks, measured, columns, keep)
+        _warn_if_stale(engine, known.profile)
+    return known.profile
 
 
 def _settings(
@@ -129,7 +186,12 @@ def _settings(
         precision: Any = plan.precision  # checked
         batches = whole_numbers("--batches", plan.batches)
         return EngineSettings(
-            check_distinct(schedules, trunk.net.patches), batches, plan.device, precision, plan.backend
+            check_distinct(schedules, trunk.net.patches),
+            batches,
+            plan.device,
+            precision,
+            plan.backend,
+            memory=plan.memory_budget,
         )
 
 
@@ -147,15 +209,21 @@ def _columns(plan: ServePlan, tasks: Mapping[str, TaskVersion], given: Profile |
     return {name: tasks[name].fingerprint for name in known}
 
 
-def _key(plan: ServePlan, trunk: Trunk, settings: EngineSettings, columns: Mapping[str, str]) -> ProfileKey:
+def _engine_text(settings: EngineSettings) -> str:
     asked = f"{settings.torch_device} {settings.precision} {settings.backend}"
+    return f"{hardware()} {cpu_model()} {asked} {torch.get_num_threads()} threads, {_libraries(settings)}"
+
+
+def _key(
+    plan: ServePlan, trunk: Trunk, settings: EngineSettings, columns: Mapping[str, str], engine: str
+) -> ProfileKey:
     return ProfileKey(
         trunk.fingerprint,
         tuple(sorted(columns.items())),
         tuple(schedule.name for schedule in settings.schedules),
         settings.batch_buckets,
         (plan.val_images, plan.seed),
-        f"{hardware()} {cpu_model()} {asked} {torch.get_num_threads()} threads, {_libraries(settings)}",
+        engine,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 import grpc
 
 from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.endpoints.refusals import bad
-from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, TrunkState
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.protos import open_inference_pb2 as pb
 
@@ -17,22 +17,27 @@ CONFIG, FILE = "config", "file:"
 
 
 def index(tasks: ServedTasks, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-    """Every registered version: READY if it is served, else UNAVAILABLE with the reason."""
+    """Every registered version: READY if it is served by a loaded trunk, else UNAVAILABLE with the reason."""
     check_repository(request.repository_name)
     served = tasks.served
     made = pb.RepositoryIndexResponse()
     for one in tasks.versions():
-        reason = _why_not(one, served, tasks.trunks)
+        reason = _why_not(one, served, tasks.states)
         if not (reason and request.ready):
             state = "UNAVAILABLE" if reason else "READY"
             made.models.add(name=one.name, version=str(one.version), state=state, reason=reason)
     return made
 
 
-def _why_not(one: TaskVersion, served: Mapping[str, TaskVersion], trunks: Container[str]) -> str:
+def _why_not(
+    one: TaskVersion, served: Mapping[str, TaskVersion], trunks: Mapping[str, TrunkState]
+) -> str:
     known = served.get(one.name)
     if known is not None and known.version == one.version:
-        return ""
+        state = trunks.get(one.trunk, TrunkState())
+        if state.failed:
+            return "could not be loaded"
+        return "" if state.loaded else "not loaded"
     if one.trunk not in trunks:
         return "trained on another trunk"
     if one.active:

@@ -109,11 +109,14 @@ class OpenInference:
         return pb.ServerReadyResponse(ready=self._queries.ready)
 
     async def _model_ready(self, request: pb.ModelReadyRequest, _: float | None) -> Message:
+        """A task of a trunk that will be loaded when it is asked for is ready: whoever waits for this would else never
+        ask. One whose trunk could not be loaded is not."""
         try:
-            find_model(self._tasks.served, request.name, request.version)
+            task = find_model(self._tasks.served, request.name, request.version)
         except RequestError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self._queries.ready)
+        failed = task is not None and self._tasks.states[trunk_of(self._tasks, task).fingerprint].failed
+        return pb.ModelReadyResponse(ready=self._queries.ready and not failed)
 
     async def _server_metadata(self, request: pb.ServerMetadataRequest, _: float | None) -> Message:
         extensions = [*EXTENSIONS, f"policy:{self._policy}"]

@@ -15,6 +15,7 @@ CODES: dict[RejectionReason, grpc.StatusCode] = {
     "unknown_task": grpc.StatusCode.NOT_FOUND,
     "bad_image": grpc.StatusCode.INVALID_ARGUMENT,
     "moved": grpc.StatusCode.UNAVAILABLE,
+    "loading": grpc.StatusCode.UNAVAILABLE,
     "draining": grpc.StatusCode.UNAVAILABLE,
     "cancelled": grpc.StatusCode.CANCELLED,
     "failed": grpc.StatusCode.INTERNAL,

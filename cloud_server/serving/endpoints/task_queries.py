@@ -132,6 +132,6 @@ def _shortest(limits: Limits, known: TaskVersion | None) -> tuple[float, str]:
 def _refusal(rejection: Rejection, limit: str) -> RequestError:
     code = CODES[rejection.reason]
     field = limit if code is grpc.StatusCode.DEADLINE_EXCEEDED else FIELDS.get(rejection.reason, "")
-    hint = code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    hint = code is grpc.StatusCode.RESOURCE_EXHAUSTED or rejection.reason == "loading"
     retry = max(1, math.ceil(1e3 * rejection.retry_after_seconds)) if hint else 0
     return RequestError(code, field, rejection.message, retry)

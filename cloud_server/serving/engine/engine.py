@@ -25,6 +25,7 @@ from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import TokenSchedule, check_distinct
 from fedstill.models.vit.task_bank import TaskBank, TaskParameters
+from fedstill.models.vit.without_weights import without_weights
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class Engine:
     def __init__(self, net: ElasticViT, tasks: dict[str, TaskParameters], settings: EngineSettings) -> None:
         check_distinct(settings.schedules, net.patches)
         self.settings = settings
-        self.net = net
+        self.net = without_weights(net)
+        """Its sizes; the backend has the weights."""
         self.ready = False
         self._lock = threading.Lock()
         self._backend, self.variant = make_backend(net, settings)

@@ -26,6 +26,7 @@ class EngineSettings:
         precision: ``auto`` takes bf16 if a trial run is faster than fp32.
         backend: what runs the trunk; ``auto`` takes what a trial run finds fastest.
         variant: of an earlier engine (``Engine.variant``), taken without a trial if it is possible here.
+        memory: bytes that it may take; compiled graphs are fewer then. By default a share of what is free.
 
     Raises:
         ValueError: no schedule, or buckets that are not ascending from at least 1.
@@ -37,6 +38,7 @@ class EngineSettings:
     precision: Precision = "auto"
     backend: BackendName = "torch"
     variant: str = ""
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if not self.schedules:

@@ -11,6 +11,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import TokenSchedule
+from fedstill.models.vit.without_weights import weight_bytes
 
 GROWTH = 4
 """Between the sizes of graphs: a batch of 7 is 4 + 1 + 1 + 1."""
@@ -47,7 +49,9 @@ def missing_library() -> str:
     return ""
 
 
-def why_not(net: ElasticViT, precision: GraphPrecision, schedules: int, maximum_batch: int) -> str:
+def why_not(
+    net: ElasticViT, precision: GraphPrecision, schedules: int, maximum_batch: int, memory: int | None = None
+) -> str:
     """Why ``OpenVinoBackend`` cannot run so many schedules of ``net`` here, and what helps; empty if it can."""
     if missing := missing_library():
         return missing
@@ -57,7 +61,7 @@ def why_not(net: ElasticViT, precision: GraphPrecision, schedules: int, maximum_
         return f"the package cannot be used here ({_short(error)})"
     if precision == "bf16" and "BF16" not in able:
         return "this processor does not multiply bf16: use --precision fp32"
-    if not _fitting_sizes(net, schedules, maximum_batch):
+    if not _fitting_sizes(net, schedules, maximum_batch, memory):
         return f"the graphs of {schedules} schedules take too much of the free memory: name fewer --schedules"
     return ""
 
@@ -69,13 +73,19 @@ class OpenVinoBackend:
         net: with fp32 weights on the CPU; it is copied.
         precision: in which it computes; what goes in and comes out is float32.
         schedules, maximum_batch: how many and how large, for the number of graphs.
+        memory: bytes that weights and graphs may take, if that is less than a share of what is free.
     """
 
     def __init__(
-        self, net: ElasticViT, precision: GraphPrecision, schedules: int, maximum_batch: int
+        self,
+        net: ElasticViT,
+        precision: GraphPrecision,
+        schedules: int,
+        maximum_batch: int,
+        memory: int | None = None,
     ) -> None:
         self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.graph_sizes = _fitting_sizes(net, schedules, maximum_batch) or (1,)
+        self.graph_sizes = _fitting_sizes(net, schedules, maximum_batch, memory) or (1,)
         """Batch sizes with a graph of their own, ascending."""
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._options = {
@@ -156,16 +166,23 @@ def pieces(rows: int, sizes: Sequence[int]) -> list[int]:
     return found
 
 
-def _fitting_sizes(net: ElasticViT, schedules: int, maximum_batch: int) -> tuple[int, ...]:
+def _fitting_sizes(
+    net: ElasticViT, schedules: int, maximum_batch: int, memory: int | None
+) -> tuple[int, ...]:
     """The sizes of graphs: as many as the memory allows, the largest left out first; none if not even one fits."""
     largest = min(maximum_batch, max(GROWTH, IMAGES_PER_THREAD * torch.get_num_threads()))
     sizes = [1]
     while sizes[-1] * GROWTH <= largest:
         sizes.append(sizes[-1] * GROWTH)
-    weights = sum(value.numel() * value.element_size() for value in net.parameters())
-    each = schedules * (WEIGHT_COPIES * weights + KERNEL_BYTES)
-    allowed = int(MEMORY_SHARE * psutil.virtual_memory().available / each)
-    return tuple(sizes[:allowed])
+    most = MEMORY_SHARE * psutil.virtual_memory().available
+    if memory is not None:
+        most = min(most, memory - weight_bytes(net))
+    return tuple(sizes[: max(0, int(most / graph_bytes(net, schedules)))])
+
+
+def graph_bytes(net: ElasticViT, schedules: int) -> float:
+    """What the graphs of one batch size are expected to take."""
+    return schedules * (WEIGHT_COPIES * weight_bytes(net) + KERNEL_BYTES)
 
 
 def openvino_library() -> Any:
@@ -175,6 +192,13 @@ def openvino_library() -> Any:
     import openvino
 
     return openvino
+
+
+def load_library() -> None:
+    """The library and its plugin, if they are here: what they take belongs to no network."""
+    if not missing_library():
+        with suppress(Exception):  # of whatever kind: a package that does not fit this machine
+            _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _short(error: Exception) -> str:

@@ -161,7 +161,7 @@ def _openvino_makers(net: ElasticViT, settings: EngineSettings) -> tuple[dict[st
     """Makers, and why there are no others."""
     makers: dict[str, Maker] = {}
     reasons = []
-    size = (len(settings.schedules), settings.maximum_batch)
+    size = (len(settings.schedules), settings.maximum_batch, settings.memory)
     for name in PRECISIONS:
         if settings.precision not in ("auto", name):
             continue

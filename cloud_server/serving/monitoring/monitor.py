@@ -201,6 +201,7 @@ class Monitor:
             return []
         served = self._served
         counts = [trunk_of(served, task).fingerprint for task in list(served.served.values())]
+        states = served.states
         return [
             {
                 "name": trunk.name or trunk.fingerprint[:12],
@@ -210,6 +211,8 @@ class Monitor:
                 "queries": _short(rates.rate(("trunk", trunk.name, "queries"))),
                 "busy": _short(min(1.0, rates.rate(("trunk", trunk.name, "busy")))),
                 "pace": _short(self._paces.get(trunk.name, 1.0)),
+                "loaded": states[trunk.fingerprint].loaded,
+                "bytes": states[trunk.fingerprint].bytes,
             }
             for trunk in served.trunks.values()
         ]

@@ -20,6 +20,7 @@ RejectionReason = Literal[
     "no_prompts",  # of the engine only: the task lacks the prompts of the schedule
     "bad_image",
     "moved",  # to a trunk with images of another size, while it waited
+    "loading",  # its trunk is not in memory, and will not be in time
     "draining",
     "cancelled",  # its client left
     "failed",  # the server's own fault

@@ -15,12 +15,12 @@ from concurrent.futures import CancelledError
 import grpc
 
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.live_trunk import LiveTrunk
-from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk
+from fedstill.cloud_server.serving.server.loadable_engine import ServingEngine
+from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk, TrunkState
 from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry, TaskVersion
 from fedstill.common.errors import DataError
 from fedstill.models.vit.task_bank import TaskParameters
@@ -39,12 +39,13 @@ class LiveTasks:
         make_policy: for the present profile; with several trunks it is the joint one, by their names.
         keep: stores a profile whose times were corrected.
         name, others: of several trunks that share the device, the name of this one, and the others.
+        state: of a trunk, by its name.
     """
 
     def __init__(
         self,
         registry: TaskRegistry,
-        engine: Engine,
+        engine: ServingEngine,
         dispatcher: Dispatcher,
         trunk: str,
         profile: Profile,
@@ -55,9 +56,10 @@ class LiveTasks:
         keep: Callable[[Profile], None] = lambda _: None,
         name: str = "",
         others: Sequence[LiveTrunk] = (),
+        state: Callable[[str], TrunkState] = lambda _: TrunkState(),
     ) -> None:
         self._registry, self._dispatcher, self._make_policy = registry, dispatcher, make_policy
-        self._keep = keep
+        self._keep, self._state = keep, state
         first = LiveTrunk(
             engine, trunk, name, profile, measured, served, lambda corrected: self._keep(corrected)
         )
@@ -69,12 +71,17 @@ class LiveTasks:
         self._note_served()
         dispatcher.versions = _numbers(self._served)
         for one in self._trunks.values():
-            dispatcher.when_idle(one.timing.step)
+            dispatcher.when_idle(one.time_while_idle)
 
     @property
     def trunk(self) -> str:
         """SHA-256 of the first trunk's weights."""
         return next(iter(self._trunks))
+
+    @property
+    def states(self) -> Mapping[str, TrunkState]:
+        """Of the trunks, by fingerprint."""
+        return {key: self._state(one.name) for key, one in self._trunks.items()}
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
-from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.idle_timing import IdleTiming
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.live_profile import fit_profile, with_times
+from fedstill.cloud_server.serving.server.loadable_engine import NotLoaded, ServingEngine
 from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, TaskVersion
 from fedstill.models.vit.task_bank import TaskBank, TaskParameters
@@ -32,6 +33,7 @@ class LiveTrunk:
     """What belongs to one trunk alone; ``LiveTasks`` says when it changes.
 
     Args:
+        engine: may be out of memory (``LoadableEngine``).
         fingerprint: SHA-256 of the engine's weights. name: for people, unique in a server; empty for the only trunk.
         profile, measured: as measured, and the fingerprints of the task versions that its columns belong to.
         served: what the engine serves already.
@@ -40,7 +42,7 @@ class LiveTrunk:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServingEngine,
         fingerprint: str,
         name: str,
         profile: Profile,
@@ -74,6 +76,12 @@ class LiveTrunk:
         self.engine.swap(change.parameters)
         self.timing.restart(change.profile)
 
+    def time_while_idle(self) -> None:
+        """Time one batch, in the engine's thread; nothing while the trunk is not loaded."""
+        if self.engine.ready:
+            with suppress(NotLoaded):  # unloaded just now
+                self.timing.step()
+
     def correct(self, swap: Callable[[], None]) -> bool:
         """Plan with the times that were found while idle, if some were; ``swap`` puts them into use. Whatever it raises
         is raised, and then all is as before."""
@@ -103,7 +111,7 @@ class LiveTrunk:
 
     def _time(self, schedule: str, size: int) -> None:
         """A batch of nobody's images, in the engine's thread."""
-        names = self.engine.bank.names[:1] * size
+        names = [next(iter(self.served))] * size
         self.engine.infer(self._noise(size), names, self._schedules[schedule])
 
     def _noise(self, size: int) -> torch.Tensor:

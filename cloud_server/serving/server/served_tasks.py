@@ -30,12 +30,29 @@ class ServedTrunk:
     preprocess: Preprocess
 
 
+@dataclass(frozen=True, slots=True)
+class TrunkState:
+    """Of a trunk now.
+
+    loaded: whether it is in memory. bytes: that it takes there; None for a server without a budget, which does not
+    measure it. failed: whether it could not be loaded when it was last tried.
+    """
+
+    loaded: bool = True
+    bytes: int | None = None
+    failed: bool = False
+
+
 class ServedTasks(Protocol):
     """Safe to call from any thread but the engine's. Implemented by ``LiveTasks`` and ``FixedTasks``."""
 
     @property
     def trunks(self) -> Mapping[str, ServedTrunk]:
         """By fingerprint; the first is that of whatever names no trunk and no task."""
+
+    @property
+    def states(self) -> Mapping[str, TrunkState]:
+        """Of the trunks, by fingerprint."""
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:
@@ -86,6 +103,7 @@ class FixedTasks:
 
     def __init__(self, trunk: ServedTrunk, served: Mapping[str, TaskVersion]) -> None:
         self.trunks, self.served = {trunk.fingerprint: trunk}, dict(served)
+        self.states = {trunk.fingerprint: TrunkState()}
 
     def refresh(self) -> bool:
         return False

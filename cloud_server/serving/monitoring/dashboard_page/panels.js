@@ -4,7 +4,7 @@ import { bytes, duration, milliseconds, number, percent, ratio } from "./format.
 
 const REASONS = {
   too_late: "too late on arrival", evicted: "too late while waiting", overload: "overload", full: "queue full",
-  unknown_task: "unknown task", bad_image: "bad image", moved: "task moved", draining: "draining", cancelled: "client left", failed: "failed",
+  unknown_task: "unknown task", bad_image: "bad image", moved: "task moved", loading: "trunk not loaded", draining: "draining", cancelled: "client left", failed: "failed",
 };
 const SEVERITIES = { critical: "Critical", warning: "Warning", info: "Note" };
 const NOT_READY = {
@@ -155,8 +155,13 @@ export function tasks(snapshot) {
 export function trunks({ trunks: found }) {
   document.getElementById("trunks").hidden = found.length < 2;
   if (found.length < 2) return;
+  const budget = found.some(({ bytes }) => bytes !== null);
   table("trunk-table", [
     ["Trunk", false, ({ name }) => name],
+    ...(budget ? [
+      ["In memory", false, ({ loaded }) => (loaded ? "loaded" : "not loaded")],
+      ["Takes", true, ({ bytes: size }) => bytes(size)],
+    ] : []),
     ["Weights", false, ({ fingerprint }) => fingerprint],
     ["Images", true, ({ image_size: side }) => `${side} × ${side}`],
     ["Tasks", true, ({ tasks: count }) => String(count)],
