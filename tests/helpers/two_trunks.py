@@ -30,11 +30,11 @@ from fedstill.models.vit.task_bank import TaskParameters
 LATENCY_MS = 20_000
 
 
-def random_weights(folder: Path, architecture: str, seed: int = 0) -> Path:
-    """A file with random weights of an architecture of timm."""
+def random_weights(folder: Path, architecture: str, seed: int = 0, classes: int = 1000) -> Path:
+    """A file with random weights of an architecture of timm. classes: of its head, which takes memory and no time."""
     torch.manual_seed(seed)
     file = folder / f"{architecture}.safetensors"
-    state = timm.create_model(architecture).state_dict()
+    state = timm.create_model(architecture, num_classes=classes).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, file)
     return file
 

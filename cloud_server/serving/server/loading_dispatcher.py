@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -61,7 +61,7 @@ class _Asked(Request):
     """A request as its submitter has it. inner: the same in the queue, once it is let in. held_seconds: until then."""
 
     prepare: Sequence[Prepare] = ()
-    caller: Call = NOBODY
+    caller: Call = field(default_factory=Call)
     inner: Request | None = None
     held_seconds: float = 0.0
 
