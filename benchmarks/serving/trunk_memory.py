@@ -52,7 +52,9 @@ OTHER, DELTAS, SWITCH_SECONDS = "vit_tiny_patch16_224", (0, -4, -8), 2e-5
 def random_file(folder: Path, architecture: str) -> Path:
     torch.manual_seed(0)
     file = folder / f"{architecture}.safetensors"
-    save_file({name: one.contiguous() for name, one in timm.create_model(architecture).state_dict().items()}, file)
+    save_file(
+        {name: one.contiguous() for name, one in timm.create_model(architecture).state_dict().items()}, file
+    )
     return file
 
 
@@ -158,11 +160,14 @@ def rows(architecture: str, results: dict[Backend, dict[str, Any]]) -> tuple[Seq
 
     return head, [
         [
-            f"{backend}, {architecture}", mb(one["weights"]), mb(one["before"]), mb(one["loaded"]), mb(one["unloaded"]),
-            mb(one["said"]), ", ".join(f"{s:.1f}" for s in one["seconds"]) + " s", ms(one["quiet"]), ms(one["loading"]),
+            f"{backend}, {architecture}",
+            *(mb(one[name]) for name in ("weights", "before", "loaded", "unloaded", "said")),
+            ", ".join(f"{seconds:.1f}" for seconds in one["seconds"]) + " s",
+            ms(one["quiet"]),
+            ms(one["loading"]),
         ]
         for backend, one in results.items()
-    ]  # fmt: skip
+    ]
 
 
 def report(head: Sequence[str], body: Sequence[Sequence[str]], note: str) -> str:
@@ -171,15 +176,17 @@ def report(head: Sequence[str], body: Sequence[Sequence[str]], note: str) -> str
     return (
         "# Loading and unloading a trunk\n\n"
         "<!-- written by benchmarks/serving/trunk_memory.py -->\n\n"
-        "Memory of the process before a trunk is loaded, while it is, and after it was unloaded, round by round; what the\n"
-        "server notes as its size; and how long a batch of another trunk takes meanwhile, in the median and at worst.\n\n"
+        "Memory of the process before a trunk is loaded, while it is, and after it was unloaded, round by round;\n"
+        "what the server notes as its size; and how long a batch of another trunk takes meanwhile, in the\nmedian and at worst.\n\n"
         + "\n".join(lines)
         + f"\n\n{note}\n"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--architecture", default="vit_small_patch16_224")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--markdown", type=Path)
@@ -187,7 +194,7 @@ def main() -> None:
     parser.add_argument("--child", choices=BACKENDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.architecture, options.child, options.rounds)))
+        sys.stdout.write(json.dumps(measure(options.architecture, options.child, options.rounds)))
         return
     results = {one: in_a_server(options.architecture, one, options.rounds) for one in BACKENDS}
     head, body = rows(options.architecture, results)

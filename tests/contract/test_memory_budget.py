@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from helpers.serve_process import draw_pictures
 from helpers.serving import png
 from helpers.two_trunks import Server, Weights, opened, random_weights, served, wait_for
 
@@ -37,6 +38,7 @@ PATIENT_MS, HASTY_MS = 60_000.0, 40.0
 """Enough for any loading; not enough for one."""
 CLASSES, STAY = 200_000, 1.0
 """51 MB of weights that cost no time; seconds that a trunk stays."""
+ROOM_FOR_ONE = 80_000_000
 
 
 @dataclass
@@ -84,7 +86,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         file = random_weights(folder / name, "test_vit", seed, CLASSES)
         weights[name] = opened(file.rename(file.with_name(f"test_vit_{name}.safetensors")))
     state = folder / "tasks"
-    heads = {name: one.register(state, name, 3 + seed, seed) for seed, (name, one) in enumerate(weights.items())}
+    heads = {
+        name: one.register(state, name, 3 + seed, seed) for seed, (name, one) in enumerate(weights.items())
+    }
     return Place(state, weights, heads, 10**10)
 
 
@@ -109,9 +113,7 @@ def server(place: Place) -> Iterator[Server]:
 def metrics(server: Server) -> dict[str, float]:
     """Of the trunks, by the name of their task."""
     text = httpx.get(f"http://127.0.0.1:{server.ports.web}/metrics").text
-    found = re.findall(
-        r'^fedstill_serving_trunk_(\w+)\{trunk="test_vit_(\w+)"\} (\S+)$', text, re.M
-    )
+    found = re.findall(r'^fedstill_serving_trunk_(\w+)\{trunk="test_vit_(\w+)"\} (\S+)$', text, re.M)
     return {f"{name} {trunk}": float(value) for name, trunk, value in found}
 
 
@@ -133,7 +135,11 @@ def test_a_query_waits_for_its_trunk_and_the_other_one_makes_room(place: Place, 
     assert {name: one["loaded"] for name, one in shown.items()} == {"cats": False, "cars": True}
     assert all(0 < one["bytes"] <= place.budget for one in shown.values())
     assert sum(one["bytes"] for one in shown.values()) > place.budget
-    assert (counted["loads_total cars"], counted["unloads_total cars"], counted["loads_total cats"]) == (2, 1, 1)
+    assert (counted["loads_total cars"], counted["unloads_total cars"], counted["loads_total cats"]) == (
+        2,
+        1,
+        1,
+    )
     assert (counted["loaded cars"], counted["loaded cats"]) == (1, 0)
     assert counted["load_seconds_count cars"] == 2
 
@@ -166,7 +172,10 @@ def test_the_index_says_what_is_loaded_and_a_task_is_ready_all_the_same(place: P
     loaded = {name for name, one in trunks(server).items() if one["loaded"]}
     with grpc.insecure_channel(server.target) as channel:
         stub = GRPCInferenceServiceStub(channel)
-        states = {one.name: (one.state, one.reason) for one in stub.RepositoryIndex(pb.RepositoryIndexRequest()).models}
+        states = {
+            one.name: (one.state, one.reason)
+            for one in stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
+        }
         ready = {one.name for one in stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models}
         assert all(stub.ModelReady(pb.ModelReadyRequest(name=name)).ready for name in place.heads)
     assert ready == loaded
@@ -225,14 +234,20 @@ def test_a_crowd_of_both_gets_one_answer_each_and_the_budget_holds(place: Place,
     for thread in threads:
         thread.join()
     assert min(found.values()) > 10
-    codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    codes = {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
     assert {error.code for error in refused} <= codes
     after = metrics(server)
     loads = sum(after[f"loads_total {name}"] - before[f"loads_total {name}"] for name in place.heads)
     assert 1 <= loads <= 6, "each stays for a while"
 
 
-def test_weights_that_are_another_file_now_are_said_and_tried_again_later(place: Place, server: Server) -> None:
+def test_weights_that_are_another_file_now_are_said_and_tried_again_later(
+    place: Place, server: Server
+) -> None:
     with ServingClient(ServingAddress(server.target)) as client:
         client.make_query("cats", png(), latency_ms=PATIENT_MS)
         wait_for(lambda: not trunks(server)["cars"]["loaded"])
@@ -251,7 +266,9 @@ def test_weights_that_are_another_file_now_are_said_and_tried_again_later(place:
         assert ready == {"cats": True, "cars": False}
         assert {one.reason for one in models if one.name == "cars"} >= {"could not be loaded"}
         assert metrics(server)["load_failures_total cars"] == 1
-        assert len(client.make_query("cats", png(), latency_ms=PATIENT_MS).logits) == 3, "others are served on"
+        assert len(client.make_query("cats", png(), latency_ms=PATIENT_MS).logits) == 3, (
+            "others are served on"
+        )
         file.write_bytes(content)
 
         def cars() -> int:
@@ -263,8 +280,39 @@ def test_weights_that_are_another_file_now_are_said_and_tried_again_later(place:
         wait_for(cars)
 
 
+def test_one_without_a_profile_is_measured_once_though_there_is_no_room(place: Place) -> None:
+    for name, one in place.heads.items():
+        draw_pictures(place.state.parent / "pictures" / name, one.class_names)
+    pictures = tuple(f"{name}={place.state.parent / 'pictures' / name}" for name in place.heads)
+    others = (TrunkOptions(str(place.weights["cars"].file)),)
+    plan = place.plan(
+        profile=None, others=others, images=pictures, schedules="0", batches="1", memory_budget=ROOM_FOR_ONE
+    )
+
+    def start() -> tuple[list[str], set[str]]:
+        """Steps of the start, and what is loaded at its end."""
+        said: list[str] = []
+        models = registry_models(plan, said.append)
+        models.close()
+        assert set(models.profile.tasks) == set(place.heads)
+        assert models.loading is not None
+        return said, set(models.loading.residency.loaded)
+
+    before = set(plan.folder.glob("profile-*.json"))
+    said, loaded = start()
+    assert len(set(plan.folder.glob("profile-*.json")) - before) == 2
+    assert len(loaded) == 1
+    assert [one for one in said if "no room" in one]
+    again, loaded = start()
+    assert not [one for one in again if "measured schedule" in one]
+    assert loaded == {"test_vit_cats"}, "the first one; no other was loaded"
+    assert not [one for one in again if one.startswith("test_vit_cars") and "weights" in one]
+
+
 def test_what_does_not_fit_alone_ends_the_start_with_figures(place: Place, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--memory-budget 5MB: .*cats.safetensors alone takes 5\dMB \(at least"):
+    with pytest.raises(
+        ConfigError, match=r"--memory-budget 5MB: .*cats.safetensors alone takes 5\dMB \(at least"
+    ):
         registry_models(place.plan(memory_budget=5_000_000), lambda _: None)
     with pytest.raises(ConfigError, match="--warmed stay in memory"):
         replace(place.plan(), warmed=tmp_path, others=()).check()

@@ -109,6 +109,10 @@ def test_real_and_random_weights_share_a_process(tiny: Weights, tmp_path: Path) 
         (["--warmed", "x"], "--warmed: its models are of one trunk; give one --weights"),
         (["--architecture", "test_vit"], "--architecture test_vit: of which --weights?"),
         (["--weights", "a"], "--weights a: given twice"),
+        (
+            ["--memory-budget", "much"],
+            "--memory-budget: 'much' is no number of bytes: write a size such as 50MB",
+        ),
     ],
 )
 def test_a_mistake_about_several_is_one_line(

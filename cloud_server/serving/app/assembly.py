@@ -108,7 +108,9 @@ def _dispatcher(
         policy, models.infer, preparing, observers, plan.waiting, loading.residency, loading.trunks
     )
     names = tuple(loading.trunks)
-    dispatcher.load_observers = (TrunkMetrics(metrics.registry, names, dispatcher.state, loading.residency.budget),)
+    dispatcher.load_observers = (
+        TrunkMetrics(metrics.registry, names, dispatcher.state, loading.residency.budget),
+    )
     return dispatcher
 
 

@@ -22,6 +22,7 @@ from fedstill.cloud_server.serving.engine.openvino_backend import load_library
 from fedstill.cloud_server.serving.engine.trunk import TrunkError, load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.loadable_engine import LoadableEngine
+from fedstill.cloud_server.serving.server.memory_limit import limit_bytes
 from fedstill.cloud_server.serving.server.residency import Footprint, Residency
 from fedstill.common.byte_sizes import size_text
 from fedstill.common.errors import ConfigError
@@ -40,13 +41,20 @@ class AskedTrunk:
     tell: OnProgress
 
 
-def trunks_within(plan: ServePlan, budget: int, asked: Sequence[AskedTrunk]) -> tuple[list[ReadyTrunk], Loading]:
+def trunks_within(
+    plan: ServePlan, budget: int, asked: Sequence[AskedTrunk]
+) -> tuple[list[ReadyTrunk], Loading]:
     """All of them with a profile, and those loaded that fit, in this order.
 
     Raises:
         ConfigError: one that does not fit alone, or a device whose memory is not counted. DataError: weights or images
             that cannot be read.
     """
+    if budget > limit_bytes():
+        LOG.warning(
+            "event=unwise reason='--memory-budget is more than the %s that there is'",
+            size_text(limit_bytes()),
+        )
     load_library()  # what libraries take belongs to no trunk
     places = [_Place(plan, budget, one) for one in asked]
     inside: list[_Place] = []

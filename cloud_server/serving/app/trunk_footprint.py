@@ -36,12 +36,12 @@ class FootprintFile:
         """None if nothing, or nothing usable, was kept."""
         try:
             plain = json.loads(self.file.read_text(encoding="utf-8"))
-            if plain.pop("format", None) != FORMAT:
+            if not isinstance(plain, dict) or plain.pop("format", None) != FORMAT:
                 return None
             found: Footprint = from_plain(Footprint, plain)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             LOG.warning("event=footprint_unreadable file=%s reason=%r", self.file, str(error).splitlines()[0])
             return None
         return found if found.bytes > 0 and 0 < found.seconds < float("inf") else None

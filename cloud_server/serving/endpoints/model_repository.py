@@ -29,9 +29,7 @@ def index(tasks: ServedTasks, request: pb.RepositoryIndexRequest) -> pb.Reposito
     return made
 
 
-def _why_not(
-    one: TaskVersion, served: Mapping[str, TaskVersion], trunks: Mapping[str, TrunkState]
-) -> str:
+def _why_not(one: TaskVersion, served: Mapping[str, TaskVersion], trunks: Mapping[str, TrunkState]) -> str:
     known = served.get(one.name)
     if known is not None and known.version == one.version:
         state = trunks.get(one.trunk, TrunkState())

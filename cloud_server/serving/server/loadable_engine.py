@@ -1,4 +1,4 @@
-"""An engine that may be out of memory: its tasks are known and changed all the same, and loading measures what it takes.
+"""An engine that may be out of memory: its tasks are known and changed all the same, and loading it is measured.
 
 The rest of a server holds this instead of the engine, so that nothing else keeps the weights alive.
 """

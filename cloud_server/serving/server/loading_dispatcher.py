@@ -121,13 +121,11 @@ class LoadingDispatcher(Dispatcher):
             task, utility, now, now + latency_seconds, deliver, len(images), caller.request_id, caller.node,
             prepare=images, caller=caller,
         )  # fmt: skip
-        full = self.queued() + len(images) > self._most
         with self._room:
             verdict = self._residency.arrive(trunk, asked, now, asked.deadline)
-            if verdict == "wait" and (full or self._going_down):
+            if verdict == "wait" and (self._going_down or self.queued() + len(images) > self._most):
                 self._residency.ended(asked, now)
-                seconds = self._residency.ready_in(trunk, now)
-                verdict = NotYet(seconds)
+                verdict = NotYet(self._residency.ready_in(trunk, now))
             elif verdict == "wait":
                 self._held.add(asked)
             self._room.notify_all()

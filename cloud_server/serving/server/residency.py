@@ -112,7 +112,9 @@ class Residency:
         """Whether its last loading failed."""
         return self._trunks[name].pause > FIRST_PAUSE
 
-    def arrive(self, name: str, ticket: Ticket, now: float, deadline: float) -> Literal["in", "wait"] | NotYet:
+    def arrive(
+        self, name: str, ticket: Ticket, now: float, deadline: float
+    ) -> Literal["in", "wait"] | NotYet:
         """Let a query in, have it wait for its trunk, or refuse it; then its trunk is wanted all the same."""
         one = self._trunks[name]
         one.used = max(one.used, now)

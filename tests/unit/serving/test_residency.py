@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -185,7 +186,7 @@ def test_two_that_alternate_do_not_starve_each_other(
     loads = sorted((at, step.trunk) for at, step in world.steps if step.kind == "load")
     for name in "ab":
         own = [at for at, trunk in loads if trunk == name]
-        for sooner, later in zip(own, own[1:], strict=False):
+        for sooner, later in pairwise(own):
             assert later - sooner >= world.trunks[name].seconds + QUIET
 
 
