@@ -70,7 +70,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/serving/serving_live.py --out runs/serving_live/results --markdown docs/results/serving_live.md
 	$(BIN)/python benchmarks/serving/serving_baselines.py --out runs/serving_live/baselines.json
 	$(BIN)/python benchmarks/serving/two_trunks.py --out runs/serving_live/two_trunks.json
-	$(BIN)/python benchmarks/serving/trunk_memory.py --markdown docs/results/trunk_memory.md
+	$(BIN)/python benchmarks/serving/trunk_memory.py
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/serving/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64

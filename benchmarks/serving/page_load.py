@@ -36,6 +36,7 @@ from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.requests import Response
+from fedstill.cloud_server.serving.server.served_tasks import TrunkState
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.common.provenance import cpu_model
 
@@ -97,7 +98,9 @@ class Served:
             )
             for name in TASKS
         }
-        served: Any = SimpleNamespace(served=tasks, trunks={trunk.fingerprint: trunk})
+        served: Any = SimpleNamespace(
+            served=tasks, trunks={trunk.fingerprint: trunk}, states={trunk.fingerprint: TrunkState()}
+        )
         self._monitor.serve(self.dispatcher, served)
         self._engine_time, self._batches = 0.0, 0
         self._room = threading.Semaphore(3 * BATCH)

@@ -176,10 +176,9 @@ def report(head: Sequence[str], body: Sequence[Sequence[str]], note: str) -> str
     return (
         "# Loading and unloading a trunk\n\n"
         "<!-- written by benchmarks/serving/trunk_memory.py -->\n\n"
-        "Memory of the process before a trunk is loaded, while it is, and after it was unloaded, round by round;\n"
-        "what the server notes as its size; and how long a batch of another trunk takes meanwhile, in the\nmedian and at worst.\n\n"
-        + "\n".join(lines)
-        + f"\n\n{note}\n"
+        "Memory of the process before a trunk is loaded, while it is, and after it was unloaded, round by\n"
+        "round; what the server notes as its size; and how long a batch of another trunk takes meanwhile,\n"
+        "in the median and at worst.\n\n" + "\n".join(lines) + f"\n\n{note}\n"
     )
 
 

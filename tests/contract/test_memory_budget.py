@@ -38,7 +38,7 @@ PATIENT_MS, HASTY_MS = 60_000.0, 40.0
 """Enough for any loading; not enough for one."""
 CLASSES, STAY = 200_000, 1.0
 """51 MB of weights that cost no time; seconds that a trunk stays."""
-ROOM_FOR_ONE = 80_000_000
+ROOM_FOR_ONE = 95_000_000
 
 
 @dataclass
@@ -226,14 +226,14 @@ def test_a_crowd_of_both_gets_one_answer_each_and_the_budget_holds(place: Place,
     ]
     for thread in threads:
         thread.start()
-    before, end = metrics(server), time.monotonic() + 6
-    while time.monotonic() < end:
+    before, began = metrics(server), time.monotonic()
+    while min(found.values()) < 10 and time.monotonic() < began + 120:
         shown = trunks(server)
         assert sum(one["bytes"] for one in shown.values() if one["loaded"]) <= place.budget
     stop.set()
     for thread in threads:
         thread.join()
-    assert min(found.values()) > 10
+    assert min(found.values()) >= 10, "each has its turn"
     codes = {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -242,7 +242,7 @@ def test_a_crowd_of_both_gets_one_answer_each_and_the_budget_holds(place: Place,
     assert {error.code for error in refused} <= codes
     after = metrics(server)
     loads = sum(after[f"loads_total {name}"] - before[f"loads_total {name}"] for name in place.heads)
-    assert 1 <= loads <= 6, "each stays for a while"
+    assert 1 <= loads <= 2 + (time.monotonic() - began) / STAY, "each stays for a while"
 
 
 def test_weights_that_are_another_file_now_are_said_and_tried_again_later(
@@ -311,7 +311,8 @@ def test_one_without_a_profile_is_measured_once_though_there_is_no_room(place: P
 
 def test_what_does_not_fit_alone_ends_the_start_with_figures(place: Place, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"--memory-budget 5MB: .*cats.safetensors alone takes 5\dMB \(at least"
+        ConfigError,
+        match=r"--memory-budget 5MB: .*cats.safetensors alone takes 5\dMB \((at least|by the last)",
     ):
         registry_models(place.plan(memory_budget=5_000_000), lambda _: None)
     with pytest.raises(ConfigError, match="--warmed stay in memory"):

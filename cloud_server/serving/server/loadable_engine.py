@@ -5,7 +5,6 @@ The rest of a server holds this instead of the engine, so that nothing else keep
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -129,8 +128,7 @@ class LoadableEngine:
         """Out of memory, after the running batch; what it took goes back to the system."""
         with self._lock:
             self._engine = None
-        gc.collect()
-        trim_heap()
+        trim_heap()  # an engine has no cycles, and a full collection would hold up everybody
 
     def loaded_engine(self) -> Engine:
         """To measure with. Raises NotLoaded."""
