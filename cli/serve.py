@@ -14,7 +14,7 @@ import typer
 from fedstill.cli.shared.config_file import ConfigFile, configuration
 from fedstill.cli.shared.options import DEFAULT_REGISTRY, Backend, BackendChoice
 from fedstill.cli.shared.service import serve
-from fedstill.common.option_values import address, as_mistake
+from fedstill.common.option_values import address, as_mistake, read_size
 from fedstill.common.paths import VIT_WEIGHTS
 
 LOG = logging.getLogger(__name__)
@@ -159,7 +159,6 @@ def serve_(
     from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
     from fedstill.cloud_server.serving.engine.environment import missing_settings, serving_environment
     from fedstill.cloud_server.serving.policies.registry import policy_id
-    from fedstill.common.byte_sizes import read_size
     from fedstill.common.errors import ConfigError
     from fedstill.common.json_logs import JsonFormatter
 

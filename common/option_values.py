@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from fedstill.common.errors import ConfigError
 
 LARGEST_PORT = 65_535
+UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(B|kB|MB|GB)", re.ASCII)
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -33,6 +36,26 @@ def address(text: str, option: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
         raise ConfigError(f"{option}: {text!r} is no HOST:PORT, as in 0.0.0.0:9092")
     return host.strip("[]"), int(port)
+
+
+def read_size(text: str) -> int:
+    """Bytes, from ``50MB`` or ``1.5 GB``; a kB is 1000 bytes, as in contracts.
+
+    Raises:
+        ValueError: it means something else, or nothing; one line.
+    """
+    found = SIZE.fullmatch(text.strip())
+    size = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is no number of bytes: write a size such as 50MB or 1.5GB")
+    return size
+
+
+def size_text(size: float) -> str:
+    """Two or three digits: ``312MB``, ``1.5GB``."""
+    unit = next((name for name in ("GB", "MB", "kB") if size >= UNITS[name]), "B")
+    value = size / UNITS[unit]
+    return f"{value:.1f}{unit}" if value < 10 and unit == "GB" else f"{value:.0f}{unit}"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from fedstill.cli.agent.parts import (
 from fedstill.cli.shared.missing_package import EDGE, require
 from fedstill.cli.shared.options import AllowOutside
 from fedstill.cli.shared.service import serve
-from fedstill.common.option_values import address, as_mistake
+from fedstill.common.option_values import address, as_mistake, read_size
 
 if TYPE_CHECKING:
     from fedstill.edge_client.inbox.learned_clips import ClipKeeper, Kept
@@ -147,7 +147,6 @@ def run(
     require(EDGE)
     from contextlib import ExitStack
 
-    from fedstill.common.byte_sizes import read_size
     from fedstill.common.errors import ConfigError
     from fedstill.common.folder_lock import sole_user
     from fedstill.common.grpc_health import health_serving

@@ -24,8 +24,8 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.loadable_engine import LoadableEngine
 from fedstill.cloud_server.serving.server.memory_limit import limit_bytes
 from fedstill.cloud_server.serving.server.residency import Footprint, Residency
-from fedstill.common.byte_sizes import size_text
 from fedstill.common.errors import ConfigError
+from fedstill.common.option_values import size_text
 from fedstill.common.paths import data_path
 from fedstill.models.vit.task_bank import TaskParameters
 

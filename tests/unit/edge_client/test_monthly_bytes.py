@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.cli.main import app
-from fedstill.common.byte_sizes import read_size
 from fedstill.common.flower_cli import free_port
+from fedstill.common.option_values import read_size
 from fedstill.edge_client.folder import METERED_FILE
 from fedstill.edge_client.link import monthly_bytes
 from fedstill.edge_client.link.monthly_bytes import MonthlyBytes, month_of, read_months
