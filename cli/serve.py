@@ -6,15 +6,16 @@ import logging
 import os
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedstill.cli.shared.config_file import ConfigFile, configuration
-from fedstill.cli.shared.options import DEFAULT_REGISTRY, Backend, BackendChoice
+from fedstill.cli.shared.options import DEFAULT_REGISTRY, Backend, BackendChoice, Database
 from fedstill.cli.shared.service import serve
-from fedstill.common.option_values import address, as_mistake, read_size
+from fedstill.common.option_values import address, as_mistake, read_size, whole_range
 from fedstill.common.paths import VIT_WEIGHTS
 
 LOG = logging.getLogger(__name__)
@@ -149,11 +150,29 @@ def serve_(
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds for the last answers, at the end.", min=0)
     ] = 10.0,
+    database: Database = "",
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Answer with replicas on the Ray cluster with this head (auto: this machine's Ray node); needs [ray].",
+        ),
+    ] = "",
+    replicas: Annotated[
+        str, typer.Option(metavar="LEAST[:MOST]", help="With --ray: how many; by the price of engine time.")
+    ] = "1",
+    replica_cpus: Annotated[float, typer.Option(help="With --ray: CPU cores of each replica.")] = 1.0,
+    replica_cost: Annotated[
+        float,
+        typer.Option(
+            help="With --ray: another replica starts when a second of engine time earns more utility than this."
+        ),
+    ] = 0.0,
 ) -> None:
     """Serve a registry's tasks: one Vision Transformer, as fast or as accurate as the load allows."""
     from fedstill.cloud_server.grpc.listen import ServerError
     from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-    from fedstill.cloud_server.serving.app.serve_process import run_serving
+    from fedstill.cloud_server.serving.app.serve_process import own_models, run_serving
     from fedstill.cloud_server.serving.app.trunk_options import trunk_options
     from fedstill.cloud_server.serving.callers.call import log_fields
     from fedstill.cloud_server.serving.callers.rate_limits import parse_rates
@@ -222,11 +241,23 @@ def serve_(
             otlp=otlp,
             others=tuple(others),
             memory_budget=budget,
+            database=database,
         )
-        plan.check()
+        assemble = own_models
+        if ray:
+            from fedstill.cloud_server.serving.replicas.front_process import front_assembled
+            from fedstill.cloud_server.serving.replicas.replica_plan import replica_plan
+
+            least, most = whole_range("--replicas", replicas)
+            wanted = replica_plan(plan, least, most, replica_cpus, replica_cost)
+            assemble = partial(front_assembled, place=ray, replica_plan=wanted)
+        else:
+            if (replicas, replica_cpus, replica_cost) != ("1", 1.0, 0.0):
+                raise ConfigError("--replicas, --replica-cpus and --replica-cost: need --ray")
+            plan.check()
         if missing_settings(os.environ):
             # Allocator and oneDNN read these before any of our code runs: restart with them, in the same process.
             os.execve(sys.executable, sys.orig_argv, serving_environment(os.environ))
         if not stop.is_set():  # by a signal while all this was imported
             LOG.info("event=configuration file=%s %s", config or "none", configuration(context))
-            run_serving(plan)
+            run_serving(plan, assemble)

@@ -18,6 +18,7 @@ from fedstill.cli.shared.options import (
     Architecture,
     Backend,
     BackendChoice,
+    Database,
     PreprocessChanges,
     RegistryFolder,
     Weights,
@@ -48,6 +49,7 @@ def add(
         Path | None, typer.Option(help="Folder or zip with train/CLASS/IMAGE and test/CLASS/IMAGE.")
     ] = None,
     registry: RegistryFolder = DEFAULT_REGISTRY,
+    database: Database = "",
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
     preprocess: PreprocessChanges = "",
@@ -100,7 +102,7 @@ def add(
         if embedding:
             own = embedding_task(trunk.net.width, trunk.net.preprocess)
         known = task if own is None or task is None else task.with_classes(own.class_names)
-        store = TaskRegistry(registry)
+        store = TaskRegistry(registry, database or None)
         with text_bar(f"decoding the images of {name}") as (tell, count):
             if own is not None:
                 measured = known and measured_accuracy(trunk.net, own, known, val_images, seed, count)
@@ -132,13 +134,14 @@ def add(
 @app.command(name="list")
 def list_(
     registry: RegistryFolder = DEFAULT_REGISTRY,
+    database: Database = "",
     everything: Annotated[bool, typer.Option("--all", help="Also versions that are not served.")] = False,
 ) -> None:
     """Show the tasks that are served."""
     with one_line_errors():
         from fedstill.cloud_server.serving.tasks.registry import open_registry
 
-        store = open_registry(registry)
+        store = open_registry(registry, database)
         versions = [version for version in store.versions() if version.active or everything]
         store.close()
     if not versions:
@@ -172,12 +175,13 @@ def _row(version: TaskVersion) -> tuple[str, ...]:
 def remove(
     name: Annotated[str, typer.Argument(help="Name of the task.")],
     registry: RegistryFolder = DEFAULT_REGISTRY,
+    database: Database = "",
 ) -> None:
     """Stop serving a task. Its versions stay: `activate` brings one back."""
     with one_line_errors():
         from fedstill.cloud_server.serving.tasks.registry import open_registry
 
-        store = open_registry(registry)
+        store = open_registry(registry, database)
         store.remove(name)
         store.close()
     console.print(f"{name} is not served any more", highlight=False)
@@ -188,12 +192,13 @@ def activate(
     name: Annotated[str, typer.Argument(help="Name of the task.")],
     version: Annotated[int, typer.Argument(help="Number of the version.", min=1)],
     registry: RegistryFolder = DEFAULT_REGISTRY,
+    database: Database = "",
 ) -> None:
     """Serve this version of a task; running servers swap to it."""
     with one_line_errors():
         from fedstill.cloud_server.serving.tasks.registry import open_registry
 
-        store = open_registry(registry)
+        store = open_registry(registry, database)
         store.activate(name, version)
         store.close()
     console.print(f"{name} version {version} is served", highlight=False)
@@ -210,6 +215,7 @@ def profile(
         typer.Option(metavar="NAME=PATH", help="Images of a task that is not a known one; repeatable."),
     ] = None,
     registry: RegistryFolder = DEFAULT_REGISTRY,
+    database: Database = "",
     weights: Weights = VIT_WEIGHTS,
     architecture: Architecture = None,
     schedules: Annotated[
@@ -249,7 +255,7 @@ def profile(
             )
         kept = read_profile(check) if check is not None else None
         trunk = load_trunk(data_path(weights), architecture)
-        store = open_registry(registry)
+        store = open_registry(registry, database)
         tasks = store.load_active(trunk.fingerprint)
         store.close()
         if not tasks:

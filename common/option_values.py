@@ -22,6 +22,14 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"{option} {text!r}: write whole numbers with commas, such as 2,4") from None
 
 
+def whole_range(option: str, text: str) -> tuple[int, int]:
+    """``LEAST:MOST``, or one number for both. Raises ConfigError naming the option."""
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and (most or least).isdecimal() and len(text) <= 20):
+        raise ConfigError(f"{option} {text!r}: write a whole number, or two such as 2:4")
+    return int(least), int(most or least)
+
+
 def pair(text: str) -> tuple[str, Path]:
     """Of --images. Raises ConfigError for another form than NAME=PATH."""
     name, equals, path = text.partition("=")

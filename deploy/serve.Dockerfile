@@ -4,6 +4,7 @@ FROM python:3.11-slim
 
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
+ARG EXTRAS=serve,openvino
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BLOCKTIME=0
 
 # Mounted volumes take over the owner of these folders.
@@ -23,7 +24,7 @@ COPY importroot /build/importroot
 COPY models /build/models
 COPY protos /build/protos
 COPY simulation /build/simulation
-RUN cd /build && pip install --constraint constraints.txt '.[serve,openvino]' && rm -r /build
+RUN cd /build && pip install --constraint constraints.txt ".[$EXTRAS]" && rm -r /build
 
 USER fedstill
 WORKDIR /state

@@ -26,6 +26,8 @@ KINDS: Mapping[type[click.ParamType[Any]], tuple[tuple[type, ...], str]] = {
     click.types.FloatParamType: ((int, float), "a number"),
 }
 """Of an option's type: the values of TOML that fit, and their name. All others are texts."""
+URLS = ("database",)
+"""Options whose value may hold a password, which no log may."""
 ONCE_SINGLE = ("weights", "architecture", "profile")
 """Options that could not be repeated before: files that are there have one text, not a list."""
 
@@ -59,7 +61,13 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 def configuration(context: click.Context) -> str:
     """Every option of the command and its value, however it came to it, as ``name=JSON`` in one line."""
     values = {key: context.params[str(one.name)] for key, one in options_of(context.command).items()}
+    values |= {key: _without_password(values[key]) for key in URLS if values.get(key)}
     return " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in values.items())
+
+
+def _without_password(url: str) -> str:
+    scheme, slashes, rest = url.partition("://")
+    return url if "@" not in rest else f"{scheme}{slashes}...@{rest.rpartition('@')[2]}"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -12,6 +12,15 @@ import typer
 from fedstill.common.errors import ConfigError
 
 RegistryFolder = Annotated[Path, typer.Option("--registry", help="Folder of the task registry.")]
+Database = Annotated[
+    str,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        help="Of the registry's database, if not in its folder: sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME "
+        "for several machines; the folder must be one that all of them see.",
+    ),
+]
 Weights = Annotated[str, typer.Option(help="timm ViT weights, safetensors; looked up like dataset paths.")]
 Architecture = Annotated[
     str | None,

@@ -140,7 +140,7 @@ def serving(
         app = make_app(metrics, lambda: service.ready, monitor=monitor)
         address = ListenAddress(("127.0.0.1", 0), ("127.0.0.1", 0), ("127.0.0.1", 0))
         server = ServingServer(StartProgress(), app, address)
-        with _running(server, Parts(service, dispatcher, tasks)) as ports:
+        with running(server, Parts(service, dispatcher, tasks)) as ports:
             file = folder / "decisions.jsonl"
             yield MadeServer(ports, registry, dispatcher, tasks, metrics, engine, file, decisions, monitor)
     decisions.close()
@@ -148,7 +148,8 @@ def serving(
 
 
 @contextmanager
-def _running(server: ServingServer, parts: Parts) -> Iterator[Ports]:
+def running(server: ServingServer, parts: Parts) -> Iterator[Ports]:
+    """In a thread with an event loop of its own."""
     opened: Future[Ports] = Future()
     loop = asyncio.new_event_loop()
     leave = asyncio.Event()

@@ -13,7 +13,7 @@ from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.app.build_info import build_info
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
-from fedstill.cloud_server.serving.callers.rate_limits import RateLimits
+from fedstill.cloud_server.serving.callers.rate_limits import Count, RateLimits
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.serving_server import ListenAddress, Parts, ServingServer
 from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
@@ -23,12 +23,12 @@ from fedstill.cloud_server.serving.monitoring.monitor import Monitor
 from fedstill.cloud_server.serving.monitoring.trunk_metrics import TrunkMetrics
 from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.policies.registry import make_policy
-from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.events import Observer
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
 from fedstill.cloud_server.serving.server.loading_dispatcher import LoadingDispatcher
+from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.traces import Traces
 
@@ -65,7 +65,7 @@ def assembled(
     statistics = TaskStatistics((metrics.took, *(one.took for one in watching)))
     decisions = DecisionLog(plan.folder / DECISIONS_FILE)
     app = make_app(metrics, ready, lambda: progress.text if server.parts is None else "", monitor)
-    server = ServingServer(progress, app, _address(plan, tls))
+    server = ServingServer(progress, app, listen_address(plan, tls))
     with ExitStack() as opened:
         opened.callback(decisions.close)
         traces = Traces(plan.otlp) if plan.otlp else None
@@ -76,45 +76,79 @@ def assembled(
         def make() -> Parts:
             models = prepare(progress.tell)
             opened.callback(models.close)
-            policy = make_policy(plan.policy, models.profile)
-            observers = (metrics, decisions, statistics, *watching)
-            dispatcher = _dispatcher(plan, models, policy, preparing, observers, metrics)
-            tasks = models.tasks(dispatcher)
-            metrics.queued, metrics.tasks = dispatcher.queued, lambda: tuple(tasks.served)
-            monitor.serve(dispatcher, tasks)
             told = (metrics.limited, decisions.limited, *(one.limited for one in watching))
-            limits = RateLimits(plan.rates, told)
-            access = AccessPolicy(Authenticator(authority) if authority else None, plan.operators, limits)
-            service = ServingService(
-                dispatcher, tasks, access, statistics, models.image_size, plan.policy, traces
-            )
-            return Parts(service, dispatcher, tasks)
+            access = access_policy(plan, authority, told)
+            observers = (metrics, decisions, statistics, *watching)
+            queue = queue_of(plan, models, preparing, observers, metrics)
+            metrics.queued, metrics.tasks = queue.dispatcher.queued, lambda: tuple(queue.tasks.served)
+            monitor.serve(queue.dispatcher, queue.tasks)
+            return parts_of(plan, models, queue, access, statistics, traces)
 
         yield Assembly(server, make)
+
+
+@dataclass(frozen=True)
+class ServedQueue:
+    """A dispatcher that is not started, and the tasks that it serves."""
+
+    dispatcher: Dispatcher
+    tasks: ServedTasks
+
+
+def queue_of(
+    plan: ServePlan,
+    models: ServedModels,
+    preparing: Executor,
+    observers: Sequence[Observer],
+    metrics: ServingMetrics | None = None,
+) -> ServedQueue:
+    """The queue in front of the models. metrics: also tell which trunks are loaded, if these do not fit all."""
+    dispatcher = _dispatcher(plan, models, preparing, observers, metrics)
+    return ServedQueue(dispatcher, models.tasks(dispatcher))
 
 
 def _dispatcher(
     plan: ServePlan,
     models: ServedModels,
-    policy: Policy,
     preparing: Executor,
     observers: Sequence[Observer],
-    metrics: ServingMetrics,
+    metrics: ServingMetrics | None,
 ) -> Dispatcher:
-    loading = models.loading
+    policy, loading = make_policy(plan.policy, models.profile), models.loading
     if loading is None:
         return Dispatcher(policy, models.infer, preparing, observers, plan.waiting)
     dispatcher = LoadingDispatcher(
         policy, models.infer, preparing, observers, plan.waiting, loading.residency, loading.trunks
     )
-    names = tuple(loading.trunks)
-    dispatcher.load_observers = (
-        TrunkMetrics(metrics.registry, names, dispatcher.state, loading.residency.budget),
-    )
+    if metrics is not None:
+        names, budget = tuple(loading.trunks), loading.residency.budget
+        dispatcher.load_observers = (TrunkMetrics(metrics.registry, names, dispatcher.state, budget),)
     return dispatcher
 
 
-def _address(plan: ServePlan, tls: TlsFiles | None) -> ListenAddress:
+def parts_of(
+    plan: ServePlan,
+    models: ServedModels,
+    queue: ServedQueue,
+    access: AccessPolicy,
+    statistics: TaskStatistics,
+    traces: Traces | None,
+) -> Parts:
+    """What answers requests, around that queue."""
+    service = ServingService(
+        queue.dispatcher, queue.tasks, access, statistics, models.image_size, plan.policy, traces
+    )
+    return Parts(service, queue.dispatcher, queue.tasks)
+
+
+def access_policy(plan: ServePlan, authority: Authority | None, told: Sequence[Count] = ()) -> AccessPolicy:
+    """Who may ask, and how much. told: of every decision of a rate limit."""
+    authenticator = Authenticator(authority) if authority else None
+    return AccessPolicy(authenticator, plan.operators, RateLimits(plan.rates, told))
+
+
+def listen_address(plan: ServePlan, tls: TlsFiles | None) -> ListenAddress:
+    """Where the plan says to listen."""
     return ListenAddress(
         plan.listen, plan.web, plan.rest, tls, plan.lame_duck_seconds, plan.drain_seconds, 4 * plan.waiting
     )

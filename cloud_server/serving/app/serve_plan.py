@@ -56,6 +56,8 @@ class ServePlan:
     client_ca: Path | None = None
     otlp: str = ""
     rates: Mapping[str, Rate] = field(default_factory=dict)
+    database: str = ""
+    """URL of the registry's database, if not in ``state``."""
     others: tuple[TrunkOptions, ...] = ()
     """Of further trunks, beside that of ``weights``, ``architecture`` and ``profile``."""
 
@@ -104,7 +106,7 @@ class ServePlan:
         if not whole_numbers("--batches", self.batches):
             raise ConfigError("--batches: name at least one batch size")
         if self.warmed is None:
-            open_registry(self.state).close()
+            open_registry(self.state, self.database).close()
         else:
             read_catalogue(self.warmed)
 

@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -15,31 +17,38 @@ from fedstill.cloud_server.auth.own_certificates import check_client_authority, 
 from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.cloud_server.serving.app.assembly import Assembly, assembled
+from fedstill.cloud_server.serving.app.load_models import load_models
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.serve_registry import registry_models
-from fedstill.cloud_server.serving.app.serve_warmed import warmed_models
-from fedstill.cloud_server.serving.app.served_models import OnProgress, ServedModels
 from fedstill.cloud_server.serving.callers.rate_limits import EVERY_OTHER
 from fedstill.cloud_server.serving.endpoints.serving_server import Ports
+from fedstill.cloud_server.serving.engine.environment import SWITCH_SECONDS
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.folder_lock import sole_user
 
 LOG = logging.getLogger(__name__)
 
 SERVER_FILE = "server.json"
-SWITCH_SECONDS = 2e-5
-"""How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
-at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving/serving_switching.py)."""
 
 
-def run_serving(plan: ServePlan) -> None:
+Assemble = Callable[[ServePlan, Authority | None, TlsFiles | None], AbstractContextManager[Assembly]]
+"""Puts a server together."""
+
+
+def own_models(
+    plan: ServePlan, authority: Authority | None, tls: TlsFiles | None
+) -> AbstractContextManager[Assembly]:
+    """A server whose models are in this process."""
+    return assembled(plan, authority, tls, partial(load_models, plan))
+
+
+def run_serving(plan: ServePlan, assemble: Assemble = own_models) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, DataError, CredentialError, FolderInUse, ServerError."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # until the server listens there is nothing to close
     sys.setswitchinterval(SWITCH_SECONDS)
     authority = _authority(plan)
     tls = _tls(plan, authority) if authority is not None else None
-    with sole_user(plan.folder), assembled(plan, authority, tls, partial(_models, plan)) as made:
+    with sole_user(plan.folder), assemble(plan, authority, tls) as made:
         try:
             _serve(plan, made)
         finally:
@@ -67,10 +76,6 @@ def _serve(plan: ServePlan, made: Assembly) -> None:
         await made.server.retire()
 
     run_until_signalled(made.server, listening, get_ready, retire)
-
-
-def _models(plan: ServePlan, tell: OnProgress) -> ServedModels:
-    return registry_models(plan, tell) if plan.warmed is None else warmed_models(plan, plan.warmed, tell)
 
 
 def _authority(plan: ServePlan) -> Authority | None:

@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
 
 def registry_models(plan: ServePlan, tell: OnProgress) -> ServedModels:
     """Open, measure (or find what was measured) and warm up. Raises ConfigError, DataError."""
-    registry = open_registry(plan.state)
+    registry = open_registry(plan.state, plan.database)
     tell("reading the weights")
     trunks = _load(plan)
     generation = registry.generation()

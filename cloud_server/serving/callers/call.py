@@ -19,12 +19,14 @@ LONGEST_ID = 128
 @dataclass(slots=True)
 class Call:
     """request_id: printable ASCII. node: of the token; empty without one. given: whether the client sent the id. trace:
-    the headers of W3C Trace Context that came with it."""
+    the headers of W3C Trace Context that came with it. elapsed: seconds that it was on its way before it came here, to
+    another process of the same server: they count against its deadline."""
 
     request_id: str = ""
     given: bool = False
     node: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
+    elapsed: float = 0.0
 
     def name(self, protocol_id: str) -> None:
         """The protocol's own id, unless the client sent one in the header."""
@@ -42,6 +44,11 @@ def begin(header: str, trace: Mapping[str, str] | None = None) -> Call:
     call = Call(given or secrets.token_hex(8), bool(given), trace=trace or {})
     _CURRENT.set(call)
     return call
+
+
+def go_on(call: Call) -> None:
+    """This task answers a call that began in another process."""
+    _CURRENT.set(call)
 
 
 def current() -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -15,7 +15,7 @@ from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY
 from fedstill.cloud_server.serving.endpoints import grpc_methods
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.infer_parameters import value_of
-from fedstill.cloud_server.serving.endpoints.open_inference import REFUSED, OpenInference, refused
+from fedstill.cloud_server.serving.endpoints.open_inference import REFUSED, Call, refused
 from fedstill.cloud_server.serving.endpoints.refusals import line
 from fedstill.protos import open_inference_pb2 as pb
 
@@ -26,15 +26,15 @@ MOST_OUTSTANDING = 64
 FINAL_ASKED, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
 
-def inference_handler(protocol: OpenInference, access: AccessPolicy) -> grpc.GenericRpcHandler[Any, Any]:
+def inference_handler(calls: Mapping[str, Call], access: AccessPolicy) -> grpc.GenericRpcHandler[Any, Any]:
     """For a gRPC server."""
     handlers = {
-        name: grpc_methods.unary(access, call.kind, call.answer, call.guarded, call.operators)
-        for name, call in protocol.calls.items()
+        name: grpc_methods.unary(access, call.form.kind, call.answer, call.form.guarded, call.form.operators)
+        for name, call in calls.items()
     }
     handlers |= {name: _refusing(name) for name in REFUSED}
     handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
-        _Stream(protocol, access).handle, response_serializer=grpc_methods.serialised
+        _Stream(calls, access).handle, response_serializer=grpc_methods.serialised
     )
     return grpc.method_handlers_generic_handler(INFERENCE_SERVICE, handlers)
 
@@ -51,8 +51,8 @@ def _refusing(name: str) -> grpc.RpcMethodHandler[Any, Any]:
 class _Stream:
     """Every request of a stream is a query as soon as it is read; answers leave in the requests' order."""
 
-    def __init__(self, protocol: OpenInference, access: AccessPolicy) -> None:
-        self._infer, self._access = protocol.calls["ModelInfer"], access
+    def __init__(self, calls: Mapping[str, Call], access: AccessPolicy) -> None:
+        self._infer, self._access = calls["ModelInfer"], access
 
     async def handle(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
         """The handler."""

@@ -7,7 +7,6 @@ bytes, and bytes that are not a request get an answer that says so.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -17,12 +16,10 @@ from fedstill.cloud_server.auth.authenticator import Context
 from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.callers.call import REQUEST_ID_KEY, TRACE_KEYS, Call, begin, current
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
+from fedstill.cloud_server.serving.endpoints.open_inference import Answer
 from fedstill.cloud_server.serving.endpoints.refusals import bad, line
 
 RETRY_KEY = "retry-after-ms"
-
-Answer = Callable[[Any, float | None], Awaitable[Message]]
-"""Request and seconds that are left of the call -> response. Raises RequestError."""
 
 
 def parsed(kind: type[Message], content: bytes) -> Message:

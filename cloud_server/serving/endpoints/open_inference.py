@@ -55,18 +55,54 @@ REFUSED = {
 """Triton's calls that are refused, and what is said."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call of the protocol.
+Answer = Callable[[Any, float | None], Awaitable[Message]]
+"""Request and seconds that are left of the call (None: no end) -> response. Raises RequestError."""
 
-    kind: of the request. answer: request and seconds that are left of the call (None: no end) -> response; raises
-    RequestError. guarded: needs a token. operators: and an operator's.
+
+@dataclass(frozen=True)
+class CallForm:
+    """What a face has to know of a call before anything answers it.
+
+    kind: of the request. reply: of the response. guarded: needs a token. operators: and an operator's.
     """
 
     kind: type[Message]
-    answer: Callable[[Any, float | None], Awaitable[Message]]
+    reply: type[Message]
     guarded: bool = True
     operators: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that is answered here."""
+
+    form: CallForm
+    answer: Answer
+
+
+CALLS: Mapping[str, CallForm] = {
+    "ServerLive": CallForm(pb.ServerLiveRequest, pb.ServerLiveResponse, guarded=False),
+    "ServerReady": CallForm(pb.ServerReadyRequest, pb.ServerReadyResponse, guarded=False),
+    "ModelReady": CallForm(pb.ModelReadyRequest, pb.ModelReadyResponse, guarded=False),
+    "ServerMetadata": CallForm(pb.ServerMetadataRequest, pb.ServerMetadataResponse),
+    "ModelMetadata": CallForm(pb.ModelMetadataRequest, pb.ModelMetadataResponse),
+    "ModelInfer": CallForm(pb.ModelInferRequest, pb.ModelInferResponse),
+    "ModelConfig": CallForm(pb.ModelConfigRequest, pb.ModelConfigResponse),
+    "ModelStatistics": CallForm(pb.ModelStatisticsRequest, pb.ModelStatisticsResponse),
+    "RepositoryIndex": CallForm(pb.RepositoryIndexRequest, pb.RepositoryIndexResponse),
+    "RepositoryModelLoad": CallForm(
+        pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, operators=True
+    ),
+    "RepositoryModelUnload": CallForm(
+        pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, operators=True
+    ),
+}
+"""The calls of the protocol that are answered, by name."""
+
+
+def bound(forms: Mapping[str, CallForm], answers: Mapping[str, Answer]) -> Mapping[str, Call]:
+    """The calls with what answers each."""
+    return {name: Call(form, answers[name]) for name, form in forms.items()}
 
 
 class OpenInference:
@@ -88,19 +124,22 @@ class OpenInference:
         self._queries, self._tasks, self._statistics = queries, tasks, statistics
         self._policy, self._size = policy, image_size
         self._warned: set[str] = set()
-        self.calls: Mapping[str, Call] = {
-            "ServerLive": Call(pb.ServerLiveRequest, self._server_live, guarded=False),
-            "ServerReady": Call(pb.ServerReadyRequest, self._server_ready, guarded=False),
-            "ModelReady": Call(pb.ModelReadyRequest, self._model_ready, guarded=False),
-            "ServerMetadata": Call(pb.ServerMetadataRequest, self._server_metadata),
-            "ModelMetadata": Call(pb.ModelMetadataRequest, self._model_metadata),
-            "ModelInfer": Call(pb.ModelInferRequest, self._model_infer),
-            "ModelConfig": Call(pb.ModelConfigRequest, self._model_config),
-            "ModelStatistics": Call(pb.ModelStatisticsRequest, self._model_statistics),
-            "RepositoryIndex": Call(pb.RepositoryIndexRequest, self._index),
-            "RepositoryModelLoad": Call(pb.RepositoryModelLoadRequest, self._load, operators=True),
-            "RepositoryModelUnload": Call(pb.RepositoryModelUnloadRequest, self._unload, operators=True),
-        }
+        self.calls: Mapping[str, Call] = bound(
+            CALLS,
+            {
+                "ServerLive": self._server_live,
+                "ServerReady": self._server_ready,
+                "ModelReady": self._model_ready,
+                "ServerMetadata": self._server_metadata,
+                "ModelMetadata": self._model_metadata,
+                "ModelInfer": self._model_infer,
+                "ModelConfig": self._model_config,
+                "ModelStatistics": self._model_statistics,
+                "RepositoryIndex": self._index,
+                "RepositoryModelLoad": self._load,
+                "RepositoryModelUnload": self._unload,
+            },
+        )
 
     async def _server_live(self, request: pb.ServerLiveRequest, _: float | None) -> Message:
         return pb.ServerLiveResponse(live=True)

@@ -30,7 +30,7 @@ from fedstill.cloud_server.serving.endpoints import rest_messages
 from fedstill.cloud_server.serving.endpoints.grpc_methods import RETRY_KEY
 from fedstill.cloud_server.serving.endpoints.open_inference import NO_LOG, NO_SHARED_MEMORY, NO_TRACE
 from fedstill.cloud_server.serving.endpoints.refusals import bad, line
-from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
+from fedstill.cloud_server.serving.endpoints.serving_service import Service
 from fedstill.cloud_server.serving.endpoints.starting import RETRY_MS, StartProgress
 from fedstill.protos import open_inference_pb2 as pb
 
@@ -83,9 +83,7 @@ class RestFace:
         largest: bytes of a body, also after it was unpacked.
     """
 
-    def __init__(
-        self, service: Callable[[], ServingService | None], progress: StartProgress, largest: int
-    ) -> None:
+    def __init__(self, service: Callable[[], Service | None], progress: StartProgress, largest: int) -> None:
         self._service, self._progress, self._largest = service, progress, largest
         self._openapi = (files(__package__) / "openapi.json").read_bytes()
 
@@ -179,7 +177,7 @@ class RestFace:
         if not isinstance(ready, bool):
             raise bad("ready", "needs true or false")
         asked = pb.RepositoryIndexRequest(ready=ready)
-        answer: Any = await service.protocol.calls["RepositoryIndex"].answer(asked, None)
+        answer: Any = await service.calls["RepositoryIndex"].answer(asked, None)
         return _json([rest_messages.plain_message(one) for one in answer.models])
 
     async def _load(self, request: Request) -> Response:
@@ -195,7 +193,7 @@ class RestFace:
         rest_messages.read_load_parameters(
             rest_messages.read_json(await self._body(request, LARGEST_CALL)), asked.parameters
         )
-        return _shown(await service.protocol.calls[call].answer(asked, None))
+        return _shown(await service.calls[call].answer(asked, None))
 
     async def _infer(self, request: Request) -> Response:
         service = self._admit(request, "ModelInfer")
@@ -207,7 +205,7 @@ class RestFace:
             asked, form = await asyncio.to_thread(rest_messages.read_infer, *arguments)
         else:
             asked, form = rest_messages.read_infer(*arguments)
-        answering = service.protocol.calls["ModelInfer"].answer(asked, None)
+        answering = service.calls["ModelInfer"].answer(asked, None)
         answer: Any = await _unless_gone(request, answering)
         body, length = rest_messages.write_infer(answer, form)
         if length is None:
@@ -215,12 +213,12 @@ class RestFace:
         headers = {HEADER_LENGTH: str(length)}
         return Response(body, media_type="application/octet-stream", headers=headers)
 
-    def _admit(self, request: Request, call: str) -> ServingService:
+    def _admit(self, request: Request, call: str) -> Service:
         """Before a body is read. Raises RequestError."""
         service = self._service()
         if service is None:
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "", self._progress.refusal, RETRY_MS)
-        asked = service.protocol.calls[call]
+        asked = service.calls[call].form
         if asked.guarded:
             peer = f"{request.client.host}:{request.client.port}" if request.client else "unknown"
             authorization = request.headers.getlist("authorization")
@@ -228,7 +226,7 @@ class RestFace:
         return service
 
     async def _call(self, request: Request, call: str, message: Message) -> Message:
-        return await self._admit(request, call).protocol.calls[call].answer(message, None)
+        return await self._admit(request, call).calls[call].answer(message, None)
 
     async def _body(self, request: Request, largest: int) -> bytes:
         """Unpacked. Raises HTTPException if it is too large or packed otherwise."""

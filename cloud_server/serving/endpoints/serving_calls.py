@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.message import Message
 
 from fedstill.cloud_server.serving.endpoints import grpc_methods
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
@@ -20,6 +19,7 @@ from fedstill.cloud_server.serving.endpoints.infer_parameters import (
 )
 from fedstill.cloud_server.serving.endpoints.infer_request import Limits
 from fedstill.cloud_server.serving.endpoints.model_names import AskedTask
+from fedstill.cloud_server.serving.endpoints.open_inference import Call, CallForm, bound
 from fedstill.cloud_server.serving.endpoints.refusals import bad
 from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.engine.predictions import ImageError
@@ -39,6 +39,12 @@ from fedstill.models.weights.packing import unpack
 from fedstill.protos import serving_pb2 as own
 
 OWN_SERVICE = "fedstill.serving.v1.Serving"
+OWN_CALLS: Mapping[str, CallForm] = {
+    "ListTasks": CallForm(own.ListTasksRequest, own.ListTasksResponse),
+    "MakeQuery": CallForm(own.MakeQueryRequest, own.MakeQueryResponse),
+    "RegisterTask": CallForm(own.RegisterTaskRequest, own.Task, operators=True),
+    "DeleteTask": CallForm(own.DeleteTaskRequest, own.DeleteTaskResponse, operators=True),
+}
 OUTPUTS: Mapping[str, Output] = {"": "classes", **{name: name for name in TENSORS}}
 
 
@@ -52,24 +58,13 @@ class ServingCalls:
     def __init__(self, queries: TaskQueries, tasks: ServedTasks, policy: str, image_size: int) -> None:
         self._queries, self._tasks = queries, tasks
         self._policy, self._size = policy, image_size
-
-    def handler(self, access: AccessPolicy) -> grpc.GenericRpcHandler[Any, Any]:
-        """For a gRPC server."""
-
-        def method(
-            kind: type[Message],
-            answer: Callable[[Any, float | None], Awaitable[Message]],
-            operators: bool = False,
-        ) -> grpc.RpcMethodHandler[Any, Any]:
-            return grpc_methods.unary(access, kind, answer, operators=operators)
-
-        return grpc.method_handlers_generic_handler(
-            OWN_SERVICE,
+        self.calls: Mapping[str, Call] = bound(
+            OWN_CALLS,
             {
-                "ListTasks": method(own.ListTasksRequest, self._list_tasks),
-                "MakeQuery": method(own.MakeQueryRequest, self._make_query),
-                "RegisterTask": method(own.RegisterTaskRequest, self._register_task, operators=True),
-                "DeleteTask": method(own.DeleteTaskRequest, self._delete_task, operators=True),
+                "ListTasks": self._list_tasks,
+                "MakeQuery": self._make_query,
+                "RegisterTask": self._register_task,
+                "DeleteTask": self._delete_task,
             },
         )
 
@@ -140,6 +135,15 @@ class ServingCalls:
     async def _delete_task(self, request: own.DeleteTaskRequest, _: float | None) -> own.DeleteTaskResponse:
         await asyncio.to_thread(self._tasks.delete, request.name)
         return own.DeleteTaskResponse()
+
+
+def own_handler(calls: Mapping[str, Call], access: AccessPolicy) -> grpc.GenericRpcHandler[Any, Any]:
+    """For a gRPC server."""
+    handlers = {
+        name: grpc_methods.unary(access, call.form.kind, call.answer, call.form.guarded, call.form.operators)
+        for name, call in calls.items()
+    }
+    return grpc.method_handlers_generic_handler(OWN_SERVICE, handlers)
 
 
 def _task(task: TaskVersion, trunk: ServedTrunk) -> own.Task:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import uvicorn
 from grpc_health.v1 import health
@@ -25,11 +26,9 @@ from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.endpoints.grpc_face import INFERENCE_SERVICE
 from fedstill.cloud_server.serving.endpoints.rest_face import RestFace
 from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
-from fedstill.cloud_server.serving.endpoints.serving_service import ServingService
+from fedstill.cloud_server.serving.endpoints.serving_service import Service
 from fedstill.cloud_server.serving.endpoints.starting import StartingHandlers, StartProgress
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.free_memory import FreeMemory
-from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 
 LOG = logging.getLogger(__name__)
 
@@ -69,13 +68,39 @@ class Ports:
     rest: int | None
 
 
+class Queue(Protocol):
+    """Where accepted requests wait for their answers. Implemented by ``Dispatcher``, and where replicas answer."""
+
+    def start(self) -> None:
+        """Answer from now on."""
+
+    def queued(self) -> int:
+        """Queries that wait."""
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; accepted ones are still answered."""
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until every request has its answer, for at most so long; returns whether all have."""
+
+    def stop(self) -> None:
+        """Refuse whatever still waits."""
+
+
+class Watched(Protocol):
+    """What is looked at every ``REFRESH_SECONDS``. Implemented by every ``ServedTasks``."""
+
+    def refresh(self) -> bool:
+        """Take over what has changed elsewhere; returns whether anything did."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What answers requests: measured, warm, not started."""
 
-    service: ServingService
-    dispatcher: Dispatcher
-    tasks: ServedTasks
+    service: Service
+    dispatcher: Queue
+    tasks: Watched
 
 
 class ServingServer:
@@ -123,7 +148,7 @@ class ServingServer:
         parts = await _in_thread(make)
         self._parts = parts
         parts.dispatcher.start()
-        self._watching = asyncio.create_task(self._watch(parts.tasks))
+        self._watching = asyncio.create_task(watch(parts.tasks))
         self._handlers.ready(parts.service.handlers())
         await self._listener.report(SERVICES, healthy=True)
 
@@ -189,17 +214,19 @@ class ServingServer:
             raise ServerError(f"{host}:{port}: cannot serve TLS here ({error.strerror or error})") from error
         return int(listener.getsockname()[1])
 
-    async def _watch(self, tasks: ServedTasks) -> None:
-        memory = FreeMemory()
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                await asyncio.to_thread(memory.give_back)
-                await asyncio.to_thread(tasks.refresh)
-            except SQLAlchemyError as error:  # the database may be back the next time
-                LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])
-            except Exception:  # whatever it is, the next look may succeed
-                LOG.exception("event=refresh_failed")
+
+async def watch(tasks: Watched) -> None:
+    """Look at the tasks again and again, and give free memory back."""
+    memory = FreeMemory()
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        try:
+            await asyncio.to_thread(memory.give_back)
+            await asyncio.to_thread(tasks.refresh)
+        except SQLAlchemyError as error:  # the database may be back the next time
+            LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])
+        except Exception:  # whatever it is, the next look may succeed
+            LOG.exception("event=refresh_failed")
 
 
 async def _in_thread(make: Callable[[], Parts]) -> Parts:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
 
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.grpc_face import inference_handler
-from fedstill.cloud_server.serving.endpoints.open_inference import OpenInference
-from fedstill.cloud_server.serving.endpoints.serving_calls import ServingCalls
+from fedstill.cloud_server.serving.endpoints.open_inference import Call, OpenInference
+from fedstill.cloud_server.serving.endpoints.serving_calls import ServingCalls, own_handler
 from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
@@ -17,8 +19,35 @@ from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.traces import Traces
 
 
-class ServingService:
-    """The calls of both services.
+class Service(ABC):
+    """What the faces stand in front of.
+
+    Attributes:
+        calls: of the Open Inference Protocol, by name. own_calls: our own.
+        access: who may make them.
+    """
+
+    def __init__(
+        self, calls: Mapping[str, Call], own_calls: Mapping[str, Call], access: AccessPolicy
+    ) -> None:
+        self.calls, self.own_calls, self.access = calls, own_calls, access
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+
+    @abstractmethod
+    def retire(self) -> None:
+        """Report not ready from now on; requests are still answered."""
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """For a gRPC server."""
+        return inference_handler(self.calls, self.access), own_handler(self.own_calls, self.access)
+
+
+class ServingService(Service):
+    """The calls of both services, answered here.
 
     Args:
         statistics: observes the dispatcher already.
@@ -37,20 +66,16 @@ class ServingService:
         policy: str,
         traces: Traces | None = None,
     ) -> None:
-        queries = TaskQueries(dispatcher, tasks, statistics, image_size, access.limits, traces)
-        self._queries, self.access = queries, access
-        self._own = ServingCalls(queries, tasks, policy, image_size)
-        self.protocol = OpenInference(queries, tasks, statistics, policy, image_size)
+        self._queries = TaskQueries(dispatcher, tasks, statistics, image_size, access.limits, traces)
+        super().__init__(
+            OpenInference(self._queries, tasks, statistics, policy, image_size).calls,
+            ServingCalls(self._queries, tasks, policy, image_size).calls,
+            access,
+        )
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are welcome."""
         return self._queries.ready
 
     def retire(self) -> None:
-        """Report not ready from now on; requests are still answered."""
         self._queries.retiring = True
-
-    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-        """For a gRPC server."""
-        return inference_handler(self.protocol, self.access), self._own.handler(self.access)

@@ -62,7 +62,7 @@ class TaskQueries:
         """The answer of all images together. Raises RequestError for a refusal; if the caller is cancelled, so is the
         request."""
         caller = current()
-        self._take(caller.node, len(images))
+        take(self._limits, caller.node, len(images))
         known = self._tasks.served.get(task.name)
         latency_ms, limit = _shortest(limits, known)
         utility = limits.utility if limits.utility is not None else known.utility if known else 0.0
@@ -78,7 +78,7 @@ class TaskQueries:
 
         began, began_ns = time.monotonic(), time.time_ns()
         request = self._dispatcher.submit(
-            task.name, images, latency_ms / 1e3, limits.factor * utility, deliver, caller
+            task.name, images, latency_ms / 1e3 - caller.elapsed, limits.factor * utility, deliver, caller
         )
         try:
             outcome = await answer
@@ -106,18 +106,19 @@ class TaskQueries:
         if self._traces is not None:
             self._traces.request(current(), task.name, len(images), began, outcome)
 
-    def _take(self, node: str, queries: int) -> None:
-        """Raises RequestError if the node's token has asked too much."""
-        seconds = self._limits.take(node, queries)
-        rate = self._limits.rate(node)
-        if seconds == 0 or rate is None:
-            return
-        may = f"{node} may ask {rate.per_second:g} queries per second, {rate.burst:g} at once"
-        if math.isinf(seconds):
-            raise bad("inputs", f"{queries} images in one request: {may}")
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED
-        retry = min(max(1, math.ceil(1e3 * seconds)), LONGEST_RETRY_MS)
-        raise RequestError(code, "", f"rate limit: {may}", retry)
+
+def take(limits: RateLimits, node: str, queries: int) -> None:
+    """Raises RequestError if the node's token has asked too much."""
+    seconds = limits.take(node, queries)
+    rate = limits.rate(node)
+    if seconds == 0 or rate is None:
+        return
+    may = f"{node} may ask {rate.per_second:g} queries per second, {rate.burst:g} at once"
+    if math.isinf(seconds):
+        raise bad("inputs", f"{queries} images in one request: {may}")
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retry = min(max(1, math.ceil(1e3 * seconds)), LONGEST_RETRY_MS)
+    raise RequestError(code, "", f"rate limit: {may}", retry)
 
 
 def _shortest(limits: Limits, known: TaskVersion | None) -> tuple[float, str]:

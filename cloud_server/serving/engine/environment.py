@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+SWITCH_SECONDS = 2e-5
+"""How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
+at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving/serving_switching.py)."""
+
 CPU_SETTINGS: Mapping[str, str] = {
     # Otherwise activations of tens of megabytes are mapped and unmapped again for every operator, page by page.
     "MALLOC_MMAP_MAX_": "0",

@@ -50,6 +50,13 @@ def make_app(
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    add_health(app, ready, starting)
+    return app
+
+
+def add_health(app: FastAPI, ready: Callable[[], bool], starting: Callable[[], str]) -> None:
+    """The paths that an orchestrator asks."""
+
     async def live() -> Response:
         return Response("live\n")
 
@@ -65,7 +72,6 @@ def make_app(
 
     for path, answer in {"livez": live, "startupz": started, "readyz": is_ready, "healthz": is_ready}.items():
         app.add_api_route(f"/{path}", answer, methods=["GET", "HEAD"])
-    return app
 
 
 async def _tick(monitor: Monitor) -> None:

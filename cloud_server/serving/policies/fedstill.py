@@ -73,7 +73,6 @@ class FedstillPolicy(Policy):
     def __init__(self, profile: Profile, settings: FedstillSettings | None = None) -> None:
         super().__init__(profile)
         self.settings = settings or FedstillSettings()
-        self.price = 0.0
         self._trunks = Trunks(profile, self.settings.largest_batch, self.settings.calibration)
         self._queues: dict[tuple[int, int], Queue] = {}
         self._coming: dict[int, tuple[float, Queue]] = {}  # accepted, their images not ready yet
@@ -87,6 +86,13 @@ class FedstillPolicy(Policy):
     def latency(self) -> LatencyModel:
         """Times of the first trunk, mostly the only one."""
         return self._trunks.first.latency
+
+    def offers(self, task: int) -> tuple[tuple[float, float], ...]:
+        trunk = self._trunks.of_task(task)
+        return tuple(
+            (trunk.latency.seconds(schedule, trunk.largest) / trunk.largest, schedule.accuracy[task])
+            for schedule in trunk.schedules
+        )
 
     def admit(self, query: Query, now: float) -> Rejection | None:
         queue, trunk = self._queue(query), self._trunks.of_task(query.task)

@@ -16,9 +16,19 @@ class Policy(ABC):
     """
 
     name: str
+    price: float = 0.0
+    """Utility that another second of engine time would earn; 0 for a policy that knows no price."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
+
+    def offers(self, task: int) -> tuple[tuple[float, float], ...]:
+        """(seconds, accuracy) of a query of the task in a full batch, at each useful schedule, fastest first."""
+        trunk = self.profile.trunk_of_task[task]
+        return tuple(
+            (1 / schedule.throughput, schedule.accuracy[task])
+            for schedule in self.profile.useful_by_trunk[trunk]
+        )
 
     def arrive(self, query: Query, now: float) -> Rejection | None:
         """`admit`, and at once `enqueue`: a query whose image needs no preparation."""

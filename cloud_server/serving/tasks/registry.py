@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, select
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, make_url, select
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.atomic_files import PRIVATE, replace_file
@@ -29,6 +31,7 @@ from fedstill.models.vit.task_outputs import Output
 from fedstill.models.weights.packing import pack, unpack
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+Changed = TypeVar("Changed")
 ATTEMPTS = 20
 """Attempts to get a version number when several processes register the same task at once."""
 
@@ -127,10 +130,18 @@ class TaskRegistry:
         self._blobs = folder / "parameters"
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
-            self._database = create_engine(url or f"sqlite:///{folder / 'registry.sqlite'}")
+            self._database = create_engine(
+                url or f"sqlite:///{folder / 'registry.sqlite'}", pool_pre_ping=True
+            )
             upgrade(self._database, REGISTRY)
-        except (OSError, SQLAlchemyError, NewerSchema) as error:
-            raise RegistryError(f"{folder}: cannot be used as a task registry ({_short(error)})") from error
+        except ImportError as error:  # of a database's driver
+            raise RegistryError(
+                f"--database {shown_url(url or '')}: needs a package that is not installed ({error.name}); for "
+                "PostgreSQL: pip install '.[postgresql]', and write postgresql+psycopg://"
+            ) from error
+        except (OSError, SQLAlchemyError, NewerSchema, ValueError) as error:
+            place = f"--database {shown_url(url)}" if url else str(folder)
+            raise RegistryError(f"{place}: cannot be used as a task registry ({_short(error)})") from error
 
     def close(self) -> None:
         """Close the database."""
@@ -169,31 +180,41 @@ class TaskRegistry:
 
     def _add_version(self, name: str, values: dict[str, object]) -> int:
         """The number of the new version; another process may register at the same time."""
+
+        def add(connection: Connection) -> int:
+            version = max((row.version for row in _rows(connection, name)), default=0) + 1
+            connection.execute(_versions.insert().values(version=version, **values))
+            _activate(connection, name, version)
+            return version
+
+        return self._change(name, add)
+
+    def _change(self, name: str, change: Callable[[Connection], Changed]) -> Changed:
+        """One transaction; again, if another process changed the same rows meanwhile."""
         for _ in range(ATTEMPTS):
             try:
                 with self._database.begin() as connection:
-                    version = max((row.version for row in _rows(connection, name)), default=0) + 1
-                    connection.execute(_versions.insert().values(version=version, **values))
-                    _activate(connection, name, version)
-                return version
+                    return change(connection)
             except IntegrityError:
                 continue
-        raise RegistryError(f"task {name}: is being registered by too many others: try again")
+        raise RegistryError(f"task {name}: is being changed by too many others: try again")
 
     def activate(self, name: str, version: int) -> TaskVersion:
         """Serve that version from now on: back to an older one, or a removed task again."""
         self.get(name, version)
-        with self._database.begin() as connection:
-            _activate(connection, name, version)
+        self._change(name, lambda connection: _activate(connection, name, version))
         return self.get(name, version)
 
     def remove(self, name: str) -> None:
         """Stop serving a task; its versions stay, so that it can be activated again."""
-        with self._database.begin() as connection:
+
+        def drop(connection: Connection) -> None:
             gone = connection.execute(_active.delete().where(_active.c.name == name))
             if not gone.rowcount:
                 raise self._unknown(name, connection)
             _count_change(connection)
+
+        self._change(name, drop)
 
     def get(self, name: str, version: int | None = None) -> TaskVersion:
         """One version, by default the active one. Raises RegistryError naming what there is."""
@@ -302,17 +323,26 @@ def _activate(connection: Connection, name: str, version: int) -> None:
 
 
 def _count_change(connection: Connection) -> None:
-    latest = max(connection.execute(select(_changes.c.generation)).scalars(), default=0)
-    connection.execute(_changes.delete())
-    connection.execute(_changes.insert().values(generation=latest + 1))
+    # One statement: of two processes at once, the second one counts on from the first one's number.
+    counted = connection.execute(_changes.update().values(generation=_changes.c.generation + 1))
+    if not counted.rowcount:
+        connection.execute(_changes.insert().values(generation=1))
+
+
+def shown_url(url: str) -> str:
+    """For people and logs: without the password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):  # of a port that is no number
+        return "(not a URL)"
 
 
 def _short(error: Exception) -> str:
     return str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).splitlines()[0]
 
 
-def open_registry(registry: Path) -> TaskRegistry:
-    """An existing registry: reading must not make one."""
+def open_registry(registry: Path, database: str = "") -> TaskRegistry:
+    """An existing registry: reading must not make one. database: its URL, if not in the folder."""
     if not registry.is_dir():
         raise ConfigError(f"{registry}: no task registry here; make one with: fedstill tasks add NAME")
-    return TaskRegistry(registry)
+    return TaskRegistry(registry, database or None)

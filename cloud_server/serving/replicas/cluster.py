@@ -1,0 +1,179 @@
+"""The Ray cluster as the front sees it: join it, start the replicas or find them, ask them, take them away again.
+
+This and what it imports are the only parts that need Ray; the packages come with the extra ``[ray]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+from fedstill.cloud_server.grpc.listen import ServerError
+from fedstill.cloud_server.serving.replicas.front import ReplicaFailed, ReplicaLost, Replicas
+from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call
+from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan, plain_replica_plan
+from fedstill.common.errors import ConfigError
+from fedstill.common.option_values import address
+
+LOG = logging.getLogger(__name__)
+
+APPLICATION = "fedstill"
+"""Its name in Ray Serve."""
+NAMESPACE = "fedstill"
+CONNECT_SECONDS = 5.0
+MOST_FAILURES = 3
+"""Looks at the cluster in a row, after which its replicas count as gone."""
+ANY = "auto"
+
+
+def join_cluster(place: str) -> None:
+    """Become a process of the cluster whose head is at ``HOST:PORT``; ``auto``: of the Ray node on this machine.
+
+    Raises ConfigError for a missing package or another address, ServerError if nothing answers there.
+    """
+    # Ray asks each process; a cluster that was started with reports of its use goes on with them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.serve
+    except ImportError as error:
+        raise ConfigError(
+            f"--ray: {error.name or 'ray'} is not installed; install fedstill with the extra [ray]: "
+            "pip install '.[ray]'"
+        ) from None
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what concerns a front, it says itself
+    if place != ANY:
+        host, port = address(place, "--ray")
+        try:  # Ray itself tries for a minute, and may end the process then
+            socket.create_connection((host, port), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ServerError(
+                f"--ray {place}: nothing answers there ({error.strerror or error}); start a cluster with: "
+                "ray start --head"
+            ) from None
+    try:
+        ray.init(
+            address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING,
+            configure_logging=False,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ServerError(f"--ray {place}: {_line(error)}") from None
+
+
+def leave_cluster() -> None:
+    """Stop being a process of it."""
+    import ray
+
+    ray.shutdown()
+
+
+class RayReplicas(Replicas):
+    """The application in the joined cluster: the one that runs there already, or a new one."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._mine = False
+        self._failures = 0
+        self.running = 0
+
+    def find(self) -> bool:
+        """Whether an application is there; then it is used as it is, whatever its plan. May block."""
+        from ray import serve
+
+        return APPLICATION in serve.status().applications
+
+    def open(self, plan: ReplicaPlan | None) -> None:
+        """Start the application and wait until its replicas run, or use what runs there. plan: None for the latter.
+
+        Raises ServerError with the reason of a replica that cannot start.
+        """
+        from ray import serve
+
+        from fedstill.cloud_server.serving.replicas.application import DEPLOYMENT, application
+
+        try:
+            if plan is not None:
+                serve.start(proxy_location="Disabled")
+                self._mine = True
+                made = application(plain_replica_plan(plan))
+                serve.run(made, name=APPLICATION, route_prefix=None)
+            self._handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+        except Exception as error:  # Ray's own kinds are many
+            raise ServerError(f"--ray: the replicas did not start: {self._reason(error)}") from None
+        self.refresh()
+
+    def close(self) -> None:
+        """Take the application away, if it was started here. May block."""
+        if not self._mine:
+            return
+        from ray import serve
+
+        try:
+            serve.delete(APPLICATION)
+        except Exception as error:  # the cluster may have gone before
+            LOG.warning("event=replicas_not_removed reason=%r", _line(error))
+
+    def refresh(self) -> bool:
+        from ray import serve
+
+        before = self.running
+        try:
+            found = serve.status().applications.get(APPLICATION)
+        except Exception as error:  # the cluster's head may be back the next time
+            self._failures += 1
+            if self._failures == MOST_FAILURES:
+                LOG.error("event=cluster_lost reason=%r", _line(error))
+                self.running = 0
+            return self.running != before
+        self._failures = 0
+        states = [one.replica_states for one in found.deployments.values()] if found else []
+        self.running = sum(int(one.get("RUNNING", 0)) for one in states)
+        if self.running != before:
+            LOG.info("event=replicas running=%d before=%d", self.running, before)
+        return self.running != before
+
+    async def send(self, call: PassedCall, content: bytes) -> dict[str, Any]:
+        from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+        from ray.serve.exceptions import RayServeException
+
+        response = self._handle.answer.remote(plain_call(call), content)
+        try:
+            plain: dict[str, Any] = await response
+            return plain
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except (ActorDiedError, RayActorError, RayServeException) as error:
+            LOG.warning("event=replica_lost method=%s reason=%r", call.method, _line(error))
+            raise ReplicaLost from None
+        except RayTaskError as error:
+            LOG.error("event=replica_failed method=%s reason=%r", call.method, _last_line(error))
+            raise ReplicaFailed from None
+        except RayError as error:
+            LOG.warning("event=replica_lost method=%s reason=%r", call.method, _line(error))
+            raise ReplicaLost from None
+
+    def _reason(self, error: Exception) -> str:
+        """What the replica's start said, which Ray keeps in the status of its deployment."""
+        from ray import serve
+
+        try:
+            found = serve.status().applications.get(APPLICATION)
+            texts = [one.message for one in found.deployments.values() if one.message] if found else []
+        except Exception:
+            texts = []
+        return _last_line(texts[0] if texts else error)
+
+
+def _line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: object) -> str:
+    """Of a traceback: what was raised."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    errors = [line for line in lines if "Error:" in line]
+    return (errors or lines or [type(error).__name__])[-1]

@@ -1,0 +1,50 @@
+"""Ray Serve's interface for routers, which is alpha: how our prices choose among its replicas. All of it is in
+``price.py``.
+
+Ray makes a router in the process of every front, with the figures that replicas publish (``record_routing_stats``) in
+what it knows of each.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+
+from fedstill.cloud_server.serving.replicas.passed_call import read_query
+from fedstill.cloud_server.serving.replicas.price import AskedQuery, Standings
+
+
+class PriceRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
+    """Sends a query to the replica where it earns most."""
+
+    def initialize_state(self, **arguments: Any) -> None:
+        """Called by Ray once."""
+        self._standings = Standings()
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Ray knows other replicas, or their figures changed."""
+        super().update_replicas(replicas)
+        now = time.monotonic()
+        self._standings.forget_others({str(one.replica_id) for one in replicas})
+        for one in replicas:
+            self._standings.hear(str(one.replica_id), one.routing_stats, now)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The best one first; Ray takes the next if that one has too many requests already."""
+        by_name = {str(one.replica_id): one for one in candidate_replicas}
+        ordered = self._standings.order(list(by_name), _query(pending_request), time.monotonic())
+        return [[by_name[name]] for name in ordered]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult
+    ) -> None:
+        """Called by Ray when the replica has taken it."""
+        self._standings.sent(str(replica_id), _query(pending_request))
+
+
+def _query(pending: PendingRequest | None) -> AskedQuery | None:
+    return read_query(pending.args[0]) if pending is not None else None
