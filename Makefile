@@ -79,6 +79,7 @@ bench-gpu: $(VENV)/.installed
 # Too long for `make test`; whoever changes what they look at commits their report (CONTRIBUTING.md).
 soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/serving/serving_soak.py
+	$(BIN)/python benchmarks/serving/replica_kill.py
 	$(BIN)/python benchmarks/fleet/month.py --agents 6 --events 40 --minutes 8
 
 fuzz: $(VENV)/.installed-dev

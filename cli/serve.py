@@ -245,9 +245,12 @@ def serve_(
         )
         assemble = own_models
         if ray:
+            from fedstill.cloud_server.serving.replicas.cluster import ANY, cluster_address
             from fedstill.cloud_server.serving.replicas.front_process import front_assembled
             from fedstill.cloud_server.serving.replicas.replica_plan import replica_plan
 
+            if ray != ANY:
+                cluster_address(ray)
             least, most = whole_range("--replicas", replicas)
             wanted = replica_plan(plan, least, most, replica_cpus, replica_cost)
             assemble = partial(front_assembled, place=ray, replica_plan=wanted)

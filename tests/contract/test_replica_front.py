@@ -250,9 +250,9 @@ def test_tokens_and_rate_limits_are_the_fronts_and_callers_are_known_to_the_repl
     answering: dict[str, Answering], place: Place
 ) -> None:
     limits = RateLimits({"shop": Rate(0.001, 2)})
-    access = AccessPolicy(lambda token: verify(SECRET, token), limits=limits)
+    access = AccessPolicy(lambda token: verify(SECRET, token, time.time()), limits=limits)
     token = (
-        ("authorization", f"Bearer {issue(SECRET, 'shop', time.time() + 600)}"),
+        ("authorization", f"Bearer {issue(SECRET, 'shop', int(time.time()) + 600)}"),
         ("x-request-id", "order-66"),
     )
     with front_of(answering, access) as front:

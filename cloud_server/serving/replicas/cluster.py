@@ -29,6 +29,15 @@ MOST_FAILURES = 3
 ANY = "auto"
 
 
+def cluster_address(place: str) -> tuple[str, int]:
+    """Of ``--ray``, other than ``auto``. Raises ConfigError."""
+    if "://" in place:
+        raise ConfigError(
+            f"--ray {place}: write the head's HOST:PORT, such as 10.0.0.5:6379; Ray's clients cannot serve"
+        )
+    return address(place, "--ray")
+
+
 def join_cluster(place: str) -> None:
     """Become a process of the cluster whose head is at ``HOST:PORT``; ``auto``: of the Ray node on this machine.
 
@@ -46,7 +55,7 @@ def join_cluster(place: str) -> None:
         ) from None
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what concerns a front, it says itself
     if place != ANY:
-        host, port = address(place, "--ray")
+        host, port = cluster_address(place)
         try:  # Ray itself tries for a minute, and may end the process then
             socket.create_connection((host, port), CONNECT_SECONDS).close()
         except OSError as error:
