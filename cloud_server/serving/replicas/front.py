@@ -39,6 +39,11 @@ GRACE_SECONDS = 10.0
 """Beyond the deadline: a replica says itself that it is too late, so this ends only calls whose replica hangs."""
 
 
+NOBODY_SECONDS = 5.0
+"""Without any replica, after which the calls that wait for one are refused."""
+LOOK_SECONDS = 1.0
+
+
 class ReplicaLost(Exception):
     """The replica ended before it answered."""
 
@@ -173,18 +178,29 @@ class FrontService(Service):
         """The answer. Raises RequestError if it takes too long, and when the server stops."""
         if self._ending is None:
             self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-        answer = asyncio.ensure_future(sending)
+        answer: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(sending)
         ending = asyncio.ensure_future(self._ending.wait())
+        now = somebody = time.monotonic()
+        end = now + seconds
         try:
-            await asyncio.wait(
-                (answer, ending), timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED
-            )
-            if answer.done():
-                return answer.result()
-            if ending.done():
-                raise _unavailable("the server is going down")
-            text = f"no replica answered within {math.ceil(seconds)} s"
-            raise RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "", text)
+            while True:
+                await asyncio.wait(
+                    (answer, ending),
+                    timeout=min(LOOK_SECONDS, max(0.0, end - now)),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                now = time.monotonic()
+                if answer.done():
+                    return answer.result()
+                if ending.done():
+                    raise _unavailable("the server is going down")
+                if now >= end:
+                    text = f"no replica answered within {math.ceil(seconds)} s"
+                    raise RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "", text)
+                if self._replicas.running:
+                    somebody = now
+                elif now - somebody >= NOBODY_SECONDS:
+                    raise _unavailable("no replica runs: try again later")
         finally:
             answer.cancel()
             ending.cancel()
