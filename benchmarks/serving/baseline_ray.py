@@ -23,7 +23,7 @@ class Deployment:
     def __init__(self, state: str, weights: str, *form: Any) -> None:
         self._model = PlainModel(Path(state), Path(weights), *form)
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)  # type: ignore[untyped-decorator]
     async def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One answer each."""
         return self._model.answer(requests)

@@ -1,7 +1,7 @@
 """Replicas on Ray Serve of which one is killed under load: whether a request or the shared registry got lost.
 
 A Ray cluster of two nodes on this machine, a front and two replicas with a small random ViT, so this is about what is
-around the model. tritonclient asks; in the middle one replica gets SIGKILL, while task versions are registered in the
+around the model. Six clients ask; in the middle one replica gets SIGKILL, while task versions are registered in the
 shared registry all the time. Asked are: one answer or a named refusal for each request; answers equal to those of a
 plain `fedstill serve`; a new replica that answers; a registry without a gap. Times here say nothing about throughput.
 
@@ -25,14 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
-import tritonclient.grpc as triton
 from rich.console import Console
-from tritonclient.utils import InferenceServerException
 
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.provenance import git_revision
+from fedstill.protos import open_inference_pb2 as pb
+from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from helpers.ray_cluster import LOOPBACK, ray_cluster, replicas_below
@@ -45,10 +46,11 @@ TOLERANCE = 1e-5
 NAMED = (
     "the replica ended before it answered",
     "no replica runs",
-    "no answer is possible before its deadline",
+    "no replica answered within",
 )
 """What a refusal may say here."""
 AGAIN_SECONDS = 120.0
+Array = np.ndarray[Any, Any]
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -105,40 +107,46 @@ class Report:
         return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def picture(number: int) -> np.ndarray[Any, Any]:
+def picture(number: int) -> Array:
     """One of ``PICTURES``, uint8 (1, side, side, 3)."""
-    made: np.ndarray[Any, Any] = np.random.default_rng(number).integers(
-        0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8
-    )
+    made: Array = np.random.default_rng(number).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     return made
 
 
-def ask(client: Any, number: int) -> np.ndarray[Any, Any]:
-    """Its logits by an unmodified client. Raises InferenceServerException for a refusal."""
-    pixels = triton.InferInput("pixels", [1, SIZE, SIZE, 3], "UINT8")
-    pixels.set_data_from_numpy(picture(number))
-    answer = client.infer("cats", [pixels], parameters={"latency_ms": 30_000})
-    logits: np.ndarray[Any, Any] = answer.as_numpy("logits")
-    return logits
+def ask(stub: GRPCInferenceServiceStub, number: int) -> Array:
+    """Its logits. Raises RpcError for a refusal."""
+    asked = pb.ModelInferRequest(model_name="cats", raw_input_contents=[picture(number).tobytes()])
+    asked.inputs.add(name="pixels", datatype="UINT8", shape=[1, SIZE, SIZE, 3])
+    asked.parameters["latency_ms"].int64_param = 30_000
+    answer = stub.ModelInfer(asked)
+    place = [one.name for one in answer.outputs].index("logits")
+    return np.frombuffer(answer.raw_output_contents[place], "<f4")
 
 
-def plain_answers(place: Place) -> list[np.ndarray[Any, Any]]:
+def stub_of(target: str) -> GRPCInferenceServiceStub:
+    """A client of its own connection."""
+    return GRPCInferenceServiceStub(grpc.insecure_channel(target))  # type: ignore[no-untyped-call]
+
+
+def plain_answers(place: Place) -> list[Array]:
     """Of ``fedstill serve`` alone."""
     with serving(place, *place.profile, "--insecure") as server:
-        client = triton.InferenceServerClient(server.target)
-        return [ask(client, number) for number in range(PICTURES)]
+        client = stub_of(server.target)
+        answers = [ask(client, number) for number in range(PICTURES)]
+        server.end()  # it takes its file away
+    return answers
 
 
 def send(
     target: str, numbers: Sequence[int], wanted: Sequence[Any], seen: Seen, lock: threading.Lock
 ) -> None:
     """One sender's requests, one after the other."""
-    client = triton.InferenceServerClient(target)
+    client = stub_of(target)
     for number in numbers:
         try:
             logits = ask(client, number % PICTURES)
-        except InferenceServerException as error:
-            text = str(error.message())
+        except grpc.RpcError as error:
+            text = str(error.details())
             named = next((one for one in NAMED if one in text), None)
             with lock:
                 if named is None:
@@ -193,8 +201,8 @@ def measure(requests: int, folder: Path) -> Report:
             registering.join()
     versions = registry.versions("busy")
     whole = [one.version for one in versions] == list(range(1, registering.done + 1))
-    for one in versions:
-        registry.load(one)
+    for version in versions:
+        registry.load(version)
     registry.close()
     return Report(requests, seen, registering.done, whole, back)
 
@@ -202,7 +210,7 @@ def measure(requests: int, folder: Path) -> Report:
 def _new_replica(target: str, place: Place, address: str, before: set[int]) -> float | None:
     """Seconds until a replica that was not there before has answered: its decision log says so."""
     began = time.monotonic()
-    client = triton.InferenceServerClient(target)
+    client = stub_of(target)
     logs = place.state / "serve" / "replicas"
     while time.monotonic() < began + AGAIN_SECONDS:
         ask(client, 0)

@@ -224,6 +224,24 @@ def test_a_replica_that_hangs_ends_in_a_refusal(front: Front, monkeypatch: pytes
     assert (code, text) == (grpc.StatusCode.DEADLINE_EXCEEDED, "no replica answered within 1 s")
 
 
+def test_whoever_waits_for_a_replica_that_does_not_come_is_refused(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "NOBODY_SECONDS", 0.3)
+    monkeypatch.setattr(front_module, "LOOK_SECONDS", 0.1)
+    front.replicas.hanging = True
+    asking = front.stub.ModelInfer.future(request(PIXELS, "pixels", model="cats"))
+    end = time.monotonic() + 20
+    while not front.service.queued() and time.monotonic() < end:
+        time.sleep(0.01)
+    front.replicas.replicas.clear()
+    front.replicas.refresh()
+    error = asking.exception(20)
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.UNAVAILABLE, "no replica runs: try again later",
+    )  # fmt: skip
+
+
 def test_whoever_waits_at_the_end_is_refused(answering: dict[str, Answering]) -> None:
     found: list[tuple[grpc.StatusCode, str]] = []
     with front_of(answering) as front:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def serving(
     decisions = DecisionLog(folder / "decisions.jsonl")
     with ThreadPoolExecutor(1) as preparing:
 
-        def infer(images, tasks, name):
+        def infer(images: Sequence[Any], tasks: Sequence[str], name: str) -> Sequence[Any]:
             return engine.infer(torch.stack(list(images)), tasks, schedules[name])
 
         dispatcher = Dispatcher(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
@@ -10,9 +12,15 @@ from fedstill.models.vit.task_bank import TaskParameters
 LAYERS, WIDTH, PATCHES = 4, 32, 16
 
 
-def tiny_trunk(seed: int = 0, **options) -> VisionTransformer:
+def tiny_trunk(seed: int = 0, **options: Any) -> VisionTransformer:
     """16 patches, 4 layers, 32 wide; weights drawn so that heads and prompts matter."""
-    settings = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": WIDTH, "depth": LAYERS}
+    settings: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "num_classes": 7,
+        "embed_dim": WIDTH,
+        "depth": LAYERS,
+    }
     trunk = VisionTransformer(**{**settings, "num_heads": 4, **options}).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -29,7 +37,9 @@ def images(count: int, seed: int = 1, size: int = 32) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def task(classes: int, seed: int, prompts: tuple[int, ...] = (2,), layers: int = LAYERS, width: int = WIDTH):
+def task(
+    classes: int, seed: int, prompts: tuple[int, ...] = (2,), layers: int = LAYERS, width: int = WIDTH
+) -> TaskParameters:
     generator = torch.Generator().manual_seed(seed)
     return TaskParameters(
         tuple(f"class{number}" for number in range(classes)),
