@@ -4,7 +4,8 @@ FROM python:3.11-slim
 
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ARG EXTRAS=serve,openvino
+# More extras, such as ray,postgresql for deploy/ray/.
+ARG EXTRAS
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 KMP_BLOCKTIME=0
 
 # Mounted volumes take over the owner of these folders.
@@ -24,7 +25,9 @@ COPY importroot /build/importroot
 COPY models /build/models
 COPY protos /build/protos
 COPY simulation /build/simulation
-RUN cd /build && pip install --constraint constraints.txt ".[$EXTRAS]" && rm -r /build
+RUN cd /build && pip install --constraint constraints.txt '.[serve,openvino]' \
+    && if [ -n "$EXTRAS" ]; then pip install --constraint constraints.txt ".[$EXTRAS]"; fi \
+    && rm -r /build
 
 USER fedstill
 WORKDIR /state

@@ -35,6 +35,9 @@ class PriceRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The best one first; Ray takes the next if that one has too many requests already."""
+        if pending_request is not None:
+            # Else Ray asks again at once, for ever, if a replica is slow to say how many requests it has.
+            pending_request.routing_context.should_backoff = True
         by_name = {str(one.replica_id): one for one in candidate_replicas}
         ordered = self._standings.order(list(by_name), _query(pending_request), time.monotonic())
         return [[by_name[name]] for name in ordered]
