@@ -7,6 +7,7 @@ what it knows of each.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -14,6 +15,9 @@ from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, R
 
 from fedstill.cloud_server.serving.replicas.passed_call import read_query
 from fedstill.cloud_server.serving.replicas.price import AskedQuery, Standings
+
+
+PAUSE_SECONDS = 0.005
 
 
 class PriceRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
@@ -35,8 +39,12 @@ class PriceRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The best one first; Ray takes the next if that one has too many requests already."""
-        if pending_request is not None:
-            # Else Ray asks again at once, for ever, if a replica is slow to say how many requests it has.
+        if pending_request is None:
+            # A task of Ray's found its query taken by another, and asks again at once until that one has a replica:
+            # without a pause nobody else in this event loop would get on.
+            await asyncio.sleep(PAUSE_SECONDS)
+        else:
+            # The same, if a replica is slow to say how many requests it has.
             pending_request.routing_context.should_backoff = True
         by_name = {str(one.replica_id): one for one in candidate_replicas}
         ordered = self._standings.order(list(by_name), _query(pending_request), time.monotonic())
