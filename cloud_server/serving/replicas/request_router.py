@@ -16,7 +16,6 @@ from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, R
 from fedstill.cloud_server.serving.replicas.passed_call import read_query
 from fedstill.cloud_server.serving.replicas.price import AskedQuery, Standings
 
-
 PAUSE_SECONDS = 0.005
 
 
