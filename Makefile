@@ -77,8 +77,9 @@ bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/serving/elastic_vit.py --model vit_large_patch16_224 --batches 1 8 32
 
 # Too long for `make test`; whoever changes what they look at commits their report (CONTRIBUTING.md).
-soak: $(VENV)/.installed
+soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/serving/serving_soak.py
+	FEDSTILL_RAY=1 $(BIN)/python -m pytest tests/e2e/test_serve_ray.py
 	$(BIN)/python benchmarks/serving/replica_kill.py
 	$(BIN)/python benchmarks/fleet/month.py --agents 6 --events 40 --minutes 8
 

@@ -1,6 +1,8 @@
 """``fedstill serve --ray`` with a real Ray cluster: a replica is killed, and every request has one fate.
 
-``benchmarks/serving/replica_kill.py`` does the same at length, with two nodes and two replicas.
+It takes fifty seconds of CPU, so it is part of ``make soak``, beside ``benchmarks/serving/replica_kill.py``, which does
+the same at length. What needs no cluster is in ``tests/contract/test_replica_front.py`` and
+``tests/unit/serving/test_ray_interfaces.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from helpers.serve_process import SIZE, make_place, serving
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 REFUSED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-pytestmark = [pytest.mark.slow, needs_ray]
+pytestmark = [
+    pytest.mark.slow,
+    needs_ray,
+    pytest.mark.skipif(
+        "FEDSTILL_RAY" not in os.environ, reason="fifty seconds of CPU: FEDSTILL_RAY=1, make soak"
+    ),
+]
 
 
 def test_a_killed_replica_costs_no_request_its_answer_or_its_refusal(
