@@ -36,7 +36,7 @@ def jobs_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> lis
 def only_similar(monkeypatch: pytest.MonkeyPatch) -> None:
     similar = Candidate(Training(similar=True))
 
-    def found(rendered: bool, mix: object, *, prototypes: bool, trained: bool) -> tuple[Candidate, ...]:
+    def found(rendered: bool, mix: object, *, prototypes: bool) -> tuple[Candidate, ...]:
         return (similar,) if prototypes else ()
 
     monkeypatch.setattr(personal_student, "candidates_for", found)

@@ -48,8 +48,8 @@ def chosen() -> Iterator[None]:
     def the_first(estimates: tuple[Estimate, ...], tested: bool) -> Estimate | None:
         return next(iter(estimates), None)
 
-    def only_rendered(rendered: bool, mix: object, *, prototypes: bool, trained: bool) -> Any:
-        return (Candidate(Training(rendered=True)),) if trained else ()
+    def only_rendered(rendered: bool, mix: object, *, prototypes: bool) -> Any:
+        return (Candidate(Training(rendered=True)),)
 
     def the_card_is_believed(self: Belief, told: tuple[World, ...]) -> World:
         return told[0] if told else believed(self, told)  # sound and pictures

@@ -13,9 +13,10 @@ import pytest
 import torch
 from helpers.infer_requests import logits, normalised, request, texts
 from helpers.serving import MadeServer, png, serving
-from helpers.vit import LAYERS, WIDTH, task
+from helpers.vit import LAYERS, WIDTH, task, tiny_trunk
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
+from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import parse_schedule
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -50,9 +51,11 @@ def stub(made: MadeServer) -> Iterator[GRPCInferenceServiceStub]:
         yield GRPCInferenceServiceStub(channel)
 
 
-def features(made: MadeServer, values: np.ndarray, schedule: str) -> np.ndarray:
+def features(values: np.ndarray, schedule: str) -> np.ndarray:
+    """By the trunk that is served, in the library's own forward."""
     with torch.inference_mode():
-        return made.engine.net.features(torch.from_numpy(values), parse_schedule(schedule, LAYERS)).numpy()
+        trunk = ElasticViT(tiny_trunk())
+        return trunk.features(torch.from_numpy(values), parse_schedule(schedule, LAYERS)).numpy()
 
 
 def tensor(answer: pb.ModelInferResponse, name: str) -> np.ndarray:
@@ -67,7 +70,7 @@ def test_a_multi_label_task_answers_each_label_by_itself(
     values, head = normalised(4, seed=3), task(3, seed=9)
     answer = stub.ModelInfer(request(values, model="scene"))
     assert [one.name for one in answer.outputs] == ["logits", "probabilities", "labels"]
-    wanted = features(made, values, answer.parameters["schedule"].string_param) @ head.head_weight.numpy().T
+    wanted = features(values, answer.parameters["schedule"].string_param) @ head.head_weight.numpy().T
     wanted += head.head_bias.numpy()
     np.testing.assert_allclose(logits(answer), wanted, atol=1e-4)
     np.testing.assert_allclose(tensor(answer, "probabilities"), 1 / (1 + np.exp(-wanted)), atol=1e-4)
@@ -82,7 +85,7 @@ def test_an_embedding_is_the_trunks_feature(made: MadeServer, stub: GRPCInferenc
     values = normalised(3, seed=4)
     answer = stub.ModelInfer(request(values, model="search"))
     assert [one.name for one in answer.outputs] == ["embedding"]
-    wanted = features(made, values, answer.parameters["schedule"].string_param)
+    wanted = features(values, answer.parameters["schedule"].string_param)
     np.testing.assert_allclose(tensor(answer, "embedding"), wanted, atol=1e-5)
 
 
