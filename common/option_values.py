@@ -10,6 +10,8 @@ from pathlib import Path
 from fedstill.common.errors import ConfigError
 
 LARGEST_PORT = 65_535
+SECRET = re.compile(r"([^&=]*pass[^&=]*)=[^&]*", re.I)
+"""Of a URL's query: ``password``, ``sslpassword``."""
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(B|kB|MB|GB)", re.ASCII)
 
@@ -73,3 +75,16 @@ def as_mistake(option: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+def shown_url(url: str) -> str:
+    """A database's URL for people and logs: without its passwords, wherever they stand."""
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        return "(not a URL)"
+    place, mark, query = rest.partition("?")
+    login, at, host = place.rpartition("@")
+    if ":" in login:
+        login = f"{login.partition(':')[0]}:***"
+    query = SECRET.sub(r"\1=***", query)
+    return f"{scheme}://{login}{at}{host}{mark}{query}"

@@ -17,6 +17,7 @@ import typer
 
 from fedstill.cli.shared.console import one_line_errors
 from fedstill.common.errors import ConfigError
+from fedstill.common.option_values import shown_url
 
 NO_KEYS = ("config", "help")
 LARGEST_BYTES = 2**20
@@ -61,13 +62,8 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 def configuration(context: click.Context) -> str:
     """Every option of the command and its value, however it came to it, as ``name=JSON`` in one line."""
     values = {key: context.params[str(one.name)] for key, one in options_of(context.command).items()}
-    values |= {key: _without_password(values[key]) for key in URLS if values.get(key)}
+    values |= {key: shown_url(values[key]) for key in URLS if values.get(key)}
     return " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in values.items())
-
-
-def _without_password(url: str) -> str:
-    scheme, slashes, rest = url.partition("://")
-    return url if "@" not in rest else f"{scheme}{slashes}...@{rest.rpartition('@')[2]}"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

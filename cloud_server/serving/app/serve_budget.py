@@ -101,7 +101,7 @@ class _Place:
             raise ConfigError("--memory-budget: counts main memory only: add --device cpu, or leave it out")
         self.name, self.weights = known.name, asked.options.weights
         self.profile: Profile | None = known.profile
-        self._trial_seconds = 0.0
+        self._trial_seconds, self._starting = 0.0, True
         net, settings = known.trunk.net, known.settings
         self._file = footprint_file(plan.folder, known.trunk.fingerprint, settings, known.engine)
         kept, least = self._file.read(), least_bytes(net, settings)
@@ -110,7 +110,7 @@ class _Place:
         self._check(least, "at least, for weights and graphs")
         likely = kept or expected(net, settings)
         self.footprint = Footprint(min(likely.bytes, budget), likely.seconds)
-        self.engine = LoadableEngine(net, settings, known.parameters, self._make, least, self._file.write)
+        self.engine = LoadableEngine(net, settings, known.parameters, self._make, least, self._remember)
 
     def load(self) -> None:
         """Into memory. Raises ConfigError if it is too large."""
@@ -133,7 +133,16 @@ class _Place:
     def ready(self) -> ReadyTrunk:
         if self.profile is None:
             raise AssertionError("every trunk was measured")
+        self._starting = False
         return self.asked.known.ready(self.engine, self.profile)
+
+    def _remember(self, found: Footprint) -> None:
+        """For the next start. While queries are answered, the process also grows by them: then the smaller figure
+        counts, and none that would refuse the next start."""
+        if not self._starting:
+            kept = self._file.read()
+            found = replace(found, bytes=min(found.bytes, self._budget, *([kept.bytes] if kept else [])))
+        self._file.write(found)
 
     def _make(
         self, parameters: dict[str, TaskParameters], settings: EngineSettings, tell: OnProgress

@@ -41,7 +41,7 @@ class FootprintFile:
             found: Footprint = from_plain(Footprint, plain)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             LOG.warning("event=footprint_unreadable file=%s reason=%r", self.file, str(error).splitlines()[0])
             return None
         return found if found.bytes > 0 and 0 < found.seconds < float("inf") else None

@@ -8,6 +8,7 @@ batch of 4 as in one of 32 (docs/results/serving_engine.md). So few graphs are n
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 import warnings
 from collections.abc import Sequence
@@ -199,6 +200,16 @@ def load_library() -> None:
     if not missing_library():
         with suppress(Exception):  # of whatever kind: a package that does not fit this machine
             _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def forget_traces() -> None:
+    """Free what tracing and converting leave: copies of the weights in cycles, and in torch's registry of traced
+    classes, which only internal functions of torch 2.11 empty. Nothing traced is run by torch here."""
+    with suppress(AttributeError):  # another torch: some memory stays until the end
+        torch._C._jit_clear_class_registry()
+        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+        torch.jit._state._clear_class_state()
+    gc.collect()
 
 
 def _short(error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.openvino_backend import forget_traces
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.free_memory import trim_heap
@@ -111,6 +112,8 @@ class LoadableEngine:
         trim_heap()
         before, began, tasks = resident_bytes(), time.monotonic(), self._tasks
         engine = self._make(tasks, self.settings, progress)
+        if engine.variant.startswith("openvino"):
+            forget_traces()
         with self._lock:
             if self._tasks is not tasks:  # swapped meanwhile
                 engine.swap(self._tasks)
@@ -128,7 +131,7 @@ class LoadableEngine:
         """Out of memory, after the running batch; what it took goes back to the system."""
         with self._lock:
             self._engine = None
-        trim_heap()  # an engine has no cycles, and a full collection would hold up everybody
+        trim_heap()  # the engine itself has no cycles
 
     def loaded_engine(self) -> Engine:
         """To measure with. Raises NotLoaded."""

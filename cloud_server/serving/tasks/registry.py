@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, make_url, select
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, select
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import ConfigError, DataError
+from fedstill.common.option_values import shown_url
 from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.models.vit.task_outputs import Output
@@ -115,6 +116,9 @@ _active = Table(
 _changes = Table("changes", tables, Column("generation", Integer, primary_key=True))
 
 
+IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
+
+
 class TaskRegistry:
     """Tasks below one folder: ``registry.sqlite`` and ``parameters/SHA256.safetensors``.
 
@@ -128,6 +132,8 @@ class TaskRegistry:
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self._blobs = folder / "parameters"
+        if url and url.partition("?")[0] in IN_MEMORY:
+            raise RegistryError(f"--database {url}: is gone with the process; name a file: sqlite:///FILE")
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._database = create_engine(
@@ -329,14 +335,6 @@ def _count_change(connection: Connection) -> None:
         connection.execute(_changes.insert().values(generation=1))
 
 
-def shown_url(url: str) -> str:
-    """For people and logs: without the password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):  # of a port that is no number
-        return "(not a URL)"
-
-
 def _short(error: Exception) -> str:
     return str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).splitlines()[0]
 
@@ -345,4 +343,9 @@ def open_registry(registry: Path, database: str = "") -> TaskRegistry:
     """An existing registry: reading must not make one. database: its URL, if not in the folder."""
     if not registry.is_dir():
         raise ConfigError(f"{registry}: no task registry here; make one with: fedstill tasks add NAME")
+    place = database.partition("sqlite:///")[2].partition("?")[0]
+    if place and not Path(place).exists():
+        raise ConfigError(
+            f"--database {shown_url(database)}: no such file; make one with: fedstill tasks add NAME"
+        )
     return TaskRegistry(registry, database or None)

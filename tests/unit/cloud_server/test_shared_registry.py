@@ -110,7 +110,10 @@ def test_the_database_of_the_commands_is_that_of_the_servers(url: str, tmp_path:
     ("postgresql+psycopg2://me:hunter2@127.0.0.1:1/none", "postgresql+psycopg://"),
     ("oracle+nothing://me:hunter2@there/none", "cannot be used as a task registry"),
     ("hunter2", "not a URL"),
-    ("sqlite:///no/such/folder/shared.db", "cannot be used as a task registry"),
+    ("postgresql:/me:hunter2@127.0.0.1:1/none", "not a URL"),
+    ("postgresql+psycopg://127.0.0.1:1/none?connect_timeout=2&user=me&password=hunter2", "cannot be used"),
+    ("sqlite:///no/such/folder/shared.db", "no such file"),
+    ("sqlite://", "is gone with the process"),
 ])  # fmt: skip
 def test_a_database_that_cannot_be_used_is_one_line_without_the_password(
     tmp_path: Path, bad: str, said: str
