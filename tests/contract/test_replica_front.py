@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -171,6 +172,17 @@ def test_a_refusal_of_a_replica_is_the_one_that_clients_know(front: Front) -> No
     assert text.startswith("inputs: 'nothing'")
     late = httpx.post(f"{front.rest}/v2/models/cats/infer", json={"inputs": [], "parameters": {}})
     assert (late.status_code, late.json()["error"][:7]) == (400, "inputs:")
+
+
+@pytest.mark.parametrize("utility", [math.nan, math.inf, -math.inf, -1.0, 1e30])
+def test_a_utility_that_cannot_be_is_refused_by_a_replica(front: Front, utility: float) -> None:
+    ours = ServingStub(grpc.insecure_channel(front.target))
+    asked = own.MakeQueryRequest(task="cats", image=png(), utility=utility, latency_ms=20_000)
+    code, text = refusal(ours.MakeQuery, asked, timeout=20)
+    assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "utility: must lie between 0 and 1e+09")
+    query = front.replicas.calls[-1].query
+    assert query is not None
+    assert query.utility is None  # a router needs no more of it than of a query that names none
 
 
 def test_an_answer_that_was_lost_is_asked_for_again_and_its_time_counts(front: Front) -> None:

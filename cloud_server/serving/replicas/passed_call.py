@@ -104,11 +104,20 @@ def images_of(request: pb.ModelInferRequest) -> int:
 
 
 def _of_own(request: own.MakeQueryRequest, remaining: float | None) -> AskedQuery:
-    utility = request.utility if request.HasField("utility") else None
+    utility = _field(request, "utility", parameters.LARGEST_UTILITY)
     limits = [request.latency_ms / 1e3] if request.HasField("latency_ms") else []
     return AskedQuery(
         request.task, utility, min([*limits, *([] if remaining is None else [remaining])], default=None)
     )
+
+
+def _field(request: own.MakeQueryRequest, name: str, largest: float) -> float | None:
+    if not request.HasField(name):
+        return None
+    try:
+        return parameters.checked(name, getattr(request, name), largest)
+    except RequestError:
+        return None
 
 
 def _number(given: parameters.Parameters, name: str, largest: float) -> float | None:

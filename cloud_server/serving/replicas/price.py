@@ -133,7 +133,8 @@ class Standings:
 
     def _worth(self, name: str, query: AskedQuery, now: float) -> float:
         figures = self._known[name].figures
-        return 0.0 if figures is None else net_earning(figures, query, self._waiting(name, now))
+        earned = 0.0 if figures is None else net_earning(figures, query, self._waiting(name, now))
+        return earned if earned < math.inf else 0.0  # not a number, or infinite: the least busy one gets it
 
 
 def net_earning(figures: Figures, query: AskedQuery, waiting: float) -> float:

@@ -51,6 +51,13 @@ def test_a_query_earns_its_best_answer_in_time_less_its_seconds_at_the_price() -
     assert net_earning(IDLE, AskedQuery("dogs"), 0.0) == -math.inf
 
 
+@pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf])
+def test_a_query_whose_worth_makes_no_sense_goes_to_the_least_busy_replica(nonsense: float) -> None:
+    standings = heard(a=replace(IDLE, backlog=0.1), b=IDLE)
+    for query in (AskedQuery("cats", utility=nonsense), AskedQuery("cats", nonsense, nonsense)):
+        assert standings.order(["a", "b"], query, 0.0) == ["b", "a"]
+
+
 def test_the_cheaper_replica_the_emptier_and_the_faster_one_are_preferred() -> None:
     slow = replace(IDLE, offers={"cats": Offer(1.0, 500.0, ((0.3, 0.6), (0.6, 0.8)))})
     for worse in (replace(IDLE, price=50.0), replace(IDLE, backlog=0.49), slow):
