@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -183,6 +184,24 @@ def test_a_utility_that_cannot_be_is_refused_by_a_replica(front: Front, utility:
     query = front.replicas.calls[-1].query
     assert query is not None
     assert query.utility is None  # a router needs no more of it than of a query that names none
+
+
+@pytest.mark.parametrize("latency", [math.nan, math.inf, -math.inf, -100_000.0, 1e30])
+def test_a_latency_that_cannot_be_is_refused_by_a_replica(front: Front, latency: float) -> None:
+    original = front.replicas.send
+
+    async def slow(call, content):
+        await asyncio.sleep(0.1)  # as over a network
+        return await original(call, content)
+
+    front.replicas.send = slow  # type: ignore[method-assign]
+    ours = ServingStub(grpc.insecure_channel(front.target))
+    asked = own.MakeQueryRequest(task="cats", image=png(), latency_ms=latency)
+    code, text = refusal(ours.MakeQuery, asked, timeout=20)
+    assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "latency_ms: must lie between 0 and 3.6e+06")
+    query = front.replicas.calls[-1].query
+    assert query is not None
+    assert query.seconds == pytest.approx(20, abs=5)  # what is left of the call
 
 
 def test_an_answer_that_was_lost_is_asked_for_again_and_its_time_counts(front: Front) -> None:

@@ -105,10 +105,9 @@ def images_of(request: pb.ModelInferRequest) -> int:
 
 def _of_own(request: own.MakeQueryRequest, remaining: float | None) -> AskedQuery:
     utility = _field(request, "utility", parameters.LARGEST_UTILITY)
-    limits = [request.latency_ms / 1e3] if request.HasField("latency_ms") else []
-    return AskedQuery(
-        request.task, utility, min([*limits, *([] if remaining is None else [remaining])], default=None)
-    )
+    latency = _seconds(_field(request, "latency_ms", parameters.LONGEST_LATENCY_MS), 1e3)
+    limits = [seconds for seconds in (latency, remaining) if seconds is not None]
+    return AskedQuery(request.task, utility, min(limits, default=None))
 
 
 def _field(request: own.MakeQueryRequest, name: str, largest: float) -> float | None:
