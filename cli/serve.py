@@ -249,6 +249,8 @@ def serve_(
             from fedstill.cloud_server.serving.replicas.front_process import front_assembled
             from fedstill.cloud_server.serving.replicas.replica_plan import replica_plan
 
+            if budget is not None:
+                raise ConfigError("--memory-budget: not with --ray: replicas load all that they are given")
             if ray != ANY:
                 cluster_address(ray)
             least, most = whole_range("--replicas", replicas)

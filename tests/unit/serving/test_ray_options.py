@@ -23,6 +23,7 @@ from fedstill.common.errors import ConfigError
     (("--ray", "auto", "--replicas", "0"), "need whole numbers from 1"),
     (("--ray", "auto", "--replica-cpus", "0"), "cpus: needs a number above 0"),
     (("--ray", "auto", "--replica-cost", "-1"), "cost: needs a number that is not below 0"),
+    (("--ray", "auto", "--memory-budget", "4GB"), "--memory-budget: not with --ray: replicas load all"),
     (("--replicas", "2"), "need --ray"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
