@@ -11,6 +11,7 @@ from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions
 from fedstill.cloud_server.serving.engine.engine_settings import BackendName
 from fedstill.common.dataclass_codec import PlainError, from_plain, to_plain
 from fedstill.common.errors import ConfigError
+from fedstill.common.option_values import pair
 
 MOST_REPLICAS = 1000
 
@@ -104,13 +105,19 @@ class ReplicaPlan:
 
 
 def replica_plan(plan: ServePlan, least: int, most: int, cpus: float, cost: float) -> ReplicaPlan:
-    """What the replicas behind that server are to serve. Raises ConfigError."""
+    """What the replicas behind that server are to serve. Raises ConfigError.
+
+    Relative paths become absolute: replicas run in another folder. Weights that are not here but in the data folder
+    stay as typed, for each machine may have its own.
+    """
     try:
         return ReplicaPlan(
             state=str(plan.state.absolute()),
             weights=tuple(
                 WeightsPlan(
-                    one.weights, one.architecture, str(one.profile.absolute()) if one.profile else None
+                    _absolute(one.weights),
+                    one.architecture,
+                    str(one.profile.absolute()) if one.profile else None,
                 )
                 for one in plan.trunks
             ),
@@ -122,7 +129,7 @@ def replica_plan(plan: ServePlan, least: int, most: int, cpus: float, cost: floa
             backend=plan.backend,
             schedules=plan.schedules,
             batches=plan.batches,
-            images=plan.images,
+            images=tuple(_absolute_images(one) for one in plan.images),
             val_images=plan.val_images,
             seed=plan.seed,
             waiting=plan.waiting,
@@ -135,6 +142,16 @@ def replica_plan(plan: ServePlan, least: int, most: int, cpus: float, cost: floa
         )
     except ValueError as error:
         raise ConfigError(f"--replicas, --replica-cpus or --replica-cost: {error}") from None
+
+
+def _absolute(text: str) -> str:
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.exists() else text
+
+
+def _absolute_images(text: str) -> str:
+    name, path = pair(text)
+    return f"{name}={_absolute(str(path))}"
 
 
 def read_replica_plan(plain: object) -> ReplicaPlan:

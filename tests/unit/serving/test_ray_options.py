@@ -12,6 +12,7 @@ from helpers.command import CliRunner
 from fedstill.cli.main import app
 from fedstill.cloud_server.grpc.listen import ServerError
 from fedstill.cloud_server.serving.replicas.cluster import join_cluster
+from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan, WeightsPlan, replica_plan
 from fedstill.common.errors import ConfigError
 
 
@@ -31,6 +32,26 @@ def test_a_mistake_is_one_line(tmp_path: Path, options: tuple[str, ...], said: s
     done = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
     assert done.exit_code == 2
     assert said in done.output.replace("\n", " ")
+
+
+def test_relative_paths_become_absolute_for_replicas_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vit.safetensors", "cats.zip"):
+        (tmp_path / name).touch()
+    weights = (
+        WeightsPlan("vit.safetensors", profile="profile.json"),
+        WeightsPlan("weights/in_data.safetensors"),
+    )
+    typed = ReplicaPlan("tasks", weights, images=("cats=cats.zip", "dogs=/elsewhere/dogs"), warmed="warm")
+    found = replica_plan(typed.serve_plan(), 1, 1, 1.0, 0.0)
+    assert found.weights == (
+        WeightsPlan(f"{tmp_path}/vit.safetensors", profile=f"{tmp_path}/profile.json"),
+        WeightsPlan("weights/in_data.safetensors"),
+    )
+    assert found.images == (f"cats={tmp_path}/cats.zip", "dogs=/elsewhere/dogs")
+    assert (found.state, found.warmed) == (f"{tmp_path}/tasks", f"{tmp_path}/warm")
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
