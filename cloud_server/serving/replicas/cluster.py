@@ -27,6 +27,9 @@ CONNECT_SECONDS = 5.0
 MOST_FAILURES = 3
 """Looks at the cluster in a row, after which its replicas count as gone."""
 ANY = "auto"
+USABLE = ("DEPLOYING", "RUNNING")
+LEFT_OVER = ("DEPLOY_FAILED", "DELETING")
+"""States of an application, by Ray: one to join, and one that has to go before the next."""
 
 
 def cluster_address(place: str) -> tuple[str, int]:
@@ -89,10 +92,8 @@ class RayReplicas(Replicas):
         self.running = 0
 
     def find(self) -> bool:
-        """Whether an application is there; then it is used as it is, whatever its plan. May block."""
-        from ray import serve
-
-        return APPLICATION in serve.status().applications
+        """Whether an application runs or starts there; then it is used as it is, whatever its plan. May block."""
+        return self._state() in USABLE
 
     def open(self, plan: ReplicaPlan | None) -> None:
         """Start the application and wait until its replicas run, or use what runs there. plan: None for the latter.
@@ -106,13 +107,39 @@ class RayReplicas(Replicas):
         try:
             if plan is not None:
                 serve.start(proxy_location="Disabled")
-                self._mine = True
+                self._clear()
                 made = application(plain_replica_plan(plan))
-                serve.run(made, name=APPLICATION, route_prefix=None)
+                if self.find():
+                    LOG.info("event=replicas_found hint='another front has started them in the meantime'")
+                else:
+                    self._mine = True
+                    serve.run(made, name=APPLICATION, route_prefix=None)
             self._handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+        except ServerError:
+            raise
         except Exception as error:  # Ray's own kinds are many
             raise ServerError(f"--ray: the replicas did not start: {self._reason(error)}") from None
         self.refresh()
+
+    def _clear(self) -> None:
+        """Take an application away whose start failed. Raises ServerError for one that Ray is mending."""
+        from ray import serve
+
+        state = self._state()
+        if state == "UNHEALTHY":
+            raise ServerError(
+                "--ray: the replicas that are there are not healthy: start again once they are, or take them away"
+            )
+        if state in LEFT_OVER:
+            LOG.warning("event=replicas_replaced state=%s", state)
+            serve.delete(APPLICATION)
+
+    def _state(self) -> str:
+        """Of the application, in Ray's words; empty if there is none."""
+        from ray import serve
+
+        found = serve.status().applications.get(APPLICATION)
+        return str(found.status.value) if found else ""
 
     def close(self) -> None:
         """Take the application away, if it was started here. May block."""

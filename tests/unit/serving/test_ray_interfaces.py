@@ -11,12 +11,17 @@ import pytest
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
 
+from ray import serve
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeStatus
 
+from fedstill.cloud_server.grpc.listen import ServerError
 from fedstill.cloud_server.serving.replicas.application import application
 from fedstill.cloud_server.serving.replicas.autoscaling import BUSY, PRICE, PricePolicy
+from fedstill.cloud_server.serving.replicas.cluster import APPLICATION, RayReplicas
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call
 from fedstill.cloud_server.serving.replicas.price import AskedQuery, Figures, Offer, plain_figures
+from fedstill.cloud_server.serving.replicas.replica_plan import read_replica_plan
 from fedstill.cloud_server.serving.replicas.request_router import PriceRouter
 
 PLAN = {"state": "/tasks", "weights": [{"weights": "/vit.safetensors"}], "cpus": 2.0}
@@ -84,3 +89,78 @@ def test_the_router_prefers_the_cheaper_replica_and_lets_others_get_on() -> None
     assert pending.routing_context.should_backoff
     assert without == ["a", "b"]
     assert others > 0
+
+
+class Cluster:
+    """What Ray Serve was told to do, and the state of the application, which the test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: str = "") -> None:
+        self.state, self.done = state, list[str]()
+        self.started_by_another = False
+        calls = {
+            "status": self.status, "start": self.start, "run": self.run, "delete": self.delete,
+            "get_deployment_handle": lambda *names: "handle",
+        }  # fmt: skip
+        for name, call in calls.items():
+            monkeypatch.setattr(serve, name, call)
+
+    def status(self) -> ServeStatus:
+        if not self.state:
+            return ServeStatus()
+        found = ApplicationStatusOverview(ApplicationStatus(self.state), "", 0.0, {})
+        return ServeStatus(applications={APPLICATION: found})
+
+    def start(self, **options: Any) -> None:
+        if self.started_by_another:
+            self.state = "DEPLOYING"
+
+    def run(self, made: Any, **options: Any) -> None:
+        self.state = "RUNNING"
+        self.done.append("run")
+
+    def delete(self, name: str) -> None:
+        self.state = ""
+        self.done.append("delete")
+
+
+@pytest.mark.parametrize(("state", "joined"), [
+    ("", False), ("DEPLOYING", True), ("RUNNING", True), ("DEPLOY_FAILED", False), ("DELETING", False),
+    ("UNHEALTHY", False),
+])  # fmt: skip
+def test_only_an_application_that_runs_or_starts_is_joined(
+    monkeypatch: pytest.MonkeyPatch, state: str, joined: bool
+) -> None:
+    Cluster(monkeypatch, state)
+    assert RayReplicas().find() is joined
+
+
+@pytest.mark.parametrize(("state", "done"), [
+    ("", ["run"]), ("DEPLOY_FAILED", ["delete", "run"]), ("DELETING", ["delete", "run"]),
+])  # fmt: skip
+def test_what_is_left_of_a_failed_start_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, state: str, done: list[str]
+) -> None:
+    cluster, replicas = Cluster(monkeypatch, state), RayReplicas()
+    replicas.open(read_replica_plan(PLAN))
+    assert cluster.done == done
+    replicas.close()
+    assert cluster.done == [*done, "delete"]
+
+
+def test_replicas_that_another_front_starts_meanwhile_are_joined_and_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster, replicas = Cluster(monkeypatch), RayReplicas()
+    assert not replicas.find()
+    cluster.started_by_another = True
+    replicas.open(read_replica_plan(PLAN))
+    replicas.close()
+    assert cluster.done == []
+
+
+def test_replicas_that_ray_is_mending_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, replicas = Cluster(monkeypatch, "UNHEALTHY"), RayReplicas()
+    with pytest.raises(ServerError, match="not healthy"):
+        replicas.open(read_replica_plan(PLAN))
+    replicas.close()
+    assert cluster.done == []
