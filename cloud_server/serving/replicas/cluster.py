@@ -9,6 +9,8 @@ import asyncio
 import logging
 import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 from fedstill.cloud_server.grpc.listen import ServerError
@@ -24,6 +26,8 @@ APPLICATION = "fedstill"
 """Its name in Ray Serve."""
 NAMESPACE = "fedstill"
 CONNECT_SECONDS = 5.0
+HEAD_SECONDS = 20.0
+"""For a head to say that it is one."""
 MOST_FAILURES = 3
 """Looks at the cluster in a row, after which its replicas count as gone."""
 ANY = "auto"
@@ -66,6 +70,7 @@ def join_cluster(place: str) -> None:
                 f"--ray {place}: nothing answers there ({error.strerror or error}); start a cluster with: "
                 "ray start --head"
             ) from None
+        _check_head(place)
     try:
         ray.init(
             address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING,
@@ -73,6 +78,20 @@ def join_cluster(place: str) -> None:
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServerError(f"--ray {place}: {_line(error)}") from None
+
+
+def _check_head(place: str) -> None:
+    """Raises ServerError for what answers but is no head: Ray itself would wait for it without end, also in its own
+    check, so this runs in a process that can be ended."""
+    # Ray refuses another version later, and says which.
+    words = ("-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", place)
+    try:
+        subprocess.run([sys.executable, *words], capture_output=True, check=True, timeout=HEAD_SECONDS)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        raise ServerError(
+            f"--ray {place}: what answers there is no head of a Ray cluster; its port is that of ray start --head, "
+            "6379 by default"
+        ) from None
 
 
 def leave_cluster() -> None:

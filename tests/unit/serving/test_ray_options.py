@@ -11,6 +11,7 @@ from helpers.command import CliRunner
 
 from fedstill.cli.main import app
 from fedstill.cloud_server.grpc.listen import ServerError
+from fedstill.cloud_server.serving.replicas import cluster
 from fedstill.cloud_server.serving.replicas.cluster import join_cluster
 from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan, WeightsPlan, replica_plan
 from fedstill.common.errors import ConfigError
@@ -66,4 +67,13 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
         with pytest.raises(ServerError, match=r"nothing answers there .*ray start --head"):
+            join_cluster(f"127.0.0.1:{port}")
+
+
+def test_what_answers_but_is_no_head_of_a_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
+    monkeypatch.setattr(cluster, "HEAD_SECONDS", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(ServerError, match=r"no head of a Ray cluster"):
             join_cluster(f"127.0.0.1:{port}")
