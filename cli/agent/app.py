@@ -110,7 +110,7 @@ def run(
     contact_every: Annotated[
         float,
         typer.Option(
-            help="Minutes between two contacts with the coordinator while idle, more or less; 0: stay connected.",
+            help="Minutes between two contacts while idle, a fifth more or less; 0: stay connected.",
             min=0,
         ),
     ] = 0.0,

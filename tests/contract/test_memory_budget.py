@@ -15,19 +15,16 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import torch
 from helpers.serve_process import draw_pictures
 from helpers.serving import png
-from helpers.two_trunks import Server, Weights, opened, random_weights, served, wait_for
+from helpers.two_trunks import Server, Weights, logits_of, opened, random_weights, served, wait_for
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions
 from fedstill.cloud_server.serving.server import residency
-from fedstill.cloud_server.serving.server.request_images import ImageForm, encoded
 from fedstill.common.errors import ConfigError
-from fedstill.models.vit.schedules import constant_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -70,11 +67,7 @@ class Place:
 
     def logits(self, name: str, content: bytes, schedule: str) -> np.ndarray:
         """What the task's own trunk says, without a server."""
-        net, parameters = self.weights[name].trunk.net, self.heads[name]
-        image = encoded(content, ImageForm(net.image_size, parameters.preprocess))()
-        with torch.inference_mode():
-            features = net.features(image[None], constant_schedule(int(schedule), net.layers), None)
-        return (features @ parameters.head_weight.T + parameters.head_bias)[0].numpy()
+        return logits_of(self.weights[name], self.heads[name], content, schedule)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.serving import png
-from helpers.two_trunks import LATENCY_MS, Server, Weights, opened, random_weights, served, wait_for
+from helpers.two_trunks import (
+    LATENCY_MS,
+    Server,
+    Weights,
+    logits_of,
+    opened,
+    random_weights,
+    served,
+    wait_for,
+)
 from helpers.vit import task
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
@@ -30,7 +39,6 @@ from fedstill.cloud_server.serving.server.request_images import ImageForm, encod
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.errors import ConfigError
 from fedstill.models.vit.preprocess_settings import PLAIN
-from fedstill.models.vit.schedules import constant_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -63,12 +71,7 @@ class Place:
 
     def logits(self, name: str, content: bytes, schedule: str) -> np.ndarray:
         """What the task's own trunk says, without a server."""
-        weights, parameters = self.tasks[name]
-        net = weights.trunk.net
-        image = encoded(content, ImageForm(net.image_size, parameters.preprocess))()
-        with torch.inference_mode():
-            features = net.features(image[None], constant_schedule(int(schedule), net.layers), None)
-        return (features @ parameters.head_weight.T + parameters.head_bias)[0].numpy()
+        return logits_of(*self.tasks[name], content, schedule)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
@@ -23,8 +24,10 @@ from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
+from fedstill.cloud_server.serving.server.request_images import ImageForm, encoded
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.models.vit.preprocess_settings import Preprocess
+from fedstill.models.vit.schedules import constant_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 
 LATENCY_MS = 20_000
@@ -76,6 +79,15 @@ class Weights:
         file = self.file.with_suffix(".profile")
         file.write_text(json.dumps(profile_to_plain(Profile("made", "by hand", tasks, schedules))))
         return f"{self.file}={file}"
+
+
+def logits_of(weights: Weights, head: TaskParameters, content: bytes, schedule: str) -> np.ndarray:
+    """What a task's own trunk says of an encoded image, without a server; float32 (classes,)."""
+    net = weights.trunk.net
+    image = encoded(content, ImageForm(net.image_size, head.preprocess))()
+    with torch.inference_mode():
+        features = net.features(image[None], constant_schedule(int(schedule), net.layers), None)
+    return (features @ head.head_weight.T + head.head_bias)[0].numpy()
 
 
 def opened(file: Path) -> Weights:

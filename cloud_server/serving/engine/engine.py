@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.openvino_backend import forget_traces
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.engine.variants import make_backend
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
@@ -87,6 +88,7 @@ class Engine:
                 if progress is not None:
                     progress(f"warming up schedule {schedule.name}, {number} of {len(schedules)}")
                 self._backend.warm_up(schedule, self.settings.batch_buckets)
+        forget_traces()  # of this backend, or of one that was tried before it was chosen
         self.ready = True
         seconds = time.perf_counter() - started
         log.info("engine ready variant=%s device=%s seconds=%.1f", self.variant, self.device, seconds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,6 +40,8 @@ GraphPrecision = Literal["fp32", "bf16"]
 PRECISIONS: dict[GraphPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 """Ours, and OpenVINO's names of them."""
 
+_TRACED = threading.Event()
+"""Something was, since ``forget_traces``."""
 _EXAMPLE_ROWS = 2
 """A batch of 1 might be traced as if it had no batch at all."""
 
@@ -137,6 +140,7 @@ class OpenVinoBackend:
 
         Frozen here first: OpenVINO reads the graph node by node in Python, and freezing leaves a quarter of the nodes.
         """
+        _TRACED.set()
         examples = tuple(torch.zeros(shape) for shape in self._shapes(_EXAMPLE_ROWS, schedule))
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # the tracer's, of shapes that are checked in Python
@@ -203,8 +207,11 @@ def load_library() -> None:
 
 
 def forget_traces() -> None:
-    """Free what tracing and converting leave: copies of the weights in cycles, and in torch's registry of traced
-    classes, which only internal functions of torch 2.11 empty. Nothing traced is run by torch here."""
+    """Free what tracing and converting left, if there was any: copies of the weights in cycles, and in torch's registry
+    of traced classes, which only internal functions of torch 2.11 empty. Nothing traced is run by torch here."""
+    if not _TRACED.is_set():
+        return
+    _TRACED.clear()
     with suppress(AttributeError):  # another torch: some memory stays until the end
         torch._C._jit_clear_class_registry()
         torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
-from fedstill.cloud_server.serving.engine.openvino_backend import forget_traces
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.free_memory import trim_heap
@@ -112,8 +111,6 @@ class LoadableEngine:
         trim_heap()
         before, began, tasks = resident_bytes(), time.monotonic(), self._tasks
         engine = self._make(tasks, self.settings, progress)
-        if engine.variant.startswith("openvino"):
-            forget_traces()
         with self._lock:
             if self._tasks is not tasks:  # swapped meanwhile
                 engine.swap(self._tasks)
