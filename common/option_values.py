@@ -10,6 +10,8 @@ from pathlib import Path
 from fedstill.common.errors import ConfigError
 
 LARGEST_PORT = 65_535
+LOGIN = re.compile(r"^([^:/@?]*):.*@")
+"""Before a URL's host: a user with a password."""
 SECRET = re.compile(r"([^&=]*pass[^&=]*)=[^&]*", re.I)
 """Of a URL's query: ``password``, ``sslpassword``."""
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
@@ -82,9 +84,7 @@ def shown_url(url: str) -> str:
     scheme, slashes, rest = url.partition("://")
     if not slashes:
         return "(not a URL)"
+    rest = LOGIN.sub(r"\1:***@", rest)  # first: a password may hold a question mark
     place, mark, query = rest.partition("?")
-    login, at, host = place.rpartition("@")
-    if ":" in login:
-        login = f"{login.partition(':')[0]}:***"
     query = SECRET.sub(r"\1=***", query)
-    return f"{scheme}://{login}{at}{host}{mark}{query}"
+    return f"{scheme}://{place}{mark}{query}"

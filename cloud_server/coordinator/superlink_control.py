@@ -39,7 +39,7 @@ PROTOBUF = "application/protobuf"
 UNREGISTERED = "unregistered"
 FINISHED = "finished"
 MOST_RUNS = 200
-"""In one answer: what is unfinished is among the newest, since whoever submits a run stops the others before."""
+"""In one answer."""
 Answer = TypeVar("Answer", bound=Message)
 
 
@@ -115,10 +115,15 @@ class SuperLinkControl:
         return RunState(f"{state.status}:{state.sub_status}".rstrip(":"), state.details)
 
     def unfinished(self) -> tuple[int, ...]:
-        """The runs that have not ended, of the newest ones."""
-        answer = self._ask("list-runs", ListRunsRequest(limit=MOST_RUNS), ListRunsResponse)
-        states = {run_id: run.status.status for run_id, run in answer.run_dict.items()}
-        return tuple(run_id for run_id, status in states.items() if status != FINISHED)
+        """The runs that have not ended."""
+        found: list[int] = []
+        seen, more = 0, True
+        while more:
+            request = ListRunsRequest(limit=MOST_RUNS, skip=seen)
+            runs = self._ask("list-runs", request, ListRunsResponse).run_dict
+            found += [run_id for run_id, run in runs.items() if run.status.status != FINISHED]
+            seen, more = seen + len(runs), len(runs) == MOST_RUNS
+        return tuple(found)
 
     def stop_run(self, run_id: int) -> None:
         """Stop a run."""

@@ -31,6 +31,10 @@ from fedstill.evaluation.robustness.records import Choice, ClipSet, DataSet, Dev
 FREE = {("robustness", "fold"), ("run", "seeds"), ("run", "first_seed")}
 """What may differ between the runs of one data set."""
 
+LAST_ASKED = 2
+"""The last round in which a personal student's job asks for a summary; the answer to the test is of the round after the
+last outer epoch. With fewer of these than three it is counted, too: rather too much than too little."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceLine:
@@ -145,12 +149,9 @@ def _devices_of(
     choices = {(row.client, row.seed): row for row in results.choices if row.arm == PERSONAL_ARM}
     up_bytes: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     largest: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
-    last: dict[tuple[int, int, str], int] = defaultdict(int)
-    for one in results.traffic:
-        last[one.client, one.seed, one.arm] = max(last[one.client, one.seed, one.arm], one.round)
     for one in results.traffic:
         up_bytes[one.client, one.seed][one.arm] += one.up_bytes
-        if one.round < last[one.client, one.seed, one.arm]:  # in the last one the student is tested
+        if one.round <= LAST_ASKED:
             known = largest[one.client, one.seed]
             known[one.arm] = max(known.get(one.arm, 0), one.up_bytes)
     for row in clips:

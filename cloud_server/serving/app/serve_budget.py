@@ -137,11 +137,11 @@ class _Place:
         return self.asked.known.ready(self.engine, self.profile)
 
     def _remember(self, found: Footprint) -> None:
-        """For the next start. While queries are answered, the process also grows by them: then the smaller figure
-        counts, and none that would refuse the next start."""
+        """For the next start. While queries are answered, the process grows and shrinks by them, too: what a start has
+        measured stays, and nothing that would refuse the next one."""
         if not self._starting:
             kept = self._file.read()
-            found = replace(found, bytes=min(found.bytes, self._budget, *([kept.bytes] if kept else [])))
+            found = replace(found, bytes=kept.bytes if kept else min(found.bytes, self._budget))
         self._file.write(found)
 
     def _make(

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, select
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, create_engine, make_url, select
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.atomic_files import PRIVATE, replace_file
@@ -116,7 +116,7 @@ _active = Table(
 _changes = Table("changes", tables, Column("generation", Integer, primary_key=True))
 
 
-IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
+IN_MEMORY = ("", ":memory:")
 
 
 class TaskRegistry:
@@ -132,8 +132,10 @@ class TaskRegistry:
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self._blobs = folder / "parameters"
-        if url and url.partition("?")[0] in IN_MEMORY:
-            raise RegistryError(f"--database {url}: is gone with the process; name a file: sqlite:///FILE")
+        if url and (file := sqlite_file(url)) is not None and file.name in IN_MEMORY:
+            raise RegistryError(
+                f"--database {shown_url(url)}: is gone with the process; name a file: sqlite:///FILE"
+            )
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._database = create_engine(
@@ -339,12 +341,24 @@ def _short(error: Exception) -> str:
     return str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).splitlines()[0]
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of a URL of SQLite, without a name if it is in memory; None for other databases, and for no URL."""
+    try:
+        made = make_url(url)
+    except (ArgumentError, ValueError):  # of a port that is no number
+        return None
+    if made.get_backend_name() != "sqlite":
+        return None
+    memory = made.query.get("mode") == "memory"
+    return Path("" if memory else (made.database or "").removeprefix("file:"))
+
+
 def open_registry(registry: Path, database: str = "") -> TaskRegistry:
     """An existing registry: reading must not make one. database: its URL, if not in the folder."""
     if not registry.is_dir():
         raise ConfigError(f"{registry}: no task registry here; make one with: fedstill tasks add NAME")
-    place = database.partition("sqlite:///")[2].partition("?")[0]
-    if place and not Path(place).exists():
+    file = sqlite_file(database)
+    if file is not None and file.name not in IN_MEMORY and not file.exists():
         raise ConfigError(
             f"--database {shown_url(database)}: no such file; make one with: fedstill tasks add NAME"
         )

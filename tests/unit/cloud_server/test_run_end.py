@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -77,3 +77,19 @@ def test_what_an_earlier_coordinator_left_is_stopped_first(
         run.reconcile()
     assert (link.asked, run.run_id) == (["stop", "submit"], 5)
     assert [line.split()[1] for line in caplog.messages if "run_stopped" in line] == ["run=3", "run=4"]
+
+
+def test_all_that_is_unfinished_is_found_however_many_runs_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower lists the newest first, and no more than it is asked for."""
+    states = {run: "finished" if run % 2 else "pending" for run in range(450)}
+
+    def answer(_self: object, _route: str, request: Any, _kind: object) -> SimpleNamespace:
+        newest = sorted(states, reverse=True)[request.skip : request.skip + request.limit]
+        return SimpleNamespace(
+            run_dict={run: SimpleNamespace(status=SimpleNamespace(status=states[run])) for run in newest}
+        )
+
+    monkeypatch.setattr(SuperLinkControl, "_ask", answer)
+    control = SuperLinkControl("http://127.0.0.1:1", None)
+    assert set(control.unfinished()) == set(range(0, 450, 2))
+    control.close()
