@@ -142,7 +142,7 @@ async def _answer(
 @contextmanager
 def _superlink(authority: Authority) -> Iterator[str]:
     config = uvicorn.Config(
-        _answer, lifespan="off", log_level="critical", ws="none", timeout_graceful_shutdown=1,
+        _answer, lifespan="off", log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1,
         ssl_certfile=str(authority.certificate_file), ssl_keyfile=str(authority.key_file),
     )  # fmt: skip
     server = uvicorn.Server(config)

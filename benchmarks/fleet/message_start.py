@@ -76,7 +76,9 @@ class RuntimeApi:
         self._state.set_run_series_context(SERIES, Context(RUN, NODE, node, RecordDict(), {"run-dir": ""}))
         self.port = free_port()
         self._server = uvicorn.Server(
-            uvicorn.Config(create_app(factory), host="127.0.0.1", port=self.port, log_level="error")
+            uvicorn.Config(
+                create_app(factory), host="127.0.0.1", port=self.port, log_config=None, access_log=False
+            )
         )
         self._thread = threading.Thread(target=self._server.run)
 

@@ -109,7 +109,7 @@ class Served:
     def __enter__(self) -> Served:
         listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._web = uvicorn.Server(uvicorn.Config(self._app, log_level="warning", ws="none"))
+        self._web = uvicorn.Server(uvicorn.Config(self._app, log_config=None, access_log=False, ws="none"))
         self._thread = threading.Thread(target=self._web.run, kwargs={"sockets": [listener]})
         self._thread.start()
         self.dispatcher.start()

@@ -37,7 +37,7 @@ def served(monitor: Monitor, port: int = 0) -> Iterator[int]:
     app, closing = FastAPI(), threading.Event()
     Dashboard(monitor, closing.is_set).add_to(app)
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="error", ws="none", timeout_graceful_shutdown=3
+        app, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=3
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
