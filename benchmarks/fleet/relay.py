@@ -43,6 +43,14 @@ class Traffic:
         return self.payload + HEADERS * self.packets
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection as a router does when nobody is there: an orderly end in the middle of a TLS handshake would say
+    that somebody is, and Flower's SuperNode, which tries a refused connection again, ends itself after that."""
+    if not writer.transport.is_closing():
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 class Relay:
     """Forwards ``127.0.0.1:port`` to ``upstream`` (host, port); a context manager."""
 
@@ -82,11 +90,11 @@ class Relay:
         """Reset all connections, and every new one until ``restore``."""
         self._is_cut = True
 
-        async def reset() -> None:
+        async def reset_all() -> None:
             for writer in self._writers:
-                writer.transport.abort()
+                reset(writer)
 
-        asyncio.run_coroutine_threadsafe(reset(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(reset_all(), self._loop).result()
 
     def restore(self) -> None:
         """After ``cut``."""
@@ -94,7 +102,7 @@ class Relay:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
-            writer.transport.abort()
+            reset(writer)
             return
         near = writer.get_extra_info("socket")
         self._connections += 1
@@ -108,8 +116,8 @@ class Relay:
             finally:
                 self._writers -= both
                 far_writer.transport.abort()
-        except OSError:
-            pass  # nobody listens there yet, or one side has reset it
+        except OSError:  # nobody listens there, or one side has reset it
+            reset(writer)
         finally:
             self._open.remove(near)
             self._ended += _packets(near)
