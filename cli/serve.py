@@ -105,7 +105,7 @@ def serve_(
             "Empty: all stay in memory.",
         ),
     ] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or several: cuda:0,cuda:1.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     backend: Backend = BackendChoice.AUTO,
     profile: Annotated[
@@ -251,6 +251,10 @@ def serve_(
 
             if budget is not None:
                 raise ConfigError("--memory-budget: not with --ray: replicas load all that they are given")
+            if len(plan.devices) > 1:
+                raise ConfigError(
+                    f"--device {device}: one device with --ray; each replica has its own: use --replicas"
+                )
             if ray != ANY:
                 cluster_address(ray)
             least, most = whole_range("--replicas", replicas)

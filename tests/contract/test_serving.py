@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
+from sqlalchemy.exc import OperationalError
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.auth.tokens import issue, verify
@@ -306,6 +308,43 @@ def test_a_look_at_the_registry_that_fails_is_not_the_last(
             wait_for(lambda: len(looks) > 1)
         made.registry.register("fish", task(2, seed=4), TRUNK, accuracy=0.5)
         wait_for(lambda: "fish" in made.tasks.served)
+
+
+def test_a_lost_database_and_a_mistake_of_ours_are_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By both faces; queries are answered all the while."""
+
+    def lost(*_: object) -> None:
+        raise OperationalError("SELECT secret FROM tasks", {}, Exception("database is locked"))
+
+    def broken(*_: object) -> None:
+        raise KeyError("a mistake of ours")
+
+    index = "/v2/repository/index"
+    with serving(tmp_path) as made, grpc.insecure_channel(made.target) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        for failing, code, status, says in (
+            (
+                lost,
+                grpc.StatusCode.UNAVAILABLE,
+                503,
+                "the task registry's database does not answer: ask again",
+            ),
+            (broken, grpc.StatusCode.INTERNAL, 500, "the server failed; see its log"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(made.tasks, "versions", failing)
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.RepositoryIndex(pb.RepositoryIndexRequest())
+                assert (caught.value.code(), caught.value.details()) == (code, says)
+                answer = httpx.post(f"{made.rest}{index}", json={})
+                assert (answer.status_code, answer.json()) == (status, {"error": says})
+                assert logits(stub.ModelInfer(request(normalised(1)))).shape == (1, TASKS["cats"])
+        assert httpx.post(f"{made.rest}{index}", json={}).status_code == 200
+    assert "event=registry_unreadable call=RepositoryIndex" in caplog.text
+    assert "event=call_failed call=RepositoryIndex" in caplog.text
+    assert "a mistake of ours" in caplog.text
 
 
 def wait_for(there: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from fedstill.cloud_server.serving.replicas.answering import Answering
 from fedstill.cloud_server.serving.replicas.front import ReplicaLost, Replicas
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call, read_call
-from fedstill.cloud_server.serving.replicas.price import Standings, plain_figures
+from fedstill.cloud_server.serving.scheduling.price import Standings, plain_figures
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from fedstill.cloud_server.serving.app.assembly import assembled
+from fedstill.cloud_server.serving.app.load_models import load_devices
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, profile_to_plain
 from fedstill.cloud_server.serving.server.request_images import ImageForm, encoded
@@ -113,7 +113,7 @@ def served(plan: ServePlan) -> Iterator[Server]:
 
     async def serve() -> None:
         try:
-            with assembled(plan, None, None, partial(registry_models, plan)) as made:
+            with assembled(plan, None, None, partial(load_devices, plan)) as made:
                 opened_ports = await made.server.start()
                 await made.server.prepare(made.make)
                 ports.set_result(opened_ports)

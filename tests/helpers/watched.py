@@ -60,7 +60,7 @@ class Watched:
         self.profile = join(parts) if len(parts) > 1 else parts[""]
         self.queue = 0
         self.dispatcher: Any = SimpleNamespace(
-            queued=lambda: self.queue, policy=SimpleNamespace(profile=self.profile), draining=False
+            queued=lambda: self.queue, profile=self.profile, engines=1, draining=False
         )
         of = {task: name for name, tasks in self.trunks.items() for task in tasks}
         self.served: Any = SimpleNamespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
@@ -24,10 +25,13 @@ from fedstill.cloud_server.serving.monitoring.trunk_metrics import TrunkMetrics
 from fedstill.cloud_server.serving.monitoring.web import make_app
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
+from fedstill.cloud_server.serving.server.device_queues import DeviceQueues
+from fedstill.cloud_server.serving.server.device_tasks import DeviceTasks
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.events import Observer
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
 from fedstill.cloud_server.serving.server.loading_dispatcher import LoadingDispatcher
+from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.serving_metrics import ServingMetrics
 from fedstill.cloud_server.serving.server.traces import Traces
@@ -48,9 +52,9 @@ def assembled(
     plan: ServePlan,
     authority: Authority | None,
     tls: TlsFiles | None,
-    prepare: Callable[[OnProgress], ServedModels],
+    prepare: Callable[[OnProgress], Sequence[ServedModels]],
 ) -> Iterator[Assembly]:
-    """The server around the models that ``prepare`` makes; leaving closes what it writes and reads."""
+    """The server around the models that ``prepare`` makes, for each device; leaving closes what it writes and reads."""
     build, progress = build_info(), StartProgress()
     metrics = ServingMetrics(plan.policy, build=build)
 
@@ -75,13 +79,14 @@ def assembled(
 
         def make() -> Parts:
             models = prepare(progress.tell)
-            opened.callback(models.close)
+            for one in models:
+                opened.callback(one.close)
             told = (metrics.limited, decisions.limited, *(one.limited for one in watching))
             access = access_policy(plan, authority, told)
             observers = (metrics, decisions, statistics, *watching)
             queue = queue_of(plan, models, preparing, observers, metrics)
-            metrics.queued, metrics.tasks = queue.dispatcher.queued, lambda: tuple(queue.tasks.served)
-            monitor.serve(queue.dispatcher, queue.tasks)
+            metrics.queued, metrics.tasks = queue.queries.queued, lambda: tuple(queue.tasks.served)
+            monitor.serve(queue.queries, queue.tasks)
             return parts_of(plan, models, queue, access, statistics, traces)
 
         yield Assembly(server, make)
@@ -89,22 +94,36 @@ def assembled(
 
 @dataclass(frozen=True)
 class ServedQueue:
-    """A dispatcher that is not started, and the tasks that it serves."""
+    """Where queries wait, not started; the dispatchers behind it, one per device; and the tasks that they serve."""
 
-    dispatcher: Dispatcher
+    queries: QueryQueue
+    dispatchers: Sequence[Dispatcher]
     tasks: ServedTasks
 
 
 def queue_of(
     plan: ServePlan,
-    models: ServedModels,
+    models: Sequence[ServedModels],
     preparing: Executor,
     observers: Sequence[Observer],
     metrics: ServingMetrics | None = None,
 ) -> ServedQueue:
-    """The queue in front of the models. metrics: also tell which trunks are loaded, if these do not fit all."""
-    dispatcher = _dispatcher(plan, models, preparing, observers, metrics)
-    return ServedQueue(dispatcher, models.tasks(dispatcher))
+    """The queue in front of the models of each device. metrics: also tell which trunks are loaded, if a device's memory
+    does not fit all."""
+    if len(models) == 1:
+        (only,) = models
+        dispatcher = _dispatcher(plan, only, preparing, observers, metrics)
+        return ServedQueue(dispatcher, (dispatcher,), only.tasks(dispatcher))
+    lock = threading.Condition()
+    dispatchers = [
+        Dispatcher(
+            make_policy(plan.policy, one.profile), one.infer, preparing, observers, plan.waiting,
+            device=device, lock=lock,
+        )
+        for device, one in zip(plan.devices, models, strict=True)
+    ]  # fmt: skip
+    tasks = [one.tasks(dispatcher) for one, dispatcher in zip(models, dispatchers, strict=True)]
+    return ServedQueue(DeviceQueues(dispatchers), dispatchers, DeviceTasks(tasks))
 
 
 def _dispatcher(
@@ -128,7 +147,7 @@ def _dispatcher(
 
 def parts_of(
     plan: ServePlan,
-    models: ServedModels,
+    models: Sequence[ServedModels],
     queue: ServedQueue,
     access: AccessPolicy,
     statistics: TaskStatistics,
@@ -136,9 +155,9 @@ def parts_of(
 ) -> Parts:
     """What answers requests, around that queue."""
     service = ServingService(
-        queue.dispatcher, queue.tasks, access, statistics, models.image_size, plan.policy, traces
+        queue.queries, queue.tasks, access, statistics, models[0].image_size, plan.policy, traces
     )
-    return Parts(service, queue.dispatcher, queue.tasks)
+    return Parts(service, queue.queries, queue.tasks)
 
 
 def access_policy(plan: ServePlan, authority: Authority | None, told: Sequence[Count] = ()) -> AccessPolicy:

@@ -65,6 +65,11 @@ class ServePlan:
     """Bytes, of all loaded trunks together; by default all stay in memory."""
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of torch devices; each gets an engine."""
+        return tuple(name.strip() for name in self.device.split(","))
+
+    @property
     def trunks(self) -> tuple[TrunkOptions, ...]:
         """All of them, the first one first."""
         return TrunkOptions(self.weights, self.architecture, self.profile), *self.others
@@ -95,10 +100,7 @@ class ServePlan:
         for name, seconds in (("lame-duck", self.lame_duck_seconds), ("drain-seconds", self.drain_seconds)):
             if not 0 <= seconds <= LONGEST_END:  # nor if it is no number
                 raise ConfigError(f"--{name} {seconds:g}: needs seconds from 0 to {LONGEST_END}")
-        if self.device not in ("auto", "cpu") and not (
-            self.device.startswith("cuda") and torch.cuda.is_available()
-        ):
-            raise ConfigError(f"--device: {self.device!r} is not here: use auto, cpu or cuda")
+        self._check_devices()
         if self.backend == "openvino" and (missing := missing_library()):
             raise ConfigError(f"--backend openvino: {missing}")
         for text in self.images:
@@ -110,10 +112,40 @@ class ServePlan:
         else:
             read_catalogue(self.warmed)
 
+    def _check_devices(self) -> None:
+        for name in self.devices:
+            if name != "auto" and not is_here(name):
+                raise ConfigError(f"--device: {name!r} is not here: use auto, cpu or cuda, or cuda:0,cuda:1")
+        if len(self.devices) == 1:
+            return
+        if "auto" in self.devices or len({_full(name) for name in self.devices}) < len(self.devices):
+            raise ConfigError(
+                f"--device {self.device}: name each of several devices once, such as cuda:0,cuda:1"
+            )
+        if self.warmed is not None or self.memory_budget is not None:
+            other = "--warmed" if self.warmed is not None else "--memory-budget"
+            raise ConfigError(f"--device {self.device}: {other} goes with one device; drop one of the two")
+
     @property
     def folder(self) -> Path:
         """The folder for the server's own files."""
         return (self.warmed or self.state) / "serve"
+
+
+def is_here(name: str) -> bool:
+    """Whether this machine has a device of that name, for torch."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no name of a device
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    return device.type == "cpu"
+
+
+def _full(name: str) -> str:
+    """With its number: cuda is cuda:0."""
+    return name if ":" in name else f"{name}:0"
 
 
 def _live_policies() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from fedstill.cloud_server.auth.own_certificates import check_client_authority, 
 from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.grpc.until_signalled import run_until_signalled
 from fedstill.cloud_server.serving.app.assembly import Assembly, assembled
-from fedstill.cloud_server.serving.app.load_models import load_models
+from fedstill.cloud_server.serving.app.load_models import load_devices
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.callers.rate_limits import EVERY_OTHER
 from fedstill.cloud_server.serving.endpoints.serving_server import Ports
@@ -38,7 +38,7 @@ def own_models(
     plan: ServePlan, authority: Authority | None, tls: TlsFiles | None
 ) -> AbstractContextManager[Assembly]:
     """A server whose models are in this process."""
-    return assembled(plan, authority, tls, partial(load_models, plan))
+    return assembled(plan, authority, tls, partial(load_devices, plan))
 
 
 def run_serving(plan: ServePlan, assemble: Assemble = own_models) -> None:

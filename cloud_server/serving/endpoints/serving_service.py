@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
+from sqlalchemy.exc import SQLAlchemyError
 
+from fedstill.cloud_server.grpc.request_error import RequestError
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.grpc_face import inference_handler
 from fedstill.cloud_server.serving.endpoints.open_inference import Call, OpenInference
 from fedstill.cloud_server.serving.endpoints.serving_calls import ServingCalls, own_handler
 from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.traces import Traces
+
+LOG = logging.getLogger(__name__)
+
+RETRY_MS = 1000
+"""After which a database that did not answer is asked again."""
 
 
 class Service(ABC):
@@ -30,7 +40,9 @@ class Service(ABC):
     def __init__(
         self, calls: Mapping[str, Call], own_calls: Mapping[str, Call], access: AccessPolicy
     ) -> None:
-        self.calls, self.own_calls, self.access = calls, own_calls, access
+        self.calls = {name: _in_words(name, call) for name, call in calls.items()}
+        self.own_calls = {name: _in_words(name, call) for name, call in own_calls.items()}
+        self.access = access
 
     @property
     @abstractmethod
@@ -58,7 +70,7 @@ class ServingService(Service):
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: QueryQueue,
         tasks: ServedTasks,
         access: AccessPolicy,
         statistics: TaskStatistics,
@@ -79,3 +91,22 @@ class ServingService(Service):
 
     def retire(self) -> None:
         self._queries.retiring = True
+
+
+def _in_words(name: str, call: Call) -> Call:
+    """A call whose failures are refusals, too: what went wrong inside is for the log, not for clients."""
+
+    async def answer(request: Any, remaining: float | None) -> Message:
+        try:
+            return await call.answer(request, remaining)
+        except RequestError:
+            raise
+        except SQLAlchemyError as error:
+            LOG.error("event=registry_unreadable call=%s reason=%r", name, str(error).splitlines()[0])
+            text = "the task registry's database does not answer: ask again"
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "", text, RETRY_MS) from None
+        except Exception:
+            LOG.exception("event=call_failed call=%s", name)
+            raise RequestError(grpc.StatusCode.INTERNAL, "", "the server failed; see its log") from None
+
+    return replace(call, answer=answer)

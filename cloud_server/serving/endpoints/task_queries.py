@@ -17,9 +17,8 @@ from fedstill.cloud_server.serving.endpoints.model_names import AskedTask
 from fedstill.cloud_server.serving.endpoints.refusals import CODES, FIELDS, bad, missing
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.request_images import ImageForm
-from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, Response
+from fedstill.cloud_server.serving.server.requests import Outcome, Prepare, QueryQueue, Response
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, first_trunk, trunk_of
 from fedstill.cloud_server.serving.server.traces import Traces
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
@@ -33,7 +32,7 @@ class TaskQueries:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: QueryQueue,
         tasks: ServedTasks,
         statistics: TaskStatistics,
         image_size: int,

@@ -36,7 +36,7 @@ class CapturedForward:
                 net.features(images, schedule, prompts)
         torch.cuda.current_stream(images.device).wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.device(images.device), torch.cuda.graph(self._graph):
             self._features = net.features(images, schedule, prompts)
 
     def __call__(self, images: Tensor, prompts: Tensor | None) -> Tensor:

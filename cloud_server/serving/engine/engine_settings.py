@@ -22,7 +22,7 @@ class EngineSettings:
         schedules: all that it may be asked for.
         batch_buckets: batch sizes to warm up, ascending; the last is the largest batch. On CUDA a batch is
             padded to the next of them and replayed as a graph.
-        device: torch device name; ``auto`` is CUDA if there is a device.
+        device: torch device name; ``auto`` is CUDA if there is a device, and all CPUs are one.
         precision: ``auto`` takes bf16 if a trial run is faster than fp32.
         backend: what runs the trunk; ``auto`` takes what a trial run finds fastest.
         variant: of an earlier engine (``Engine.variant``), taken without a trial if it is possible here.
@@ -50,7 +50,7 @@ class EngineSettings:
     @property
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        return torch.device(name)
+        return torch.device("cpu" if name.startswith("cpu") else name)
 
     @property
     def maximum_batch(self) -> int:

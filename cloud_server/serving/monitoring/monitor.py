@@ -20,8 +20,8 @@ from fedstill.cloud_server.serving.monitoring.history import Rows
 from fedstill.cloud_server.serving.monitoring.recorder import MOST_TASKS, Recorder, Refusing
 from fedstill.cloud_server.serving.monitoring.tally import PERCENTILES, Key, Kind, Tally
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.memory_limit import limit_bytes, resident_bytes
+from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, trunk_of
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 
@@ -56,14 +56,14 @@ class Monitor:
         self.recorder = recorder or Recorder()
         self._policy, self._ready, self._starting, self._version = policy, ready, starting, version
         self._started = time.time()
-        self._dispatcher: Dispatcher | None = None
+        self._dispatcher: QueryQueue | None = None
         self._served: ServedTasks | None = None
         self._paces: dict[str, float] = {}
         self._alarms, self._found = Alarms(), list[Alarm]()
         self._memory, self._limit = 0, limit_bytes()
         self._ticks = 0
 
-    def serve(self, dispatcher: Dispatcher, tasks: ServedTasks) -> None:
+    def serve(self, dispatcher: QueryQueue, tasks: ServedTasks) -> None:
         """From now on there is something to look at."""
         self._dispatcher, self._served = dispatcher, tasks
         self.recorder.tasks = lambda: tuple(tasks.served)
@@ -145,6 +145,8 @@ class Monitor:
             "columns": {figure: _column(rows, (kind, task, figure)) for figure in figures},
         }
         if not task:
+            busy = made["columns"]["busy"]
+            made["columns"]["busy"] = [None if one is None else round(one / self._engines, 3) for one in busy]
             made["columns"]["error"] = _ratio(rows, "error", "batches")
             made["columns"]["bias"] = _ratio(rows, "predicted", "busy")
             made["reasons"] = _named(rows, "reason", "dropped")
@@ -154,8 +156,12 @@ class Monitor:
     def _queued(self) -> int:
         return 0 if self._dispatcher is None else self._dispatcher.queued()
 
+    @property
+    def _engines(self) -> int:
+        return 1 if self._dispatcher is None else self._dispatcher.engines
+
     def _profile(self) -> Profile | None:
-        return None if self._dispatcher is None else self._dispatcher.policy.profile
+        return None if self._dispatcher is None else self._dispatcher.profile
 
     def _state(self, starting: Plain) -> str:
         if starting:
@@ -171,7 +177,7 @@ class Monitor:
         busy = minute.sums.get(("server", "", "busy"), 0.0)
         return {
             **{figure: _short(rates.rate(("server", "", figure))) for figure in TASK_FIGURES},
-            "busy": _short(min(1.0, rates.rate(("server", "", "busy")))),
+            "busy": _short(min(1.0, rates.rate(("server", "", "busy")) / self._engines)),
             "latency_ms": _rounded(minute.percentiles()),
             "waiting_ms": _mean(1e3 * minute.sums.get(("server", "", "waiting"), 0.0), queries),
             "batch_ms": _mean(1e3 * busy, batches),
@@ -209,7 +215,7 @@ class Monitor:
                 "image_size": trunk.image_size,
                 "tasks": counts.count(trunk.fingerprint),
                 "queries": _short(rates.rate(("trunk", trunk.name, "queries"))),
-                "busy": _short(min(1.0, rates.rate(("trunk", trunk.name, "busy")))),
+                "busy": _short(min(1.0, rates.rate(("trunk", trunk.name, "busy")) / self._engines)),
                 "pace": _short(self._paces.get(trunk.name, 1.0)),
                 "loaded": states[trunk.fingerprint].loaded,
                 "bytes": states[trunk.fingerprint].bytes,
@@ -233,9 +239,10 @@ class Monitor:
             if found is not None:
                 self._paces[trunk] = found
         mix = {task: minute.sums.get(("task", task, "queries"), 0.0) for task in profile.tasks}
-        made = capacity(profile, mix, self._paces, rate)
+        made = capacity(profile, mix, self._paces, rate / self._engines)
         return {
-            name: value if isinstance(value, str) else _short(value) for name, value in asdict(made).items()
+            name: value if isinstance(value, str) else _short(value * self._engines)
+            for name, value in asdict(made).items()
         }
 
 

@@ -28,9 +28,9 @@ from fedstill.cloud_server.serving.endpoints.serving_server import watch
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.engine.environment import SWITCH_SECONDS
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_refusal
-from fedstill.cloud_server.serving.replicas.price import Figures, Offer
 from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan
 from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.price import Figures, Offer
 from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
 from fedstill.cloud_server.serving.server.decision_log import DecisionLog
 from fedstill.cloud_server.serving.server.events import RanBatch
@@ -94,11 +94,11 @@ class Answering:
             decisions = DecisionLog(served.folder / REPLICAS_FOLDER / f"{name}.jsonl")
             opened.callback(decisions.close)
             preparing = opened.enter_context(ImageWorkers())
-            models = load_models(served, lambda doing: LOG.info("event=starting doing=%r", doing))
-            opened.callback(models.close)
+            models = [load_models(served, lambda doing: LOG.info("event=starting doing=%r", doing))]
+            opened.callback(models[0].close)
             queue = queue_of(served, models, preparing, (decisions, statistics, self._busy))
             parts = parts_of(served, models, queue, AccessPolicy(None), statistics, traces)
-            self._dispatcher, self._tasks, self._service = queue.dispatcher, queue.tasks, parts.service
+            (self._dispatcher,), self._tasks, self._service = queue.dispatchers, queue.tasks, parts.service
             self._dispatcher.start()
             opened.callback(self._dispatcher.stop)
             self._opened = opened.pop_all()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from fedstill.cloud_server.serving.replicas.price import wanted_replicas
+from fedstill.cloud_server.serving.scheduling.price import wanted_replicas
 
 PRICE, BUSY = "price", "busy"
 

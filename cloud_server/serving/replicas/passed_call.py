@@ -14,7 +14,7 @@ from fedstill.cloud_server.serving.endpoints import infer_parameters as paramete
 from fedstill.cloud_server.serving.endpoints.image_inputs import LARGEST_REQUEST_IMAGES
 from fedstill.cloud_server.serving.endpoints.infer_request import MICROSECONDS_PER_MS
 from fedstill.cloud_server.serving.endpoints.model_names import MODEL
-from fedstill.cloud_server.serving.replicas.price import AskedQuery
+from fedstill.cloud_server.serving.scheduling.price import AskedQuery
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos import serving_pb2 as own
 

@@ -15,8 +15,8 @@ from ray import serve
 from fedstill.cloud_server.serving.replicas.answering import Answering
 from fedstill.cloud_server.serving.replicas.autoscaling import BUSY, PRICE
 from fedstill.cloud_server.serving.replicas.passed_call import read_call
-from fedstill.cloud_server.serving.replicas.price import plain_figures
 from fedstill.cloud_server.serving.replicas.replica_plan import read_replica_plan
+from fedstill.cloud_server.serving.scheduling.price import plain_figures
 
 LOG = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """Ray Serve's interface for routers, which is alpha: how our prices choose among its replicas. All of it is in
-``price.py``.
+``scheduling/price.py``.
 
 Ray makes a router in the process of every front, with the figures that replicas publish (``record_routing_stats``) in
 what it knows of each.
@@ -14,7 +14,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
 
 from fedstill.cloud_server.serving.replicas.passed_call import read_query
-from fedstill.cloud_server.serving.replicas.price import AskedQuery, Standings
+from fedstill.cloud_server.serving.scheduling.price import AskedQuery, Standings
 
 PAUSE_SECONDS = 0.005
 

@@ -36,11 +36,12 @@ class DecisionLog:
         """Not a decision."""
 
     def ran(self, batch: RanBatch) -> None:
-        """Append the line of a batch. Its trunk and what concerns callers are left out if there is nothing to say."""
+        """Append the line of a batch, without a trunk, a device and callers if there is nothing to say of them."""
         with self._lock:
             refused, self._refused = self._refused, Counter()
         more = {
             "trunk": batch.trunk,
+            "device": batch.device,
             "nodes": batch.nodes,
             "rate_limited": dict(refused),
             "requests": batch.requests,

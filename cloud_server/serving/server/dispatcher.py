@@ -22,9 +22,10 @@ from typing import Any
 from fedstill.cloud_server.serving.callers.call import Call
 from fedstill.cloud_server.serving.engine.predictions import ImageError, Prediction
 from fedstill.cloud_server.serving.scheduling.policy import Policy
+from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.scheduling.queries import Batch, Query, Rejection, RejectionReason
 from fedstill.cloud_server.serving.server.events import Observer, RanBatch
-from fedstill.cloud_server.serving.server.requests import Deliver, Outcome, Prepare, Request, Response
+from fedstill.cloud_server.serving.server.requests import NOBODY, Deliver, Outcome, Prepare, Request, Response
 
 LOG = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ SHORTEST_SECONDS = 1e-9
 """No batch takes no time, whatever the clock's resolution."""
 LEAST_UTILITY = 1e-6
 """A query that is worth nothing is still answered if there is time."""
-
-NOBODY = Call()
 
 Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Prediction | Rejection]]
 """Ready images, the task of each, a schedule's name in the policy's profile -> an answer or a refusal per image."""
@@ -62,6 +61,8 @@ class Dispatcher:
         observers: informed of every event.
         waiting: queries that may wait at once.
         clock: seconds, never falling.
+        device: the engine's, by name, if the process has several.
+        lock: shared by the dispatchers of several devices, so that observers see one event at a time.
     """
 
     def __init__(
@@ -72,10 +73,13 @@ class Dispatcher:
         observers: Sequence[Observer] = (),
         waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
+        device: str = "",
+        lock: threading.Condition | None = None,
     ) -> None:
         self._policy, self._infer, self._preparing = policy, infer, preparing
         self._observers, self._most, self._clock = observers, waiting, clock
-        self._changed = threading.Condition()
+        self._changed = lock or threading.Condition()
+        self.device = device
         self._news = False  # something happened since the engine's thread looked last
         self._open: set[Request] = set()
         self._unready: set[Request] = set()  # some of their images are being prepared
@@ -84,6 +88,7 @@ class Dispatcher:
         self._swaps: list[tuple[Callable[[], Policy], Future[None]]] = []
         self._idle_work: deque[Callable[[], None]] = deque()
         self._following = 0
+        self._busy_until = 0.0  # as the policy expects; 0 while no batch runs
         self._draining = self._stopping = False
         self._thread: threading.Thread | None = None
         self.versions: Mapping[str, int] = {}
@@ -98,9 +103,27 @@ class Dispatcher:
         """The present policy; to inspect, not to call."""
         return self._policy
 
+    @property
+    def profile(self) -> Profile:
+        """The present policy's."""
+        return self._policy.profile
+
+    @property
+    def engines(self) -> int:
+        """How many batches can run at once."""
+        return 1
+
     def queued(self) -> int:
         """Queries that wait."""
         return len(self._items)
+
+    def backlog(self) -> float:
+        """Seconds of work: what is left of the running batch, and what waits, at the fastest schedule."""
+        running = max(0.0, self._busy_until - self._clock()) if self._busy_until else 0.0
+        return running + self._waiting_seconds()
+
+    def _waiting_seconds(self) -> float:
+        return len(self._items) / self._policy.profile.fastest.throughput
 
     def submit(
         self,
@@ -219,13 +242,14 @@ class Dispatcher:
                 (item, item.request.images[item.row].result()) for item in items if not item.request.closed
             ]
             queued = self._policy.queued()
+            self._busy_until = 0.0 if batch is None else now + batch.predicted_seconds
         self._flush()
         if batch is None:
             return False
         seconds, results = self._compute(batch, ready)
         outcomes = [None] * len(ready) if results is None else results
         with self._changed:
-            finished = self._clock()
+            finished, self._busy_until = self._clock(), 0.0
             ran = tuple(item.query for item, _ in ready) if results is not None else ()
             self._policy.completed(replace(batch, queries=ran), finished, seconds)
             for (item, _), result in zip(ready, outcomes, strict=True):
@@ -248,6 +272,7 @@ class Dispatcher:
                     evicted=len(decision.evicted),
                     decision_seconds=decided,
                     trunk=trunk,
+                    device=self.device,
                 )
                 for observer in self._observers:
                     observer.ran(report)
@@ -268,8 +293,8 @@ class Dispatcher:
             if ran:
                 continue
             with self._changed:
-                if not self._news and not self._stopping:
-                    self._changed.wait(IDLE_SECONDS if self._items else QUIET_SECONDS)
+                seconds = IDLE_SECONDS if self._items else QUIET_SECONDS
+                self._changed.wait_for(lambda: self._news or self._stopping, seconds)
                 quiet = not (self._news or self._open or self._draining)
             if quiet and self._idle_work:
                 self._idle_work.rotate(-1)
@@ -288,8 +313,7 @@ class Dispatcher:
         if request.deadline <= now:
             return Rejection("too_late", message="its deadline has passed on arrival")
         if len(self._items) + request.rows > self._most:
-            seconds = len(self._items) / profile.fastest.throughput
-            return Rejection("full", seconds, f"{len(self._items)} queries wait already")
+            return Rejection("full", self._waiting_seconds(), f"{len(self._items)} queries wait already")
         for row in range(request.rows):
             rejection = self._admit_row(request, row, now)
             if rejection is not None:

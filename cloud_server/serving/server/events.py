@@ -25,6 +25,7 @@ class RanBatch:
         nodes: queries by the node of their caller's token.
         requests: ids of their requests, in the order of the batch.
         trunk: that ran it, by name; empty if there is only one.
+        device: that ran it; empty if there is only one.
     """
 
     time: float
@@ -40,6 +41,7 @@ class RanBatch:
     nodes: dict[str, int] = field(default_factory=dict)
     requests: tuple[str, ...] = ()
     trunk: str = ""
+    device: str = ""
 
     @property
     def size(self) -> int:

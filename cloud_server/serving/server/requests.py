@@ -1,14 +1,18 @@
-"""A client's request in the live server: images that belong together, and their one outcome."""
+"""A client's request in the live server: images that belong together, their one outcome, and where they wait for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from fedstill.cloud_server.serving.callers.call import Call
 from fedstill.cloud_server.serving.engine.predictions import Prediction
+from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
+
+NOBODY = Call()
 
 Prepare = Callable[[], Any]
 """Makes one image ready for the engine. Raises ImageError."""
@@ -40,7 +44,7 @@ class Request:
     """An accepted request; the submitter keeps it as a ticket for `cancel` and uses nothing else of it.
 
     Tickets may outlive their requests for long, so a closed request holds no image. rows: how many it had.
-    request_id, node: of its caller, if there is one.
+    request_id, node: of its caller, if there is one. queue: number of the device's, if there are several.
     """
 
     task: str
@@ -63,3 +67,49 @@ class Request:
     inference_seconds: float = 0.0
     batch_size: int = 0
     closed: bool = False
+    queue: int = 0
+
+
+class QueryQueue(Protocol):
+    """Where requests wait for their answers. Implemented by ``Dispatcher`` and ``DeviceQueues``, which say more."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+
+    @property
+    def profile(self) -> Profile:
+        """What is planned by, for one device."""
+
+    @property
+    def engines(self) -> int:
+        """How many batches can run at once."""
+
+    def queued(self) -> int:
+        """Queries that wait."""
+
+    def submit(
+        self,
+        task: str,
+        images: Sequence[Prepare],
+        latency_seconds: float,
+        utility: float,
+        deliver: Deliver,
+        caller: Call = NOBODY,
+    ) -> Request:
+        """Accept a request, or refuse it."""
+
+    def cancel(self, request: Request) -> None:
+        """The client has left."""
+
+    def start(self) -> None:
+        """Answer from now on."""
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; accepted ones are still answered."""
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until every request has its answer, for at most so long; returns whether all have."""
+
+    def stop(self) -> None:
+        """Refuse all waiting requests, and end."""

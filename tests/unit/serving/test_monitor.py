@@ -69,6 +69,19 @@ def test_figures_are_those_of_the_last_seconds() -> None:
     assert watched.monitor.history("5m", after=rows["next"])["ends"] == []
 
 
+def test_of_two_engines_busy_is_the_mean_and_capacity_the_sum() -> None:
+    watched = Watched()
+    watched.live(30, 200, calm=True)
+    alone, rows = watched.monitor.snapshot(), watched.monitor.history("5m")["columns"]
+    watched.dispatcher.engines = 2
+    shared, halves = watched.monitor.snapshot(), watched.monitor.history("5m")["columns"]
+    assert shared["now"]["busy"] == pytest.approx(alone["now"]["busy"] / 2, rel=0.01)
+    assert shared["trunks"][0]["busy"] == pytest.approx(alone["trunks"][0]["busy"] / 2, rel=0.01)
+    assert shared["capacity"]["most"] == pytest.approx(2 * alone["capacity"]["most"], rel=0.01)
+    assert halves["busy"] == pytest.approx([one / 2 for one in rows["busy"]], abs=0.001)
+    assert (shared["now"]["batch_ms"], halves["error"]) == (alone["now"]["batch_ms"], rows["error"])
+
+
 def test_a_wall_clock_that_jumps_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched()
     watched.live(5)

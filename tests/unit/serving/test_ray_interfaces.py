@@ -20,9 +20,9 @@ from fedstill.cloud_server.serving.replicas.application import application
 from fedstill.cloud_server.serving.replicas.autoscaling import BUSY, PRICE, PricePolicy
 from fedstill.cloud_server.serving.replicas.cluster import APPLICATION, RayReplicas
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call
-from fedstill.cloud_server.serving.replicas.price import AskedQuery, Figures, Offer, plain_figures
 from fedstill.cloud_server.serving.replicas.replica_plan import read_replica_plan
 from fedstill.cloud_server.serving.replicas.request_router import PriceRouter
+from fedstill.cloud_server.serving.scheduling.price import AskedQuery, Figures, Offer, plain_figures
 
 PLAN = {"state": "/tasks", "weights": [{"weights": "/vit.safetensors"}], "cpus": 2.0}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedstill.cloud_server.serving.replicas.price import (
+from fedstill.cloud_server.serving.scheduling.price import (
     SILENT_SECONDS,
     AskedQuery,
     Figures,

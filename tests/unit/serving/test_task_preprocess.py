@@ -26,8 +26,8 @@ from fedstill.cli import main as cli
 from fedstill.cli.shared.options import preprocess_changes
 from fedstill.client.serving_client import ImagePreprocess, ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.serving.app.assembly import assembled
+from fedstill.cloud_server.serving.app.load_models import load_devices
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.serve_registry import registry_models
 from fedstill.cloud_server.serving.engine.trunk import TrunkError, load_trunk
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.cloud_server.warmup.warmed_models import WarmedModelError, WarmedModels
@@ -114,7 +114,7 @@ def served(settings: ServePlan) -> Iterator[ServingClient]:
     loop, ports, leave = asyncio.new_event_loop(), Future[Any](), asyncio.Event()
 
     async def serve() -> None:
-        with assembled(settings, None, None, partial(registry_models, settings)) as made:
+        with assembled(settings, None, None, partial(load_devices, settings)) as made:
             opened = await made.server.start()
             await made.server.prepare(made.make)
             ports.set_result(opened)
