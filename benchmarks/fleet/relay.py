@@ -47,7 +47,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
     """End a connection as a router does when nobody is there: an orderly end in the middle of a TLS handshake would say
     that somebody is, and Flower's SuperNode, which tries a refused connection again, ends itself after that."""
     if not writer.transport.is_closing():
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
     writer.transport.abort()
 
 

@@ -1,11 +1,13 @@
-"""The model behind Ray Serve with its dynamic batching; ``serving_baselines.py`` starts it.
+"""The model behind Ray Serve with its dynamic batching; ``serving_baselines.py`` and ``ray_replicas.py`` start it.
 
-Arguments: state folder, weights, how many queries may wait (-1: any number), port, token schedule, backend.
+Arguments: state folder, weights, how many queries may wait (-1: any number), port, token schedule, backend; for
+replicas on a cluster that runs also its HOST:PORT, how many, and a file that is written once all of them answer.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
+from fedstill.cloud_server.serving.engine.environment import CPU_SETTINGS
 from fedstill.evaluation.serving.plain_model import BATCH, BATCH_SECONDS, PlainModel
 
 
@@ -33,14 +36,19 @@ class Deployment:
 
 
 if __name__ == "__main__":
-    threads = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-    ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": threads})
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[4])})
-    served: Any = serve.deployment(
-        max_ongoing_requests=2 * BATCH, max_queued_requests=int(float(sys.argv[3]))
-    )(Deployment)
-    serve.run(
-        served.bind(sys.argv[1], sys.argv[2], sys.argv[5], sys.argv[6]),
-        route_prefix="/predict",
-        blocking=True,
+    state, weights, waiting, port, *form = sys.argv[1:7]
+    cluster = sys.argv[7:]
+    replicas = int(cluster[1]) if cluster else 1
+    told = {name: os.environ[name] for name in (*CPU_SETTINGS, "OMP_NUM_THREADS") if name in os.environ}
+    where: dict[str, Any] = (
+        {"address": cluster[0]} if cluster else {"num_cpus": 1, "include_dashboard": False}
     )
+    ray.init(**where, runtime_env={"env_vars": told})
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(port)})
+    served: Any = serve.deployment(
+        num_replicas=replicas, max_ongoing_requests=2 * BATCH, max_queued_requests=int(float(waiting))
+    )(Deployment)
+    serve.run(served.bind(state, weights, *form), route_prefix="/predict")  # until all of them answer
+    if cluster:
+        Path(cluster[2]).touch()
+    signal.pause()
