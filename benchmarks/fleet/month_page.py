@@ -84,7 +84,7 @@ def page(figures: Figures, checks: list[Check]) -> str:
     lines += ["| event | times |", "|---|---|"]
     lines += [f"| {name} | {number} |" for name, number in sorted(one.done.items())]
     lines += [f"| skipped: {name} | {number} |" for name, number in sorted(one.skipped.items())]
-    lines += ["", *_visits(one), *_costs(one)]
+    lines += ["", *_visits(one), *_costs(one, checks[0].holds)]
     return "\n".join(map(_wrapped, lines)).rstrip() + "\n"
 
 
@@ -122,7 +122,7 @@ def waits_of(fleet: Fleet, visits: list[dict[str, Any]]) -> dict[str, list[float
     return found
 
 
-def _costs(one: Figures) -> list[str]:
+def _costs(one: Figures, settled: bool) -> list[str]:
     every = list(services(one.fleet))
     agents = [service for service in every if service is not one.fleet.coordinator]
     said = "".join(log.read_text(errors="replace") for log in {service.log for service in agents})
@@ -131,7 +131,8 @@ def _costs(one: Figures) -> list[str]:
     nodes, contacts = said.count("event=supernode_ended"), said.count("event=contact_over")
     return [
         f"- {one.first} of {one.agents} devices were there at first, and all served after {one.opening:.0f} s. "
-        f"After the last event all was well within {max(0.0, one.settling):.0f} s. {one.wall / 60:.0f} minutes in all.",
+        f"After the last event {'all was well within' if settled else 'not all was well within'} "
+        f"{max(0.0, one.settling):.0f} s. {one.wall / 60:.0f} minutes in all.",
         f"- Agents started {sum(service.starts for service in agents)} times, the coordinator "
         f"{one.fleet.coordinator.starts} times; agents started a SuperNode again {nodes} times and ended {contacts} "
         f"contacts; the coordinator started the SuperLink again {cloud.count('event=superlink_ended')} times, the "

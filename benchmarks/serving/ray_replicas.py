@@ -71,22 +71,23 @@ class Place:
     pictures: tuple[TaskImages, ...]
 
 
-def contenders(quick: bool) -> list[Contender]:
+def contenders(options: argparse.Namespace) -> list[Contender]:
     """Ours, then Ray Serve in every form."""
     longest, short = RAY_QUEUES
-    if quick:
+    if options.quick:
         return [Contender(OURS), Contender("ray", longest)]
     faster = [Contender("ray", short, name, "openvino") for name in ("0", LEAST) if find_spec("openvino")]
-    merged = [Contender("ray", short, name) for name in MERGING]
+    merged = [Contender("ray", short, name) for name in options.merging.split(",") if name]
     return [Contender(OURS), Contender("ray", longest), Contender("ray", short), *merged, *faster]
 
 
 @contextmanager
 def ours(place: Place, policy: str) -> Iterator[ServedProcess]:
     """``fedstill serve --ray`` with its replicas, on a cluster of its own."""
+    asked = [one for one in place.arguments if not one.startswith("--schedules")]  # the profile names them
     with ray_cluster(REPLICAS) as address:
-        options = ("--profile", str(place.profile), "--ray", address, "--replicas", str(REPLICAS))
-        with ServedProcess(ServerOptions(place.state, (*place.arguments, *options)), policy) as server:
+        asked += ["--profile", str(place.profile), "--ray", address, "--replicas", str(REPLICAS)]
+        with ServedProcess(ServerOptions(place.state, tuple(asked)), policy) as server:
             yield server
 
 
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str]) -> None:
             ("synthetic",), (OURS,), (LOAD,), options.seeds, options.seconds, rate, equal=options.equal
         )
         for seed in range(options.seeds):
-            for contender in rotated(contenders(options.quick), seed):
+            for contender in rotated(contenders(options), seed):
                 shown.update(f"seed {seed}: {contender.name}")
                 rows.append(run_one(contender, place, test, seed))
     report(console, rows, rate, LOAD)
@@ -196,13 +197,15 @@ def main(arguments: Sequence[str]) -> None:
 
 def page(options: argparse.Namespace, text: str) -> str:
     """The results as a page."""
+    words = ["--state runs/serving_live", f"--seeds {options.seeds}"]
+    words += ["--equal"] if options.equal else []
+    words += [] if options.merging == ",".join(MERGING) else [f"--merging={options.merging}"]
     worth = "every query worth 1" if options.equal else "utilities as the thesis draws them"
     return (
         "# Two replicas beside Ray Serve's own batching\n\n"
-        f"`python benchmarks/serving/ray_replicas.py --state runs/serving_live{' --equal' if options.equal else ''}"
-        f" --seeds {options.seeds} --markdown docs/results/ray_replicas.md`: {cpu_model()}, {os.cpu_count()} cores for "
-        f"two replicas, their front and the load generator; {worth}; revision {git_revision()}. What is compared: the "
-        "first lines of the benchmark.\n\n"
+        f"`python benchmarks/serving/ray_replicas.py {' '.join(words)} --markdown docs/results/ray_replicas.md`: "
+        f"{cpu_model()}, {os.cpu_count()} cores for two replicas, their front and the load generator; {worth}; "
+        f"revision {git_revision()}. What is compared: the first lines of the benchmark.\n\n"
         f"```text\n{text.rstrip()}\n```\n"
     )
 
@@ -210,6 +213,9 @@ def page(options: argparse.Namespace, text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--equal", action="store_true", help="every query is worth 1")
+    parser.add_argument(
+        "--merging", default=",".join(MERGING), help="token schedules that Ray Serve runs, too"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=15.0)
     add_setting_options(parser)

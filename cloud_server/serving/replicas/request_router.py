@@ -11,7 +11,14 @@ import asyncio
 import time
 from typing import Any
 
-from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+from ray.serve.request_router import (
+    FIFOMixin,
+    PendingRequest,
+    ReplicaID,
+    ReplicaResult,
+    RequestRouter,
+    RunningReplica,
+)
 
 from fedstill.cloud_server.serving.replicas.passed_call import read_query
 from fedstill.cloud_server.serving.scheduling.price import AskedQuery, Standings
@@ -19,8 +26,13 @@ from fedstill.cloud_server.serving.scheduling.price import AskedQuery, Standings
 PAUSE_SECONDS = 0.005
 
 
-class PriceRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
-    """Sends a query to the replica where it earns most."""
+class PriceRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray has no types
+    """Sends a query to the replica where it earns most.
+
+    A task of Ray's that has found a replica gives it to the query that it asked for, or, if that one has left, to the
+    one that has waited longest. Without the mixin the latter would wait without end: of two tasks, Ray ends any one
+    if one query has left, also that of the query that still waits.
+    """
 
     def initialize_state(self, **arguments: Any) -> None:
         """Called by Ray once."""
@@ -48,6 +60,10 @@ class PriceRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         by_name = {str(one.replica_id): one for one in candidate_replicas}
         ordered = self._standings.order(list(by_name), _query(pending_request), time.monotonic())
         return [[by_name[name]] for name in ordered]
+
+    def _get_pending_request_matching_metadata(self, request_metadata: Any = None) -> PendingRequest | None:
+        """The mixin's hook: who is served before the one that has waited longest."""
+        return self._get_pending_request_matching_internal_request_id(request_metadata)
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
 
 from ray import serve
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
+from ray.serve.request_router import PendingRequest
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeStatus
 
 from fedstill.cloud_server.grpc.listen import ServerError
@@ -89,6 +90,49 @@ def test_the_router_prefers_the_cheaper_replica_and_lets_others_get_on() -> None
     assert pending.routing_context.should_backoff
     assert without == ["a", "b"]
     assert others > 0
+
+
+def test_a_query_whose_routing_task_is_ended_for_another_that_left_is_served() -> None:
+    """Ray ends a task when there are more of them than queries; it may be that of the query that still waits."""
+
+    async def route() -> str:
+        loop, looks = asyncio.get_running_loop(), list[asyncio.Future[int]]()
+
+        async def look(deadline_s: float) -> int:
+            looks.append(loop.create_future())
+            return await looks[-1]
+
+        router = PriceRouter(DeploymentID("replica"), DeploymentHandleSource.UNKNOWN)
+        router.initialize_state()
+        router.queue_len_response_deadline_s = router.max_queue_len_response_deadline_s = 60.0
+        router.update_replicas(
+            [SimpleNamespace(replica_id="a", routing_stats={}, max_ongoing_requests=9, get_queue_len=look)]
+        )
+
+        async def ask(number: int) -> Any:
+            call = plain_call(PassedCall(False, "ModelInfer", query=AskedQuery("cats")))
+            name = f"request-{number}"
+            pending = PendingRequest([call, b""], {}, RequestMetadata(name, name))
+            return await router._choose_replica_for_request(pending)
+
+        async def looked(count: int) -> None:
+            while len(looks) < count:
+                await asyncio.sleep(0)
+
+        await looked(1)
+        looks[0].set_result(0)  # Ray's own look at a new replica
+        leaving, staying = asyncio.create_task(ask(1)), asyncio.create_task(ask(2))
+        await looked(3)
+        leaving.cancel()
+        await asyncio.sleep(0.01)
+        looks[2].set_exception(
+            OSError("no answer")
+        )  # the task of the one that stays looks round, and is ended
+        await asyncio.sleep(0.05)
+        looks[1].set_result(0)
+        return str((await asyncio.wait_for(staying, 5)).replica_id)
+
+    assert asyncio.run(route()) == "a"
 
 
 class Cluster:
