@@ -6,6 +6,9 @@ at most, and is also run with a short queue, with that also with static token me
 queries travel as JSON over HTTP, ours over gRPC. The generator shares the cores with the servers, in all ways alike.
 Capacity is what our two replicas answer at all tokens to clients that wait.
 
+Ray Serve takes 16 queries per replica beside those in its queue. On a slow processor these are more than a deadline
+allows, so all its answers are late and the ratio says nothing: a run there needs smaller limits, which are not built.
+
     python benchmarks/serving/ray_replicas.py --state runs/serving_live --markdown docs/results/ray_replicas.md
 """
 
