@@ -142,13 +142,13 @@ def test_a_deadline_that_one_device_only_can_keep_decides() -> None:
 
 
 def test_a_slow_device_gets_less() -> None:
-    with World(paces=(1.0, 4.0)) as world:
+    with World(paces=(1.0, 6.0)) as world:
         for _ in range(300):
             world.ask(latency=5.0)
             time.sleep(0.7 * SECONDS)
         assert world.queues.wait_until_idle(20)
     ran = world.watcher.devices
-    assert ran["gpu:0"] > 1.5 * ran["gpu:1"] > 0
+    assert ran["gpu:0"] > 1.2 * ran["gpu:1"] > 0
     assert sum(ran.values()) == 300
 
 
