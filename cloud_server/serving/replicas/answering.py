@@ -130,10 +130,8 @@ class Answering:
         offers = {
             name: _offer(policy, task) for name, task in self._tasks.served.items() if _knows(policy, name)
         }
-        fastest = [choices.choices[0][0] for choices in offers.values() if choices.choices]
-        mean = sum(fastest) / len(fastest) if fastest else 0.0
         return Figures(
-            next(self._serials), policy.price, self._dispatcher.queued() * mean, self._busy.share(), offers
+            next(self._serials), policy.price, self._dispatcher.backlog(), self._busy.share(), offers
         )
 
     def close(self) -> None:

@@ -30,6 +30,11 @@ class Policy(ABC):
             for schedule in self.profile.useful_by_trunk[trunk]
         )
 
+    def least_seconds(self) -> float:
+        """Of a query in a full batch at its task's fastest schedule, mean of the tasks."""
+        tasks = range(len(self.profile.tasks))
+        return sum(self.offers(task)[0][0] for task in tasks) / len(tasks)
+
     def arrive(self, query: Query, now: float) -> Rejection | None:
         """`admit`, and at once `enqueue`: a query whose image needs no preparation."""
         rejection = self.admit(query, now)

@@ -118,13 +118,13 @@ class Dispatcher:
         return len(self._items)
 
     def backlog(self) -> float:
-        """Seconds of work: what is left of the running batch, and what waits, at the fastest schedule. Never 0 while a
+        """Seconds of work: what is left of the running batch, and what waits, at the fastest schedules. Never 0 while a
         batch runs, also if it should have ended."""
         running = max(SHORTEST_SECONDS, self._busy_until - self._clock()) if self._busy_until else 0.0
         return running + self._waiting_seconds()
 
     def _waiting_seconds(self) -> float:
-        return len(self._items) / self._policy.profile.fastest.throughput
+        return len(self._items) * self._policy.least_seconds()
 
     def submit(
         self,
