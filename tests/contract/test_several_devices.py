@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from helpers.two_trunks import (
     Weights,
     logits_of,
     opened,
+    plan_of,
     random_weights,
     served,
     wait_for,
@@ -45,13 +46,7 @@ class Place:
 
     def plan(self, **changes: Any) -> ServePlan:
         profile = Path(self.weights.profile(tuple(self.tasks), 0.004).partition("=")[2])
-        plan = ServePlan(
-            state=self.state, warmed=None, listen=("127.0.0.1", 0), web=("127.0.0.1", 0), rest=("127.0.0.1", 0),
-            policy="fedstill", authority=None, operators=frozenset(), weights=str(self.weights.file),
-            architecture=None, device=DEVICES, precision="fp32", backend="torch", profile=profile, schedules=None,
-            batches="1,4", images=(), val_images=6, seed=0, waiting=256, lame_duck_seconds=0.0, drain_seconds=5.0,
-        )  # fmt: skip
-        return replace(plan, **changes)
+        return plan_of(self.state, self.weights, profile, **{"device": DEVICES, **changes})
 
     def lines(self) -> list[dict[str, Any]]:
         """Of the decision log."""

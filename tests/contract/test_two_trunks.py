@@ -22,6 +22,7 @@ from helpers.two_trunks import (
     Weights,
     logits_of,
     opened,
+    plan_of,
     random_weights,
     served,
     wait_for,
@@ -60,14 +61,8 @@ class Place:
             Path(self.first.profile(("cats", "dogs"), 0.004).partition("=")[2]),
             Path(self.second.profile(("cars",), 0.006).partition("=")[2]),
         ]
-        plan = ServePlan(
-            state=self.state, warmed=None, listen=("127.0.0.1", 0), web=("127.0.0.1", 0), rest=("127.0.0.1", 0),
-            policy="fedstill", authority=None, operators=frozenset(), weights=str(self.first.file), architecture=None,
-            device="cpu", precision="fp32", backend="torch", profile=profiles[0], schedules=None, batches="1,4",
-            images=(), val_images=6, seed=0, waiting=256, lame_duck_seconds=0.0, drain_seconds=5.0,
-            others=(TrunkOptions(str(self.second.file), None, profiles[1]),),
-        )  # fmt: skip
-        return replace(plan, **changes)
+        others = (TrunkOptions(str(self.second.file), None, profiles[1]),)
+        return plan_of(self.state, self.first, profiles[0], **{"others": others, **changes})
 
     def logits(self, name: str, content: bytes, schedule: str) -> np.ndarray:
         """What the task's own trunk says, without a server."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,17 @@ def logits_of(weights: Weights, head: TaskParameters, content: bytes, schedule: 
 
 def opened(file: Path) -> Weights:
     return Weights(file, load_trunk(file))
+
+
+def plan_of(state: Path, weights: Weights, profile: Path, **changes: Any) -> ServePlan:
+    """Of a server on loopback with all its ports, and without a measurement."""
+    plan = ServePlan(
+        state=state, warmed=None, listen=("127.0.0.1", 0), web=("127.0.0.1", 0), rest=("127.0.0.1", 0),
+        policy="fedstill", authority=None, operators=frozenset(), weights=str(weights.file), architecture=None,
+        device="cpu", precision="fp32", backend="torch", profile=profile, schedules=None, batches="1,4",
+        images=(), val_images=6, seed=0, waiting=256, lame_duck_seconds=0.0, drain_seconds=5.0,
+    )  # fmt: skip
+    return replace(plan, **changes)
 
 
 @dataclass(frozen=True)
