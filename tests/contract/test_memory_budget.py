@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers.serve_process import draw_pictures
 from helpers.serving import png
-from helpers.two_trunks import Server, Weights, logits_of, opened, random_weights, served, wait_for
+from helpers.two_trunks import Server, Weights, logits_of, opened, plan_of, random_weights, served, wait_for
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
@@ -48,16 +48,9 @@ class Place:
     budget: int
 
     def plan(self, **changes: Any) -> ServePlan:
-        files = {name: one.file for name, one in self.weights.items()}
-        profiles = {name: self.profile(name) for name in files}
-        plan = ServePlan(
-            state=self.state, warmed=None, listen=("127.0.0.1", 0), web=("127.0.0.1", 0), rest=("127.0.0.1", 0),
-            policy="fedstill", authority=None, operators=frozenset(), weights=str(files["cats"]), architecture=None,
-            device="cpu", precision="fp32", backend="torch", profile=profiles["cats"], schedules=None, batches="1,4",
-            images=(), val_images=6, seed=0, waiting=64, lame_duck_seconds=0.0, drain_seconds=5.0,
-            others=(TrunkOptions(str(files["cars"]), None, profiles["cars"]),), memory_budget=self.budget,
-        )  # fmt: skip
-        return replace(plan, **changes)
+        others = (TrunkOptions(str(self.weights["cars"].file), None, self.profile("cars")),)
+        asked = {"waiting": 64, "others": others, "memory_budget": self.budget, **changes}
+        return plan_of(self.state, self.weights["cats"], self.profile("cats"), **asked)
 
     def profile(self, name: str) -> Path:
         """That says what runs the network: nothing has to be tried."""

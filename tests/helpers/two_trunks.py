@@ -94,7 +94,7 @@ def opened(file: Path) -> Weights:
     return Weights(file, load_trunk(file))
 
 
-def plan_of(state: Path, weights: Weights, profile: Path, **changes: Any) -> ServePlan:
+def plan_of(state: Path, weights: Weights, profile: Path, /, **changes: Any) -> ServePlan:
     """Of a server on loopback with all its ports, and without a measurement."""
     plan = ServePlan(
         state=state, warmed=None, listen=("127.0.0.1", 0), web=("127.0.0.1", 0), rest=("127.0.0.1", 0),
