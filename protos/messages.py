@@ -53,11 +53,13 @@ class HelloRequest:
         version: the cloud's fedstill.
         clip_format: ``datasets/audiovisual/clip_format.py`` as JSON: the classes, and the format of clips.
         settled: whether the device has the student that is meant for its clips as it has told of them: none is to come.
+        begun: whether a student is being made for it from now on: it should stay until that comes.
     """
 
     version: str
     clip_format: str
     settled: bool = field(default=False, metadata=NEW)
+    begun: bool = field(default=False, metadata=NEW)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -109,10 +109,20 @@ class NodeRegistry:
 
     def settled(self, client: int) -> None:
         """Tell a client's device that no student is to come, so that it need not wait; best effort."""
+        self._tell(client, replace(self.greeting, settled=True))
+
+    def begun(self, client: int) -> Future[None] | None:
+        """Tell a client's device that a student is being made for it, so that it stays; best effort. The first question
+        may be long in coming: others are before it, and what the device has told once is not asked again. What is
+        returned can be cancelled while it was not sent."""
+        return self._tell(client, replace(self.greeting, begun=True))
+
+    def _tell(self, client: int, greeting: HelloRequest) -> Future[None] | None:
         with self._changed:
             node = self._nodes.get(client)
-            if node is not None and not is_older(self._heard[node].version, version("fedstill")):
-                self._again.submit(self._tell_settled, node)
+            if node is None or is_older(self._heard[node].version, version("fedstill")):
+                return None
+            return self._again.submit(self._tell_node, node, greeting)
 
     @property
     def greeting(self) -> HelloRequest:
@@ -206,9 +216,9 @@ class NodeRegistry:
             if self._nodes.get(client) == node and self._heard[node] is before and hello.partition == client:
                 self._heard[node] = hello
 
-    def _tell_settled(self, node: int) -> None:
+    def _tell_node(self, node: int, greeting: HelloRequest) -> None:
         try:
-            self.exchange.ask(node, "query.hello", replace(self.greeting, settled=True), Hello, AGAIN_TIMEOUT)
+            self.exchange.ask(node, "query.hello", greeting, Hello, AGAIN_TIMEOUT)
         except DeviceFailure as failure:
             LOG.info("event=not_told node=%d reason=%s", node, failure)
 

@@ -135,6 +135,7 @@ class FleetService:
         try:
             begun = self._journal.visits.begin(visit)
             self._metrics.emit("visit", client=visit.client, visit=visit.visit, cause=visit.cause)
+            telling = self._registry.begun(visit.client)
             try:
                 outcome, reason, student = self._attempt(begun)
             except Stopped:
@@ -144,6 +145,8 @@ class FleetService:
                 if not self._exchange.is_open():  # no fault of the device's: it goes on where it was
                     return
                 outcome, reason, student = FAILED, f"{type(error).__name__}: {error}", visit.student
+            if telling is not None:
+                telling.cancel()  # it would have the device wait for nothing
             ended = self._journal.visits.end(begun, outcome, reason, student)
             if outcome == KEPT:
                 self._registry.settled(visit.client)

@@ -7,6 +7,7 @@ the heavy imports are inside the heavy handlers, and everything that must last i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedstill.common.atomic_files import PRIVATE, replace_file
-from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
+from fedstill.edge_client.folder import BEGUN_FILE, FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.node.change_note import announced
 from fedstill.edge_client.privacy.upload_log import note
 from fedstill.edge_client.students.pointer import confirm, version_in_use
@@ -48,6 +49,9 @@ def hello(message: Message, context: Context) -> Message:
     name = str(context.node_config.get("name", f"device{_partition(context)}"))
     if request.settled:
         confirm(folder / SHELF_FOLDER)
+    if request.begun:
+        with suppress(OSError):  # a full disk: the device leaves early, and comes again
+            (folder / BEGUN_FILE).touch()
     student = version_in_use(folder / SHELF_FOLDER)
     ours = version("fedstill")
     change = "" if is_older(request.version, ours) else announced(folder)

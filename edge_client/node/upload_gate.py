@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedstill.edge_client.folder import KNOWN_CLIPS_FILE, PAUSE_FILE, SHELF_FOLDER
+from fedstill.edge_client.folder import BEGUN_FILE, KNOWN_CLIPS_FILE, PAUSE_FILE, SHELF_FOLDER
 from fedstill.edge_client.link.monthly_bytes import MonthlyBytes
 from fedstill.edge_client.students.pointer import POINTER, version_in_use
 
@@ -33,7 +33,8 @@ SPREAD = 0.2
 """A pause is longer or shorter by up to this part: devices that began together, as after a power cut or when their
 coordinator came back, would for ever meet it all at once."""
 LONGEST_VISIT = 6 * 3600.0
-"""Seconds from a summary of the device's clips until its student is not waited for any longer."""
+"""Seconds from a summary of the device's clips, or from when it heard that a student is being made, until it does not
+wait for that any longer."""
 WINDOW = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?-([0-9]{1,2})(?::([0-9]{2}))?", re.ASCII)
 
 
@@ -158,14 +159,25 @@ class Contacts:
         return not self.resting
 
     def _is_awaited(self) -> bool:
-        """Whether the device has no student yet, or has told about its clips and not got the student for it."""
+        """Whether the device has no student yet, or has told about its clips or heard that a student is being made, and
+        not got it."""
         shelf = self._folder / SHELF_FOLDER
         if not version_in_use(shelf):
             return True
         try:
-            told = (self._folder / KNOWN_CLIPS_FILE).stat().st_mtime
             installed = (shelf / POINTER).stat().st_mtime
         except OSError:
             return False
         now = time.time()  # times that lie ahead are of a clock that was: they say nothing
-        return (told > installed or installed > now) and 0 <= now - told < LONGEST_VISIT
+        return any(
+            (told > installed or installed > now) and 0 <= now - told < LONGEST_VISIT
+            for told in map(_written, (self._folder / KNOWN_CLIPS_FILE, self._folder / BEGUN_FILE))
+        )
+
+
+def _written(file: Path) -> float:
+    """Seconds since 1970; long ago if it is not there."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0

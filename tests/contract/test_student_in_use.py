@@ -7,6 +7,8 @@ the judging speakers is put in its place: all right, or all wrong.
 from __future__ import annotations
 
 import itertools
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,14 @@ from fedstill.cloud_server.journal.fleet_state import read_fleet
 from fedstill.cloud_server.journal.job_key import JobKey
 from fedstill.cloud_server.journal.visit import KEPT, REQUESTED, SERVED
 from fedstill.datasets.audiovisual.store import PROFILES_FILE
-from fedstill.edge_client.folder import DATA_FOLDER
+from fedstill.edge_client.folder import DATA_FOLDER, KNOWN_CLIPS_FILE
 from fedstill.edge_client.node.upload_gate import Contacts
 from fedstill.edge_client.students.expected import expected_of
 from fedstill.models.audiovisual.network import AudioVisualNet
 
 pytestmark = pytest.mark.slow
 
-INSTALL = "train.install"
+INSTALL, PROTOTYPES = "train.install", "query.prototypes"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,6 +168,25 @@ def test_a_student_that_is_not_better_stays_away_and_the_operator_is_told(
     assert f"device0: {kept.reason}" in told
     events = CliRunner().invoke(cli, ["fleet", "events", "--state", str(running.run_dir)]).output
     assert f"hall keeps its student: {kept.reason}" in events
+
+
+def test_a_device_stays_from_the_beginning_of_its_visit(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first question may come late: others are before it, or all was told in an earlier visit that failed. A device
+    that left meanwhile was never served: every contact began the same work again, and ended before it."""
+    says(monkeypatch, right=False)
+    device = running.run_dir / "devices" / "0"
+    contacts = Contacts(device, 3600.0)
+    long_ago = time.time() - 7 * 3600
+    os.utime(device / KNOWN_CLIPS_FILE, (long_ago, long_ago))
+    assert not contacts._is_awaited()
+    running.grid.deaf.add((0, PROTOTYPES))  # as if it was not asked yet
+    running.journal.visits.ask([0])
+    running.until(contacts._is_awaited, "the device is told that a student is being made")
+    running.grid.deaf.clear()
+    running.serve(0, 1)
+    assert not contacts._is_awaited(), "it has its student"
 
 
 def test_the_student_in_use_is_judged_as_the_device_records_now(

@@ -99,7 +99,7 @@ def install_result(**changes: Any) -> InstallResult:
 
 
 MESSAGES: dict[str, object] = {
-    "HelloRequest": HelloRequest("0.1.0", "{}", settled=True),
+    "HelloRequest": HelloRequest("0.1.0", "{}", settled=True, begun=True),
     "GraphsRequest": GraphsRequest(JOB, StudentGraphs("{}", np.ones(9, np.uint8), np.ones(3, np.uint8))),
     "GraphsResult": GraphsResult(JOB),
     "Hello": Hello("device0", "0.1.0", 0, "ab" * 32),

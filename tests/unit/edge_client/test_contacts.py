@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedstill.edge_client.folder import KNOWN_CLIPS_FILE, SHELF_FOLDER
+from fedstill.edge_client.folder import BEGUN_FILE, KNOWN_CLIPS_FILE, SHELF_FOLDER
 from fedstill.edge_client.node import agent
 from fedstill.edge_client.node.agent import AgentSettings, run_agent
 from fedstill.edge_client.node.supernode import Link
@@ -92,6 +92,22 @@ def test_it_waits_for_the_student_that_is_being_made(
 ) -> None:
     os.utime(device / SHELF_FOLDER / POINTER, (time.time() - student_ago,) * 2)
     told(device, summary_ago)
+    assert Contacts(device, PAUSE).look(1e6) is stays
+
+
+@pytest.mark.parametrize(
+    ("student_ago", "begun_ago", "stays"),
+    [(600, 60, True), (60, 600, False), (2 * LONGEST_VISIT, LONGEST_VISIT + 60, False), (600, -YEAR, False)],
+)
+def test_it_waits_once_it_was_told_that_a_student_is_being_made(
+    student_ago: float, begun_ago: float, stays: bool, device: Path
+) -> None:
+    """What it has told once is not asked again, and the student may take longer than it is quiet."""
+    told(device, 3 * LONGEST_VISIT)
+    os.utime(device / SHELF_FOLDER / POINTER, (time.time() - student_ago,) * 2)
+    assert not Contacts(device, PAUSE).look(1e6)
+    (device / BEGUN_FILE).touch()
+    os.utime(device / BEGUN_FILE, (time.time() - begun_ago,) * 2)
     assert Contacts(device, PAUSE).look(1e6) is stays
 
 
