@@ -8,6 +8,11 @@ _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Control characters and line ends: names of files may have them, above all in a damaged zip."""
 
 
+def first_line(error: object) -> str:
+    """Of what an error says; its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class UserError(ValueError):
     """A mistake that the user can correct; one line that says what is wrong and what to do instead."""
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedstill.common.errors import RunError, UserError
+from fedstill.common.errors import RunError, UserError, first_line
 
 FAILED, MISTAKE = 1, 2
 """Exit codes."""
@@ -47,5 +47,5 @@ def typed_command() -> str:
 
 def say_in_one_line(what: str, error: BaseException) -> None:
     """The first line of an error, after the kind of end."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = first_line(error)
     errors.print(f"[red]{what}:[/] {escape(line)}", highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from fedstill.cloud_server.journal.traffic import wire_bytes
 from fedstill.cloud_server.journal.visit import KEPT, LOST, SERVED, Visit
-from fedstill.common.errors import ConfigError, RunError
+from fedstill.common.errors import ConfigError, RunError, first_line
 from fedstill.common.folder_lock import in_use
 from fedstill.common.run_layout import JOURNAL_FILE, LOOKED_FILE, PLAN_FILE, STATUS_FILE, TRAFFIC_FILE
 
@@ -187,7 +187,7 @@ def _by_sqlalchemy(url: str) -> Iterator[Asked]:
     try:
         engine = create_engine(url)
     except (ImportError, SQLAlchemyError) as error:  # no driver of the database, or no URL of one
-        raise RunError(f"journal: {str(error).splitlines()[0]}") from error
+        raise RunError(f"journal: {first_line(error)}") from error
     try:
         with engine.connect() as connection:
 
@@ -196,12 +196,12 @@ def _by_sqlalchemy(url: str) -> Iterator[Asked]:
                     return [dict(row._mapping) for row in connection.execute(text(query))]
                 except SQLAlchemyError as error:
                     connection.rollback()  # else no later query is answered
-                    raise RunError(f"journal: {str(error).splitlines()[0]}") from error
+                    raise RunError(f"journal: {first_line(error)}") from error
 
             yield ask
         engine.dispose()
     except SQLAlchemyError as error:
-        raise RunError(f"journal: {str(error).splitlines()[0]}") from error
+        raise RunError(f"journal: {first_line(error)}") from error
 
 
 def _newer(asked: Asked, query: str) -> list[Row]:

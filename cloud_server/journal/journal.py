@@ -40,7 +40,7 @@ from fedstill.cloud_server.journal.tables import (
 from fedstill.cloud_server.journal.teachers import Teachers
 from fedstill.cloud_server.journal.visits import Visits
 from fedstill.cloud_server.migrations.upgrade import JOURNAL, NewerSchema, upgrade
-from fedstill.common.errors import RunError
+from fedstill.common.errors import RunError, first_line
 from fedstill.common.run_layout import JOURNAL_FILE
 from fedstill.protos.messages import PrototypeUpload
 
@@ -85,7 +85,7 @@ class Journal:
             self._engine = _engine(url)
             upgrade(self._engine, JOURNAL)
         except (SQLAlchemyError, ImportError, NewerSchema) as error:
-            raise JournalError(f"journal {_without_password(url)}: {str(error).splitlines()[0]}") from error
+            raise JournalError(f"journal {_without_password(url)}: {first_line(error)}") from error
 
     def close(self) -> None:
         self._engine.dispose()

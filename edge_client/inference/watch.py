@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fedstill.common.errors import DataError
+from fedstill.common.errors import DataError, first_line
 from fedstill.edge_client.inference.clip_files import clips_among, files_of_clip
 from fedstill.edge_client.inference.cloud_inference import NoAnswer
 from fedstill.edge_client.inference.finished_clips import Finish
@@ -187,7 +187,7 @@ def _answer(classify: Classify, path: Path) -> dict[str, Any]:
         return {"clip": path.name, **classify(path)}
     except (ValueError, OSError, NoAnswer) as error:  # DataError is a ValueError
         LOG.warning("event=clip_failed clip=%s reason=%s", json.dumps(path.name), error)
-        return {"clip": path.name, "error": (str(error).splitlines() or [type(error).__name__])[0]}
+        return {"clip": path.name, "error": first_line(error)}
     except Exception as error:  # a defect of ours that one clip triggers must not stop the others
         LOG.exception("event=clip_broke_us clip=%s", json.dumps(path.name))
         return {"clip": path.name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}

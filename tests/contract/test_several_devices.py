@@ -28,6 +28,7 @@ from helpers.two_trunks import (
 
 from fedstill.client.serving_client import ServingAddress, ServingClient, ServingError
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
+from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.errors import ConfigError
 from fedstill.models.vit.task_bank import TaskParameters
@@ -149,6 +150,42 @@ def test_nobody_goes_without_an_answer_while_tasks_come_and_go(place: Place, ser
     assert set(answered) == {3}
 
 
+def test_a_change_that_one_device_cannot_take_is_taken_by_none(
+    place: Place, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one task would be answered by two versions, as the device has it that a query goes to."""
+    trunk, head = place.weights.trunk.fingerprint, place.weights.head(5, 11)
+    parts, swap, swaps = (head.head_weight.numpy(), head.head_bias.numpy()), Engine.swap, list[Engine]()
+
+    def only_the_first(engine: Engine, tasks: dict[str, TaskParameters]) -> None:
+        if engine not in swaps:
+            swaps.append(engine)
+        if engine is not swaps[0] and len(tasks["cats"].class_names) == 5:
+            raise RuntimeError("CUDA out of memory")
+        swap(engine, tasks)
+
+    with ServingClient(ServingAddress(server.target)) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "swap", only_the_first)
+            for name in 2 * ("cats",):
+                with pytest.raises(ServingError, match="not every device can serve this: CUDA out of memory"):
+                    client.register_task(
+                        name, head.class_names, *parts, trunk=trunk, latency_ms=LATENCY_MS, accuracy=0.9
+                    )
+                sizes = {
+                    len(client.make_query("cats", png(n), latency_ms=LATENCY_MS).logits) for n in range(20)
+                }
+                assert sizes == {3}
+        client.register_task(
+            "cats", head.class_names, *parts, trunk=trunk, latency_ms=LATENCY_MS, accuracy=0.9
+        )
+        assert len(client.make_query("cats", png(), latency_ms=LATENCY_MS).logits) == 5
+        registry = TaskRegistry(place.state)
+        registry.activate("cats", 1)
+        registry.close()
+        wait_for(lambda: len(client.make_query("cats", png(), latency_ms=LATENCY_MS).logits) == 3)
+
+
 def test_page_and_metrics_count_both(place: Place, server: Server) -> None:
     web = f"http://127.0.0.1:{server.ports.web}"
     with httpx.stream("GET", f"{web}/events") as events:
@@ -171,6 +208,9 @@ def test_page_and_metrics_count_both(place: Place, server: Server) -> None:
         ({"device": "cpu:0,tpu"}, "'tpu' is not here"),
         ({"device": "cpu:0,"}, "'' is not here"),
         ({"device": "cpu:0,meta"}, "'meta' is not here"),
+        ({"device": "cpu:0,cpu:256"}, "'cpu:256' is not here"),  # for torch it is cpu:0
+        ({"device": "cpu:128"}, "'cpu:128' is not here"),
+        ({"device": "cpu:00"}, "'cpu:00' is not here"),
         ({"device": DEVICES, "memory_budget": 10**9}, "--memory-budget goes with one device"),
         ({"device": DEVICES, "warmed": Path("warmed")}, "--warmed goes with one device"),
     ],

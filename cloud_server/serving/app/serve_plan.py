@@ -118,7 +118,7 @@ class ServePlan:
                 raise ConfigError(f"--device: {name!r} is not here: use auto, cpu or cuda, or cuda:0,cuda:1")
         if len(self.devices) == 1:
             return
-        if "auto" in self.devices or len({_full(name) for name in self.devices}) < len(self.devices):
+        if "auto" in self.devices or len(set(map(_place, self.devices))) < len(self.devices):
             raise ConfigError(
                 f"--device {self.device}: name each of several devices once, such as cuda:0,cuda:1"
             )
@@ -138,14 +138,18 @@ def is_here(name: str) -> bool:
         device = torch.device(name)
     except RuntimeError:  # no name of a device
         return False
+    index = device.index or 0
+    if ":" in name and name != f"{device.type}:{index}":  # torch takes cpu:256 for cpu:0
+        return False
     if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    return device.type == "cpu"
+        return torch.cuda.is_available() and 0 <= index < torch.cuda.device_count()
+    return device.type == "cpu" and index >= 0
 
 
-def _full(name: str) -> str:
+def _place(name: str) -> tuple[str, int]:
     """With its number: cuda is cuda:0."""
-    return name if ":" in name else f"{name}:0"
+    device = torch.device(name)
+    return device.type, device.index or 0
 
 
 def _live_policies() -> tuple[str, ...]:

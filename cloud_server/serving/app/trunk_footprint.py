@@ -14,6 +14,7 @@ from fedstill.cloud_server.serving.engine.openvino_backend import graph_bytes, m
 from fedstill.cloud_server.serving.server.residency import Footprint
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.common.errors import first_line
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.without_weights import weight_bytes
 
@@ -42,7 +43,7 @@ class FootprintFile:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            LOG.warning("event=footprint_unreadable file=%s reason=%r", self.file, str(error).splitlines()[0])
+            LOG.warning("event=footprint_unreadable file=%s reason=%r", self.file, first_line(error))
             return None
         return found if found.bytes > 0 and 0 < found.seconds < float("inf") else None
 

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from fedstill.cloud_server.serving.endpoints.image_inputs import LENGTH, elements
 from fedstill.cloud_server.serving.endpoints.infer_parameters import OURS, value_of
 from fedstill.cloud_server.serving.endpoints.refusals import bad
+from fedstill.common.errors import first_line
 from fedstill.protos import open_inference_pb2 as pb
 
 BINARY_SIZE, BINARY, BINARY_OUTPUT = "binary_data_size", "binary_data", "binary_data_output"
@@ -53,7 +54,7 @@ def read_json(content: bytes) -> dict[str, Any]:
         if b"\\ud" in content or b"\\uD" in content:  # perhaps half of a pair, which no message can hold
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise bad("body", f"not JSON ({str(error).splitlines()[0]})") from None
+        raise bad("body", f"not JSON ({first_line(error)})") from None
     return _object(found, "body")
 
 

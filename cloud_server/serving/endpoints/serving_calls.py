@@ -32,6 +32,7 @@ from fedstill.cloud_server.serving.server.served_tasks import (
 )
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.common.dataclass_codec import from_plain, to_plain
+from fedstill.common.errors import first_line
 from fedstill.models.vit.preprocess_settings import Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
 from fedstill.models.vit.task_outputs import TENSORS, Output
@@ -195,4 +196,4 @@ def _parameters(request: own.RegisterTaskRequest, usual: Preprocess) -> TaskPara
     except KeyError as error:
         raise bad("parameters", f"have no {error.args[0]}") from None
     except ValueError as error:
-        raise bad("parameters", str(error).splitlines()[0]) from None
+        raise bad("parameters", first_line(error)) from None

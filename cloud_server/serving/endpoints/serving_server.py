@@ -29,6 +29,7 @@ from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_SERVICE
 from fedstill.cloud_server.serving.endpoints.serving_service import Service
 from fedstill.cloud_server.serving.endpoints.starting import StartingHandlers, StartProgress
 from fedstill.cloud_server.serving.server.free_memory import FreeMemory
+from fedstill.common.errors import first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ async def watch(tasks: Watched) -> None:
             await asyncio.to_thread(memory.give_back)
             await asyncio.to_thread(tasks.refresh)
         except SQLAlchemyError as error:  # the database may be back the next time
-            LOG.error("event=registry_unreadable reason=%r", str(error).splitlines()[0])
+            LOG.error("event=registry_unreadable reason=%r", first_line(error))
         except Exception:  # whatever it is, the next look may succeed
             LOG.exception("event=refresh_failed")
 

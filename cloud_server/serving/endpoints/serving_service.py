@@ -22,6 +22,7 @@ from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatisti
 from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.traces import Traces
+from fedstill.common.errors import first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def _in_words(name: str, call: Call) -> Call:
         except RequestError:
             raise
         except SQLAlchemyError as error:
-            LOG.error("event=registry_unreadable call=%s reason=%r", name, str(error).splitlines()[0])
+            LOG.error("event=registry_unreadable call=%s reason=%r", name, first_line(error))
             text = "the task registry's database does not answer: ask again"
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "", text, RETRY_MS) from None
         except Exception:

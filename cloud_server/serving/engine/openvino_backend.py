@@ -23,6 +23,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from fedstill.common.errors import first_line
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import TokenSchedule
 from fedstill.models.vit.without_weights import weight_bytes
@@ -62,7 +63,7 @@ def why_not(
     try:
         able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except Exception as error:  # of whatever kind: a package that does not fit this machine
-        return f"the package cannot be used here ({_short(error)})"
+        return f"the package cannot be used here ({first_line(error)})"
     if precision == "bf16" and "BF16" not in able:
         return "this processor does not multiply bf16: use --precision fp32"
     if not _fitting_sizes(net, schedules, maximum_batch, memory):
@@ -217,10 +218,6 @@ def forget_traces() -> None:
         torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
         torch.jit._state._clear_class_state()
     gc.collect()
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _CORES: list[Any] = []

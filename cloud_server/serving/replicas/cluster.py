@@ -17,7 +17,7 @@ from fedstill.cloud_server.grpc.listen import ServerError
 from fedstill.cloud_server.serving.replicas.front import ReplicaFailed, ReplicaLost, Replicas
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call
 from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan, plain_replica_plan
-from fedstill.common.errors import ConfigError
+from fedstill.common.errors import ConfigError, first_line
 from fedstill.common.option_values import address
 
 LOG = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def join_cluster(place: str) -> None:
             configure_logging=False,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ServerError(f"--ray {place}: {_line(error)}") from None
+        raise ServerError(f"--ray {place}: {first_line(error)}") from None
 
 
 def _check_head(place: str) -> None:
@@ -169,7 +169,7 @@ class RayReplicas(Replicas):
         try:
             serve.delete(APPLICATION)
         except Exception as error:  # the cluster may have gone before
-            LOG.warning("event=replicas_not_removed reason=%r", _line(error))
+            LOG.warning("event=replicas_not_removed reason=%r", first_line(error))
 
     def refresh(self) -> bool:
         from ray import serve
@@ -180,7 +180,7 @@ class RayReplicas(Replicas):
         except Exception as error:  # the cluster's head may be back the next time
             self._failures += 1
             if self._failures == MOST_FAILURES:
-                LOG.error("event=cluster_lost reason=%r", _line(error))
+                LOG.error("event=cluster_lost reason=%r", first_line(error))
                 self.running = 0
             return self.running != before
         self._failures = 0
@@ -202,13 +202,13 @@ class RayReplicas(Replicas):
             response.cancel()
             raise
         except (ActorDiedError, RayActorError, RayServeException) as error:
-            LOG.warning("event=replica_lost method=%s reason=%r", call.method, _line(error))
+            LOG.warning("event=replica_lost method=%s reason=%r", call.method, first_line(error))
             raise ReplicaLost from None
         except RayTaskError as error:
             LOG.error("event=replica_failed method=%s reason=%r", call.method, _last_line(error))
             raise ReplicaFailed from None
         except RayError as error:
-            LOG.warning("event=replica_lost method=%s reason=%r", call.method, _line(error))
+            LOG.warning("event=replica_lost method=%s reason=%r", call.method, first_line(error))
             raise ReplicaLost from None
 
     def _reason(self, error: Exception) -> str:
@@ -221,10 +221,6 @@ class RayReplicas(Replicas):
         except Exception:
             texts = []
         return _last_line(texts[0] if texts else error)
-
-
-def _line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _last_line(error: object) -> str:

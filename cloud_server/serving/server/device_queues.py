@@ -76,17 +76,22 @@ class DeviceQueues:
             one.stop()
 
     def _best(self, query: AskedQuery) -> int:
-        """Of those that earn as much as the best one, or nearly, the one with the least work."""
-        work = [one.backlog() for one in self._dispatchers]
-        worth = [
-            net_earning(_figures(one, query.task), query, waiting)
-            for one, waiting in zip(self._dispatchers, work, strict=True)
-        ]
-        best = max(worth)
+        """Of those that earn as much as the best one, or nearly, the one with the least work.
+
+        An engine that fails is idle again at once. So one that has failed lately gets nothing while another has not.
+        """
+        places = range(len(self._dispatchers))
+        healthy = [place for place in places if not self._dispatchers[place].failing] or places
+        work = {place: self._dispatchers[place].backlog() for place in healthy}
+        worth = {
+            place: net_earning(_figures(self._dispatchers[place], query.task), query, waiting)
+            for place, waiting in work.items()
+        }
+        best = max(worth.values())
         least = best - TOLERANCE * abs(best)
-        equal = [place for place, one in enumerate(worth) if one >= least]
         # None are equal if a worth is no number: then only the work counts.
-        return min(equal or range(len(worth)), key=lambda place: work[place])
+        equal = [place for place in healthy if worth[place] >= least] or healthy
+        return min(equal, key=lambda place: work[place])
 
 
 def _figures(dispatcher: Dispatcher, task: str) -> Figures:

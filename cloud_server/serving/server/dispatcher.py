@@ -35,6 +35,8 @@ QUIET_SECONDS = 0.5
 """Seconds after which a policy without queries is asked again: it may have to notice that the load is gone."""
 SHORTEST_SECONDS = 1e-9
 """No batch takes no time, whatever the clock's resolution."""
+FIRST_REST, LONGEST_REST = 1.0, 60.0
+"""Seconds for which an engine that has failed counts as failing, doubled with every further failure in a row."""
 LEAST_UTILITY = 1e-6
 """A query that is worth nothing is still answered if there is time."""
 
@@ -89,6 +91,7 @@ class Dispatcher:
         self._idle_work: deque[Callable[[], None]] = deque()
         self._following = 0
         self._busy_until = 0.0  # as the policy expects; 0 while no batch runs
+        self._failures, self._failing_until = 0, 0.0
         self._draining = self._stopping = False
         self._thread: threading.Thread | None = None
         self.versions: Mapping[str, int] = {}
@@ -112,6 +115,11 @@ class Dispatcher:
     def engines(self) -> int:
         """How many batches can run at once."""
         return 1
+
+    @property
+    def failing(self) -> bool:
+        """Whether the engine has failed lately and not answered since: whoever can, should go elsewhere for a while."""
+        return self._failures > 0 and self._clock() < self._failing_until
 
     def queued(self) -> int:
         """Queries that wait."""
@@ -387,8 +395,14 @@ class Dispatcher:
                 [image for _, image in ready], [item.request.task for item, _ in ready], batch.schedule.name
             )
         except Exception:
-            LOG.exception("event=engine_failed schedule=%s size=%d", batch.schedule.name, len(ready))
+            LOG.exception(
+                "event=engine_failed schedule=%s size=%d device=%s",
+                batch.schedule.name, len(ready), self.device or "only",
+            )  # fmt: skip
+            rest = min(LONGEST_REST, FIRST_REST * 2.0**self._failures)
+            self._failures, self._failing_until = self._failures + 1, self._clock() + rest
             return self._since(started), None
+        self._failures = 0
         return self._since(started), results
 
     def _since(self, started: float) -> float:

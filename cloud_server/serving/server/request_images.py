@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.predictions import ImageError
-from fedstill.common.errors import DataError
+from fedstill.common.errors import DataError, first_line
 from fedstill.datasets.decoding.image_files import read_image
 from fedstill.models.vit.preprocess import image_tensor
 from fedstill.models.vit.preprocess_settings import Preprocess
@@ -68,7 +68,7 @@ def _count_pixels(content: bytes) -> int:
     except UnidentifiedImageError:
         raise ImageError("neither JPEG nor PNG") from None
     except Exception as error:  # damaged files make Pillow raise nearly everything
-        raise ImageError(f"cannot be read ({_short(error)})") from None
+        raise ImageError(f"cannot be read ({first_line(error)})") from None
     if width * height > LARGEST_PIXELS:
         raise ImageError(f"{width} x {height} pixels are more than {LARGEST_PIXELS}")
     return width * height
@@ -79,7 +79,3 @@ def _decode(content: bytes) -> npt.NDArray[np.uint8]:
         return read_image(Path("encoded"), content)
     except DataError as error:
         raise ImageError(str(error)) from None
-
-
-def _short(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

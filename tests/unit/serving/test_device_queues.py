@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,35 @@ def test_a_slow_device_gets_less() -> None:
     ran = world.watcher.devices
     assert ran["gpu:0"] > 1.2 * ran["gpu:1"] > 0
     assert sum(ran.values()) == 300
+
+
+def test_a_broken_device_does_not_draw_all_queries_and_is_tried_again() -> None:
+    """It fails at once, so it is the one with the least work."""
+    with World() as world:
+        broken, works = threading.Event(), world.dispatchers[0]._infer
+        broken.set()
+
+        def infer(*batch: Any) -> Any:
+            if broken.is_set():
+                raise RuntimeError("an illegal memory access was encountered")
+            return works(*batch)
+
+        world.dispatchers[0]._infer = infer
+        for _ in range(100):
+            world.ask()
+            assert world.queues.wait_until_idle(10)
+        failed = [one for (one,) in world.outcomes if isinstance(one, Rejection)]
+        assert 1 <= len(failed) <= 3
+        assert world.dispatchers[0].failing
+        world.dispatchers[1]._infer = infer  # both: somebody has to be asked
+        world.ask()
+        assert world.queues.wait_until_idle(10)
+        broken.clear()
+        end = time.monotonic() + 20
+        while any(one.failing for one in world.dispatchers) or not world.watcher.devices["gpu:0"]:
+            assert time.monotonic() < end
+            world.ask()
+            time.sleep(0.01)
 
 
 def test_a_client_that_leaves_takes_nobody_else_away() -> None:
