@@ -1,9 +1,8 @@
 """One request to one node over a Flower grid: an answer in time, or a reason in one line. It never hangs.
 
-Replies are matched by message id, because an error made by the SuperLink carries the SuperLink's node id.
-Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time. One
-look for replies is for all of them: with a look for each, thirty that wait keep both sides busy, and a reply that is
-not taken in time is lost when its node goes offline (Flower then makes an error of it).
+Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time, but not
+looks for replies. Flower's look ends when the whole reply is there, however slow the device's link is: so each
+message has looks of its own, in threads of their own, and nobody else waits for that link.
 
 A connection that breaks at the wrong moment loses a request or its reply for ever: Flower's SuperNode says so in its
 own log and goes on, and nobody tells us. But it takes one message at a time, the oldest first. So whoever has waited
@@ -18,6 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,6 +36,10 @@ PROBE_SECONDS = 20.0
 """Then a device is asked for a sign of life, and again after twice as long: long work gets few of them."""
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
 """A simulated device answers at once; a real one takes seconds, and every look costs both sides a request."""
+ARRIVAL_SECONDS = 15.0
+"""At most so long after a reply has come in whole, Flower's look ends: it looks for the missing parts every 12 s."""
+MOST_LOOKS = 256
+"""Looks at a time. Those that nobody waits for any more end when Flower forgets the reply, after three minutes."""
 LOST = (3, 4, 5, 8)
 """Flower's codes for a message, a reply or a node that is not there any more, and for an app that died."""
 GRACE_SECONDS = 30.0
@@ -75,9 +79,8 @@ class Exchange:
     timeout: float
     probe: HelloRequest | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _waiting: set[str] = field(default_factory=set)
-    _arrived: dict[str, Message] = field(default_factory=dict)
-    _looked: float = 0.0
+    _looks: dict[str, Future[Message | None]] = field(default_factory=dict)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MOST_LOOKS, "reply"))
 
     def ask(
         self, node: int, action: str, request: object, expect: type[Reply], timeout: float | None = None
@@ -129,16 +132,16 @@ class Exchange:
         end, pause = time.monotonic() + timeout, POLL_SECONDS
         reply = self._reply(request)
         while reply is None:
-            left = end - time.monotonic()
-            if left <= 0:
+            left = max(0.0, end - time.monotonic())
+            if not left and request not in self._looks:  # else the reply is coming in, which Flower ends if it stops
                 raise DeviceLost(f"no reply within {timeout:.0f} s")
-            if signs.of_life(left, pause):
-                reply = self._reply(request)  # it came in between the two looks
+            if signs.of_life(left):
+                reply = self._reply(request, ARRIVAL_SECONDS)  # it came in between the two looks, or during one
                 if reply is None:
                     raise DeviceLost("the request or its reply was lost on the way")
                 break
-            time.sleep(min(pause, max(0.0, end - time.monotonic())))
-            reply = self._reply(request, pause)
+            time.sleep(min(pause, left))
+            reply = self._reply(request)
             pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
         return reply
 
@@ -146,39 +149,35 @@ class Exchange:
         """The message's id; empty if it was not accepted."""
         with self.lock:
             message = Message(content, node, action, ttl=timeout + GRACE_SECONDS)
-            message_id = next(iter(self.grid.push_messages([message])), "")
-            if message_id:
-                self._waiting.add(message_id)
-            return message_id
+            return next(iter(self.grid.push_messages([message])), "")
 
-    def _reply(self, message_id: str, pause: float = 0.0) -> Message | None:
-        """Its reply, if that is there; no new look if anybody has looked within ``pause`` seconds."""
-        with self.lock:
-            if message_id not in self._arrived and time.monotonic() - self._looked >= pause:
-                for reply in self._pulled():
-                    self._arrived[reply.metadata.reply_to_message_id] = reply
-                self._waiting -= self._arrived.keys()
-                self._looked = time.monotonic()
-            return self._arrived.pop(message_id, None)
+    def _reply(self, message_id: str, patience: float = LONGEST_POLL_SECONDS) -> Message | None:
+        """Its reply, if that is there.
 
-    def _pulled(self) -> Iterable[Message]:
-        """The replies that are there.
-
-        One that cannot be read takes all of its look with it: Flower has deleted them. That is no failure of whoever
-        looked; a probe that is answered says that they are lost, and they are asked for again.
+        Args:
+            message_id: nobody else asks for it at the same time.
+            patience: seconds to wait for a look that goes on because the reply comes in slowly. Later it still goes on,
+                and the next call waits for it.
         """
+        look = self._looks.pop(message_id, None) or self._pool.submit(self._pulled, message_id)
+        wait([look], patience)
+        if look.done():
+            return look.result()
+        self._looks[message_id] = look
+        return None
+
+    def _pulled(self, message_id: str) -> Message | None:
+        """The reply; a device that sends one that cannot be read has sent none, and Flower has deleted it."""
         try:
-            return self.grid.pull_messages(sorted(self._waiting))
+            return next(iter(self.grid.pull_messages([message_id])), None)
         except ValueError as error:
-            LOG.warning("event=replies_unreadable reason=%s", json.dumps(str(error)))
-            return ()
+            LOG.warning("event=reply_unreadable reason=%s", json.dumps(str(error)))
+            return None
 
     def _forget(self, message_ids: Iterable[str]) -> None:
         """Nobody waits for these any more."""
-        with self.lock:
-            for message_id in message_ids:
-                self._waiting.discard(message_id)
-                self._arrived.pop(message_id, None)
+        for message_id in message_ids:
+            self._looks.pop(message_id, None)
 
 
 class _Signs:
@@ -190,18 +189,13 @@ class _Signs:
         self._next = time.monotonic() + self._pause
         self.sent: list[str] = []
 
-    def of_life(self, left: float, pause: float) -> bool:
-        """Look, and send another probe when it is time.
-
-        Args:
-            left: how many seconds anybody still waits.
-            pause: as of ``Exchange._reply``.
-        """
+    def of_life(self, left: float) -> bool:
+        """Look, and send another probe when it is time; ``left`` is how many seconds anybody still waits."""
         probe = self._exchange.probe
         if probe is None:
             return False
         for message_id in self.sent:
-            reply = self._exchange._reply(message_id, pause)
+            reply = self._exchange._reply(message_id)
             superlinks_words = reply and reply.has_error() and reply.error.code in LOST
             if reply and not superlinks_words:
                 return True

@@ -5,8 +5,10 @@ Flower's SuperNode takes one message at a time, the oldest first. ``Nodes`` does
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,14 +76,19 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_line, "AGAIN_SECONDS", 0.01)
 
 
-class Looked(Nodes):
-    """Counts the looks for replies."""
+class SlowLink(Nodes):
+    """A reply is there, but has to come in over its device's link: a look that finds it ends once it has."""
 
-    looks = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.coming = threading.Event()
+        self.slow = WORK
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        self.looks += 1
-        return super().pull_messages(list(message_ids))
+        found = list(super().pull_messages(message_ids))
+        if any(reply.metadata.message_type == self.slow for reply in found):
+            assert self.coming.wait(20)
+        return found
 
 
 def asking(grid: Nodes, timeout: float = 20.0) -> tuple[int, Exchange]:
@@ -159,20 +166,56 @@ def test_real_fleets_are_in_order_and_simulations_are_not() -> None:
     assert not in_order(Nodes())
 
 
-def test_one_look_for_replies_is_for_all_who_wait() -> None:
-    grid = Looked()
+def test_a_reply_that_comes_in_slowly_keeps_nobody_else_waiting() -> None:
+    grid = SlowLink()
     node, asked = asking(grid)
-    first, second = (asked._send(node, WORK, encode(ASKED), 20.0) for _ in range(2))
-    assert asked._reply(first) is not None
-    assert asked._reply(second, pause=60.0) is not None
-    assert grid.looks == 1
-    third = asked._send(node, WORK, encode(ASKED), 20.0)
-    assert asked._reply(third, pause=60.0) is None, "it is too early for another look"
-    assert asked._reply(third) is not None
+    with ThreadPoolExecutor() as pool:
+        slow = [pool.submit(asked.ask, node, WORK, ASKED, Hello, 4 * PROBE) for _ in range(3)]
+        while grid.sent.count(WORK) < 3:
+            time.sleep(0.01)
+        for _ in range(3):
+            asked.ask(node, "query.hello", ASKED, Hello)
+            assert asked.online() == {node}
+        assert not any(one.done() for one in slow)
+        grid.coming.set()
+        assert [one.result(20)[0].name for one in slow] == ["worked"] * 3
+
+
+def test_a_reply_that_is_coming_in_when_the_time_is_over_is_waited_for() -> None:
+    node, found = asking(grid := SlowLink(), timeout=2 * PROBE)
+    found.probe = None
+    threading.Timer(6 * PROBE, grid.coming.set).start()
+    reply, _ = found.ask(node, WORK, ASKED, Hello)
+    assert reply.name == "worked"
+
+
+def test_a_reply_that_was_cut_off_on_its_way_is_lost_once_the_device_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flower itself waits for the rest for three minutes."""
+    monkeypatch.setattr(exchange, "ARRIVAL_SECONDS", 5 * PROBE)
+    node, found = asking(grid := SlowLink())
+    begun = time.monotonic()
+    with pytest.raises(DeviceLost, match="lost on the way"):
+        found.ask(node, WORK, ASKED, Hello)
+    assert 5 * PROBE < time.monotonic() - begun < 10
+    grid.slow = ""
+    reply, _ = found.ask(node, WORK, ASKED, Hello)
+    assert reply.name == "worked"
+    grid.coming.set()
+
+
+def test_a_reply_whose_last_part_flower_has_not_looked_for_yet_is_not_lost() -> None:
+    """The device goes on as soon as it has sent the last part, and Flower looks again some seconds later."""
+    node, found = asking(grid := SlowLink())
+    threading.Timer(8 * PROBE, grid.coming.set).start()
+    reply, _ = found.ask(node, WORK, ASKED, Hello)
+    assert reply.name == "worked"
+    assert grid.sent.count(WORK) == 1
 
 
 class Unreadable(Nodes):
-    """The first look finds a reply that cannot be read; Flower has deleted that one and all others of the look."""
+    """The first look finds a reply that cannot be read; Flower has deleted it."""
 
     looks = 0
 
