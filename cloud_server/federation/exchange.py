@@ -1,7 +1,7 @@
 """One request to one node over a Flower grid: an answer in time, or a reason in one line. It never hangs.
 
-Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time, but not
-looks for replies. Flower's look ends when the whole reply is there, however slow the device's link is: so each
+Several personalisation jobs ask at the same time from their own threads; a lock keeps the grid to one at a time, but
+not looks for replies. Flower's look ends when the whole reply is there, however slow the device's link is: so each
 message has looks of its own, in threads of their own, and nobody else waits for that link.
 
 A connection that breaks at the wrong moment loses a request or its reply for ever: Flower's SuperNode says so in its
@@ -133,10 +133,11 @@ class Exchange:
         reply = self._reply(request)
         while reply is None:
             left = max(0.0, end - time.monotonic())
-            if not left and request not in self._looks:  # else the reply is coming in, which Flower ends if it stops
+            coming_in = request in self._looks  # Flower ends that if it stops
+            if not left and not coming_in:
                 raise DeviceLost(f"no reply within {timeout:.0f} s")
             if signs.of_life(left):
-                reply = self._reply(request, ARRIVAL_SECONDS)  # it came in between the two looks, or during one
+                reply = self._reply(request, ARRIVAL_SECONDS)  # it came in between the looks, or still does
                 if reply is None:
                     raise DeviceLost("the request or its reply was lost on the way")
                 break
