@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import re
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -308,6 +310,43 @@ def test_a_look_at_the_registry_that_fails_is_not_the_last(
             wait_for(lambda: len(looks) > 1)
         made.registry.register("fish", task(2, seed=4), TRUNK, accuracy=0.5)
         wait_for(lambda: "fish" in made.tasks.served)
+
+
+def test_a_registry_that_does_not_answer_holds_up_neither_queries_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More changes wait than an event loop has threads of its own; one of them runs."""
+    running, goes_on = threading.Semaphore(0), threading.Event()
+
+    def stuck(name: str) -> None:
+        running.release()
+        assert goes_on.wait(60)
+
+    try:
+        with ExitStack() as clients:
+            with serving(tmp_path) as made:
+                monkeypatch.setattr(made.tasks, "delete", stuck)
+                channel = clients.enter_context(grpc.insecure_channel(made.target))
+                stub, asked = GRPCInferenceServiceStub(channel), request(normalised(1))
+                changes = [
+                    stub.RepositoryModelUnload.future(pb.RepositoryModelUnloadRequest(model_name="cats"))
+                    for _ in range(40)
+                ]
+                assert running.acquire(timeout=20)
+                pixels = {"name": "image", "shape": [1, 3, SIZE, SIZE], "datatype": "FP32"}
+                pixels["data"] = normalised(1).ravel().tolist()
+                for _ in range(3):
+                    assert logits(stub.ModelInfer(asked)).shape == (1, TASKS["cats"])
+                    answer = httpx.post(f"{made.rest}/v2/models/cats/infer", json={"inputs": [pixels]})
+                    assert answer.status_code == 200
+                    assert httpx.post(f"{made.rest}/v2/repository/index", json={}).status_code == 200
+                assert not running.acquire(blocking=False)
+                assert not any(one.done() for one in changes)
+                begun = time.monotonic()
+            assert time.monotonic() - begun < 15
+            assert all(isinstance(one.exception(timeout=20), grpc.RpcError) for one in changes)
+    finally:
+        goes_on.set()
 
 
 def test_a_lost_database_and_a_mistake_of_ours_are_refused_in_words(

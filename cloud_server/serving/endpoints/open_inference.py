@@ -5,7 +5,6 @@ gRPC and REST are two faces of the one table of calls that this makes, so they c
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fedstill.cloud_server.serving.endpoints.task_queries import TaskQueries
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, trunk_of
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+from fedstill.cloud_server.serving.tasks.registry_thread import RegistryThread
 from fedstill.protos import open_inference_pb2 as pb
 
 LOG = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ class OpenInference:
     """The calls for what is served.
 
     Args:
+        changes: where ``tasks`` are changed.
         policy: its name, reported on request.
         image_size: side of the first trunk's images.
     """
@@ -117,11 +118,13 @@ class OpenInference:
         self,
         queries: TaskQueries,
         tasks: ServedTasks,
+        changes: RegistryThread,
         statistics: TaskStatistics,
         policy: str,
         image_size: int,
     ) -> None:
         self._queries, self._tasks, self._statistics = queries, tasks, statistics
+        self._changes, self._reads = changes, RegistryThread()
         self._policy, self._size = policy, image_size
         self._warned: set[str] = set()
         self.calls: Mapping[str, Call] = bound(
@@ -193,7 +196,7 @@ class OpenInference:
         return make_response(request, query, served)
 
     async def _index(self, request: pb.RepositoryIndexRequest, _: float | None) -> Message:
-        return await asyncio.to_thread(model_repository.index, self._tasks, request)
+        return await self._reads.call(model_repository.index, self._tasks, request)
 
     async def _load(self, request: pb.RepositoryModelLoadRequest, _: float | None) -> Message:
         model_repository.check_repository(request.repository_name)
@@ -208,7 +211,7 @@ class OpenInference:
 
     async def _change(self, change: Callable[..., object], *arguments: object) -> None:
         try:
-            await asyncio.to_thread(change, *arguments)
+            await self._changes.call(change, *arguments)
         except RequestError as error:  # its own calls say `name`
             raise RequestError(error.code, "model_name", str(error)) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -31,6 +30,7 @@ from fedstill.cloud_server.serving.server.served_tasks import (
     trunk_of,
 )
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
+from fedstill.cloud_server.serving.tasks.registry_thread import RegistryThread
 from fedstill.common.dataclass_codec import from_plain, to_plain
 from fedstill.common.errors import first_line
 from fedstill.models.vit.preprocess_settings import Preprocess
@@ -53,11 +53,14 @@ class ServingCalls:
     """The calls.
 
     Args:
+        changes: where ``tasks`` are changed.
         policy, image_size: reported on request.
     """
 
-    def __init__(self, queries: TaskQueries, tasks: ServedTasks, policy: str, image_size: int) -> None:
-        self._queries, self._tasks = queries, tasks
+    def __init__(
+        self, queries: TaskQueries, tasks: ServedTasks, changes: RegistryThread, policy: str, image_size: int
+    ) -> None:
+        self._queries, self._tasks, self._changes = queries, tasks, changes
         self._policy, self._size = policy, image_size
         self.calls: Mapping[str, Call] = bound(
             OWN_CALLS,
@@ -122,7 +125,7 @@ class ServingCalls:
         if not 0 < request.latency_ms <= LONGEST_LATENCY_MS:
             raise bad("latency_ms", f"must be above 0, at most {LONGEST_LATENCY_MS:g}")
         checked("utility", request.utility, LARGEST_UTILITY)
-        task = await asyncio.to_thread(
+        task = await self._changes.call(
             self._tasks.register,
             request.name,
             _parameters(request, trunk.preprocess),
@@ -134,7 +137,7 @@ class ServingCalls:
         return _task(task, trunk)
 
     async def _delete_task(self, request: own.DeleteTaskRequest, _: float | None) -> own.DeleteTaskResponse:
-        await asyncio.to_thread(self._tasks.delete, request.name)
+        await self._changes.call(self._tasks.delete, request.name)
         return own.DeleteTaskResponse()
 
 

@@ -9,10 +9,10 @@ import asyncio
 import logging
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import uvicorn
@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
+from fedstill.cloud_server.grpc.daemon_thread import in_daemon_thread
 from fedstill.cloud_server.grpc.listen import ServerError, listen
 from fedstill.cloud_server.grpc.server_tls import TlsFiles
 from fedstill.cloud_server.serving.endpoints.grpc_face import INFERENCE_SERVICE
@@ -146,7 +147,9 @@ class ServingServer:
 
     async def prepare(self, make: Callable[[], Parts]) -> None:
         """Make what is served, in a thread, then answer requests. Raises whatever ``make`` raises."""
-        parts = await _in_thread(make)
+        parts = await in_daemon_thread(
+            make, "start"
+        )  # it may be in the middle of a long batch when it is interrupted
         self._parts = parts
         parts.dispatcher.start()
         self._watching = asyncio.create_task(watch(parts.tasks))
@@ -181,9 +184,11 @@ class ServingServer:
         try:
             with suppress(asyncio.CancelledError):
                 await self._watching
-            idle = await asyncio.to_thread(dispatcher.wait_until_idle, self._address.drain_seconds)
+            idle = await in_daemon_thread(
+                partial(dispatcher.wait_until_idle, self._address.drain_seconds), "drain"
+            )
         finally:
-            await asyncio.to_thread(dispatcher.stop)
+            await in_daemon_thread(dispatcher.stop, "drain")
             await self._close()
         LOG.info("event=stopped everyone_answered=%s", idle)
 
@@ -223,37 +228,11 @@ async def watch(tasks: Watched) -> None:
         await asyncio.sleep(REFRESH_SECONDS)
         try:
             await asyncio.to_thread(memory.give_back)
-            await asyncio.to_thread(tasks.refresh)
+            await in_daemon_thread(tasks.refresh, "refresh")
         except SQLAlchemyError as error:  # the database may be back the next time
             LOG.error("event=registry_unreadable reason=%r", first_line(error))
         except Exception:  # whatever it is, the next look may succeed
             LOG.exception("event=refresh_failed")
-
-
-async def _in_thread(make: Callable[[], Parts]) -> Parts:
-    """In a thread that nothing waits for: a start that is interrupted may be in the middle of a long batch."""
-    loop = asyncio.get_running_loop()
-    made: asyncio.Future[Parts] = loop.create_future()
-
-    def settle(parts: Parts | None, error: BaseException | None) -> None:
-        if made.done():
-            return
-        if error is not None:
-            made.set_exception(error)
-        elif parts is not None:
-            made.set_result(parts)
-
-    def run() -> None:
-        parts, failure = None, None
-        try:
-            parts = make()
-        except BaseException as error:  # of whatever kind, it belongs to the one who waits
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: the server has been stopped meanwhile
-            loop.call_soon_threadsafe(settle, parts, failure)
-
-    threading.Thread(target=run, name="start", daemon=True).start()
-    return await made
 
 
 class _Web:

@@ -22,12 +22,10 @@ from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatisti
 from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
 from fedstill.cloud_server.serving.server.traces import Traces
+from fedstill.cloud_server.serving.tasks.registry_thread import RETRY_MS, RegistryThread
 from fedstill.common.errors import first_line
 
 LOG = logging.getLogger(__name__)
-
-RETRY_MS = 1000
-"""After which a database that did not answer is asked again."""
 
 
 class Service(ABC):
@@ -80,9 +78,10 @@ class ServingService(Service):
         traces: Traces | None = None,
     ) -> None:
         self._queries = TaskQueries(dispatcher, tasks, statistics, image_size, access.limits, traces)
+        changes = RegistryThread()
         super().__init__(
-            OpenInference(self._queries, tasks, statistics, policy, image_size).calls,
-            ServingCalls(self._queries, tasks, policy, image_size).calls,
+            OpenInference(self._queries, tasks, changes, statistics, policy, image_size).calls,
+            ServingCalls(self._queries, tasks, changes, policy, image_size).calls,
             access,
         )
 
