@@ -1,7 +1,8 @@
 """The model behind Ray Serve with its dynamic batching; ``serving_baselines.py`` and ``ray_replicas.py`` start it.
 
 Arguments: state folder, weights, how many queries may wait (-1: any number), port, token schedule, backend; for
-replicas on a cluster that runs also its HOST:PORT, how many, and a file that is written once all of them answer.
+replicas on a cluster that runs also its HOST:PORT, how many, how many queries each takes at a time beside those that
+wait, and a file that is written once all of them answer.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from fedstill.evaluation.serving.plain_model import BATCH, BATCH_SECONDS, PlainM
 
 
 class Deployment:
-    """JSON in, JSON out."""
+    """JSON in, JSON out. batch: queries in one, at most."""
 
-    def __init__(self, state: str, weights: str, *form: Any) -> None:
+    def __init__(self, batch: int, state: str, weights: str, *form: Any) -> None:
         self._model = PlainModel(Path(state), Path(weights), *form)
+        self.answer.set_max_batch_size(batch)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)  # type: ignore[untyped-decorator]
     async def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ class Deployment:
 if __name__ == "__main__":
     state, weights, waiting, port, *form = sys.argv[1:7]
     cluster = sys.argv[7:]
-    replicas = int(cluster[1]) if cluster else 1
+    replicas, taken = map(int, cluster[1:3]) if cluster else (1, 2 * BATCH)
     told = {name: os.environ[name] for name in (*CPU_SETTINGS, "OMP_NUM_THREADS") if name in os.environ}
     where: dict[str, Any] = (
         {"address": cluster[0]} if cluster else {"num_cpus": 1, "include_dashboard": False}
@@ -46,9 +48,11 @@ if __name__ == "__main__":
     ray.init(**where, runtime_env={"env_vars": told})
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(port)})
     served: Any = serve.deployment(
-        num_replicas=replicas, max_ongoing_requests=2 * BATCH, max_queued_requests=int(float(waiting))
+        num_replicas=replicas, max_ongoing_requests=taken, max_queued_requests=int(float(waiting))
     )(Deployment)
-    serve.run(served.bind(state, weights, *form), route_prefix="/predict")  # until all of them answer
+    serve.run(
+        served.bind(min(BATCH, taken), state, weights, *form), route_prefix="/predict"
+    )  # until all of them answer
     if cluster:
-        Path(cluster[2]).touch()
+        Path(cluster[3]).touch()
     signal.pause()

@@ -42,6 +42,7 @@ from fedstill.evaluation.serving.live_loadtest import Description, LiveSettings,
 from fedstill.evaluation.serving.live_rows import LiveRun, run_row
 from fedstill.evaluation.serving.live_sweep import measured, rotated
 from fedstill.evaluation.serving.open_loop import GRACE_SECONDS, Response
+from fedstill.evaluation.serving.plain_model import BATCH
 from fedstill.evaluation.serving.results import RunRow
 from fedstill.evaluation.serving.served_process import ServedProcess, ServerOptions
 from fedstill.evaluation.serving.served_setting import (
@@ -67,17 +68,22 @@ RAY_QUEUES = (-1, 8)
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server to compare: its kind, its setting against overload (see the constants), and its model's form."""
+    """A server to compare: its kind, its setting against overload (see the constants), and its model's form.
+
+    taken: queries that a replica of Ray Serve takes beside those that wait.
+    """
 
     kind: str
     knob: float = 0.0
     schedule: str = "0"
     backend: str = "torch"
+    taken: int = 2 * BATCH
 
     @property
     def name(self) -> str:
         form = "" if self.schedule == "0" else f" {self.schedule}"
         form += "" if self.backend == "torch" else f" {self.backend}"
+        form += "" if self.taken == 2 * BATCH else f" takes {self.taken}"
         return self.kind if self.kind == OURS else f"{self.kind} {self.knob:g}{form}"
 
 
