@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.protos.messages import HelloRequest, MissingDependency, WireError
@@ -36,10 +37,13 @@ PROBE_SECONDS = 20.0
 """Then a device is asked for a sign of life, and again after twice as long: long work gets few of them."""
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
 """A simulated device answers at once; a real one takes seconds, and every look costs both sides a request."""
-ARRIVAL_SECONDS = 15.0
-"""At most so long after a reply has come in whole, Flower's look ends: it looks for the missing parts every 12 s."""
-MOST_LOOKS = 256
-"""Looks at a time. Those that nobody waits for any more end when Flower forgets the reply, after three minutes."""
+ARRIVAL_SECONDS = 30.0
+"""So long after a reply has come in whole, Flower's look has surely ended: it looks for missing parts every 12 s."""
+MOST_LEFT = 4
+"""Looks of one node that nobody waits for any more. They end when no part of the reply has come for three minutes, or
+after two hours, and a node that lets them pile up is asked nothing until then."""
+MOST_LOOKS = 4096
+"""Threads, made when they are needed: nobody may wait for another one's look."""
 LOST = (3, 4, 5, 8)
 """Flower's codes for a message, a reply or a node that is not there any more, and for an app that died."""
 GRACE_SECONDS = 30.0
@@ -80,6 +84,7 @@ class Exchange:
     probe: HelloRequest | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     _looks: dict[str, Future[Message | None]] = field(default_factory=dict)
+    _left: dict[int, list[Future[Message | None]]] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MOST_LOOKS, "reply"))
 
     def ask(
@@ -116,6 +121,8 @@ class Exchange:
         return True
 
     def _exchange(self, node: int, action: str, content: RecordDict, timeout: float) -> RecordDict:
+        if self._still_left(node) >= MOST_LEFT:
+            raise DeviceLost(f"{MOST_LEFT} of its replies have been coming in for long")
         request = self._send(node, action, content, timeout)
         if not request:
             raise DeviceLost("the message could not be delivered")
@@ -123,7 +130,7 @@ class Exchange:
         try:
             reply = self._awaited(request, signs, timeout)
         finally:
-            self._forget([request, *signs.sent])
+            self._forget(node, [request, *signs.sent])
         if reply.has_error():
             raise (DeviceLost if reply.error.code in LOST else DeviceFailure)(_reason(reply.error.reason))
         return reply.content
@@ -133,11 +140,14 @@ class Exchange:
         reply = self._reply(request)
         while reply is None:
             left = max(0.0, end - time.monotonic())
-            coming_in = request in self._looks  # Flower ends that if it stops
+            look = self._looks.get(request)
+            coming_in = look is not None and look.running() and time.monotonic() < end + timeout
             if not left and not coming_in:
                 raise DeviceLost(f"no reply within {timeout:.0f} s")
             if signs.of_life(left):
                 reply = self._reply(request, ARRIVAL_SECONDS)  # it came in between the looks, or still does
+                if reply is None and request not in self._looks:
+                    reply = self._reply(request, ARRIVAL_SECONDS)  # that look may have begun before it came
                 if reply is None:
                     raise DeviceLost("the request or its reply was lost on the way")
                 break
@@ -152,16 +162,16 @@ class Exchange:
             message = Message(content, node, action, ttl=timeout + GRACE_SECONDS)
             return next(iter(self.grid.push_messages([message])), "")
 
-    def _reply(self, message_id: str, patience: float = LONGEST_POLL_SECONDS) -> Message | None:
+    def _reply(self, message_id: str, patience: float | None = None) -> Message | None:
         """Its reply, if that is there.
 
         Args:
             message_id: nobody else asks for it at the same time.
-            patience: seconds to wait for a look that goes on because the reply comes in slowly. Later it still goes on,
-                and the next call waits for it.
+            patience: seconds to wait for a look that goes on because the reply comes in slowly, by default
+                ``LONGEST_POLL_SECONDS``. Later it still goes on, and the next call waits for it.
         """
         look = self._looks.pop(message_id, None) or self._pool.submit(self._pulled, message_id)
-        wait([look], patience)
+        wait([look], LONGEST_POLL_SECONDS if patience is None else patience)
         if look.done():
             return look.result()
         self._looks[message_id] = look
@@ -171,14 +181,27 @@ class Exchange:
         """The reply; a device that sends one that cannot be read has sent none, and Flower has deleted it."""
         try:
             return next(iter(self.grid.pull_messages([message_id])), None)
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, DecodeError) as error:
             LOG.warning("event=reply_unreadable reason=%s", json.dumps(str(error)))
             return None
 
-    def _forget(self, message_ids: Iterable[str]) -> None:
+    def _forget(self, node: int, message_ids: Iterable[str]) -> None:
         """Nobody waits for these any more."""
         for message_id in message_ids:
-            self._looks.pop(message_id, None)
+            look = self._looks.pop(message_id, None)
+            if look is not None and not look.cancel() and not look.done():
+                with self.lock:
+                    self._left.setdefault(node, []).append(look)
+
+    def _still_left(self, node: int) -> int:
+        """How many looks of this node go on although nobody waits for them."""
+        if node not in self._left:
+            return 0
+        with self.lock:
+            going_on = [look for look in self._left.pop(node, []) if not look.done()]
+            if going_on:
+                self._left[node] = going_on
+            return len(going_on)
 
 
 class _Signs:

@@ -26,10 +26,14 @@ from fedstill.protos.releases import is_older, why_not_together
 LOG = logging.getLogger(__name__)
 
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
-INTRODUCTIONS = 8
-"""How many nodes introduce themselves at the same time."""
-AGAIN_TIMEOUT = 60.0
-"""Seconds for a known device to introduce itself again."""
+INTRODUCTIONS = 32
+"""How many nodes introduce themselves at the same time. Most of them wait for their link."""
+HELLO_TIMEOUT = 60.0
+"""Seconds for a device to introduce itself."""
+TOLD_TIMEOUT = 25.0
+"""Seconds to tell a device something: whoever hears nothing for 30 s may leave."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds until a node that could not introduce itself is asked again, doubled each time."""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class NodeRegistry:
     _heard: dict[int, Hello] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
     _asked_at: dict[int, float] = field(default_factory=dict)
+    _pauses: dict[int, tuple[float, float]] = field(default_factory=dict)
     _late: set[int] = field(default_factory=set)
     _before: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -62,7 +67,7 @@ class NodeRegistry:
 
     def __enter__(self) -> NodeRegistry:
         self._before = self.journal.online_nodes()
-        self._pool, self._again = ThreadPoolExecutor(INTRODUCTIONS), ThreadPoolExecutor(INTRODUCTIONS)
+        self._pool, self._again, self._telling = (ThreadPoolExecutor(INTRODUCTIONS) for _ in range(3))
         self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
         self._thread.start()
         return self
@@ -70,7 +75,7 @@ class NodeRegistry:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        for pool in (self._pool, self._again):
+        for pool in (self._pool, self._again, self._telling):
             pool.shutdown(cancel_futures=True)
 
     def follow(self, clients: int, names: Sequence[str]) -> None:
@@ -122,7 +127,7 @@ class NodeRegistry:
             node = self._nodes.get(client)
             if node is None or is_older(self._heard[node].version, version("fedstill")):
                 return None
-            return self._again.submit(self._tell_node, node, greeting)
+            return self._telling.submit(self._tell_node, node, greeting)
 
     @property
     def greeting(self) -> HelloRequest:
@@ -176,7 +181,10 @@ class NodeRegistry:
                 self._note(client, self._nodes.pop(client), "dead")
             self._forget_earlier(online)
             self._asked &= online  # a node that went away introduces itself again: it may have lost its files
-            new = sorted(online - self._asked - set(self._nodes.values()))
+            now = time.monotonic()
+            self._pauses = {node: pause for node, pause in self._pauses.items() if node in online}
+            paused = {node for node, (until, _) in self._pauses.items() if now < until}
+            new = sorted(online - self._asked - paused - set(self._nodes.values()))
             self._asked |= set(new)
         for node in new:
             self._pool.submit(self._meet, node)
@@ -199,16 +207,27 @@ class NodeRegistry:
             hello = self._introduced(node)
             with self._changed:
                 self._register(node, hello)
+                self._pauses.pop(node, None)
         except DeviceLost:
-            self._asked.discard(node)  # try again while it is online
+            self._meet_later(node)
         except DeviceFailure as failure:
             self.metrics.emit("refused", node=str(node), reason=str(failure))
+        except Exception:  # of whatever kind: no device may be forgotten
+            LOG.exception("event=introduction_failed node=%d", node)
+            self._meet_later(node)
+
+    def _meet_later(self, node: int) -> None:
+        """While it is online; the longer, the more often that was in vain."""
+        with self._changed:
+            _, pause = self._pauses.get(node, (0.0, FIRST_PAUSE))
+            self._pauses[node] = time.monotonic() + pause, min(2 * pause, LONGEST_PAUSE)
+            self._asked.discard(node)
 
     def _meet_again(self, client: int, node: int) -> None:
         """Remember what a known node says of itself now, unless something else was learned of it meanwhile."""
         before = self._heard[node]
         try:
-            hello = self._introduced(node, AGAIN_TIMEOUT)
+            hello = self._introduced(node)
         except DeviceFailure as failure:
             LOG.info("event=not_heard_again client=%d reason=%s", client, failure)
             return
@@ -218,14 +237,14 @@ class NodeRegistry:
 
     def _tell_node(self, node: int, greeting: HelloRequest) -> None:
         try:
-            self.exchange.ask(node, "query.hello", greeting, Hello, AGAIN_TIMEOUT)
+            self.exchange.ask(node, "query.hello", greeting, Hello, TOLD_TIMEOUT)
         except DeviceFailure as failure:
             LOG.info("event=not_told node=%d reason=%s", node, failure)
 
-    def _introduced(self, node: int, timeout: float | None = None) -> Hello:
+    def _introduced(self, node: int) -> Hello:
         """A node's introduction. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
-        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello, timeout)
+        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello, HELLO_TIMEOUT)
         if reason := why_not_together(hello.version, ours):
             raise DeviceFailure(reason)
         if not 0 <= hello.partition < self.clients:

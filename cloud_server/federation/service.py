@@ -145,10 +145,10 @@ class FleetService:
                 if not self._exchange.is_open():  # no fault of the device's: it goes on where it was
                     return
                 outcome, reason, student = FAILED, f"{type(error).__name__}: {error}", visit.student
-            if telling is not None:
-                telling.cancel()  # it would have the device wait for nothing
+            told = telling is not None and not telling.cancel()  # it would have the device wait for nothing
+            late = telling is not None and telling.running()
             ended = self._journal.visits.end(begun, outcome, reason, student)
-            if outcome == KEPT:
+            if outcome == KEPT or (told and outcome == REFUSED) or (late and outcome == SERVED):
                 self._registry.settled(visit.client)
             again = ended.next_attempt(self._plan.pause_scale)
             self._metrics.emit(

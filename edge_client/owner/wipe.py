@@ -13,6 +13,7 @@ from fedstill.common.run_layout import PLAN_FILE
 from fedstill.edge_client.folder import (
     ALLOWED_FILE,
     BAD_CLIPS_FILE,
+    BEGUN_FILE,
     CHANGE_FILE,
     CLIPS_FILE,
     COMPRESSORS_FOLDER,
@@ -40,7 +41,7 @@ from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 OURS = (
     DATA_FOLDER, BAD_CLIPS_FILE, DECODING_FILE, FORMAT_FILE, SHELF_FOLDER, COMPRESSORS_FOLDER, EXPORT_FOLDER,
     LEDGER_FILE, POLICY_FILE, upload_log.LOG_FILE, WATCHED_FILE, "canaries", "evaluations", "flower", "supernode",
-    "warm_start", KNOWN_CLIPS_FILE, CHANGE_FILE, PAUSE_FILE, ALLOWED_FILE,
+    "warm_start", KNOWN_CLIPS_FILE, BEGUN_FILE, CHANGE_FILE, PAUSE_FILE, ALLOWED_FILE,
     LEARNED_FOLDER, JOINED_FOLDER, KEEP_FILE, LINK_FILE, EXPECTED_FILE, METERED_FILE, TOKEN_FILE, ROOTS_FILE,
 )  # fmt: skip
 """Names in an agent's folder; of logs and databases, those that begin so, too."""

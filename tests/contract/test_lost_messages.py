@@ -182,9 +182,9 @@ def test_a_reply_that_comes_in_slowly_keeps_nobody_else_waiting() -> None:
 
 
 def test_a_reply_that_is_coming_in_when_the_time_is_over_is_waited_for() -> None:
-    node, found = asking(grid := SlowLink(), timeout=2 * PROBE)
+    node, found = asking(grid := SlowLink(), timeout=5 * PROBE)
     found.probe = None
-    threading.Timer(6 * PROBE, grid.coming.set).start()
+    threading.Timer(7 * PROBE, grid.coming.set).start()
     reply, _ = found.ask(node, WORK, ASKED, Hello)
     assert reply.name == "worked"
 
@@ -212,6 +212,62 @@ def test_a_reply_whose_last_part_flower_has_not_looked_for_yet_is_not_lost() -> 
     reply, _ = found.ask(node, WORK, ASKED, Hello)
     assert reply.name == "worked"
     assert grid.sent.count(WORK) == 1
+
+
+def test_replies_that_never_end_hold_up_nobody_and_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that announces replies, sends a part now and then, and takes the next message."""
+    monkeypatch.setattr(exchange, "ARRIVAL_SECONDS", PROBE)
+    node, found = asking(grid := SlowLink())
+    for _ in range(exchange.MOST_LEFT):
+        with pytest.raises(DeviceLost, match="lost on the way"):
+            found.ask(node, WORK, ASKED, Hello)
+    sent = len(grid.sent)
+    for _ in range(20):
+        with pytest.raises(DeviceLost, match="coming in for long"):
+            found.ask(node, WORK, ASKED, Hello)
+    assert len(grid.sent) == sent
+    grid.coming.set()
+    end = time.monotonic() + 10
+    while True:  # as soon as they have ended
+        try:
+            assert found.ask(node, WORK, ASKED, Hello)[0].name == "worked"
+            break
+        except DeviceLost:
+            assert time.monotonic() < end
+
+
+def test_a_reply_that_never_ends_is_waited_for_twice_the_time() -> None:
+    node, found = asking(grid := SlowLink(), timeout=5 * PROBE)
+    found.probe = None
+    begun = time.monotonic()
+    with pytest.raises(DeviceLost, match="no reply within"):
+        found.ask(node, WORK, ASKED, Hello)
+    assert 9 * PROBE < time.monotonic() - begun < 10
+    grid.coming.set()
+
+
+class SlowAnswer(Nodes):
+    """What the SuperLink says of one look, that nothing is there yet, takes a while to arrive."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds=2 * PROBE)
+        self.slow = True
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        asked = list(message_ids)
+        found = list(super().pull_messages(asked))
+        if self.slow and not found and self._ready[asked[0]] - time.monotonic() < PROBE / 2:
+            self.slow = False
+            time.sleep(exchange.PROBE_SECONDS + 0.5)
+        return found
+
+
+def test_a_look_that_began_before_the_reply_came_is_no_proof_that_it_is_lost() -> None:
+    node, found = asking(grid := SlowAnswer())
+    reply, _ = found.ask(node, WORK, ASKED, Hello)
+    assert reply.name == "worked"
+    assert grid.sent.count(WORK) == 1
+    assert not grid.slow
 
 
 class Unreadable(Nodes):

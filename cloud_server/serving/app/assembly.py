@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from fedstill.cloud_server.auth.authenticator import Authenticator
 from fedstill.cloud_server.auth.authority import Authority
@@ -30,6 +31,7 @@ from fedstill.cloud_server.serving.server.device_tasks import DeviceTasks
 from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
 from fedstill.cloud_server.serving.server.events import Observer
 from fedstill.cloud_server.serving.server.image_workers import ImageWorkers
+from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
 from fedstill.cloud_server.serving.server.loading_dispatcher import LoadingDispatcher
 from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks
@@ -123,7 +125,8 @@ def queue_of(
         for device, one in zip(plan.devices, models, strict=True)
     ]  # fmt: skip
     tasks = [one.tasks(dispatcher) for one, dispatcher in zip(models, dispatchers, strict=True)]
-    return ServedQueue(DeviceQueues(dispatchers), dispatchers, DeviceTasks(tasks))
+    live = cast(Sequence[LiveTasks], tasks)  # others, of warmed models, go with one device
+    return ServedQueue(DeviceQueues(dispatchers), dispatchers, DeviceTasks(live))
 
 
 def _dispatcher(

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import grpc
+from sqlalchemy.exc import SQLAlchemyError
 
 from fedstill.cloud_server.grpc.request_error import RequestError
-from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, ServedTrunk, TrunkState
+from fedstill.cloud_server.serving.server.live_tasks import LiveTasks
+from fedstill.cloud_server.serving.server.served_tasks import ServedTrunk, TrunkState
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion
 from fedstill.common.errors import first_line
 from fedstill.models.vit.task_bank import TaskParameters
@@ -24,7 +26,7 @@ class DeviceTasks:
         parts: one per device, of the same registry and the same weights.
     """
 
-    def __init__(self, parts: Sequence[ServedTasks]) -> None:
+    def __init__(self, parts: Sequence[LiveTasks]) -> None:
         self._first, *self._others = parts
 
     @property
@@ -46,8 +48,15 @@ class DeviceTasks:
         }
 
     def refresh(self) -> bool:
-        changed = [one.refresh() for one in (self._first, *self._others)]  # all of them
-        return any(changed)
+        changed, failures = False, list[Exception]()
+        for one in (self._first, *self._others):
+            try:
+                changed = one.refresh() or changed
+            except Exception as error:  # whatever it is, the others follow
+                failures.append(error)
+        for failure in failures:
+            raise failure
+        return changed
 
     def register(
         self,
@@ -58,45 +67,61 @@ class DeviceTasks:
         accuracy: float,
         trunk: str = "",
     ) -> TaskVersion:
-        before = self._first.served.get(name)
+        before = self._first.registered(name)
         version = self._first.register(name, parameters, latency_ms, utility, accuracy, trunk)
-        self._follow(name, before)
+        self._follow(name, version, before)
         return version
 
     def versions(self) -> tuple[TaskVersion, ...]:
         return self._first.versions()
 
     def load(self, name: str, version: int | None = None) -> TaskVersion:
-        before = self._first.served.get(name)
+        before = self._first.registered(name)
         loaded = self._first.load(name, version)
-        self._follow(name, before)
+        self._follow(name, loaded, before)
         return loaded
 
     def delete(self, name: str) -> None:
-        before = self._first.served.get(name)
+        before = self._first.registered(name)
         self._first.delete(name)
-        self._follow(name, before)
+        self._follow(name, None, before)
 
-    def _follow(self, name: str, before: TaskVersion | None) -> None:
-        """Raises RequestError if one of the others does not serve what the first does; then all serve ``before``."""
-        reason = "see the server's log"
-        for one in self._others:
+    def _follow(self, name: str, made: TaskVersion | None, before: TaskVersion | None) -> None:
+        """Have all serve what the registry says of a task since this change of the first.
+
+        Raises:
+            RequestError: one of them cannot; then the change is undone.
+        """
+        reason = self._looked_at(self._others, name)
+        if self._are_alike(name):
+            return
+        reason = (
+            self._looked_at((self._first, *self._others), name) or reason
+        )  # somebody may have changed it, too
+        if self._are_alike(name):
+            return
+        try:
+            self._first.restore(name, made, before)
+            self._looked_at(self._others, name)
+        except Exception as error:  # the next look at the registry tries again
+            LOG.error("event=devices_differ task=%s reason=%r", name, first_line(error))
+        text = f"not every device can serve this: {reason or 'see the log of the server'}"
+        raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, "name", text)
+
+    def _are_alike(self, name: str) -> bool:
+        wanted = self._first.served.get(name)
+        return all(one.served.get(name) == wanted for one in self._others)
+
+    @staticmethod
+    def _looked_at(parts: Sequence[LiveTasks], name: str) -> str:
+        """Have them look at the registry; what went wrong with a device."""
+        reason = ""
+        for one in parts:
             try:
                 one.refresh()
+            except SQLAlchemyError:  # no device's fault
+                raise
             except Exception as error:  # whatever it is, of memory perhaps: all have to be alike
                 reason = first_line(error)
                 LOG.error("event=device_does_not_follow task=%s reason=%r", name, reason)
-        wanted = self._first.served.get(name)
-        if all(one.served.get(name) == wanted for one in self._others):
-            return
-        try:
-            if before is None:
-                self._first.delete(name)
-            else:
-                self._first.load(name, before.version)
-            for one in self._others:
-                one.refresh()
-        except Exception as error:  # the next look at the registry tries again
-            LOG.error("event=devices_differ task=%s reason=%r", name, first_line(error))
-        text = f"not every device can serve this: {reason}"
-        raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, "name", text)
+        return reason

@@ -399,7 +399,7 @@ class Dispatcher:
                 "event=engine_failed schedule=%s size=%d device=%s",
                 batch.schedule.name, len(ready), self.device or "only",
             )  # fmt: skip
-            rest = min(LONGEST_REST, FIRST_REST * 2.0**self._failures)
+            rest = min(LONGEST_REST, FIRST_REST * 2.0 ** min(self._failures, 10))
             self._failures, self._failing_until = self._failures + 1, self._clock() + rest
             return self._since(started), None
         self._failures = 0

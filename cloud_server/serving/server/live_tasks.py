@@ -177,6 +177,24 @@ class LiveTasks:
             self._registry.remove(name)
             self._swap_or_undo(name, before)
 
+    def registered(self, name: str) -> TaskVersion | None:
+        """The active version of a task, of whatever trunk."""
+        return self._registry.active().get(name)
+
+    def restore(self, name: str, made: TaskVersion | None, before: TaskVersion | None) -> None:
+        """Have the registry say of a task what it said before, unless it no longer says ``made``, and serve that."""
+        with self._changing:
+            now = self.registered(name)
+            if (now and now.version) == (made and made.version):  # else somebody has changed it meanwhile
+                self._put_back(name, before)
+            self._swap()
+
+    def _put_back(self, name: str, before: TaskVersion | None) -> None:
+        if before is None:
+            self._registry.remove(name)
+        else:
+            self._registry.activate(name, before.version)
+
     def _swap_or_undo(self, name: str, before: TaskVersion | None) -> None:
         """Serve what the registry says now; if that cannot be, it says of this task what it said before."""
         try:
@@ -184,10 +202,7 @@ class LiveTasks:
             if self._served.get(name) != self._registry.active().get(name):
                 raise DataError(f"no task is left to serve by the weights of {name}")
         except (DataError, ValueError, CancelledError) as error:
-            if before is None:
-                self._registry.remove(name)
-            else:
-                self._registry.activate(name, before.version)
+            self._put_back(name, before)
             raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "name", error) from None
 
     def _correct_times(self) -> bool:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from fedstill.cloud_server.migrations.upgrade import REGISTRY, NewerSchema, upgrade
 from fedstill.common.atomic_files import PRIVATE, replace_file
 from fedstill.common.dataclass_codec import from_plain, to_plain
-from fedstill.common.errors import ConfigError, DataError
+from fedstill.common.errors import ConfigError, DataError, first_line
 from fedstill.common.option_values import shown_url
 from fedstill.models.vit.preprocess_settings import PLAIN, Preprocess
 from fedstill.models.vit.task_bank import TaskParameters
@@ -338,7 +338,7 @@ def _count_change(connection: Connection) -> None:
 
 
 def _short(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+    return first_line(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
 
 
 def sqlite_file(url: str) -> Path | None:

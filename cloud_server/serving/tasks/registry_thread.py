@@ -23,8 +23,8 @@ RETRY_MS = 1000
 class RegistryThread:
     """One call at a time, in a thread of its own.
 
-    A registry that does not answer, because somebody has locked it or its disk is gone, holds up whoever calls it, but no
-    query, and not the end of the server.
+    A registry that does not answer, because somebody has locked it or its disk is gone, holds up whoever calls it, but
+    no query, and not the end of the server.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,11 @@ class RegistryThread:
             await self._turn.acquire()
         finally:
             self._waiting -= 1
-        made = in_daemon_thread(partial(work, *args, **kwargs), "registry")
+        try:
+            made = in_daemon_thread(partial(work, *args, **kwargs), "registry")
+        except BaseException:  # the system has no further thread
+            self._turn.release()
+            raise
         made.add_done_callback(self._end_turn)
         return await asyncio.shield(made)
 

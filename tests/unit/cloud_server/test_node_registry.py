@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from fedstill.cloud_server.federation import node_registry
 from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.journal.event_log import Metrics, read_events
@@ -53,3 +55,29 @@ def test_a_device_that_left_while_no_cloud_looked_is_not_online_any_more(
         (event["client"], event["state"]) for event in read_events(tmp_path) if event["event"] == "device"
     ]
     assert told == [(0, "dead")]
+
+
+@pytest.mark.parametrize("failure", [DeviceLost("it does not answer"), KeyError("half a message")])
+def test_a_node_that_cannot_introduce_itself_is_asked_again_ever_more_seldom(
+    journal: Journal, tmp_path: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_registry, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(node_registry, "LOOK_SECONDS", 0.05)
+    times = list[float]()
+
+    def ask(*_: Any) -> Any:
+        times.append(time.monotonic())
+        raise failure
+
+    exchange = cast(Exchange, SimpleNamespace(online=lambda: {KITCHEN}, ask=ask))
+    metrics = Metrics(tmp_path)
+    with NodeRegistry(exchange, 2, journal, metrics, "{}"):
+        limit = time.monotonic() + 20
+        while len(times) < 4:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    metrics.close()
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert pauses[0] > 0.19
+    assert pauses[1] > 0.39
+    assert pauses[2] > 0.79

@@ -10,6 +10,7 @@ from helpers.command import CliRunner
 from fedstill.cli.main import app
 from fedstill.common.errors import ConfigError
 from fedstill.common.folder_lock import FolderInUse, sole_user
+from fedstill.edge_client import folder as layout
 from fedstill.edge_client.owner import wipe
 from fedstill.edge_client.owner.wipe import what_is_kept, wipe_folder
 
@@ -39,6 +40,17 @@ def test_what_a_link_points_to_stays(agent: Path, tmp_path: Path) -> None:
     assert wipe_folder(agent) == []
     assert not agent.exists()
     assert (tmp_path / "clips" / "mine.wav").read_bytes() == b"sound"
+
+
+def test_whatever_the_layout_names_is_deleted(tmp_path: Path) -> None:
+    names = [value for key, value in vars(layout).items() if key.endswith(("_FILE", "_FOLDER"))]
+    assert len(names) > 15
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+    assert wipe_folder(folder) == []
+    assert not folder.exists()
 
 
 def test_what_is_not_the_agent_s_stays(agent: Path) -> None:

@@ -182,6 +182,24 @@ def test_a_broken_device_does_not_draw_all_queries_and_is_tried_again() -> None:
             time.sleep(0.01)
 
 
+def test_an_engine_may_fail_for_ever() -> None:
+    with World() as world:
+        for one in world.dispatchers:
+            one._failures = 5000
+
+            def infer(*_: Any) -> Any:
+                raise RuntimeError("an illegal memory access was encountered")
+
+            one._infer = infer
+        for _ in range(3):
+            world.ask()
+            assert world.queues.wait_until_idle(10)
+        outcomes = [one for (one,) in world.outcomes]
+        assert len(outcomes) == 3
+        assert all(isinstance(one, Rejection) and "engine" in one.message for one in outcomes)
+        assert any(one.failing for one in world.dispatchers)
+
+
 def test_a_client_that_leaves_takes_nobody_else_away() -> None:
     """The same query number waits on both devices."""
     world = World()

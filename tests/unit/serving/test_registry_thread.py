@@ -68,3 +68,18 @@ def test_not_everybody_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await registry.call(lambda: 7) == 7, "there is room again"
 
     asyncio.run(play())
+
+
+def test_a_system_without_a_further_thread_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def play() -> int:
+        registry = RegistryThread()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await registry.call(lambda: 7)
+        return await asyncio.wait_for(registry.call(lambda: 7), 10)
+
+    assert asyncio.run(play()) == 7
