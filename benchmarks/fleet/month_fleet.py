@@ -35,6 +35,7 @@ from fedstill.datasets.audiovisual.capture.captured import captured_clip
 from fedstill.datasets.audiovisual.capture.conditions import Condition
 from fedstill.datasets.audiovisual.clip import Clip
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
+from fedstill.edge_client.privacy.privacy_policy import POLICY_FILE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from relay import Relay
@@ -47,6 +48,9 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 COLUMNS = ("clip_id", "split", "speaker", "label", "audio", "frames")
 OTHER = Condition("other microphone", "development", sound=(("white_noise", 1.5), ("low_pass", 1.0)))
 RESTART_SECONDS = 5.0
+OWNERS_POLICY = '{"yearly": null}'
+"""By default a device tells of its clips 52 times in 365 days, a week apart after the third time: a few days of a month
+in fast motion have more changes than that."""
 CONNECTED = 5
 """One device of so many stays connected."""
 FIRST_CLIPS, NEW_SHARE, DRIFT_CLIPS, MOST_CLIPS = 32, 0.4, 12, 60
@@ -326,6 +330,8 @@ class Fleet:
         if device.agent is not None:
             device.past_agents.append(device.agent)
         rare = device.client % CONNECTED > 0 and self.contact_every
+        device.state.mkdir(exist_ok=True)
+        replace_text(device.state / POLICY_FILE, OWNERS_POLICY)
         command = [
             "agent", "--coordinator", f"127.0.0.1:{device.cable.port}", "--data", str(device.clips),
             "--credentials", str(self.certs / "nodes" / device.name), "--state", str(device.state),
