@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from fedstill.cloud_server.auth.authority import Authority
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
+from fedstill.cloud_server.coordinator.superlink import KILLED_STARTS
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import FlowerError, environment
 from fedstill.common.run_layout import TRAFFIC_FILE
@@ -41,16 +43,22 @@ class ProxyProcess:
         self._trusted = b""
 
     def open(self) -> None:
-        """Start it and wait until it listens. Raises FlowerError if it does not."""
+        """Start it and wait until it listens; one that is killed meanwhile is started again. Raises FlowerError if it
+        does not."""
         self._ready.unlink(missing_ok=True)
         path = self._folder / "settings.json"
         path.write_text(json.dumps(asdict(self._settings)))
         self._trusted = self._authority()
         command = [sys.executable, "-m", "fedstill.cloud_server.coordinator.fleet_proxy", str(path)]
         self._child.start(command, environment(self._folder), self._folder)
-        end = time.monotonic() + START_SECONDS
+        end, killed = time.monotonic() + START_SECONDS, 0
         while not self._ready.exists():
-            if self._child.poll() is not None or time.monotonic() > end:
+            code = self._child.poll()
+            if code == -signal.SIGKILL and killed < KILLED_STARTS:
+                killed += 1
+                LOG.error("event=proxy_ended code=%d action=restart", code)
+                self._child.start(command, environment(self._folder), self._folder)
+            elif code is not None or time.monotonic() > end:
                 raise FlowerError(
                     f"the fleet proxy does not start: {self._child.log_tail()}; see {self._child.log_file}"
                 )

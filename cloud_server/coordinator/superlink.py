@@ -8,6 +8,8 @@ configured with that port.
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,8 +25,12 @@ from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import FlowerError, environment, flwr, free_port, tool
 
+LOG = logging.getLogger(__name__)
+
 CONNECTION = "fedstill"
 START_SECONDS = 90.0
+KILLED_STARTS = 3
+"""Starts in a row that somebody may kill, as the system does for want of memory, before the coordinator gives up."""
 
 
 class SuperLink:
@@ -86,15 +92,19 @@ class SuperLink:
         self._child.start(command, self._environment, self.folder)
 
     def wait_until_healthy(self, seconds: float = START_SECONDS) -> None:
-        """Wait until ``GET /health`` answers.
+        """Wait until ``GET /health`` answers. One that is killed meanwhile is started again.
 
         Raises:
-            FlowerError: it ended, or does not answer in time.
+            FlowerError: it ended by itself, or does not answer in time.
         """
-        end = time.monotonic() + seconds
+        end, killed = time.monotonic() + seconds, 0
         while not self.healthy():
             status = self.poll()
-            if status is not None:
+            if status == -signal.SIGKILL and killed < KILLED_STARTS:
+                killed += 1
+                LOG.error("event=superlink_ended code=%d action=restart", status)
+                self.restart()
+            elif status is not None:
                 said = self._child.log_tail()
                 raise FlowerError(f"SuperLink ended with status {status}: {said}; see {self.log_file}")
             if time.monotonic() > end:

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from fedstill.cloud_server.auth.authority import (
 )
 from fedstill.cloud_server.auth.register import list_nodes
 from fedstill.cloud_server.coordinator.fleet_proxy import ProxySettings
+from fedstill.cloud_server.coordinator.proxy_process import ProxyProcess
 from fedstill.cloud_server.coordinator.superlink import SuperLink
 from fedstill.cloud_server.grpc.server_tls import ServerTls
 from fedstill.cloud_server.journal.traffic import read_traffic
@@ -347,6 +349,31 @@ def test_an_orphan_of_a_killed_coordinator_is_ended(tmp_path: Path) -> None:
         second.stop()
         first.stop()
     assert not list((tmp_path / "superlink").glob("*.pid"))
+
+
+def test_a_part_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    """As the system does for want of memory; the coordinator does not end for it."""
+    link = SuperLink(tmp_path, None)
+    link.start()
+    try:
+        assert link.pid is not None
+        first = link.pid
+        psutil.Process(first).kill()
+        link.wait_until_healthy()
+        assert link.pid != first
+        ahead = ProxyProcess(tmp_path, "127.0.0.1", 0, link.url, None)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                opening = pool.submit(ahead.open)
+                while ahead._child.pid is None:
+                    time.sleep(0.005)
+                psutil.Process(ahead._child.pid).kill()
+                opening.result(SECONDS)
+            assert ahead._child.poll() is None
+        finally:
+            ahead.close()
+    finally:
+        link.stop()
 
 
 def test_a_superlink_that_cannot_start_says_why(tmp_path: Path) -> None:
