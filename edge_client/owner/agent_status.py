@@ -23,7 +23,7 @@ from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedg
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.privacy.upload_log import read_log
-from fedstill.edge_client.privacy.yearly_budget import spent_in_a_year
+from fedstill.edge_client.privacy.yearly_budget import next_announcement, spent_in_a_year
 from fedstill.edge_client.students.expected import Expected, expected_of
 from fedstill.edge_client.students.pointer import POINTER, version_in_use
 from fedstill.protos.messages import CLIPS_CHANGED
@@ -38,7 +38,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     (``known`` when the student was made, ``bad``, ``learned`` from the watched folder or None, ``change``: what the
     cloud is told); ``sent`` (``answers``, ``bytes``, ``last`` in words, ``at``); ``metered`` (``month``,
     ``bytes``; None if nothing is counted); ``privacy`` (``most`` in words,
-    ``yearly``, ``this_year``, ``epsilon``, ``spent``; ``trouble`` in words, and nothing else then, if the owner's file
+    ``yearly``, ``this_year``, ``changes_from``: when the device may next tell that its clips have changed, or None for
+    now, ``epsilon``, ``spent``; ``trouble`` in words, and nothing else then, if the owner's file
     or the ledger cannot be used).
 
     Raises:
@@ -87,13 +88,14 @@ def _privacy(folder: Path) -> dict[str, Any]:
         policy = read_policy(folder)
         path = folder / LEDGER_FILE
         spent = PrivacyLedger(path, policy.epsilon, policy.delta).spent() if path.exists() else 0.0
-        this_year = spent_in_a_year(folder)
+        this_year, changes_from = spent_in_a_year(folder), next_announcement(folder, policy)
     except DeviceError as error:
         return {"trouble": str(error)}
     return {
         "most": policy.in_words,
         "yearly": policy.most_a_year,
         "this_year": this_year,
+        "changes_from": changes_from,
         "epsilon": policy.epsilon,
         "spent": spent,
     }
@@ -146,7 +148,9 @@ def _limits(privacy: dict[str, Any]) -> str:
         return str(privacy["trouble"])
     times = "without a limit" if privacy["yearly"] is None else f"of {privacy['yearly']}"
     noise = f"; epsilon {privacy['spent']:.3g} spent on uploads with noise" if privacy["spent"] else ""
-    return f"at most {privacy['most']}; {privacy['this_year']} {times} personalisations in 365 days{noise}"
+    later = privacy["changes_from"]
+    spread = f"; other clips are told of from {_at(later)} on, to spread the rest" if later else ""
+    return f"at most {privacy['most']}; {privacy['this_year']} {times} personalisations in 365 days{spread}{noise}"
 
 
 def _at(seconds: float) -> str:

@@ -57,17 +57,23 @@ def require_left(folder: Path, policy: PrivacyPolicy, told: str) -> None:
 
 
 def may_announce(folder: Path, policy: PrivacyPolicy) -> bool:
-    """Whether the device may say that its clips have changed: some of its year is left, and spread over the year.
+    """Whether the device may say that its clips have changed. Raises DeviceError if the ledger cannot be used."""
+    return next_announcement(folder, policy) is None
 
-    ``AT_ONCE`` may follow each other as they come; more come as often as the year has room for.
-    Raises DeviceError if the ledger cannot be used.
+
+def next_announcement(folder: Path, policy: PrivacyPolicy) -> float | None:
+    """From when on the device may say that its clips have changed, in seconds since 1970; None for now.
+
+    Some of its year has to be left, and it is spread: ``AT_ONCE`` may follow each other as they come; more come as
+    often as the year has room for. Raises DeviceError if the ledger cannot be used.
     """
-    if policy.most_a_year is None:
-        return True
+    most = policy.most_a_year
+    if most is None:
+        return None
     times = sorted(_read(folder).values())
-    if len(times) >= policy.most_a_year:
-        return False
-    return len(times) < AT_ONCE or time.time() - times[-AT_ONCE] >= AT_ONCE * YEAR / policy.most_a_year
+    again = [times[-most] + YEAR] if len(times) >= most else []
+    again += [times[-AT_ONCE] + AT_ONCE * YEAR / most] if len(times) >= AT_ONCE else []
+    return max((at for at in again if at > time.time()), default=None)
 
 
 def spent_in_a_year(folder: Path) -> int:

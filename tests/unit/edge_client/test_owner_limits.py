@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from fedstill.edge_client.node.change_note import ChangeNote, announced, mark_of
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.node.known_clips import make_known, read_known_clips
 from fedstill.edge_client.node.student_lock import require_change_allowed
+from fedstill.edge_client.owner.agent_status import _limits
 from fedstill.edge_client.privacy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedstill.edge_client.privacy.privacy_policy import (
     POLICY_FILE,
@@ -33,7 +35,14 @@ from fedstill.edge_client.privacy.privacy_policy import (
     write_policy,
 )
 from fedstill.edge_client.privacy.prototypes import DeviceError
-from fedstill.edge_client.privacy.yearly_budget import YEAR, may_announce, spend_one, spent_in_a_year
+from fedstill.edge_client.privacy.yearly_budget import (
+    AT_ONCE,
+    YEAR,
+    may_announce,
+    next_announcement,
+    spend_one,
+    spent_in_a_year,
+)
 from fedstill.edge_client.students.pointer import POINTER, student_file
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.protos.messages import CLIPS_CHANGED, PrototypeRequest
@@ -115,6 +124,27 @@ def test_changes_are_announced_over_the_whole_year(device: Device) -> None:
             spend_one(device.directory, policy, f"day {day}")
             told += day >= 180
     assert 20 <= told <= 27, "of 52, in the second half of the year"
+
+
+def test_the_owner_is_told_from_when_on_changes_are_told(device: Device) -> None:
+    policy, begun = PrivacyPolicy(), time.time()
+    for job in range(AT_ONCE):
+        assert next_announcement(device.directory, policy) is None
+        spend_one(device.directory, policy, f"job {job}")
+    again = next_announcement(device.directory, policy)
+    assert again == pytest.approx(begun + AT_ONCE * YEAR / 52, abs=60)
+    told = _limits({"most": "x", "yearly": 52, "this_year": 3, "changes_from": again, "spent": 0.0})
+    assert f"other clips are told of from {datetime.fromtimestamp(again):%Y-%m-%d}" in told
+    with sqlite3.connect(device.directory / LEDGER_FILE) as ledger:
+        ledger.execute("UPDATE personalisations SET time = time - ?", (AT_ONCE * YEAR / 52,))
+    assert next_announcement(device.directory, policy) is None
+    assert next_announcement(device.directory, PrivacyPolicy(yearly=None)) is None
+    for job in range(49):
+        spend_one(device.directory, policy, f"more {job}")
+    all_spent = next_announcement(device.directory, policy)
+    assert all_spent == pytest.approx(begun + (1 - AT_ONCE / 52) * YEAR, abs=60), (
+        "until the first is a year ago"
+    )
 
 
 def test_what_was_not_answered_is_not_counted(device: Device) -> None:
