@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,8 @@ from fedstill.models.weights.packing import pack, unpack
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 Changed = TypeVar("Changed")
+REPLACED = 2**32
+"""More than any number of changes."""
 ATTEMPTS = 20
 """Attempts to get a version number when several processes register the same task at once."""
 
@@ -138,10 +141,11 @@ class TaskRegistry:
             )
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
-            self._database = create_engine(
-                url or f"sqlite:///{folder / 'registry.sqlite'}", pool_pre_ping=True
-            )
+            own = folder / "registry.sqlite"
+            self._file = sqlite_file(url) if url else own
+            self._database = create_engine(url or f"sqlite:///{own}", pool_pre_ping=True)
             upgrade(self._database, REGISTRY)
+            self._identity, self._replaced = self._found(), 0
         except ImportError as error:  # of a database's driver
             raise RegistryError(
                 f"--database {shown_url(url or '')}: needs a package that is not installed ({error.name}); for "
@@ -199,6 +203,7 @@ class TaskRegistry:
 
     def _change(self, name: str, change: Callable[[Connection], Changed]) -> Changed:
         """One transaction; again, if another process changed the same rows meanwhile."""
+        self._follow_file()
         for _ in range(ATTEMPTS):
             try:
                 with self._database.begin() as connection:
@@ -242,9 +247,33 @@ class TaskRegistry:
             return tuple(_rows(connection, name))
 
     def generation(self) -> int:
-        """Grows with every change; equal numbers mean that nothing changed."""
+        """Grows with every change, also if another file was put in the registry's place; equal numbers mean that
+        nothing changed."""
+        with suppress(RegistryError):  # without a file, what is known is served on
+            self._follow_file()
         with self._database.connect() as connection:
-            return max(connection.execute(select(_changes.c.generation)).scalars(), default=0)
+            counted = max(connection.execute(select(_changes.c.generation)).scalars(), default=0)
+        return self._replaced * REPLACED + counted
+
+    def _found(self) -> tuple[int, int] | None:
+        """What tells the registry's file from another one of its name; None without a file."""
+        try:
+            found = self._file.stat() if self._file is not None else None
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino) if found else None
+
+    def _follow_file(self) -> None:
+        """Open connections stay with a file that was deleted or replaced, as by a backup that was put back: what they
+        write would be lost. Raises RegistryError if there is none."""
+        found = self._found()
+        if found == self._identity:
+            return
+        if found is None:
+            raise RegistryError(f"{self._file}: is gone: put it back, or start the server again")
+        self._database.dispose()
+        upgrade(self._database, REGISTRY)
+        self._identity, self._replaced = found, self._replaced + 1
 
     def load(self, version: TaskVersion) -> TaskParameters:
         """The parameters of a version. Raises RegistryError for a missing or altered file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,3 +159,45 @@ def test_a_killed_process_leaves_a_registry_that_loads(registry: TaskRegistry, t
     for version in versions:
         assert registry.load(version).width == 32
     assert registry.register("busy", task(3, 0), TRUNK).version == len(versions) + 1
+
+
+def test_another_file_in_its_place_is_read_and_none_loses_nothing(
+    registry: TaskRegistry, tmp_path: Path
+) -> None:
+    """A backup that is put back under a running server; connections that are open would stay with the old file."""
+    file = tmp_path / "tasks" / "registry.sqlite"
+    registry.register("a", task(3, 1), TRUNK)
+    shutil.copy(file, tmp_path / "backup")
+    registry.register("a", task(4, 2), TRUNK)
+    before = registry.generation()
+    assert registry.get("a").version == 2
+    (tmp_path / "backup").replace(file)
+    assert registry.generation() != before
+    assert registry.get("a").version == 1
+
+    shutil.move(file, tmp_path / "away")
+    assert registry.generation(), "what is known is served on"
+    for change in (
+        lambda: registry.register("b", task(3, 1), TRUNK),
+        lambda: registry.remove("a"),
+        lambda: registry.activate("a", 1),
+    ):
+        with pytest.raises(RegistryError, match="is gone: put it back"):
+            change()
+    shutil.move(tmp_path / "away", file)
+    registry.register("b", task(3, 1), TRUNK)
+    later = TaskRegistry(tmp_path / "tasks")
+    assert set(later.active()) == {"a", "b"}
+    later.close()
+
+
+def test_a_file_that_was_made_anew_has_another_generation(registry: TaskRegistry, tmp_path: Path) -> None:
+    registry.register("a", task(3, 1), TRUNK)
+    before = registry.generation()
+    (tmp_path / "tasks" / "registry.sqlite").unlink()
+    other = TaskRegistry(tmp_path / "tasks")
+    other.register("b", task(3, 1), TRUNK)
+    assert other.generation() == before
+    assert registry.generation() > before
+    assert set(registry.active()) == {"b"}
+    other.close()
