@@ -191,14 +191,17 @@ def test_a_program_gets_what_was_counted(
             evaluated.must_be(lambda clip, by=student: by.classify_file(case.clips / clip).label)
 
 
-@pytest.mark.parametrize("arm", WITH_BIAS)
 def test_a_class_bias_decides_here_so_that_its_loss_would_be_seen(
-    arm: str, deployed: Callable[[str, str], Deployed]
+    deployed: Callable[[str, str], Deployed],
 ) -> None:
-    generic, biased = deployed("all_distill_equal_steps", "int8"), deployed(arm, "int8")
-    assert any(biased.evaluated(one).decided != generic.evaluated(one).decided for one in DEVICES)
-    mixes = [event["class_mix"] for event in read_events(biased.run_dir) if event["event"] == "job"]
-    assert [mix["supported"] for mix in mixes] == [True, True]
+    """Not with every arm on every processor: how training rounds decides about the clips that are in doubt."""
+    generic, decided = deployed("all_distill_equal_steps", "int8"), list[bool]()
+    for arm in WITH_BIAS:
+        biased = deployed(arm, "int8")
+        decided += [biased.evaluated(one).decided != generic.evaluated(one).decided for one in DEVICES]
+        mixes = [event["class_mix"] for event in read_events(biased.run_dir) if event["event"] == "job"]
+        assert [mix["supported"] for mix in mixes] == [True, True]
+    assert any(decided)
 
 
 def test_the_commands_answer_what_was_counted(
