@@ -87,7 +87,13 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     few = [
         Contender("ray", FEW_WAIT, name, backend, taken) for taken in FEW_TAKEN for name in ("0", *merging)
     ]
-    return [Contender(OURS), Contender("ray", longest), Contender("ray", short), *merged, *faster, *few]
+    found = [Contender("ray", longest), Contender("ray", short), *merged, *faster, *few]
+    only = [name for name in options.only.split(",") if name]
+    if unknown := set(only) - {one.name for one in found}:
+        raise SystemExit(
+            f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in found)}"
+        )
+    return [Contender(OURS), *(one for one in found if not only or one.name in only)]
 
 
 @contextmanager
@@ -215,6 +221,7 @@ def page(options: argparse.Namespace, text: str) -> str:
     """The results as a page."""
     words = ["--state runs/serving_live", f"--seeds {options.seeds}"]
     words += ["--equal"] if options.equal else []
+    words += [f"--only '{options.only}'"] if options.only else []
     words += [] if options.merging == ",".join(MERGING) else [f"--merging={options.merging}"]
     worth = "every query worth 1" if options.equal else "utilities as the thesis draws them"
     return (
@@ -232,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merging", default=",".join(MERGING), help="token schedules that Ray Serve runs, too"
     )
+    parser.add_argument("--only", default="", help="these settings of Ray Serve, by name (default: all)")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=15.0)
     add_setting_options(parser)
