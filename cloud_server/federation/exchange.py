@@ -84,7 +84,7 @@ class Exchange:
     probe: HelloRequest | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     _looks: dict[str, Future[Message | None]] = field(default_factory=dict)
-    _left: dict[int, list[Future[Message | None]]] = field(default_factory=dict)
+    _left: list[int] = field(default_factory=list)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MOST_LOOKS, "reply"))
 
     def ask(
@@ -121,7 +121,7 @@ class Exchange:
         return True
 
     def _exchange(self, node: int, action: str, content: RecordDict, timeout: float) -> RecordDict:
-        if self._still_left(node) >= MOST_LEFT:
+        if self._left.count(node) >= MOST_LEFT:
             raise DeviceLost(f"{MOST_LEFT} of its replies have been coming in for long")
         request = self._send(node, action, content, timeout)
         if not request:
@@ -189,19 +189,9 @@ class Exchange:
         """Nobody waits for these any more."""
         for message_id in message_ids:
             look = self._looks.pop(message_id, None)
-            if look is not None and not look.cancel() and not look.done():
-                with self.lock:
-                    self._left.setdefault(node, []).append(look)
-
-    def _still_left(self, node: int) -> int:
-        """How many looks of this node go on although nobody waits for them."""
-        if node not in self._left:
-            return 0
-        with self.lock:
-            going_on = [look for look in self._left.pop(node, []) if not look.done()]
-            if going_on:
-                self._left[node] = going_on
-            return len(going_on)
+            if look is not None and not look.cancel():
+                self._left.append(node)
+                look.add_done_callback(lambda _: self._left.remove(node))
 
 
 class _Signs:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 Made = TypeVar("Made")
@@ -23,12 +24,9 @@ def in_daemon_thread(work: Callable[[], Made], name: str) -> asyncio.Future[Made
 
     def run() -> None:
         try:
-            result = work()
+            outcome = partial(made.set_result, work())
         except BaseException as error:  # of whatever kind, it belongs to the one who waits
-            failure = error
-            outcome = lambda: made.set_exception(failure)  # noqa: E731
-        else:
-            outcome = lambda: made.set_result(result)  # noqa: E731
+            outcome = partial(made.set_exception, error)
         with suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, outcome)
 

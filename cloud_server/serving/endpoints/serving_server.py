@@ -147,9 +147,8 @@ class ServingServer:
 
     async def prepare(self, make: Callable[[], Parts]) -> None:
         """Make what is served, in a thread, then answer requests. Raises whatever ``make`` raises."""
-        parts = await in_daemon_thread(
-            make, "start"
-        )  # it may be in the middle of a long batch when it is interrupted
+        # A start that is interrupted may be in the middle of a long batch.
+        parts = await in_daemon_thread(make, "start")
         self._parts = parts
         parts.dispatcher.start()
         self._watching = asyncio.create_task(watch(parts.tasks))
