@@ -28,8 +28,9 @@ LOG = logging.getLogger(__name__)
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.05, 1.0
 INTRODUCTIONS = 32
 """How many nodes introduce themselves at the same time. Most of them wait for their link."""
-HELLO_TIMEOUT = 60.0
-"""Seconds for a device to introduce itself."""
+AGAIN_TIMEOUT = 60.0
+"""Seconds for a known device to introduce itself again. A new one may be slow to start, and has as long as for any
+question."""
 TOLD_TIMEOUT = 25.0
 """Seconds to tell a device something: whoever hears nothing for 30 s may leave."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -227,7 +228,7 @@ class NodeRegistry:
         """Remember what a known node says of itself now, unless something else was learned of it meanwhile."""
         before = self._heard[node]
         try:
-            hello = self._introduced(node)
+            hello = self._introduced(node, AGAIN_TIMEOUT)
         except DeviceFailure as failure:
             LOG.info("event=not_heard_again client=%d reason=%s", client, failure)
             return
@@ -241,10 +242,10 @@ class NodeRegistry:
         except DeviceFailure as failure:
             LOG.info("event=not_told node=%d reason=%s", node, failure)
 
-    def _introduced(self, node: int) -> Hello:
+    def _introduced(self, node: int, timeout: float | None = None) -> Hello:
         """A node's introduction. Raises DeviceFailure if it may not take part."""
         ours = version("fedstill")
-        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello, HELLO_TIMEOUT)
+        hello, _ = self.exchange.ask(node, "query.hello", self.greeting, Hello, timeout)
         if reason := why_not_together(hello.version, ours):
             raise DeviceFailure(reason)
         if not 0 <= hello.partition < self.clients:

@@ -34,6 +34,7 @@ from fedstill.client.serving_client import ServingAddress, ServingClient, Servin
 from fedstill.cloud_server.auth.tokens import issue, verify
 from fedstill.cloud_server.serving.endpoints import serving_server
 from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
+from fedstill.cloud_server.serving.tasks import registry_thread
 from fedstill.models.vit.schedules import constant_schedule
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos import serving_pb2 as own
@@ -342,6 +343,12 @@ def test_a_registry_that_does_not_answer_holds_up_neither_queries_nor_the_end(
                     assert httpx.post(f"{made.rest}/v2/repository/index", json={}).status_code == 200
                 assert not running.acquire(blocking=False)
                 assert not any(one.done() for one in changes)
+                monkeypatch.setattr(registry_thread, "MOST_WAITING", 1)
+                with pytest.raises(grpc.RpcError) as refused:
+                    stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="cats"))
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert refused.value.details() == "39 calls wait for the task registry: ask again"
+                assert ("retry-after-ms", "1000") in refused.value.trailing_metadata()
                 begun = time.monotonic()
             assert time.monotonic() - begun < 15
             assert all(isinstance(one.exception(timeout=20), grpc.RpcError) for one in changes)

@@ -213,7 +213,8 @@ class OpenInference:
         try:
             await self._changes.call(change, *arguments)
         except RequestError as error:  # its own calls say `name`
-            raise RequestError(error.code, "model_name", str(error)) from None
+            field = "model_name" if error.field else ""
+            raise RequestError(error.code, field, str(error), error.retry_milliseconds) from None
 
 
 def refused(method: str) -> RequestError:
