@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +41,10 @@ ATTEMPTS = 20
 
 class RegistryError(DataError):
     """The registry cannot do what was requested; one line that says what to do instead."""
+
+
+class RegistryUnavailable(SQLAlchemyError):
+    """The registry's file is gone, or another one in its place cannot be used: like a database that does not answer."""
 
 
 DEFAULT_LATENCY_MS, DEFAULT_UTILITY = 600.0, 1.0
@@ -249,30 +252,36 @@ class TaskRegistry:
     def generation(self) -> int:
         """Grows with every change, also if another file was put in the registry's place; equal numbers mean that
         nothing changed."""
-        with suppress(RegistryError):  # without a file, what is known is served on
+        if self._found() is not None:  # without a file, what is known is served on
             self._follow_file()
         with self._database.connect() as connection:
             counted = max(connection.execute(select(_changes.c.generation)).scalars(), default=0)
         return self._replaced * REPLACED + counted
 
     def _found(self) -> tuple[int, int] | None:
-        """What tells the registry's file from another one of its name; None without a file."""
+        """What tells the registry's file from another one of its name; None without one, or while it is still empty."""
         try:
             found = self._file.stat() if self._file is not None else None
         except OSError:
             return None
-        return (found.st_dev, found.st_ino) if found else None
+        return (found.st_dev, found.st_ino) if found and found.st_size else None
 
     def _follow_file(self) -> None:
         """Open connections stay with a file that was deleted or replaced, as by a backup that was put back: what they
-        write would be lost. Raises RegistryError if there is none."""
+        write would be lost. Raises SQLAlchemyError if there is none that can be used."""
+        if self._file is None:
+            return
         found = self._found()
+        if found is None:
+            raise RegistryUnavailable(f"{self._file}: is gone: put it back, or start the server again")
         if found == self._identity:
             return
-        if found is None:
-            raise RegistryError(f"{self._file}: is gone: put it back, or start the server again")
+        self._identity = None  # until this one has turned out to be usable
         self._database.dispose()
-        upgrade(self._database, REGISTRY)
+        try:
+            upgrade(self._database, REGISTRY)
+        except NewerSchema as error:
+            raise RegistryUnavailable(f"{self._file}: {error}") from error
         self._identity, self._replaced = found, self._replaced + 1
 
     def load(self, version: TaskVersion) -> TaskParameters:

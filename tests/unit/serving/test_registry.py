@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.vit import task
+from sqlalchemy.exc import SQLAlchemyError
 
-from fedstill.cloud_server.serving.tasks.registry import RegistryError, TaskRegistry
+from fedstill.cloud_server.serving.tasks.registry import RegistryError, RegistryUnavailable, TaskRegistry
 
 TRUNK = "a" * 64
 REGISTER_FOR_EVER = """
@@ -182,7 +185,7 @@ def test_another_file_in_its_place_is_read_and_none_loses_nothing(
         lambda: registry.remove("a"),
         lambda: registry.activate("a", 1),
     ):
-        with pytest.raises(RegistryError, match="is gone: put it back"):
+        with pytest.raises(RegistryUnavailable, match="is gone: put it back"):
             change()
     shutil.move(tmp_path / "away", file)
     registry.register("b", task(3, 1), TRUNK)
@@ -201,3 +204,31 @@ def test_a_file_that_was_made_anew_has_another_generation(registry: TaskRegistry
     assert registry.generation() > before
     assert set(registry.active()) == {"b"}
     other.close()
+
+
+@pytest.mark.parametrize("wrong", [b"", b"rubbish" * 1000, "newer"])
+def test_a_wrong_file_for_a_moment_is_forgotten_once_the_right_one_is_back(
+    registry: TaskRegistry, tmp_path: Path, wrong: bytes | str
+) -> None:
+    file, away = tmp_path / "tasks" / "registry.sqlite", tmp_path / "away"
+    registry.register("a", task(3, 1), TRUNK)
+    before = registry.generation()
+    shutil.move(file, away)
+    if isinstance(wrong, str):
+        shutil.copy(away, file)
+        with sqlite3.connect(file) as database:
+            database.execute("UPDATE registry_schema SET version_num = '9999'")
+        database.close()
+    else:
+        file.write_bytes(wrong)
+    for _ in range(3):
+        with pytest.raises(SQLAlchemyError):
+            registry.register("b", task(3, 1), TRUNK)
+        with suppress(SQLAlchemyError):  # with an empty one, what is known is served on
+            assert registry.generation() == before
+    shutil.move(away, file)
+    assert registry.register("b", task(3, 1), TRUNK).version == 1
+    assert registry.generation() > before
+    later = TaskRegistry(tmp_path / "tasks")
+    assert set(later.active()) == set(registry.active()) == {"a", "b"}
+    later.close()
