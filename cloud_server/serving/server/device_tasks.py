@@ -28,6 +28,7 @@ class DeviceTasks:
 
     def __init__(self, parts: Sequence[LiveTasks]) -> None:
         self._first, *self._others = parts
+        self._alike = dict[str, TaskVersion]()
 
     @property
     def trunks(self) -> Mapping[str, ServedTrunk]:
@@ -39,13 +40,15 @@ class DeviceTasks:
 
     @property
     def served(self) -> Mapping[str, TaskVersion]:
-        """On every device: what is new on some is not served before all have it."""
-        others = [one.served for one in self._others]
-        return {
-            name: task
-            for name, task in self._first.served.items()
-            if all(one.get(name) == task for one in others)
-        }
+        """On every device. Of a task in several versions, for a moment or because one device refuses one, it is the
+        last one that all had: no task is missing while it changes."""
+        found, others = dict[str, TaskVersion](), [one.served for one in self._others]
+        for name, task in self._first.served.items():
+            if all(one.get(name) == task for one in others):
+                found[name] = self._alike[name] = task
+            elif all(name in one for one in others):
+                found[name] = self._alike.get(name, task)
+        return found
 
     def refresh(self) -> bool:
         changed, failures = False, list[Exception]()

@@ -76,6 +76,25 @@ def test_one_that_cannot_is_no_reason_for_others_to_stay_behind() -> None:
     assert able.served == {"cats": 1, "dogs": 7}
 
 
+def test_a_task_is_there_while_it_changes_also_if_one_device_refuses_the_new_version() -> None:
+    registry, follows = {"cats": 1}, [True]
+
+    def look() -> None:
+        if not follows[0]:
+            raise RuntimeError("CUDA out of memory")
+
+    tasks = devices(Part(registry), Part(registry, look))
+    assert tasks.served == {"cats": 1}
+    registry |= {"cats": 2, "dogs": 1}
+    follows[0] = False
+    with pytest.raises(RuntimeError):
+        tasks.refresh()
+    assert tasks.served == {"cats": 1}, "and a new one not before all have it"
+    follows[0] = True
+    tasks.refresh()
+    assert tasks.served == {"cats": 2, "dogs": 1}
+
+
 def test_what_is_put_back_is_what_the_registry_said_for_whichever_trunk(tmp_path: Path) -> None:
     with serving(tmp_path) as made:
         elsewhere = made.registry.register("fish", task(2, seed=5), OTHER, accuracy=0.5)
