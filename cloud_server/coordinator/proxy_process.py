@@ -57,6 +57,7 @@ class ProxyProcess:
             if code == -signal.SIGKILL and killed < KILLED_STARTS:
                 killed += 1
                 LOG.error("event=proxy_ended code=%d action=restart", code)
+                self._ready.unlink(missing_ok=True)
                 self._child.start(command, environment(self._folder), self._folder)
             elif code is not None or time.monotonic() > end:
                 raise FlowerError(

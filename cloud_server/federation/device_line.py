@@ -12,7 +12,7 @@ from fedstill.protos.messages import Hello
 
 Reply = TypeVar("Reply")
 
-AGAIN_SECONDS = 0.2
+AGAIN_SECONDS, LONGEST_AGAIN_SECONDS = 0.2, 5.0
 """Pause before a lost request is sent again. Devices give the same answer to a repeated request."""
 
 
@@ -37,16 +37,17 @@ class DeviceLine:
             DeviceLost: no answer in time.
             DeviceFailure: the device raised, or sent an invalid reply.
         """
-        end = time.monotonic() + self.patience
+        end, pause = time.monotonic() + self.patience, AGAIN_SECONDS
         while True:
             try:
                 node = self.node_registry.node(self.client, end - time.monotonic())
                 found = self.exchange.ask(node, action, request, expect, end - time.monotonic())
             except DeviceLost:
                 self.node_registry.late(self.client)
-                if time.monotonic() + AGAIN_SECONDS >= end:
+                if time.monotonic() + pause >= end:
                     raise
-                time.sleep(AGAIN_SECONDS)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_AGAIN_SECONDS)
             else:
                 self.node_registry.answered(self.client)
                 return found

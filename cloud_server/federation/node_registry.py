@@ -61,6 +61,7 @@ class NodeRegistry:
     _asked: set[int] = field(default_factory=set)
     _asked_at: dict[int, float] = field(default_factory=dict)
     _pauses: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _meeting: set[int] = field(default_factory=set)
     _late: set[int] = field(default_factory=set)
     _before: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -154,7 +155,7 @@ class NodeRegistry:
     def late(self, client: int) -> None:
         """Record that a client's device did not answer a request."""
         with self._changed:
-            if client in self._nodes:
+            if client in self._nodes and client not in self._late:
                 self._late.add(client)
                 self._note(client, self._nodes[client], "late")
 
@@ -183,10 +184,12 @@ class NodeRegistry:
             self._forget_earlier(online)
             self._asked &= online  # a node that went away introduces itself again: it may have lost its files
             now = time.monotonic()
-            self._pauses = {node: pause for node, pause in self._pauses.items() if node in online}
             paused = {node for node, (until, _) in self._pauses.items() if now < until}
-            new = sorted(online - self._asked - paused - set(self._nodes.values()))
+            kept = online | paused  # whoever comes and goes is not asked at every coming
+            self._pauses = {node: pause for node, pause in self._pauses.items() if node in kept}
+            new = sorted(online - self._asked - self._meeting - paused - set(self._nodes.values()))
             self._asked |= set(new)
+            self._meeting |= set(new)
         for node in new:
             self._pool.submit(self._meet, node)
         if self.looked is not None:
@@ -216,6 +219,9 @@ class NodeRegistry:
         except Exception:  # of whatever kind: no device may be forgotten
             LOG.exception("event=introduction_failed node=%d", node)
             self._meet_later(node)
+        finally:
+            with self._changed:
+                self._meeting.discard(node)
 
     def _meet_later(self, node: int) -> None:
         """While it is online; the longer, the more often that was in vain."""

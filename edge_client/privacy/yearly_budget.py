@@ -72,7 +72,7 @@ def next_announcement(folder: Path, policy: PrivacyPolicy) -> float | None:
         return None
     times = sorted(_read(folder).values())
     again = [times[-most] + YEAR] if len(times) >= most else []
-    again += [times[-AT_ONCE] + AT_ONCE * YEAR / most] if len(times) >= AT_ONCE else []
+    again += [times[-AT_ONCE] + min(AT_ONCE * YEAR / most, YEAR)] if len(times) >= AT_ONCE else []
     return max((at for at in again if at > time.time()), default=None)
 
 
@@ -100,4 +100,7 @@ def _read(folder: Path) -> dict[str, float]:
 def _counted(ledger: sqlite3.Connection) -> dict[str, float]:
     """What was told in the last year, and when."""
     wanted = "SELECT job, time FROM personalisations WHERE time > ?"
-    return dict(ledger.execute(wanted, (time.time() - YEAR,)).fetchall())
+    found = dict(ledger.execute(wanted, (time.time() - YEAR,)).fetchall())
+    if not all(isinstance(at, int | float) for at in found.values()):
+        raise DeviceError(f"{LEDGER_FILE}: is damaged; nothing is uploaded")
+    return found

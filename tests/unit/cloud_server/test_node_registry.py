@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -55,6 +56,44 @@ def test_a_device_that_left_while_no_cloud_looked_is_not_online_any_more(
         (event["client"], event["state"]) for event in read_events(tmp_path) if event["event"] == "device"
     ]
     assert told == [(0, "dead")]
+
+
+def test_a_node_that_comes_and_goes_is_not_asked_at_every_coming(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first question waits for its link it would take one place after the other."""
+    monkeypatch.setattr(node_registry, "FIRST_PAUSE", 60.0)
+    asked_of, goes_on, looks = list[int](), threading.Event(), list[int]()
+
+    def ask(node: int, *_: Any) -> Any:
+        asked_of.append(node)
+        assert goes_on.wait(20)
+        raise DeviceLost("it does not answer")
+
+    def online() -> set[int]:
+        looks.append(1)
+        return {KITCHEN} if len(looks) % 2 else set()
+
+    metrics = Metrics(tmp_path)
+    registry = NodeRegistry(
+        cast(Exchange, SimpleNamespace(online=online, ask=ask)), 2, journal, metrics, "{}"
+    )
+    with registry:
+        limit = time.monotonic() + 20
+        while not asked_of:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        for _ in range(10):
+            registry._look()
+        assert asked_of == [KITCHEN]
+        goes_on.set()
+        while registry._meeting:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        for _ in range(10):
+            registry._look()
+        assert asked_of == [KITCHEN], "nor in its pause"
+    metrics.close()
 
 
 @pytest.mark.parametrize("failure", [DeviceLost("it does not answer"), KeyError("half a message")])

@@ -147,6 +147,25 @@ def test_the_owner_is_told_from_when_on_changes_are_told(device: Device) -> None
     )
 
 
+@pytest.mark.parametrize("yearly", [1, 2])
+def test_an_owner_who_lowered_the_limit_is_told_no_later_day_than_the_right_one(
+    yearly: int, device: Device
+) -> None:
+    for job in range(AT_ONCE):
+        spend_one(device.directory, PrivacyPolicy(), f"job {job}")
+    again = next_announcement(device.directory, PrivacyPolicy(yearly=yearly))
+    assert again == pytest.approx(time.time() + YEAR, abs=60)
+
+
+def test_a_damaged_time_in_the_ledger_is_one_line(device: Device) -> None:
+    for job in range(AT_ONCE):
+        spend_one(device.directory, PrivacyPolicy(), f"job {job}")
+    with sqlite3.connect(device.directory / LEDGER_FILE) as ledger:
+        ledger.execute("UPDATE personalisations SET time = 'yesterday' WHERE job = 'job 1'")
+    with pytest.raises(DeviceError, match="is damaged"):
+        next_announcement(device.directory, PrivacyPolicy())
+
+
 def test_what_was_not_answered_is_not_counted(device: Device) -> None:
     write_policy(device.directory, PrivacyPolicy(min_size=CLIPS + 1))
     with pytest.raises(DeviceError, match="fewer than the minimum"):
