@@ -37,6 +37,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds until a node that could not introduce itself is asked again, doubled each time."""
 
 
+class _PlaceTaken(DeviceFailure):
+    """Another node is this client's device at present: perhaps its own of before, and nobody knows yet that it died."""
+
+
 @dataclass
 class NodeRegistry:
     """Use as a context manager.
@@ -63,6 +67,7 @@ class NodeRegistry:
     _pauses: dict[int, tuple[float, float]] = field(default_factory=dict)
     _meeting: set[int] = field(default_factory=set)
     _late: set[int] = field(default_factory=set)
+    _without_place: set[int] = field(default_factory=set)
     _before: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -186,6 +191,7 @@ class NodeRegistry:
             now = time.monotonic()
             paused = {node for node, (until, _) in self._pauses.items() if now < until}
             kept = online | paused  # whoever comes and goes is not asked at every coming
+            self._without_place &= kept
             self._pauses = {node: pause for node, pause in self._pauses.items() if node in kept}
             new = sorted(online - self._asked - self._meeting - paused - set(self._nodes.values()))
             self._asked |= set(new)
@@ -215,7 +221,12 @@ class NodeRegistry:
         except DeviceLost:
             self._meet_later(node)
         except DeviceFailure as failure:
-            self.metrics.emit("refused", node=str(node), reason=str(failure))
+            if node not in self._pauses:
+                self.metrics.emit("refused", node=str(node), reason=str(failure))
+            if isinstance(
+                failure, _PlaceTaken
+            ):  # perhaps by its own node of before, which is dead without our knowledge
+                self._meet_later(node)
         except Exception:  # of whatever kind: no device may be forgotten
             LOG.exception("event=introduction_failed node=%d", node)
             self._meet_later(node)
@@ -271,7 +282,7 @@ class NodeRegistry:
     def _register(self, node: int, hello: Hello) -> None:
         taken = self._nodes.get(hello.partition)
         if taken is not None and taken != node:
-            raise DeviceFailure(f"says it is client {hello.partition}, which another device already is")
+            raise _PlaceTaken(f"says it is client {hello.partition}, which another device already is")
         known = any(other.partition == hello.partition for other in self._heard.values())
         self._nodes[hello.partition] = node
         self._heard[node] = hello

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from fedstill.cloud_server.federation.exchange import DeviceLost, Exchange
 from fedstill.cloud_server.federation.node_registry import NodeRegistry
 from fedstill.cloud_server.journal.event_log import Metrics, read_events
 from fedstill.cloud_server.journal.journal import Journal, open_journal
+from fedstill.protos.messages import Hello
 
 HALL, KITCHEN = 11, 12
 
@@ -120,3 +122,29 @@ def test_a_node_that_cannot_introduce_itself_is_asked_again_ever_more_seldom(
     assert pauses[0] > 0.19
     assert pauses[1] > 0.39
     assert pauses[2] > 0.79
+
+
+def test_a_device_that_comes_back_as_another_node_gets_its_place_once_the_old_one_is_dead(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without credentials every start of an agent is another node, and Flower believes in the old one for a while."""
+    monkeypatch.setattr(node_registry, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(node_registry, "LOOK_SECONDS", 0.02)
+    online = {KITCHEN}
+
+    def ask(*_: Any) -> Any:
+        return Hello("hall", version("fedstill"), 0), None
+
+    metrics = Metrics(tmp_path)
+    exchange = SimpleNamespace(online=lambda: set(online), ask=ask)
+    with NodeRegistry(cast(Exchange, exchange), 2, journal, metrics, "{}") as registry:
+        assert registry.node(0, 20.0) == KITCHEN
+        online.add(HALL)
+        time.sleep(0.5)  # it asks several times
+        online.remove(KITCHEN)
+        limit = time.monotonic() + 20
+        while registry.node(0, 20.0) != HALL:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    refused = [one for one in read_events(tmp_path) if one["event"] == "refused"]
+    assert len(refused) == 1, "one line, however often it asks"
