@@ -98,7 +98,7 @@ class Front:
 def front_of(answering: dict[str, Answering], access: AccessPolicy | None = None) -> Iterator[Front]:
     replicas = LocalReplicas(dict(answering))
     service = FrontService(replicas, access or AccessPolicy(None))
-    metrics = FrontMetrics(lambda: replicas.running, service.queued, "1")
+    metrics = FrontMetrics(lambda: replicas.running, service.queued, lambda: service.admission.limit, "1")
     service.told = metrics.answered
     loopback = ("127.0.0.1", 0)
     server = ServingServer(
@@ -111,6 +111,7 @@ def front_of(answering: dict[str, Answering], access: AccessPolicy | None = None
         yield made
         text = httpx.get(f"http://127.0.0.1:{ports.web}/metrics").text
         assert "fedstill_front_calls_total" in text
+        assert f"fedstill_front_limit {service.admission.limit}" in text
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_a_latency_that_cannot_be_is_refused_by_a_replica(front: Front, latency:
     assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "latency_ms: must lie between 0 and 3.6e+06")
     query = front.replicas.calls[-1].query
     assert query is not None
-    assert query.seconds == pytest.approx(20, abs=5)  # what is left of the call
+    assert (query.seconds, query.most) == (None, pytest.approx(20, abs=5))  # what is left of the call
 
 
 def test_an_answer_that_was_lost_is_asked_for_again_and_its_time_counts(front: Front) -> None:
@@ -246,6 +247,54 @@ def test_time_on_the_way_counts_against_the_deadline(front: Front) -> None:
     code, text = refusal(front.stub.ModelInfer, request(PIXELS, "pixels", model="cats", latency_ms=20_000))
     assert (code, text.partition(":")[0]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "latency_ms")
     assert service.queued() == 0
+
+
+def test_the_way_to_a_replica_and_back_counts_once_it_is_known(front: Front) -> None:
+    original = front.replicas.send
+
+    async def far(call, content):
+        await asyncio.sleep(0.2)
+        return await original(call, content)
+
+    front.replicas.send = far  # type: ignore[method-assign]
+    for _ in range(3):
+        front.stub.ModelInfer(request(PIXELS, "pixels", model="cats", latency_ms=20_000))
+    first, *_, last = front.replicas.calls
+    assert first.elapsed < 0.1
+    assert 0.2 <= last.elapsed < 2.0
+
+
+def test_replicas_are_asked_no_more_than_they_answer_in_time_and_the_rest_is_told_early(front: Front) -> None:
+    front.replicas.hanging = True
+    asked = request(PIXELS, "pixels", model="cats", latency_ms=4_000)
+    places = int(front.service.admission.limit)
+    waiting = [front.stub.ModelInfer.future(asked) for _ in range(places)]
+    end = time.monotonic() + 20
+    while len(front.replicas.calls) < places:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    began = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        front.stub.ModelInfer(asked)
+    assert time.monotonic() - began < 2.0
+    text = "overload: more is asked than the replicas answer in time"
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+    assert "4000" in {one.value for one in caught.value.trailing_metadata()}  # when to ask again
+    assert len(front.replicas.calls) == places
+    front.replicas.hanging = False
+    assert front.stub.ModelReady(pb.ModelReadyRequest(name="cats")).ready  # is no query
+    # Whoever is overdue holds no place: a replica that hangs does not lock the others out.
+    end = time.monotonic() + 20
+    while True:
+        try:
+            assert logits(front.stub.ModelInfer(asked)).shape == (1, 3)
+            break
+        except grpc.RpcError:
+            assert time.monotonic() < end
+    assert not any(one.done() for one in waiting)
+    assert front.service.admission.limit < places
+    for one in waiting:
+        one.cancel()
 
 
 def test_a_replica_that_hangs_ends_in_a_refusal(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from helpers.serve_process import SIZE, make_place, serving
 
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
-REFUSED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+REFUSED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 pytestmark = [
     pytest.mark.slow,
     needs_ray,

@@ -12,7 +12,7 @@ from typing import Any
 from fedstill.cloud_server.serving.replicas.answering import Answering
 from fedstill.cloud_server.serving.replicas.front import ReplicaLost, Replicas
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call, read_call
-from fedstill.cloud_server.serving.scheduling.price import Standings, plain_figures
+from fedstill.cloud_server.serving.scheduling.price import Offer, Standings, plain_figures
 
 
 @dataclass
@@ -32,6 +32,9 @@ class LocalReplicas(Replicas):
     def refresh(self) -> bool:
         before, self.running = self.running, len(self.replicas)
         return self.running != before
+
+    def offer(self, task: str) -> Offer | None:
+        return self.standings.offer(task)
 
     async def send(self, call: PassedCall, content: bytes) -> dict[str, Any]:
         plain = json.loads(json.dumps(plain_call(call)))  # nothing but plain values travels

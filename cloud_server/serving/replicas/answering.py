@@ -105,7 +105,11 @@ class Answering:
         self._watching: asyncio.Task[None] | None = None
 
     async def answer(self, call: PassedCall, content: bytes) -> dict[str, Any]:
-        """A response's bytes, or a refusal, as plain values."""
+        """A response's bytes, or a refusal, as plain values, and the seconds that it took."""
+        began = time.monotonic()
+        return {**await self._answer(call, content), "seconds": time.monotonic() - began}
+
+    async def _answer(self, call: PassedCall, content: bytes) -> dict[str, Any]:
         self.watch()
         go_on(call.caller())
         try:

@@ -17,6 +17,7 @@ from fedstill.cloud_server.grpc.listen import ServerError
 from fedstill.cloud_server.serving.replicas.front import ReplicaFailed, ReplicaLost, Replicas
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_call
 from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan, plain_replica_plan
+from fedstill.cloud_server.serving.scheduling.price import Offer
 from fedstill.common.errors import ConfigError, first_line
 from fedstill.common.option_values import address
 
@@ -189,6 +190,11 @@ class RayReplicas(Replicas):
         if self.running != before:
             LOG.info("event=replicas running=%d before=%d", self.running, before)
         return self.running != before
+
+    def offer(self, task: str) -> Offer | None:
+        from fedstill.cloud_server.serving.replicas.request_router import PriceRouter
+
+        return PriceRouter.latest.offer(task)
 
     async def send(self, call: PassedCall, content: bytes) -> dict[str, Any]:
         from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError

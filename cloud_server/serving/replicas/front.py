@@ -1,9 +1,9 @@
 """The front of a fleet of replicas: protocol, TLS, tokens and rate limits stay here, every answer comes from a replica.
 No Ray.
 
-A call is passed on as its bytes. An answer that got lost with its replica is asked for once more, from another one, if
-asking twice does no harm; else the client is told to. So every request gets one answer or a refusal that names its
-reason.
+A call is passed on as its bytes, a query when there is room for it (``admission.py``). An answer that got lost with its
+replica is asked for once more, from another one, if asking twice does no harm; else the client is told to. So every
+request gets one answer or a refusal that names its reason.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from fedstill.cloud_server.serving.endpoints.open_inference import CALLS, CallFo
 from fedstill.cloud_server.serving.endpoints.serving_calls import OWN_CALLS
 from fedstill.cloud_server.serving.endpoints.serving_service import Service
 from fedstill.cloud_server.serving.endpoints.task_queries import take
+from fedstill.cloud_server.serving.replicas.admission import Admission, Ending
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, asked_query, read_reply
+from fedstill.cloud_server.serving.scheduling.price import Offer
 from fedstill.protos import open_inference_pb2 as pb
 
 RETRY_MS = 1000
 """After which a client may ask again that no replica has answered."""
 SLOWEST_SECONDS = 60.0
 """For a call without a deadline of its own: of a task's usual latency."""
+UNKNOWN = Offer(1.0, 1e3 * SLOWEST_SECONDS, ())
+"""Of a task of which no replica has told."""
 GRACE_SECONDS = 10.0
 """Beyond the deadline: a replica says itself that it is too late, so this ends only calls whose replica hangs."""
 
@@ -62,6 +66,10 @@ class Replicas(ABC):
     async def send(self, call: PassedCall, content: bytes) -> dict[str, Any]:
         """A replica's plain answer. Raises ReplicaLost, ReplicaFailed."""
 
+    def offer(self, task: str) -> Offer | None:
+        """What a replica has published of a task, if any has."""
+        return None
+
     @abstractmethod
     def refresh(self) -> bool:
         """Count them again; returns whether their number changed. May block."""
@@ -72,9 +80,10 @@ class FrontService(Service):
 
     def __init__(self, replicas: Replicas, access: AccessPolicy) -> None:
         self._replicas = replicas
-        self._draining = self._retiring = False
+        self._draining = self._retiring = self._stopped = False
         self.told: Callable[[str, str], None] = lambda method, code: None
-        """Of every call that was passed on, and the code of its answer."""
+        """Of every call, and the code of its answer."""
+        self.admission = Admission(lambda: replicas.running)
         self._changed = threading.Condition()
         self._open = 0
         self._ending: asyncio.Event | None = None
@@ -111,9 +120,10 @@ class FrontService(Service):
 
     def stop(self) -> None:
         """Refuse the calls that still wait."""
-        self._draining = True
+        self._draining = self._stopped = True
         if self._loop is not None and self._ending is not None:
             self._loop.call_soon_threadsafe(self._ending.set)
+            self._loop.call_soon_threadsafe(self.admission.close)
             self.wait_until_idle(1.0)
 
     async def _live(self, request: Any, _: float | None) -> Message:
@@ -139,14 +149,11 @@ class FrontService(Service):
             request_id=caller.request_id, given=caller.given, node=caller.node,
             trace=tuple(caller.trace.items()), query=query,
         )  # fmt: skip
-        seconds = SLOWEST_SECONDS if query is None or query.seconds is None else query.seconds
         content = request.SerializeToString()
         with self._changed:
             self._open += 1
         try:
-            plain = await self._ask(
-                call, content, seconds + GRACE_SECONDS, attempts=1 if form.operators else 2
-            )
+            plain = await self._answer(call, content, attempts=1 if form.operators else 2)
             self.told(method, plain.get("code", "OK"))
         except RequestError as error:
             self.told(method, error.code.name)
@@ -157,6 +164,28 @@ class FrontService(Service):
                 self._changed.notify_all()
         return read_reply(plain, form.reply)
 
+    async def _answer(self, call: PassedCall, content: bytes, attempts: int) -> dict[str, Any]:
+        """A replica's. A query is passed on once there is room for it. Raises RequestError."""
+        if call.query is None:
+            return await self._ask(call, content, SLOWEST_SECONDS + GRACE_SECONDS, attempts)
+        offer = self._replicas.offer(call.query.task) or UNKNOWN
+        seconds = call.query.time(offer)
+        passage = await self.admission.enter(call.query.worth(offer), call.query.images, seconds)
+        if passage is None:
+            if self._stopped:
+                raise _unavailable("the server is going down")
+            raise _overload(seconds)
+        ending: Ending = "other"
+        there = None
+        try:
+            elapsed = passage.sent - passage.arrived + passage.allowance
+            left = seconds - (passage.sent - passage.arrived) + GRACE_SECONDS
+            plain = await self._ask(replace(call, elapsed=elapsed), content, left, attempts)
+            ending, there = _ENDINGS.get(plain.get("code", ""), "other"), plain.get("seconds")
+            return plain
+        finally:
+            self.admission.leave(passage, ending, there)
+
     async def _ask(self, call: PassedCall, content: bytes, seconds: float, attempts: int) -> dict[str, Any]:
         began = time.monotonic()
         while True:
@@ -164,7 +193,8 @@ class FrontService(Service):
             elapsed = time.monotonic() - began
             try:
                 return await self._unless_ending(
-                    self._replicas.send(replace(call, elapsed=elapsed), content), seconds - elapsed
+                    self._replicas.send(replace(call, elapsed=call.elapsed + elapsed), content),
+                    seconds - elapsed,
                 )
             except ReplicaLost:
                 if not attempts:
@@ -204,6 +234,21 @@ class FrontService(Service):
         finally:
             answer.cancel()
             ending.cancel()
+
+
+_ENDINGS: dict[str, Ending] = {
+    "": "answered",
+    grpc.StatusCode.RESOURCE_EXHAUSTED.name: "no_time",
+    grpc.StatusCode.DEADLINE_EXCEEDED.name: "no_time",
+}
+"""By the code of a replica's refusal."""
+
+
+def _overload(seconds: float) -> RequestError:
+    """Of a query that would be late behind those that are on their way; after its own time these have their answers."""
+    retry = max(1, math.ceil(1e3 * seconds))
+    text = "overload: more is asked than the replicas answer in time"
+    return RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "", text, retry)
 
 
 def _unavailable(text: str) -> RequestError:

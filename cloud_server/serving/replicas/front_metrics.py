@@ -19,15 +19,21 @@ from fedstill.cloud_server.serving.monitoring.web import add_health
 
 
 class FrontMetrics:
-    """replicas, waiting: called when the metrics are read. version: of fedstill."""
+    """replicas, waiting, limit: called when the metrics are read. version: of fedstill."""
 
-    def __init__(self, replicas: Callable[[], int], waiting: Callable[[], int], version: str) -> None:
+    def __init__(
+        self,
+        replicas: Callable[[], int],
+        waiting: Callable[[], int],
+        limit: Callable[[], float],
+        version: str,
+    ) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         Info("fedstill_front_build", "The process.", registry=self._registry).info({"version": version})
         self._calls = Counter(
             "fedstill_front_calls",
-            "Calls passed on, by the code of their answer.",
+            "Calls, by the code of their answer.",
             ("method", "code"),
             registry=self._registry,
         )
@@ -35,6 +41,9 @@ class FrontMetrics:
         Gauge("fedstill_front_waiting", "Calls without an answer.", registry=self._registry).set_function(
             waiting
         )
+        Gauge(
+            "fedstill_front_limit", "Images that may be at the replicas at once.", registry=self._registry
+        ).set_function(limit)
 
     def answered(self, method: str, code: str) -> None:
         """A call has its answer, or its refusal."""

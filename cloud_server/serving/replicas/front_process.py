@@ -36,7 +36,9 @@ def front_assembled(
         else:
             plan.check()
         service = FrontService(replicas, access_policy(plan, authority))
-        metrics = FrontMetrics(lambda: replicas.running, service.queued, version("fedstill"))
+        metrics = FrontMetrics(
+            lambda: replicas.running, service.queued, lambda: service.admission.limit, version("fedstill")
+        )
         service.told = metrics.answered
 
         def make() -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,21 +81,15 @@ def asked_query(method: str, request: Any, remaining: float | None) -> AskedQuer
     task = request.model_name
     if task == MODEL and isinstance(named := parameters.value_of(given, "task"), str):
         task = named
-    utility = _number(given, "utility", parameters.LARGEST_UTILITY)
-    if utility is not None:
-        utility *= parameters.priority_factor(_number(given, "priority", 2.0**64))
-    limits = [
-        seconds
-        for seconds in (
-            _seconds(_number(given, "latency_ms", parameters.LONGEST_LATENCY_MS), 1e3),
-            _seconds(
-                _number(given, "timeout", MICROSECONDS_PER_MS * parameters.LONGEST_LATENCY_MS) or None, 1e6
-            ),
-            remaining,
-        )
-        if seconds is not None
-    ]
-    return AskedQuery(task, utility, min(limits, default=None), images_of(request))
+    timeout = _number(given, "timeout", MICROSECONDS_PER_MS * parameters.LONGEST_LATENCY_MS)
+    return AskedQuery(
+        task,
+        _number(given, "utility", parameters.LARGEST_UTILITY),
+        _seconds(_number(given, "latency_ms", parameters.LONGEST_LATENCY_MS)),
+        images_of(request),
+        parameters.priority_factor(_number(given, "priority", 2.0**64)),
+        min(timeout / 1e6 if timeout else math.inf, math.inf if remaining is None else remaining),
+    )
 
 
 def images_of(request: pb.ModelInferRequest) -> int:
@@ -104,10 +99,9 @@ def images_of(request: pb.ModelInferRequest) -> int:
 
 
 def _of_own(request: own.MakeQueryRequest, remaining: float | None) -> AskedQuery:
+    latency = _seconds(_field(request, "latency_ms", parameters.LONGEST_LATENCY_MS))
     utility = _field(request, "utility", parameters.LARGEST_UTILITY)
-    latency = _seconds(_field(request, "latency_ms", parameters.LONGEST_LATENCY_MS), 1e3)
-    limits = [seconds for seconds in (latency, remaining) if seconds is not None]
-    return AskedQuery(request.task, utility, min(limits, default=None))
+    return AskedQuery(request.task, utility, latency, most=math.inf if remaining is None else remaining)
 
 
 def _field(request: own.MakeQueryRequest, name: str, largest: float) -> float | None:
@@ -126,5 +120,5 @@ def _number(given: parameters.Parameters, name: str, largest: float) -> float | 
         return None
 
 
-def _seconds(value: float | None, per_second: float) -> float | None:
-    return None if value is None else value / per_second
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3

@@ -52,12 +52,23 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class AskedQuery:
-    """What a router knows of a query. utility, seconds (until its deadline): None for the task's."""
+    """What a router knows of a query. utility, seconds (until its deadline): None for the task's. factor: of the
+    utility, whosever it is. most: seconds that are left of the call, whatever the task's."""
 
     task: str
     utility: float | None = None
     seconds: float | None = None
     images: int = 1
+    factor: float = 1.0
+    most: float = math.inf
+
+    def worth(self, offer: Offer) -> float:
+        """Of a right answer in time, per image."""
+        return self.factor * (offer.utility if self.utility is None else self.utility)
+
+    def time(self, offer: Offer) -> float:
+        """Seconds until its deadline."""
+        return min(offer.latency_ms / 1e3 if self.seconds is None else self.seconds, self.most)
 
 
 @dataclass(slots=True)
@@ -94,6 +105,13 @@ class Standings:
         if standing is not None and query is not None:
             standing.sent += query.images * _fastest(standing.figures, query.task)
             standing.queries += query.images
+
+    def offer(self, task: str) -> Offer | None:
+        """One that a replica has published."""
+        for one in list(self._known.values()):  # another thread may hear of a further replica meanwhile
+            if one.figures is not None and task in one.figures.offers:
+                return one.figures.offers[task]
+        return None
 
     def order(self, names: Sequence[str], query: AskedQuery | None, now: float) -> list[str]:
         """The replicas that may get a query, where it earns most first.
@@ -146,8 +164,7 @@ def net_earning(figures: Figures, query: AskedQuery, waiting: float) -> float:
     offer = figures.offers.get(query.task)
     if offer is None:
         return -math.inf
-    utility = offer.utility if query.utility is None else query.utility
-    left = offer.latency_ms / 1e3 if query.seconds is None else query.seconds
+    utility, left = query.worth(offer), query.time(offer)
     nets = [
         utility * accuracy - figures.price * seconds
         for seconds, accuracy in offer.choices

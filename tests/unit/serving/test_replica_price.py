@@ -48,7 +48,16 @@ def test_a_query_earns_its_best_answer_in_time_less_its_seconds_at_the_price() -
     assert net_earning(IDLE, CATS, 0.6) == 0.0
     assert net_earning(IDLE, AskedQuery("cats", utility=3.0), 0.0) == pytest.approx(2.4)
     assert net_earning(IDLE, AskedQuery("cats", seconds=0.015), 0.0) == pytest.approx(0.6)
+    assert net_earning(IDLE, AskedQuery("cats", seconds=9.0, most=0.015), 0.0) == pytest.approx(0.6)
+    assert net_earning(IDLE, AskedQuery("cats", most=9.0), 0.6) == 0.0  # of both limits the shorter one
+    assert net_earning(IDLE, AskedQuery("cats", factor=4.0), 0.0) == pytest.approx(3.2)
     assert net_earning(IDLE, AskedQuery("dogs"), 0.0) == -math.inf
+
+
+def test_what_any_replica_offers_is_known() -> None:
+    standings = heard(a=replace(IDLE, offers={}), b=IDLE)
+    assert standings.offer("cats") == IDLE.offers["cats"]
+    assert standings.offer("dogs") is None
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf])
