@@ -71,6 +71,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/serving/serving_baselines.py --out runs/serving_live/baselines.json
 	$(BIN)/python benchmarks/serving/two_trunks.py --out runs/serving_live/two_trunks.json
 	$(BIN)/python benchmarks/serving/trunk_memory.py
+	$(BIN)/python benchmarks/serving/kernel_memory.py
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/serving/elastic_vit.py --model vit_base_patch16_224 --batches 1 8 32 64

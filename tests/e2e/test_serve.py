@@ -260,30 +260,38 @@ def test_a_burst_with_vanishing_clients_leaves_a_healthy_server(place: Place) ->
         process = psutil.Process(server.process.pid)
         with ServingClient(server.address) as client:
             client.make_query("cats", image)
-        before = process.memory_info().rss
-        channels = [
-            grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) for _ in "ab"
-        ]
-        calls = []
-        end = time.monotonic() + 3
-        while time.monotonic() < end:  # many times what it can do, whether it answers or not
-            for channel in channels:
-                asked = pb.MakeQueryRequest(task="dogs", image=image, latency_ms=300, utility=1)
-                calls.append(ServingStub(channel).MakeQuery.future(asked, timeout=60))
-            if len(calls) % 7 == 0:
-                calls.pop().cancel()
-            time.sleep(0.0005)
-        vanished = calls[1::2]
-        channels[1].close()  # a client that dies with all that it has asked
-        for call in (call for call in calls if call not in set(vanished)):
-            answered[call.code().name] += 1
-        channels[0].close()
+        sizes = [process.memory_info().rss]
+        for _ in (
+            "ab"
+        ):  # in the first one batches have sizes that the engine has not met, which oneDNN compiles and keeps
+            answered += burst_with_vanishing_clients(server.target, image)
+            sizes.append(process.memory_info().rss)
         assert set(answered) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}, answered
         assert answered["OK"] > 0
         with ServingClient(server.address) as client:
             assert client.make_query("cats", image, latency_ms=20_000).label
-        assert process.memory_info().rss - before < 300e6
+        assert sizes[1] - sizes[0] < 700e6
+        assert sizes[2] - sizes[1] < 150e6, "clients that vanished have left something"
         assert server.end() == 0
+
+
+def burst_with_vanishing_clients(target: str, image: bytes) -> Counter[str]:
+    """Many times what a server can do; of two clients one dies with all that it has asked. The codes of the other's."""
+    channels = [grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) for _ in "ab"]
+    calls = []
+    end = time.monotonic() + 3
+    while time.monotonic() < end:  # whether it answers or not
+        for channel in channels:
+            asked = pb.MakeQueryRequest(task="dogs", image=image, latency_ms=300, utility=1)
+            calls.append(ServingStub(channel).MakeQuery.future(asked, timeout=60))
+        if len(calls) % 7 == 0:
+            calls.pop().cancel()
+        time.sleep(0.0005)
+    vanished = set(calls[1::2])
+    channels[1].close()
+    answered = Counter(call.code().name for call in calls if call not in vanished)
+    channels[0].close()
+    return answered
 
 
 def test_warmed_models_are_served_by_the_reduction_that_the_policy_chooses(place: Place) -> None:

@@ -18,11 +18,11 @@ from fedstill.cloud_server.serving.app.trunk_footprint import expected, footprin
 from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes
 from fedstill.cloud_server.serving.engine.openvino_backend import load_library
 from fedstill.cloud_server.serving.engine.trunk import TrunkError, load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.loadable_engine import LoadableEngine
-from fedstill.cloud_server.serving.server.memory_limit import limit_bytes
 from fedstill.cloud_server.serving.server.residency import Footprint, Residency
 from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import size_text

@@ -78,7 +78,7 @@ class RateLimits:
             count(node, queries, taken)
         if taken:
             return 0.0
-        return (queries - bucket.left) / rate.per_second if queries <= rate.burst else math.inf
+        return (queries - bucket.left) / rate.per_second if queries <= rate.burst + ROUNDING else math.inf
 
 
 def parse_rates(texts: Sequence[str]) -> dict[str, Rate]:

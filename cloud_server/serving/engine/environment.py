@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes
+
 SWITCH_SECONDS = 2e-5
 """How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
 at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving/serving_switching.py)."""
@@ -16,17 +18,33 @@ CPU_SETTINGS: Mapping[str, str] = {
     # Otherwise activations of tens of megabytes are mapped and unmapped again for every operator, page by page.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-    # An elastic server cycles through more (schedule, batch) shapes than oneDNN's 1024 cached primitives.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "65536",
-    "LRU_CACHE_CAPACITY": "65536",
+    # An elastic server cycles through more (schedule, batch) shapes than oneDNN's 1024 cached primitives. On a machine
+    # that is known, they are as many as fit (``cached_kernels``).
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+    "LRU_CACHE_CAPACITY": "4096",
     # Idle OpenMP threads must not spin beside the threads that serve requests.
     "KMP_BLOCKTIME": "0",
 }
 
+KERNEL_BYTES = 1_000_000
+"""What oneDNN keeps for a layer at one shape in bf16, at most; with packed weights it is half, in fp32 less."""
+KERNEL_SHARE = 0.25
+"""Of the memory, for all of them."""
+LEAST_KERNELS, MOST_KERNELS = 1024, 65536
+
+
+def cached_kernels(memory: int) -> int:
+    """How many layers at a shape oneDNN may keep, of so many bytes of memory. Without a bound a server would come to
+    keep each layer at each batch size and schedule, gigabytes for a small model (benchmarks/serving/kernel_memory.py).
+    What was dropped is compiled again."""
+    return max(LEAST_KERNELS, min(MOST_KERNELS, int(KERNEL_SHARE * memory / KERNEL_BYTES)))
+
 
 def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` with the settings for the engine; settings of the user stay."""
-    return {**CPU_SETTINGS, **environment}
+    """``environment`` with the settings for the engine on this machine; settings of the user stay."""
+    kernels = str(cached_kernels(limit_bytes()))
+    mine = dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), kernels)
+    return {**CPU_SETTINGS, **mine, **environment}
 
 
 def missing_settings(environment: Mapping[str, str]) -> tuple[str, ...]:

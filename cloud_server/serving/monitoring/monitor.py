@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes, resident_bytes
 from fedstill.cloud_server.serving.monitoring.alarms import Alarm, Alarms
 from fedstill.cloud_server.serving.monitoring.capacity import capacity, pace
 from fedstill.cloud_server.serving.monitoring.history import Rows
 from fedstill.cloud_server.serving.monitoring.recorder import MOST_TASKS, Recorder, Refusing
 from fedstill.cloud_server.serving.monitoring.tally import PERCENTILES, Key, Kind, Tally
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.cloud_server.serving.server.memory_limit import limit_bytes, resident_bytes
 from fedstill.cloud_server.serving.server.requests import QueryQueue
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks, trunk_of
 from fedstill.cloud_server.serving.tasks.registry import TaskVersion

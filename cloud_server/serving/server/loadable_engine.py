@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.memory_limit import resident_bytes
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
 from fedstill.cloud_server.serving.server.free_memory import trim_heap
-from fedstill.cloud_server.serving.server.memory_limit import resident_bytes
 from fedstill.cloud_server.serving.server.residency import Footprint
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import TokenSchedule

@@ -12,9 +12,9 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 
+from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes
 from fedstill.cloud_server.serving.scheduling.queries import RejectionReason
 from fedstill.cloud_server.serving.server.events import RanBatch
-from fedstill.cloud_server.serving.server.memory_limit import limit_bytes
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)

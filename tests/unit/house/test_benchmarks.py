@@ -55,6 +55,12 @@ def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
     assert "ratio" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_memory_of_kernels_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    benchmark("kernel_memory")["main"](["--quick"])
+    assert "torch fp32 packed,  1024 kernels kept" in capfd.readouterr().out
+
+
 def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("uplink")["main"](["--clips", "60"])
     report = capsys.readouterr().out

@@ -15,6 +15,7 @@ from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.environment import (
     CPU_SETTINGS,
+    cached_kernels,
     missing_settings,
     serving_environment,
 )
@@ -168,11 +169,17 @@ def test_graphs_give_the_same_answers_on_cuda() -> None:
             np.testing.assert_allclose(one.logits, other.logits, atol=1e-3)
 
 
+@pytest.mark.parametrize(("gigabytes", "kernels"), [(0, 1024), (4, 1024), (24, 6000), (1000, 65_536)])
+def test_kernels_are_kept_for_a_quarter_of_the_memory(gigabytes: float, kernels: int) -> None:
+    assert cached_kernels(int(1e9 * gigabytes)) == kernels
+
+
 def test_the_serving_environment_keeps_what_the_user_set() -> None:
     environment = serving_environment({"PATH": "/bin", "MALLOC_MMAP_MAX_": "7"})
     assert environment["MALLOC_MMAP_MAX_"] == "7"
     assert environment["PATH"] == "/bin"
     assert missing_settings(environment) == ()
+    assert serving_environment({"LRU_CACHE_CAPACITY": "5"})["LRU_CACHE_CAPACITY"] == "5"
     assert set(missing_settings({"KMP_BLOCKTIME": "0"})) == set(CPU_SETTINGS) - {"KMP_BLOCKTIME"}
     program = "import sys, fedstill.cloud_server.serving.engine.environment; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -23,9 +23,9 @@ from fedstill.cloud_server.serving.app.trunk_footprint import (
 from fedstill.cloud_server.serving.engine import openvino_backend
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
+from fedstill.cloud_server.serving.engine.memory_limit import resident_bytes
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.server.loadable_engine import LoadableEngine, NotLoaded, Progress
-from fedstill.cloud_server.serving.server.memory_limit import resident_bytes
 from fedstill.cloud_server.serving.server.residency import Footprint
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import constant_schedule

@@ -10,12 +10,12 @@ import pytest
 from helpers.page_keys import assert_documented, documented
 from helpers.watched import Watched, profile
 
+from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes
 from fedstill.cloud_server.serving.monitoring.capacity import capacity, pace
 from fedstill.cloud_server.serving.monitoring.monitor import Monitor
 from fedstill.cloud_server.serving.monitoring.recorder import MOST_TASKS
 from fedstill.cloud_server.serving.scheduling.joint_profile import join
 from fedstill.cloud_server.serving.server.events import RanBatch
-from fedstill.cloud_server.serving.server.memory_limit import limit_bytes
 
 
 def size(plain: dict[str, Any]) -> int:
