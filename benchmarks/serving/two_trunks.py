@@ -1,7 +1,8 @@
 """Two trunks in one process on two cores, beside two processes with a core and a trunk each: expected utility.
 
 ViT-Tiny (real weights) and ViT-Small (random ones) get the same queries at the same times in both ways. Accuracies are
-given, not measured: random weights have none. What is earned is the utility of the answers in time, by the client's
+given, not measured: random weights have none. The one process has an engine with a thread on each core with
+``--engines``, else one engine with two threads. What is earned is the utility of the answers in time, by the client's
 clock, times the given accuracy of their token schedule. Times are measured here, with as many threads as they are used
 with. The load generator shares the two cores with the servers, in both ways alike.
 """
@@ -223,11 +224,14 @@ def _together(
     cores: Sequence[int],
     options: argparse.Namespace,
 ) -> Started:
-    arguments = list(_arguments(options))
+    arguments, threads = list(_arguments(options)), len(cores)
+    if options.engines:
+        arguments += ["--device", ",".join(f"cpu:{place}" for place in range(len(cores)))]
+        threads = 1
     for one in trunks:
         arguments += ["--weights", str(one.weights)]
-        arguments += ["--profile", f"{one.weights}={profiles[one.task, len(cores)]}"]
-    shared = ServerOptions(folder / "both", tuple(arguments), tuple(cores))
+        arguments += ["--profile", f"{one.weights}={profiles[one.task, threads]}"]
+    shared = ServerOptions(folder / "both", tuple(arguments), tuple(cores), threads)
     return {one.task: shared for one in trunks}
 
 
@@ -327,6 +331,11 @@ def _report(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--engines",
+        action="store_true",
+        help="the one process as an engine on each core (--device cpu:0,cpu:1)",
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke test with tiny random models")
     parser.add_argument("--load", type=float, default=1.5, help="of what the cores do at all tokens")
     parser.add_argument("--mixes", default=",".join(MIXES), help="how the load is split")

@@ -27,13 +27,14 @@ READY_SECONDS = 1800.0
 class ServerOptions:
     """How a server is started.
 
-    state: folder of the task registry. arguments: further ones of ``fedstill serve``. cores: that it may use, one torch
-    thread each; None for all.
+    state: folder of the task registry. arguments: further ones of ``fedstill serve``. cores: that it may use; None for
+    all. threads: of each engine, by default one for each core.
     """
 
     state: Path
     arguments: tuple[str, ...] = ()
     cores: Sequence[int] | None = None
+    threads: int | None = None
 
 
 class ServedProcess:
@@ -59,7 +60,7 @@ class ServedProcess:
         self._announcement.unlink(missing_ok=True)
         environment = serving_environment(os.environ)
         if options.cores is not None:
-            environment["OMP_NUM_THREADS"] = str(len(options.cores))
+            environment["OMP_NUM_THREADS"] = str(options.threads or len(options.cores))
         command = [tool("fedstill"), "serve", "--state", str(options.state.resolve()), "--insecure"]
         command += ["--listen", "127.0.0.1:0", "--web", "127.0.0.1:0", "--policy", self._policy]
         command += ["--lame-duck", "0"]  # nobody else asks it
