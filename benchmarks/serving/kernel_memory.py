@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import timm
 import torch
 from rich.console import Console
+from timm.models.vision_transformer import VisionTransformer
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
 @torch.inference_mode()
 def meet(options: argparse.Namespace) -> None:
     """What each process does."""
-    net = ElasticViT(timm.create_model(options.model).eval().requires_grad_(False))
+    trunk = cast(VisionTransformer, timm.create_model(options.model).eval().requires_grad_(False))
+    net = ElasticViT(trunk)
     schedules = tuple(parse_schedule(name, net.layers) for name in SCHEDULES.split(","))
     head = TaskParameters(("a", "b"), torch.zeros(2, net.width), torch.zeros(2), {})
     settings = EngineSettings(schedules, (1, options.batch), "cpu", options.one, "torch")

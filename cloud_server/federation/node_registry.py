@@ -187,6 +187,10 @@ class NodeRegistry:
             for client in gone:
                 self._note(client, self._nodes.pop(client), "dead")
             self._forget_earlier(online)
+            if gone:  # perhaps the place that somebody waits for
+                self._pauses = {
+                    node: one for node, one in self._pauses.items() if node not in self._without_place
+                }
             self._asked &= online  # a node that went away introduces itself again: it may have lost its files
             now = time.monotonic()
             paused = {node for node, (until, _) in self._pauses.items() if now < until}
@@ -221,11 +225,12 @@ class NodeRegistry:
         except DeviceLost:
             self._meet_later(node)
         except DeviceFailure as failure:
-            if node not in self._pauses:
+            taken = isinstance(failure, _PlaceTaken)
+            if not (taken and node in self._without_place):
                 self.metrics.emit("refused", node=str(node), reason=str(failure))
-            if isinstance(
-                failure, _PlaceTaken
-            ):  # perhaps by its own node of before, which is dead without our knowledge
+            if taken:
+                with self._changed:
+                    self._without_place.add(node)
                 self._meet_later(node)
         except Exception:  # of whatever kind: no device may be forgotten
             LOG.exception("event=introduction_failed node=%d", node)

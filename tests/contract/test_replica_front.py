@@ -33,6 +33,7 @@ from fedstill.cloud_server.serving.endpoints.serving_server import (
 )
 from fedstill.cloud_server.serving.endpoints.starting import StartProgress
 from fedstill.cloud_server.serving.replicas import front as front_module
+from fedstill.cloud_server.serving.replicas.admission import WELL
 from fedstill.cloud_server.serving.replicas.answering import REPLICAS_FOLDER, Answering
 from fedstill.cloud_server.serving.replicas.front import FrontService
 from fedstill.cloud_server.serving.replicas.front_metrics import FrontMetrics
@@ -260,8 +261,8 @@ def test_the_way_to_a_replica_and_back_counts_once_it_is_known(front: Front) -> 
     for _ in range(3):
         front.stub.ModelInfer(request(PIXELS, "pixels", model="cats", latency_ms=20_000))
     first, *_, last = front.replicas.calls
-    assert first.elapsed < 0.1
-    assert 0.2 <= last.elapsed < 2.0
+    assert first.elapsed == pytest.approx((1 - WELL) * 20, abs=0.1)
+    assert 0.2 <= last.elapsed - first.elapsed < 2.0
 
 
 def test_replicas_are_asked_no_more_than_they_answer_in_time_and_the_rest_is_told_early(front: Front) -> None:

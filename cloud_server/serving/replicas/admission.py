@@ -1,7 +1,7 @@
 """Which queries a front sends to its replicas, and when: as many as are answered in time, the most useful first.
 
 A query that finds the replicas full waits at the front for a short share of its time, at almost no cost, and is refused
-then. Of those that wait the one that is worth most goes next, of equal ones the latest, which has most time left.
+then. Of those that wait the one that is worth most goes next, of those that are worth the same the latest.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Literal
 from fedstill.cloud_server.serving.replicas.concurrency_limit import ConcurrencyLimit
 from fedstill.cloud_server.serving.replicas.way_time import WayTime
 
-PATIENCE = 0.15
-"""Share of a query's time for which it waits here."""
+PATIENCE, LONGEST_WAIT = 0.15, 2.0
+"""Share of a query's time for which it waits here, and seconds at most."""
 MOST_WAITING = 1024
 """Queries; beyond, the one that is worth least is refused."""
 WELL = 0.8
-"""Share of a query's time within which its answer counts as well in time: the last part belongs to the client's link,
-and a limit that only late answers lower has made them late."""
+"""Share of a query's time that its replica may use, so that its plan, which uses all that it has, ends well in time.
+The rest is for what nobody expects, and for the client's link."""
 RECENT = 64
-"""Queries whose times are the usual ones."""
+"""Queries whose times are the usual ones, and answers whose fastest tells what is possible."""
+LONGEST_HELD = 30.0
+"""Seconds for which a query holds its place: replicas hang, and deadlines may be hours away."""
 
 Ending = Literal["answered", "no_time", "other"]
 """What became of a query at its replica; ``no_time``: refused for want of time."""
@@ -43,15 +45,15 @@ class _Waiting:
 
 @dataclass(eq=False, slots=True)
 class Passage:
-    """A query at the replicas. arrived, sent: by the front's clock. seconds: from its arrival to its deadline.
-    allowance: seconds that the way there and back is expected to take. overdue: whether its deadline has passed; then
-    it holds no place any more, for else a replica that hangs would hold all of them."""
+    """A query at the replicas. arrived, sent: by the front's clock. seconds: from its arrival to its deadline. elapsed:
+    seconds of them that its replica may not use: those that are gone, the way there and back, and some to spare.
+    overdue: whether it holds no place any more."""
 
     arrived: float
     sent: float
     seconds: float
     images: int
-    allowance: float
+    elapsed: float
     timer: asyncio.TimerHandle | None = None
     overdue: bool = False
 
@@ -70,6 +72,7 @@ class Admission:
         self._asked = self._serial = 0
         self._waiting: list[_Waiting] = []
         self._times: deque[float] = deque(maxlen=RECENT)
+        self._answers: deque[float] = deque(maxlen=RECENT)
 
     @property
     def limit(self) -> float:
@@ -90,7 +93,7 @@ class Admission:
             self._waiting.pop(0).entered.set_result(False)
         try:
             if not mine.entered.done():
-                await asyncio.wait((mine.entered,), timeout=PATIENCE * seconds)
+                await asyncio.wait((mine.entered,), timeout=min(PATIENCE * seconds, LONGEST_WAIT))
         except asyncio.CancelledError:
             if mine.entered.done() and mine.entered.result():
                 self._free(images)
@@ -102,33 +105,46 @@ class Admission:
             return None
         now = self._clock()
         left = arrived + seconds - now
-        passage = Passage(arrived, now, seconds, images, self._way.allowance(left))
-        passage.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._late, passage)
+        elapsed = now - arrived + (1 - WELL) * left + self._way.allowance(WELL * left)
+        passage = Passage(arrived, now, seconds, images, elapsed)
+        held = min(max(0.0, left), LONGEST_HELD)
+        passage.timer = asyncio.get_running_loop().call_later(held, self._overdue, passage)
         return passage
 
     def leave(self, passage: Passage, ending: Ending, there: float | None = None) -> None:
-        """The query has its answer, or will get none. there: seconds that its replica had it."""
+        """The query has its answer, or will get none. there: seconds that its replica had it, if it was asked once."""
         now = self._clock()
         if passage.timer is not None:
             passage.timer.cancel()
         if there is not None:
             self._way.hear(now - passage.sent - there)
-        if ending != "other":
+        if ending == "answered" and now <= passage.arrived + passage.seconds:
+            self._answers.append(now - passage.sent)
+        if ending != "other" and self._possible(passage):
             self._times.append(passage.seconds)
-        if ending == "answered" and now - passage.arrived <= WELL * max(passage.seconds, self._usual()):
-            self._limit.good(self._asked, self._replicas())
-        elif ending == "answered" or (ending == "no_time" and self._counts(passage)):
-            self._limit.bad(passage.sent, now)
+            took, longest = now - passage.arrived, max(passage.seconds, self._usual())
+            if ending == "answered" and took <= WELL * longest:
+                self._limit.good(passage.images, self._asked, self._replicas())
+            elif (ending == "no_time" and self._is_usual(passage)) or took > longest:
+                self._limit.bad(passage.sent, now)
         if not passage.overdue:
             self._free(passage.images)
 
-    def _late(self, passage: Passage) -> None:
+    def _overdue(self, passage: Passage) -> None:
+        """It keeps no place for others, and is late, unless its deadline is still to come."""
         passage.overdue = True
-        if self._counts(passage):
-            self._limit.bad(passage.sent, self._clock())
+        now = self._clock()
+        if now >= passage.arrived + passage.seconds and self._possible(passage) and self._is_usual(passage):
+            self._limit.bad(passage.sent, now)
         self._free(passage.images)
 
-    def _counts(self, passage: Passage) -> bool:
+    def _possible(self, passage: Passage) -> bool:
+        """Whether others were answered in as much time: deadlines that nobody meets say nothing of how much is on its
+        way."""
+        return WELL * passage.seconds > min(self._answers, default=0.0)
+
+    def _is_usual(self, passage: Passage) -> bool:
+        """Not by far shorter than the others' times, which the limit is for."""
         return 2 * passage.seconds >= self._usual()
 
     def close(self) -> None:
@@ -138,7 +154,7 @@ class Admission:
         self._waiting.clear()
 
     def _usual(self) -> float:
-        """The lower quartile of the times that queries have: a few hopeless deadlines say nothing of the others."""
+        """The lower quartile of the times that queries have."""
         return sorted(self._times)[len(self._times) // 4] if self._times else 0.0
 
     def _free(self, images: int) -> None:
@@ -146,10 +162,11 @@ class Admission:
         self._let_in()
 
     def _let_in(self) -> None:
-        """Those for whom there is room. A request that is larger than the limit goes alone."""
+        """Those for whom there is room. A request that is larger than what is left of the limit enters if half of it is
+        free, so that small ones do not keep it out for ever."""
         while self._waiting:
             first = self._waiting[-1]
-            if self._asked and self._asked + first.images > self.limit:
+            if self._asked > self.limit / 2 and self._asked + first.images > self.limit:
                 return
             self._waiting.pop()
             self._asked += first.images

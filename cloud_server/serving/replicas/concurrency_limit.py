@@ -10,7 +10,7 @@ from __future__ import annotations
 START, MOST = 16.0, 4096.0
 """Images for each replica: at the start, and at most."""
 DECREASE = 0.8
-"""What one late answer leaves of the limit."""
+"""What is left of the limit after a query that came too late."""
 
 
 class ConcurrencyLimit:
@@ -24,14 +24,14 @@ class ConcurrencyLimit:
         """At so many replicas."""
         return self._each * max(1, replicas)
 
-    def good(self, used: float, replicas: int) -> None:
-        """A query was answered well in time. used: images that were at the replicas then, itself included: a limit that
-        nobody reaches does not grow."""
+    def good(self, images: int, used: float, replicas: int) -> None:
+        """So many images were answered well in time. used: how many were at the replicas then, these included: a limit
+        that nobody reaches does not grow."""
         if used >= self.images(replicas) / 2:
-            self._each = min(MOST, self._each + 1.0 / (self._each * max(1, replicas)))
+            self._each = min(MOST, self._each + images / self.images(replicas))
 
     def bad(self, began: float, now: float) -> None:
-        """A query that was sent at ``began`` was answered late, or refused for want of time. Those that were sent
+        """A query that was sent at ``began`` came too late, or was refused for want of time. Those that were sent
         before the last decrease say nothing new."""
         if began >= self._decreased:
             self._each = max(1.0, self._each * DECREASE)

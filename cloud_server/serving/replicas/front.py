@@ -33,6 +33,8 @@ from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, asked
 from fedstill.cloud_server.serving.scheduling.price import Offer
 from fedstill.protos import open_inference_pb2 as pb
 
+SHORTEST_RETRY, LONGEST_RETRY = 0.1, 5.0
+"""Seconds after which a client may ask again for which there was no room; between these, the time of its query."""
 RETRY_MS = 1000
 """After which a client may ask again that no replica has answered."""
 SLOWEST_SECONDS = 60.0
@@ -178,28 +180,31 @@ class FrontService(Service):
         ending: Ending = "other"
         there = None
         try:
-            elapsed = passage.sent - passage.arrived + passage.allowance
             left = seconds - (passage.sent - passage.arrived) + GRACE_SECONDS
-            plain = await self._ask(replace(call, elapsed=elapsed), content, left, attempts)
+            plain = await self._ask(replace(call, elapsed=passage.elapsed), content, left, attempts)
             ending, there = _ENDINGS.get(plain.get("code", ""), "other"), plain.get("seconds")
             return plain
         finally:
             self.admission.leave(passage, ending, there)
 
     async def _ask(self, call: PassedCall, content: bytes, seconds: float, attempts: int) -> dict[str, Any]:
-        began = time.monotonic()
+        began, again = time.monotonic(), False
         while True:
             attempts -= 1
             elapsed = time.monotonic() - began
             try:
-                return await self._unless_ending(
+                plain = await self._unless_ending(
                     self._replicas.send(replace(call, elapsed=call.elapsed + elapsed), content),
                     seconds - elapsed,
                 )
+                if again:
+                    plain.pop("seconds", None)  # the time at the first replica is no part of the way
+                return plain
             except ReplicaLost:
                 if not attempts:
                     text = "the replica ended before it answered: ask again"
                     raise _unavailable(text) from None
+                again = True
             except ReplicaFailed:
                 text = "the replica failed; see its log"
                 raise RequestError(grpc.StatusCode.INTERNAL, "", text) from None
@@ -245,8 +250,8 @@ _ENDINGS: dict[str, Ending] = {
 
 
 def _overload(seconds: float) -> RequestError:
-    """Of a query that would be late behind those that are on their way; after its own time these have their answers."""
-    retry = max(1, math.ceil(1e3 * seconds))
+    """Of a query that would be late behind those that are on their way. seconds: until its deadline."""
+    retry = math.ceil(1e3 * min(max(seconds, SHORTEST_RETRY), LONGEST_RETRY))
     text = "overload: more is asked than the replicas answer in time"
     return RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "", text, retry)
 

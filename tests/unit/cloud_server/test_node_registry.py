@@ -148,3 +148,24 @@ def test_a_device_that_comes_back_as_another_node_gets_its_place_once_the_old_on
             time.sleep(0.01)
     refused = [one for one in read_events(tmp_path) if one["event"] == "refused"]
     assert len(refused) == 1, "one line, however often it asks"
+
+
+def test_a_refusal_is_told_also_of_a_node_that_did_not_answer_before(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_registry, "FIRST_PAUSE", 0.05)
+    asked_of = list[int]()
+
+    def ask(node: int, *_: Any) -> Any:
+        asked_of.append(node)
+        if len(asked_of) == 1:
+            raise DeviceLost("it does not answer")
+        return Hello("hall", version("fedstill"), 7), None
+
+    exchange = SimpleNamespace(online=lambda: {HALL}, ask=ask)
+    with NodeRegistry(cast(Exchange, exchange), 2, journal, Metrics(tmp_path), "{}"):
+        limit = time.monotonic() + 20
+        while not (told := [one for one in read_events(tmp_path) if one["event"] == "refused"]):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    assert "client 7" in told[0]["reason"]

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedstill.cloud_server.serving.replicas.admission import MOST_WAITING, PATIENCE, Admission, Passage
+from fedstill.cloud_server.serving.replicas.admission import (
+    MOST_WAITING,
+    PATIENCE,
+    WELL,
+    Admission,
+    Passage,
+)
 from fedstill.cloud_server.serving.replicas.concurrency_limit import DECREASE, START, ConcurrencyLimit
 from fedstill.cloud_server.serving.replicas.way_time import LARGEST_SHARE, WayTime
 
@@ -91,13 +97,72 @@ def test_a_client_that_leaves_gives_its_place_back() -> None:
     run(test())
 
 
-def test_a_request_larger_than_the_limit_goes_alone() -> None:
+def test_a_request_larger_than_the_limit_enters_beside_a_few_small_ones() -> None:
     async def test() -> None:
         admission = Admission(lambda: 1)
+        small = [await entered(admission) for _ in range(int(START) // 2 + 1)]
+        assert await admission.enter(1.0, 64, OBJECTIVE) is None
+        admission.leave(small.pop(), "other")
         large = await entered(admission, images=64)
         assert await admission.enter(1.0, 1, OBJECTIVE) is None
         admission.leave(large, "other")
         await entered(admission)
+
+    run(test())
+
+
+def test_the_limit_grows_by_the_images_that_are_answered() -> None:
+    single, many = ConcurrencyLimit(), ConcurrencyLimit()
+    for _ in range(64):
+        single.good(1, 1e9, 2)
+    for _ in range(4):
+        many.good(16, 1e9, 2)
+    assert many.images(2) == pytest.approx(single.images(2), rel=0.05)
+
+
+def test_deadlines_that_nobody_meets_say_nothing_however_many_there_are() -> None:
+    async def test() -> None:
+        clock = Clock()
+        admission = Admission(lambda: 1, clock)
+        for turn in range(400):
+            hopeless = turn % 4 > 0 and turn > 3
+            passage = await admission.enter(1.0, 1, 0.05 if hopeless else OBJECTIVE)
+            assert passage is not None
+            clock.now += 0.005 if hopeless else 0.2
+            admission.leave(passage, "no_time" if hopeless else "answered")
+        assert admission.limit == START
+
+    run(test())
+
+
+def test_shorter_deadlines_than_before_become_the_usual_ones() -> None:
+    async def test() -> None:
+        clock = Clock()
+        admission = Admission(lambda: 1, clock)
+        for _ in range(200):
+            passage = await admission.enter(1.0, 1, 60.0)
+            assert passage is not None
+            clock.now += 0.1
+            admission.leave(passage, "answered")
+        for _ in range(200):
+            passage = await entered(admission)
+            clock.now += 2 * OBJECTIVE
+            admission.leave(passage, "answered")
+        assert admission.limit < START / 2
+
+    run(test())
+
+
+def test_a_replica_has_what_is_left_less_the_way_and_some_to_spare() -> None:
+    async def test() -> None:
+        clock = Clock()
+        admission = Admission(lambda: 1, clock)
+        first = await entered(admission)
+        assert first.elapsed == pytest.approx((1 - WELL) * OBJECTIVE)
+        clock.now += 0.25
+        admission.leave(first, "answered", 0.2)
+        second = await entered(admission)
+        assert second.elapsed == pytest.approx((1 - WELL) * OBJECTIVE + 0.05 + 2 * 0.025)
 
     run(test())
 
@@ -122,7 +187,7 @@ def test_late_answers_lower_the_limit_once_for_all_that_were_sent_before() -> No
         admission = Admission(lambda: 2, clock)
         passages = await filled(admission)
         assert len(passages) == 2 * START
-        clock.now = OBJECTIVE
+        clock.now = 1.1 * OBJECTIVE
         for passage in passages:
             admission.leave(passage, "answered")
         assert admission.limit == pytest.approx(2 * START * DECREASE)
@@ -133,6 +198,19 @@ def test_late_answers_lower_the_limit_once_for_all_that_were_sent_before() -> No
         clock.now += 99.0
         admission.leave(passage, "other")  # an unknown task, a lost replica: nothing to do with room
         assert admission.limit == pytest.approx(2 * START * DECREASE**2)
+
+    run(test())
+
+
+def test_a_front_whose_every_answer_is_late_asks_less_and_less() -> None:
+    async def test() -> None:
+        clock = Clock()
+        admission = Admission(lambda: 1, clock)
+        for _ in range(50):
+            passage = await entered(admission)
+            clock.now += 2 * OBJECTIVE
+            admission.leave(passage, "answered")
+        assert admission.limit == 1.0
 
     run(test())
 
@@ -155,10 +233,10 @@ def test_a_few_hopeless_deadlines_do_not_lower_the_limit() -> None:
 def test_a_limit_that_nobody_reaches_does_not_grow() -> None:
     limit = ConcurrencyLimit()
     for _ in range(1000):
-        limit.good(1, 2)
+        limit.good(1, 1, 2)
     assert limit.images(2) == 2 * START
     for _ in range(1000):
-        limit.good(limit.images(2), 2)
+        limit.good(1, limit.images(2), 2)
     assert 2 * START + 10 < limit.images(2) < 2 * START + 100
 
 
@@ -175,7 +253,7 @@ def test_from_any_past_the_limit_grows_again_as_fast_as_answers_come(
     for kind, seconds, used in past:
         now += seconds
         if kind == "good":
-            limit.good(used, replicas)
+            limit.good(1, used, replicas)
         else:
             limit.bad(now - seconds, now)
     places = max(1, replicas)
@@ -183,7 +261,7 @@ def test_from_any_past_the_limit_grows_again_as_fast_as_answers_come(
     turns = 0
     while limit.images(replicas) < START * places:
         for _ in range(int(limit.images(replicas))):
-            limit.good(limit.images(replicas), replicas)
+            limit.good(1, limit.images(replicas), replicas)
         turns += 1
     assert turns <= 1.5 * START  # each turn is as long as an answer takes
 
