@@ -18,10 +18,10 @@ CPU_SETTINGS: Mapping[str, str] = {
     # Otherwise activations of tens of megabytes are mapped and unmapped again for every operator, page by page.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-    # An elastic server cycles through more (schedule, batch) shapes than oneDNN's 1024 cached primitives. On a machine
-    # that is known, they are as many as fit (``cached_kernels``).
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
-    "LRU_CACHE_CAPACITY": "4096",
+    # oneDNN's own number. An elastic server cycles through more (schedule, batch) shapes, and keeps as many as fit
+    # (``cached_kernels``); of replicas on Ray nobody knows how many share a machine, so they keep these.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024",
+    "LRU_CACHE_CAPACITY": "1024",
     # Idle OpenMP threads must not spin beside the threads that serve requests.
     "KMP_BLOCKTIME": "0",
 }
@@ -30,7 +30,7 @@ KERNEL_BYTES = 1_000_000
 """What oneDNN keeps for a layer at one shape in bf16, at most; with packed weights it is half, in fp32 less."""
 KERNEL_SHARE = 0.25
 """Of the memory, for all of them."""
-LEAST_KERNELS, MOST_KERNELS = 1024, 65536
+LEAST_KERNELS, MOST_KERNELS = 256, 65536
 
 
 def cached_kernels(memory: int) -> int:
