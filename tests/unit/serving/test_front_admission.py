@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedstill.cloud_server.serving.replicas import admission as admission_module
 from fedstill.cloud_server.serving.replicas.admission import (
     MOST_WAITING,
     PATIENCE,
@@ -22,6 +23,22 @@ from fedstill.cloud_server.serving.replicas.concurrency_limit import DECREASE, S
 from fedstill.cloud_server.serving.replicas.way_time import LARGEST_SHARE, WayTime
 
 OBJECTIVE = 0.6
+
+
+@pytest.fixture(autouse=True)
+def _busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who waits is refused because the machine had no time for the test."""
+    monkeypatch.setattr(admission_module, "LONGEST_WAIT", 60.0)
+
+
+def test_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        admission = Admission(lambda: 1)
+        await filled(admission)
+        monkeypatch.setattr(admission_module, "LONGEST_WAIT", 0.05)
+        assert await asyncio.wait_for(admission.enter(9.0, 1, 3600.0), 20) is None
+
+    run(test())
 
 
 class Clock:
