@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
-from fedstill.cloud_server.serving.engine.environment import serving_environment
+from fedstill.cloud_server.serving.engine.environment import kept_kernels, serving_environment
 from fedstill.cloud_server.serving.engine.memory_limit import resident_bytes
 from fedstill.common.provenance import cpu_model, hardware
 from fedstill.models.vit.elastic_vit import ElasticViT
@@ -49,11 +49,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     for precision in options.precisions.split(","):
         for kept in options.kept:
-            cache = dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(kept))
             command = [sys.executable, __file__, "--one", precision, "--model", options.model]
             subprocess.run(
                 [*command, "--batch", str(options.batch)],
-                env=serving_environment({**os.environ, **cache}) | {"OMP_NUM_THREADS": "1"},
+                env=serving_environment({**os.environ, **kept_kernels(kept)}) | {"OMP_NUM_THREADS": "1"},
                 check=True,
             )
 

@@ -14,14 +14,19 @@ SWITCH_SECONDS = 2e-5
 """How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
 at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving/serving_switching.py)."""
 
+
+def kept_kernels(number: int) -> dict[str, str]:
+    """The settings with which oneDNN keeps so many."""
+    return dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(number))
+
+
 CPU_SETTINGS: Mapping[str, str] = {
     # Otherwise activations of tens of megabytes are mapped and unmapped again for every operator, page by page.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1000000000000",
     # oneDNN's own number. An elastic server cycles through more (schedule, batch) shapes, and keeps as many as fit
     # (``cached_kernels``); of replicas on Ray nobody knows how many share a machine, so they keep these.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024",
-    "LRU_CACHE_CAPACITY": "1024",
+    **kept_kernels(1024),
     # Idle OpenMP threads must not spin beside the threads that serve requests.
     "KMP_BLOCKTIME": "0",
 }
@@ -42,9 +47,7 @@ def cached_kernels(memory: int) -> int:
 
 def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """``environment`` with the settings for the engine on this machine; settings of the user stay."""
-    kernels = str(cached_kernels(limit_bytes()))
-    mine = dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), kernels)
-    return {**CPU_SETTINGS, **mine, **environment}
+    return {**CPU_SETTINGS, **kept_kernels(cached_kernels(limit_bytes())), **environment}
 
 
 def missing_settings(environment: Mapping[str, str]) -> tuple[str, ...]:
