@@ -25,7 +25,11 @@ WELL = 0.8
 """Share of a query's time that its replica may use, so that its plan, which uses all that it has, ends well in time.
 The rest is for what nobody expects, and for the client's link."""
 RECENT = 64
-"""Queries whose times are the usual ones, and answers whose fastest tells what is possible."""
+"""Queries whose times are the usual ones, and answers of each task whose fastest tells what is possible."""
+FRESH_SECONDS = 10.0
+"""After which an answer no longer tells what is possible."""
+ROUNDING = 1e-6
+"""Seconds: a timer may be that early."""
 LONGEST_HELD = 30.0
 """Seconds for which a query holds its place: replicas hang, and deadlines may be hours away."""
 
@@ -47,15 +51,21 @@ class _Waiting:
 class Passage:
     """A query at the replicas. arrived, sent: by the front's clock. seconds: from its arrival to its deadline. elapsed:
     seconds of them that its replica may not use: those that are gone, the way there and back, and some to spare.
-    overdue: whether it holds no place any more."""
+    overdue: whether it holds no place any more. judged: whether the limit knows of its end."""
 
     arrived: float
     sent: float
     seconds: float
     images: int
     elapsed: float
+    task: str = ""
     timer: asyncio.TimerHandle | None = None
     overdue: bool = False
+    judged: bool = False
+
+    @property
+    def deadline(self) -> float:
+        return self.arrived + self.seconds
 
 
 class Admission:
@@ -72,14 +82,14 @@ class Admission:
         self._asked = self._serial = 0
         self._waiting: list[_Waiting] = []
         self._times: deque[float] = deque(maxlen=RECENT)
-        self._answers: deque[float] = deque(maxlen=RECENT)
+        self._answers: dict[str, deque[tuple[float, float]]] = {}
 
     @property
     def limit(self) -> float:
         """Images that may be at the replicas at once."""
         return self._limit.images(self._replicas())
 
-    async def enter(self, worth: float, images: int, seconds: float) -> Passage | None:
+    async def enter(self, worth: float, images: int, seconds: float, task: str = "") -> Passage | None:
         """The way to the replicas, once there is room; None if they stay full. Every passage has to ``leave``.
 
         worth: of each image. seconds: until the deadline.
@@ -106,7 +116,7 @@ class Admission:
         now = self._clock()
         left = arrived + seconds - now
         elapsed = now - arrived + (1 - WELL) * left + self._way.allowance(WELL * left)
-        passage = Passage(arrived, now, seconds, images, elapsed)
+        passage = Passage(arrived, now, seconds, images, elapsed, task)
         held = min(max(0.0, left), LONGEST_HELD)
         passage.timer = asyncio.get_running_loop().call_later(held, self._overdue, passage)
         return passage
@@ -118,15 +128,11 @@ class Admission:
             passage.timer.cancel()
         if there is not None:
             self._way.hear(now - passage.sent - there)
-        if ending == "answered" and now <= passage.arrived + passage.seconds:
-            self._answers.append(now - passage.sent)
-        if ending != "other" and self._possible(passage):
-            self._times.append(passage.seconds)
-            took, longest = now - passage.arrived, max(passage.seconds, self._usual())
-            if ending == "answered" and took <= WELL * longest:
-                self._limit.good(passage.images, self._asked, self._replicas())
-            elif (ending == "no_time" and self._is_usual(passage)) or took > longest:
-                self._limit.bad(passage.sent, now)
+        if ending == "answered" and now <= passage.deadline:
+            known = self._answers.setdefault(passage.task, deque(maxlen=RECENT))
+            known.append((now, now - passage.sent))
+        if ending != "other" and not passage.judged:
+            self._judge(passage, ending, now)
         if not passage.overdue:
             self._free(passage.images)
 
@@ -134,18 +140,32 @@ class Admission:
         """It keeps no place for others, and is late, unless its deadline is still to come."""
         passage.overdue = True
         now = self._clock()
-        if now >= passage.arrived + passage.seconds and self._possible(passage) and self._is_usual(passage):
-            self._limit.bad(passage.sent, now)
+        if now + ROUNDING >= passage.deadline:
+            passage.judged = True
+            self._judge(passage, "no_time", now)
         self._free(passage.images)
 
-    def _possible(self, passage: Passage) -> bool:
-        """Whether others were answered in as much time: deadlines that nobody meets say nothing of how much is on its
-        way."""
-        return WELL * passage.seconds > min(self._answers, default=0.0)
+    def _judge(self, passage: Passage, ending: Ending, now: float) -> None:
+        """What a query's end says of how much may be on its way."""
+        if not self._possible(passage, now):
+            return
+        self._times.append(passage.seconds)
+        took, usual = now - passage.arrived, self._usual()
+        if ending == "answered" and now <= passage.deadline and took <= WELL * max(passage.seconds, usual):
+            self._limit.good(passage.images, self._asked, self._replicas())
+        elif (ending == "no_time" and 2 * passage.seconds >= usual) or took > max(passage.seconds, usual):
+            self._limit.bad(passage.sent, now)
 
-    def _is_usual(self, passage: Passage) -> bool:
-        """Not by far shorter than the others' times, which the limit is for."""
-        return 2 * passage.seconds >= self._usual()
+    def _possible(self, passage: Passage, now: float) -> bool:
+        """Whether queries of its task were answered in as much time lately: deadlines that nobody meets say nothing of
+        how much is on its way. While no task is answered, everything counts; while only others are, theirs do."""
+        if mine := self._fresh(passage.task, now):
+            return WELL * passage.seconds > min(mine)
+        return not any(self._fresh(task, now) for task in self._answers)
+
+    def _fresh(self, task: str, now: float) -> list[float]:
+        """What its last answers in time took."""
+        return [took for when, took in self._answers.get(task, ()) if now - when <= FRESH_SECONDS]
 
     def close(self) -> None:
         """Nobody who waits gets in any more."""

@@ -172,7 +172,8 @@ class FrontService(Service):
             return await self._ask(call, content, SLOWEST_SECONDS + GRACE_SECONDS, attempts)
         offer = self._replicas.offer(call.query.task) or UNKNOWN
         seconds = call.query.time(offer)
-        passage = await self.admission.enter(call.query.worth(offer), call.query.images, seconds)
+        query = call.query
+        passage = await self.admission.enter(query.worth(offer), query.images, seconds, query.task)
         if passage is None:
             if self._stopped:
                 raise _unavailable("the server is going down")

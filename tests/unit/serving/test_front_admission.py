@@ -152,6 +152,42 @@ def test_deadlines_that_nobody_meets_say_nothing_however_many_there_are() -> Non
     run(test())
 
 
+def test_what_was_possible_once_does_not_count_for_ever() -> None:
+    """Answers that were well in time for the deadlines of before would make every later query hopeless."""
+
+    async def test() -> None:
+        clock = Clock()
+        admission = Admission(lambda: 1, clock)
+        for _ in range(200):
+            passage = await admission.enter(1.0, 1, 60.0, "cats")
+            assert passage is not None
+            clock.now += 0.52
+            admission.leave(passage, "answered")
+        for _ in range(200):
+            passage = await admission.enter(1.0, 1, OBJECTIVE, "cats")
+            assert passage is not None
+            clock.now += 2 * OBJECTIVE
+            admission.leave(passage, "answered")
+        assert admission.limit < START / 2
+
+    run(test())
+
+
+def test_a_task_that_cannot_be_in_time_does_not_take_the_places_of_another() -> None:
+    async def test() -> None:
+        clock = Clock()
+        admission = Admission(lambda: 1, clock)
+        for turn in range(400):
+            heavy = turn % 3 == 2
+            passage = await admission.enter(1.0, 1, OBJECTIVE, "heavy" if heavy else "light")
+            assert passage is not None
+            clock.now += 0.005 if heavy else 0.2
+            admission.leave(passage, "no_time" if heavy else "answered")
+        assert admission.limit == START
+
+    run(test())
+
+
 def test_shorter_deadlines_than_before_become_the_usual_ones() -> None:
     async def test() -> None:
         clock = Clock()
