@@ -13,7 +13,11 @@ export KMP_BLOCKTIME PIP_DISABLE_PIP_VERSION_CHECK
 # Set in many containers; without bytecode every start of Python compiles torch and Flower again, twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast check docs bench bench-gpu soak fuzz protos clean
+# Clients of the serving tier that cannot live beside our packages; their tests are skipped without them.
+FEDSTILL_CLIENTS ?= $(abspath $(VENV)-clients)
+export FEDSTILL_CLIENTS
+
+.PHONY: demo test test-fast clients check docs bench bench-gpu soak fuzz protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,6 +32,8 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(PYTEST) -m 'not slow'
+
+clients: $(FEDSTILL_CLIENTS)/.installed
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -95,7 +101,7 @@ protos: $(VENV)/.installed-dev
 		fedstill/protos/edge_inference.proto fedstill/protos/open_inference.proto fedstill/protos/serving.proto
 
 clean:
-	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-clients build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps make a second `make demo` start at once; a changed pin or dependency installs again.
@@ -110,6 +116,14 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@ $(VENV)/.installed
+
+$(FEDSTILL_CLIENTS)/.installed: tests/clients.txt
+	$(PYTHON) -m venv $(FEDSTILL_CLIENTS)
+	$(FEDSTILL_CLIENTS)/bin/python -m pip install --requirement tests/clients.txt
+	cd $(FEDSTILL_CLIENTS) && if bin/perf_analyzer --help 2>&1 | grep -q libb64; then \
+		apt-get --quiet --quiet download libb64-0d && dpkg --extract libb64-0d_*.deb . || \
+		echo 'perf_analyzer needs libb64.so.0d, which Debian calls libb64-0d; its tests are skipped'; fi
+	touch $@
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -40,6 +40,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 class _PlaceTaken(DeviceFailure):
     """Another node is this client's device at present: perhaps its own of before, and nobody knows yet that it died."""
 
+    def __init__(self, client: int) -> None:
+        super().__init__(f"says it is client {client}, which another device already is")
+        self.client = client
+
 
 @dataclass
 class NodeRegistry:
@@ -67,7 +71,7 @@ class NodeRegistry:
     _pauses: dict[int, tuple[float, float]] = field(default_factory=dict)
     _meeting: set[int] = field(default_factory=set)
     _late: set[int] = field(default_factory=set)
-    _without_place: set[int] = field(default_factory=set)
+    _without_place: dict[int, int] = field(default_factory=dict)  # node: whose place it wants
     _before: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -95,6 +99,7 @@ class NodeRegistry:
                 if names and not (client < len(names) and names[client]):
                     self._nodes.pop(client)
                     self._note(client, node, "revoked")
+                    self._ask_those_without_place({client})
             self._asked &= set(self._nodes.values())  # who was refused may take part now
 
     def present(self) -> dict[int, Hello]:
@@ -187,15 +192,14 @@ class NodeRegistry:
             for client in gone:
                 self._note(client, self._nodes.pop(client), "dead")
             self._forget_earlier(online)
-            if gone:  # perhaps the place that somebody waits for
-                self._pauses = {
-                    node: one for node, one in self._pauses.items() if node not in self._without_place
-                }
+            self._ask_those_without_place(gone)
             self._asked &= online  # a node that went away introduces itself again: it may have lost its files
             now = time.monotonic()
             paused = {node for node, (until, _) in self._pauses.items() if now < until}
             kept = online | paused  # whoever comes and goes is not asked at every coming
-            self._without_place &= kept
+            self._without_place = {
+                node: client for node, client in self._without_place.items() if node in kept
+            }
             self._pauses = {node: pause for node, pause in self._pauses.items() if node in kept}
             new = sorted(online - self._asked - self._meeting - paused - set(self._nodes.values()))
             self._asked |= set(new)
@@ -205,6 +209,12 @@ class NodeRegistry:
         if self.looked is not None:
             with suppress(OSError):
                 self.looked.touch()
+
+    def _ask_those_without_place(self, free: Collection[int]) -> None:
+        """Have the next look ask whoever waits for one of these clients' places."""
+        for node, client in self._without_place.items():
+            if client in free:
+                self._pauses.pop(node, None)
 
     def _forget_earlier(self, online: Collection[int]) -> None:
         """Devices that went away while no cloud looked, and so are online for the journal for ever."""
@@ -222,15 +232,15 @@ class NodeRegistry:
             with self._changed:
                 self._register(node, hello)
                 self._pauses.pop(node, None)
+                self._without_place.pop(node, None)
         except DeviceLost:
             self._meet_later(node)
         except DeviceFailure as failure:
-            taken = isinstance(failure, _PlaceTaken)
-            if not (taken and node in self._without_place):
+            if not (isinstance(failure, _PlaceTaken) and node in self._without_place):
                 self.metrics.emit("refused", node=str(node), reason=str(failure))
-            if taken:
+            if isinstance(failure, _PlaceTaken):
                 with self._changed:
-                    self._without_place.add(node)
+                    self._without_place[node] = failure.client
                 self._meet_later(node)
         except Exception:  # of whatever kind: no device may be forgotten
             LOG.exception("event=introduction_failed node=%d", node)
@@ -287,7 +297,7 @@ class NodeRegistry:
     def _register(self, node: int, hello: Hello) -> None:
         taken = self._nodes.get(hello.partition)
         if taken is not None and taken != node:
-            raise _PlaceTaken(f"says it is client {hello.partition}, which another device already is")
+            raise _PlaceTaken(hello.partition)
         known = any(other.partition == hello.partition for other in self._heard.values())
         self._nodes[hello.partition] = node
         self._heard[node] = hello

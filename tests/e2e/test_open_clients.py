@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ import httpx
 import numpy as np
 import pytest
 from helpers.command import CliRunner
+from helpers.guarded import Guarded, guarded_server, values
 from helpers.serve_process import SIZE, Place, Serve, make_place, serving
 from helpers.serving import png
 
 from fedstill.cli import main as cli
 from fedstill.client.serving_client import ServingAddress, ServingClient
-from fedstill.cloud_server.auth.authority import create_authority, issue_node
 from fedstill.protos import open_inference_pb2 as pb
 from fedstill.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
@@ -40,46 +39,10 @@ needs_triton = pytest.mark.skipif(
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
-@dataclass(frozen=True)
-class Guarded:
-    """A server with TLS and tokens, and an operator's credentials."""
-
-    server: Serve
-    ca_file: Path
-    token: str
-
-    @property
-    def rest(self) -> str:
-        return f"127.0.0.1:{self.server.rest_port}"
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    place = make_place(tmp_path_factory.mktemp("guarded"))
-    authority = create_authority(place.folder / "authority")
-    issue_node(authority.directory, "boss")
-    token = (authority.directory / "nodes" / "boss" / "token").read_text().strip()
-    options = [*OPTIONS, *place.profile, "--authority", str(authority.directory), "--operator", "boss"]
-    with serving(place, *options) as server:
-        yield Guarded(server, authority.ca_file, token)
-        assert server.end() == 0
-        assert "Traceback" not in server.log.read_text()
-
-
-def values() -> np.ndarray:
-    """The images of ``triton_ways.py``."""
-    return np.random.default_rng(7).uniform(-1, 1, (2, 3, SIZE, SIZE)).astype(np.float32)
-
-
-def asked_by_us(guarded: Guarded) -> np.ndarray:
-    """The logits by our own stub."""
-    request = pb.ModelInferRequest(model_name="cats", raw_input_contents=[values().tobytes()])
-    request.inputs.add(name="image", datatype="FP32", shape=values().shape)
-    credentials = grpc.ssl_channel_credentials(guarded.ca_file.read_bytes())
-    with grpc.secure_channel(guarded.server.target, credentials) as channel:
-        metadata = (("authorization", f"Bearer {guarded.token}"),)
-        answer = GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60, metadata=metadata)
-    return np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(2, 3)
+    with guarded_server(tmp_path_factory.mktemp("guarded"), *OPTIONS) as found:
+        yield found
 
 
 @needs_triton
@@ -89,7 +52,7 @@ def test_tritonclient_gets_the_same_logits_in_every_way(guarded: Guarded) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    expected = asked_by_us(guarded)
+    expected = guarded.logits(values())
     assert len(found["ways"]) == WAYS
     for way, logits in found["ways"].items():
         np.testing.assert_allclose(logits, expected, atol=1e-4, err_msg=way)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -148,6 +148,49 @@ def test_a_device_that_comes_back_as_another_node_gets_its_place_once_the_old_on
             time.sleep(0.01)
     refused = [one for one in read_events(tmp_path) if one["event"] == "refused"]
     assert len(refused) == 1, "one line, however often it asks"
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_who_waits_for_a_place_is_asked_at_once_when_that_one_is_free_and_not_for_another(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revoked: bool
+) -> None:
+    monkeypatch.setattr(node_registry, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(node_registry, "LOOK_SECONDS", 0.02)
+    attic, online, asked_of = 33, {KITCHEN, HALL}, list[int]()
+
+    def ask(node: int, *_: Any) -> Any:
+        asked_of.append(node)
+        return Hello("x", version("fedstill"), 1 if node == HALL else 0), None
+
+    def get_nodes() -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(node_id=node, name="hall" if node == HALL else "kitchen")
+            for node in (KITCHEN, HALL, attic)
+        ]
+
+    def wait_until(reached: Callable[[], bool]) -> None:
+        limit = time.monotonic() + 20
+        while not reached():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+    grid = SimpleNamespace(get_nodes=get_nodes)
+    exchange = SimpleNamespace(online=lambda: set(online), ask=ask, grid=grid, lock=threading.Lock())
+    names = ("kitchen", "hall")
+    with NodeRegistry(cast(Exchange, exchange), 2, journal, Metrics(tmp_path), "{}", names) as registry:
+        assert (registry.node(0, 20.0), registry.node(1, 20.0)) == (KITCHEN, HALL)
+        online.add(attic)
+        wait_until(lambda: attic in asked_of and not registry._meeting)
+        online.remove(HALL)
+        wait_until(lambda: 1 not in registry.present())
+        time.sleep(0.2)  # ten looks
+        assert asked_of.count(attic) == 1
+        if revoked:
+            registry.follow(2, ("", "hall"))
+            wait_until(lambda: asked_of.count(attic) == 2)
+        else:
+            online.remove(KITCHEN)
+            wait_until(lambda: 0 in registry.present() and registry.node(0, 1.0) == attic)
 
 
 def test_a_refusal_is_told_also_of_a_node_that_did_not_answer_before(

@@ -110,7 +110,7 @@ def test_probes_ask_paths_that_exist_and_each_its_own(manifests: dict[str, Any])
 
 
 def test_the_runtime_of_kserve_fits_the_server() -> None:
-    """KServe's own models read the file by ``tests/kserve_manifests.py``."""
+    """KServe's own models read the file by ``test_foreign_clients.py``."""
     runtime, service = yaml.safe_load_all((DEPLOY / "kserve" / "fedstill.yaml").read_text())
     (serve,) = runtime["spec"]["containers"]
     assert (serve["name"], serve["image"]) == ("kserve-container", "fedstill-serve")

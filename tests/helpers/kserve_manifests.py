@@ -1,9 +1,8 @@
 """Reads deploy/kserve/ by KServe's own models: fields that they do not know, and values of another type, are printed.
 
-KServe's package needs a psutil of its own, so it has an environment of its own:
+KServe's package needs a psutil of its own, so this runs in the environment of ``make clients``:
 
-    python -m venv /tmp/kserve && /tmp/kserve/bin/pip install kserve==0.21.0 pyyaml
-    /tmp/kserve/bin/python tests/kserve_manifests.py
+    .venv-clients/bin/python tests/helpers/kserve_manifests.py
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import kserve.models
 import kubernetes.client.models
 import yaml
 
-FILE = Path(__file__).parents[1] / "deploy" / "kserve" / "fedstill.yaml"
+FILE = Path(__file__).parents[2] / "deploy" / "kserve" / "fedstill.yaml"
 KINDS = {"ServingRuntime": "V1alpha1ServingRuntime", "InferenceService": "V1beta1InferenceService"}
 PLAIN = {"str": str, "int": int, "bool": bool, "float": float, "object": object}
 
