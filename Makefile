@@ -70,6 +70,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/students/class_mix.py --out runs/class_mix --markdown docs/results/class_mix.md
 	$(BIN)/python benchmarks/serving/serving_decision.py
 	$(BIN)/python benchmarks/serving/serving_switching.py
+	$(BIN)/python benchmarks/serving/long_collections.py
 	$(BIN)/python benchmarks/serving/serving_overhead.py
 	$(BIN)/python benchmarks/serving/page_load.py
 	$(BIN)/python benchmarks/serving/serving_soak.py

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedstill.cloud_server.serving.engine.environment import without_long_collections
+
 ResponseKind = Literal["answered", "too_late", "overload", "failed"]
 
 LEAD_SECONDS = 0.2
@@ -77,6 +79,17 @@ async def play(
     wait for an answer at once; queries beyond that are not sent, and recorded as UNSENT. grace: seconds after
     the last deadline for which late answers are awaited.
     """
+    with without_long_collections():  # 0.2 s each, in which nothing is sent
+        return await _play(arrival, deadline, send, outstanding, grace)
+
+
+async def _play(
+    arrival: npt.NDArray[np.float64],
+    deadline: npt.NDArray[np.float64],
+    send: Send,
+    outstanding: int,
+    grace: float,
+) -> Record:
     count = len(arrival)
     responses = [UNANSWERED] * count
     finished, sent = np.full(count, np.inf), np.full(count, np.nan)

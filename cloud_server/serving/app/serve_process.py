@@ -20,8 +20,8 @@ from fedstill.cloud_server.serving.app.assembly import Assembly, assembled
 from fedstill.cloud_server.serving.app.load_models import load_devices
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.callers.rate_limits import EVERY_OTHER
-from fedstill.cloud_server.serving.endpoints.serving_server import Ports
-from fedstill.cloud_server.serving.engine.environment import SWITCH_SECONDS
+from fedstill.cloud_server.serving.endpoints.serving_server import Parts, Ports
+from fedstill.cloud_server.serving.engine.environment import SWITCH_SECONDS, keep_what_exists
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.folder_lock import sole_user
 
@@ -67,8 +67,13 @@ def _serve(plan: ServePlan, made: Assembly) -> None:
         opened.append(ports)
         _announce(plan, ports, ready=False)
 
+    def make() -> Parts:
+        parts = made.make()
+        keep_what_exists()
+        return parts
+
     async def get_ready() -> None:
-        await made.server.prepare(made.make)
+        await made.server.prepare(make)
         _announce(plan, opened[0], ready=True)
 
     async def retire() -> None:

@@ -18,7 +18,8 @@ from fedstill.cloud_server.serving.engine.trunk import Trunk, load_trunk
 from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.joint_profile import join, joint_name
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.engine_runs import Infer
 from fedstill.cloud_server.serving.server.live_tasks import LiveTasks, warn_of_other_trunks
 from fedstill.cloud_server.serving.server.live_trunk import LiveTrunk
 from fedstill.cloud_server.serving.server.loading_dispatcher import LoadingDispatcher

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedstill.cloud_server.serving.scheduling.profile import Profile
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.engine_runs import Infer
 from fedstill.cloud_server.serving.server.loading_dispatcher import Loadable
 from fedstill.cloud_server.serving.server.residency import Residency
 from fedstill.cloud_server.serving.server.served_tasks import ServedTasks

@@ -1,18 +1,41 @@
 """The process environment in which the engine is fastest on a CPU; set by the starting process.
 
 glibc and oneDNN read these once, before any of our code runs, so a running process cannot set them for itself:
-launchers pass :func:`serving_environment` to the process that they start. This file imports no torch.
+launchers pass :func:`serving_environment` to the process that they start. What Python itself is told stands here,
+too. This file imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes
 
 SWITCH_SECONDS = 2e-5
 """How long a thread may keep the interpreter while another waits for it. Every operator of a batch takes it again, so
 at Python's 5 ms a busy event loop makes a batch tens of times slower (benchmarks/serving/serving_switching.py)."""
+
+
+def keep_what_exists() -> None:
+    """Have garbage collections pass over all that exists now: modules, functions, models. Some 400,000 objects are the
+    imports' alone; a look at all of them stops every thread for 0.2 s (benchmarks/serving/long_collections.py).
+
+    What is no longer referred to is freed as before, and cycles among later objects are collected.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@contextmanager
+def without_long_collections() -> Iterator[None]:
+    """The same within a block; for who measures."""
+    keep_what_exists()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def kept_kernels(number: int) -> dict[str, str]:

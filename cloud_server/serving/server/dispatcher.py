@@ -3,8 +3,7 @@
 A request is one or more images of a task; each is a query of the policy, and they are answered together. Requests
 arrive from any thread. The engine's thread asks the policy whenever it is idle, so no query is bound to a batch earlier
 than necessary. Images are prepared for the engine in other threads, and only those that the policy has accepted; a
-request waits in the policy's queue once all its images are ready, so the engine waits for no image. There is no torch
-here: the engine is a callable.
+request waits in the policy's queue once all its images are ready, so the engine waits for no image.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from fedstill.cloud_server.serving.engine.predictions import ImageError, Predict
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.scheduling.queries import Batch, Query, Rejection, RejectionReason
+from fedstill.cloud_server.serving.server.engine_runs import SHORTEST_SECONDS, EngineRuns, Infer
 from fedstill.cloud_server.serving.server.events import Observer, RanBatch
-from fedstill.cloud_server.serving.server.requests import NOBODY, Deliver, Outcome, Prepare, Request, Response
+from fedstill.cloud_server.serving.server.requests import NOBODY, Deliver, Outcome, Prepare, Request
 
 LOG = logging.getLogger(__name__)
 
@@ -33,15 +33,8 @@ IDLE_SECONDS = 0.01
 """Seconds after which a policy that holds its queries back is asked again."""
 QUIET_SECONDS = 0.5
 """Seconds after which a policy without queries is asked again: it may have to notice that the load is gone."""
-SHORTEST_SECONDS = 1e-9
-"""No batch takes no time, whatever the clock's resolution."""
-FIRST_REST, LONGEST_REST = 1.0, 60.0
-"""Seconds for which an engine that has failed counts as failing, doubled with every further failure in a row."""
 LEAST_UTILITY = 1e-6
 """A query that is worth nothing is still answered if there is time."""
-
-Infer = Callable[[Sequence[Any], Sequence[str], str], Sequence[Prediction | Rejection]]
-"""Ready images, the task of each, a schedule's name in the policy's profile -> an answer or a refusal per image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +71,8 @@ class Dispatcher:
         device: str = "",
         lock: threading.Condition | None = None,
     ) -> None:
-        self._policy, self._infer, self._preparing = policy, infer, preparing
+        self._policy, self._preparing = policy, preparing
+        self._engine = EngineRuns(infer, clock, device)
         self._observers, self._most, self._clock = observers, waiting, clock
         self._changed = lock or threading.Condition()
         self.device = device
@@ -91,7 +85,6 @@ class Dispatcher:
         self._idle_work: deque[Callable[[], None]] = deque()
         self._following = 0
         self._busy_until = 0.0  # as the policy expects; 0 while no batch runs
-        self._failures, self._failing_until = 0, 0.0
         self._draining = self._stopping = False
         self._thread: threading.Thread | None = None
         self.versions: Mapping[str, int] = {}
@@ -119,7 +112,7 @@ class Dispatcher:
     @property
     def failing(self) -> bool:
         """Whether the engine has failed lately and not answered since: whoever can, should go elsewhere for a while."""
-        return self._failures > 0 and self._clock() < self._failing_until
+        return self._engine.failing
 
     def queued(self) -> int:
         """Queries that wait."""
@@ -255,7 +248,9 @@ class Dispatcher:
         self._flush()
         if batch is None:
             return False
-        seconds, results = self._compute(batch, ready)
+        seconds, results = self._engine.run(
+            [image for _, image in ready], [item.request.task for item, _ in ready], batch.schedule.name
+        )
         outcomes = [None] * len(ready) if results is None else results
         with self._changed:
             finished, self._busy_until = self._clock(), 0.0
@@ -383,31 +378,6 @@ class Dispatcher:
         if not request.closed:
             self._reject(request, Rejection("evicted", message="no answer was possible before its deadline"))
 
-    def _compute(
-        self, batch: Batch, ready: Sequence[tuple[_Item, Any]]
-    ) -> tuple[float, Sequence[Prediction | Rejection] | None]:
-        """Seconds of the engine, and its results; None if there was nothing to run or it failed."""
-        started = self._clock()
-        if not ready:
-            return self._since(started), None
-        try:
-            results = self._infer(
-                [image for _, image in ready], [item.request.task for item, _ in ready], batch.schedule.name
-            )
-        except Exception:
-            LOG.exception(
-                "event=engine_failed schedule=%s size=%d device=%s",
-                batch.schedule.name, len(ready), self.device or "only",
-            )  # fmt: skip
-            rest = min(LONGEST_REST, FIRST_REST * 2.0 ** min(self._failures, 10))
-            self._failures, self._failing_until = self._failures + 1, self._clock() + rest
-            return self._since(started), None
-        self._failures = 0
-        return self._since(started), results
-
-    def _since(self, started: float) -> float:
-        return max(self._clock() - started, SHORTEST_SECONDS)
-
     def _take(
         self,
         item: _Item,
@@ -427,32 +397,23 @@ class Dispatcher:
             known = result.reason in ("unknown_task", "bad_image", "moved")
             self._reject(request, result if known else replace(result, reason="failed"))
             return
-        request.predictions[item.row] = result
-        request.schedules[item.row] = self._policy.profile.origin(batch.schedule.name)[1]
-        request.versions[item.row] = self.versions.get(request.task, 1)
-        request.accuracies[item.row] = batch.schedule.accuracy[item.query.task]
+        request.took(
+            item.row,
+            result,
+            schedule=self._policy.profile.origin(batch.schedule.name)[1],
+            version=self.versions.get(request.task, 1),
+            accuracy=batch.schedule.accuracy[item.query.task],
+        )
         request.waiting_seconds = max(request.waiting_seconds, now - request.arrival)
         request.inference_seconds = max(request.inference_seconds, finished - now)
         request.batch_size = max(request.batch_size, size)
-        rows = range(request.rows)
-        if len(request.predictions) < len(rows):
+        if not request.complete:
             return
         late = finished > request.deadline
         self._close(request)
-        served = Response(
-            predictions=tuple(request.predictions[row] for row in rows),
-            schedules=tuple(request.schedules[row] for row in rows),
-            versions=tuple(request.versions[row] for row in rows),
-            waiting_seconds=request.waiting_seconds,
-            inference_seconds=request.inference_seconds,
-            batch_size=request.batch_size,
-            late=late,
-        )
-        self._outbox.append((request.deliver, served))
+        self._outbox.append((request.deliver, request.response(late)))
         for observer in self._observers:
-            observer.answered(
-                request.task, request.utility, tuple(request.accuracies[row] for row in rows), late
-            )
+            observer.answered(request.task, request.utility, request.expected_accuracies(), late)
 
     def _do_swaps(self) -> None:
         swaps, self._swaps = self._swaps, []

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from fedstill.cloud_server.serving.callers.call import Call
 from fedstill.cloud_server.serving.scheduling.policy import Policy
 from fedstill.cloud_server.serving.scheduling.queries import Rejection
-from fedstill.cloud_server.serving.server.dispatcher import Dispatcher, Infer
+from fedstill.cloud_server.serving.server.dispatcher import Dispatcher
+from fedstill.cloud_server.serving.server.engine_runs import Infer
 from fedstill.cloud_server.serving.server.events import Observer
 from fedstill.cloud_server.serving.server.requests import NOBODY, Deliver, Outcome, Prepare, Request, Response
 from fedstill.cloud_server.serving.server.residency import Footprint, NotYet, Residency, Step, Ticket

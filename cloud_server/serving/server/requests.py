@@ -69,6 +69,33 @@ class Request:
     closed: bool = False
     queue: int = 0
 
+    @property
+    def complete(self) -> bool:
+        """Whether each of its images has its prediction."""
+        return len(self.predictions) == self.rows
+
+    def took(self, row: int, prediction: Prediction, *, schedule: str, version: int, accuracy: float) -> None:
+        """One of its images has its prediction, by this schedule and version of the task; ``accuracy`` as expected."""
+        self.predictions[row], self.schedules[row] = prediction, schedule
+        self.versions[row], self.accuracies[row] = version, accuracy
+
+    def response(self, late: bool) -> Response:
+        """Of a complete request."""
+        rows = range(self.rows)
+        return Response(
+            predictions=tuple(self.predictions[row] for row in rows),
+            schedules=tuple(self.schedules[row] for row in rows),
+            versions=tuple(self.versions[row] for row in rows),
+            waiting_seconds=self.waiting_seconds,
+            inference_seconds=self.inference_seconds,
+            batch_size=self.batch_size,
+            late=late,
+        )
+
+    def expected_accuracies(self) -> tuple[float, ...]:
+        """Of a complete request, by image."""
+        return tuple(self.accuracies[row] for row in range(self.rows))
+
 
 class QueryQueue(Protocol):
     """Where requests wait for their answers. Implemented by ``Dispatcher`` and ``DeviceQueues``, which say more."""

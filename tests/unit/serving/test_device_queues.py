@@ -156,7 +156,7 @@ def test_a_slow_device_gets_less() -> None:
 def test_a_broken_device_does_not_draw_all_queries_and_is_tried_again() -> None:
     """It fails at once, so it is the one with the least work."""
     with World() as world:
-        broken, works = threading.Event(), world.dispatchers[0]._infer
+        broken, works = threading.Event(), world.dispatchers[0]._engine._infer
         broken.set()
 
         def infer(*batch: Any) -> Any:
@@ -164,14 +164,14 @@ def test_a_broken_device_does_not_draw_all_queries_and_is_tried_again() -> None:
                 raise RuntimeError("an illegal memory access was encountered")
             return works(*batch)
 
-        world.dispatchers[0]._infer = infer
+        world.dispatchers[0]._engine._infer = infer
         for _ in range(100):
             world.ask()
             assert world.queues.wait_until_idle(10)
         failed = [one for (one,) in world.outcomes if isinstance(one, Rejection)]
         assert 1 <= len(failed) <= 3
         assert world.dispatchers[0].failing
-        world.dispatchers[1]._infer = infer  # both: somebody has to be asked
+        world.dispatchers[1]._engine._infer = infer  # both: somebody has to be asked
         world.ask()
         assert world.queues.wait_until_idle(10)
         broken.clear()
@@ -185,12 +185,12 @@ def test_a_broken_device_does_not_draw_all_queries_and_is_tried_again() -> None:
 def test_an_engine_may_fail_for_ever() -> None:
     with World() as world:
         for one in world.dispatchers:
-            one._failures = 5000
+            one._engine._failures = 5000
 
             def infer(*_: Any) -> Any:
                 raise RuntimeError("an illegal memory access was encountered")
 
-            one._infer = infer
+            one._engine._infer = infer
         for _ in range(3):
             world.ask()
             assert world.queues.wait_until_idle(10)
