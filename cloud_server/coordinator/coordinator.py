@@ -77,14 +77,14 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
     with sole_user(settings.state):
         authority = read_authority(settings.authority) if settings.authority else None
         with (
-            _superlink(settings.state, authority) as link,
+            _superlink(settings.state, authority, stop) as link,
             _proxy(settings, authority, link.url) as proxy,
             _inference(settings, authority),
         ):
             run = _Run(settings, link, authority)
             unanswered = 0
             while not stop.wait(TEND_SECONDS):
-                _keep_alive(link, run, proxy)
+                _keep_alive(link, run, proxy, stop)
                 proxy.reconcile()
                 try:
                     run.reconcile()
@@ -225,24 +225,23 @@ def _not_shown_yet(started_with: Authority | None, now: Authority) -> tuple[str,
     )
 
 
-def _keep_alive(link: SuperLink, run: _Run, proxy: ProxyProcess) -> None:
+def _keep_alive(link: SuperLink, run: _Run, proxy: ProxyProcess, stop: threading.Event) -> None:
     code = link.poll()
     if code is None:
         return
     LOG.error("event=superlink_ended code=%d action=restart", code)
     run.lost()
     link.restart()
-    link.wait_until_healthy()
-    proxy.follow()
+    if link.wait_until_healthy(stop=stop):
+        proxy.follow()
 
 
 @contextmanager
-def _superlink(state: Path, authority: Authority | None) -> Iterator[SuperLink]:
+def _superlink(state: Path, authority: Authority | None, stop: threading.Event) -> Iterator[SuperLink]:
     link = SuperLink(state, authority.tls if authority else None)
     try:
         link.start()
-        link.wait_until_healthy()
-        if authority is not None:
+        if link.wait_until_healthy(stop=stop) and authority is not None:
             link.synchronise(authority.nodes)  # before waiting devices can connect and are refused
         yield link
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -91,12 +92,14 @@ class SuperLink:
             ]  # fmt: skip
         self._child.start(command, self._environment, self.folder)
 
-    def wait_until_healthy(self, seconds: float = START_SECONDS) -> None:
-        """Wait until ``GET /health`` answers. One that is killed meanwhile is started again.
+    def wait_until_healthy(self, seconds: float = START_SECONDS, stop: threading.Event | None = None) -> bool:
+        """Wait until ``GET /health`` answers. One that is killed meanwhile is started again. False as soon as ``stop``
+        is set.
 
         Raises:
             FlowerError: it ended by itself, or does not answer in time.
         """
+        stop = stop or threading.Event()
         end, killed = time.monotonic() + seconds, 0
         while not self.healthy():
             status = self.poll()
@@ -109,7 +112,9 @@ class SuperLink:
                 raise FlowerError(f"SuperLink ended with status {status}: {said}; see {self.log_file}")
             if time.monotonic() > end:
                 raise FlowerError(f"SuperLink does not answer after {seconds:.0f} s; see {self.log_file}")
-            time.sleep(0.2)
+            if stop.wait(0.2):
+                return False
+        return True
 
     def healthy(self) -> bool:
         """Whether it answers now."""

@@ -65,7 +65,8 @@ class NodeRegistry:
     names: Sequence[str] = ()
     looked: Path | None = None
     _nodes: dict[int, int] = field(default_factory=dict)
-    _heard: dict[int, Hello] = field(default_factory=dict)
+    _heard: dict[int, Hello] = field(default_factory=dict)  # of those in _nodes, as _asked_at
+    _seen: set[int] = field(default_factory=set)  # clients that had a device before
     _asked: set[int] = field(default_factory=set)
     _asked_at: dict[int, float] = field(default_factory=dict)
     _pauses: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -95,10 +96,9 @@ class NodeRegistry:
             if (clients, tuple(names)) == (self.clients, tuple(self.names)):
                 return
             self.clients, self.names = clients, tuple(names)
-            for client, node in list(self._nodes.items()):
+            for client in list(self._nodes):
                 if names and not (client < len(names) and names[client]):
-                    self._nodes.pop(client)
-                    self._note(client, node, "revoked")
+                    self._lose(client, "revoked")
                     self._ask_those_without_place({client})
             self._asked &= set(self._nodes.values())  # who was refused may take part now
 
@@ -149,7 +149,7 @@ class NodeRegistry:
     @property
     def met(self) -> bool:
         """Whether any device has been usable so far."""
-        return bool(self._heard)
+        return bool(self._seen)
 
     def node(self, client: int, timeout: float) -> int:
         """The node of ``client``, as soon as it is online.
@@ -190,7 +190,7 @@ class NodeRegistry:
         with self._changed:
             gone = [client for client, node in self._nodes.items() if node not in online]
             for client in gone:
-                self._note(client, self._nodes.pop(client), "dead")
+                self._lose(client, "dead")
             self._forget_earlier(online)
             self._ask_those_without_place(gone)
             self._asked &= online  # a node that went away introduces itself again: it may have lost its files
@@ -258,7 +258,9 @@ class NodeRegistry:
 
     def _meet_again(self, client: int, node: int) -> None:
         """Remember what a known node says of itself now, unless something else was learned of it meanwhile."""
-        before = self._heard[node]
+        before = self._heard.get(node)
+        if before is None:  # it went away meanwhile
+            return
         try:
             hello = self._introduced(node, AGAIN_TIMEOUT)
         except DeviceFailure as failure:
@@ -298,12 +300,18 @@ class NodeRegistry:
         taken = self._nodes.get(hello.partition)
         if taken is not None and taken != node:
             raise _PlaceTaken(hello.partition)
-        known = any(other.partition == hello.partition for other in self._heard.values())
+        known = hello.partition in self._seen
+        self._seen.add(hello.partition)
         self._nodes[hello.partition] = node
         self._heard[node] = hello
         self._asked_at[node] = time.monotonic()
         self._note(hello.partition, node, "revived" if known else "connected")
         self._changed.notify_all()
+
+    def _lose(self, client: int, state: str) -> None:
+        node = self._nodes.pop(client)
+        self._note(client, node, state)
+        del self._heard[node], self._asked_at[node]
 
     def _note(self, client: int, node: int, state: str) -> None:
         hello = self._heard[node]

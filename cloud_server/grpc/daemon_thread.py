@@ -25,6 +25,10 @@ def in_daemon_thread(work: Callable[[], Made], name: str) -> asyncio.Future[Made
     def run() -> None:
         try:
             outcome = partial(made.set_result, work())
+        except StopIteration as error:  # no future takes it, and whoever waits would wait for ever
+            wrapped = RuntimeError(f"StopIteration within {name}")
+            wrapped.__cause__ = error
+            outcome = partial(made.set_exception, wrapped)
         except BaseException as error:  # of whatever kind, it belongs to the one who waits
             outcome = partial(made.set_exception, error)
         with suppress(RuntimeError):  # the loop is closed: the process ends

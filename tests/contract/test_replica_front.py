@@ -105,14 +105,16 @@ def front_of(answering: dict[str, Answering], access: AccessPolicy | None = None
     server = ServingServer(
         StartProgress(), metrics.app(lambda: service.ready, str), ListenAddress(loopback, loopback, loopback)
     )
-    for one in answering.values():
-        one._watching = None  # the event loop of the test before has ended
     with running(server, Parts(service, service, replicas)) as ports:
         made = Front(replicas, service, f"127.0.0.1:{ports.grpc}", f"http://127.0.0.1:{ports.rest}")
         yield made
         text = httpx.get(f"http://127.0.0.1:{ports.web}/metrics").text
         assert "fedstill_front_calls_total" in text
         assert f"fedstill_front_limit {service.admission.limit}" in text
+        for one in answering.values():  # their next server has another event loop
+            if one._watching is not None:
+                one._watching.get_loop().call_soon_threadsafe(one._watching.cancel)
+                one._watching = None
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -334,6 +335,22 @@ def test_a_revoked_node_is_thrown_out_for_ever(fleet: Fleet) -> None:
     assert process.wait(SECONDS) == 1
     assert "305" in log.read_text()
     assert "kitchen" in read_authority(fleet.certs).revoked_names
+
+
+def test_nobody_waits_for_a_superlink_that_hangs_once_the_end_is_asked_for(tmp_path: Path) -> None:
+    link, stop = SuperLink(tmp_path, None), threading.Event()
+    link.start()
+    try:
+        assert link.pid is not None
+        psutil.Process(link.pid).suspend()
+        asked = threading.Timer(1.0, stop.set)
+        asked.start()
+        assert not link.wait_until_healthy(SECONDS, stop)
+        asked.join()
+        psutil.Process(link.pid).resume()
+        assert link.wait_until_healthy()
+    finally:
+        link.stop()
 
 
 def test_an_orphan_of_a_killed_coordinator_is_ended(tmp_path: Path) -> None:

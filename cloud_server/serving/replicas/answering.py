@@ -26,7 +26,7 @@ from fedstill.cloud_server.serving.endpoints.access_policy import AccessPolicy
 from fedstill.cloud_server.serving.endpoints.refusals import bad
 from fedstill.cloud_server.serving.endpoints.serving_server import watch
 from fedstill.cloud_server.serving.endpoints.task_statistics import TaskStatistics
-from fedstill.cloud_server.serving.engine.environment import SWITCH_SECONDS, keep_what_exists
+from fedstill.cloud_server.serving.engine.environment import SWITCH_SECONDS
 from fedstill.cloud_server.serving.replicas.passed_call import PassedCall, plain_refusal
 from fedstill.cloud_server.serving.replicas.replica_plan import ReplicaPlan
 from fedstill.cloud_server.serving.scheduling.policy import Policy
@@ -102,7 +102,6 @@ class Answering:
             self._dispatcher.start()
             opened.callback(self._dispatcher.stop)
             self._opened = opened.pop_all()
-        keep_what_exists()
         self._watching: asyncio.Task[None] | None = None
 
     async def answer(self, call: PassedCall, content: bytes) -> dict[str, Any]:

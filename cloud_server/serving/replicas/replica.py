@@ -12,6 +12,7 @@ from typing import Any
 
 from ray import serve
 
+from fedstill.cloud_server.serving.engine.environment import keep_what_exists
 from fedstill.cloud_server.serving.replicas.answering import Answering
 from fedstill.cloud_server.serving.replicas.autoscaling import BUSY, PRICE
 from fedstill.cloud_server.serving.replicas.passed_call import read_call
@@ -31,6 +32,7 @@ class Replica:
         name = serve.get_replica_context().replica_id.unique_id
         LOG.info("event=replica_starting replica=%s pid=%d", name, os.getpid())
         self._answering = Answering(read_replica_plan(plan), name)
+        keep_what_exists()
         LOG.info("event=replica_ready replica=%s", name)
 
     async def answer(self, call: dict[str, Any], content: bytes) -> dict[str, Any]:

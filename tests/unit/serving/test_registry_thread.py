@@ -42,10 +42,15 @@ def test_what_went_wrong_belongs_to_the_one_who_asked() -> None:
     def fail() -> None:
         raise KeyError("cats")
 
+    def stop() -> None:
+        next(iter(()))
+
     async def play() -> int:
         registry = RegistryThread()
         with pytest.raises(KeyError, match="cats"):
             await registry.call(fail)
+        with pytest.raises(RuntimeError, match="StopIteration"):  # which no future takes
+            await asyncio.wait_for(registry.call(stop), 20)
         return await registry.call(lambda: 7)
 
     assert asyncio.run(play()) == 7
