@@ -371,14 +371,14 @@ def test_a_server_that_starts_is_live_and_says_what_it_does() -> None:
 def test_a_client_that_leaves_takes_its_query_along(tmp_path: Path) -> None:
     with serving(tmp_path) as made:
         held, go = threading.Event(), threading.Event()
-        infer = made.dispatcher._infer
+        infer = made.dispatcher._engine._infer
 
         def slow(*arguments: Any) -> Any:
             held.set()
             assert go.wait(60)
             return infer(*arguments)
 
-        made.dispatcher._infer = slow
+        made.dispatcher._engine._infer = slow
         with (
             httpx.Client(base_url=made.rest, timeout=0.5) as first,
             httpx.Client(base_url=made.rest) as second,
