@@ -76,29 +76,34 @@ def run_coordinator(settings: CoordinatorSettings, stop: threading.Event) -> Non
     """
     with sole_user(settings.state):
         authority = read_authority(settings.authority) if settings.authority else None
-        with (
-            _superlink(settings.state, authority, stop) as link,
-            _proxy(settings, authority, link.url) as proxy,
-            _inference(settings, authority),
-        ):
+        with _superlink(settings.state, authority, stop) as link:
             run = _Run(settings, link, authority)
-            unanswered = 0
-            while not stop.wait(TEND_SECONDS):
-                _keep_alive(link, run, proxy, stop)
-                proxy.reconcile()
-                try:
-                    run.reconcile()
-                    unanswered = 0
-                except FlowerError as error:
-                    unanswered += 1
-                    LOG.warning(
-                        "event=superlink_silent times=%d reason=%s", unanswered, json.dumps(str(error))
-                    )
-                    if unanswered == MOST_UNANSWERED:
-                        raise
-                if run.finished and settings.once:
-                    return
+            if not stop.is_set():
+                with _proxy(settings, authority, link.url) as proxy, _inference(settings, authority):
+                    if _tend(run, proxy, stop):
+                        return
             run.stopped()
+
+
+def _tend(run: _Run, proxy: ProxyProcess, stop: threading.Event) -> bool:
+    """Until ``stop`` is set, or the plan is done if it is to run once; whether it is that."""
+    unanswered = 0
+    while not stop.wait(TEND_SECONDS):
+        _keep_alive(run.link, run, proxy, stop)
+        if stop.is_set():  # while it waited for the SuperLink
+            break
+        proxy.reconcile()
+        try:
+            run.reconcile()
+            unanswered = 0
+        except FlowerError as error:
+            unanswered += 1
+            LOG.warning("event=superlink_silent times=%d reason=%s", unanswered, json.dumps(str(error)))
+            if unanswered == MOST_UNANSWERED:
+                raise
+        if run.finished and run.settings.once:
+            return True
+    return False
 
 
 @dataclass

@@ -30,12 +30,14 @@ def keep_what_exists() -> None:
 
 @contextmanager
 def without_long_collections() -> Iterator[None]:
-    """The same within a block; for who measures."""
+    """The same within a block, for who measures; nothing more in a process that keeps what exists for good."""
+    kept = gc.get_freeze_count() > 0
     keep_what_exists()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not kept:
+            gc.unfreeze()
 
 
 def kept_kernels(number: int) -> dict[str, str]:

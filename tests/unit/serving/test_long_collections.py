@@ -39,6 +39,15 @@ def test_a_collection_passes_over_what_existed_and_frees_what_came_later() -> No
     assert gc.get_freeze_count() == 0
 
 
+def test_a_block_within_another_leaves_the_other_as_it_was() -> None:
+    with without_long_collections():
+        kept = Node()
+        with without_long_collections():
+            assert not seen(kept)
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+
+
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_load_is_sent_without_long_collections(wrong: bool) -> None:
     frozen = []

@@ -247,7 +247,7 @@ def test_whatever_was_each_trunk_answers_what_can_be_answered(
     past: list[tuple[int, float, int, float, float]],
 ) -> None:
     """The device has time for both. It takes the longest pause until a trunk may try again, and then a try per second
-    until its times are true: of 1,090 pasts 96 % were over 10 s after that pause, all after 20."""
+    until its times are true: of 1,090 random pasts, tried once, 96 % were over 10 s after that pause, all after 20."""
     device = after(past)
     rates, objectives = {FLOWERS: 40.0, CARS: 10.0}, {FLOWERS: 0.25, CARS: 0.25}
     device.passes(LONGEST_PAUSE + 30, rates, objectives, {})
