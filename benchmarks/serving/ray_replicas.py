@@ -50,15 +50,13 @@ from fedstill.evaluation.serving.virtual import LoadTest, draw
 from fedstill.models.vit.schedules import layer_wise_schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving_baselines import OURS, RAY_QUEUES, START_SECONDS, Contender, HttpTarget, report
+from serving_baselines import LEAST, OURS, RAY_QUEUES, START_SECONDS, Contender, HttpTarget, named, report
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from helpers.ray_cluster import LOOPBACK, ray_cluster
 
 REPLICAS = 2
 LOAD = 2.0
-LEAST = "-20"
-"""The schedule of the fewest tokens; Ray Serve runs it on OpenVINO, too."""
 FEW_TAKEN, FEW_WAIT = (4, 2), 2
 """Queries that a replica takes, and that wait for all of them, where deadlines are short."""
 MERGING = ("-10", "-15", LEAST, layer_wise_schedule(2).name)
@@ -88,12 +86,7 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
         Contender("ray", FEW_WAIT, name, backend, taken) for taken in FEW_TAKEN for name in ("0", *merging)
     ]
     found = [Contender("ray", longest), Contender("ray", short), *merged, *faster, *few]
-    only = [name for name in options.only.split(",") if name]
-    if unknown := set(only) - {one.name for one in found}:
-        raise SystemExit(
-            f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in found)}"
-        )
-    return [Contender(OURS), *(one for one in found if not only or one.name in only)]
+    return [Contender(OURS), *named(found, options.only)]
 
 
 @contextmanager

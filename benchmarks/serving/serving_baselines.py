@@ -5,6 +5,11 @@ from a generator on another core, and are judged by the client's clock and the t
 large as ours, and each is also run with its own setting against overload (LitServe: timeout, Ray Serve: length of the
 queue), and with that also with static token merging and on OpenVINO. Their queries travel as JSON over HTTP, ours over
 gRPC.
+
+What a query is worth is told to ours alone, so we are run twice, with utilities as the thesis draws them and with equal
+ones, and what the others answered is judged by both.
+
+    python benchmarks/serving/serving_baselines.py --markdown docs/results/serving_baselines.md
 """
 
 from __future__ import annotations
@@ -14,17 +19,19 @@ import asyncio
 import base64
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 
 import httpx
+import numpy as np
 import psutil
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -32,11 +39,13 @@ from rich.table import Table
 
 from fedstill.client.serving_client import ServingAddress
 from fedstill.cloud_server.serving.engine.environment import serving_environment
+from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.child_process import Child
 from fedstill.common.flower_cli import free_port
-from fedstill.common.provenance import hardware
+from fedstill.common.provenance import cpu_model, git_revision, hardware
+from fedstill.datasets.loads.query_mix import Load
 from fedstill.evaluation.serving.learnt_state import learn_missing
 from fedstill.evaluation.serving.live_loadtest import Description, LiveSettings, Target, ask, live_load
 from fedstill.evaluation.serving.live_rows import LiveRun, run_row
@@ -58,10 +67,14 @@ from fedstill.evaluation.serving.virtual import LoadTest, draw
 from fedstill.models.vit.schedules import layer_wise_schedule
 
 OURS = "fedstill"
+MIXED, EQUAL = "mixed", "equal"
+"""What queries are worth."""
 START_SECONDS = 180.0
 LITSERVE_TIMEOUTS = (30.0, 1.0, 0.3)
 """Seconds, its default first: a query that has waited longer is refused when its turn comes."""
-MERGING = ",".join(("-10", "-15", "-20", layer_wise_schedule(2).name))
+LEAST = "-20"
+"""The schedule of the fewest tokens that the others run; they run it on OpenVINO, too."""
+MERGING = ",".join(("-10", "-15", LEAST, layer_wise_schedule(2).name))
 RAY_QUEUES = (-1, 8)
 """Queries that may wait, its default (any number) first; further ones are refused."""
 
@@ -160,9 +173,9 @@ class OtherProcess:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run everything, print a table and ratios."""
+    """Run everything, print a table and ratios for each kind of utilities."""
     options = _parser().parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(soft_wrap=True, highlight=False, width=160, record=True)
     with tempfile.TemporaryDirectory() as scratch:
         state = options.state or (Path(scratch) / "state" if options.quick else Path("runs") / "serving_live")
         setting = (
@@ -177,41 +190,43 @@ def main(arguments: Sequence[str]) -> None:
         if client_cores is not None:
             os.sched_setaffinity(0, client_cores)
         images = 40 if options.quick else options.train_images
+        rows: dict[str, list[RunRow]] = {MIXED: [], EQUAL: []}
         with Console(stderr=True).status("tasks") as shown:
             learn_missing(
                 state, setting.tasks, setting.weights, LearnSettings(images, images // 4), shown.update
             )
             ours = ServerOptions(state, setting.arguments, server_cores)
             pictures = [held_out_images(task, options.pictures) for task in setting.tasks]
-            _, rate = measured(ours, pictures, options.rate)
-            test = LoadTest(
-                ("synthetic",),
-                (OURS,),
-                (options.load,),
-                options.seeds,
-                options.seconds,
-                rate,
-                equal=options.equal,
-            )
+            profile, rate = measured(ours, pictures, options.rate)
+            test = LoadTest(("synthetic",), (OURS,), (options.load,), options.seeds, options.seconds, rate)
             contenders = [Contender(OURS), *_others(options)]
-            rows: list[RunRow] = []
             for seed in range(options.seeds):
                 for contender in rotated(contenders, seed):
                     shown.update(f"seed {seed}: {contender.name}")
                     try:
-                        rows.append(run_one(contender, ours, setting.weights, test, pictures, seed))
+                        found = run_one(contender, ours, setting.weights, test, pictures, seed)
                     except RuntimeError as error:
                         console.print(f"left out: {error}")
-    report(console, rows, rate, options.load)
+                        continue
+                    for utilities, row in found.items():
+                        rows[utilities].append(row)
+    console.print(ceiling(profile, options.load * rate))
+    for utilities, some in rows.items():
+        console.print(f"\n{utilities} utilities")
+        report(console, some, rate, options.load)
+    text = console.export_text(styles=False)
     if options.out is not None:
         content = {
             "hardware": machine,
             "rate": rate,
             "load": options.load,
-            "runs": [asdict(row) for row in rows],
+            "runs": {utilities: [asdict(row) for row in some] for utilities, some in rows.items()},
         }
         replace_text(options.out, json.dumps(content, indent=1) + "\n")
         console.print(f"results: {options.out}")
+    if options.markdown is not None:
+        command = f"python benchmarks/serving/serving_baselines.py {shlex.join(arguments)}"
+        replace_text(options.markdown, page(command, machine, text))
 
 
 def run_one(
@@ -221,32 +236,57 @@ def run_one(
     test: LoadTest,
     pictures: Sequence[TaskImages],
     seed: int,
-) -> RunRow:
-    """One seed of the load on one server of its own."""
-    load = live_load(
-        draw("synthetic", test, test.loads[0], seed, [sent.task for sent in pictures], None), LiveSettings()
-    )
+) -> dict[str, RunRow]:
+    """One seed of the load, by what queries are worth: for ours a server each, for another one and the same."""
+    names = [sent.task for sent in pictures]
+    mixed = live_load(draw("synthetic", test, test.loads[0], seed, names, None), LiveSettings())
+    loads = {MIXED: mixed, EQUAL: replace(mixed, utility=np.ones(len(mixed)))}
 
-    async def play(target: Target) -> RunRow:
-        labels, record = await ask(target, load, pictures, LiveSettings(), GRACE_SECONDS)
-        run = LiveRun(contender.name, "synthetic", test.loads[0], seed, load, labels, record, test.seconds)
-        return run_row(run)
+    async def play(target: Target, sent: Load, judged: Sequence[Load]) -> list[RunRow]:
+        labels, record = await ask(target, sent, pictures, LiveSettings(), GRACE_SECONDS)
+        about = (contender.name, "synthetic", test.loads[0], seed)
+        return [run_row(LiveRun(*about, load, labels, record, test.seconds)) for load in judged]
 
-    async def over_http(server: OtherProcess) -> RunRow:
+    async def over_http(server: OtherProcess) -> list[RunRow]:
         async with HttpTarget(server.port) as target:
             await server.wait(target, pictures[0])
-            return await play(target)
+            return await play(target, mixed, list(loads.values()))
 
-    async def over_grpc(server: ServedProcess) -> RunRow:
+    async def over_grpc(server: ServedProcess, load: Load) -> list[RunRow]:
         async with GrpcTarget(ServingAddress(server.target)) as target:
             await target.describe()
-            return await play(target)
+            return await play(target, load, [load])
 
     if contender.kind == OURS:
-        with ServedProcess(ours, OURS) as server:
-            return asyncio.run(over_grpc(server))
-    with OtherProcess(contender, ours.state, weights, ours.cores) as other:
-        return asyncio.run(over_http(other))
+        found = []
+        for load in loads.values():
+            with ServedProcess(ours, OURS) as server:
+                found += asyncio.run(over_grpc(server, load))
+    else:
+        with OtherProcess(contender, ours.state, weights, ours.cores) as other:
+            found = asyncio.run(over_http(other))
+    return dict(zip(loads, found, strict=True))
+
+
+def ceiling(profile: Profile, rate: float) -> str:
+    """What the best schedule would answer right if it answered as many queries as the engine alone can run in time."""
+    shares = {one.name: fmean(one.accuracy) * min(1.0, one.throughput / rate) for one in profile.schedules}
+    best = max(profile.schedules, key=lambda one: shares[one.name])
+    answered = min(1.0, best.throughput / rate)
+    return (
+        f"ceiling of right answers: {100 * shares[best.name]:.1f} % of {rate:.0f} queries/s, if the engine only ran "
+        f"schedule {best.name}, {best.throughput:.0f} images/s in full batches ({100 * answered:.0f} % answered)"
+    )
+
+
+def page(command: str, machine: str, text: str) -> str:
+    """The results as a page."""
+    return (
+        "# Beside LitServe and Ray Serve at twice the capacity\n\n"
+        f"`{command}`: {cpu_model()}, {machine}; server and load generator on one core each; revision "
+        f"{git_revision()}. What is compared: the first lines of the benchmark.\n\n"
+        f"```text\n{text.rstrip()}\n```\n"
+    )
 
 
 def report(console: Console, rows: Sequence[RunRow], rate: float, load: float) -> None:
@@ -281,7 +321,7 @@ def report(console: Console, rows: Sequence[RunRow], rate: float, load: float) -
 
 
 def _others(options: argparse.Namespace) -> list[Contender]:
-    """All settings against overload, and the last of them with every form of the model."""
+    """All settings against overload, and the last of them with every form of the model; of these, what --only names."""
     knobs: dict[str, tuple[float, ...]] = {"litserve": LITSERVE_TIMEOUTS, "ray": RAY_QUEUES}
     kinds = options.contenders.split(",")
     if options.quick:
@@ -289,20 +329,36 @@ def _others(options: argparse.Namespace) -> list[Contender]:
     plain = [Contender(kind, knob) for kind in kinds for knob in knobs[kind]]
     merging = [name for name in options.merging.split(",") if name]
     formed = [Contender(kind, knobs[kind][-1], name) for kind in kinds for name in merging]
-    faster = [Contender(kind, knobs[kind][-1], backend="openvino") for kind in kinds if find_spec("openvino")]
-    return [*plain, *formed, *faster]
+    faster = [
+        Contender(kind, knobs[kind][-1], name, "openvino")
+        for kind in kinds
+        for name in ("0", LEAST)
+        if find_spec("openvino")
+    ]
+    return named([*plain, *formed, *faster], options.only)
+
+
+def named(contenders: Sequence[Contender], only: str) -> list[Contender]:
+    """Those that ``--only`` names, all if it is empty. Raises SystemExit for an unknown one."""
+    names = [name for name in only.split(",") if name]
+    if unknown := set(names) - {one.name for one in contenders}:
+        raise SystemExit(
+            f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in contenders)}"
+        )
+    return [one for one in contenders if not names or one.name in names]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--contenders", default="litserve,ray", help="others to compare with")
     parser.add_argument("--merging", default=MERGING, help="token schedules that the others run, too")
-    parser.add_argument("--equal", action="store_true", help="every query is worth 1")
+    parser.add_argument("--only", default="", help="these settings of the others, by name (default: all)")
     parser.add_argument("--load", type=float, default=2.0)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=15.0)
     add_setting_options(parser)
     parser.add_argument("--out", type=Path, help="JSON of the runs")
+    parser.add_argument("--markdown", type=Path, help="the page of results")
     return parser
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedstill.cloud_server.serving.tasks.learn_task import LearnSettings
+from fedstill.cloud_server.serving.tasks.prompt_training import PromptSettings
 from fedstill.common.provenance import git_revision, hardware
 from fedstill.evaluation.serving.learnt_state import learn_missing
 from fedstill.evaluation.serving.live_loadtest import LiveSettings
@@ -62,9 +63,9 @@ def main(arguments: Sequence[str]) -> None:
         images = 40 if options.quick else options.train_images
         status = Console(stderr=True)
         with status.status("tasks") as shown:
-            learn_missing(
-                state, setting.tasks, setting.weights, LearnSettings(images, images // 4), shown.update
-            )
+            prompts = PromptSettings(epochs=options.prompt_epochs) if options.prompt_epochs else None
+            learning = LearnSettings(images, images // 4, prompts)
+            learn_missing(state, setting.tasks, setting.weights, learning, shown.update)
             sweep = Sweep(
                 test=LoadTest(
                     traces=("synthetic",),
@@ -130,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--equal", action="store_true", help="every query is worth 1")
     parser.add_argument("--latency-scale", type=float, default=1.0)
     add_setting_options(parser)
+    parser.add_argument(
+        "--prompt-epochs", type=int, default=0,
+        help="train 2 and 4 prompts for so many epochs each, for tasks that --state does not hold yet, which is slow",
+    )  # fmt: skip
     parser.add_argument(
         "--kept", type=Path, help="folder of what is done: the same command goes on from there"
     )

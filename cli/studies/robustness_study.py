@@ -37,6 +37,9 @@ def robustness_study(
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; repeatable.")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Show what --out holds; run nothing.")] = False,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="Folder with another study's counts of other seeds; repeatable.")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Also write the results as a page, and counts and pictures beside it.")
     ] = None,
@@ -46,6 +49,7 @@ def robustness_study(
     with one_line_errors():
         from fedstill.common.errors import ConfigError
         from fedstill.evaluation.elastic.tables import sheet_grid
+        from fedstill.evaluation.robustness.joining import joined
         from fedstill.evaluation.robustness.page import headline, write_page
         from fedstill.evaluation.robustness.records import STUDY_FILE, read_study
 
@@ -73,6 +77,8 @@ def robustness_study(
             except KeyboardInterrupt:
                 errors.print("interrupted; the same command continues", highlight=False)
                 raise typer.Exit(INTERRUPTED) from None
+        for folder in join or []:
+            study = joined(study, read_study(folder))
         for sheet in headline(study):
             console.print(sheet_grid(sheet))
         console.print(f"counts: {out / STUDY_FILE}", highlight=False, soft_wrap=True)

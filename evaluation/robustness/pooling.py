@@ -98,12 +98,14 @@ def cells_of(entries: Iterable[Entry]) -> dict[CellKey, list[Entry]]:
     """Entries by cell, in the order in which cells first appear."""
     found: dict[CellKey, list[Entry]] = defaultdict(list)
     for entry in entries:
-        one = entry.device
-        key = CellKey(
-            entry.data.experiment, one.scenario, one.condition, one.severity, one.classes, one.query
-        )
-        found[key].append(entry)
+        found[cell_of(entry)].append(entry)
     return dict(found)
+
+
+def cell_of(entry: Entry) -> CellKey:
+    """The cell of a device."""
+    one = entry.device
+    return CellKey(entry.data.experiment, one.scenario, one.condition, one.severity, one.classes, one.query)
 
 
 def with_arms(entries: Iterable[Entry], *arms: str) -> list[Entry]:

@@ -26,7 +26,14 @@ from fedstill.evaluation.results import (
     read_clips,
     read_results,
 )
-from fedstill.evaluation.robustness.records import Choice, ClipSet, DataSet, DeviceRun, digits
+from fedstill.evaluation.robustness.records import (
+    Choice,
+    ClipSet,
+    DataSet,
+    DeviceRun,
+    digits,
+    folds_left_out,
+)
 
 FREE = {("robustness", "fold"), ("run", "seeds"), ("run", "first_seed")}
 """What may differ between the runs of one data set."""
@@ -207,9 +214,7 @@ def _differing(
 def _left_out(
     fold_count: int, seen: Mapping[tuple[int, int], Path], runs: Sequence[Results]
 ) -> Iterator[str]:
-    folds = {fold for fold, _ in seen}
-    if missing := sorted(set(range(fold_count)) - folds):
-        yield f"folds {', '.join(map(str, missing))} of {fold_count}"
+    yield from folds_left_out(fold_count, {fold for fold, _ in seen})
     for results in runs:
         for row in results.failures:
             fold = results.config["robustness"]["fold"]

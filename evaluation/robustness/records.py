@@ -8,6 +8,7 @@ recording, which keeps all cells of several data sets below two megabytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -143,6 +144,12 @@ def digits(counts: npt.NDArray[np.integer]) -> str:
             f"a recording has {counts.max()} tested clips; {len(DIGITS) - 1} can be kept: set robustness.per_recording"
         )
     return "".join(DIGITS[count] for count in counts)
+
+
+def folds_left_out(count: int, folds: Collection[int]) -> tuple[str, ...]:
+    """A line for ``DataSet.left_out`` if some of ``count`` folds are not among ``folds``."""
+    missing = sorted(set(range(count)) - set(folds))
+    return (f"folds {', '.join(map(str, missing))} of {count}",) if missing else ()
 
 
 @cache

@@ -199,3 +199,19 @@ def test_the_simulation_of_cohorts_ends_well(tmp_path: Path, capsys: pytest.Capt
     assert found[0] == found[1]
     assert "mean loss" in found[0]
     assert "trainings" in found[0]
+
+
+def test_the_ceiling_is_of_the_schedule_that_answers_most_right() -> None:
+    schedules = (
+        Schedule("0", 0, 0.0, 0.01, (0.9, 0.7), 8),
+        Schedule("-20", -20, 0.0, 0.005, (0.6, 0.6), 8),
+    )
+    profile = Profile("made", "by hand", ("cats", "dogs"), schedules)
+    ceiling = benchmark("serving_baselines")["ceiling"]
+
+    assert ceiling(profile, 50.0).startswith("ceiling of right answers: 80.0 % of 50 ")
+    assert "only ran schedule 0, 100 images/s" in ceiling(profile, 50.0)
+    assert ceiling(profile, 200.0).startswith("ceiling of right answers: 60.0 % of 200 ")
+    assert "only ran schedule -20, 200 images/s" in ceiling(profile, 200.0)
+    assert "30.0 % of 400" in ceiling(profile, 400.0)
+    assert "50 % answered" in ceiling(profile, 400.0)
