@@ -14,6 +14,8 @@ WEIGHTS = "student.safetensors"
 ENCODERS = "encoders.onnx"
 INT8_ENCODERS = "encoders.int8.onnx"
 HEAD = "head.onnx"
+STATISTICS = "statistics.onnx"
+"""Of graphs that the coordinator sends; an export has none."""
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,10 @@ class Student:
         class_names: order of the logits; a device with another order refuses the student.
         version: ``content_hash`` of the weights that the update leads to, with ``spec`` and ``class_names``.
         base: version that the update is made against; empty: it needs none.
+        own_statistics: 0: the student as it is. Up to 1: the weight that batch norm statistics of the device's own
+            clips get.
+        least_share: they are used only if, of the clips that the student then decides, every class gets at least this
+            part of an equal share.
     """
 
     weights: npt.NDArray[np.uint8]
@@ -117,8 +121,13 @@ class Student:
     class_names: tuple[str, ...]
     version: str
     base: str = ""
+    own_statistics: float = field(default=0.0, metadata=NEW)
+    least_share: float = field(default=0.0, metadata=NEW)
 
     def __post_init__(self) -> None:
+        for name in ("own_statistics", "least_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise WireError(f"{name}: needs a part from 0 to 1")
         _require_array("weights", self.weights, np.uint8, ndim=1)
         if not self.class_names:
             raise WireError("class_names: empty")
@@ -342,16 +351,18 @@ class StudentGraphs:
     Attributes:
         description: ``meta.json`` of an exported student (``common/export_manifest.py``).
         encoders, head: the files that it names, uint8 (bytes,).
+        statistics: likewise; without bytes if it names no such file, as for an older device.
     """
 
     description: str
     encoders: npt.NDArray[np.uint8]
     head: npt.NDArray[np.uint8]
+    statistics: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8), metadata=NEW)
 
     def __post_init__(self) -> None:
-        for name in ("encoders", "head"):
+        for name in ("encoders", "head", "statistics"):
             _require_array(name, getattr(self, name), np.uint8, ndim=1)
-            if not len(getattr(self, name)):
+            if not len(getattr(self, name)) and name != "statistics":
                 raise WireError(f"{name}: empty")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
 
 import numpy as np
@@ -110,7 +110,7 @@ def _flatten(message: object, prefix: str = "") -> tuple[dict[str, np.ndarray], 
     plain: dict[str, object] = {}
     for field in fields(cast(Any, message)):
         value = getattr(message, field.name)
-        if field.metadata.get("new") and value == field.default:
+        if field.metadata.get("new") and _is_default(field, value):
             continue
         if is_dataclass(value):
             inner_arrays, inner_plain = _flatten(value, f"{prefix}{field.name}.")
@@ -121,6 +121,10 @@ def _flatten(message: object, prefix: str = "") -> tuple[dict[str, np.ndarray], 
         else:
             plain[prefix + field.name] = value
     return arrays, plain
+
+
+def _is_default(field: Field[Any], value: object) -> bool:
+    return not len(value) if isinstance(value, np.ndarray) else bool(value == field.default)
 
 
 def _build(kind: type[Message], found: dict[str, Any], prefix: str) -> Message:

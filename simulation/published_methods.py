@@ -33,8 +33,8 @@ from fedstill.edge_client.students.torch_runtime import TorchRuntime, load_torch
 from fedstill.evaluation.results import write_clips
 from fedstill.evaluation.robustness.baselines import adabn, shot, tent
 from fedstill.evaluation.robustness.baselines.label_shift import em
-from fedstill.evaluation.robustness.baselines.query_clips import FEWEST_CLIPS
 from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS
 from fedstill.models.weights.checkpoint import CheckpointMeta, checkpoint_exists, load_checkpoint
 from fedstill.protos.messages import Job
 from fedstill.simulation.folders import device_folder

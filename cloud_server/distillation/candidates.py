@@ -66,6 +66,8 @@ class Candidate:
 
 
 GENERIC_CANDIDATE = Candidate(GENERIC_TRAINING)
+OWN_STATISTICS = "own_statistics"
+"""Is added to the name of a candidate that takes batch norm statistics of its device's clips."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Choice:
     """Which student a device gets, and why.
 
     Attributes:
-        chosen: the candidate's name.
+        chosen: the candidate's name; with ``OWN_STATISTICS``, "rendered+own_statistics" for instance.
         reason: one line.
         candidates: what each is worth, the generic one not named.
         estimate: the accuracy that is expected on the device, from 0 to 1; None if nobody can tell.

@@ -178,6 +178,9 @@ class CaptureSettings:
     blind: int = 3  # versions of every public clip as random devices would record it; 0: clips as they are
     card: bool = True  # ask devices how they record, and render public clips so, where that pays
     versions: int = 2  # of every public clip, rendered for one device
+    own_statistics: bool = (
+        True  # let devices whose clips show all classes take batch norm statistics of their own
+    )
 
     def __post_init__(self) -> None:
         at_least(0, self, "blind")

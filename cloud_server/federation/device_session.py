@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedstill.cloud_server.distillation.rounds import DeviceFailure
 from fedstill.cloud_server.distillation.settings import PrototypeSettings
+from fedstill.cloud_server.export.graphs import for_older
 from fedstill.cloud_server.federation.device_line import DeviceLine
 from fedstill.cloud_server.federation.downlink import Downlink, Shipment
 from fedstill.cloud_server.federation.exchange import DeviceLacks, WireCost
@@ -117,8 +118,7 @@ class DeviceSession:
             expected: (accuracy, low, high), which its owner is told; None if nobody can tell. An older device does not
                 know the field, and is not told.
         """
-        hello = self.line.hello
-        if hello is None or is_older(hello.version, version("fedstill")):
+        if self._older():
             expected = None
 
         def ask(count: int) -> InstallResult:
@@ -147,6 +147,9 @@ class DeviceSession:
         """Ask; once more with the whole student if the device lacks the base of the update, and once more if it lacks
         the graphs to run any."""
         lacked: set[str] = set()
+        if request.student.own_statistics and self._older():
+            plain = replace(request.student, own_statistics=0.0, least_share=0.0)
+            request = replace(request, student=plain)
         while True:
             try:
                 reply = self._exchange(action, request, expect)
@@ -155,15 +158,22 @@ class DeviceSession:
                     raise
                 lacked.add(lack.item)
                 if lack.item == "graphs":
-                    self._exchange("train.graphs", GraphsRequest(request.job, self.graphs()), GraphsResult)
+                    graphs = for_older(self.graphs()) if self._older() else self.graphs()
+                    self._exchange("train.graphs", GraphsRequest(request.job, graphs), GraphsResult)
                     continue
                 if not shipment.student.base:
                     raise
                 self.downlink.lost()
-                request = replace(request, student=shipment.whole())
+                sent, whole = request.student, shipment.whole()
+                request = replace(request, student=replace(sent, weights=whole.weights, base=whole.base))
             else:
                 self.downlink.arrived(shipment)
                 return reply
+
+    def _older(self) -> bool:
+        """Whether the device may not know what this release adds to a message."""
+        hello = self.line.hello
+        return hello is None or is_older(hello.version, version("fedstill"))
 
     def _exchange(self, action: str, request: Sent, expect: type[Reply]) -> Reply:
         """One request and its reply; the cost of a usable reply goes into the ledger."""

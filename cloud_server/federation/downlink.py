@@ -58,6 +58,8 @@ class Downlink:
 
     def __init__(self, precision: UpdatePrecision, class_names: tuple[str, ...]) -> None:
         self.precision, self.class_names = precision, class_names
+        self.own_statistics, self.least_share = 0.0, 0.0
+        """Of every student from now on, see ``messages.Student``."""
         self._acknowledged: Acknowledged | None = None
 
     def shipment(self, net: AudioVisualNet) -> Shipment:
@@ -70,9 +72,9 @@ class Downlink:
         else:
             update = encode_update(state, known.state if known else None, self.precision)
             version = content_hash(update.state, (spec, *self.class_names))
-        student = Student(
-            _bytes(update.payload), spec, self.class_names, version, known.version if known else ""
-        )
+        base = known.version if known else ""
+        own = self.own_statistics, self.least_share
+        student = Student(_bytes(update.payload), spec, self.class_names, version, base, *own)
         return Shipment(student, Acknowledged(version, update.state, source))
 
     def received(self, net: AudioVisualNet) -> AudioVisualNet:

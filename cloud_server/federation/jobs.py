@@ -25,7 +25,7 @@ from fedstill.cloud_server.distillation.arms import (
     select_rule,
     with_variant,
 )
-from fedstill.cloud_server.distillation.candidates import Choice, keeps_promise
+from fedstill.cloud_server.distillation.candidates import OWN_STATISTICS, Choice, keeps_promise
 from fedstill.cloud_server.distillation.class_mix import ClassMix, unknown_mix
 from fedstill.cloud_server.distillation.compute import trained
 from fedstill.cloud_server.distillation.distiller import make_distiller
@@ -51,6 +51,7 @@ from fedstill.cloud_server.federation.device_session import NO_COMPRESSOR, Devic
 from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.cloud_server.federation.exchange import DeviceLost
 from fedstill.cloud_server.federation.job_progress import JobProgress, JobRecord
+from fedstill.cloud_server.federation.own_statistics import OwnStatistics
 from fedstill.cloud_server.federation.personal_student import (
     PersonalStudent,
     PersonalStudents,
@@ -76,7 +77,7 @@ from fedstill.protos.messages import PrototypeUpload
 
 TABLE_PRECISIONS = (Precision.FP32, Precision.INT8)
 """The precisions of Table 5.3's report; fp16 exists for inference."""
-SUMMARY, PROMISE, PROTOTYPES = 0, 1, 2
+SUMMARY, PROMISE, PROTOTYPES, OWN = 0, 1, 2, 3
 """The outer round that an upload of a personal student's job belongs to."""
 
 
@@ -177,8 +178,11 @@ class PersonalisationJob:
         found = PersonalStudents(
             self.key, self.cloud, self.plan, summary, ask, cohort=cohort, in_use=in_use
         ).make()
-        if doubt := self._doubt(found, summary):  # nor is it known then what the student in use is worth
+        doubt, sure = self._doubt(found, summary)
+        if doubt:  # nor is it known then what the student in use is worth
             found = generic_after_all(self.cloud, found.choice, doubt)
+        elif found.own is not None:
+            found = self._with_own_statistics(found, found.own, sure)
         self.progress.record.choice, mix, self._personal = found.choice, found.mix, found
         if mix.supported and not found.bias.any():
             mix = replace(mix, supported=False, reason=found.choice.reason)
@@ -201,24 +205,54 @@ class PersonalisationJob:
         assert upload is not None
         return upload.probabilities
 
-    def _doubt(self, personal: PersonalStudent, before: PrototypeUpload) -> str:
-        """Why the device should not have this student after all; empty if it does there what was promised."""
-        if not self.plan.guard.test or personal.promised is None:
-            return ""
+    def _doubt(self, personal: PersonalStudent, before: PrototypeUpload) -> tuple[str, float]:
+        """Why the device should not have this student after all; empty if it does there what was promised. And how
+        sure it is of the device's clips."""
+        sure = mean_confidence(before.confidence) if len(before.confidence) else 0.0
+        there = personal.promised
+        if not self.plan.guard.test or there is None:
+            return "", sure
         try:
-            after = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(personal.net, PROMISE)
+            after = self._sureness(personal.net, PROMISE)
         except DeviceFailure as failure:
             self.failed(PROMISE, str(failure))
-            return str(failure)
-        assert after is not None
-        sure, there = mean_confidence(before.confidence), personal.promised
-        found, promised = mean_confidence(after.confidence) - sure, there.personal - there.generic
+            return str(failure), sure
+        found, promised = after - sure, there.personal - there.generic
         if keeps_promise(promised, found, (1 - sure) / max(1 - there.generic, 1e-12)):
-            return ""
-        return (
+            return "", after
+        reason = (
             "not as much surer of the device's clips as of those rendered for it "
             f"({found:+.2f}, not {promised:+.2f})"
         )
+        return reason, after
+
+    def _sureness(self, net: AudioVisualNet, asked: int) -> float:
+        """The mean confidence of a student on the device's clips. Raises DeviceFailure."""
+        upload = DevicePrototypes(self.arm, self.plan, self.cloud, self.session)(net, asked)
+        assert upload is not None
+        return mean_confidence(upload.confidence)
+
+    def _with_own_statistics(
+        self, personal: PersonalStudent, own: OwnStatistics, sure: float
+    ) -> PersonalStudent:
+        """With batch norm statistics of the device's own clips, if they make it there what they make of others.
+
+        sure: how sure the student is of the device's clips without them.
+        """
+        downlink = self.session.downlink
+        downlink.own_statistics, downlink.least_share = own.weight, own.least_share
+        try:
+            found = self._sureness(personal.net, OWN) - sure
+        except DeviceFailure as failure:
+            downlink.own_statistics = downlink.least_share = 0.0
+            if isinstance(failure, DeviceLost) or not self.plan.service:
+                self.failed(OWN, str(failure))
+            return personal
+        if not keeps_promise(own.surer, found):
+            downlink.own_statistics = downlink.least_share = 0.0
+            return personal
+        chosen = f"{personal.choice.chosen}+{OWN_STATISTICS}"
+        return replace(personal, choice=replace(personal.choice, chosen=chosen))
 
     def _truly_rendered(self) -> AudioVisualNet:
         """A student of public clips as the device really records them, which only a simulation knows."""

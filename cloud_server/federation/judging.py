@@ -23,6 +23,7 @@ from fedstill.cloud_server.distillation.candidates import (
 from fedstill.cloud_server.distillation.class_mix import ClassMix
 from fedstill.cloud_server.distillation.cross_fit import CrossFit
 from fedstill.cloud_server.distillation.public_bank import outputs_of
+from fedstill.cloud_server.federation.own_statistics import OwnStatistics, OwnStatisticsTrial
 from fedstill.cloud_server.federation.seed_state import SeedCloud
 from fedstill.cloud_server.federation.student_in_use import CHECK_FOLD
 from fedstill.cloud_server.federation.worlds import MOST_JUDGED, World
@@ -70,6 +71,18 @@ class Judging:
         """The gain of one student over another, from its differences clip by clip, -1, 0 or 1 each."""
         recordings = np.unique(np.array(self._cloud.public.recordings)[self.held], return_inverse=True)[1]
         return estimated(name, gains, self.labels, recordings, self._mix.shares)
+
+    def own_statistics(self, net: AudioVisualNet, clips: int) -> OwnStatistics | None:
+        """Whether a device with so many clips should let its student take batch norm statistics of these; None: no.
+
+        The judging speakers play the device, each one alone and all together, with all classes and with halves of
+        them, and try it without labels; then their labels say what it was worth. Where classes are missing, it does
+        harm. So it is tied to a sign by which no device with half of the classes would have passed.
+
+        Args:
+            net: the student of the device's training that was not told of these speakers.
+        """
+        return OwnStatisticsTrial(self._cloud, self._world, self.held, clips).judged(net, self.worth)
 
     def expected(self, best: Estimate | None) -> tuple[float, float, float]:
         """(accuracy, low, high) of a student that is worth so much more than the generic one; None: of that one."""

@@ -34,6 +34,7 @@ from fedstill.cloud_server.distillation.similar_clips import played_prototypes, 
 from fedstill.cloud_server.federation.cohorts import Cohort
 from fedstill.cloud_server.federation.deployment import SimilarClips
 from fedstill.cloud_server.federation.judging import Judging
+from fedstill.cloud_server.federation.own_statistics import OwnStatistics
 from fedstill.cloud_server.federation.seed_state import GENERIC, SeedCloud
 from fedstill.cloud_server.federation.student_in_use import CHECK_FOLD, StudentInUse
 from fedstill.cloud_server.federation.worlds import MOST_JUDGED, Belief, CardWorlds, World
@@ -67,6 +68,7 @@ class PersonalStudent:
         promised: how sure it should be of clips; None if it is the generic one.
         checked: the one of the same training without the judging speakers; None if it is generic, or a cohort's.
         kept: the version of the student in use, if it is that one, for no other is estimated better.
+        own: what it may do with batch norm statistics of the device's own clips; None: nothing.
     """
 
     net: AudioVisualNet
@@ -77,6 +79,7 @@ class PersonalStudent:
     promised: Promise | None
     checked: AudioVisualNet | None = None
     kept: str = ""
+    own: OwnStatistics | None = None
 
     def in_use(self, version: str) -> StudentInUse | None:
         """What is to be known of it once a device uses it; None if it could not be judged again."""
@@ -159,7 +162,19 @@ class PersonalStudents:
             generic = self._confidence(GENERIC_TRAINING)
             promised = Promise(generic, self._confidence(candidate.training))
         checked = self._check_nets.get(candidate.training)
-        return self._made(net, bias, positions, choice, promised, checked)
+        own = self._own_statistics(candidate)
+        return self._made(net, bias, positions, choice, promised, checked, own=own)
+
+    def _own_statistics(self, candidate: Candidate) -> OwnStatistics | None:
+        """Of the chosen student, if it may be on a device with all classes."""
+        net = self._check_nets.get(candidate.training)
+        if candidate.training == GENERIC_TRAINING:
+            net = self._cloud.fold_generic(CHECK_FOLD)
+        allowed = self._plan.capture.own_statistics and self._plan.guard.test and not self.mix.supported
+        allowed = allowed and bool(len(self._summary.confidence))  # by which it is tried on the device
+        if net is None or not allowed or self.world.cross_fit is None:
+            return None
+        return self._judging.own_statistics(net, int(self._summary.counts.sum()))
 
     def _kept(
         self, choice: Choice, candidate: Candidate, bias: npt.NDArray[np.float32]
@@ -204,12 +219,13 @@ class PersonalStudents:
         promised: Promise | None,
         checked: AudioVisualNet | None = None,
         kept: str = "",
+        own: OwnStatistics | None = None,
     ) -> PersonalStudent:
         views = self.world.views
         if isinstance(views, RenderedViews):
             views.forget()  # the job now waits for its device, as many others do
         similar = SimilarClips(views, positions)
-        return PersonalStudent(net, bias, similar, self.mix, choice, promised, checked, kept)
+        return PersonalStudent(net, bias, similar, self.mix, choice, promised, checked, kept, own)
 
     def _confidence(self, training: Training) -> float:
         """Mean, of the judging speakers' clips with the device's classes."""

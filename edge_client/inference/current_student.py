@@ -19,6 +19,7 @@ from fedstill.edge_client.inference.cloud_connection import CloudConnection
 from fedstill.edge_client.inference.cloud_inference import CLOUD_PATIENCE_MS, EdgeInference, Mode, NoAnswer
 from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.students.level_files import CompressedRuntime, read_compressors
+from fedstill.edge_client.students.own_statistics import installed, stamp
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.edge_client.students.students import ModelStore
 
@@ -56,6 +57,7 @@ class CurrentStudent:
     _inference: EdgeInference | None = None
     _connection: CloudConnection | None = None
     _version: str = ""
+    _statistics: int = 0
     _class_names: tuple[str, ...] = ()
     """The student's own: the format already names the classes of the next run while this student still answers."""
 
@@ -132,13 +134,15 @@ class CurrentStudent:
         if closed and self.mode == "cloud":
             raise NoAnswer(f"no answer from the cloud: {closed}")
         connected = self._connects and not closed
+        statistics = stamp(self.folder, student.version)
         if (
             self._inference is None
-            or student.version != self._version
+            or (student.version, statistics) != (self._version, self._statistics)
             or connected != (self._connection is not None)
         ):
             self.close()
             compressors = read_compressors(self.folder / COMPRESSORS_FOLDER, student.version)
+            student = installed(self.folder, student)
             runtime = CompressedRuntime(
                 self.load(student.state, student.spec, student.class_names, student.version), compressors
             )
@@ -156,4 +160,5 @@ class CurrentStudent:
                 uploads_allowed=self.uploads_allowed,
             )
             self._version, self._class_names = student.version, student.class_names
+            self._statistics = statistics
         return self._inference

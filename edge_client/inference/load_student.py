@@ -12,6 +12,7 @@ from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_js
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_classifier import ClipClassifier, StrPath
+from fedstill.edge_client.students.own_statistics import installed
 from fedstill.edge_client.students.pointer import POINTER
 from fedstill.edge_client.students.students import ModelStore
 
@@ -92,7 +93,7 @@ def _installed(folder: Path) -> ClipClassifier:
     student = ModelStore(folder / SHELF_FOLDER).current()
     if student is None or not (folder / FORMAT_FILE).exists():
         raise StudentError(f"{folder}: no student is installed on this device yet: let its agent run")
-    load = loader(folder, one_thread=False)
+    student, load = installed(folder, student), loader(folder, one_thread=False)
     runtime = load(student.state, student.spec, student.class_names, student.version)
     return ClipClassifier(runtime, format_from_json((folder / FORMAT_FILE).read_text(encoding="utf-8")))
 

@@ -27,6 +27,7 @@ from fedstill.edge_client.node.loading import loader
 from fedstill.edge_client.privacy.privacy_ledger import may_release_again
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.yearly_budget import may_announce
+from fedstill.edge_client.students.own_statistics import installed
 from fedstill.edge_client.students.runtime_api import LoadStudent
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.protos.messages import CLIPS_CHANGED, DRIFTED
@@ -80,6 +81,7 @@ def _look_for_drift(
     student = ModelStore(folder / SHELF_FOLDER).current()
     if student is None or student.class_names != store.class_names:
         return note
+    student = installed(folder, student)
     runtime = load(student.state, student.spec, student.class_names, student.version)
     compared = np.flatnonzero(~left)
     rows = runtime.probabilities(

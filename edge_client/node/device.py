@@ -37,10 +37,12 @@ from fedstill.edge_client.students.expected import Expected, keep_expected
 from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.level_files import keep_compressors
 from fedstill.edge_client.students.level_numpy import received
+from fedstill.edge_client.students.own_statistics import Wish, adapted, settle
 from fedstill.edge_client.students.pointer import confirm
 from fedstill.edge_client.students.runtime_api import DeviceRuntime, FeatureArrays, LoadStudent, OtherNetwork
 from fedstill.edge_client.students.students import ModelStore, NotInStore, StoredModel
 from fedstill.models.audiovisual.levels import Precision, compressed_payload_bytes
+from fedstill.models.audiovisual.own_clips import most_clips
 from fedstill.protos.messages import (
     UNKNOWN,
     EvaluationRequest,
@@ -111,7 +113,7 @@ class Device:
 
     def _probabilities(self, request: PrototypeRequest, query: Positions) -> npt.NDArray[np.float32]:
         """(n, classes) probabilities of the query clips."""
-        runtime, found = self._features(request.student, query)
+        runtime, found = self._features(request.student, request.job, query)
         return runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
@@ -140,7 +142,8 @@ class Device:
         clips = canaries_of(request, self.directory / "canaries")
 
         def agreement(student: StoredModel) -> float:
-            runtime = self._runtime(student)
+            runtime = self._runtime(self._adapted(student, request.student, request.job))
+            settle(self.directory, version, own=bool(request.student.own_statistics))  # before it is in use
             found = runtime.features(clips.audio, clips.frames)
             return clips.agreement(runtime.probabilities(runtime.logits(found)))
 
@@ -192,10 +195,39 @@ class Device:
         unlabelled = np.flatnonzero((self.store.labels < 0) & ~tested)
         return np.sort(np.concatenate([labelled[query], unlabelled])), labelled[test]
 
-    def _features(self, student: Student, positions: Positions) -> tuple[DeviceRuntime, FeatureArrays]:
+    def _features(
+        self, student: Student, job: Job, positions: Positions
+    ) -> tuple[DeviceRuntime, FeatureArrays]:
         require_same_classes(self.store.class_names, student.class_names)
-        runtime = self._runtime(self.model_store.student(student))
+        runtime = self._runtime(self._adapted(self.model_store.student(student), student, job))
         return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
+
+    def _adapted(self, stored: StoredModel, message: Student, job: Job) -> StoredModel:
+        """The student as the message means it: as it is, or with batch norm statistics of the clips it is for."""
+        if not message.own_statistics:
+            return stored
+        positions = self._summarised(job)
+        names = tuple(self.store.info[position].clip_id for position in positions)
+
+        def clips() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+            return self.store.audio[positions], self.store.frames[positions]
+
+        try:
+            wish = Wish(message.own_statistics, message.least_share)
+            return adapted(self.directory, stored, wish, names, clips, self._runtime)
+        except OtherNetwork as error:
+            raise NotInStore("graphs", stored.version) from error
+
+    def _summarised(self, job: Job) -> Positions:
+        """Of the query clips those that a student of this job is for, not too many of them."""
+        known = read_known_clips(self.directory)
+        used = None
+        if known is not None and known.job == name_of(self.run, job):
+            used = ~known.parts(self.store)[1]
+        query = self.roles(job, used)[0]
+        clip_ids = [self.store.info[position].clip_id for position in query]
+        most = most_clips(self.store.audio.shape[1:], self.store.frames.shape[1:])
+        return np.sort(query[in_fixed_order(clip_ids)[:most]])
 
     def _runtime(self, student: StoredModel) -> DeviceRuntime:
         try:
@@ -212,7 +244,7 @@ class Device:
         self, request: EvaluationRequest, positions: Positions
     ) -> tuple[npt.NDArray[np.float32], int]:
         """(n, classes) probabilities of the path that the request describes, and bytes per clip on its wire."""
-        runtime, found = self._features(request.student, positions)
+        runtime, found = self._features(request.student, request.job, positions)
         width = found.audio.shape[1]
         if not request.rung:
             size = compressed_payload_bytes(width, 1.0, Precision.FP32)

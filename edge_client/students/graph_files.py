@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from fedstill.common.atomic_files import PRIVATE, locked, replace_file
-from fedstill.common.export_manifest import DESCRIPTION, ENCODERS, HEAD, from_json
+from fedstill.common.export_manifest import DESCRIPTION, ENCODERS, HEAD, STATISTICS, from_json
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.protos.messages import StudentGraphs
 
@@ -17,7 +17,8 @@ def keep_graphs(folder: Path, graphs: StudentGraphs) -> None:
     Raises:
         DeviceError: they are not what their description says, or cannot be written; nothing has changed then.
     """
-    files = {ENCODERS: graphs.encoders.tobytes(), HEAD: graphs.head.tobytes()}
+    sent = {ENCODERS: graphs.encoders, HEAD: graphs.head, STATISTICS: graphs.statistics}
+    files = {name: part.tobytes() for name, part in sent.items() if len(part)}
     try:
         described = from_json(graphs.description)
     except ValueError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fedstill.common.export_manifest import (
     ENCODERS,
     HEAD,
     INT8_ENCODERS,
+    STATISTICS,
     ExportedStudent,
     compressor_file,
     from_json,
@@ -32,9 +33,12 @@ from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students import level_numpy
 from fedstill.edge_client.students.runtime_api import FeatureArrays, OtherNetwork
 from fedstill.models.audiovisual.levels import Precision
+from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS
 
 State = Mapping[str, npt.NDArray[Any]]
 FEATURES = ("audio_features", "visual_features")
+OWN = "own/"
+"""As in ``models.audiovisual.onnx_export``, which needs torch."""
 BATCH = 64
 
 
@@ -93,7 +97,14 @@ class ExportFolder:
             )
         kept = {name: _values(state, self.described.weights[name]) for name in (ENCODERS, HEAD)}
         encoders, head = (_session_with(self.directory / name, values) for name, values in kept.items())
-        return OnnxRuntime(encoders, head, {}, self.described, class_names, version, kept)
+
+        def statistics() -> InferenceSession:
+            if STATISTICS not in self.described.files:
+                raise OtherNetwork(f"{self.directory}: has no graph for batch norm statistics")
+            kept[STATISTICS] = _values(state, self.described.weights[STATISTICS])
+            return _session_with(self.directory / STATISTICS, kept[STATISTICS])
+
+        return OnnxRuntime(encoders, head, {}, self.described, class_names, version, kept, statistics)
 
 
 class OnnxRuntime:
@@ -108,9 +119,11 @@ class OnnxRuntime:
         class_names: tuple[str, ...],
         version: str,
         kept: object = None,
+        statistics: Callable[[], InferenceSession] | None = None,
     ) -> None:
         self.class_names, self.version = class_names, version
         self._kept = kept  # sessions use these values in place and do not own them
+        self._statistics = statistics
         self._encoders, self._head, self._compressors = encoders, head, compressors
         self._described = described
 
@@ -147,6 +160,20 @@ class OnnxRuntime:
             known = ", ".join(f"{one:g}" for one in (1.0, *self._compressors))
             raise ValueError(f"rate: {rate:g} has no compressor here (known: {known})")
         return FeatureArrays(*self._compressors[rate].run(None, _as_inputs(features)))
+
+    def statistics(
+        self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8], weight: float
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """See ``runtime_api.DeviceRuntime``."""
+        if self._statistics is None:
+            raise OtherNetwork("an exported student has no graph for batch norm statistics")
+        if len(audio) < FEWEST_CLIPS:
+            raise ValueError(f"{len(audio)} clips: batch statistics need at least {FEWEST_CLIPS}")
+        session = self._statistics()
+        names = [output.name for output in session.get_outputs()]
+        inputs = {"audio": audio, "frames": frames, "weight": np.array([weight], np.float32)}
+        found = session.run(names, inputs)
+        return {name.removeprefix(OWN): value for name, value in zip(names, found, strict=True)}
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""

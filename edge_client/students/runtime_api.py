@@ -55,6 +55,20 @@ class DeviceRuntime(Runtime, Protocol):
         """Softmax of (n, classes) logits."""
         ...
 
+    def statistics(
+        self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8], weight: float
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """The batch norm statistics of these clips, by name in the student's state dict; arguments as ``features``.
+
+        Args:
+            weight: of these against the student's own, from 0 to 1.
+
+        Raises:
+            ValueError: fewer than two clips.
+            OtherNetwork: this device has no means to compute them for such a student.
+        """
+        ...
+
     def level_logits(
         self, features: FeatureArrays, rate: float, precision: Precision, weights: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float32]:

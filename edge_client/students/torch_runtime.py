@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fedstill.edge_client.students.runtime_api import FeatureArrays
+from fedstill.models.audiovisual.batch_statistics import with_statistics_of
 from fedstill.models.audiovisual.compression import CompressionNet
 from fedstill.models.audiovisual.levels import Precision
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
+from fedstill.models.audiovisual.own_clips import STATISTICS
 from fedstill.models.audiovisual.specs import network_from_json
 from fedstill.models.vit.preprocess import to_tensors
 from fedstill.models.weights.packing import load_arrays, load_packed
@@ -66,6 +68,13 @@ class TorchRuntime:
             known = ", ".join(f"{one:g}" for one in (1.0, *self._levels))
             raise ValueError(f"rate: {rate:g} has no compressor here (known: {known})")
         return _to_numpy(self._levels[rate].compressor(_to_tensors(features)))
+
+    def statistics(
+        self, audio: npt.NDArray[np.float32], frames: npt.NDArray[np.uint8], weight: float
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """See ``runtime_api.DeviceRuntime``."""
+        adapted = with_statistics_of(self._net, *to_tensors(audio, frames), weight).state_dict()
+        return {name: value.numpy() for name, value in adapted.items() if name.endswith(STATISTICS)}
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Softmax of (n, classes) logits."""

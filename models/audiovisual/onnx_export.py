@@ -1,6 +1,7 @@
 """Students as ONNX graphs, so that a device needs onnxruntime and no torch.
 
-A graph of :func:`encoder_graph`, :func:`head_graph` or :func:`compressor_graph` holds no weights. Its initializers
+A graph of :func:`encoder_graph`, :func:`statistics_graph`, :func:`head_graph` or :func:`compressor_graph` holds no
+weights. Its initializers
 bear the state dict's names and point into the student's own safetensors file, which ONNX calls external data:
 the file exists once, a runtime maps it, and a device puts the weights of a new student into the same graph without
 torch. :func:`folded_encoder_graph` is the exception; quantisation starts from it.
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor, nn
 
 from fedstill.models.audiovisual.compression import Compressor
@@ -25,6 +26,8 @@ from fedstill.models.audiovisual.network import AudioVisualNet, Features
 from fedstill.models.vit.preprocess import FRAME_MEAN, FRAME_STD
 
 OPSET = 17
+OWN = "own/"
+"""Begins the names of statistics of the clips."""
 Shape = tuple[int, ...]
 
 
@@ -91,6 +94,63 @@ def compressor_graph(compressor: Compressor, feature_width: int) -> ModelProto:
     module = _CompressedFeatures(compressor)
     reduced = ["reduced_audio", "reduced_visual"]
     return _without_weights(_on_features(module, feature_width, reduced), module.state_dict())
+
+
+def statistics_graph(encoders: ModelProto) -> ModelProto:
+    """Stored clips -> the batch norm statistics of just these clips, without weights.
+
+    Every batch norm normalises by the statistics of its own inputs, as in ``batch_statistics.with_statistics_of``. So
+    all clips belong into one run, and a student with these statistics answers as if they were one batch.
+
+    Args:
+        encoders: of :func:`encoder_graph`.
+
+    Returns:
+        a graph with the further input ``weight``, float32 (1,), of the clips' statistics against the student's own.
+        Its outputs are named as in the state dict, after ``OWN``.
+    """
+    found = ModelProto()
+    found.CopyFrom(encoders)
+    graph, nodes, outputs = found.graph, [], []
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "BatchNormalization":
+            mean, variance = node.input[3:5]
+            nodes += _moments(node.input[0], mean, variance)
+            node.input[3], node.input[4] = OWN + mean, OWN + variance
+            outputs += [mean, variance]
+        nodes.append(node)
+    made = onnx.helper.make_tensor_value_info
+    del graph.output[:]
+    graph.output.extend(made(OWN + name, TensorProto.FLOAT, sizes[name]) for name in outputs)
+    graph.input.append(made("weight", TensorProto.FLOAT, [1]))
+    copied = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copied)
+    return found
+
+
+def _moments(values: str, mean: str, variance: str) -> list[NodeProto]:
+    """Mean and variance per channel of ``values`` (clips, channels, height, width), mixed with the student's own."""
+    kept, centred, squared, found, spread = (
+        f"{OWN}{mean}/{part}" for part in ("kept", "centred", "squared", "found", "spread")
+    )
+    make, over = onnx.helper.make_node, [0, 2, 3]
+    nodes = [
+        make("ReduceMean", [values], [found], axes=over, keepdims=0),
+        make("ReduceMean", [values], [kept], axes=over, keepdims=1),
+        make("Sub", [values, kept], [centred]),
+        make("Mul", [centred, centred], [squared]),
+        make("ReduceMean", [squared], [spread], axes=over, keepdims=0),
+    ]
+    for before, after in ((mean, found), (variance, spread)):
+        step, part = f"{after}/step", f"{after}/part"
+        nodes += [
+            make("Sub", [after, before], [step]),
+            make("Mul", [step, "weight"], [part]),
+            make("Add", [before, part], [OWN + before]),
+        ]
+    return nodes
 
 
 def point_to(graph: ModelProto, packed: npt.NDArray[np.uint8], location: str) -> bytes:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedstill.models.audiovisual.network import AudioVisualNet
+from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS
 from fedstill.models.vit.preprocess import to_tensors
-
-FEWEST_CLIPS = 2
-"""A deep layer has one value per clip and channel: a single clip has no variance there."""
 
 
 def network_inputs(
@@ -23,14 +21,6 @@ def network_inputs(
     device = next(net.parameters()).device
     sound, pictures = to_tensors(audio, frames)
     return sound.to(device), pictures.to(device)
-
-
-def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d]:
-    """All batch norms of a network. Raises ValueError if it has none, as nothing could be adapted."""
-    found = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
-    if not found:
-        raise ValueError("this network has no batch norm: there is nothing to adapt")
-    return found
 
 
 def batch_count(clips: int, batch_size: int) -> int:

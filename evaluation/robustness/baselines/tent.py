@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fedstill.evaluation.robustness.baselines import adabn
-from fedstill.evaluation.robustness.baselines.query_clips import batch_norms, even_batches, network_inputs
+from fedstill.evaluation.robustness.baselines.query_clips import even_batches, network_inputs
+from fedstill.models.audiovisual.batch_statistics import batch_norms
 from fedstill.models.audiovisual.network import AudioVisualNet
 
 

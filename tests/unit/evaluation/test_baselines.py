@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fedstill.evaluation.robustness.baselines import adabn, shot, tent
 from fedstill.evaluation.robustness.baselines.label_shift import LabelShift, bbse, em, em_shares
-from fedstill.evaluation.robustness.baselines.query_clips import batch_norms, even_batches, network_inputs
+from fedstill.evaluation.robustness.baselines.query_clips import even_batches, network_inputs
+from fedstill.models.audiovisual.batch_statistics import batch_norms
 from fedstill.models.audiovisual.class_bias import with_class_bias
 from fedstill.models.audiovisual.network import AudioVisualNet, NetworkSpec
 from fedstill.models.audiovisual.specs import EncoderSpec
