@@ -248,7 +248,7 @@ class PersonalisationJob:
             if isinstance(failure, DeviceLost) or not self.plan.service:
                 self.failed(OWN, str(failure))
             return personal
-        if not keeps_promise(own.surer, found):
+        if found == 0 or not keeps_promise(own.surer, found):  # 0: it saw too little of a class, and stays as it is
             downlink.own_statistics = downlink.least_share = 0.0
             return personal
         chosen = f"{personal.choice.chosen}+{OWN_STATISTICS}"
