@@ -248,7 +248,8 @@ class PersonalisationJob:
             if isinstance(failure, DeviceLost) or not self.plan.service:
                 self.failed(OWN, str(failure))
             return personal
-        if found == 0 or not keeps_promise(own.surer, found):  # 0: it saw too little of a class, and stays as it is
+        declined = found == 0  # it saw too little of a class: the student is what it was
+        if declined or not keeps_promise(own.surer, found):
             downlink.own_statistics = downlink.least_share = 0.0
             return personal
         chosen = f"{personal.choice.chosen}+{OWN_STATISTICS}"
