@@ -22,7 +22,7 @@ import sys
 from argparse import ArgumentParser
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +124,7 @@ class Simulation:
         self, device: Device, store: ClipStore, upload: PrototypeUpload, cohort: Cohort | None
     ) -> tuple[float, str]:
         key, plan = key_of(device), self.cloud.plan
+        plan = replace(plan, capture=replace(plan.capture, own_statistics=False))  # they are not played here
         found = PersonalStudents(key, self.cloud, plan, upload, cohort=cohort).make()
         logits, chosen = self.fleet.answers(found.net, store), found.choice.chosen
         if found.promised is not None:

@@ -28,13 +28,15 @@ from fedstill.models.vit.preprocess import to_tensors
 
 Positions = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float32]
 Worth = Callable[[str, Floats], Estimate]
 
 WEIGHTS = (0.25, 0.5)
 """Of the clips' statistics against the student's own: of those that help, the one that helps most."""
+BATCH = 64
 FEWEST_CLIPS = 16
 """Of a device that is played: fewer have hardly any statistics."""
-HALVES = 4
+HALVES = 3
 """Of the classes, drawn for every speaker."""
 MARGIN = 0.1
 """Above the largest share that a device with half of the classes had."""
@@ -93,12 +95,20 @@ class OwnStatisticsTrial:
     def judged(self, net: AudioVisualNet, worth: Worth) -> OwnStatistics | None:
         """See ``Judging.own_statistics``."""
         net = copy.deepcopy(net).cpu().eval()
-        found = [self._with_weight(net, weight, worth) for weight in WEIGHTS]
+        before = np.concatenate(
+            [
+                _logits(net, *batch)
+                for batch in zip(self._audio.split(BATCH), self._frames.split(BATCH), strict=True)
+            ]
+        )
+        found = [self._with_weight(net, weight, before, worth) for weight in WEIGHTS]
         return max((one for one in found if one), key=lambda one: one.worth.gain, default=None)
 
-    def _with_weight(self, net: AudioVisualNet, weight: float, worth: Worth) -> OwnStatistics | None:
+    def _with_weight(
+        self, net: AudioVisualNet, weight: float, before: Logits, worth: Worth
+    ) -> OwnStatistics | None:
         alone, together, halves = (
-            [self._play(net, part, weight) for part in parts]
+            [self._play(net, part, weight, before[part]) for part in parts]
             for parts in (self._alone, self._together, self._halves)
         )
         if not alone or not halves:
@@ -126,10 +136,9 @@ class OwnStatisticsTrial:
             present = rng.permutation(classes)[: len(classes) // 2]
             yield from self._device(members[np.isin(self._labels[members], present)], rng)
 
-    def _play(self, net: AudioVisualNet, clips: Positions, weight: float) -> _Played:
+    def _play(self, net: AudioVisualNet, clips: Positions, weight: float, before: Logits) -> _Played:
         sound, pictures = self._audio[clips], self._frames[clips]
-        adapted = with_statistics_of(net, sound, pictures, weight)
-        before, after = (_logits(one, sound, pictures) for one in (net, adapted))
+        after = _logits(with_statistics_of(net, sound, pictures, weight), sound, pictures)
         labels = self._labels[clips]
         right = [(logits.argmax(axis=1) == labels).astype(np.float64) for logits in (before, after)]
         sure = [softmax(logits / self._temperature, axis=1).max(axis=1) for logits in (before, after)]
@@ -145,5 +154,5 @@ def _harmless(played: list[_Played]) -> bool:
 
 
 @torch.no_grad()
-def _logits(net: AudioVisualNet, sound: Tensor, pictures: Tensor) -> npt.NDArray[np.float32]:
+def _logits(net: AudioVisualNet, sound: Tensor, pictures: Tensor) -> Logits:
     return np.asarray(net(sound, pictures).joint.numpy())

@@ -166,14 +166,14 @@ class PersonalStudents:
         return self._made(net, bias, positions, choice, promised, checked, own=own)
 
     def _own_statistics(self, candidate: Candidate) -> OwnStatistics | None:
-        """Of the chosen student, if it may be on a device with all classes."""
-        net = self._check_nets.get(candidate.training)
-        if candidate.training == GENERIC_TRAINING:
-            net = self._cloud.fold_generic(CHECK_FOLD)
-        allowed = self._plan.capture.own_statistics and self._plan.guard.test and not self.mix.supported
-        allowed = allowed and bool(len(self._summary.confidence))  # by which it is tried on the device
-        if net is None or not allowed or self.world.cross_fit is None:
+        """Of the chosen student, if it may be on a device with all classes; a cohort's members cost no trials."""
+        plan = self._plan
+        wanted = plan.capture.own_statistics and plan.guard.test and self._cohort is None
+        told = len(self._summary.confidence) and self.world.cross_fit is not None
+        if not (wanted and told) or self.mix.supported:
             return None
+        generic = candidate.training == GENERIC_TRAINING
+        net = self._cloud.fold_generic(CHECK_FOLD) if generic else self._check_nets[candidate.training]
         return self._judging.own_statistics(net, int(self._summary.counts.sum()))
 
     def _kept(

@@ -26,7 +26,7 @@ from fedstill.datasets.files.faults import count_faults
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
-from fedstill.edge_client.node.known_clips import known_from_now, make_known, name_of, read_known_clips
+from fedstill.edge_client.node.known_clips import clips_of, known_from_now, make_known, name_of, read_known_clips
 from fedstill.edge_client.node.student_lock import require_change_allowed
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy
@@ -206,8 +206,8 @@ class Device:
         """The student as the message means it: as it is, or with batch norm statistics of the clips it is for."""
         if not message.own_statistics:
             return stored
-        positions = self._summarised(job)
-        names = tuple(self.store.info[position].clip_id for position in positions)
+        positions, known = self._summarised(job), clips_of(self.store)
+        names = tuple(" ".join(known[position]) for position in positions)  # and digests of their content
 
         def clips() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
             return self.store.audio[positions], self.store.frames[positions]
