@@ -26,7 +26,13 @@ from fedstill.datasets.files.faults import count_faults
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
-from fedstill.edge_client.node.known_clips import clips_of, known_from_now, make_known, name_of, read_known_clips
+from fedstill.edge_client.node.known_clips import (
+    clips_of,
+    known_from_now,
+    make_known,
+    name_of,
+    read_known_clips,
+)
 from fedstill.edge_client.node.student_lock import require_change_allowed
 from fedstill.edge_client.privacy.privacy_ledger import release_once
 from fedstill.edge_client.privacy.privacy_policy import read_policy

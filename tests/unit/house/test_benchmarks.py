@@ -59,7 +59,9 @@ def test_a_quick_benchmark_ends_well_and_prints_a_ratio(
 @pytest.mark.slow
 def test_the_memory_of_kernels_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
     benchmark("kernel_memory")["main"](["--quick"])
-    assert re.search(r"torch fp32( packed)?,  1024 kernels kept", capfd.readouterr().out)  # whichever is faster
+    assert re.search(
+        r"torch fp32( packed)?,  1024 kernels kept", capfd.readouterr().out
+    )  # whichever is faster
 
 
 def test_the_uplink_benchmark_measures_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
