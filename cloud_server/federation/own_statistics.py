@@ -95,12 +95,8 @@ class OwnStatisticsTrial:
     def judged(self, net: AudioVisualNet, worth: Worth) -> OwnStatistics | None:
         """See ``Judging.own_statistics``."""
         net = copy.deepcopy(net).cpu().eval()
-        before = np.concatenate(
-            [
-                _logits(net, *batch)
-                for batch in zip(self._audio.split(BATCH), self._frames.split(BATCH), strict=True)
-            ]
-        )
+        parts = [slice(start, start + BATCH) for start in range(0, len(self._labels), BATCH)]
+        before = np.concatenate([_logits(net, self._audio[part], self._frames[part]) for part in parts])
         found = [self._with_weight(net, weight, before, worth) for weight in WEIGHTS]
         return max((one for one in found if one), key=lambda one: one.worth.gain, default=None)
 
