@@ -118,7 +118,7 @@ class DeviceSession:
             expected: (accuracy, low, high), which its owner is told; None if nobody can tell. An older device does not
                 know the field, and is not told.
         """
-        if self._older():
+        if self.older:
             expected = None
 
         def ask(count: int) -> InstallResult:
@@ -147,7 +147,7 @@ class DeviceSession:
         """Ask; once more with the whole student if the device lacks the base of the update, and once more if it lacks
         the graphs to run any."""
         lacked: set[str] = set()
-        if request.student.own_statistics and self._older():
+        if request.student.own_statistics and self.older:
             plain = replace(request.student, own_statistics=0.0, least_share=0.0)
             request = replace(request, student=plain)
         while True:
@@ -158,7 +158,7 @@ class DeviceSession:
                     raise
                 lacked.add(lack.item)
                 if lack.item == "graphs":
-                    graphs = for_older(self.graphs()) if self._older() else self.graphs()
+                    graphs = for_older(self.graphs()) if self.older else self.graphs()
                     self._exchange("train.graphs", GraphsRequest(request.job, graphs), GraphsResult)
                     continue
                 if not shipment.student.base:
@@ -170,7 +170,8 @@ class DeviceSession:
                 self.downlink.arrived(shipment)
                 return reply
 
-    def _older(self) -> bool:
+    @property
+    def older(self) -> bool:
         """Whether the device may not know what this release adds to a message."""
         hello = self.line.hello
         return hello is None or is_older(hello.version, version("fedstill"))

@@ -181,7 +181,7 @@ class PersonalisationJob:
         doubt, sure = self._doubt(found, summary)
         if doubt:  # nor is it known then what the student in use is worth
             found = generic_after_all(self.cloud, found.choice, doubt)
-        elif found.own is not None:
+        elif found.own is not None and not self.session.older:
             found = self._with_own_statistics(found, found.own, sure)
         self.progress.record.choice, mix, self._personal = found.choice, found.mix, found
         if mix.supported and not found.bias.any():

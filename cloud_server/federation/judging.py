@@ -67,10 +67,13 @@ class Judging:
         """1.0 for each of these clips that is decided as labelled, else 0.0."""
         return right(logits, np.zeros(logits.shape[1], np.float32) if bias is None else bias, self.labels)
 
-    def worth(self, name: str, gains: npt.NDArray[np.float64]) -> Estimate:
-        """The gain of one student over another, from its differences clip by clip, -1, 0 or 1 each."""
-        recordings = np.unique(np.array(self._cloud.public.recordings)[self.held], return_inverse=True)[1]
-        return estimated(name, gains, self.labels, recordings, self._mix.shares)
+    def worth(self, name: str, gains: npt.NDArray[np.float64], rows: Positions | None = None) -> Estimate:
+        """The gain of one student over another, from its differences clip by clip, -1, 0 or 1 each; of all clips, or of
+        those at these places."""
+        chosen = np.arange(len(self.held)) if rows is None else rows
+        recordings = np.array(self._cloud.public.recordings)[self.held[chosen]]
+        numbers = np.unique(recordings, return_inverse=True)[1]
+        return estimated(name, gains, self.labels[chosen], numbers, self._mix.shares)
 
     def own_statistics(self, net: AudioVisualNet, clips: int) -> OwnStatistics | None:
         """Whether a device with so many clips should let its student take batch norm statistics of these; None: no.

@@ -29,7 +29,7 @@ from fedstill.models.vit.preprocess import to_tensors
 Positions = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Logits = npt.NDArray[np.float32]
-Worth = Callable[[str, Floats], Estimate]
+Worth = Callable[[str, Floats, Positions], Estimate]
 
 WEIGHTS = (0.25, 0.5)
 """Of the clips' statistics against the student's own: of those that help, the one that helps most."""
@@ -80,8 +80,9 @@ class OwnStatisticsTrial:
 
     def __init__(self, cloud: SeedCloud, world: World, held: Positions, clips: int) -> None:
         self._temperature = cloud.class_mixes.temperature
+        width = cloud.plan.student.encoder.width
         shapes = cloud.public.audio.shape[1:], cloud.public.frames.shape[1:]
-        self._most = min(max(clips, FEWEST_CLIPS), most_clips(*shapes))
+        self._most = min(max(clips, FEWEST_CLIPS), most_clips(*shapes, width))
         self._labels = cloud.bank.labels[held]
         self._audio, self._frames = to_tensors(*world.views.fixed(held))
         _, speakers = np.unique(np.array(cloud.public.speakers)[held], return_inverse=True)
@@ -109,10 +110,8 @@ class OwnStatisticsTrial:
         )
         if not alone or not halves:
             return None
-        righter = np.zeros(len(self._labels))
-        for part, one in zip(self._alone, alone, strict=True):
-            righter[part] = one.righter
-        gain = worth(OWN_STATISTICS, righter)
+        played = np.concatenate(self._alone)
+        gain = worth(OWN_STATISTICS, np.concatenate([one.righter for one in alone]), played)
         least = 0.0 if _harmless(halves) else max(one.share for one in halves) + MARGIN
         refused = float(np.mean([one.share < least for one in (*alone, *together)]))
         if least > 1 or refused > MOST_REFUSED or gain.gain <= max(LEAST_GAIN, ERRORS * gain.error):

@@ -118,8 +118,11 @@ class Device:
         )
 
     def _probabilities(self, request: PrototypeRequest, query: Positions) -> npt.NDArray[np.float32]:
-        """(n, classes) probabilities of the query clips."""
-        runtime, found = self._features(request.student, request.job, query)
+        """(n, classes) probabilities of the query clips; of a private summary, each of its clip alone."""
+        student = request.student
+        if request.kind == "dp":
+            student = replace(student, own_statistics=0.0)
+        runtime, found = self._features(student, request.job, query)
         return runtime.probabilities(runtime.logits(found) / np.float32(request.temperature))
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
@@ -148,17 +151,21 @@ class Device:
         clips = canaries_of(request, self.directory / "canaries")
 
         def agreement(student: StoredModel) -> float:
-            runtime = self._runtime(self._adapted(student, request.student, request.job))
-            settle(self.directory, version, own=bool(request.student.own_statistics))  # before it is in use
+            """Of the student as it is: what is answered must say nothing of the device's clips."""
+            runtime = self._runtime(student)
             found = runtime.features(clips.audio, clips.frames)
             return clips.agreement(runtime.probabilities(runtime.logits(found)))
+
+        def settled(student: StoredModel) -> None:
+            own = self._adapted(student, request.student, request.job) is not student
+            settle(self.directory, version, own=own)
 
         keep_compressors(self.directory / COMPRESSORS_FOLDER, version, request.compressors.tobytes())
         known, job = read_known_clips(self.directory), name_of(self.run, request.job)
         if known is None or known.job != job:  # no summary was asked for
             make_known(self.directory, job, self.store)
         keep_expected(self.directory, self.directory / SHELF_FOLDER, version, _expected(request))
-        found = model_store.install(version, agreement, request.minimum_agreement)
+        found = model_store.install(version, agreement, request.minimum_agreement, settled)
         confirm(self.directory / SHELF_FOLDER)  # also a student that stays
         answer = found.installed, found.agreement, found.reason, found.current
         return InstallResult(request.job, *answer, self._bad_clips())
@@ -209,10 +216,13 @@ class Device:
         return runtime, runtime.features(self.store.audio[positions], self.store.frames[positions])
 
     def _adapted(self, stored: StoredModel, message: Student, job: Job) -> StoredModel:
-        """The student as the message means it: as it is, or with batch norm statistics of the clips it is for."""
-        if not message.own_statistics:
+        """The student as the message means it: as it is, or with batch norm statistics of the clips it is for. An owner
+        who accepts no plain means lets nothing of the kind into an answer, so into no student that gives one."""
+        if not message.own_statistics or not read_policy(self.directory).plain_means:
             return stored
-        positions, known = self._summarised(job), clips_of(self.store)
+        shapes = self.store.audio.shape[1:], self.store.frames.shape[1:]
+        most = most_clips(*shapes, json.loads(stored.spec)["encoder"]["width"])
+        positions, known = self._summarised(job, most), clips_of(self.store)
         names = tuple(" ".join(known[position]) for position in positions)  # and digests of their content
 
         def clips() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
@@ -224,7 +234,7 @@ class Device:
         except OtherNetwork as error:
             raise NotInStore("graphs", stored.version) from error
 
-    def _summarised(self, job: Job) -> Positions:
+    def _summarised(self, job: Job, most: int) -> Positions:
         """Of the query clips those that a student of this job is for, not too many of them."""
         known = read_known_clips(self.directory)
         used = None
@@ -232,7 +242,6 @@ class Device:
             used = ~known.parts(self.store)[1]
         query = self.roles(job, used)[0]
         clip_ids = [self.store.info[position].clip_id for position in query]
-        most = most_clips(self.store.audio.shape[1:], self.store.frames.shape[1:])
         return np.sort(query[in_fixed_order(clip_ids)[:most]])
 
     def _runtime(self, student: StoredModel) -> DeviceRuntime:

@@ -74,6 +74,11 @@ class PrivacyPolicy:
         return self.yearly if self.noise_seed is None else None
 
     @property
+    def plain_means(self) -> bool:
+        """Whether anything that is no noisy sum of single clips may be answered."""
+        return self.accepts != "dp"
+
+    @property
     def _too_few(self) -> str:
         """Why no mean can ever be uploaded, in words; empty if one can."""
         if (

@@ -8,6 +8,7 @@ device's own clips would spread them over all classes. Nothing here needs torch.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,15 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from fedstill.common.atomic_files import PRIVATE, replace_file
+from fedstill.common.atomic_files import PRIVATE, remove_parts, replace_file
 from fedstill.edge_client.folder import SHELF_FOLDER, STATISTICS_FOLDER
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students.pointer import student_file
 from fedstill.edge_client.students.runtime_api import DeviceRuntime
 from fedstill.edge_client.students.students import StoredModel
-from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS, least_share
+from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS, STATISTICS, least_share
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def adapted(
     """
     made_of = sha256("\n".join((repr(wish), *names)).encode()).hexdigest()
     tried = _tried(folder, student.version)
-    if _made_of(tried) != made_of:
+    kept = _read(tried)
+    if kept is None or kept.made_of != made_of:
         found = _found(student, wish, clips(), make) if len(names) >= FEWEST_CLIPS else {}
         log.info("own statistics student=%s clips=%d used=%s", student.version[:12], len(names), bool(found))
         _keep(tried, found, made_of)
@@ -86,8 +88,11 @@ def settle(folder: Path, version: str, own: bool) -> None:
             tried.replace(path)
         else:
             path.unlink(missing_ok=True)
-        for other in (folder / STATISTICS_FOLDER).glob("*.safetensors"):
-            if other != path and not student_file(folder / SHELF_FOLDER, other.stem).exists():
+        if path.parent.exists():
+            remove_parts(path.parent)
+        for other in path.parent.glob("*.safetensors"):
+            version_of = other.name.removesuffix(TRIED).removesuffix(".safetensors")
+            if other != path and not student_file(folder / SHELF_FOLDER, version_of).exists():
                 other.unlink(missing_ok=True)
     except OSError as error:
         raise DeviceError(f"statistics: {error.strerror or error} in the device's folder") from error
@@ -99,17 +104,16 @@ def installed(folder: Path, student: StoredModel) -> StoredModel:
 
 
 def _with(student: StoredModel, path: Path) -> StoredModel:
-    try:
-        found = safetensors.numpy.load(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    kept = _read(path)
+    if kept is None or not kept.statistics:
         return student
-    except (OSError, SafetensorError, ValueError) as error:
-        log.warning("statistics unusable student=%s reason=%r", student.version[:12], str(error))
-        return student
-    if not all(name in student.state and _alike(value, student.state[name]) for name, value in found.items()):
+    if not all(
+        name in student.state and _alike(value, student.state[name])
+        for name, value in kept.statistics.items()
+    ):
         log.warning("statistics of another network student=%s", student.version[:12])
         return student
-    return replace(student, state={**student.state, **found})
+    return replace(student, state={**student.state, **kept.statistics})
 
 
 def stamp(folder: Path, version: str) -> int:
@@ -126,30 +130,71 @@ def _found(
     """The statistics of the clips; none if these are not of all classes."""
     audio, frames = clips
     statistics = make(student).statistics(audio, frames, wish.weight)
+    if not _are_statistics(statistics):
+        return {}
     runtime = make(replace(student, state={**student.state, **statistics}))
     decided = runtime.logits(runtime.features(audio, frames)).argmax(axis=1)
     return statistics if least_share(decided, len(student.class_names)) >= wish.least_share else {}
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Statistics, none if they are not used, and of which clips and for which wish they are."""
+
+    made_of: str
+    statistics: dict[str, npt.NDArray[np.float32]]
+
+
 def _keep(path: Path, found: Mapping[str, npt.NDArray[np.float32]], made_of: str) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
-        replace_file(path, safetensors.numpy.save(dict(found), {"made_of": made_of}), PRIVATE)
+        about = {"made_of": made_of, "digest": _digest(found)}
+        replace_file(path, safetensors.numpy.save(dict(found), about), PRIVATE)
     except OSError as error:
         raise DeviceError(f"statistics: {error.strerror or error} in the device's folder") from error
 
 
-def _made_of(path: Path) -> str:
-    """Of which clips and for which wish the file is; empty if there is none, or a damaged one."""
+def _read(path: Path) -> _Kept | None:
+    """None if there is no file, or not what was written."""
     try:
-        with safe_open(path, "numpy") as file:
-            return str((file.metadata() or {}).get("made_of", ""))
-    except (OSError, SafetensorError, ValueError):
-        return ""
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        log.warning("statistics unreadable file=%s reason=%r", path.name[:12], str(error))
+        return None
+    try:
+        found = safetensors.numpy.load(content)
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(content[8 : 8 + length])["__metadata__"]
+        made_of, digest = str(about["made_of"]), about["digest"]
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("statistics damaged file=%s reason=%r", path.name[:12], str(error))
+        return None
+    if digest != _digest(found):
+        log.warning("statistics damaged file=%s: the content is not what was written", path.name[:12])
+        return None
+    return _Kept(made_of, found)
+
+
+def _digest(found: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    whole = sha256()
+    for name in sorted(found):
+        whole.update(name.encode() + b"\0" + found[name].tobytes())
+    return whole.hexdigest()
 
 
 def _alike(value: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return value.shape == other.shape and value.dtype == other.dtype and bool(np.isfinite(value).all())
+
+
+def _are_statistics(found: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Of a runtime: nothing but means and variances, and no variance below 0."""
+    mean, variance = STATISTICS
+    return all(
+        name.endswith(mean) or (name.endswith(variance) and bool((value >= 0).all()))
+        for name, value in found.items()
+    )
 
 
 def _path(folder: Path, version: str) -> Path:

@@ -109,13 +109,16 @@ class ModelStore:
             self._prune({found.version})
             return found
 
-    def install(self, version: str, check: Check, minimum: float) -> Installation:
+    def install(
+        self, version: str, check: Check, minimum: float, ready: Callable[[StoredModel], None] | None = None
+    ) -> Installation:
         """Make a stored version the current one, if it passes ``check`` as read back from the disk.
 
         The check runs before the pointer moves, so that no kill can leave an unchecked student in use.
 
         Args:
             minimum: least agreement; below it the previous student stays current.
+            ready: called with a student that has passed, before it is in use; if it raises, nothing has changed.
 
         Raises:
             DeviceError: the version is not (or no longer) in the store, or the disk is full or cannot be written.
@@ -129,6 +132,8 @@ class ModelStore:
             reason = (
                 f"agrees with the teacher on {agreement:.0%} of the canary clips, {minimum:.0%} are needed"
             )
+        if not reason and ready is not None:
+            ready(candidate)
         with self._at_work():
             current, previous = read_pointer(self.directory)
             if not reason and version != current:

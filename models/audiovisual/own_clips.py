@@ -11,16 +11,16 @@ FEWEST_CLIPS = 2
 """A deep layer has one value per clip and channel: a single clip has no variance there."""
 MOST_CLIPS, MOST_BYTES = 256, 2**28
 """Of which the statistics are: all of these pass through the network at once, in about so much memory."""
-BYTES_PER_VALUE = 64
-"""Of a clip: float32, and a few layers at a time, of which some have more values."""
+BYTES_PER_CHANNEL = 4
+"""And value of a clip: a few layers at a time, of which the first has the most values."""
 STATISTICS = ("running_mean", "running_var")
 """The ends of their names in a state dict."""
 
 
-def most_clips(audio_shape: tuple[int, ...], frame_shape: tuple[int, ...]) -> int:
-    """Of clips of these shapes, how many statistics may be of."""
+def most_clips(audio_shape: tuple[int, ...], frame_shape: tuple[int, ...], width: int) -> int:
+    """Of clips of these shapes, how many statistics may be of. width: channels of the encoders' first layer."""
     values = math.prod(audio_shape) + math.prod(frame_shape)
-    return max(FEWEST_CLIPS, min(MOST_CLIPS, MOST_BYTES // (BYTES_PER_VALUE * values)))
+    return max(FEWEST_CLIPS, min(MOST_CLIPS, MOST_BYTES // (BYTES_PER_CHANNEL * width * values)))
 
 
 def least_share(decided: npt.NDArray[np.integer], classes: int) -> float:

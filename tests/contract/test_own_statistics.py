@@ -86,8 +86,9 @@ def test_the_report_says_which_students_have_them(run: Run) -> None:
     assert len(chosen) == len(DEVICES)
     assert all(one.endswith(f"+{OWN_STATISTICS}") for one in chosen)
     for number in DEVICES:
-        files = list((run.device(number) / STATISTICS_FOLDER).iterdir())
-        assert [file.stem for file in files] == [run.evaluated(number).version]
+        files = (run.device(number) / STATISTICS_FOLDER).iterdir()
+        installed = [file.stem for file in files if ".tried" not in file.name]
+        assert installed == [run.evaluated(number).version]
 
 
 def test_the_device_answers_what_was_counted(run: Run) -> None:

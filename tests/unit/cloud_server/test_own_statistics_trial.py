@@ -73,12 +73,13 @@ def trial(
         bank=SimpleNamespace(labels=labels),
         public=SimpleNamespace(speakers=speakers, audio=audio, frames=frames),
         class_mixes=SimpleNamespace(temperature=1.0),
+        plan=SimpleNamespace(student=SimpleNamespace(encoder=SPEC.encoder)),
     )
     world = SimpleNamespace(views=SimpleNamespace(fixed=lambda rows: (audio[rows], frames[rows])))
     held = np.arange(len(labels))
 
-    def worth(name: str, gains: npt.NDArray[np.float64]) -> Estimate:
-        return estimated(name, gains, labels, held, [1 / CLASSES] * CLASSES)
+    def worth(name: str, gains: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> Estimate:
+        return estimated(name, gains, labels[rows], held[rows], [1 / CLASSES] * CLASSES)
 
     return OwnStatisticsTrial(cloud, world, held, clips).judged(student, worth)  # type: ignore[arg-type]
 
@@ -89,6 +90,13 @@ def test_where_all_is_strange_they_help_even_with_half_of_the_classes(student: A
     assert found.worth.gain > 0.2
     assert found.surer > 0
     assert found.least_share == 0
+
+
+@pytest.mark.parametrize("clips", [32, 200])
+def test_the_gain_is_of_the_clips_that_were_played(student: AudioVisualNet, clips: int) -> None:
+    found = trial(student, MUCH, clips)
+    assert found is not None
+    assert found.worth.gain > 0.35, "not thinned by those that a device with few clips does not have"
 
 
 def test_where_they_would_harm_without_some_classes_the_device_needs_a_sign(student: AudioVisualNet) -> None:

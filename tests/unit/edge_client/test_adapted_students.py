@@ -11,6 +11,7 @@ import pytest
 from helpers.exports import Exported, make_export, settled_network
 
 from fedstill.cloud_server.export.graphs import for_older, graphs_of
+from fedstill.common.atomic_files import PART
 from fedstill.edge_client.folder import EXPORT_FOLDER, SHELF_FOLDER, STATISTICS_FOLDER
 from fedstill.edge_client.students.graph_files import keep_graphs
 from fedstill.edge_client.students.own_statistics import Wish, adapted, installed, settle, stamp
@@ -132,13 +133,29 @@ def test_files_of_students_that_are_gone_go_too(tmp_path: Path, student: StoredM
     assert {path.stem for path in folder.iterdir()} == {VERSION, OTHER}
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"{}"])
-def test_a_damaged_file_is_as_none(tmp_path: Path, student: StoredModel, content: bytes) -> None:
+@pytest.mark.parametrize("damage", ["empty", "noise", "text", "one bit"])
+@pytest.mark.parametrize("own", [True, False], ids=["installed", "tried"])
+def test_a_damaged_file_is_as_none(tmp_path: Path, student: StoredModel, damage: str, own: bool) -> None:
     tried(tmp_path, student, Counting())
-    settle(tmp_path, VERSION, own=True)
-    (tmp_path / STATISTICS_FOLDER / f"{VERSION}.safetensors").write_bytes(content)
+    if own:
+        settle(tmp_path, VERSION, own=True)
+    (path,) = (tmp_path / STATISTICS_FOLDER).iterdir()
+    content = path.read_bytes()
+    last = bytes([content[-1] ^ 1])
+    damaged = {"empty": b"", "noise": b"\xff" * 40, "text": b"{}", "one bit": content[:-1] + last}
+    path.write_bytes(damaged[damage])
     assert installed(tmp_path, student) is student
-    assert tried(tmp_path, student, Counting()) == 1
+    make = Counting()
+    assert tried(tmp_path, student, make) == 1
+    assert make.made == 1
+
+
+def test_what_a_kill_left_behind_goes(tmp_path: Path, student: StoredModel) -> None:
+    tried(tmp_path, student, Counting())
+    left = tmp_path / STATISTICS_FOLDER / f".{VERSION}.safetensors.0123abcd{PART}"
+    left.write_bytes(b"half")
+    settle(tmp_path, VERSION, own=True)
+    assert not left.exists()
 
 
 def test_statistics_of_another_network_are_not_used(tmp_path: Path, student: StoredModel) -> None:
