@@ -12,9 +12,8 @@ from fedstill.datasets.audiovisual.clip_format import ClipFormat, format_from_js
 from fedstill.datasets.audiovisual.specs import AudioSpec, FrameSpec
 from fedstill.edge_client.folder import FORMAT_FILE, SHELF_FOLDER
 from fedstill.edge_client.inference.clip_classifier import ClipClassifier, StrPath
-from fedstill.edge_client.students.own_statistics import installed
+from fedstill.edge_client.students.own_statistics import student_in_use
 from fedstill.edge_client.students.pointer import POINTER
-from fedstill.edge_client.students.students import ModelStore
 
 EXTRAS = {"torch": "full", "onnxruntime": "edge"}
 """Which extra brings what a student needs."""
@@ -90,10 +89,10 @@ def _exported(folder: Path, int8: bool) -> ClipClassifier:
 def _installed(folder: Path) -> ClipClassifier:
     from fedstill.edge_client.node.loading import loader
 
-    student = ModelStore(folder / SHELF_FOLDER).current()
+    student = student_in_use(folder)
     if student is None or not (folder / FORMAT_FILE).exists():
         raise StudentError(f"{folder}: no student is installed on this device yet: let its agent run")
-    student, load = installed(folder, student), loader(folder, one_thread=False)
+    load = loader(folder, one_thread=False)
     runtime = load(student.state, student.spec, student.class_names, student.version)
     return ClipClassifier(runtime, format_from_json((folder / FORMAT_FILE).read_text(encoding="utf-8")))
 

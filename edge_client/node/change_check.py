@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedstill.datasets.audiovisual.store import ClipStore
-from fedstill.edge_client.folder import SHELF_FOLDER
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.change_note import ChangeNote, mark_of, read_note
 from fedstill.edge_client.node.drift import FEWEST, drift_between, level_of
@@ -27,9 +26,8 @@ from fedstill.edge_client.node.loading import loader
 from fedstill.edge_client.privacy.privacy_ledger import may_release_again
 from fedstill.edge_client.privacy.privacy_policy import read_policy
 from fedstill.edge_client.privacy.yearly_budget import may_announce
-from fedstill.edge_client.students.own_statistics import installed
+from fedstill.edge_client.students.own_statistics import student_in_use
 from fedstill.edge_client.students.runtime_api import LoadStudent
-from fedstill.edge_client.students.students import ModelStore
 from fedstill.protos.messages import CLIPS_CHANGED, DRIFTED
 
 POLITE = 10
@@ -78,10 +76,9 @@ def _look_for_drift(
     recordings = len({name for name, new in zip(store.recordings, newer, strict=True) if new})
     if recordings < max(FEWEST, GROWTH * note.newer):
         return note
-    student = ModelStore(folder / SHELF_FOLDER).current()
+    student = student_in_use(folder)
     if student is None or student.class_names != store.class_names:
         return note
-    student = installed(folder, student)
     runtime = load(student.state, student.spec, student.class_names, student.version)
     compared = np.flatnonzero(~left)
     rows = runtime.probabilities(

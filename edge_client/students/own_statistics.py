@@ -26,7 +26,7 @@ from fedstill.edge_client.folder import SHELF_FOLDER, STATISTICS_FOLDER
 from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students.pointer import student_file
 from fedstill.edge_client.students.runtime_api import DeviceRuntime
-from fedstill.edge_client.students.students import StoredModel
+from fedstill.edge_client.students.students import ModelStore, StoredModel
 from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS, STATISTICS, least_share
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def adapted(
     folder: Path,
     student: StoredModel,
     wish: Wish,
-    names: tuple[str, ...],
+    told: tuple[str, ...],
     clips: Callable[[], Clips],
     make: MakeRuntime,
 ) -> StoredModel:
@@ -58,7 +58,7 @@ def adapted(
 
     Args:
         folder: the device's.
-        names: of the clips of which the statistics are.
+        told: what tells the clips, of which the statistics are, from others.
         clips: reads them; asked only if their statistics are not known yet.
         make: makes a runtime of a student.
 
@@ -66,12 +66,12 @@ def adapted(
         OtherNetwork: this device has no means to compute statistics of such a student.
         DeviceError: the disk is full or cannot be written.
     """
-    made_of = sha256("\n".join((repr(wish), *names)).encode()).hexdigest()
+    made_of = sha256("\n".join((repr(wish), *told)).encode()).hexdigest()
     tried = _tried(folder, student.version)
     kept = _read(tried)
     if kept is None or kept.made_of != made_of:
-        found = _found(student, wish, clips(), make) if len(names) >= FEWEST_CLIPS else {}
-        log.info("own statistics student=%s clips=%d used=%s", student.version[:12], len(names), bool(found))
+        found = _found(student, wish, clips(), make)
+        log.info("own statistics student=%s used=%s", student.version[:12], bool(found))
         _keep(tried, found, made_of)
     return _with(student, tried)
 
@@ -96,6 +96,12 @@ def settle(folder: Path, version: str, own: bool) -> None:
                 other.unlink(missing_ok=True)
     except OSError as error:
         raise DeviceError(f"statistics: {error.strerror or error} in the device's folder") from error
+
+
+def student_in_use(folder: Path) -> StoredModel | None:
+    """The device's, as it answers clips; None before the first installation. Raises DeviceError: see ``ModelStore``."""
+    current = ModelStore(folder / SHELF_FOLDER).current()
+    return None if current is None else installed(folder, current)
 
 
 def installed(folder: Path, student: StoredModel) -> StoredModel:
@@ -129,6 +135,8 @@ def _found(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The statistics of the clips; none if these are not of all classes."""
     audio, frames = clips
+    if len(audio) < FEWEST_CLIPS:
+        return {}
     statistics = make(student).statistics(audio, frames, wish.weight)
     if not _are_statistics(statistics):
         return {}

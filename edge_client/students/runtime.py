@@ -33,12 +33,10 @@ from fedstill.edge_client.privacy.prototypes import DeviceError
 from fedstill.edge_client.students import level_numpy
 from fedstill.edge_client.students.runtime_api import FeatureArrays, OtherNetwork
 from fedstill.models.audiovisual.levels import Precision
-from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS
+from fedstill.models.audiovisual.own_clips import FEWEST_CLIPS, OWN
 
 State = Mapping[str, npt.NDArray[Any]]
 FEATURES = ("audio_features", "visual_features")
-OWN = "own/"
-"""As in ``models.audiovisual.onnx_export``, which needs torch."""
 BATCH = 64
 
 

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from fedstill.models.audiovisual.compression import Compressor
 from fedstill.models.audiovisual.network import AudioVisualNet, Features
+from fedstill.models.audiovisual.own_clips import OWN
 from fedstill.models.vit.preprocess import FRAME_MEAN, FRAME_STD
 
 OPSET = 17
-OWN = "own/"
-"""Begins the names of statistics of the clips."""
 Shape = tuple[int, ...]
 
 

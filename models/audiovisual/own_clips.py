@@ -13,6 +13,8 @@ MOST_CLIPS, MOST_BYTES = 256, 2**28
 """Of which the statistics are: all of these pass through the network at once, in about so much memory."""
 BYTES_PER_CHANNEL = 4
 """And value of a clip: a few layers at a time, of which the first has the most values."""
+OWN = "own/"
+"""Begins the names of the outputs of ``onnx_export.statistics_graph``."""
 STATISTICS = ("running_mean", "running_var")
 """The ends of their names in a state dict."""
 

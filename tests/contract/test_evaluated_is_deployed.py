@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from helpers.command import CliRunner
 from helpers.deployed import (
     DEVICES,
+    Deployed,
     Evaluated,
     answering,
     cloud_of,
@@ -34,10 +35,8 @@ from fedstill.cloud_server.export.students import export_student
 from fedstill.cloud_server.federation import deployment, server_app
 from fedstill.cloud_server.federation.jobs import TABLE_PRECISIONS
 from fedstill.cloud_server.journal.event_log import read_events
-from fedstill.common.run_layout import personal_students, student_name
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import EXPORT_FOLDER, FORMAT_FILE, SHELF_FOLDER
-from fedstill.edge_client.inference.cloud_stream import Address
 from fedstill.edge_client.students.students import ModelStore
 from fedstill.models.audiovisual.class_bias import Bias, levels_with_class_bias
 from fedstill.models.audiovisual.compression import CompressionNet
@@ -48,33 +47,9 @@ from fedstill.models.weights.packing import arrays
 
 pytestmark = pytest.mark.slow
 
-SCENARIO = "latency_insensitive"
 WITH_BIAS = ("prior_corrected", "class_support")
 SWEPT = "all_distill_select_cluster"
 CASES = [(arm, "int8") for arm in DEFAULT_ARMS] + [("fedstill", "exact")]
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """A finished run whose devices installed the student of ``arm``."""
-
-    run_dir: Path
-    clips: Path
-    arm: str
-
-    def device(self, number: int) -> Path:
-        return self.run_dir / "devices" / str(number)
-
-    def evaluated(self, number: int) -> Evaluated:
-        return Evaluated.of(self.device(number), f"{SCENARIO}.{self.arm}.0")
-
-    def agent(self, number: int, address: Address | None = None) -> Callable[[str], str]:
-        """The class that the device's agent gives to a clip of this id."""
-        current = answering(self.device(number), address)
-        return lambda clip: str(current.classify(self.clips / clip)["class"])
-
-    def checkpoint(self, number: int) -> Path:
-        return personal_students(self.run_dir, 0) / student_name(SCENARIO, number, self.arm)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from helpers.deployed import (
     DEVICES,
-    Evaluated,
+    Deployed,
     answering,
     cloud_of,
     copied,
@@ -36,23 +35,7 @@ from fedstill.models.weights.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-EVALUATED = "latency_insensitive.fedstill.0"
 ALLOWED = OwnStatistics(1.0, 0.0, 0.0, Estimate(OWN_STATISTICS, 0.1, 0.01))
-
-
-@dataclass(frozen=True)
-class Run:
-    """Finished: its devices installed what they evaluated."""
-
-    folder: Path
-    clips: Path
-    trained: Path
-
-    def device(self, number: int) -> Path:
-        return self.folder / "devices" / str(number)
-
-    def evaluated(self, number: int) -> Evaluated:
-        return Evaluated.of(self.device(number), EVALUATED)
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +57,15 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture(scope="module")
-def run(trained: Path, patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(trained: Path, patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     installing = DownlinkSettings(install="fedstill", minimum_agreement=0.0)
     folder = copied(trained, tmp_path_factory.mktemp("run"), arms=("fedstill",), downlink=installing)
     run_it(folder)
-    return Run(folder, trained.parent / "clips", trained)
+    return Deployed(folder, trained.parent / "clips", "fedstill")
 
 
-def test_the_report_says_which_students_have_them(run: Run) -> None:
-    chosen = [event["choice"]["chosen"] for event in read_events(run.folder) if event["event"] == "job"]
+def test_the_report_says_which_students_have_them(run: Deployed) -> None:
+    chosen = [event["choice"]["chosen"] for event in read_events(run.run_dir) if event["event"] == "job"]
     assert len(chosen) == len(DEVICES)
     assert all(one.endswith(f"+{OWN_STATISTICS}") for one in chosen)
     for number in DEVICES:
@@ -91,7 +74,7 @@ def test_the_report_says_which_students_have_them(run: Run) -> None:
         assert installed == [run.evaluated(number).version]
 
 
-def test_the_device_answers_what_was_counted(run: Run) -> None:
+def test_the_device_answers_what_was_counted(run: Deployed) -> None:
     for number in DEVICES:
         current = answering(run.device(number))
         run.evaluated(number).must_be(lambda clip, by=current: by.classify(run.clips / clip)["class"])
@@ -99,9 +82,11 @@ def test_the_device_answers_what_was_counted(run: Run) -> None:
         run.evaluated(number).must_be(lambda clip, by=program: by.classify_file(run.clips / clip).label)
 
 
-def test_a_device_without_torch_answers_what_was_counted(run: Run, tmp_path: Path) -> None:
-    net, _ = load_checkpoint(run.trained / "seed0" / "all_distill")
-    graphs = graphs_of(net.eval(), open_store(run.trained / "public"))
+def test_a_device_without_torch_answers_what_was_counted(
+    run: Deployed, trained: Path, tmp_path: Path
+) -> None:
+    net, _ = load_checkpoint(trained / "seed0" / "all_distill")
+    graphs = graphs_of(net.eval(), open_store(trained / "public"))
     for number in DEVICES:
         device = tmp_path / str(number)
         shutil.copytree(run.device(number), device)
@@ -110,8 +95,8 @@ def test_a_device_without_torch_answers_what_was_counted(run: Run, tmp_path: Pat
         run.evaluated(number).must_be(lambda clip, by=current: by.classify(run.clips / clip)["class"])
 
 
-def test_the_cloud_answers_what_was_counted(run: Run) -> None:
-    with cloud_of(run.folder) as address:
+def test_the_cloud_answers_what_was_counted(run: Deployed) -> None:
+    with cloud_of(run.run_dir) as address:
         for number in DEVICES:
             current, evaluated = answering(run.device(number), address), run.evaluated(number)
             first = run.clips / min(evaluated.decided)
@@ -122,7 +107,7 @@ def test_the_cloud_answers_what_was_counted(run: Run) -> None:
                 current.close()
 
 
-def test_without_its_statistics_the_student_would_answer_otherwise(run: Run, tmp_path: Path) -> None:
+def test_without_its_statistics_the_student_would_answer_otherwise(run: Deployed, tmp_path: Path) -> None:
     others = 0
     for number in DEVICES:
         device, evaluated = tmp_path / str(number), run.evaluated(number)
@@ -134,7 +119,7 @@ def test_without_its_statistics_the_student_would_answer_otherwise(run: Run, tmp
     assert others > 0
 
 
-def test_a_running_agent_notices_other_statistics(run: Run, tmp_path: Path) -> None:
+def test_a_running_agent_notices_other_statistics(run: Deployed, tmp_path: Path) -> None:
     """Of the same student: the device drifted, and the generic student was meant for it once more."""
     device, evaluated = tmp_path / "device", run.evaluated(0)
     shutil.copytree(run.device(0), device)

@@ -18,7 +18,7 @@ from fedstill.cloud_server.distillation import compression_training
 from fedstill.cloud_server.distillation.run_plan import read_plan, write_plan
 from fedstill.cloud_server.federation.jobs import TABLE_PRECISIONS
 from fedstill.cloud_server.journal.event_log import METRICS_FILE, read_events
-from fedstill.common.run_layout import JOURNAL_FILE
+from fedstill.common.run_layout import JOURNAL_FILE, personal_students, student_name
 from fedstill.datasets.audiovisual.store import open_store
 from fedstill.edge_client.folder import COMPRESSORS_FOLDER, SHELF_FOLDER
 from fedstill.edge_client.inference.cloud_connection import CloudConnection
@@ -36,6 +36,7 @@ from helpers.inference import made_server, wait_until
 from helpers.runs import prepared_run
 
 DEVICES = (0, 1)
+SCENARIO = "latency_insensitive"
 CLOSE = 1e-3
 """A lead in probability that the last digits of two libraries may turn round."""
 LARGE_ENOUGH_TO_LEARN = (
@@ -74,6 +75,29 @@ class Evaluated:
             if (said := answer(clip)) != counted:
                 others[clip] = f"{said}, counted {counted} by {self.margin[clip]}"
         assert set(others) <= close, f"{others}; close decisions: {sorted(close)}"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A finished run whose devices installed the student of ``arm``."""
+
+    run_dir: Path
+    clips: Path
+    arm: str
+
+    def device(self, number: int) -> Path:
+        return self.run_dir / "devices" / str(number)
+
+    def evaluated(self, number: int) -> Evaluated:
+        return Evaluated.of(self.device(number), f"{SCENARIO}.{self.arm}.0")
+
+    def agent(self, number: int, address: Address | None = None) -> Callable[[str], str]:
+        """The class that the device's agent gives to a clip of this id."""
+        current = answering(self.device(number), address)
+        return lambda clip: str(current.classify(self.clips / clip)["class"])
+
+    def checkpoint(self, number: int) -> Path:
+        return personal_students(self.run_dir, 0) / student_name(SCENARIO, number, self.arm)
 
 
 def trained_run(folder: Path, arms: list[str]) -> Path:

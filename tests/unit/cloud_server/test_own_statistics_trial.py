@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch.nn import functional as F
+from helpers.patterned_clips import CLASSES, SPEC, made_clips, patterned_student
 
 from fedstill.cloud_server.distillation.candidates import Estimate, estimated
 from fedstill.cloud_server.federation import own_statistics
@@ -20,39 +20,14 @@ from fedstill.cloud_server.federation.own_statistics import (
     OwnStatisticsTrial,
 )
 from fedstill.models.audiovisual.network import AudioVisualNet
-from fedstill.models.audiovisual.specs import EncoderSpec, NetworkSpec
-from fedstill.models.vit.preprocess import to_tensors
 
-CLASSES, SPEAKERS, EACH = 4, 4, 48
-SPEC = NetworkSpec(EncoderSpec("resnet10", 4, "compact"), 16, CLASSES, frame_channels=1)
-
-
-def made_clips(
-    count: int, seed: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """A pattern for each class in sound and picture, under noise."""
-    patterns, rng = np.random.default_rng(99), np.random.default_rng(seed)
-    sounds, pictures = patterns.normal(size=(CLASSES, 12, 10)), patterns.normal(size=(CLASSES, 1, 1, 10, 10))
-    labels = np.arange(count) % CLASSES
-    audio = 1.3 * sounds[labels] + rng.normal(size=(count, 12, 10))
-    frames = 128 + 35 * pictures[labels] + 25 * rng.normal(size=(count, 1, 1, 10, 10))
-    return audio.astype(np.float32), frames.clip(0, 255).astype(np.uint8), labels
+SPEAKERS, EACH = 4, 48
 
 
 @pytest.fixture(scope="module")
 def student() -> AudioVisualNet:
     """It knows the clips as they are."""
-    net, generator = AudioVisualNet(SPEC, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
-    audio, frames, labels = made_clips(256, 1)
-    sound, pictures = to_tensors(audio, frames)
-    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(6):
-        for rows in torch.randperm(256, generator=generator).split(32):
-            loss = F.cross_entropy(net(sound[rows], pictures[rows]).joint, torch.from_numpy(labels)[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return net.eval()
+    return patterned_student()
 
 
 AS_KNOWN, A_LITTLE, MUCH = (1.0, 0.0, 1.0, 0.0), (1.3, 0.8, 0.8, 40.0), (2.0, 3.0, 0.4, 150.0)

@@ -190,7 +190,7 @@ def test_drift_is_tested_for_seldom_and_each_time_more_strictly(
         return Drift(0.0, 0.0, 1.0, drifted=len(levels) == 3)
 
     monkeypatch.setattr(change_check, "drift_between", drift)
-    monkeypatch.setattr(change_check.ModelStore, "current", lambda _: Student())
+    monkeypatch.setattr(change_check, "student_in_use", lambda _: Student())
     looked = []
     for count in range(101, 160):
         record(device, range(count))
