@@ -185,6 +185,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         if options.quick:
             options.seeds, options.seconds, options.rate, options.contenders = 1, 2.0, 60.0, "litserve"
+        contenders = [Contender(OURS), *_others(options)]
         machine = hardware()  # of which this process keeps one core
         server_cores, client_cores = split_cores()
         if client_cores is not None:
@@ -199,7 +200,6 @@ def main(arguments: Sequence[str]) -> None:
             pictures = [held_out_images(task, options.pictures) for task in setting.tasks]
             profile, rate = measured(ours, pictures, options.rate)
             test = LoadTest(("synthetic",), (OURS,), (options.load,), options.seeds, options.seconds, rate)
-            contenders = [Contender(OURS), *_others(options)]
             for seed in range(options.seeds):
                 for contender in rotated(contenders, seed):
                     shown.update(f"seed {seed}: {contender.name}")
@@ -323,7 +323,9 @@ def report(console: Console, rows: Sequence[RunRow], rate: float, load: float) -
 def _others(options: argparse.Namespace) -> list[Contender]:
     """All settings against overload, and the last of them with every form of the model; of these, what --only names."""
     knobs: dict[str, tuple[float, ...]] = {"litserve": LITSERVE_TIMEOUTS, "ray": RAY_QUEUES}
-    kinds = options.contenders.split(",")
+    kinds = list(dict.fromkeys(options.contenders.split(",")))
+    if unknown := set(kinds) - set(knobs):
+        raise SystemExit(f"--contenders: no {', '.join(sorted(unknown))}; there are {', '.join(knobs)}")
     if options.quick:
         return [Contender(kind, knobs[kind][0]) for kind in kinds]
     plain = [Contender(kind, knob) for kind in kinds for knob in knobs[kind]]
@@ -340,7 +342,7 @@ def _others(options: argparse.Namespace) -> list[Contender]:
 
 def named(contenders: Sequence[Contender], only: str) -> list[Contender]:
     """Those that ``--only`` names, all if it is empty. Raises SystemExit for an unknown one."""
-    names = [name for name in only.split(",") if name]
+    names = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := set(names) - {one.name for one in contenders}:
         raise SystemExit(
             f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in contenders)}"

@@ -43,7 +43,10 @@ from fedstill.evaluation.serving.virtual import LoadTest
 
 def main(arguments: Sequence[str]) -> None:
     """Run the sweep, print its tables, keep its results."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.prompt_epochs < 0:
+        parser.error("--prompt-epochs: needs a number from 0")
     if options.quick:
         options.policies, options.loads, options.seeds = "faithful,fedstill", "2", 1
         options.seconds, options.rate = 2.0, 60.0

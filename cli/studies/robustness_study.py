@@ -53,6 +53,7 @@ def robustness_study(
         from fedstill.evaluation.robustness.page import headline, write_page
         from fedstill.evaluation.robustness.records import STUDY_FILE, read_study
 
+        others = [read_study(folder) for folder in join or []]
         if render:
             study = read_study(out)
         else:
@@ -77,11 +78,12 @@ def robustness_study(
             except KeyboardInterrupt:
                 errors.print("interrupted; the same command continues", highlight=False)
                 raise typer.Exit(INTERRUPTED) from None
-        for folder in join or []:
-            study = joined(study, read_study(folder))
+        for other in others:
+            study = joined(study, other)
         for sheet in headline(study):
             console.print(sheet_grid(sheet))
-        console.print(f"counts: {out / STUDY_FILE}", highlight=False, soft_wrap=True)
+        if not others:
+            console.print(f"counts: {out / STUDY_FILE}", highlight=False, soft_wrap=True)
         if markdown is not None:
             write_page(study, markdown)
             console.print(f"page: {markdown}", highlight=False, soft_wrap=True)

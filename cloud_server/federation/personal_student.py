@@ -15,6 +15,7 @@ from fedstill.cloud_server.distillation.candidates import (
     GENERIC_CANDIDATE,
     GENERIC_TRAINING,
     LEAST_GAIN,
+    OWN_STATISTICS,
     Candidate,
     Choice,
     Estimate,
@@ -162,18 +163,20 @@ class PersonalStudents:
             generic = self._confidence(GENERIC_TRAINING)
             promised = Promise(generic, self._confidence(candidate.training))
         checked = self._check_nets.get(candidate.training)
-        own = self._own_statistics(candidate)
+        generic = candidate.training == GENERIC_TRAINING
+        own = self._own_statistics(cloud.fold_generic(CHECK_FOLD) if generic else checked)
         return self._made(net, bias, positions, choice, promised, checked, own=own)
 
-    def _own_statistics(self, candidate: Candidate) -> OwnStatistics | None:
-        """Of the chosen student, if it may be on a device with all classes; a cohort's members cost no trials."""
+    def _own_statistics(self, net: AudioVisualNet | None) -> OwnStatistics | None:
+        """Of a student, if it may be on a device with all classes; a cohort's members cost no trials.
+
+        net: the one without the judging speakers; None: it is a cohort's.
+        """
         plan = self._plan
         wanted = plan.capture.own_statistics and plan.guard.test and self._cohort is None
         told = len(self._summary.confidence) and self.world.cross_fit is not None
-        if not (wanted and told) or self.mix.supported:
+        if net is None or not (wanted and told) or self.mix.supported:
             return None
-        generic = candidate.training == GENERIC_TRAINING
-        net = self._cloud.fold_generic(CHECK_FOLD) if generic else self._check_nets[candidate.training]
         return self._judging.own_statistics(net, int(self._summary.counts.sum()))
 
     def _kept(
@@ -207,8 +210,12 @@ class PersonalStudents:
         promised = None
         if old.net is not None:
             promised = Promise(self._confidence(GENERIC_TRAINING), judging.sureness(logits))
-        everything = np.arange(len(cloud.bank.labels))
-        return self._made(old.network(cloud), old.bias, everything, choice, promised, kept=old.version)
+        made = old.network(cloud), old.bias, np.arange(len(cloud.bank.labels))
+        base = old.name.removesuffix(f"+{OWN_STATISTICS}")
+        if base != old.name:  # those are of clips of then, so it is installed again, with others or none
+            own = self._own_statistics(old.judged(cloud))
+            return self._made(*made, replace(choice, chosen=base), promised, old.checked, own=own)
+        return self._made(*made, choice, promised, kept=old.version)
 
     def _made(
         self,

@@ -27,7 +27,7 @@ from fedstill.edge_client.folder import COMPRESSORS_FOLDER, EXPORT_FOLDER, SHELF
 from fedstill.edge_client.node.agent_data import own_clips
 from fedstill.edge_client.node.bad_clips import bad_clips_of
 from fedstill.edge_client.node.known_clips import (
-    KnownClips,
+    clips_of,
     known_from_now,
     make_known,
     name_of,
@@ -222,26 +222,23 @@ class Device:
             return stored
         shapes = self.store.audio.shape[1:], self.store.frames.shape[1:]
         most = most_clips(*shapes, json.loads(stored.spec)["encoder"]["width"])
-        known = read_known_clips(self.directory)
-        if known is None or known.job != name_of(
-            self.run, job
-        ):  # it was told of in another life of this folder
-            known = known_from_now(self.directory, name_of(self.run, job), self.store)[0]
-        positions = self._summarised(job, known, most)
-        names = known.digest, *(self.store.info[position].clip_id for position in positions)
+        positions = self._summarised(job, most)
+        told = tuple(" ".join(clip) for clip in clips_of(self.store, positions))
 
         def clips() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
             return self.store.audio[positions], self.store.frames[positions]
 
         try:
             wish = Wish(message.own_statistics, message.least_share)
-            return adapted(self.directory, stored, wish, names, clips, self._runtime)
+            return adapted(self.directory, stored, wish, told, clips, self._runtime)
         except OtherNetwork as error:
             raise NotInStore("graphs", stored.version) from error
 
-    def _summarised(self, job: Job, known: KnownClips, most: int) -> Positions:
+    def _summarised(self, job: Job, most: int) -> Positions:
         """Of the query clips those that a student of this job is for, not too many of them."""
-        used = ~known.parts(self.store)[1] if known.left else None
+        known, used = read_known_clips(self.directory), None
+        if known is not None and known.left and known.job == name_of(self.run, job):
+            used = ~known.parts(self.store)[1]
         query = self.roles(job, used)[0]
         clip_ids = [self.store.info[position].clip_id for position in query]
         return np.sort(query[in_fixed_order(clip_ids)[:most]])

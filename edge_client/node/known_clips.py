@@ -10,6 +10,7 @@ but are neither summarised nor compared with.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -77,12 +78,16 @@ class KnownClips:
             replace_file(folder / KNOWN_CLIPS_FILE, json.dumps(asdict(self)).encode(), PRIVATE)
 
 
-def clips_of(store: ClipStore) -> Clips:
-    """As they are remembered: pictures by their profile if there is one, since they are the most of a clip."""
+def clips_of(store: ClipStore, positions: Iterable[int] | None = None) -> Clips:
+    """As they are remembered: pictures by their profile if there is one, since they are the most of a clip. All, or
+    those at these positions."""
     seen = store.frames if store.profiles is None else store.profiles
     return tuple(
-        (info.clip_id, sha256(heard.tobytes() + shown.tobytes()).hexdigest()[:DIGITS])
-        for info, heard, shown in zip(store.info, store.audio, seen, strict=True)
+        (
+            store.info[place].clip_id,
+            sha256(store.audio[place].tobytes() + seen[place].tobytes()).hexdigest()[:DIGITS],
+        )
+        for place in (range(len(store.info)) if positions is None else positions)
     )
 
 

@@ -86,8 +86,8 @@ def settle(folder: Path, version: str, own: bool) -> None:
     try:
         if own:
             tried.replace(path)
-        else:
-            path.unlink(missing_ok=True)
+        elif path.is_file():  # whatever else is in its place is not used
+            path.unlink()
         if path.parent.exists():
             remove_parts(path.parent)
         for other in path.parent.glob("*.safetensors"):
@@ -138,7 +138,7 @@ def _found(
     if len(audio) < FEWEST_CLIPS:
         return {}
     statistics = make(student).statistics(audio, frames, wish.weight)
-    if not _are_statistics(statistics):
+    if not statistics or not _are_statistics(statistics):
         return {}
     runtime = make(replace(student, state={**student.state, **statistics}))
     decided = runtime.logits(runtime.features(audio, frames)).argmax(axis=1)

@@ -63,9 +63,12 @@ class DeviceRuntime(Runtime, Protocol):
         Args:
             weight: of these against the student's own, from 0 to 1.
 
+        Returns:
+            float32 (channels,) each; none if the owner's own graphs cannot compute them.
+
         Raises:
             ValueError: fewer than two clips.
-            OtherNetwork: this device has no means to compute them for such a student.
+            OtherNetwork: the coordinator's graphs are of before there were any for that.
         """
         ...
 

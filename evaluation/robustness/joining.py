@@ -24,13 +24,16 @@ def joined(first: Study, second: Study) -> Study:
         ResultsError: they are of other experiments, of other data, or share a device and seed.
     """
     others = {data.experiment: data for data in second.sets}
-    if [data.experiment for data in first.sets] != list(others):
+    if {data.experiment for data in first.sets} != set(others):
         mine, theirs = (", ".join(data.experiment for data in study.sets) for study in (first, second))
         raise ResultsError(
             f"one study is of {mine}, the other of {theirs}: join studies of the same experiments"
         )
     sets = tuple(_joined_set(data, others[data.experiment]) for data in first.sets)
-    return replace(first, command=f"{first.command}`, with `{second.command}", sets=sets)
+    cpus = dict.fromkeys((first.cpu, second.cpu))
+    return replace(
+        first, command=f"{first.command}`, with `{second.command}", cpu=" and ".join(cpus), sets=sets
+    )
 
 
 def _joined_set(first: DataSet, second: DataSet) -> DataSet:

@@ -20,7 +20,7 @@ from helpers.deployed import (
 from helpers.inference import wait_until
 
 import fedstill
-from fedstill.cloud_server.distillation.candidates import OWN_STATISTICS, Candidate, Estimate
+from fedstill.cloud_server.distillation.candidates import OWN_STATISTICS, Estimate
 from fedstill.cloud_server.distillation.settings import DownlinkSettings
 from fedstill.cloud_server.export.graphs import graphs_of
 from fedstill.cloud_server.federation import jobs
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patched() -> Iterator[pytest.MonkeyPatch]:
     """Networks this small decide for some classes only, and nothing surely helps them."""
 
-    def allowed(self: PersonalStudents, candidate: Candidate) -> OwnStatistics:
+    def allowed(self: PersonalStudents, net: object) -> OwnStatistics:
         return ALLOWED
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from helpers.runs import copied_run
 
 from fedstill.cli.main import app as cli
 from fedstill.cloud_server.distillation import class_mix
-from fedstill.cloud_server.distillation.candidates import Candidate, Estimate, Training
+from fedstill.cloud_server.distillation.candidates import OWN_STATISTICS, Candidate, Estimate, Training
 from fedstill.cloud_server.federation import jobs, personal_student
 from fedstill.cloud_server.federation.judging import Judging
 from fedstill.cloud_server.federation.seed_state import SeedCloud
@@ -246,3 +247,23 @@ def test_the_generic_student_once_more_is_no_new_one(
         versions.append(running.serve(0, visit, SERVED).student)
         assert last_choice(running)["chosen"] == "generic"
     assert versions[0] == versions[1]
+
+
+def test_one_with_statistics_of_its_device_is_installed_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of the clips of then: kept without a word, it would go on with them in another room."""
+    says(monkeypatch, right=True)
+    opened = jobs.open_in_use
+
+    def with_statistics(*known: Any) -> StudentInUse | None:
+        found = opened(*known)
+        return found and replace(found, name=f"{found.name}+{OWN_STATISTICS}")
+
+    monkeypatch.setattr(jobs, "open_in_use", with_statistics)
+    first = running.newest()[0].student
+    running.journal.visits.ask([0])
+    assert running.serve(0, 1, SERVED).student == first
+    choice = last_choice(running)
+    assert OWN_STATISTICS not in choice["chosen"]
+    assert choice["reason"].startswith("no student is estimated better than the one in use")

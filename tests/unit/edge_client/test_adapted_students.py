@@ -209,3 +209,11 @@ def test_graphs_for_an_older_device_have_no_statistics(exported: Exported, tmp_p
     runtime.features(store.audio, store.frames)
     with pytest.raises(OtherNetwork, match="no graph for batch norm statistics"):
         runtime.statistics(store.audio, store.frames, 1.0)
+
+
+def test_an_owner_s_export_has_none_and_stays(exported: Exported, tmp_path: Path) -> None:
+    """Graphs from the coordinator would take the place of its int8 graph and compressors."""
+    runtime = ExportFolder.open(exported.folder).load(
+        arrays(exported.net), network_to_json(exported.net.spec), exported.store.class_names, VERSION
+    )
+    assert runtime.statistics(exported.store.audio, exported.store.frames, 1.0) == {}

@@ -16,7 +16,7 @@ from helpers.exports import AUDIO, FRAMES, settled_network
 from fedstill.cloud_server.federation.downlink import Downlink
 from fedstill.datasets.audiovisual.store import ClipStore, build_store
 from fedstill.datasets.audiovisual.synthetic import SyntheticSource
-from fedstill.edge_client.folder import DATA_FOLDER, SHELF_FOLDER
+from fedstill.edge_client.folder import DATA_FOLDER, SHELF_FOLDER, STATISTICS_FOLDER
 from fedstill.edge_client.node.device import Device
 from fedstill.edge_client.privacy.privacy_policy import PrivacyPolicy, write_policy
 from fedstill.edge_client.students.own_statistics import installed, stamp
@@ -136,4 +136,23 @@ def test_the_same_student_again_without_them_is_as_it_was(made: Callable[..., He
     here = made("device")
     here.install(0.5, 0.9)
     here.install(0.0, 0.9)
+    assert here.changed == 0
+
+
+def test_a_replaced_clip_is_another_one(made: Callable[..., Here]) -> None:
+    here = made("device")
+    version = here.install(0.5, 0.9).current
+    before = installed(here.folder, here.device.model_store.load(version)).state
+    audio = np.load(here.folder / DATA_FOLDER / "audio.npy")
+    np.save(here.folder / DATA_FOLDER / "audio.npy", audio[::-1] * np.float32(2))
+    here.device = Device(here.folder, load_torch)
+    here.install(0.5, 0.9)
+    after = installed(here.folder, here.device.model_store.load(version)).state
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_file_in_the_way_hinders_no_student_that_needs_none(made: Callable[..., Here]) -> None:
+    here = made("device")
+    (here.folder / STATISTICS_FOLDER).write_text("in the way")
+    assert here.install(0.0, 0.9).installed
     assert here.changed == 0
