@@ -253,7 +253,8 @@ def profile(
             raise ConfigError(
                 "give --out FILE to measure a profile, or --check FILE to see whether one still holds"
             )
-        kept = read_profile(check) if check is not None else None
+        if check is not None:
+            read_profile(check)  # before anything is loaded
         trunk = load_trunk(data_path(weights), architecture)
         store = open_registry(registry, database)
         tasks = store.load_active(trunk.fingerprint)
@@ -262,8 +263,8 @@ def profile(
             raise ConfigError(
                 f"{registry}: serves no task of these weights; add one with: fedstill tasks add NAME"
             )
-        if kept is not None:
-            _print_check(compare_times(trunk, tasks, kept, batches))
+        if check is not None:
+            _print_check(compare_times(trunk, tasks, check, batches))
         places = dict(pair(text) for text in images or ())
         known = {
             name: find_images(name, places.get(name)).with_classes(task.class_names)
@@ -271,9 +272,9 @@ def profile(
         }
         limit = None if memory_mb is None else memory_mb * 2**20
         options = ProfileOptions(schedules, batches, val_images, seed, limit, backend.value)
-        with console.status("measuring") as status:
-            made, measured = profile_tasks(trunk, tasks, known, options, status.update)
         assert out is not None  # checked
+        with console.status("measuring") as status:
+            made, measured = profile_tasks(trunk, tasks, known, options, out, status.update)
         replace_text(out, json.dumps(profile_to_plain(made), indent=1))
     console.print(_measured_table(made, measured))
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)

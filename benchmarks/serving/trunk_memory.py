@@ -33,7 +33,7 @@ from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.environment import serving_environment
 from fedstill.cloud_server.serving.engine.memory_limit import resident_bytes
-from fedstill.cloud_server.serving.engine.openvino_backend import load_library
+from fedstill.cloud_server.serving.engine.openvino_library import load_library
 from fedstill.cloud_server.serving.engine.trunk import load_trunk
 from fedstill.cloud_server.serving.server.free_memory import trim_heap
 from fedstill.cloud_server.serving.server.loadable_engine import LoadableEngine

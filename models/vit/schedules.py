@@ -10,7 +10,7 @@ between them in vain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 PromptMode = Literal["replace", "accumulate"]
@@ -36,15 +36,17 @@ class TokenSchedule:
         prompts: prompt tokens that every layer gets before its attention.
         prompt_mode: what happens to the prompts of the layer before.
         grid: patches per side of the image, fewer and larger ones than the weights' own; 0 for those.
+        int8: the linear layers multiply in int8, by an engine that can; the network in torch knows nothing of it.
 
     Raises:
-        ValueError: a negative count.
+        ValueError: a negative count, or prompts in int8, of whose values nothing is known beforehand.
     """
 
     merges: tuple[int, ...]
     prompts: int = 0
     prompt_mode: PromptMode = "replace"
     grid: int = 0
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if min(self.prompts, self.grid, *self.merges) < 0:
@@ -52,11 +54,13 @@ class TokenSchedule:
             raise ValueError(f"schedule: counts must not be negative, got {counts}")
         if self.prompt_mode not in ("replace", "accumulate"):
             raise ValueError(f"prompt_mode: {self.prompt_mode!r} is neither replace nor accumulate")
+        if self.int8 and self.prompts:
+            raise ValueError(f"schedule: {self.prompts} prompts do not go with int8")
 
     @property
     def name(self) -> str:
         """Short and unique: ``0``, ``-20`` (constant), ``+4``, ``+4a`` (accumulated), ``m22x4-20x4-0x4``,
-        ``g10-5`` (10 x 10 patches)."""
+        ``g10-5`` (10 x 10 patches); with a ``q`` behind it in int8."""
         parts = []
         if self.prompts:
             parts.append(f"+{self.prompts}{'a' if self.prompt_mode == 'accumulate' else ''}")
@@ -66,7 +70,7 @@ class TokenSchedule:
             parts.append(
                 f"-{self.merges[0]}" if len(set(self.merges)) == 1 else f"m{_run_lengths(self.merges)}"
             )
-        return "".join(parts) or "0"
+        return ("".join(parts) or "0") + "q" * self.int8
 
 
 def constant_schedule(token_delta: int, layers: int, prompt_mode: PromptMode = "replace") -> TokenSchedule:
@@ -154,13 +158,13 @@ def forward_macs(
 def check_distinct(schedules: Iterable[TokenSchedule], tokens: int) -> tuple[TokenSchedule, ...]:
     """The schedules as a tuple. Raises ValueError naming two that give the same forward pass, or one with too many
     patches."""
-    seen: dict[tuple[int, tuple[int, ...], int, str], TokenSchedule] = {}
+    seen: dict[tuple[int, tuple[int, ...], int, str, bool], TokenSchedule] = {}
     for schedule in schedules:
         first = first_patches(schedule, tokens)
         if first > tokens:
             raise ValueError(f"schedules: {schedule.name} has {first} patches: the weights have {tokens}")
         mode = schedule.prompt_mode if schedule.prompts else ""
-        key = (first, effective_merges(schedule, tokens), schedule.prompts, mode)
+        key = (first, effective_merges(schedule, tokens), schedule.prompts, mode, schedule.int8)
         if key in seen:
             raise ValueError(
                 f"schedules: {schedule.name} and {seen[key].name} are the same on {tokens} patches: keep one"
@@ -178,9 +182,20 @@ def default_schedules(layers: int, tokens: int) -> tuple[TokenSchedule, ...]:
     return tuple(kept.values())
 
 
+def default_int8_schedules(layers: int, tokens: int) -> tuple[TokenSchedule, ...]:
+    """The schedules to measure in int8, too: nothing merged, and the fastest. In between int8 alone is about as fast as
+    merging a few tokens, and loses less."""
+    kept: dict[tuple[int, ...], TokenSchedule] = {}
+    constant = (constant_schedule(delta, layers) for delta in (-20, -15, 0))
+    for schedule in (*constant, decreasing_schedule(15, layers)):
+        kept.setdefault(effective_merges(schedule, tokens), replace(schedule, int8=True))
+    return tuple(kept.values())
+
+
 def parse_schedule(text: str, layers: int) -> TokenSchedule:
     """A schedule from its ``name``, for ``layers`` layers; 4 is +4. Raises ValueError showing the forms."""
-    rest, prompts, mode, grid = text, 0, "replace", 0
+    rest, prompts, mode, grid = text.removesuffix("q"), 0, "replace", 0
+    int8 = rest != text
     try:
         if rest.startswith("+") or (rest.isdigit() and int(rest)):
             rest = f"+{rest.removeprefix('+')}"
@@ -199,12 +214,12 @@ def parse_schedule(text: str, layers: int) -> TokenSchedule:
         if len(merges) != layers:
             raise ValueError(f"{len(merges)} layers")
         return TokenSchedule(
-            tuple(merges), prompts, "accumulate" if mode == "accumulate" else "replace", grid
+            tuple(merges), prompts, "accumulate" if mode == "accumulate" else "replace", grid, int8
         )
     except (ValueError, IndexError) as error:
         raise ValueError(
             f"schedule: {text!r} is not a schedule of {layers} layers: write 0, -20, +4, +4a, m22x4-20x4-0x4, "
-            "g10 or g10-5"
+            "g10 or g10-5, and 0q or -20q for int8"
         ) from error
 
 

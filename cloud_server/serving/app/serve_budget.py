@@ -12,14 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.serve_trunk import KnownTrunk, ReadyTrunk, chosen_engine, profile_of
+from fedstill.cloud_server.serving.app.serve_trunk import (
+    KnownTrunk,
+    ReadyTrunk,
+    chosen_engine,
+    measure_ranges_of,
+    profile_of,
+)
 from fedstill.cloud_server.serving.app.served_models import Loading, OnProgress
 from fedstill.cloud_server.serving.app.trunk_footprint import expected, footprint_file, least_bytes
 from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.memory_limit import limit_bytes
-from fedstill.cloud_server.serving.engine.openvino_backend import load_library
+from fedstill.cloud_server.serving.engine.openvino_library import load_library
 from fedstill.cloud_server.serving.engine.trunk import TrunkError, load_trunk
 from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.loadable_engine import LoadableEngine
@@ -151,6 +157,7 @@ class _Place:
         trunk = load_trunk(data_path(self.weights), self.asked.options.architecture)
         if trunk.fingerprint != self.asked.known.trunk.fingerprint:
             raise TrunkError(f"{self.weights}: is another file than at the start: start again")
+        measure_ranges_of(self._plan, self.asked.known, trunk, tell)
         began = time.monotonic()
         engine = chosen_engine(trunk, parameters, settings, tell)
         if not settings.variant:  # a later loading need not choose

@@ -12,7 +12,7 @@ import torch
 from fedstill.cloud_server.serving.app.trunk_options import TrunkOptions
 from fedstill.cloud_server.serving.callers.rate_limits import Rate
 from fedstill.cloud_server.serving.engine.engine_settings import BackendName, Precision
-from fedstill.cloud_server.serving.engine.openvino_backend import missing_library
+from fedstill.cloud_server.serving.engine.openvino_library import missing_library
 from fedstill.cloud_server.serving.policies.registry import POLICIES
 from fedstill.cloud_server.serving.tasks.registry import open_registry
 from fedstill.cloud_server.warmup.warmed_models import read_catalogue

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from fedstill.cloud_server.serving.app.int8_ranges import ensure_ranges, ranges_file
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress
-from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules
+from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules, int8_fits
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.predictions import Prediction
@@ -37,8 +38,8 @@ from fedstill.common.atomic_files import replace_text
 from fedstill.common.errors import ConfigError
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.provenance import cpu_model, hardware
-from fedstill.datasets.images.image_tasks import KNOWN_TASKS, find_images
-from fedstill.models.vit.schedules import TokenSchedule, check_distinct, parse_schedule
+from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, find_images
+from fedstill.models.vit.schedules import TokenSchedule, check_distinct, constant_schedule, parse_schedule
 from fedstill.models.vit.task_bank import TaskParameters
 
 LOG = logging.getLogger(__name__)
@@ -140,7 +141,8 @@ def known_trunk(
     engine = _engine_text(settings)
     file = plan.folder / f"profile-{_key(plan, trunk, settings, columns, engine).digest}.json"
     known = given or (read_profile(file) if file.exists() else None)
-    settings = replace(settings, variant=known.engine if known else "")
+    ranges = ranges_file(profile if profile is not None else file)
+    settings = replace(settings, variant=known.engine if known else "", ranges=ranges)
     own = given is not None
     return KnownTrunk(name, trunk, tasks, parameters, settings, engine, columns, known, own, file)
 
@@ -150,9 +152,21 @@ def ready_trunk(
 ) -> ReadyTrunk:
     """Measure (or find what was measured) and warm up. profile: the user's own. Raises ConfigError, DataError."""
     known = known_trunk(plan, name, trunk, profile, registry)
+    measure_ranges_of(plan, known, trunk, tell)
     engine = chosen_engine(trunk, known.parameters, known.settings, tell)
     engine.warm_up(tell)
     return known.ready(engine, profile_of(plan, known, engine, tell))
+
+
+def measure_ranges_of(plan: ServePlan, known: KnownTrunk, trunk: Trunk, tell: OnProgress) -> None:
+    """What schedules in int8 need, unless it is there. trunk: with weights. Raises DataError for images that cannot be
+    read."""
+    file = known.settings.ranges
+    if known.own or file is None or not any(schedule.int8 for schedule in known.settings.schedules):
+        return
+    tell("looking at images for schedules in int8")
+    images = [_images_of(plan, known.tasks, name) for name in known.columns]
+    ensure_ranges(file, trunk.net, known.parameters, images, plan.seed)
 
 
 def chosen_engine(
@@ -178,21 +192,22 @@ def profile_of(plan: ServePlan, known: KnownTrunk, engine: Engine, tell: OnProgr
 def _settings(
     plan: ServePlan, trunk: Trunk, parameters: dict[str, TaskParameters], given: Profile | None
 ) -> EngineSettings:
+    net = trunk.net
     with as_mistake("--profile, --schedules or --batches"):
-        if given is None:
-            schedules = chosen_schedules(plan.schedules, trunk.net, parameters)
-        else:
-            schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in given.schedules)
         precision: Any = plan.precision  # checked
-        batches = whole_numbers("--batches", plan.batches)
-        return EngineSettings(
-            check_distinct(schedules, trunk.net.patches),
-            batches,
+        settings = EngineSettings(
+            (constant_schedule(0, net.layers),),
+            whole_numbers("--batches", plan.batches),
             plan.device,
             precision,
             plan.backend,
             memory=plan.memory_budget,
         )
+        if given is None:
+            schedules = chosen_schedules(plan.schedules, net, parameters, int8_fits(net, settings))
+        else:
+            schedules = tuple(parse_schedule(one.name, net.layers) for one in given.schedules)
+        return replace(settings, schedules=check_distinct(schedules, net.patches))
 
 
 def _columns(plan: ServePlan, tasks: Mapping[str, TaskVersion], given: Profile | None) -> dict[str, str]:
@@ -247,7 +262,6 @@ def _measure(
     tell: OnProgress,
 ) -> Profile:
     """A new profile, kept in the file."""
-    places = dict(pair(text) for text in plan.images)
     for name in set(tasks) - set(known):
         LOG.warning("event=task_not_measured task=%s hint='give --images %s=PATH'", name, name)
     LOG.info("event=profiling tasks=%s schedules=%d", ",".join(known), len(engine.settings.schedules))
@@ -255,8 +269,7 @@ def _measure(
     validation: Validation = {
         name: (loaded.images, loaded.labels)
         for name in known
-        for images in [find_images(name, places.get(name)).with_classes(tasks[name].class_names)]
-        for loaded in [images.load("val", plan.val_images, plan.seed)]
+        for loaded in [_images_of(plan, tasks, name).load("val", plan.val_images, plan.seed)]
     }
     source = f"{trunk.architecture}, {engine.variant}, {hardware()}, {cpu_model()}, {plan.val_images} images per task"
     with as_mistake("--schedules"):
@@ -271,6 +284,11 @@ def _measure(
     _write(file, profile)
     LOG.info("event=profile_measured file=%s", file)
     return profile
+
+
+def _images_of(plan: ServePlan, tasks: Mapping[str, TaskVersion], name: str) -> ImageTask:
+    places = dict(pair(text) for text in plan.images)
+    return find_images(name, places.get(name)).with_classes(tasks[name].class_names)
 
 
 def _write(file: Path, profile: Profile) -> None:

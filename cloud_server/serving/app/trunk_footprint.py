@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
-from fedstill.cloud_server.serving.engine.openvino_backend import graph_bytes, missing_library
+from fedstill.cloud_server.serving.engine.openvino_backend import graph_bytes
+from fedstill.cloud_server.serving.engine.openvino_library import missing_library
 from fedstill.cloud_server.serving.server.residency import Footprint
 from fedstill.common.atomic_files import replace_text
 from fedstill.common.dataclass_codec import from_plain, to_plain

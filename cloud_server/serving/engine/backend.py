@@ -20,10 +20,12 @@ class Backend(Protocol):
 
     Attributes:
         device, dtype: of the prompts that it takes and of the features that it gives.
+        int8: whether it runs schedules in int8.
     """
 
     device: torch.device
     dtype: torch.dtype
+    int8: bool
 
     def warm_up(self, schedule: TokenSchedule, sizes: Sequence[int]) -> None:
         """Do everything now that a first batch of these sizes would have to wait for."""
@@ -31,6 +33,8 @@ class Backend(Protocol):
 
     def features(self, images: Tensor, schedule: TokenSchedule, prompts: Tensor | None) -> Tensor:
         """``ElasticViT.features``, to rounding: (batch, 3, size, size) -> (batch, width); valid until the next call.
+
+        A schedule in int8 is rounded to 8 bits in front of every linear layer.
 
         Args:
             images: float32 on the CPU, of any batch size.

@@ -13,11 +13,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedstill.cloud_server.serving.engine.backend import Backend
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.openvino_backend import forget_traces
 from fedstill.cloud_server.serving.engine.predictions import Prediction
@@ -48,12 +50,13 @@ class Engine:
 
     def __init__(self, net: ElasticViT, tasks: dict[str, TaskParameters], settings: EngineSettings) -> None:
         check_distinct(settings.schedules, net.patches)
-        self.settings = settings
         self.net = without_weights(net)
         """Its sizes; the backend has the weights."""
         self.ready = False
         self._lock = threading.Lock()
         self._backend, self.variant = make_backend(net, settings)
+        self.settings = _that_it_runs(self._backend, settings)
+        """Without schedules in int8 if the backend runs none."""
         self.device, self.dtype = self._backend.device, self._backend.dtype
         self._bank = self._make_bank(tasks)
 
@@ -144,6 +147,18 @@ class Engine:
         if schedule not in self.settings.schedules:
             known = ", ".join(known.name for known in self.settings.schedules)
             raise ValueError(f"schedule: {schedule.name} is not one of {known}")
+
+
+def _that_it_runs(backend: Backend, settings: EngineSettings) -> EngineSettings:
+    """Raises ValueError if nothing is left."""
+    if backend.int8:
+        return settings
+    kept = tuple(schedule for schedule in settings.schedules if not schedule.int8)
+    if not kept:
+        raise ValueError("schedules: int8 needs OpenVINO, and images to measure with: name others, too")
+    if left := [schedule.name for schedule in settings.schedules if schedule.int8]:
+        log.warning("event=int8_left_out schedules=%s reason='the engine does not run int8'", ",".join(left))
+    return replace(settings, schedules=kept)
 
 
 _BAD_IMAGE = Rejection("bad_image", message="the image holds NaN or infinity")

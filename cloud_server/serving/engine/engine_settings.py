@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ class EngineSettings:
         backend: what runs the trunk; ``auto`` takes what a trial run finds fastest.
         variant: of an earlier engine (``Engine.variant``), taken without a trial if it is possible here.
         memory: bytes that it may take; compiled graphs are fewer then. By default a share of what is free.
+        ranges: file with the ranges of activations; without it no schedule runs in int8.
 
     Raises:
         ValueError: no schedule, or buckets that are not ascending from at least 1.
@@ -39,6 +41,7 @@ class EngineSettings:
     backend: BackendName = "torch"
     variant: str = ""
     memory: int | None = None
+    ranges: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.schedules:

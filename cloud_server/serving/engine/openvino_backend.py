@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +21,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from fedstill.cloud_server.serving.engine.int8_graphs import quantise
+from fedstill.cloud_server.serving.engine.openvino_library import core, library, missing_library
 from fedstill.common.errors import first_line
+from fedstill.models.vit.activation_ranges import Ranges
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.schedules import TokenSchedule
 from fedstill.models.vit.without_weights import weight_bytes
@@ -47,13 +48,6 @@ _EXAMPLE_ROWS = 2
 """A batch of 1 might be traced as if it had no batch at all."""
 
 
-def missing_library() -> str:
-    """What to install; empty if OpenVINO is here."""
-    if find_spec("openvino") is None:
-        return "the package is not installed: in the repository pip install '.[openvino]'"
-    return ""
-
-
 def why_not(
     net: ElasticViT, precision: GraphPrecision, schedules: int, maximum_batch: int, memory: int | None = None
 ) -> str:
@@ -61,7 +55,7 @@ def why_not(
     if missing := missing_library():
         return missing
     try:
-        able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except Exception as error:  # of whatever kind: a package that does not fit this machine
         return f"the package cannot be used here ({first_line(error)})"
     if precision == "bf16" and "BF16" not in able:
@@ -79,6 +73,7 @@ class OpenVinoBackend:
         precision: in which it computes; what goes in and comes out is float32.
         schedules, maximum_batch: how many and how large, for the number of graphs.
         memory: bytes that weights and graphs may take, if that is less than a share of what is free.
+        ranges: of the activations, for schedules in int8.
     """
 
     def __init__(
@@ -88,8 +83,11 @@ class OpenVinoBackend:
         schedules: int,
         maximum_batch: int,
         memory: int | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.int8 = ranges is not None
+        self._ranges = ranges
         self.graph_sizes = _fitting_sizes(net, schedules, maximum_batch, memory) or (1,)
         """Batch sizes with a graph of their own, ascending."""
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
@@ -110,7 +108,7 @@ class OpenVinoBackend:
         for size in self.graph_sizes:
             shapes = self._shapes(size, schedule)
             model.reshape(dict(enumerate(shapes)))
-            graphs[size] = _core().compile_model(model, "CPU", self._options).create_infer_request()
+            graphs[size] = core().compile_model(model, "CPU", self._options).create_infer_request()
             graphs[size].infer([np.zeros(shape, dtype=np.float32) for shape in shapes])
         self._graphs[schedule] = graphs
 
@@ -147,9 +145,10 @@ class OpenVinoBackend:
             warnings.simplefilter("ignore")  # the tracer's, of shapes that are checked in Python
             traced = torch.jit.trace(_AtSchedule(self._net, schedule).eval(), examples, check_trace=False)  # type: ignore[no-untyped-call]
             frozen = torch.jit.freeze(traced)
-            return openvino_library().convert_model(
-                frozen, example_input=examples, input=self._shapes(-1, schedule)
-            )
+            model = library().convert_model(frozen, example_input=examples, input=self._shapes(-1, schedule))
+        if schedule.int8 and self._ranges is not None:
+            quantise(model, self._net, self._ranges)
+        return model
 
 
 class _AtSchedule(nn.Module):
@@ -191,22 +190,6 @@ def graph_bytes(net: ElasticViT, schedules: int) -> float:
     return schedules * (WEIGHT_COPIES * weight_bytes(net) + KERNEL_BYTES)
 
 
-def openvino_library() -> Any:
-    """OpenVINO without its telemetry, which would report over the network as soon as it is imported."""
-    if "openvino" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # its import fails; a stub takes its place
-    import openvino
-
-    return openvino
-
-
-def load_library() -> None:
-    """The library and its plugin, if they are here: what they take belongs to no network."""
-    if not missing_library():
-        with suppress(Exception):  # of whatever kind: a package that does not fit this machine
-            _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def forget_traces() -> None:
     """Free what tracing and converting left, if there was any: copies of the weights in cycles, and in torch's registry
     of traced classes, which only internal functions of torch 2.11 empty. Nothing traced is run by torch here."""
@@ -218,13 +201,3 @@ def forget_traces() -> None:
         torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
         torch.jit._state._clear_class_state()
     gc.collect()
-
-
-_CORES: list[Any] = []
-
-
-def _core() -> Any:
-    """One for the process: it loads the CPU's plugin."""
-    if not _CORES:
-        _CORES.append(openvino_library().Core())
-    return _CORES[0]

@@ -173,7 +173,8 @@ def doubtful(times: Mapping[TokenSchedule, AffineTime], size: int, patches: int)
     found = {schedule for schedule, time in times.items() if time.worst_error > MISFIT}
     for fewer, time in times.items():
         for more, other in times.items():
-            ordered = token_delta(fewer, patches) < token_delta(more, patches)
+            alike = fewer.int8 == more.int8
+            ordered = alike and token_delta(fewer, patches) < token_delta(more, patches)
             if ordered and time.seconds(size) > SLOWER * other.seconds(size):
                 found |= {fewer, more}
     return [schedule for schedule in times if schedule in found]

@@ -19,6 +19,8 @@ class TorchBackend:
         net: for inference, on ``device`` and of ``dtype``.
     """
 
+    int8 = False
+
     def __init__(self, net: ElasticViT, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self._net = net

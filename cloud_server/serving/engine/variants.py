@@ -20,6 +20,8 @@ from fedstill.cloud_server.serving.engine.backend import Backend
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.openvino_backend import PRECISIONS, OpenVinoBackend, why_not
 from fedstill.cloud_server.serving.engine.torch_backend import TorchBackend
+from fedstill.common.errors import DataError
+from fedstill.models.vit.activation_ranges import Ranges, read_ranges
 from fedstill.models.vit.elastic_vit import ElasticViT
 from fedstill.models.vit.packed_linear import can_pack, pack_linears
 from fedstill.models.vit.schedules import TokenSchedule, constant_schedule
@@ -79,6 +81,10 @@ def possible_variants(net: ElasticViT, settings: EngineSettings) -> dict[str, Ma
         makers |= found
     if not makers:
         raise ValueError(f"openvino: {reasons[0]}")
+    if any(
+        schedule.int8 for schedule in settings.schedules
+    ):  # who runs those is worth more than the trial shows
+        return dict(sorted(makers.items(), key=lambda one: not one[0].startswith("openvino")))
     return makers
 
 
@@ -145,7 +151,7 @@ def _typical(times: Mapping[int, list[float]]) -> float:
 
 def _trial_schedule(net: ElasticViT, settings: EngineSettings) -> TokenSchedule:
     """One that will be served, so that what is compiled for the trial is of use; prompts need a task."""
-    without = [schedule for schedule in settings.schedules if not schedule.prompts]
+    without = [schedule for schedule in settings.schedules if not schedule.prompts and not schedule.int8]
     return without[0] if without else constant_schedule(0, net.layers)
 
 
@@ -161,6 +167,7 @@ def _openvino_makers(net: ElasticViT, settings: EngineSettings) -> tuple[dict[st
     """Makers, and why there are no others."""
     makers: dict[str, Maker] = {}
     reasons = []
+    ranges = _ranges(net, settings)
     size = (len(settings.schedules), settings.maximum_batch, settings.memory)
     for name in PRECISIONS:
         if settings.precision not in ("auto", name):
@@ -173,7 +180,17 @@ def _openvino_makers(net: ElasticViT, settings: EngineSettings) -> tuple[dict[st
         if reason:
             reasons.append(reason)
         else:
-            makers[f"openvino {name}"] = partial(OpenVinoBackend, net, name, *size)
+            makers[f"openvino {name}"] = partial(OpenVinoBackend, net, name, *size, ranges=ranges)
     for reason in dict.fromkeys(reasons):
         log.info("event=variant_left_out backend=openvino reason=%r", reason)
     return makers, reasons
+
+
+def _ranges(net: ElasticViT, settings: EngineSettings) -> Ranges | None:
+    if settings.ranges is None or not any(schedule.int8 for schedule in settings.schedules):
+        return None
+    try:
+        return read_ranges(settings.ranges, net)
+    except DataError as error:
+        log.warning("event=int8_left_out reason=%r", str(error))
+        return None

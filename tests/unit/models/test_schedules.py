@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +106,22 @@ def test_a_name_gives_the_schedule_back(schedule: TokenSchedule) -> None:
     assert (again.merges, again.prompts) == (schedule.merges, schedule.prompts)
     assert again.grid == schedule.grid
     assert again.prompt_mode == schedule.prompt_mode or not schedule.prompts
+
+
+def test_a_q_says_int8() -> None:
+    for name in ("0q", "-20q", "m3x1-2x1-0x1q", "g10-5q"):
+        schedule = parse_schedule(name, 3)
+        assert schedule.int8
+        assert schedule.name == name
+        plain = parse_schedule(name.removesuffix("q"), 3)
+        assert replace(schedule, int8=False) == plain
+        assert check_distinct([plain, schedule], 196) == (plain, schedule)
+        assert token_counts(schedule, 196) == token_counts(plain, 196)
+    for name in ("+2q", "2q"):
+        with pytest.raises(ValueError, match="write 0, -20, "):
+            parse_schedule(name, 3)
+    with pytest.raises(ValueError, match="2 prompts do not go with int8"):
+        TokenSchedule((0,), 2, int8=True)
 
 
 def test_a_bare_number_adds_prompts() -> None:

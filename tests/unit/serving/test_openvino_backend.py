@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from fedstill.cloud_server.serving.engine import openvino_backend
+from fedstill.cloud_server.serving.engine import openvino_backend, openvino_library
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
 from fedstill.cloud_server.serving.engine.openvino_backend import OpenVinoBackend, pieces, why_not
@@ -175,7 +175,7 @@ def test_graphs_take_a_bounded_share_of_the_memory(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_backend, "find_spec", lambda _: None)
+    monkeypatch.setattr(openvino_library, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"openvino: the package is not installed: .*\[openvino\]"):
         Engine(ElasticViT(tiny_trunk()), TASKS, settings("openvino"))
     assert Engine(ElasticViT(tiny_trunk()), TASKS, settings("auto", SCHEDULES[:1])).variant.startswith(
@@ -188,7 +188,7 @@ def test_a_library_that_does_not_fit_is_named_and_torch_serves(monkeypatch: pyte
     def broken() -> None:
         raise ImportError("libtbb.so.12: cannot open shared object file\nsecond line")
 
-    monkeypatch.setattr(openvino_backend, "_core", broken)
+    monkeypatch.setattr(openvino_backend, "core", broken)
     net = ElasticViT(tiny_trunk())
     said = "openvino: the package cannot be used here .libtbb.so.12: cannot open shared object file.$"
     with pytest.raises(ValueError, match=said):
