@@ -6,7 +6,7 @@ from fedstill.cloud_server.serving.policies.registry import POLICIES
 from fedstill.cloud_server.serving.scheduling.profile import Profile, Schedule, Variant
 from fedstill.cloud_server.serving.scheduling.queries import Query
 
-ON_THESIS = sorted(set(POLICIES) - {"maxprune"})
+ON_THESIS = sorted(set(POLICIES) - {"maxprune", "int8", "tome15q", "tome20q"})
 """Policies that the thesis' profile can serve; Maxprune needs a warmed model."""
 
 

@@ -17,8 +17,8 @@ from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.common.errors import DataError
 
 
-def _fixed(name: str, token_delta: int) -> Callable[[Profile], Policy]:
-    return partial(FixedPolicy, name, token_delta=token_delta)
+def _fixed(name: str, token_delta: int, int8: bool = False) -> Callable[[Profile], Policy]:
+    return partial(FixedPolicy, name, token_delta=token_delta, int8=int8)
 
 
 def _vanilla(profile: Profile) -> Policy:
@@ -36,6 +36,9 @@ POLICIES: Mapping[str, Callable[[Profile], Policy]] = {
     "tome10": _fixed("tome10", -10),
     "tome15": _fixed("tome15", -15),
     "tome20": _fixed("tome20", -20),
+    "int8": _fixed("int8", 0, int8=True),
+    "tome15q": _fixed("tome15q", -15, int8=True),
+    "tome20q": _fixed("tome20q", -20, int8=True),
     "vpt2": _fixed("vpt2", 2),
     "vpt4": _fixed("vpt4", 4),
     "vpt8": _fixed("vpt8", 8),
@@ -55,6 +58,9 @@ LABELS: Mapping[str, str] = {
     "tome10": "ToMe -10",
     "tome15": "ToMe -15",
     "tome20": "ToMe -20",
+    "int8": "int8",
+    "tome15q": "ToMe -15, int8",
+    "tome20q": "ToMe -20, int8",
     "vpt2": "VPT +2",
     "vpt4": "VPT +4",
     "vpt8": "VPT +8",

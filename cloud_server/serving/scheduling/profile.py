@@ -156,16 +156,20 @@ class Profile:
         """All schedules that any policy may run, variants last."""
         return (*self.schedules, *(variant.schedule for variant in self.variants))
 
-    def with_token_delta(self, token_delta: int) -> Schedule:
+    def with_token_delta(self, token_delta: int, int8: bool = False) -> Schedule:
         """The schedule that adds (or removes) that many tokens per layer: the one that is called so, if it is there,
-        else the first that comes to as many. Raises DataError if there is none."""
+        else the first that comes to as many. int8: only one in int8, whose name ends in q; else rather none of them.
+        Raises DataError if there is none."""
         same = [schedule for schedule in self.schedules if schedule.token_delta == token_delta]
-        constant = f"{token_delta:+d}" if token_delta else "0"
+        if int8:
+            same = [schedule for schedule in same if schedule.name.endswith("q")]
+        constant = (f"{token_delta:+d}" if token_delta else "0") + "q" * int8
         if same:
-            return next((schedule for schedule in same if schedule.name == constant), same[0])
-        known = ", ".join(str(schedule.token_delta) for schedule in self.schedules)
+            called = (schedule for schedule in same if schedule.name == constant)
+            return next(called, min(same, key=lambda schedule: schedule.name.endswith("q") != int8))
+        known = ", ".join(schedule.name for schedule in self.schedules)
         raise DataError(
-            f"profile {self.name!r} has no schedule with token delta {token_delta} (it has {known})"
+            f"profile {self.name!r} has no schedule with token delta {token_delta}{' in int8' * int8} (it has {known})"
         )
 
     def of_model(self, model: str) -> Profile:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.queries import made_profile
 
+from fedstill.cloud_server.serving.policies.registry import make_policy
 from fedstill.cloud_server.serving.scheduling.profile import (
     Profile,
     Schedule,
@@ -55,6 +56,20 @@ def test_dominated_schedules_are_not_planned_with() -> None:
     profile = Profile("p", "made", base.tasks, (*base.schedules, lame, big))
     assert [schedule.name for schedule in profile.useful] == ["fast", "big", "slow"]
     assert profile.with_token_delta(-5) == lame
+
+
+def test_a_schedule_in_int8_is_taken_only_if_it_is_asked_for() -> None:
+    base = made_profile()
+    rows = [
+        Schedule(name, delta, 0.01, 0.012, (0.8, 0.5), 8)
+        for name, delta in (("0q", 0), ("0", 0), ("-15q", -15), ("m20x1-10x1q", -15), ("-20", -20))
+    ]
+    profile = Profile("p", "made", base.tasks, tuple(rows))
+    assert [profile.with_token_delta(delta).name for delta in (0, -15, -20)] == ["0", "-15q", "-20"]
+    assert [profile.with_token_delta(delta, int8=True).name for delta in (0, -15)] == ["0q", "-15q"]
+    with pytest.raises(DataError, match=r"token delta -20 in int8 \(it has 0q, 0, "):
+        profile.with_token_delta(-20, int8=True)
+    assert make_policy("tome15q", profile).name == "tome15q"
 
 
 def test_a_profile_survives_json(tmp_path: Path) -> None:
