@@ -1,10 +1,11 @@
 """Ways to run a Vision Transformer on a CPU: the engine's backends beside what a user would pick without fedstill.
 
 timm's own network runs eagerly, by torch.compile with frozen weights, by onnxruntime and by OpenVINO; ours by both
-backends at several token schedules, heads and checks included. All take turns in every round, so that other load on the
-machine slows all of them. Ratios are medians of the ratios within a round, to the fastest of timm's at the same batch
-size. CPU time is of all threads together; a neighbour does not change it. At schedule 0 all give timm's features, or
-the benchmark stops; those in int8 need not. Weights are random: time does not depend on them.
+backends at several token schedules, heads and checks included. All take turns in every round, in an order that is drawn
+anew, so that other load on the machine slows all of them. Ratios are medians of the ratios within a round, to the
+fastest of timm's at the same batch size. CPU time is of all threads together; a neighbour does not change it. At
+schedule 0 all give timm's features, or the benchmark stops; those in int8 need not. Weights are random: time does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import copy
 import logging
 import os
+import random
 import sys
 import time
 import warnings
@@ -50,6 +52,8 @@ TOLERANCES = {"fp32": 1e-2, "bf16": 0.25}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INT8 = "int8"
 """In the names of those that round to 8 bits."""
+PAUSE = 0.02
+"""Seconds."""
 FORWARD = "timm"
 """Begins the names of what a user has without fedstill."""
 
@@ -93,10 +97,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _measured(contenders: dict[str, Forward], rounds: int) -> Times:
+    """In another order every round, with a pause before each: threads that have helped the one before may still spin."""
     times: Times = {name: [] for name in contenders}
-    order = list(contenders)
+    shuffled = random.Random(0)
     for turn in range(rounds + 2):
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+        for name in shuffled.sample(list(contenders), len(contenders)):
+            time.sleep(PAUSE)
             wall, cpu = time.perf_counter(), time.process_time()
             with torch.inference_mode():
                 contenders[name]()

@@ -168,8 +168,8 @@ _OUT_OF_RANGE = Rejection("bad_image", message="the image holds values too large
 def _bad_rows(images: Tensor) -> list[Rejection | None]:
     """What is wrong with each image, before a backend sees it: some make an answer even of infinity.
 
-    By NumPy: ``aminmax`` of rows takes 0.3 ms an image in torch 2.11, twenty times as long, and torch's threads spin for
-    a while after they have helped, on the cores that a backend of other threads needs.
+    By NumPy: ``aminmax`` of rows takes 0.3 ms an image in torch 2.11, twenty times as long, and torch's threads spin
+    for a while after they have helped, on the cores that a backend of other threads needs.
     """
     found: list[Rejection | None] = []
     flat = images.flatten(1).numpy()
