@@ -52,8 +52,6 @@ TOLERANCES = {"fp32": 1e-2, "bf16": 0.25}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INT8 = "int8"
 """In the names of those that round to 8 bits."""
-PAUSE = 0.02
-"""Seconds."""
 FORWARD = "timm"
 """Begins the names of what a user has without fedstill."""
 
@@ -97,14 +95,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _measured(contenders: dict[str, Forward], rounds: int) -> Times:
-    """In another order every round, with a pause before each: threads that have helped the one before may still spin."""
+    """In another order every round, each twice; the second time counts. Threads of the one before may still spin during
+    the first, and its own are asleep."""
     times: Times = {name: [] for name in contenders}
     shuffled = random.Random(0)
     for turn in range(rounds + 2):
         for name in shuffled.sample(list(contenders), len(contenders)):
-            time.sleep(PAUSE)
-            wall, cpu = time.perf_counter(), time.process_time()
             with torch.inference_mode():
+                contenders[name]()
+                wall, cpu = time.perf_counter(), time.process_time()
                 contenders[name]()
             if turn > 1:  # the first two are warm-up
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
