@@ -185,10 +185,13 @@ def _onnxruntime(trunk: VisionTransformer, images: Tensor, int8: bool = False) -
         if int8:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            logging.disable(logging.WARNING)  # it would rather have another kind of file
+            root = logging.getLogger()
+            level = root.level
+            root.setLevel(logging.ERROR)  # it would rather have another kind of file
             quantize_dynamic(
                 file, file, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
             )
+            root.setLevel(level)
         content = file.read_bytes()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()

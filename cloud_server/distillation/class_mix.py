@@ -10,6 +10,8 @@ of them in turn plays the device. The fit counts only if
 - no public speaker with the public mix looks as different from it as the device does (``p_same``),
 - the device looks like a mix of classes as far as public speakers do (``p_mixture``), and the student is about as
   sure of it: if not, its sound or its pictures differ from the public ones, and nothing follows about its classes,
+- no class has several times its public share: a student that a microphone, room or camera confuses decides for one
+  class nearly always, looks sure of it, and that is explained by a mix of little else,
 - and public speakers gain who play a device with the fitted shares and are treated as the device would be.
 
 Otherwise nothing is changed, and the device keeps the generic student.
@@ -39,6 +41,8 @@ OTHER_MIX = 40.0
 """Squared distance: with free shares, a wrong way of recording is soon explained by a strange class mix."""
 LEAST_SURENESS = -0.5
 """In standard deviations over public speakers; also high."""
+MOST_TIMES = 3.5
+"""Its public share, for any class. With a third of the classes each has three times as much, and the fit errs."""
 TINY = 1e-9
 MOST_CLIPS = 10_000
 """More say no more, since people differ; and a device may claim as many as it likes."""
@@ -175,6 +179,12 @@ class ClassMixes:
             return (
                 f"no mix of classes explains what the student says here (p {p_mixture:.3f}): another microphone, "
                 "room or camera, which hides them"
+            )
+        most = int(np.argmax(fit.shares - MOST_TIMES * self._prior))
+        if fit.shares[most] > MOST_TIMES * self._prior[most]:
+            return (
+                f"one class would have {100 * fit.shares[most]:.0f} % of the clips: rather another microphone, room or "
+                "camera, which confuses the student"
             )
         p_same = upper_tail([one.closer for one in others], device.closer)
         return f"the device may have the public classes (p {p_same:.3f})" if p_same > MOST_P_SAME else ""

@@ -112,7 +112,7 @@ class OwnStatisticsTrial:
             return None
         played = np.concatenate(self._alone)
         gain = worth(OWN_STATISTICS, np.concatenate([one.righter for one in alone]), played)
-        least = 0.0 if _harmless(halves) else max(one.share for one in halves) + MARGIN
+        least = max(one.share for one in halves) + MARGIN
         refused = float(np.mean([one.share < least for one in (*alone, *together)]))
         if least > 1 or refused > MOST_REFUSED or gain.gain <= max(LEAST_GAIN, ERRORS * gain.error):
             return None
@@ -139,13 +139,6 @@ class OwnStatisticsTrial:
         sure = [softmax(logits / self._temperature, axis=1).max(axis=1) for logits in (before, after)]
         share = least_share(after.argmax(axis=1), after.shape[1])
         return _Played(share, right[1] - right[0], sure[1] - sure[0])
-
-
-def _harmless(played: list[_Played]) -> bool:
-    """Whether these devices do not lose, as far as can be told."""
-    gains = np.array([one.righter.mean() for one in played])
-    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.inf
-    return bool(gains.mean() - error >= -LEAST_GAIN)
 
 
 @torch.no_grad()

@@ -111,6 +111,18 @@ def test_a_second_start_finds_what_the_first_has_measured(place: Place) -> None:
     np.testing.assert_allclose(logits(place, third, "0q"), rounded, atol=1e-5)
 
 
+def test_a_later_start_needs_no_images(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    first, _ = place.start(schedules="0,0q")
+    place.pictures.rename(place.pictures.with_name("away"))
+    second, _ = place.start(schedules="0,0q")
+    assert set(second.schedules) == {"0", "0q"}
+    place.ranges.unlink()
+    third, _ = place.start(schedules="0,0q")
+    assert set(third.schedules) == {"0"}
+    assert third.measured == first.measured
+    assert "no images to measure ranges with" in caplog.text
+
+
 def test_schedules_in_int8_are_left_out_where_torch_serves(place: Place) -> None:
     ready, told = place.start(backend="torch", precision="fp32")
     assert LOOKING not in told

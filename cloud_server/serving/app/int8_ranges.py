@@ -28,23 +28,6 @@ def ranges_file(profile: Path) -> Path:
     return profile.with_suffix(".ranges.safetensors")
 
 
-def ensure_ranges(
-    file: Path,
-    net: ElasticViT,
-    parameters: Mapping[str, TaskParameters],
-    tasks: Iterable[ImageTask],
-    seed: int,
-) -> None:
-    """Measure on training images of the tasks, unless the file is there; accuracy is measured on others.
-
-    Args:
-        net: with fp32 weights.
-        tasks: with images, at least one, each of a task in ``parameters``.
-    """
-    if not _is_there(file, net):
-        keep_ranges(file, net, parameters, tasks, seed)
-
-
 def keep_ranges(
     file: Path,
     net: ElasticViT,
@@ -52,18 +35,27 @@ def keep_ranges(
     tasks: Iterable[ImageTask],
     seed: int,
 ) -> None:
-    """Measure now, whatever is there; see ``ensure_ranges``."""
+    """Measure on training images of the tasks; accuracy is measured on others.
+
+    Args:
+        net: with fp32 weights.
+        tasks: with images, at least one, each of a task in ``parameters``.
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     write_ranges(file, measure_ranges(net, _batches(net, parameters, list(tasks), seed)))
 
 
-def _is_there(file: Path, net: ElasticViT) -> bool:
+def has_ranges(file: Path, net: ElasticViT) -> bool:
+    """Whether it has those of this network; if it is damaged, a line says so."""
     if not file.exists():
         return False
     try:
         read_ranges(file, net)
     except DataError as error:
-        LOG.warning("event=ranges_unreadable reason=%r hint='they are measured again'", str(error))
+        LOG.warning("event=ranges_unreadable reason=%r", str(error))
         return False
     return True
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fedstill.cloud_server.serving.app.int8_ranges import ensure_ranges, ranges_file
+from fedstill.cloud_server.serving.app.int8_ranges import has_ranges, keep_ranges, ranges_file
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
 from fedstill.cloud_server.serving.app.served_models import OnProgress
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules, int8_fits
@@ -35,7 +35,7 @@ from fedstill.cloud_server.serving.server.live_profile import (
 from fedstill.cloud_server.serving.server.loadable_engine import NotLoaded, ServingEngine
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, TaskVersion
 from fedstill.common.atomic_files import replace_text
-from fedstill.common.errors import ConfigError
+from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.provenance import cpu_model, hardware
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, find_images
@@ -159,14 +159,21 @@ def ready_trunk(
 
 
 def measure_ranges_of(plan: ServePlan, known: KnownTrunk, trunk: Trunk, tell: OnProgress) -> None:
-    """What schedules in int8 need, unless it is there. trunk: with weights. Raises DataError for images that cannot be
-    read."""
+    """What schedules in int8 need, unless it is there. trunk: with weights. Raises ConfigError, DataError for images
+    that cannot be read, unless a profile is known: then those schedules are left out."""
     file = known.settings.ranges
     if known.own or file is None or not any(schedule.int8 for schedule in known.settings.schedules):
         return
+    if has_ranges(file, trunk.net):
+        return
     tell("looking at images for schedules in int8")
-    images = [_images_of(plan, known.tasks, name) for name in known.columns]
-    ensure_ranges(file, trunk.net, known.parameters, images, plan.seed)
+    try:
+        images = [_images_of(plan, known.tasks, name) for name in known.columns]
+        keep_ranges(file, trunk.net, known.parameters, images, plan.seed)
+    except (ConfigError, DataError) as error:
+        if known.profile is None:
+            raise
+        LOG.warning("event=int8_left_out reason=%r", f"no images to measure ranges with: {error}")
 
 
 def chosen_engine(
@@ -297,7 +304,11 @@ def _write(file: Path, profile: Profile) -> None:
 
 def _warn_if_stale(engine: Engine, profile: Profile) -> None:
     """Its fastest and its slowest schedule are timed again: a busy machine may have measured it, or be busy now."""
-    ends = dict.fromkeys((profile.useful[0], profile.useful[-1]))
+    runs = {schedule.name for schedule in engine.settings.schedules}
+    useful = [one for one in profile.useful if one.name in runs]
+    if not useful:  # all of them in int8, and what that needs is gone
+        return
+    ends = dict.fromkeys((useful[0], useful[-1]))
     few = engine.settings.batch_buckets[:2]  # small batches: a start need not wait for large ones
     ratios = time_ratios(engine, replace(profile, schedules=tuple(ends)), rounds=3, sizes=few, looks=1)
     worst = max(ratios, key=lambda name: abs(math.log(ratios[name])))

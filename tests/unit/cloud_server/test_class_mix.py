@@ -113,6 +113,25 @@ def test_a_device_that_records_otherwise_is_not_believed(mixes: ClassMixes) -> N
         assert "another microphone" in mix.reason
 
 
+def test_hardly_any_class_but_one_is_not_believed(mixes: ClassMixes) -> None:
+    """A confused student that is sure of itself looks like this, too, and then all other classes would be lost."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        labels = np.where(rng.random(120) < 0.85, seed % CLASSES, rng.integers(0, CLASSES, 120))
+        mix = judged(mixes, said(labels, rng))
+        assert not mix.supported
+    assert "one class would have 8" in mix.reason
+
+
+def test_a_third_of_the_classes_is_believed(mixes: ClassMixes) -> None:
+    found = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        labels = rng.choice(rng.choice(CLASSES, 2, replace=False), 120)
+        found += judged(mixes, said(labels, rng)).supported
+    assert found >= 3
+
+
 def test_without_the_test_the_same_device_would_be_harmed() -> None:
     """The guard has something to guard against."""
     naive, rng = ClassMixes(public(), EVEN, 0.25, tested=False), np.random.default_rng(0)

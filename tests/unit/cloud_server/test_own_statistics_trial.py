@@ -59,12 +59,13 @@ def trial(
     return OwnStatisticsTrial(cloud, world, held, clips).judged(student, worth)  # type: ignore[arg-type]
 
 
-def test_where_all_is_strange_they_help_even_with_half_of_the_classes(student: AudioVisualNet) -> None:
+def test_a_sign_is_asked_for_even_where_they_help_with_half_of_the_classes(student: AudioVisualNet) -> None:
+    """On the test speakers such devices gained on average, and single ones lost 14 points."""
     found = trial(student, MUCH)
     assert found is not None
     assert found.worth.gain > 0.2
     assert found.surer > 0
-    assert found.least_share == 0
+    assert found.least_share > MARGIN
 
 
 @pytest.mark.parametrize("clips", [32, 200])
