@@ -18,10 +18,9 @@ from fedstill.datasets.images.image_tasks import ImageTask, find_images, open_im
 from fedstill.models.vit.schedules import decreasing_schedule, layer_wise_schedule
 
 TASKS = ("cifar10", "tinyimagenet100", "mnist")
-_DECREASING = decreasing_schedule(15, 12).name
+_MERGING = ("-15", "-20", decreasing_schedule(15, 12).name)
 SCHEDULES = ",".join(
-    ("0", "-5", "-10", "-15", "-20", layer_wise_schedule(2).name, _DECREASING)
-    + ("0q", "-15q", "-20q", f"{_DECREASING}q")
+    ("0", "-5", "-10", *_MERGING, layer_wise_schedule(2).name, *(f"{name}q" for name in ("0", *_MERGING)))
 )
 """Those in int8 are left out where torch serves."""
 BATCHES = "1,2,4,8,16"
