@@ -236,6 +236,7 @@ def profile(
 ) -> None:
     """Measure accuracy and time of every token schedule on this machine, for the planner."""
     with one_line_errors():
+        from fedstill.cloud_server.serving.app.int8_ranges import ranges_file
         from fedstill.cloud_server.serving.app.profile_tasks import (
             ProfileOptions,
             compare_times,
@@ -253,8 +254,7 @@ def profile(
             raise ConfigError(
                 "give --out FILE to measure a profile, or --check FILE to see whether one still holds"
             )
-        if check is not None:
-            read_profile(check)  # before anything is loaded
+        kept = (read_profile(check), ranges_file(check)) if check is not None else None
         trunk = load_trunk(data_path(weights), architecture)
         store = open_registry(registry, database)
         tasks = store.load_active(trunk.fingerprint)
@@ -263,8 +263,8 @@ def profile(
             raise ConfigError(
                 f"{registry}: serves no task of these weights; add one with: fedstill tasks add NAME"
             )
-        if check is not None:
-            _print_check(compare_times(trunk, tasks, check, batches))
+        if kept is not None:
+            _print_check(compare_times(trunk, tasks, *kept, batches))
         places = dict(pair(text) for text in images or ())
         known = {
             name: find_images(name, places.get(name)).with_classes(task.class_names)

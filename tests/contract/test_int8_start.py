@@ -142,7 +142,7 @@ def test_a_profile_of_the_users_own_brings_its_ranges(
     made = replace(made, schedules=tuple(one.planned for one in measured))  # dominated or not
     replace_text(out, json.dumps(profile_to_plain(made)))
     assert ranges_file(out).exists()
-    assert compare_times(trunk, parameters, out, "1,2").keys() == {"0", "0q", "-4q"}
+    assert compare_times(trunk, parameters, made, ranges_file(out), "1,2").keys() == {"0", "0q", "-4q"}
 
     ready, told = place.start(profile=out)
     assert LOOKING not in told

@@ -17,7 +17,7 @@ from fedstill.cloud_server.serving.engine.profiler import (
     time_ratios,
 )
 from fedstill.cloud_server.serving.engine.trunk import Trunk
-from fedstill.cloud_server.serving.scheduling.profile import Profile, read_profile
+from fedstill.cloud_server.serving.scheduling.profile import Profile
 from fedstill.cloud_server.serving.server.live_profile import check_trunk
 from fedstill.common.option_values import as_mistake, whole_numbers
 from fedstill.common.provenance import cpu_model, hardware
@@ -82,18 +82,15 @@ def profile_tasks(
 
 
 def compare_times(
-    trunk: Trunk, parameters: dict[str, TaskParameters], file: Path, batches: str
+    trunk: Trunk, parameters: dict[str, TaskParameters], profile: Profile, ranges: Path, batches: str
 ) -> dict[str, float]:
-    """Times of today over those of the profile in the file, by schedule. Raises ConfigError if it is not of this trunk,
-    DataError if it cannot be read."""
-    profile = read_profile(file)
+    """Times of today over those of the profile, by schedule. ranges: the file beside it. Raises ConfigError if it is
+    not of this trunk."""
     check_trunk(profile, trunk.fingerprint)
     with as_mistake("--check or --batches"):
         schedules = tuple(parse_schedule(one.name, trunk.net.layers) for one in profile.schedules)
         sizes = whole_numbers("--batches", batches)
-        settings = EngineSettings(
-            schedules, sizes, backend="auto", variant=profile.engine, ranges=ranges_file(file)
-        )
+        settings = EngineSettings(schedules, sizes, backend="auto", variant=profile.engine, ranges=ranges)
         engine = Engine(trunk.net, parameters, settings)
         engine.warm_up()
         return time_ratios(engine, profile)

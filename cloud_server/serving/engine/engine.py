@@ -151,13 +151,13 @@ class Engine:
 
 def _that_it_runs(backend: Backend, settings: EngineSettings) -> EngineSettings:
     """Raises ValueError if nothing is left."""
-    if backend.int8:
+    left_out = [schedule.name for schedule in settings.schedules if schedule.int8]
+    if backend.int8 or not left_out:
         return settings
     kept = tuple(schedule for schedule in settings.schedules if not schedule.int8)
     if not kept:
         raise ValueError("schedules: int8 needs OpenVINO, and images to measure with: name others, too")
-    if left := [schedule.name for schedule in settings.schedules if schedule.int8]:
-        log.warning("event=int8_left_out schedules=%s reason='the engine does not run int8'", ",".join(left))
+    log.warning("event=int8_left_out schedules=%s reason='the engine does not run int8'", ",".join(left_out))
     return replace(settings, schedules=kept)
 
 

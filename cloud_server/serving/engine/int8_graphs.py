@@ -41,7 +41,9 @@ def quantise(model: Any, net: ElasticViT, ranges: Ranges) -> int:
     Returns:
         How many layers were changed.
     """
-    names = {layer.weight.detach().numpy().tobytes(): name for name, layer in linear_layers(net).items()}
+    names: dict[bytes, list[str]] = {}
+    for name, layer in linear_layers(net).items():  # layers with the same weights share their ranges
+        names.setdefault(layer.weight.detach().numpy().tobytes(), []).append(name)
     changed = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul":
@@ -51,10 +53,10 @@ def quantise(model: Any, net: ElasticViT, ranges: Ranges) -> int:
             continue
         as_is = bool(node.get_attributes()["transpose_b"])  # (outputs, inputs), as in torch
         values = np.ascontiguousarray(constant.data if as_is else constant.data.T, dtype=np.float32)
-        name = names.get(values.tobytes())
-        if name is None:  # no layer of the blocks
+        alike = [ranges[name].numpy() for name in names.get(values.tobytes(), ())]
+        if not alike:  # no layer of the blocks
             continue
-        low, high = ranges[name].numpy()
+        low, high = np.min([ends[0] for ends in alike], axis=0), np.max([ends[1] for ends in alike], axis=0)
         _round(node, values, smoothing_factors(low, high, values), low, high, as_is)
         changed += 1
     return changed

@@ -169,6 +169,25 @@ def test_int8_is_about_as_accurate(data_dir: Path) -> None:
     assert shares["0"] > 0.5
 
 
+@needs_openvino
+def test_layers_with_the_same_weights_share_their_ranges() -> None:
+    def net() -> ElasticViT:
+        made = ElasticViT(tiny_trunk()).eval()
+        first, second = (made.get_submodule(f"trunk.blocks.{layer}.mlp.fc1") for layer in (0, 2))
+        second.weight.data.copy_(first.weight.data)
+        return made
+
+    batch, names = images(4), [f"trunk.blocks.{layer}.mlp.fc1" for layer in (0, 2)]
+    ranges = dict(measure_ranges(net(), [batch]))
+    ranges[names[0]] = 3 * ranges[names[0]]
+    low, high = (torch.stack([ranges[name][end] for name in names]) for end in (0, 1))
+    both = torch.stack((low.amin(dim=0), high.amax(dim=0)))
+    found = OpenVinoBackend(net(), "fp32", 1, 4, ranges=ranges).features(batch, IN_INT8, None)
+    with torch.inference_mode():
+        wanted = reference(net(), ranges | dict.fromkeys(names, both)).features(batch, PLAIN)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_smoothing_changes_nothing_without_rounding() -> None:
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((5, 8)).astype(np.float32)
