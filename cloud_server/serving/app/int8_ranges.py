@@ -24,8 +24,8 @@ IMAGES, LEAST, BATCH = 192, 32, 16
 
 
 def ranges_file(profile: Path) -> Path:
-    """Beside the profile that was measured with it."""
-    return profile.with_suffix(".ranges.safetensors")
+    """Beside the profile that was measured with it, whatever that is called: ``profile.json.ranges.safetensors``."""
+    return profile.with_name(f"{profile.name}.ranges.safetensors")
 
 
 def keep_ranges(
