@@ -264,7 +264,7 @@ def profile(
                 f"{registry}: serves no task of these weights; add one with: fedstill tasks add NAME"
             )
         if kept is not None:
-            _print_check(compare_times(trunk, tasks, *kept, batches))
+            _print_check(compare_times(trunk, tasks, *kept, batches), kept[0])
         places = dict(pair(text) for text in images or ())
         known = {
             name: find_images(name, places.get(name)).with_classes(task.class_names)
@@ -280,11 +280,14 @@ def profile(
     console.print(f"profile: {out}", highlight=False, soft_wrap=True)
 
 
-def _print_check(ratios: dict[str, float]) -> None:
+def _print_check(ratios: dict[str, float], profile: Profile) -> None:
     """The times of today over those of a profile; ends the command."""
     for name, ratio in ratios.items():
         console.print(f"{name:>12}  {ratio:5.2f} of the stored time", highlight=False)
-    holds = all(1 / HOLDS < ratio < HOLDS for ratio in ratios.values())
+    left_out = [one.name for one in profile.schedules if one.name not in ratios]
+    for name in left_out:
+        console.print(f"{name:>12}  does not run here", highlight=False)
+    holds = not left_out and all(1 / HOLDS < ratio < HOLDS for ratio in ratios.values())
     console.print(
         "the profile holds" if holds else "the profile does not hold: measure again on an idle machine"
     )

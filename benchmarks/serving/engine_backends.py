@@ -134,7 +134,7 @@ def _engines(
     if find_spec("openvino"):
         images = torch.randn(4, 3, net.image_size, net.image_size, generator=torch.Generator().manual_seed(1))
         with TemporaryDirectory() as folder:
-            write_ranges(ranges := Path(folder) / "ranges", measure_ranges(net, [images]))
+            write_ranges(ranges := Path(folder) / "ranges", measure_ranges(net, [images]), net)
             rounded = tuple(replace(schedule, int8=True) for schedule in schedules)
             settings = replace(settings, backend="openvino", schedules=schedules + rounded, ranges=ranges)
             engines["openvino"] = Engine(net, {"task": task}, settings)

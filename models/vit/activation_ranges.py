@@ -6,20 +6,23 @@ is looked at.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedstill.common.atomic_files import replace_file
 from fedstill.common.errors import DataError
 from fedstill.models.vit.elastic_vit import ElasticViT
 
+WEIGHTS = "weights"
+"""The key of the digest in a file of ranges."""
 Ranges = Mapping[str, Tensor]
 """By name of the linear layer in the network: float32 (2, channels), the least and largest value of each channel."""
 
@@ -71,20 +74,31 @@ def linear_layers(net: ElasticViT) -> dict[str, nn.Linear]:
     }
 
 
-def write_ranges(path: Path, ranges: Ranges) -> None:
-    """As safetensors, by rename. Raises OSError."""
-    replace_file(path, save({name: ends.contiguous() for name, ends in ranges.items()}))
+def write_ranges(path: Path, ranges: Ranges, net: ElasticViT) -> None:
+    """As safetensors with the digest of the network's weights, by rename. Raises OSError."""
+    content = {name: ends.contiguous() for name, ends in ranges.items()}
+    replace_file(path, save(content, {WEIGHTS: _digest(net)}))
 
 
 def read_ranges(path: Path, net: ElasticViT) -> Ranges:
     """What ``write_ranges`` wrote for this network. Raises DataError, one line, if it did not."""
     try:
-        found = load(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            digest = (file.metadata() or {}).get(WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: no readable ranges of activations ({error})") from None
     shapes = {name: (2, layer.in_features) for name, layer in linear_layers(net).items()}
-    if {name: tuple(ends.shape) for name, ends in found.items()} != shapes:
+    if digest != _digest(net) or {name: tuple(ends.shape) for name, ends in found.items()} != shapes:
         raise DataError(f"{path}: ranges of activations of another network")
     if not all(bool(ends.isfinite().all()) and bool((ends[0] <= ends[1]).all()) for ends in found.values()):
         raise DataError(f"{path}: impossible ranges of activations")
     return {name: ends.float() for name, ends in found.items()}
+
+
+def _digest(net: ElasticViT) -> str:
+    """Of the weights whose inputs are meant; ranges of other ones would round wrongly, and nothing would show it."""
+    found = hashlib.sha256()
+    for layer in linear_layers(net).values():
+        found.update(layer.weight.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()

@@ -16,11 +16,12 @@ from helpers.two_trunks import Weights, opened, plan_of, random_weights
 from fedstill.cloud_server.serving.app.int8_ranges import ranges_file
 from fedstill.cloud_server.serving.app.profile_tasks import ProfileOptions, compare_times, profile_tasks
 from fedstill.cloud_server.serving.app.serve_plan import ServePlan
-from fedstill.cloud_server.serving.app.serve_trunk import ReadyTrunk, ready_trunk
+from fedstill.cloud_server.serving.app.serve_trunk import ReadyTrunk, known_trunk, ready_trunk
 from fedstill.cloud_server.serving.engine.predictions import Prediction
 from fedstill.cloud_server.serving.scheduling.profile import profile_to_plain
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry
 from fedstill.common.atomic_files import replace_text
+from fedstill.common.errors import ConfigError
 from fedstill.datasets.images.image_tasks import find_images
 from fedstill.models.vit.preprocess import image_batch
 from fedstill.models.vit.task_bank import TaskParameters
@@ -116,11 +117,26 @@ def test_a_later_start_needs_no_images(place: Place, caplog: pytest.LogCaptureFi
     place.pictures.rename(place.pictures.with_name("away"))
     second, _ = place.start(schedules="0,0q")
     assert set(second.schedules) == {"0", "0q"}
-    place.ranges.unlink()
+    (kept := place.ranges).unlink()
     third, _ = place.start(schedules="0,0q")
     assert set(third.schedules) == {"0"}
     assert third.measured == first.measured
-    assert "no images to measure ranges with" in caplog.text
+    assert "its ranges could not be measured" in caplog.text
+    place.pictures.with_name("away").rename(place.pictures)
+    kept.mkdir()  # it cannot be written
+    fourth, _ = place.start(schedules="0,0q")
+    assert set(fourth.schedules) == {"0"}
+
+
+def test_a_memory_budget_has_none(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    registry, trunk = TaskRegistry(place.state), opened(place.weights.file).trunk
+    plan = replace(place.plan, memory_budget=2**34, schedules="0,0q")
+    known = known_trunk(plan, "", trunk, None, registry)
+    assert [schedule.name for schedule in known.settings.schedules] == ["0"]
+    assert "event=int8_left_out schedules=0q" in caplog.text
+    with pytest.raises(ConfigError, match="in int8 do not go with it"):
+        known_trunk(replace(plan, schedules="0q"), "", trunk, None, registry)
+    registry.close()
 
 
 def test_schedules_in_int8_are_left_out_where_torch_serves(place: Place) -> None:

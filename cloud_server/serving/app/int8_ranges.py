@@ -45,7 +45,7 @@ def keep_ranges(
         DataError: an image that cannot be read.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_ranges(file, measure_ranges(net, _batches(net, parameters, list(tasks), seed)))
+    write_ranges(file, measure_ranges(net, _batches(net, parameters, list(tasks), seed)), net)
 
 
 def has_ranges(file: Path, net: ElasticViT) -> bool:

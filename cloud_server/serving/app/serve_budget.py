@@ -16,7 +16,6 @@ from fedstill.cloud_server.serving.app.serve_trunk import (
     KnownTrunk,
     ReadyTrunk,
     chosen_engine,
-    measure_ranges_of,
     profile_of,
 )
 from fedstill.cloud_server.serving.app.served_models import Loading, OnProgress
@@ -157,7 +156,6 @@ class _Place:
         trunk = load_trunk(data_path(self.weights), self.asked.options.architecture)
         if trunk.fingerprint != self.asked.known.trunk.fingerprint:
             raise TrunkError(f"{self.weights}: is another file than at the start: start again")
-        measure_ranges_of(self._plan, self.asked.known, trunk, tell)
         began = time.monotonic()
         engine = chosen_engine(trunk, parameters, settings, tell)
         if not settings.variant:  # a later loading need not choose

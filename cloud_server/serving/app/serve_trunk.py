@@ -35,7 +35,7 @@ from fedstill.cloud_server.serving.server.live_profile import (
 from fedstill.cloud_server.serving.server.loadable_engine import NotLoaded, ServingEngine
 from fedstill.cloud_server.serving.tasks.registry import TaskRegistry, TaskVersion
 from fedstill.common.atomic_files import replace_text
-from fedstill.common.errors import ConfigError, DataError
+from fedstill.common.errors import ConfigError, DataError, first_line
 from fedstill.common.option_values import as_mistake, pair, whole_numbers
 from fedstill.common.provenance import cpu_model, hardware
 from fedstill.datasets.images.image_tasks import KNOWN_TASKS, ImageTask, find_images
@@ -159,8 +159,8 @@ def ready_trunk(
 
 
 def measure_ranges_of(plan: ServePlan, known: KnownTrunk, trunk: Trunk, tell: OnProgress) -> None:
-    """What schedules in int8 need, unless it is there. trunk: with weights. Raises ConfigError, DataError for images
-    that cannot be read, unless a profile is known: then those schedules are left out."""
+    """What schedules in int8 need, unless it is there. trunk: with weights. Raises ConfigError, DataError, OSError,
+    ValueError if it cannot be measured or written, unless a profile is known: then those schedules are left out."""
     file = known.settings.ranges
     if known.own or file is None or not any(schedule.int8 for schedule in known.settings.schedules):
         return
@@ -170,10 +170,10 @@ def measure_ranges_of(plan: ServePlan, known: KnownTrunk, trunk: Trunk, tell: On
     try:
         images = [_images_of(plan, known.tasks, name) for name in known.columns]
         keep_ranges(file, trunk.net, known.parameters, images, plan.seed)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, OSError, ValueError) as error:
         if known.profile is None:
             raise
-        LOG.warning("event=int8_left_out reason=%r", f"no images to measure ranges with: {error}")
+        LOG.warning("event=int8_left_out reason=%r", f"its ranges could not be measured: {first_line(error)}")
 
 
 def chosen_engine(
@@ -214,7 +214,19 @@ def _settings(
             schedules = chosen_schedules(plan.schedules, net, parameters, int8_fits(net, settings))
         else:
             schedules = tuple(parse_schedule(one.name, net.layers) for one in given.schedules)
+        if plan.memory_budget is not None:
+            schedules = _without_int8(schedules)
         return replace(settings, schedules=check_distinct(schedules, net.patches))
+
+
+def _without_int8(schedules: Sequence[TokenSchedule]) -> tuple[TokenSchedule, ...]:
+    """What a trunk that comes and goes is loaded with. Raises ValueError if nothing is left."""
+    left_out = [schedule.name for schedule in schedules if schedule.int8]
+    if len(left_out) == len(schedules):
+        raise ValueError("--memory-budget: schedules in int8 do not go with it: name others")
+    if left_out:
+        LOG.warning("event=int8_left_out schedules=%s reason='a memory budget'", ",".join(left_out))
+    return tuple(schedule for schedule in schedules if not schedule.int8)
 
 
 def _columns(plan: ServePlan, tasks: Mapping[str, TaskVersion], given: Profile | None) -> dict[str, str]:

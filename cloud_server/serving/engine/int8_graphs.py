@@ -41,9 +41,10 @@ def quantise(model: Any, net: ElasticViT, ranges: Ranges) -> int:
     Returns:
         How many layers were changed.
     """
-    names: dict[bytes, list[str]] = {}
+    names: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
     for name, layer in linear_layers(net).items():  # layers with the same weights share their ranges
-        names.setdefault(layer.weight.detach().numpy().tobytes(), []).append(name)
+        weight = layer.weight.detach().numpy()
+        names.setdefault((weight.shape, weight.tobytes()), []).append(name)
     changed = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul":
@@ -53,7 +54,7 @@ def quantise(model: Any, net: ElasticViT, ranges: Ranges) -> int:
             continue
         as_is = bool(node.get_attributes()["transpose_b"])  # (outputs, inputs), as in torch
         values = np.ascontiguousarray(constant.data if as_is else constant.data.T, dtype=np.float32)
-        alike = [ranges[name].numpy() for name in names.get(values.tobytes(), ())]
+        alike = [ranges[name].numpy() for name in names.get((values.shape, values.tobytes()), ())]
         if not alike:  # no layer of the blocks
             continue
         low, high = np.min([ends[0] for ends in alike], axis=0), np.max([ends[1] for ends in alike], axis=0)

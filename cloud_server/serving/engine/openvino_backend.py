@@ -65,6 +65,12 @@ def why_not(
     return ""
 
 
+def has_room(net: ElasticViT, schedules: int, more: int, maximum_batch: int, memory: int | None) -> bool:
+    """Whether the graphs of ``more`` schedules beside the others cost these no batch size."""
+    plain = _fitting_sizes(net, schedules, maximum_batch, memory)
+    return _fitting_sizes(net, schedules + more, maximum_batch, memory) == plain
+
+
 class OpenVinoBackend:
     """A :class:`Backend`. Call ``why_not`` first.
 

@@ -18,7 +18,12 @@ import torch
 
 from fedstill.cloud_server.serving.engine.backend import Backend
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
-from fedstill.cloud_server.serving.engine.openvino_backend import PRECISIONS, OpenVinoBackend, why_not
+from fedstill.cloud_server.serving.engine.openvino_backend import (
+    PRECISIONS,
+    OpenVinoBackend,
+    has_room,
+    why_not,
+)
 from fedstill.cloud_server.serving.engine.torch_backend import TorchBackend
 from fedstill.common.errors import DataError
 from fedstill.models.vit.activation_ranges import Ranges, read_ranges
@@ -167,8 +172,11 @@ def _openvino_makers(net: ElasticViT, settings: EngineSettings) -> tuple[dict[st
     """Makers, and why there are no others."""
     makers: dict[str, Maker] = {}
     reasons = []
-    ranges = _ranges(net, settings)
-    size = (len(settings.schedules), settings.maximum_batch, settings.memory)
+    limits = settings.maximum_batch, settings.memory
+    rounded = sum(schedule.int8 for schedule in settings.schedules)
+    plain = max(1, len(settings.schedules) - rounded)
+    ranges = _ranges(net, settings) if has_room(net, plain, rounded, *limits) else None
+    size = (plain if ranges is None else plain + rounded, *limits)
     for name in PRECISIONS:
         if settings.precision not in ("auto", name):
             continue

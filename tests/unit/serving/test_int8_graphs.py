@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from helpers.vit import LAYERS, images, task, tiny_trunk
 from torch import nn
 from torch.nn import functional as F
 
-from fedstill.cloud_server.serving.engine import int8_graphs
+from fedstill.cloud_server.serving.engine import int8_graphs, openvino_backend
 from fedstill.cloud_server.serving.engine.chosen_schedules import chosen_schedules, int8_fits
 from fedstill.cloud_server.serving.engine.engine import Engine
 from fedstill.cloud_server.serving.engine.engine_settings import EngineSettings
@@ -188,6 +189,24 @@ def test_layers_with_the_same_weights_share_their_ranges() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@needs_openvino
+def test_layers_of_other_shapes_with_the_same_bytes_are_told_apart() -> None:
+    net, batch = ElasticViT(tiny_trunk()).eval(), images(2)
+    for name in ("fc1", "fc2"):  # transposed sizes, both without any weight
+        net.get_submodule(f"trunk.blocks.1.mlp.{name}").weight.data.zero_()
+    backend = OpenVinoBackend(net, "fp32", 1, 4, ranges=measure_ranges(net, [batch]))
+    assert backend.features(batch, IN_INT8, None).isfinite().all()
+
+
+def test_int8_costs_the_other_schedules_no_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ElasticViT(tiny_trunk()).eval()
+    free = openvino_backend.graph_bytes(net, 1) / openvino_backend.MEMORY_SHARE
+    for times, room in ((1.5, False), (3.0, True)):
+        memory = SimpleNamespace(available=times * free)
+        monkeypatch.setattr(openvino_backend.psutil, "virtual_memory", lambda memory=memory: memory)
+        assert openvino_backend.has_room(net, 1, 1, 1, None) == room
+
+
 def test_smoothing_changes_nothing_without_rounding() -> None:
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((5, 8)).astype(np.float32)
@@ -209,7 +228,7 @@ def test_ranges_hold_every_value_and_are_kept(tmp_path: Path) -> None:
         assert torch.equal(ends[0], torch.minimum(apart[0][name][0], apart[1][name][0]))
         assert torch.equal(ends[1], torch.maximum(apart[0][name][1], apart[1][name][1]))
     assert not any(layer._forward_pre_hooks for layer in linear_layers(net).values())
-    write_ranges(tmp_path / "ranges", both)
+    write_ranges(tmp_path / "ranges", both, net)
     found = read_ranges(tmp_path / "ranges", net)
     assert found.keys() == both.keys()
     assert all(torch.equal(found[name], both[name]) for name in both)
@@ -227,10 +246,13 @@ def test_other_ranges_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no readable ranges"):
         read_ranges(file, net)
     good = measure_ranges(net, [images(1)])
-    write_ranges(file, dict(list(good.items())[1:]))
+    write_ranges(file, good, ElasticViT(tiny_trunk(seed=1)))
     with pytest.raises(DataError, match="of another network"):
         read_ranges(file, net)
-    write_ranges(file, {name: ends.flip(0) for name, ends in good.items()})
+    write_ranges(file, dict(list(good.items())[1:]), net)
+    with pytest.raises(DataError, match="of another network"):
+        read_ranges(file, net)
+    write_ranges(file, {name: ends.flip(0) for name, ends in good.items()}, net)
     with pytest.raises(DataError, match="impossible"):
         read_ranges(file, net)
 
@@ -243,7 +265,7 @@ def engine(tmp_path: Path, backend: str, schedules: tuple[TokenSchedule, ...] = 
 @needs_openvino
 def test_an_engine_answers_in_int8(tmp_path: Path) -> None:
     net = ElasticViT(tiny_trunk()).eval()
-    write_ranges(tmp_path / "ranges", measure_ranges(net, [images(4)]))
+    write_ranges(tmp_path / "ranges", measure_ranges(net, [images(4)]), net)
     able = engine(tmp_path, "openvino")
     able.warm_up()
     exact, found = (able.infer(images(2), ["three", "bare"], one) for one in (PLAIN, IN_INT8))
